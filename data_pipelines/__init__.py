@@ -1,0 +1,1 @@
+"""Data: worlds, converters, and the WebDataset shards that feed a method. umm_zoo never imports this package."""

@@ -1,0 +1,133 @@
+"""What every vision-language backbone offers, whatever library stands behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.batch import Batch, Conversation
+
+#: Label of a position that carries no loss, the convention of torch's and transformers' cross-entropy.
+IGNORE = -100
+
+
+@dataclass
+class VLMInputs:
+    """A tokenised, embedded batch, ready for the language model.
+
+    Shape:
+        - token_ids, labels: ``[B, L]`` long; a label is the token itself where it is trained, ``IGNORE`` elsewhere (unshifted).
+        - embeddings: ``[B, L, D]``, text embeddings with the image tokens already in place.
+        - attention_mask: ``[B, L]`` bool, False on padding.
+        - position_ids: ``[B, L]``, or ``[3, B, L]`` for M-RoPE.
+        - image_mask: ``[B, L]`` bool, True at image tokens (raster order, image after image).
+    """
+
+    token_ids: Tensor
+    embeddings: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    image_mask: Tensor
+
+
+@dataclass
+class VLMOutput:
+    """What a forward pass gives.
+
+    Shape:
+        - loss: ``[]``, mean next-token cross-entropy in nats over all labelled tokens of the batch (0 without any).
+        - nll, num_tokens: ``[B]``, its sum and count per row.
+        - hidden: ``[B, L, D]``, last hidden states after the final norm, exactly what enters ``lm_head``.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    num_tokens: Tensor
+    hidden: Tensor
+
+
+class VLMBackbone(nn.Module, ABC):
+    """A vision-language model. Subclasses are the only files that know their library's attribute paths.
+
+    Attributes:
+        width: language-model width D.
+        image_size: side of the square pictures the vision tower takes, in pixels; None where any size will do.
+    """
+
+    width: int
+    image_size: int | None
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The named parts a stage may train or freeze; together they hold every parameter exactly once."""
+
+    @abstractmethod
+    def embed(
+        self,
+        conversations: list[Conversation],
+        images: Tensor | None,
+        image_counts: list[int],
+        for_generation: bool = False,
+    ) -> VLMInputs:
+        """Tokenise with the chat template, encode the images once, put both together.
+
+        Args:
+            conversations: B lists of turns.
+            images: ``[M, 3, H, W]`` in [-1, 1] or None.
+            image_counts: images per row.
+            for_generation: pad on the left and end with the opening of an assistant turn.
+
+        Raises:
+            ValueError: the number of ``<image>`` markers of a row is not its number of images.
+        """
+
+    @abstractmethod
+    def forward(self, inputs: VLMInputs) -> VLMOutput:
+        """Run the language model over the whole sequence."""
+
+    @abstractmethod
+    def generate(
+        self,
+        conversations: list[Conversation],
+        images: Tensor | None,
+        image_counts: list[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[str]:
+        """Answer B prompts (conversations that end with a user turn) with the KV cache; temperature 0 is greedy."""
+
+    def inputs_of(self, batch: Batch) -> VLMInputs:
+        """``embed`` of a batch's own conversations and images, for training."""
+        return self.embed(batch.conversations, batch.images, batch.image_counts)
+
+
+def language_loss(
+    hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Next-token cross-entropy with logits formed only where there is a label.
+
+    A vocabulary row per position is the largest tensor of a small model; most positions (prompt, image) have no label.
+
+    Args:
+        hidden: ``[B, L, D]`` states that enter ``lm_head``.
+        labels: ``[B, L]``, unshifted: the state at position i predicts the label at i + 1.
+        lm_head: maps ``[K, D]`` to ``[K, vocabulary]``.
+
+    Returns:
+        (loss ``[]``, nll ``[B]``, num_tokens ``[B]``), the loss being ``nll.sum() / num_tokens.sum()``.
+    """
+    targets = labels[:, 1:]  # [B, L-1]
+    wanted = targets != IGNORE
+    logits = lm_head(hidden[:, :-1][wanted])  # [K, vocabulary]
+    losses = F.cross_entropy(logits.float(), targets[wanted], reduction="none")  # [K]
+    rows = wanted.nonzero()[:, 0]
+    nll = torch.zeros(len(labels), device=hidden.device).index_add(0, rows, losses)
+    num_tokens = wanted.sum(dim=1)
+    return nll.sum() / num_tokens.sum().clamp(min=1), nll, num_tokens

@@ -1,0 +1,147 @@
+"""The data contract: what a loader hands to a method, and the letters used for shapes everywhere.
+
+Letters: B batch rows, M images of the whole batch (rows may hold zero, one or several), L sequence length, N image tokens or
+queries of one row, D language-model width, E condition width, C latent channels, h, w grid cells, H, W pixels, G group size,
+T generated tokens. Time t lies in [0, 1]: 0 is data, 1 is noise. Pictures are float tensors in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+#: Stands in the text of a user turn where an image goes; the k-th marker of a row is the row's k-th image.
+IMAGE_MARKER = "<image>"
+
+
+class Turn(TypedDict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+Conversation = list[Turn]
+
+
+class Grid(NamedTuple):
+    """Height and width of a token grid, in cells; tokens are in raster order (row by row)."""
+
+    h: int
+    w: int
+
+    @property
+    def num_cells(self) -> int:
+        """Number of tokens, h * w."""
+        return self.h * self.w
+
+
+@dataclass
+class Tokens:
+    """A padded set of tokens.
+
+    Shape:
+        - values: ``[B, N, D]``
+        - mask: ``[B, N]`` bool, True where a token counts; None means that all do.
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3:
+            raise ValueError(f"Tokens.values must be [B, N, D], found shape {list(self.values.shape)}")
+        if self.mask is not None and self.mask.shape != self.values.shape[:2]:
+            raise ValueError(
+                f"Tokens.mask must be [B, N] = {list(self.values.shape[:2])}, found {list(self.mask.shape)}"
+            )
+
+
+@dataclass
+class Batch:
+    """A batch of samples of any task.
+
+    Args:
+        keys: one name per row, ``source/shard:sample``, as the ledger and every error message print it.
+        conversations: one list of turns per row; a user turn holds one ``<image>`` marker per image. The last assistant turn is
+            the answer that is trained and scored. Empty for rows without text.
+        images: ``[M, 3, H, W]`` in [-1, 1], the input images of all rows, row after row; None where no row has one.
+        image_counts: number of images of each row, summing to M.
+        targets: ``[B, 3, H, W]`` in [-1, 1], the picture a row asks for (text-to-image, editing); None where the task has none.
+        meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
+        extras: precomputed members of the shards by name, ``[B, …]`` or ``[M, …]`` each.
+
+    Raises:
+        ValueError: lengths disagree, or the pictures have the wrong rank or dtype.
+    """
+
+    keys: list[str]
+    conversations: list[Conversation]
+    images: Tensor | None = None
+    image_counts: list[int] = field(default_factory=list)
+    targets: Tensor | None = None
+    meta: list[dict[str, Any]] = field(default_factory=list)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        size = len(self.keys)
+        self.image_counts = self.image_counts or [0] * size
+        self.meta = self.meta or [{} for _ in range(size)]
+        for name in ("conversations", "image_counts", "meta"):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"Batch.{name} has {len(getattr(self, name))} rows, Batch.keys has {size}")
+        num_images = 0 if self.images is None else len(self.images)
+        if sum(self.image_counts) != num_images:
+            raise ValueError(f"Batch.image_counts sum to {sum(self.image_counts)}, Batch.images holds {num_images}")
+        for name in ("images", "targets"):
+            picture = getattr(self, name)
+            if picture is not None and (picture.ndim != 4 or picture.shape[1] != 3 or not picture.is_floating_point()):
+                raise ValueError(
+                    f"Batch.{name} must be floating [*, 3, H, W], found {picture.dtype} {list(picture.shape)}"
+                )
+        if self.targets is not None and len(self.targets) != size:
+            raise ValueError(f"Batch.targets has {len(self.targets)} rows, Batch.keys has {size}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        changed = {
+            f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **changed, extras={name: move(value) for name, value in self.extras.items()})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``; Lightning calls this."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the DataLoader calls this when asked to pin."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def images_of(self, row: int) -> Tensor:
+        """The images of one row, ``[image_counts[row], 3, H, W]`` (possibly empty)."""
+        if self.images is None:
+            return torch.empty(0, 3, 0, 0)
+        start = sum(self.image_counts[:row])
+        return self.images[start : start + self.image_counts[row]]
+
+    def prompts(self) -> list[Conversation]:
+        """Each conversation up to, and without, its last assistant turn."""
+        return [split_answer(conversation)[0] for conversation in self.conversations]
+
+    def answers(self) -> list[str]:
+        """The text of each row's last assistant turn, empty where there is none."""
+        return [split_answer(conversation)[1] for conversation in self.conversations]
+
+
+def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
+    """Split a conversation into (everything before the last assistant turn, that turn's text)."""
+    for index in range(len(conversation) - 1, -1, -1):
+        if conversation[index]["role"] == "assistant":
+            return conversation[:index], conversation[index]["text"]
+    return conversation, ""

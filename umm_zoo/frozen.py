@@ -1,0 +1,40 @@
+"""Parts that stay as they are: frozen by type, so that no later ``train()`` or loop over names can wake them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class FrozenBackbone(nn.Module):
+    """Mixed into the class of every frozen part.
+
+    One ``model.train()`` (Lightning calls it before every fit and after every validation) would otherwise wake dropout and the
+    running statistics of BatchNorm for the whole run.
+    """
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stay in evaluation mode, whatever ``mode`` says."""
+        return super().train(False)
+
+
+@cache
+def _frozen_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Frozen{kind.__name__}", (FrozenBackbone, kind), {"__module__": kind.__module__})
+
+
+def freeze(module: M) -> M:
+    """Freeze ``module`` in place: no gradients, evaluation mode for good, and ``isinstance(module, FrozenBackbone)``.
+
+    The class of the object changes rather than a wrapper being put around it, because libraries reach into their own sub-modules by
+    attribute path (``model.vision_tower.config`` …).
+    """
+    module.requires_grad_(False)
+    if not isinstance(module, FrozenBackbone):
+        module.__class__ = _frozen_class(type(module))
+    module.eval()
+    return module
