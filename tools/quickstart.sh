@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Set up, make the shapes world, train the visual-instruction baseline, score it. Extra arguments go to fit.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash tools/setup.sh
+[ -f data/shapes/world.json ] || .venv/bin/python -m data_pipelines.shapes data/shapes
+exec .venv/bin/python -m umm_zoo.fit experiments/llava/shapes.yaml "$@"
