@@ -56,9 +56,7 @@ class Tokens:
         if self.values.ndim != 3:
             raise ValueError(f"Tokens.values must be [B, N, D], found shape {list(self.values.shape)}")
         if self.mask is not None and self.mask.shape != self.values.shape[:2]:
-            raise ValueError(
-                f"Tokens.mask must be [B, N] = {list(self.values.shape[:2])}, found {list(self.mask.shape)}"
-            )
+            raise ValueError(f"Tokens.mask must be [B, N] = {list(self.values.shape[:2])}, found {list(self.mask.shape)}")
 
 
 @dataclass
@@ -100,9 +98,7 @@ class Batch:
         for name in ("images", "targets"):
             picture = getattr(self, name)
             if picture is not None and (picture.ndim != 4 or picture.shape[1] != 3 or not picture.is_floating_point()):
-                raise ValueError(
-                    f"Batch.{name} must be floating [*, 3, H, W], found {picture.dtype} {list(picture.shape)}"
-                )
+                raise ValueError(f"Batch.{name} must be floating [*, 3, H, W], found {picture.dtype} {list(picture.shape)}")
         if self.targets is not None and len(self.targets) != size:
             raise ValueError(f"Batch.targets has {len(self.targets)} rows, Batch.keys has {size}")
 
@@ -110,9 +106,7 @@ class Batch:
         return len(self.keys)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        changed = {
-            f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        changed = {f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **changed, extras={name: move(value) for name, value in self.extras.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

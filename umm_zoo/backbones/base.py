@@ -108,9 +108,7 @@ class VLMBackbone(nn.Module, ABC):
         return self.embed(batch.conversations, batch.images, batch.image_counts)
 
 
-def language_loss(
-    hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def language_loss(hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Next-token cross-entropy with logits formed only where there is a label.
 
     A vocabulary row per position is the largest tensor of a small model; most positions (prompt, image) have no label.

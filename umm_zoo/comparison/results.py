@@ -1,0 +1,185 @@
+"""The outcome of a comparison as a table (Markdown), rows (CSV), a record (JSON) and a plot, all from the same rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from umm_zoo.comparison.statistics import Interval, holm, interval, paired_difference, paired_p_value
+
+#: Costs measured for every run beside its metrics: key in the row -> (heading, factor to the printed unit).
+COSTS = {
+    "trained_parameters": ("trained M", 1e-6),
+    "parameters": ("total M", 1e-6),
+    "seconds_per_step": ("ms / step", 1e3),
+    "peak_memory_bytes": ("peak GiB", 2**-30),
+}
+
+
+@dataclass
+class Row:
+    """One finished run: a choice at a seed."""
+
+    choice: str
+    seed: int
+    metrics: dict[str, float]
+    costs: dict[str, float]
+    run: str
+    experiment: str
+
+
+@dataclass
+class Results:
+    """All rows of a comparison and what is needed to read them.
+
+    Args:
+        name: name of the compare file, without suffix.
+        question: what is asked, and how the answer is decided, as the compare file says.
+        source: path of the compare file.
+        metrics: printed name -> (key in a run's metrics.json, whether higher is better).
+        rows: one per choice and seed.
+        provenance: commit, machine, library versions, command.
+    """
+
+    name: str
+    question: str
+    source: str
+    metrics: dict[str, tuple[str, bool]]
+    rows: list[Row]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    decision: str = ""
+
+    def choices(self) -> list[str]:
+        """Names of the choices in the order of the compare file."""
+        return list(dict.fromkeys(row.choice for row in self.rows))
+
+    def of(self, choice: str, metric: str) -> dict[int, float]:
+        """Seed -> value of a printed metric; a run without the metric is left out."""
+        key = self.metrics[metric][0]
+        return {row.seed: row.metrics[key] for row in self.rows if row.choice == choice and key in row.metrics}
+
+    def mean(self, choice: str, metric: str) -> Interval | None:
+        """Interval of a metric over the seeds of a choice."""
+        values = list(self.of(choice, metric).values())
+        return interval(values) if values else None
+
+    def difference(self, choice: str, metric: str) -> Interval | None:
+        """Paired interval of choice minus the first choice."""
+        return paired_difference(self.of(choice, metric), self.of(self.choices()[0], metric))
+
+    def cost(self, choice: str, key: str) -> float | None:
+        """Mean of a cost over the seeds of a choice."""
+        values = [row.costs[key] for row in self.rows if row.choice == choice and key in row.costs]
+        return sum(values) / len(values) if values else None
+
+    # -- writing -------------------------------------------------------------------------------------------------------------
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``<name>.md/.csv/.json/.png`` into ``folder`` and return their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{self.name}{suffix}" for suffix in (".md", ".csv", ".json", ".png")]
+        paths[0].write_text(self.markdown())
+        self._write_csv(paths[1])
+        paths[2].write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        self._plot(paths[3])
+        return paths
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read what ``write`` put into the JSON file."""
+        record = json.loads(path.read_text())
+        record["rows"] = [Row(**row) for row in record["rows"]]
+        record["metrics"] = {name: (key, bool(higher)) for name, (key, higher) in record["metrics"].items()}
+        return cls(**record)
+
+    def markdown(self) -> str:
+        """Question, table of means with intervals, table of paired differences, costs, provenance."""
+        first = self.choices()[0]
+        lines = [f"# {self.name}", "", self.question.strip(), ""]
+        if self.decision:
+            lines += [f"**Decision rule, written before the final seeds ran.** {self.decision.strip()}", ""]
+        lines += ["Mean over seeds ± half-width of the 95 % interval (Student's t).", ""]
+        lines += self._table(["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()])
+        others = self.choices()[1:]
+        if others:
+            lines += ["", f"Paired difference to `{first}` (same seed, same data order), 95 % interval;", ""]
+            lines[-2] += " p by paired t-test, Holm-adjusted per metric over the choices."
+            adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
+            rows = [[choice, *(self._difference_cell(choice, m, adjusted[m]) for m in self.metrics)] for choice in others]
+            lines += self._table(["choice", *self.metrics], rows)
+        present = [key for key in COSTS if self.cost(first, key) is not None]
+        if present:
+            cells = [[choice, *(self._cost_cell(choice, key) for key in present)] for choice in self.choices()]
+            lines += ["", *self._table(["choice", *(COSTS[key][0] for key in present)], cells)]
+        lines += ["", f"![{self.name}]({self.name}.png)", "", f"Compare file: `{self.source}`."]
+        lines += [f"- {key}: {value}" for key, value in self.provenance.items()]
+        return "\n".join(lines) + "\n"
+
+    def _mean_cells(self, choice: str) -> list[str]:
+        seeds = {row.seed for row in self.rows if row.choice == choice}
+        return [choice, str(len(seeds)), *(str(self.mean(choice, metric) or "-") for metric in self.metrics)]
+
+    def _adjusted(self, metric: str) -> dict[str, float]:
+        differences = {c: d for c in self.choices()[1:] if (d := self.difference(c, metric)) is not None and d.num > 1}
+        return dict(zip(differences, holm([paired_p_value(d) for d in differences.values()]), strict=True))
+
+    def _difference_cell(self, choice: str, metric: str, adjusted: Mapping[str, float]) -> str:
+        difference = self.difference(choice, metric)
+        if difference is None:
+            return "-"
+        sign = "+" if difference.mean >= 0 else "-"
+        text = f"{sign}{Interval(abs(difference.mean), difference.half, difference.num)}"
+        return f"{text} (p {adjusted[choice]:.2g})" if choice in adjusted else text
+
+    def _cost_cell(self, choice: str, key: str) -> str:
+        value = self.cost(choice, key)
+        return "-" if value is None else f"{value * COSTS[key][1]:.3g}"
+
+    @staticmethod
+    def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        return [
+            "| " + " | ".join(header) + " |",
+            "|" + "|".join("---" for _ in header) + "|",
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+
+    def _write_csv(self, path: Path) -> None:
+        keys = [key for key, _ in self.metrics.values()]
+        costs = [key for key in COSTS if any(key in row.costs for row in self.rows)]
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["choice", "seed", *keys, *costs, "run", "experiment"])
+            for row in self.rows:
+                values = [row.metrics.get(key, "") for key in keys] + [row.costs.get(key, "") for key in costs]
+                writer.writerow([row.choice, row.seed, *values, row.run, row.experiment])
+
+    def _plot(self, path: Path) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        choices, num = self.choices(), len(self.metrics)
+        figure, axes = plt.subplots(1, num, figsize=(max(3.2 * num, 4), 0.45 * len(choices) + 1.6), squeeze=False, sharey=True)
+        for axis, metric in zip(axes[0], self.metrics, strict=True):
+            for place, choice in enumerate(choices):
+                values = list(self.of(choice, metric).values())
+                if not values:
+                    continue
+                mean = interval(values)
+                error = None if mean.half != mean.half else [[mean.half], [mean.half]]
+                axis.errorbar(mean.mean, place, xerr=error, fmt="o", color=f"C{place}", capsize=4)
+                axis.plot(values, [place - 0.18] * len(values), "|", color=f"C{place}", alpha=0.6)
+            axis.set_title(metric + (" ↑" if self.metrics[metric][1] else " ↓"), fontsize=9)
+            axis.tick_params(labelsize=8)
+            axis.grid(axis="x", alpha=0.3)
+        axes[0][0].set_yticks(range(len(choices)), choices)
+        axes[0][0].invert_yaxis()
+        figure.suptitle(f"{self.name}: mean and 95 % interval over seeds (ticks: single runs)", fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
