@@ -1,4 +1,4 @@
-"""Train the shipped tokenizer: python tools/train_tokenizer.py [FOLDER]. The corpus is generated here, so the result is reproducible.
+"""Train the shipped tokenizer: python tools/train_tokenizer.py [FOLDER]. The corpus is made here, so the result is reproducible.
 
 Byte-level BPE: every byte is a token of its own, so any text survives a round trip; the merges make the sentences of this
 repository's synthetic worlds short. The special tokens carry the names that Qwen2.5-VL and LLaVA checkpoints use.
@@ -30,187 +30,28 @@ SPECIAL = [
     "<image>",
 ]
 
-COLOURS = [
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "orange",
-    "purple",
-    "pink",
-    "cyan",
-    "brown",
-    "white",
-    "black",
-    "grey",
-    "gray",
-    "magenta",
-    "teal",
-    "lime",
-    "violet",
-]
-SHAPES = [
-    "circle",
-    "square",
-    "triangle",
-    "diamond",
-    "star",
-    "cross",
-    "ring",
-    "hexagon",
-    "pentagon",
-    "heart",
-    "ellipse",
-    "rectangle",
-    "bar",
-    "disc",
-    "object",
-    "shape",
-]
-SIZES = ["small", "large", "tiny", "big", "medium"]
-VERTICAL, HORIZONTAL = ["top", "middle", "bottom"], ["left", "centre", "right"]
-PLACES = [f"{v} {h}" for v, h in itertools.product(VERTICAL, HORIZONTAL)] + [
-    "top",
-    "bottom",
-    "left",
-    "right",
-    "centre",
-    "middle",
-    "center",
-]
-MARKS = [
-    "mark",
-    "dot",
-    "stripe",
-    "stripes",
-    "glyph",
-    "corner",
-    "notch",
-    "spot",
-    "line",
-    "plain",
-    "dotted",
-    "striped",
-    "horizontal",
-    "vertical",
-    "diagonal",
-    "letter",
-]
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-ROLES = ["system", "user", "assistant", "USER", "ASSISTANT"]
-PHOTO_CLASSES = [
-    "airplane",
-    "automobile",
-    "car",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-    "boat",
-    "bus",
-    "bicycle",
-    "motorcycle",
-    "train",
-    "person",
-    "man",
-    "woman",
-    "child",
-    "face",
-    "house",
-    "building",
-    "tree",
-    "flower",
-    "rose",
-    "tulip",
-    "daisy",
-    "sunflower",
-    "dandelion",
-    "grass",
-    "forest",
-    "mountain",
-    "sea",
-    "river",
-    "beach",
-    "sky",
-    "street",
-    "road",
-    "bridge",
-    "apple",
-    "banana",
-    "orange",
-    "pear",
-    "bread",
-    "cake",
-    "pizza",
-    "cup",
-    "bottle",
-    "bowl",
-    "chair",
-    "table",
-    "sofa",
-    "bed",
-    "lamp",
-    "clock",
-    "book",
-    "phone",
-    "computer",
-    "keyboard",
-    "elephant",
-    "bear",
-    "lion",
-    "tiger",
-    "zebra",
-    "giraffe",
-    "monkey",
-    "sheep",
-    "cow",
-    "pig",
-    "goat",
-    "rabbit",
-    "fox",
-    "wolf",
-    "mouse",
-    "rat",
-    "fish",
-    "shark",
-    "whale",
-    "turtle",
-    "snake",
-    "spider",
-    "bee",
-    "butterfly",
-    "beetle",
-    "snail",
-    "goldfish",
-    "church",
-    "golf",
-    "ball",
-    "parachute",
-    "gas",
-    "pump",
-    "chain",
-    "saw",
-    "horn",
-    "cassette",
-    "player",
-    "garbage",
-    "springer",
-    "tench",
-    "ant",
-    "plane",
-    "pasture",
-    "desert",
-    "airport",
-    "harbor",
-    "stadium",
-    "farmland",
-    "residential",
-    "highway",
-]
+
+def words(text: str) -> list[str]:
+    """The words of a block of text."""
+    return text.split()
+
+
+COLOURS = words("red green blue yellow orange purple pink cyan brown white black grey gray magenta teal lime violet")
+SHAPES = words("circle square triangle diamond star cross ring hexagon pentagon heart ellipse rectangle bar disc object shape")
+SIZES = words("small large tiny big medium")
+VERTICAL, HORIZONTAL = words("top middle bottom"), words("left centre right")
+PLACES = [f"{v} {h}" for v, h in itertools.product(VERTICAL, HORIZONTAL)] + words("top bottom left right centre middle center")
+MARKS = words("mark dot stripe stripes glyph corner notch spot line plain dotted striped horizontal vertical diagonal letter")
+NUMBERS = words("zero one two three four five six seven eight nine ten")
+ROLES = words("system user assistant USER ASSISTANT")
+PHOTO_CLASSES = words("""
+airplane automobile car bird cat deer dog frog horse ship truck boat bus bicycle motorcycle train person man woman child face
+house building tree flower rose tulip daisy sunflower dandelion grass forest mountain sea river beach sky street road bridge
+apple banana orange pear bread cake pizza cup bottle bowl chair table sofa bed lamp clock book phone computer keyboard elephant
+bear lion tiger zebra giraffe monkey sheep cow pig goat rabbit fox wolf mouse rat fish shark whale turtle snake spider bee
+butterfly beetle snail goldfish church golf ball parachute gas pump chain saw horn cassette player garbage springer tench ant
+plane pasture desert airport harbor stadium farmland residential highway
+""")
 EDITS = [
     "Make the {shape} {colour}.",
     "Change the colour of the {shape} to {colour}.",
@@ -270,12 +111,13 @@ PROMPTS = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
     "answers to the user's questions.",
 ]
-ENGLISH = """The picture shows a person walking along the street in the early morning. There are several trees behind the house, and the sky
-is clear. She opened the book and began to read it to her children before they went to sleep. We would like to know whether the model can
-see what is in front of it, how it was made, and why some of these answers are not right. It is often said that a good question is half of
-the answer. Please look at both images and say which one has been changed. This is because they have been here for more than a hundred
-years, but nobody knows where all of them came from. First take the water from the fire, then add salt, oil and rice. He did not think
-about it until after the end of the day. You can use this method with other data if you want to."""
+ENGLISH = """The picture shows a person walking along the street in the early morning. There are several trees behind the house,
+and the sky is clear. She opened the book and began to read it to her children before they went to sleep. We would
+like to know whether the model can see what is in front of it, how it was made, and why some of these answers are
+not right. It is often said that a good question is half of the answer. Please look at both images and say which
+one has been changed. This is because they have been here for more than a hundred years, but nobody knows where all
+of them came from. First take the water from the fire, then add salt, oil and rice. He did not think about it until
+after the end of the day. You can use this method with other data if you want to."""
 
 
 def corpus(seed: int = 0, sentences: int = 60_000) -> Iterator[str]:
@@ -300,8 +142,7 @@ def corpus(seed: int = 0, sentences: int = 60_000) -> Iterator[str]:
         yield f"{word} {word}"
     for number in range(200):
         yield f"{number} {number // 10}.{number % 10}"
-    for paragraph in [ENGLISH] * 30:
-        yield paragraph
+    yield from [ENGLISH] * 30
     yield re.sub(r"[^A-Za-z .,\n]", "", (ROOT / "LICENSE").read_text(encoding="utf-8"))
 
 

@@ -22,17 +22,8 @@ def test_any_text_survives_a_round_trip(tokenizer, text):
 
 
 def test_special_tokens_are_single_and_distinct(tokenizer):
-    names = [
-        "<|pad|>",
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|image_pad|>",
-        "<|video_pad|>",
-        "<image>",
-    ]
+    names = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+    names += ["<|image_pad|>", "<|video_pad|>", "<image>"]
     ids = [tokenizer(name)["input_ids"] for name in names]
     assert all(len(found) == 1 for found in ids) and len({found[0] for found in ids}) == len(names)
     assert tokenizer.pad_token == "<|pad|>" and tokenizer.eos_token == "<|im_end|>"
