@@ -1,0 +1,95 @@
+"""MetricCallback inside a real, tiny Lightning run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from umm_zoo.batch import Batch
+from umm_zoo.callbacks.metrics import MetricCallback
+from umm_zoo.metrics import AnswerAccuracy, Perplexity, YesNo
+
+ANSWERS = ["red", "blue", "red", "red", "red"]
+
+
+def rows(indices: list[int]) -> Batch:
+    return Batch(
+        keys=[f"toy/0:{i}" for i in indices],
+        conversations=[[{"role": "user", "text": "?"}, {"role": "assistant", "text": ANSWERS[i]}] for i in indices],
+        meta=[{"kind": "colour"} for _ in indices],
+    )
+
+
+class Toy(LightningModule):
+    """Answers "red"; each row costs (its index + 1) nats over two tokens."""
+
+    def __init__(self, outputs: str = "mapping") -> None:
+        super().__init__()
+        self.layer, self.outputs = nn.Linear(1, 1), outputs
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        if self.outputs == "tensor":
+            return torch.zeros(())
+        nll = torch.tensor([float(key.split(":")[1]) + 1 for key in batch.keys])
+        return {"answers": ["Red"] * len(batch), "nll": nll, "num_tokens": torch.full((len(batch),), 2)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader() -> DataLoader:
+    return DataLoader(range(5), batch_size=2, collate_fn=rows)
+
+
+def trainer(tmp_path: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", callbacks=list(callbacks), logger=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+EXPECTED = {"val/answers/overall": 4 / 5, "val/answers/colour": 4 / 5, "val/perplexity": 2.718281828459045 ** (15 / 10)}
+
+
+def test_values_are_logged_in_fit_and_survive_a_second_validation(tmp_path: Path) -> None:
+    scores = MetricCallback({"answers": AnswerAccuracy(), "perplexity": Perplexity(), "yes_no": YesNo()}, show_table=False)
+    run = trainer(tmp_path, scores, max_epochs=2, enable_checkpointing=False)
+    run.fit(Toy(), loader(), loader())
+    logged = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("val/")}
+    assert logged == pytest.approx(EXPECTED)  # the sanity check is not counted, nor the first validation in the second
+
+
+def test_values_are_logged_in_validate_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = MetricCallback({"answers": AnswerAccuracy(), "perplexity": Perplexity()})
+    run = trainer(tmp_path, scores)
+    (result,) = run.validate(Toy(), loader(), verbose=False)
+    assert result == pytest.approx(EXPECTED)
+    printed = capsys.readouterr().out
+    assert "answers/colour" in printed and "0.8" in printed
+
+
+def test_metrics_are_not_in_the_checkpoint(tmp_path: Path) -> None:
+    scores = MetricCallback({"answers": AnswerAccuracy()}, show_table=False)
+    run = trainer(tmp_path, scores, max_epochs=1)
+    run.fit(Toy(), loader(), loader())
+    run.save_checkpoint(tmp_path / "toy.ckpt")
+    saved = torch.load(tmp_path / "toy.ckpt", weights_only=True)
+    assert set(saved["state_dict"]) == {"layer.weight", "layer.bias"}
+    assert saved["callbacks"].get("MetricCallback", {}) == {}
+
+
+def test_an_output_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Toy\.validation_step must return a dict"):
+        trainer(tmp_path, MetricCallback({"answers": AnswerAccuracy()})).validate(Toy("tensor"), loader(), verbose=False)
+
+
+def test_a_metric_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"metrics\.layer: found a Linear"):
+        MetricCallback({"layer": nn.Linear(1, 1)})  # type: ignore[dict-item]

@@ -1,0 +1,59 @@
+"""Accuracy of generated answers."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics.rows import RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name, required
+
+# All that is neither word nor space, except a decimal point or comma inside a number and the minus before one.
+_PUNCTUATION = re.compile(r"(?!(?<=\d)[.,](?=\d))(?!(?<!\w)-(?=\d))[^\w\s]")
+
+
+def normalise(answer: str) -> str:
+    """An answer without what does not count: case, punctuation, white space. Signs and decimal points of numbers stay."""
+    text = unicodedata.normalize("NFKC", answer).casefold()
+    words = " ".join(_PUNCTUATION.sub(" ", text).split())
+    return words or text.strip()  # an answer that is all punctuation is its punctuation
+
+
+class AnswerAccuracy(RowMetric):
+    """Share of rows whose generated answer equals the true one after :func:`normalise`, overall and per question kind.
+
+    Rows without an answer in the conversation are left out. ``compute`` gives ``overall`` and one entry per ``meta["kind"]`` found
+    (a row without a kind is counted under its task); it is empty when no row was seen.
+
+    Args:
+        kinds: score these kinds only.
+        tasks: score these tasks only; long captions, for instance, are nothing to compare word by word.
+
+    Raises:
+        ValueError: ``outputs`` has no ``answers``, or a kind is called "overall" or is longer than 32 bytes.
+    """
+
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__()
+        self.kinds, self.tasks = kinds, tasks
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Compare ``outputs["answers"]`` (B texts) with the batch's own."""
+        answers, truths = required(outputs, "answers", self), batch.answers()
+        records = []
+        for row in chosen_rows(batch, self.kinds, self.tasks):
+            if truths[row]:
+                right = normalise(answers[row]) == normalise(truths[row])
+                records.append([int(right), *name_to_words(kind_of(batch.meta[row]))])
+        self.add_rows(records)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``overall`` first, then each kind."""
+        records = self.records()
+        if not len(records):
+            return {}
+        hits = records[:, 0]
+        return {"overall": hits.double().mean(), **rates_by_name(hits, records[:, 1:])}

@@ -1,0 +1,60 @@
+"""Questions that count in pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics.answers import normalise
+from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, required
+
+
+class PairedAccuracy(RowMetric):
+    """MMVP's accuracy (Tong et al., 2024, arXiv 2401.06209, section 2): a pair is right when both of its rows are.
+
+    The two rows of a pair show pictures that differ in one detail and ask the same question, so answering from language alone gives
+    one right and one wrong, and scores nothing. Rows share ``meta["pair"]``; rows without it are left out. They may arrive in
+    different batches and on different ranks. ``compute`` gives ``paired``, ``single`` (accuracy over the same rows), and
+    ``incomplete``, the number of pairs of which only one row was seen: excluded from both accuracies, never guessed.
+
+    Args:
+        kinds: count these kinds only.
+
+    Raises:
+        ValueError: ``outputs`` has no ``answers``, or more than two rows share a pair (a repeated sample, or two data sets with the
+            same names).
+    """
+
+    def __init__(self, kinds: list[str] | None = None) -> None:
+        super().__init__()
+        self.kinds = kinds
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Compare ``outputs["answers"]`` (B texts) with the batch's own."""
+        answers, truths = required(outputs, "answers", self), batch.answers()
+        records = []
+        for row in chosen_rows(batch, self.kinds):
+            pair = batch.meta[row].get("pair")
+            if pair is not None:
+                source = batch.keys[row].split("/", 1)[0] if "/" in batch.keys[row] else ""
+                records.append([digest(f"{source}/{pair}"), int(normalise(answers[row]) == normalise(truths[row]))])
+        self.add_rows(records)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``paired``, ``single``, ``incomplete``; the accuracies are absent without a complete pair, all are without rows."""
+        records = self.records()
+        if not len(records):
+            return {}
+        _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
+        if (sizes > 2).any():
+            raise ValueError(f"metrics.PairedAccuracy: {int((sizes > 2).sum())} pairs have more than two rows, accepted are two")
+        right = torch.zeros_like(sizes).index_add(0, pair, records[:, 1])
+        complete = sizes == 2
+        values = {"incomplete": (~complete).sum().double()}
+        if complete.any():
+            values["paired"] = (right[complete] == 2).double().mean()
+            values["single"] = right[complete].double().mean() / 2
+        return values

@@ -1,0 +1,61 @@
+"""How close drawn pictures come to true ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics.rows import chosen_rows, required
+
+_CEILING = 20 * math.log10(2 / (1 / 255))  # half of an 8-bit level is 1/255 where pictures lie in [-1, 1]
+
+
+class PSNR(Metric):
+    """Peak signal-to-noise ratio of drawn against true pictures in decibels, averaged over pictures.
+
+    Both lie in [-1, 1] (values outside are clamped, as saving the picture would), so the peak is 2. A picture's own mean squared
+    error is floored at that of half an 8-bit level (our choice; about 54 dB), or one perfect picture would make the mean infinite.
+
+    Args:
+        kinds, tasks: count these rows only.
+
+    Raises:
+        ValueError: ``outputs`` has no ``pictures`` [B, 3, H, W], there is neither ``outputs["originals"]`` nor ``batch.targets`` to
+            compare with, or the shapes differ.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__()
+        self.kinds, self.tasks = kinds, tasks
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Compare ``outputs["pictures"]`` with ``outputs["originals"]``, or with the batch's targets where there are none."""
+        pictures, originals = required(outputs, "pictures", self), outputs.get("originals", batch.targets)
+        if originals is None or originals.shape != pictures.shape:
+            found = "nothing" if originals is None else list(originals.shape)
+            raise ValueError(f"metrics.PSNR: pictures are {list(pictures.shape)}, to compare with there is {found}")
+        rows = chosen_rows(batch, self.kinds, self.tasks)
+        if not rows:
+            return
+        values = peak_signal_noise_ratio(
+            pictures[rows].double(), originals[rows].double(), data_range=(-1.0, 1.0), reduction="none", dim=(1, 2, 3)
+        )
+        self.total += values.clamp(max=_CEILING).sum()
+        self.count += len(rows)
+
+    def compute(self) -> Tensor:
+        """Mean over pictures; NaN when none was seen."""
+        return self.total / self.count

@@ -1,0 +1,71 @@
+"""What can be answered without looking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import IMAGE_MARKER, Batch
+from umm_zoo.metrics.answers import normalise
+from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, kind_of, name_to_words, rates_by_name
+
+
+class LanguagePrior(RowMetric):
+    """Accuracy of answers given from the question's text alone; to be printed beside :class:`AnswerAccuracy`.
+
+    No model is asked: the numbers come from the questions and answers of the evaluated set. ``overall`` and the entry of each
+    kind say how often one is right who gives each question text its most frequent answer *in this very set*. No language-only
+    model can beat that on this set, so it is an upper bound; where few questions share a text it lies far above what such a model
+    reaches (and is 1 where all texts differ). ``held_out`` is the honest guess: the answers counted in one half of the rows (by a
+    hash of their keys) are given in the other half and the reverse, falling back on the kind's most frequent answer for a new
+    question text. Ties go to the answer with the smaller hash.
+
+    Args:
+        kinds, tasks: count these rows only; give what :class:`AnswerAccuracy` is given.
+    """
+
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__()
+        self.kinds, self.tasks = kinds, tasks
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Note the questions and true answers; ``outputs`` is not read."""
+        prompts, truths = batch.prompts(), batch.answers()
+        records = []
+        for row in chosen_rows(batch, self.kinds, self.tasks):
+            if truths[row]:
+                question = normalise(" ".join(turn["text"] for turn in prompts[row]).replace(IMAGE_MARKER, " "))
+                half = digest(batch.keys[row]) & 1
+                words = name_to_words(kind_of(batch.meta[row]))
+                records.append([digest(question), digest(normalise(truths[row])), half, *words])
+        self.add_rows(records)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``overall``, ``held_out``, then each kind; empty when no row was seen."""
+        records = self.records()
+        if not len(records):
+            return {}
+        question, answer, half, words = records[:, 0], records[:, 1], records[:, 2], records[:, 3:]
+        hits = _most_frequent(question, answer, question)[0] == answer
+        kind = torch.unique(words, dim=0, return_inverse=True)[1]
+        blind = torch.zeros_like(hits)
+        for side in (0, 1):
+            seen, asked = half != side, half == side
+            if seen.any() and asked.any():
+                guess, known = _most_frequent(question[seen], answer[seen], question[asked])
+                fallback, kind_known = _most_frequent(kind[seen], answer[seen], kind[asked])
+                right = torch.where(known, guess, fallback) == answer[asked]
+                blind[asked] = right & (known | kind_known)
+        return {"overall": hits.double().mean(), "held_out": blind.double().mean(), **rates_by_name(hits, words)}
+
+
+def _most_frequent(groups: Tensor, values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """For each entry of ``asked``, the most frequent value [N] of that group, and whether the group exists [N]."""
+    pairs, counts = torch.unique(torch.stack([groups, values], dim=1), dim=0, return_counts=True)  # sorted by group, value
+    order = torch.argsort(counts, descending=True, stable=True)
+    order = order[torch.argsort(pairs[order, 0], stable=True)]  # by group, then the most frequent first
+    pairs = pairs[order]
+    start = torch.searchsorted(pairs[:, 0].contiguous(), asked.contiguous()).clamp(max=len(pairs) - 1)
+    return pairs[start, 1], pairs[start, 0] == asked

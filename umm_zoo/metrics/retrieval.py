@@ -1,0 +1,57 @@
+"""Whether pictures and texts find each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics.rows import RowMetric, chosen_rows, required
+
+_TIE = 1e-6  # cosines closer than this are the same: rounding must not decide between equal captions
+
+
+class Retrieval(RowMetric):
+    """Recall at 1 of image-text retrieval among all rows of the set, by cosine similarity.
+
+    ``compute`` gives ``image_to_text`` and ``text_to_image``. Row i of the pictures belongs to row i of the texts. Equal best
+    candidates share the point, as if one were drawn: two rows with the same caption score 1/2 each, and a collapsed model scores
+    chance. The value depends on the number of rows, so compare on one set only.
+
+    Args:
+        kinds, tasks: count these rows only.
+
+    Raises:
+        ValueError: ``outputs`` lacks ``image_features`` or ``text_features``, [B, F] each.
+    """
+
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__(dtype=torch.float32)
+        self.kinds, self.tasks = kinds, tasks
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Keep ``outputs["image_features"]`` and ``outputs["text_features"]``."""
+        rows = chosen_rows(batch, self.kinds, self.tasks)
+        features = [required(outputs, name, self)[rows].float() for name in ("image_features", "text_features")]
+        self.add_rows(torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Recall in both directions; empty when no row was seen."""
+        records = self.records()
+        if not len(records):
+            return {}
+        images, texts = records.double().chunk(2, dim=1)
+        return {"image_to_text": _recall(images, texts), "text_to_image": _recall(texts, images)}
+
+
+def _recall(queries: Tensor, candidates: Tensor) -> Tensor:
+    points = []
+    for start, block in zip(range(0, len(queries), 1024), queries.split(1024), strict=True):  # never the whole square at once
+        scores = block @ candidates.T  # [block, N]
+        best = scores >= scores.max(dim=1, keepdim=True).values - _TIE
+        own = best[torch.arange(len(block)), torch.arange(start, start + len(block))]
+        points.append(own.double() / best.sum(dim=1))
+    return torch.cat(points).mean()

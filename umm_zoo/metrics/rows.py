@@ -1,0 +1,131 @@
+"""What the metrics share: choosing rows by their ground truth, and records of rows that meet again at ``compute``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from umm_zoo.batch import Batch
+
+#: A name is kept in a record as this many 64-bit words of UTF-8.
+NAME_WORDS = 4
+
+#: Entries of a metric that no kind may be called.
+RESERVED = ("overall", "held_out")
+
+
+def required(outputs: Mapping[str, Any], name: str, metric: Metric) -> Any:
+    """``outputs[name]``.
+
+    Raises:
+        ValueError: the method's validation step did not return it.
+    """
+    if name not in outputs or outputs[name] is None:
+        raise ValueError(f"metrics.{type(metric).__name__}: validation_step must return '{name}', found {sorted(outputs)}")
+    return outputs[name]
+
+
+def chosen_rows(batch: Batch, kinds: list[str] | None, tasks: list[str] | None = None) -> list[int]:
+    """Rows whose ``meta`` has one of the given kinds and one of the given tasks; None takes all."""
+    return [
+        row
+        for row, meta in enumerate(batch.meta)
+        if (kinds is None or meta.get("kind") in kinds) and (tasks is None or meta.get("task") in tasks)
+    ]
+
+
+def kind_of(meta: Mapping[str, Any]) -> str:
+    """The kind of a row, its task where it has none.
+
+    Raises:
+        ValueError: it is the name of a mean.
+    """
+    kind = str(meta.get("kind") or meta.get("task") or "other")
+    if kind in RESERVED:
+        raise ValueError(f"metrics: a sample has the kind '{kind}'; the names {RESERVED} stand for means over kinds")
+    return kind
+
+
+def digest(text: str) -> int:
+    """A 64-bit number that stands for a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def name_to_words(name: str) -> list[int]:
+    """A short name as ``NAME_WORDS`` 64-bit numbers, so that it can travel between ranks and be read on all of them.
+
+    Raises:
+        ValueError: it is longer than 32 bytes.
+    """
+    raw = name.encode()
+    if len(raw) > 8 * NAME_WORDS:
+        raise ValueError(f"metrics: the kind '{name}' has {len(raw)} bytes, accepted are at most {8 * NAME_WORDS}")
+    raw = raw.ljust(8 * NAME_WORDS, b"\0")
+    return [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
+
+
+def words_to_name(words: list[int]) -> str:
+    """The inverse of ``name_to_words``."""
+    return b"".join(word.to_bytes(8, "little", signed=True) for word in words).rstrip(b"\0").decode()
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Ranks without rows have no width either, so their empty records are left out."""
+    filled = [part for part in parts if len(part)]
+    return torch.cat(filled) if filled else parts[0]
+
+
+class RowMetric(Metric):
+    """A metric defined over groups of rows (a kind, a pair, a question, the whole set) that may be spread over batches and ranks.
+
+    It keeps one record of a few numbers per row and groups them when the value is asked for. torchmetrics' own list states fail
+    between ranks when one of them has no rows (it sends a float vector where the others send a matrix), so ``sync`` joins the
+    records of a rank into one matrix first.
+
+    Args:
+        dtype: of the records.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    rows: list[Tensor] | Tensor
+
+    def __init__(self, dtype: torch.dtype = torch.int64) -> None:
+        super().__init__()
+        self.record_dtype = dtype
+        self.add_state("rows", default=[], dist_reduce_fx=_join)
+
+    def add_rows(self, records: list[list[int]] | Tensor) -> None:
+        """Keep records ``[rows, width]``."""
+        if len(records) and isinstance(self.rows, list):
+            self.rows.append(torch.as_tensor(records, dtype=self.record_dtype, device=self.device))
+
+    def records(self) -> Tensor:
+        """All records, ``[rows, width]``; of all ranks while ``compute`` runs. ``[0, 0]`` where there are none."""
+        if isinstance(self.rows, Tensor):
+            return self.rows
+        return _join([torch.empty(0, 0, dtype=self.record_dtype, device=self.device), *self.rows])
+
+    def sync(
+        self,
+        dist_sync_fn: Callable[..., Any] | None = None,
+        process_group: Any | None = None,
+        should_sync: bool = True,
+        distributed_available: Callable[..., Any] | None = None,
+    ) -> None:
+        """Join this rank's records, then exchange them as torchmetrics does."""
+        if isinstance(self.rows, list):
+            self.rows = [self.records()]
+        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+
+
+def rates_by_name(hits: Tensor, words: Tensor) -> dict[str, Tensor]:
+    """Mean of ``hits`` [rows] over the rows of each name, given as ``words`` [rows, NAME_WORDS]; in alphabetical order."""
+    names, group = torch.unique(words, dim=0, return_inverse=True)
+    rates = {words_to_name(name.tolist()): hits[group == i].double().mean() for i, name in enumerate(names)}
+    return dict(sorted(rates.items()))

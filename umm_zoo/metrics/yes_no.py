@@ -1,0 +1,77 @@
+"""Yes/no questions about what is in a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics.answers import normalise
+from umm_zoo.metrics.rows import RowMetric, chosen_rows, name_to_words, rates_by_name, required
+
+_YES, _NO, _UNPARSED = 1, 0, -1
+
+
+def parse_yes_no(answer: str) -> int:
+    """1 for yes, 0 for no, -1 for anything else; the first word decides ("Yes, there is a dog.")."""
+    first = normalise(answer).split(" ", 1)[0]
+    return {"yes": _YES, "no": _NO}.get(first, _UNPARSED)
+
+
+class YesNo(RowMetric):
+    """POPE's five numbers for object hallucination (Li et al., 2023, arXiv 2305.10355), "yes" being positive.
+
+    ``compute`` gives ``accuracy``, ``precision``, ``recall``, ``f1``, ``yes_ratio`` (share of rows answered yes) and ``unparsed``,
+    the number of answers that are neither yes nor no. Those count as wrong: never as a yes, but in the denominators of accuracy,
+    recall and yes_ratio. (POPE's script takes whatever holds no "no" for a yes, which hides a model that does not answer.) Where
+    rows carry ``meta["negative"]`` (how the absent object was chosen: random, popular, adversarial), ``accuracy_<negative>`` is
+    the accuracy over those rows.
+
+    Args:
+        kinds: question kinds that are counted.
+
+    Raises:
+        ValueError: ``outputs`` has no ``answers``, or the truth of a counted row is neither yes nor no.
+    """
+
+    def __init__(self, kinds: list[str] | None = None) -> None:
+        super().__init__()
+        self.kinds = ["exists"] if kinds is None else kinds
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Read ``outputs["answers"]`` (B texts)."""
+        answers, truths = required(outputs, "answers", self), batch.answers()
+        records = []
+        for row in chosen_rows(batch, self.kinds):
+            truth = parse_yes_no(truths[row])
+            if truth == _UNPARSED:
+                raise ValueError(f"{batch.keys[row]}: the true answer must be yes or no, found '{truths[row]}'")
+            negative = str(batch.meta[row].get("negative") or "")
+            records.append([truth, parse_yes_no(answers[row]), *name_to_words(negative)])
+        self.add_rows(records)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The five and ``unparsed``; a ratio without cases is 0, and all is empty when no row was seen."""
+        records = self.records()
+        if not len(records):
+            return {}
+        truth, answer = records[:, 0], records[:, 1]
+        hits = truth == answer
+        true_positives = (hits & (truth == _YES)).sum().double()
+        said_yes, were_yes = (answer == _YES).sum(), (truth == _YES).sum()
+        precision = true_positives / said_yes.clamp(min=1)
+        recall = true_positives / were_yes.clamp(min=1)
+        values = {
+            "accuracy": hits.double().mean(),
+            "precision": precision,
+            "recall": recall,
+            "f1": 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny),
+            "yes_ratio": said_yes.double() / len(records),
+            "unparsed": (answer == _UNPARSED).sum().double(),
+        }
+        for negative, rate in rates_by_name(hits, records[:, 2:]).items():
+            if negative:
+                values[f"accuracy_{negative}"] = rate
+        return values
