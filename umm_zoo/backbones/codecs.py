@@ -1,0 +1,243 @@
+"""Image codecs of diffusers behind one interface: pictures to the latents a decoder is trained on, and back."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.models import AutoencoderDC, AutoencoderKL
+from torch import Tensor, nn
+
+from umm_zoo.backbones.loading import assert_complete, assert_known, on_meta_device, torch_dtype
+
+
+class LatentCodec(nn.Module, ABC):
+    """Compresses pictures to normalised latents and back; scaling and shift live here and nowhere else.
+
+    ``encode`` gives ``(z - shift) * scaling`` of the network's own latent z, about zero mean and unit deviation, and ``decode`` undoes
+    it. Subclasses implement the network's own side, ``posterior`` and ``expand``.
+
+    Shape:
+        - encode: ``[B, 3, H, W]`` in [-1, 1] to ``[B, C, H/f, W/f]``
+        - decode: ``[B, C, h, w]`` to ``[B, 3, h*f, w*f]``, not clamped
+
+    Attributes:
+        latent_channels: C.
+        downsampling: f, pixels per latent cell along one side.
+    """
+
+    latent_channels: int
+    downsampling: int
+    model: Any
+    scaling: Tensor
+    shift: Tensor
+
+    def __init__(self, latent_channels: int, downsampling: int, scaling: float, shift: float) -> None:
+        super().__init__()
+        self.latent_channels, self.downsampling = latent_channels, downsampling
+        # buffers, because a trained codec's own statistics must travel in its checkpoint
+        self.register_buffer("scaling", torch.tensor(float(scaling)))
+        self.register_buffer("shift", torch.tensor(float(shift)))
+
+    @abstractmethod
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log variance of the network's own latent, ``[B, C, h, w]`` each; None for a codec without noise."""
+
+    @abstractmethod
+    def expand(self, latents: Tensor) -> Tensor:
+        """Pictures of the network's own (neither shifted nor scaled) latents."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write the network in its library's format, scaling and shift in its config."""
+
+    def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised latents of ``images``.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            sample: draw from the posterior (a codec without noise gives its latent either way); otherwise its mean.
+            generator: source of the draw.
+
+        Raises:
+            ValueError: H or W is not a multiple of ``downsampling``.
+        """
+        self._check(images)
+        mean, log_variance = self.posterior(images)
+        return self.normalise(draw(mean, log_variance, generator) if sample else mean).to(images.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of normalised latents, in about [-1, 1]."""
+        return self.expand(latents / self.scaling.to(latents.dtype) + self.shift.to(latents.dtype)).to(latents.dtype)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """``(z - shift) * scaling`` of the network's own latents."""
+        return (latents - self.shift.to(latents.dtype)) * self.scaling.to(latents.dtype)
+
+    @torch.no_grad()
+    def track_statistics(self, latents: Tensor, momentum: float) -> None:
+        """Move shift and scaling towards the mean and 1/deviation of the network's own latents, while it is being trained."""
+        latents = latents.float()
+        self.shift.lerp_(latents.mean(), 1 - momentum)
+        variance = self.scaling**-2
+        self.scaling.copy_(variance.lerp((latents - self.shift).square().mean(), 1 - momentum).rsqrt())
+
+    def _store_scaling(self) -> None:
+        if self.scaling != torch.tensor(self.model.config.scaling_factor):  # 0.3611 stays 0.3611, not its float32 neighbour
+            self.model.register_to_config(scaling_factor=float(self.scaling))
+
+    def _check(self, images: Tensor) -> None:
+        if any(side % self.downsampling for side in images.shape[-2:]):
+            raise ValueError(
+                f"{type(self).__name__}: pictures must be multiples of {self.downsampling} px, found {list(images.shape[-2:])}"
+            )
+
+
+def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+    """A sample of the diagonal Gaussian posterior; the mean itself where there is no noise."""
+    if log_variance is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + torch.exp(0.5 * log_variance) * noise
+
+
+class KLCodec(LatentCodec):
+    """A variational autoencoder with a small KL term (Rombach et al., 2022, arXiv 2112.10752, section 3.1), ``AutoencoderKL``.
+
+    The codec of Stable Diffusion 1 to 3.5 and of FLUX. FLUX.1's has 16 channels at factor 8, scaling 0.3611 and shift 0.1159; that of
+    Stable Diffusion 3 the same network with 1.5305 and 0.0609.
+
+    Args:
+        model: the library's network.
+
+    Raises:
+        ValueError: its config asks for per-channel statistics, which no codec used here has.
+    """
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        config = model.config
+        if config.latents_mean is not None or config.latents_std is not None:
+            raise ValueError("KLCodec: config has latents_mean or latents_std; accepted are scaling_factor and shift_factor")
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        super().__init__(config.latent_channels, factor, config.scaling_factor, config.shift_factor or 0.0)
+        self.model = model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], dtype: str = "float32") -> Self:
+        """Random weights from the library's config keys (``latent_channels``, ``block_out_channels`` …)."""
+        return cls(_built(AutoencoderKL, config, dtype))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        subfolder: str | None = None,
+        dtype: str = "float32",
+    ) -> Self:
+        """A folder in diffusers' format or a name on the hub; ``subfolder`` is ``vae`` inside a whole pipeline.
+
+        On the meta device with ``config`` given nothing is read.
+
+        Raises:
+            ValueError: the weights do not fill the network exactly.
+        """
+        return cls(_loaded(AutoencoderKL, source, config, subfolder, dtype))
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log variance (clamped by the library to [-30, 20])."""
+        distribution = self.model.encode(images.to(self.model.dtype)).latent_dist
+        return distribution.mean, distribution.logvar
+
+    def expand(self, latents: Tensor) -> Tensor:
+        """The decoder network."""
+        return self.model.decode(latents.to(self.model.dtype)).sample
+
+    def save(self, folder: str | Path) -> None:
+        """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
+        if self.shift != torch.tensor(self.model.config.shift_factor or 0.0):
+            self.model.register_to_config(shift_factor=float(self.shift))
+        self._store_scaling()
+        self.model.save_pretrained(folder)
+
+
+class DCCodec(LatentCodec):
+    """A deep-compression autoencoder without noise (Chen et al., 2024, arXiv 2410.10733), ``AutoencoderDC``: Sana's codec.
+
+    ``dc-ae-f32c32-sana-1.0`` has 32 channels at factor 32, scaling 0.41407 (the inverse root mean square of its latents), no shift.
+
+    Args:
+        model: the library's network.
+    """
+
+    def __init__(self, model: AutoencoderDC) -> None:
+        super().__init__(model.config.latent_channels, model.spatial_compression_ratio, model.config.scaling_factor, 0.0)
+        self.model = model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], dtype: str = "float32") -> Self:
+        """Random weights from the library's config keys (``latent_channels``, ``encoder_block_out_channels`` …)."""
+        return cls(_built(AutoencoderDC, config, dtype))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        subfolder: str | None = None,
+        dtype: str = "float32",
+    ) -> Self:
+        """A folder in diffusers' format or a name on the hub.
+
+        On the meta device with ``config`` given nothing is read.
+
+        Raises:
+            ValueError: the weights do not fill the network exactly.
+        """
+        return cls(_loaded(AutoencoderDC, source, config, subfolder, dtype))
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latent itself; there is no variance."""
+        return self.model.encode(images.to(self.model.dtype)).latent, None
+
+    def expand(self, latents: Tensor) -> Tensor:
+        """The decoder network."""
+        return self.model.decode(latents.to(self.model.dtype)).sample
+
+    @torch.no_grad()
+    def track_statistics(self, latents: Tensor, momentum: float) -> None:
+        """Scaling only, as the inverse root mean square: this format has no shift."""
+        mean_square = (self.scaling**-2).lerp(latents.float().square().mean(), 1 - momentum)
+        self.scaling.copy_(mean_square.rsqrt())
+
+    def save(self, folder: str | Path) -> None:
+        """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
+        self._store_scaling()
+        self.model.save_pretrained(folder)
+
+
+def _built(kind: type[Any], config: dict[str, Any], dtype: str) -> Any:
+    assert_known(f"{kind.__name__}.config", config, list(inspect.signature(kind.__init__).parameters)[1:])
+    model = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+    return model if dtype == "float32" else model.to(torch_dtype(dtype))
+
+
+def _loaded(kind: type[Any], source: str | Path, config: dict[str, Any] | None, subfolder: str | None, dtype: str) -> Any:
+    if config is not None and on_meta_device():
+        return _built(kind, config, dtype)
+    model, info = kind.from_pretrained(str(source), subfolder=subfolder, torch_dtype=torch_dtype(dtype), output_loading_info=True)
+    assert_complete(source, info)
+    if config is not None:
+        for key, value in config.items():
+            found = model.config.get(key)
+            if not key.startswith("_") and _plain(found) != _plain(value):
+                raise ValueError(f"{source}: config has {key} = {found}, the experiment says {value}")
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, all the way down: YAML and JSON know no tuples."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

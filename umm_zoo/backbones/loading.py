@@ -1,0 +1,67 @@
+"""Checks that every wrapper makes when it reads somebody else's weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def on_meta_device() -> bool:
+    """Whether modules built now would hold no memory (inside ``with torch.device("meta")``)."""
+    return torch.get_default_device().type == "meta"
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The floating dtype of that name.
+
+    Raises:
+        ValueError: ``name`` is none of torch's floating dtypes for weights.
+    """
+    accepted = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in accepted:
+        raise ValueError(f"dtype: found '{name}', accepted are {sorted(accepted)}")
+    return accepted[name]
+
+
+def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Collection[str] = ()) -> None:
+    """Refuse weights that do not fill the model exactly; the libraries only warn and leave random numbers in place.
+
+    Args:
+        source: what was loaded, for the message.
+        info: ``output_loading_info`` of transformers or diffusers.
+        optional: prefixes of tensors in the file that this model leaves out on purpose.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape.
+    """
+    unexpected = [
+        key
+        for key in info.get("unexpected_keys", ())
+        # old files hold 0, 1, 2 … as "position_ids"; newer libraries compute it
+        if not str(key).startswith(tuple(optional)) and not str(key).endswith("position_ids")
+    ]
+    found = {
+        "missing": sorted(map(str, info.get("missing_keys", ()))),
+        "unexpected": sorted(map(str, unexpected)),
+        "of another shape": sorted(str(key) for key in info.get("mismatched_keys", ())),
+    }
+    problems = [f"{len(keys)} tensors {name}, such as {keys[0]}" for name, keys in found.items() if keys]
+    if problems:
+        raise ValueError(f"{source}: the weights do not fit the model: {'; '.join(problems)}")
+
+
+def assert_known(where: str, config: Mapping[str, Any], accepted: Collection[str]) -> None:
+    """Refuse a misspelt configuration key; the libraries accept and ignore it.
+
+    Raises:
+        ValueError: a key is not in ``accepted`` (keys that begin with an underscore are the libraries' own marks).
+    """
+    for key in config:
+        if key not in accepted and not key.startswith("_"):
+            close = difflib.get_close_matches(key, accepted, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"{where}: found '{key}', accepted are {sorted(accepted)}{hint}")
