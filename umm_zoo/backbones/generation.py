@@ -1,0 +1,142 @@
+"""Drawing tokens from a language model, one position at a time, and scoring tokens already drawn; the same for every backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from umm_zoo.backbones.base import IGNORE, VLMInputs
+
+
+@dataclass
+class Samples:
+    """Answers of a group of draws: R = B * G rows, the G answers to one prompt next to each other.
+
+    Shape:
+        - tokens: ``[R, T]``, padding after the end.
+        - mask: ``[R, T]`` bool, True on the answer's tokens, its end-of-turn token included (absent if the length ran out).
+        - texts: R decoded answers without special tokens.
+        - log_probs: ``[R, T]``, of each token under the distribution it was drawn from (at temperature 0: under the model at
+          temperature 1); 0 on padding. No gradient.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    texts: list[str]
+    log_probs: Tensor
+
+
+def decode(
+    step: Callable[[Tensor], Tensor],
+    logits: Tensor,
+    stop_ids: list[int],
+    pad_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw up to ``max_new_tokens`` tokens for each row; a row stops at its first stop token, the loop when every row has.
+
+    Args:
+        step: takes the tokens just drawn ``[R]`` and gives the next logits ``[R, vocabulary]``; holds the KV cache.
+        logits: ``[R, vocabulary]`` for the first token.
+        stop_ids: tokens that end a row.
+        pad_id: fills a row after its end.
+        max_new_tokens: upper bound T.
+        temperature: 0 takes the most likely token.
+        generator: source of randomness, on the device of ``logits``.
+
+    Returns:
+        (tokens ``[R, T]``, mask ``[R, T]``, log_probs ``[R, T]``), as in ``Samples``.
+
+    Raises:
+        ValueError: ``temperature`` is negative or ``max_new_tokens`` is not positive.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ValueError(f"temperature must be >= 0 and max_new_tokens >= 1, found {temperature} and {max_new_tokens}")
+    stops = torch.tensor(stop_ids, device=logits.device)
+    running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    tokens, masks, scores = [], [], []
+    while True:
+        log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)  # [R, vocabulary]
+        drawn = log_probs.argmax(-1) if temperature == 0 else torch.multinomial(log_probs.exp(), 1, generator=generator)[:, 0]
+        scores.append(log_probs.gather(1, drawn[:, None]).squeeze(1).where(running, 0.0))
+        tokens.append(drawn.where(running, pad_id))
+        masks.append(running)
+        running = running & ~torch.isin(drawn, stops)
+        if len(tokens) == max_new_tokens or not running.any():
+            return torch.stack(tokens, 1), torch.stack(masks, 1), torch.stack(scores, 1)
+        logits = step(tokens[-1])
+
+
+def label_log_probs(
+    hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Tensor], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every labelled token, differentiable, with logits formed only where there is a label.
+
+    Args:
+        hidden: ``[B, L, D]`` states that enter ``lm_head``.
+        labels: ``[B, L]``, unshifted: the state at position i predicts the label at i + 1.
+        lm_head: maps ``[K, D]`` to ``[K, vocabulary]``.
+        temperature: divides the logits, as sampling did.
+
+    Returns:
+        (log_probs ``[B, L-1]``, 0 where there is no label; mask ``[B, L-1]``).
+    """
+    targets = labels[:, 1:]
+    mask = targets != IGNORE
+    logits = lm_head(hidden[:, :-1][mask]).float() / temperature  # [K, vocabulary]
+    chosen = logits.gather(1, targets[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
+    return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, chosen), mask
+
+
+def repeat_rows(inputs: VLMInputs, times: int) -> VLMInputs:
+    """Every row ``times`` times, copies next to each other; the images are not encoded again."""
+
+    def repeat(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(times, dim=0)
+
+    rows = inputs.position_ids.ndim - 2  # [B, L], or [3, B, L] for M-RoPE
+    return replace(
+        inputs,
+        token_ids=repeat(inputs.token_ids),
+        embeddings=repeat(inputs.embeddings),
+        attention_mask=repeat(inputs.attention_mask),
+        position_ids=inputs.position_ids.repeat_interleave(times, dim=rows),
+        labels=repeat(inputs.labels),
+        image_mask=repeat(inputs.image_mask),
+    )
+
+
+def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: Tensor) -> VLMInputs:
+    """Put answers behind left-padded prompts, as their only labels; scores the very tokens that were drawn.
+
+    A text that is decoded and tokenised again need not give the tokens back, and then its log-probabilities are of something else.
+
+    Args:
+        inputs: prompts embedded ``for_generation``, R rows.
+        tokens, mask: ``[R, T]`` as in ``Samples``.
+        embeddings: ``[R, T, D]`` of the tokens.
+
+    Raises:
+        ValueError: the numbers of rows differ.
+    """
+    if len(tokens) != len(inputs.token_ids):
+        raise ValueError(f"append_answers: {len(tokens)} answers for {len(inputs.token_ids)} prompts")
+    # Padding carries position 0, so the largest id of a row is always that of a real token; it is not the last column's where a
+    # prompt ends in an image.
+    last = inputs.position_ids.amax(-1, keepdim=True)  # [B, 1] or [3, B, 1]
+    if last.ndim == 3:
+        last = last.amax(0, keepdim=True).expand_as(last)
+    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    return VLMInputs(
+        token_ids=torch.cat([inputs.token_ids, tokens], 1),
+        embeddings=torch.cat([inputs.embeddings, embeddings.to(inputs.embeddings.dtype)], 1),
+        attention_mask=torch.cat([inputs.attention_mask, mask], 1),
+        position_ids=torch.cat([inputs.position_ids, last + steps], -1),
+        labels=torch.cat([torch.full_like(inputs.labels, IGNORE), tokens.masked_fill(~mask, IGNORE)], 1),
+        image_mask=torch.cat([inputs.image_mask, torch.zeros_like(mask)], 1),
+    )

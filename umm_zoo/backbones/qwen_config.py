@@ -1,0 +1,131 @@
+"""Qwen2.5-VL's configuration: from the plain mapping of an experiment file, and against the tokenizer and a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.utils import cached_file
+
+from umm_zoo.backbones.loading import assert_known
+from umm_zoo.backbones.qwen_chat import QwenChat
+from umm_zoo.backbones.qwen_images import PatchLayout
+from umm_zoo.backbones.templates import special_id
+
+#: Keys of published files that the library reads, or leaves unread, though its classes do not declare them.
+_OLDER_KEYS = {"rope_scaling", "rope_theta", "in_chans", "spatial_patch_size", "tie_word_embeddings"}
+_SECTIONS = {"text_config": Qwen2_5_VLTextConfig, "vision_config": Qwen2_5_VLVisionConfig}
+#: Token ids of the configuration, and the tokens.
+_TOKENS = {
+    "image_token_id": QwenChat.image,
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def read_config(config: Mapping[str, Any]) -> Qwen2_5_VLConfig:
+    """The library's configuration object.
+
+    Args:
+        config: ``text_config`` and ``vision_config``, mappings with the library's names; ``tie_word_embeddings`` and token ids.
+
+    Raises:
+        ValueError: a section is missing, a key is unknown (the library would ignore it), or sizes do not fit each other.
+    """
+    assert_known("config", config, {field.name for field in fields(Qwen2_5_VLConfig)})
+    for name, section in _SECTIONS.items():
+        if name not in config:  # the library would silently take the sizes of the 72B model
+            raise ValueError(f"config: '{name}' is missing; found {sorted(config)}")
+        assert_known(f"config.{name}", config[name], {field.name for field in fields(section)} | _OLDER_KEYS)
+    plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    built = Qwen2_5_VLConfig(**plain)
+    _assert_sizes(built.text_config, built.vision_config)
+    return built
+
+
+def _assert_sizes(text: Any, vision: Any) -> None:
+    half = text.hidden_size / text.num_attention_heads / 2
+    sections = list(text.rope_parameters.get("mrope_section", [16, 24, 24]))
+    if sum(sections) != half:
+        raise ValueError(
+            f"config.text_config: rope_parameters.mrope_section {sections} sums to {sum(sections)}, half of the head dimension"
+            f" {text.hidden_size} / {text.num_attention_heads} is {half:g}"
+        )
+    if vision.out_hidden_size != text.hidden_size:
+        raise ValueError(
+            f"config: vision_config.out_hidden_size is {vision.out_hidden_size}, text_config.hidden_size is {text.hidden_size}"
+        )
+    if (vision.hidden_size / vision.num_heads) % 4:
+        raise ValueError(
+            f"config.vision_config: hidden_size {vision.hidden_size} / num_heads {vision.num_heads} is no multiple of 4,"
+            " which rotary positions of two axes need"
+        )
+    token = vision.patch_size * vision.spatial_merge_size
+    if vision.window_size < token:
+        raise ValueError(f"config.vision_config: window_size is {vision.window_size}, a token alone covers {token} pixels")
+
+
+def match_tokenizer(config: Any, tokenizer: PreTrainedTokenizerBase, stated: Mapping[str, Any]) -> None:
+    """Make the configuration's token ids those of the tokenizer.
+
+    Args:
+        config: changed in place where ``stated`` leaves an id open.
+        tokenizer: knows the tokens of the chat template.
+        stated: what the user or the checkpoint says.
+
+    Raises:
+        ValueError: a stated id is another one, a token is missing, or the model's vocabulary is too small.
+    """
+    for name, token in _TOKENS.items():
+        own = special_id(tokenizer, token)
+        if stated.get(name, own) != own:
+            raise ValueError(f"config.{name}: found {stated[name]}, the tokenizer's '{token}' is {own}")
+        setattr(config, name, own)
+    if config.text_config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"config.text_config.vocab_size: found {config.text_config.vocab_size}, the tokenizer has {len(tokenizer)} tokens"
+        )
+
+
+def differences(stated: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One ``key: stated …, found …`` for each value of ``stated`` (nested) that is another one in ``found``."""
+    lines = []
+    for key, value in stated.items():
+        other = found.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            lines += differences(value, other, f"{prefix}{key}.")
+        elif _plain(value) != _plain(other) and key not in _OLDER_KEYS:
+            lines.append(f"{prefix}{key}: stated {value}, found {other}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def patch_layout(config: Any, min_tokens: int | None, max_tokens: int | None, source: str | None = None) -> PatchLayout:
+    """How the model's pictures are cut: bounds as given, else those of the checkpoint's preprocessor, else the published ones."""
+    vision = config.vision_config
+    layout = PatchLayout(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    file = None if source is None else _preprocessor_file(source)
+    limits = (layout.min_tokens, layout.max_tokens) if file is None else layout.limits_from(file)
+    return PatchLayout(layout.patch_size, layout.merge_size, layout.temporal_size, min_tokens or limits[0], max_tokens or limits[1])
+
+
+def _preprocessor_file(source: str) -> Path | None:
+    name = "preprocessor_config.json"
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).exists() else None
+    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def tokenizer_source(source: str, tokenizer: str | None) -> str | None:
+    """Where the tokenizer of a checkpoint is: as stated, else its own, else (None) the shipped one."""
+    folder = Path(source)
+    own = not folder.is_dir() or any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return tokenizer or (source if own else None)

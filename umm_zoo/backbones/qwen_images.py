@@ -1,0 +1,138 @@
+"""Pictures as the Qwen2-VL family's vision tower takes them, computed from tensors with plain torch.
+
+The library's own processors start from files or PIL pictures (and its faster one needs torchvision); training data arrives here as a
+batch of tensors, and rewards or reconstructions even arrive with a gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umm_zoo.batch import Grid
+
+#: Normalisation of CLIP, which Qwen2.5-VL's preprocessor_config.json repeats.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """How a picture is resized, normalised and cut.
+
+    The tower takes flattened patches in groups of ``merge_size x merge_size`` neighbours, because its merger turns each group into one
+    language-model token; the groups are in raster order. A still picture fills all ``temporal_size`` frames of a patch.
+
+    Args:
+        patch_size: pixels per patch side (14 in the published models).
+        merge_size: patches per token side.
+        temporal_size: frames per patch.
+        min_tokens, max_tokens: bounds on the tokens of a picture; smaller and larger pictures are resized. The defaults are the
+            published ``min_pixels`` 3,136 and ``max_pixels`` 12,845,056 counted in tokens of 28 x 28 pixels, so that they fit
+            any patch size.
+    """
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_size: int = 2
+    min_tokens: int = 4
+    max_tokens: int = 16384
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of the square that becomes one token."""
+        return self.patch_size * self.merge_size
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels that a picture is resized to: multiples of ``factor``, aspect ratio nearly kept.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise ValueError(f"picture of {height} x {width} pixels: one side is more than 200 times the other")
+        factor, pixels = self.factor, height * width
+        smallest, largest = self.min_tokens * factor**2, self.max_tokens * factor**2
+        rounded = round(height / factor) * factor, round(width / factor) * factor
+        if rounded[0] * rounded[1] > largest:
+            shrink = math.sqrt(pixels / largest)
+            return (
+                max(factor, math.floor(height / shrink / factor) * factor),
+                max(factor, math.floor(width / shrink / factor) * factor),
+            )
+        if rounded[0] * rounded[1] < smallest:
+            grow = math.sqrt(smallest / pixels)
+            return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+        return rounded
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Grid of language-model tokens of a picture of that size."""
+        height, width = self.resized(height, width)
+        return Grid(height // self.factor, width // self.factor)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Resize, normalise and cut pictures; differentiable.
+
+        The library rounds resized pictures to 8 bits; here they stay continuous.
+
+        Shape:
+            - images: ``[M, 3, H, W]`` in [-1, 1]
+            - output: ``[M * h * w * merge_size**2, 3 * temporal_size * patch_size**2]``
+        """
+        size = self.resized(*images.shape[-2:])
+        pixels = images.float() / 2 + 0.5
+        if size != tuple(images.shape[-2:]):
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        pixels = (pixels - mean) / std  # [M, 3, H, W]
+        (h, w), m, p = self.grid(*size), self.merge_size, self.patch_size
+        cut = pixels.view(-1, 3, h, m, p, w, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)  # [M, h, w, m, m, 3, p, p]
+        cut = cut.unsqueeze(6).expand(*cut.shape[:6], self.temporal_size, p, p)  # a still picture fills every frame
+        return cut.reshape(-1, 3 * self.temporal_size * p * p)
+
+    # -- the library's file ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write ``preprocessor_config.json`` as the library's own processor reads it."""
+        config = {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_size,
+            "size": {"shortest_edge": self.min_tokens * self.factor**2, "longest_edge": self.max_tokens * self.factor**2},
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def limits_from(self, file: Path) -> tuple[int, int]:
+        """``(min_tokens, max_tokens)`` of a ``preprocessor_config.json``, of either generation of its keys.
+
+        Raises:
+            ValueError: it normalises or cuts differently.
+        """
+        config = json.loads(file.read_text())
+        expected = {
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_size,
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+        }
+        for key, value in expected.items():
+            if config.get(key, value) != value:
+                raise ValueError(f"{file}: {key} is {config[key]}, this wrapper needs {value}")
+        size = config.get("size", {})
+        smallest = config.get("min_pixels") or size.get("shortest_edge")
+        largest = config.get("max_pixels") or size.get("longest_edge")
+        area = self.factor**2
+        return (
+            math.ceil(smallest / area) if smallest else self.min_tokens,
+            largest // area if largest else self.max_tokens,
+        )
