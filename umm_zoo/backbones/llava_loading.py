@@ -1,0 +1,181 @@
+"""Configurations and weights of LLaVA's parts, checked on the way in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from umm_zoo.backbones.loading import assert_complete, assert_known, torch_dtype
+from umm_zoo.backbones.tokenizer import load_tokenizer
+from umm_zoo.batch import IMAGE_MARKER
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+#: Vision towers by the library's model type: has a class token in front, mean and std of its pixels.
+TOWERS: dict[str, tuple[bool, list[float], list[float]]] = {
+    "clip_vision_model": (True, list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD)),
+    "siglip_vision_model": (False, list(IMAGENET_STANDARD_MEAN), list(IMAGENET_STANDARD_STD)),
+}
+
+#: Tensors of contrastive models that belong to their text half.
+TEXT_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+
+
+def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaConfig:
+    """The library's configuration from plain fields, refused where the library would ignore or misread one.
+
+    Raises:
+        ValueError: a part is missing or of an unknown type, a field is unknown, or the features would not be a grid.
+    """
+    known = LlavaConfig().to_dict()
+    assert_known("config", fields, [*known, "image_token_id"])
+    values = dict(fields)
+    for name in ("vision_config", "text_config"):
+        values[name] = _part_config(f"config.{name}", values.get(name), shipped_tokenizer and name == "text_config")
+    if shipped_tokenizer:
+        values.setdefault("image_token_index", load_tokenizer().get_vocab()[IMAGE_MARKER])
+    kind = values["vision_config"].model_type
+    if kind not in TOWERS:
+        raise ValueError(f"config.vision_config.model_type: found '{kind}', accepted are {sorted(TOWERS)}")
+    strategy = "default" if TOWERS[kind][0] else "full"
+    found = values.setdefault("vision_feature_select_strategy", strategy)
+    if found != strategy:
+        raise ValueError(
+            f"config.vision_feature_select_strategy: found '{found}', accepted for {kind} is '{strategy}' (one feature per patch)"
+        )
+    config = LlavaConfig(**values)
+    vision: Any = config.vision_config
+    config.image_seq_length = (vision.image_size // vision.patch_size) ** 2
+    return config
+
+
+def _part_config(where: str, part: Any, shipped_tokenizer: bool) -> PreTrainedConfig:
+    if isinstance(part, PreTrainedConfig):
+        return part
+    if not isinstance(part, Mapping) or "model_type" not in part:
+        raise ValueError(f"{where}: found {part!s:.60}, accepted is a map with 'model_type'")
+    fields = dict(part)
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"{where}.model_type: found '{kind}', accepted is a transformers model type such as llama")
+    if shipped_tokenizer:
+        tokens = load_tokenizer()
+        fields = {
+            "vocab_size": len(tokens),
+            "pad_token_id": tokens.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokens.eos_token_id,
+            **fields,
+        }
+    # rope_theta is what the library's older files say, and it still reads it
+    assert_known(where, fields, [*AutoConfig.for_model(kind).to_dict(), "rope_theta", "rope_scaling", "attention_dropout"])
+    return AutoConfig.for_model(kind, **fields)
+
+
+def pixel_statistics(kind: str, source: str | None = None) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of pixels in [0, 1]: what a checkpoint's processor says, else what that kind was trained with."""
+    if source is not None:
+        try:
+            said, _ = ImageProcessingMixin.get_image_processor_dict(source)
+            return list(said["image_mean"]), list(said["image_std"])
+        except (OSError, KeyError, TypeError):
+            pass  # no processor beside the weights
+    return TOWERS[kind][1:]
+
+
+def read_config(source: str) -> PreTrainedConfig:
+    """The configuration of a name or folder.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    try:
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{source}: no model configuration found ({str(error).splitlines()[0]})") from error
+
+
+def load_checkpoint(kind: Any, source: str, dtype: Dtype, attention: str, optional: tuple[str, ...] = ()) -> Any:
+    """``kind.from_pretrained``, refusing weights that do not fill the model exactly.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    precision = "auto" if dtype == "auto" else torch_dtype(dtype)
+    try:
+        model, info = kind.from_pretrained(
+            source, dtype=precision, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except OSError as error:
+        raise FileNotFoundError(f"{source}: no checkpoint found ({str(error).splitlines()[0]})") from error
+    assert_complete(source, info, optional)
+    return model.train()
+
+
+def assert_stated(source: str, stated: Mapping[str, Any] | None, found: PreTrainedConfig, where: str = "config") -> None:
+    """Refuse a checkpoint that is not what the experiment says it is.
+
+    Raises:
+        ValueError: a stated field has another value.
+    """
+    for name, value in (stated or {}).items():
+        own = getattr(found, name)
+        if isinstance(value, Mapping):
+            assert_stated(source, value, own, f"{where}.{name}")
+        elif own != value:
+            raise ValueError(f"{where}.{name}: found {value!r}, but {source} has {own!r}")
+
+
+def assemble(
+    vision_tower: str | Mapping[str, Any],
+    language_model: str | Mapping[str, Any],
+    fields: Mapping[str, Any],
+    dtype: Dtype,
+    attention: str,
+    shipped_tokenizer: bool,
+) -> LlavaForConditionalGeneration:
+    """A LLaVA of two given parts and a new projector, whose layers start as torch makes them, as in the official code.
+
+    Args:
+        vision_tower, language_model: a source or a configuration.
+        fields: of the library's ``LlavaConfig``; what it says of a part that is read is compared with what is found.
+        dtype, attention, shipped_tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
+    """
+    tower, decoder, values = None, None, dict(fields)
+    if isinstance(vision_tower, str):
+        found = read_config(vision_tower)
+        found = getattr(found, "vision_config", found)
+        with torch.device("meta"):
+            kind = type(AutoModel.from_config(found))
+        tower = load_checkpoint(kind, vision_tower, dtype, attention, TEXT_HALF)
+        assert_stated(vision_tower, values.get("vision_config"), tower.config, "config.vision_config")
+        values["vision_config"] = tower.config
+    if isinstance(language_model, str):
+        decoder = load_checkpoint(AutoModelForCausalLM, language_model, dtype, attention)
+        assert_stated(language_model, values.get("text_config"), decoder.config, "config.text_config")
+        values["text_config"] = decoder.config
+    config = llava_config(values, shipped_tokenizer)
+    precision = torch_dtype("float32" if dtype == "auto" else dtype)
+    tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=attention)
+    decoder = decoder or AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=attention)
+    with torch.device("meta"):  # the frame only: its parts are replaced
+        model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+    model.model.vision_tower = tower
+    model.model.language_model, model.lm_head = decoder.base_model, decoder.get_output_embeddings()
+    model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(decoder.dtype)
+    return model

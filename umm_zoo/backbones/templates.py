@@ -1,0 +1,182 @@
+"""Chat templates: how a conversation becomes pieces of text, special tokens and images, and which of them are trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from umm_zoo.backbones.base import IGNORE
+from umm_zoo.batch import IMAGE_MARKER, Conversation
+
+
+class Piece(NamedTuple):
+    """A run of text, one special token, or one image (whose text is empty)."""
+
+    kind: Literal["text", "special", "image"]
+    text: str = ""
+    trained: bool = False
+
+
+class ChatTemplate(ABC):
+    """The form a language model was, or is going to be, trained on.
+
+    Attributes:
+        end: what closes an answer: a special token of the tokenizer or plain text. Generation stops there.
+    """
+
+    end: str
+
+    @abstractmethod
+    def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
+        """Every answer and what closes it is trained. ``for_generation`` ends with the opening of an assistant turn."""
+
+
+class ChatML(ChatTemplate):
+    """``<|im_start|>role\\ntext<|im_end|>\\n`` per turn: the form of Qwen's chat models, and our choice for small ones.
+
+    Args:
+        system: system text of conversations that bring none; None for no system turn.
+    """
+
+    end = "<|im_end|>"
+
+    def __init__(self, system: str | None = None) -> None:
+        self.system = system
+
+    def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
+        """The turns one after the other."""
+        turns = [(turn["role"], turn["text"]) for turn in conversation]
+        if self.system is not None and not any(role == "system" for role, _ in turns):
+            turns.insert(0, ("system", self.system))
+        pieces: list[Piece] = []
+        for role, text in turns:
+            trained = role == "assistant"
+            pieces += [Piece("special", "<|im_start|>"), Piece("text", f"{role}\n")]
+            pieces += [Piece("text", text, True)] if trained else split_images(text)
+            pieces += [Piece("special", self.end, trained), Piece("text", "\n")]
+        return [*pieces, Piece("special", "<|im_start|>"), Piece("text", "assistant\n")] if for_generation else pieces
+
+
+class VicunaV1(ChatTemplate):
+    """``SYSTEM USER: question ASSISTANT: answer</s>``, stage 2 of LLaVA-1.5 (arXiv 2310.03744) with Vicuna.
+
+    The blank before an answer is trained with it, since tokenizers join the two.
+
+    Args:
+        end: the tokenizer's end-of-text token.
+        system: system text of conversations that bring none; the default is Vicuna's.
+    """
+
+    def __init__(
+        self,
+        end: str = "</s>",
+        system: str = "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    ) -> None:
+        self.end, self.system = end, system
+
+    def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
+        """The system text, then user and assistant in turn."""
+        pieces = [Piece("text", next((turn["text"] for turn in conversation if turn["role"] == "system"), self.system))]
+        for turn in conversation:
+            if turn["role"] == "user":
+                blank = "" if pieces[-1].text in ("", self.end) else " "
+                pieces += [Piece("text", f"{blank}USER: "), *split_images(turn["text"])]
+            elif turn["role"] == "assistant":
+                pieces += [Piece("text", " ASSISTANT:"), Piece("text", f" {turn['text']}", True), Piece("special", self.end, True)]
+        return [*pieces, Piece("text", " ASSISTANT:")] if for_generation else pieces
+
+
+class Plain(ChatTemplate):
+    """The images, then the caption and a line break: stage 1 of LLaVA-1.5 (arXiv 2310.03744). What the user says is dropped."""
+
+    end = "\n"
+
+    def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
+        """All images first, then the last answer."""
+        pieces = [Piece("image")] * sum(turn["text"].count(IMAGE_MARKER) for turn in conversation if turn["role"] == "user")
+        answers = [turn["text"] for turn in conversation if turn["role"] == "assistant"]
+        return pieces if for_generation or not answers else [*pieces, Piece("text", answers[-1] + self.end, True)]
+
+
+def split_images(text: str) -> list[Piece]:
+    """The text of a user turn with its image markers as pieces of their own."""
+    first, *others = text.split(IMAGE_MARKER)
+    return [Piece("text", first), *(piece for part in others for piece in (Piece("image"), Piece("text", part)))]
+
+
+def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Id of a special token.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ValueError(
+            f"template: uses '{token}', which is no token of the tokenizer (its end token is '{tokenizer.eos_token}', "
+            f"its special tokens are {tokenizer.all_special_tokens})"
+        )
+    return int(found)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> list[int]:
+    """Tokens that close an answer: the tokenizer's own end token, and ``end`` or, where that is plain text, all that contain it."""
+    vocabulary = tokenizer.get_vocab()
+    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if end in vocabulary and end in tokenizer.all_special_tokens:
+        return sorted({*own, int(vocabulary[end])})
+    return sorted({*own, *(index for index in vocabulary.values() if end in tokenizer.decode([index]))})
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], image_token_id: int, tokens_per_image: int
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one conversation, with ``tokens_per_image`` image tokens for each image.
+
+    Neighbouring texts are tokenised together, so that the border between prompt and answer does not change the tokens; a token is
+    trained if it shares a character with a trained piece. Text is read as text: one that spells a special token forges nothing.
+
+    Args:
+        tokenizer: a fast one, which can tell the characters of a token.
+        pieces: from ``ChatTemplate.render``.
+        image_token_id: stands at the places of image tokens.
+        tokens_per_image: length of an image.
+    """
+    ids: list[int] = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    labels = [IGNORE] * len(ids)
+    for kind, group in groupby(pieces, key=lambda piece: piece.kind):
+        for found, trained in _texts(tokenizer, list(group)) if kind == "text" else _others(tokenizer, group, image_token_id):
+            count = tokens_per_image if kind == "image" else 1
+            ids += [found] * count
+            labels += [found if trained else IGNORE] * count
+    return ids, labels
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> Iterator[tuple[int, bool]]:
+    text, spans = "", []
+    for piece in pieces:
+        if piece.trained:
+            spans.append((len(text), len(text) + len(piece.text)))
+        text += piece.text
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield token, any(start < last and stop > first for first, last in spans)
+
+
+def _others(tokenizer: PreTrainedTokenizerBase, pieces: Iterator[Piece], image_token_id: int) -> Iterator[tuple[int, bool]]:
+    for piece in pieces:
+        yield (image_token_id if piece.kind == "image" else special_id(tokenizer, piece.text)), piece.trained
+
+
+def pad(rows: list[list[int]], value: int, left: bool) -> Tensor:
+    """Rows of different lengths as one ``[B, L]`` tensor."""
+    length = max(len(row) for row in rows)
+    gaps = [[value] * (length - len(row)) for row in rows]
+    return torch.tensor([gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)], dtype=torch.long)
