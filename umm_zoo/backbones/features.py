@@ -81,7 +81,7 @@ class FeatureEncoder(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Patch tokens ``[B, N, D]``: -1 is what the network gives out, -2 the input of its last block (LLaVA's choice), and so on."""
+        """Patch tokens ``[B, N, D]``: -1 is what the network gives out, -2 the input of its last block (LLaVA's choice)."""
 
 
 class LibraryEncoder(FeatureEncoder):
@@ -159,20 +159,15 @@ class LibraryEncoder(FeatureEncoder):
         Raises:
             ValueError: there is no such layer.
         """
-        return self.read(images, [layer])[0]
+        if not -self.num_layers - 1 <= layer <= -1:
+            raise ValueError(f"{type(self).__name__}.layer: found {layer}, accepted are {-self.num_layers - 1} to -1")
+        output = self.vision(self.pixels(images), output_hidden_states=layer != -1)
+        return self.patches(output, layer).to(images.dtype)
 
-    def read(self, images: Tensor, layers: list[int]) -> list[Tensor]:
-        """Patch tokens of several layers from one forward pass.
-
-        Raises:
-            ValueError: there is no such layer.
-        """
-        for layer in layers:
-            if not -self.num_layers - 1 <= layer <= -1:
-                raise ValueError(f"{type(self).__name__}.layer: found {layer}, accepted are {-self.num_layers - 1} to -1")
-        output = self.vision(self.pixels(images), output_hidden_states=any(layer != -1 for layer in layers))
-        states = [output.last_hidden_state if layer == -1 else output.hidden_states[layer] for layer in layers]
-        return [state[:, -self.grid.num_cells :].to(images.dtype) for state in states]  # class and registers come first
+    def patches(self, output: Any, layer: int) -> Tensor:
+        """Patch tokens ``[B, N, D]`` of a layer of what ``vision`` gave; class and register tokens come first and are left out."""
+        state: Tensor = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        return state[:, -self.grid.num_cells :]
 
     def vision(self, pixels: Tensor, output_hidden_states: bool = False, masked: Tensor | None = None) -> Any:
         """The library's output for normalised pixels; ``masked`` [B, N] puts the mask token there, where the network has one."""
@@ -213,9 +208,11 @@ class DINOv2Features(LibraryEncoder):
     The stock processor brings the shorter side to 256 and cuts out 224.
     """
 
-    kind, config_kind = Dinov2Model, Dinov2Config
+    kind: ClassVar[type[PreTrainedModel]] = Dinov2Model
+    config_kind: ClassVar[type[Any]] = Dinov2Config
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    stock_size, crop_ratio = 224, 256 / 224
+    stock_size = 224
+    crop_ratio: ClassVar[float | None] = 256 / 224
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the final norm."""
@@ -324,8 +321,8 @@ class CLIPFeatures(TextImageEncoder):
 class SigLIPFeatures(TextImageEncoder):
     """SigLIP with both towers (Zhai et al., 2023, arXiv 2303.15343); pictures are squeezed to the square, not cropped.
 
-    There is no class token: ``forward`` gives the attention-pooled vector. Texts are padded to the full length without a mask, as in
-    its training.
+    There is no class token: ``forward`` gives the attention-pooled vector. Texts are padded to the full length without a mask, as
+    in its training.
     """
 
     kind, config_kind = SiglipModel, SiglipConfig
@@ -341,7 +338,7 @@ def _built(
     for name in ("text_config", "vision_config"):
         if name in config:
             assert_known(f"{kind.__name__}.config.{name}", config[name], set(defaults[name]))
-    model: PreTrainedModel = kind._from_config(config_kind(**config), attn_implementation=attention)
+    model: Any = kind._from_config(config_kind(**config), attn_implementation=attention)
     return model if dtype == "float32" else model.to(torch_dtype(dtype))
 
 
@@ -354,9 +351,8 @@ def _loaded(
 ) -> PreTrainedModel:
     if config is not None and on_meta_device():
         return _built(encoder.kind, encoder.config_kind, config, dtype, attention)
-    model, info = encoder.kind.from_pretrained(
-        str(source), dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True
-    )
+    loader: Any = encoder.kind.from_pretrained
+    model, info = loader(str(source), dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
     assert_complete(source, info, encoder.optional)
     return model
 

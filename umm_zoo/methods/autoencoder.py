@@ -1,0 +1,96 @@
+"""Training of an image codec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.backbones.codecs import LatentCodec, draw
+from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.batch import Batch
+from umm_zoo.method import Method
+from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.optimization import OptimizerFactory, Schedule
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of N(mean, variance) from N(0, 1) in nats, averaged over all elements, ``[]``."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+class Autoencoder(Method):
+    """Reconstruct pictures through a codec with a slight pull of its latents towards a standard normal.
+
+    The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G) without the adversarial term, which
+    needs far more data than a small codec: pixel distance, distance of a frozen encoder's features, KL. The codec's shift and
+    scaling follow the running statistics of its latents, so that any checkpoint of the run can be used as it is.
+
+    Args:
+        codec: the network that is trained.
+        trained: names of trained parts (``codec``).
+        optimizer: its optimiser.
+        schedule: of the learning rate.
+        perceptual: a frozen encoder whose patch features the reconstruction should share; None for none.
+        l1_weight: of the mean absolute difference of pixels.
+        mse_weight: of the mean squared difference (it is what PSNR measures).
+        kl_weight: of the KL term per latent element, in nats. The paper's code has 1e-6 on sums over a picture; ours (on means) is
+            larger, because a small world needs a smooth latent space more than the last decibel.
+        perceptual_weight: of the mean squared distance of LayerNormed features.
+        statistics_momentum: of the running latent statistics (our choice).
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        perceptual: FeatureEncoder | None = None,
+        l1_weight: float = 1.0,
+        mse_weight: float = 0.0,
+        kl_weight: float = 1e-4,
+        perceptual_weight: float = 0.1,
+        statistics_momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.codec, self.perceptual = codec, perceptual
+        self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
+        self.perceptual_weight, self.statistics_momentum = perceptual_weight, statistics_momentum
+        self.train_only(trained, optimizer, schedule)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``codec``, and ``perceptual`` where there is one."""
+        return {"codec": self.codec} | ({"perceptual": self.perceptual} if self.perceptual is not None else {})
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruct every picture of the batch, inputs and targets."""
+        pictures = torch.cat([picture for picture in (batch.images, batch.targets) if picture is not None])
+        mean, log_variance = self.codec.posterior(pictures)
+        self.codec.track_statistics(mean, self.statistics_momentum)
+        return self._losses(pictures, mean, log_variance, draw(mean, log_variance))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """``pictures`` are reconstructions from the posterior mean, ``originals`` what they should be."""
+        pictures = picture_of_each_row(batch)
+        mean, log_variance = self.codec.posterior(pictures)
+        losses = self._losses(pictures, mean, log_variance, mean)
+        reconstructed = self.codec.decode(self.codec.normalise(mean))
+        return {**losses, "pictures": reconstructed.clamp(-1, 1), "originals": pictures}
+
+    def _losses(self, pictures: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
+        found = self.codec.expand(latents).to(pictures.dtype)
+        losses = {"l1": F.l1_loss(found, pictures), "mse": F.mse_loss(found, pictures)}
+        loss = self.l1_weight * losses["l1"] + self.mse_weight * losses["mse"]
+        if log_variance is not None:
+            losses["kl"] = kl_to_standard_normal(mean, log_variance)
+            loss = loss + self.kl_weight * losses["kl"]
+        if self.perceptual is not None:
+            with torch.no_grad():
+                wanted = self.perceptual.tokens(pictures)
+            seen = self.perceptual.tokens(found)
+            losses["perceptual"] = F.mse_loss(F.layer_norm(seen, seen.shape[-1:]), F.layer_norm(wanted, wanted.shape[-1:]))
+            loss = loss + self.perceptual_weight * losses["perceptual"]
+        return {"loss": loss, **losses}

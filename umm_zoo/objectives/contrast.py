@@ -1,0 +1,129 @@
+"""Losses that pull matching pictures and texts together, with negatives that differ in one attribute; and where those come from."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.batch import Batch
+
+
+class ContrastiveLoss(nn.Module, ABC):
+    """A loss over all pairs of a batch.
+
+    Shape:
+        - images, texts: ``[B, F]`` unit vectors; row i of both belongs together
+        - negatives: ``[B, K, F]`` unit vectors of texts that are wrong about picture i; K may be 0
+        - scale, bias: ``[]``, of the logits ``scale * cosine + bias``
+        - same: ``[B, B]`` bool, True where text j is just as true of picture i as its own (equal captions), the diagonal included
+        - valid: ``[B, K]`` bool, False where a row has fewer than K negatives
+        - output: ``[]``
+    """
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
+    ) -> Tensor:
+        """The mean loss."""
+
+
+class SoftmaxContrast(ContrastiveLoss):
+    """Symmetric InfoNCE (Radford et al., 2021, arXiv 2103.00020, figure 3), the row's own hard negatives among its texts.
+
+    The extra texts stand in the image-to-text direction alone, as in NegCLIP (Yuksekgonul et al., 2023, arXiv 2210.01936): they
+    have no picture of their own.
+    """
+
+    def forward(
+        self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Cross-entropy against the own text and the own picture; equally true ones are left out of the sum."""
+        logits = scale * images @ texts.T + bias  # [B, B]
+        twins = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        logits = logits.masked_fill(twins, float("-inf"))
+        wrong = scale * torch.einsum("bf,bkf->bk", images, negatives) + bias  # [B, K]
+        wrong = wrong.masked_fill(~valid, float("-inf"))
+        own = torch.arange(len(images), device=images.device)
+        return 0.5 * (F.cross_entropy(torch.cat([logits, wrong], dim=1), own) + F.cross_entropy(logits.T, own))
+
+
+class SigmoidContrast(ContrastiveLoss):
+    """Every pair is a yes-or-no question (Zhai et al., 2023, arXiv 2303.15343, equation 2); hard negatives are B·K further noes."""
+
+    def forward(
+        self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Sum of the log losses over the pairs, divided by B as in the paper."""
+        logits = scale * images @ texts.T + bias  # [B, B]
+        own = torch.eye(len(images), dtype=torch.bool, device=images.device)
+        losses = F.softplus(torch.where(own, -logits, logits)).masked_fill(same & ~own, 0.0)
+        wrong = scale * torch.einsum("bf,bkf->bk", images, negatives) + bias  # [B, K]
+        return (losses.sum() + F.softplus(wrong).masked_fill(~valid, 0.0).sum()) / len(images)
+
+
+class HardNegatives(ABC):
+    """Where the texts come from that are almost, but not, true of a row's picture."""
+
+    @abstractmethod
+    def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
+        """For each row some texts that are wrong about its picture, possibly none."""
+
+
+class StoredNegatives(HardNegatives):
+    """Texts that the data set holds: ``meta[key]``, a list of strings.
+
+    Args:
+        key: name in the row's ground truth.
+        num: at most this many of a row are used, drawn anew each time.
+    """
+
+    def __init__(self, key: str = "hard_negatives", num: int = 4) -> None:
+        self.key, self.num = key, num
+
+    def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
+        """A draw from each row's list."""
+        rows = []
+        for meta in batch.meta:
+            stored = list(meta.get(self.key, ()))
+            rows.append([stored[i] for i in torch.randperm(len(stored), generator=generator)[: self.num].tolist()])
+        return rows
+
+
+class WordSwaps(HardNegatives):
+    """The row's own text with one word exchanged for another of its group: one attribute differs.
+
+    Without them a contrastive encoder ignores small objects: the other texts of a batch differ in so much that it need not look.
+
+    Args:
+        groups: lists of words (or phrases) that exclude each other, such as ``[small, large]``.
+        num: texts per row; fewer where a text holds no such word.
+
+    Raises:
+        ValueError: a group has fewer than two words.
+    """
+
+    def __init__(self, groups: list[list[str]], num: int = 4) -> None:
+        if any(len(group) < 2 for group in groups):
+            raise ValueError(f"WordSwaps.groups: accepted are lists of two words or more, found {groups}")
+        self.num = num
+        self.others = {word: [other for other in group if other != word] for group in groups for word in group}
+        longest_first = sorted(self.others, key=len, reverse=True)
+        self.pattern = re.compile(r"\b(" + "|".join(map(re.escape, longest_first)) + r")\b")
+
+    def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
+        """Different places of the text are changed, as far as it has enough."""
+        return [self._swaps(text, generator) for text in texts]
+
+    def _swaps(self, text: str, generator: torch.Generator | None) -> list[str]:
+        places = list(self.pattern.finditer(text))
+        changed = []
+        for index in torch.randperm(len(places), generator=generator)[: self.num].tolist():
+            place = places[index]
+            others = self.others[place.group()]
+            word = others[int(torch.randint(len(others), (), generator=generator))]
+            changed.append(text[: place.start()] + word + text[place.end() :])
+        return changed
