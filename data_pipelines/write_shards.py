@@ -92,7 +92,7 @@ class IndexedShardWriter:
         self._writer.write({"__key__": key, **members})
         self._keys.add(key)
         self.summary.samples += 1
-        self.summary.members.update(members)
+        self.summary.members.update(members.keys())
         row = sample.get("json")
         if isinstance(row, Mapping):
             self.summary.kinds[str(row.get("kind", ""))] += 1
@@ -110,9 +110,8 @@ class IndexedShardWriter:
             return value.encode()
         if isinstance(value, Mapping) and extension == "json":
             return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        raise ValueError(
-            f"{self.name}: member {extension!r} of {key!r} is {type(value).__name__}, accepted bytes, text, or a dict as json"
-        )
+        found = f"member {extension!r} of {key!r} is {type(value).__name__}"
+        raise ValueError(f"{self.name}: {found}, accepted bytes, text, or a dict as json")
 
     def _open(self) -> None:
         from webdataset import ShardWriter  # slow to import, and reading an index does not need it
@@ -134,7 +133,7 @@ class IndexedShardWriter:
 
     def _open_stream(self, file_name: str) -> IO[bytes]:
         self._temporary = self.out / f".{file_name}.partial"
-        self._stream = open(self._temporary, "wb")
+        self._stream = open(self._temporary, "wb")  # noqa: SIM115 - closed by _finish or _discard
         return self._stream
 
     def _finish(self, file_name: str) -> None:
@@ -150,6 +149,8 @@ class IndexedShardWriter:
         self.summary.shards.append(final)
 
     def _discard(self) -> None:
+        if self._writer is not None and self._writer.tarstream is not None:
+            self._writer.tarstream.close()  # or its destructor would write into the closed file
         if self._stream is not None:
             self._stream.close()
         if self._temporary is not None:
@@ -215,7 +216,7 @@ def index_tar(path: str | Path) -> dict[str, Any]:
                     duplicates.append(f"{key}.{extension}")
                 else:
                     members[extension] = [member.offset_data, member.size]
-                tar.members.clear()  # tarfile keeps every header; a shard of a million members need not
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header; a shard of a million members need not
     except tarfile.TarError as error:
         raise ValueError(f"{path}: not a plain (uncompressed) tar file: {error}") from error
     by_extension = Counter(extension for members in samples.values() for extension in members)

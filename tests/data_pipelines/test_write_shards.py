@@ -9,10 +9,8 @@ from data_pipelines.write_shards import IndexedShardWriter, index_path, index_ta
 
 
 def some_samples(count):
-    return [
-        {"__key__": f"s{i:03d}", "json": {"kind": "even" if i % 2 == 0 else "odd"}, "0.png": bytes([i]) * (i + 1)}
-        for i in range(count)
-    ]
+    kinds = ("even", "odd")
+    return [{"__key__": f"s{i:03d}", "json": {"kind": kinds[i % 2]}, "0.png": bytes([i]) * (i + 1)} for i in range(count)]
 
 
 def add(tar, name, data=b"x"):
