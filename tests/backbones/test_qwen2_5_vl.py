@@ -280,7 +280,8 @@ def test_other_attention_and_dtype(vlm):
 def test_text_alone_under_another_role(vlm):
     inputs = vlm.embed([[{"role": "generate", "text": "a red circle"}]], None, [0], for_generation=True)
     assert vlm.tokenizer.decode(inputs.token_ids[0].tolist()) == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>generate\na red circle<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>generate\na red circle<|im_end|>\n<|im_start|>assistant\n"
     )
     output = vlm(inputs)
     assert output.loss == 0 and output.hidden.shape == inputs.embeddings.shape

@@ -52,7 +52,7 @@ class Qwen25VL(VLMBackbone):
         self.layout = layout
         self.template = QwenChat(system_prompt)
         self._tokenizer = tokenizer
-        self.width: int = model.config.text_config.hidden_size
+        self.width: int = self.model.config.text_config.hidden_size
         self.image_size = None
         if gradient_checkpointing:
             with warnings.catch_warnings():  # the library's newer name for it is not in every version that this package admits
@@ -85,7 +85,8 @@ class Qwen25VL(VLMBackbone):
         """Random weights of any size. On the meta device nothing is read from disk.
 
         Args:
-            config: ``text_config`` and ``vision_config`` as in the library's ``config.json``; token ids left out are the tokenizer's.
+            config: ``text_config`` and ``vision_config`` as in the library's ``config.json``; token ids left out are the
+                tokenizer's.
             tokenizer: name or folder; None is the one shipped with this package.
             min_tokens, max_tokens: smaller and larger pictures are resized.
             system_prompt: put before a conversation without a system turn; None puts none.

@@ -1,7 +1,7 @@
 """Pictures as the Qwen2-VL family's vision tower takes them, computed from tensors with plain torch.
 
-The library's own processors start from files or PIL pictures (and its faster one needs torchvision); training data arrives here as a
-batch of tensors, and rewards or reconstructions even arrive with a gradient.
+The library's own processors start from files or PIL pictures (and its faster one needs torchvision); training data arrives here
+as a batch of tensors, and rewards or reconstructions even arrive with a gradient.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class PatchLayout:
     """How a picture is resized, normalised and cut.
 
-    The tower takes flattened patches in groups of ``merge_size x merge_size`` neighbours, because its merger turns each group into one
-    language-model token; the groups are in raster order. A still picture fills all ``temporal_size`` frames of a patch.
+    The tower takes flattened patches in groups of ``merge_size x merge_size`` neighbours, because its merger turns each group into
+    one language-model token; the groups are in raster order. A still picture fills all ``temporal_size`` frames of a patch.
 
     Args:
         patch_size: pixels per patch side (14 in the published models).

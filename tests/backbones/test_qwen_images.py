@@ -1,0 +1,88 @@
+"""Cutting pictures for Qwen2.5-VL against the library's own processor."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from umm_zoo.backbones.qwen_images import PatchLayout
+
+TINY = PatchLayout(patch_size=4, merge_size=2)
+
+
+def library(layout):
+    area = layout.factor**2
+    return Qwen2VLImageProcessorPil(
+        patch_size=layout.patch_size,
+        merge_size=layout.merge_size,
+        temporal_patch_size=layout.temporal_size,
+        size={"shortest_edge": layout.min_tokens * area, "longest_edge": layout.max_tokens * area},
+    )
+
+
+def bytes_and_tensor(height, width, count=2):
+    """8-bit pictures, smooth enough that resampling does not ring, as the library and as this package takes them."""
+    coarse = torch.rand(count, 3, 4, 5, generator=torch.Generator().manual_seed(height))
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    whole = (smooth * 255).round().byte()
+    return [np.asarray(picture.permute(1, 2, 0)) for picture in whole], whole.float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("layout", [TINY, PatchLayout(), PatchLayout(patch_size=6, merge_size=3, temporal_size=1)])
+def test_patches_are_the_processors(layout):
+    pictures, images = bytes_and_tensor(3 * layout.factor, 4 * layout.factor)
+    expected = library(layout)(pictures, return_tensors="pt")
+    assert_close(layout.patches(images), expected["pixel_values"], rtol=0, atol=1e-5)
+    h, w = layout.grid(*images.shape[-2:])
+    assert expected["image_grid_thw"].tolist() == [[1, h * layout.merge_size, w * layout.merge_size]] * 2
+
+
+@pytest.mark.parametrize("size", [(30, 45), (9, 12), (120, 60)])
+def test_resized_patches_are_the_processors_to_its_rounding(size):
+    layout = PatchLayout(patch_size=4, merge_size=2, min_tokens=4, max_tokens=60)
+    pictures, images = bytes_and_tensor(*size)
+    own, expected = layout.patches(images), library(layout)(pictures, return_tensors="pt")["pixel_values"]
+    assert own.shape == expected.shape
+    assert (own - expected).abs().max() < 2.5 / 255 / 0.26  # it rounds to 8 bits after each of two passes; deviation .26 at least
+
+
+def test_sizes_are_the_librarys():
+    generator = torch.Generator().manual_seed(0)
+    published = PatchLayout()
+    for height, width in torch.randint(1, 9000, (300, 2), generator=generator).tolist():
+        if max(height, width) > 200 * min(height, width):
+            continue
+        expected = smart_resize(height, width, factor=28, min_pixels=56 * 56, max_pixels=12845056)
+        assert published.resized(height, width) == expected, (height, width)
+
+
+def test_one_token_per_eight_pixels():
+    assert TINY.grid(32, 32) == (4, 4) and TINY.grid(16, 40) == (2, 5)
+
+
+def test_extreme_shapes_are_refused():
+    with pytest.raises(ValueError, match="more than 200 times"):
+        TINY.resized(1, 201)
+
+
+def test_patches_carry_gradients():
+    images = torch.zeros(1, 3, 30, 30, requires_grad=True)
+    TINY.patches(images).sum().backward()
+    assert (images.grad != 0).all()
+
+
+def test_preprocessor_file_round_trip(tmp_path):
+    layout = PatchLayout(patch_size=4, min_tokens=9, max_tokens=100)
+    layout.save(tmp_path)
+    assert TINY.limits_from(tmp_path / "preprocessor_config.json") == (9, 100)
+    loaded = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    assert (loaded.patch_size, loaded.size["longest_edge"]) == (4, 100 * 64)
+    with pytest.raises(ValueError, match="patch_size is 4, this wrapper needs 14"):
+        PatchLayout().limits_from(tmp_path / "preprocessor_config.json")
+
+
+def test_published_limits_in_either_spelling(tmp_path):
+    for text in ('{"min_pixels": 3136, "max_pixels": 65536}', '{"size": {"shortest_edge": 3136, "longest_edge": 65536}}'):
+        (tmp_path / "p.json").write_text(text)
+        assert PatchLayout().limits_from(tmp_path / "p.json") == (4, 83)  # UAE's shipped processor: at most 83 tokens
