@@ -1,0 +1,94 @@
+"""The sample grid: what is chosen, what is written, what the pixels are."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from umm_zoo.batch import Batch
+from umm_zoo.callbacks.cards import BORDER, MARGIN, RIGHT, WRONG, Card, draw_cards, resized, wrap
+from umm_zoo.callbacks.samples import SampleGrid, card_of, to_pil
+
+
+def batch(kinds: list[str], truths: list[str]) -> Batch:
+    return Batch(
+        keys=[f"s/0:{i}" for i in range(len(kinds))],
+        conversations=[
+            [{"role": "user", "text": "<image>\nWhat  is it?"}, {"role": "assistant", "text": truth}] for truth in truths
+        ],
+        images=torch.linspace(-1, 1, len(kinds))[:, None, None, None].expand(-1, 3, 32, 32),
+        image_counts=[1] * len(kinds),
+        meta=[{"kind": kind} for kind in kinds],
+    )
+
+
+def fake_trainer(folder: Path, sanity_checking: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(default_root_dir=str(folder), global_step=42, is_global_zero=True, sanity_checking=sanity_checking)
+
+
+def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[dict, Batch]) -> None:
+    grid.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    for index, (outputs, rows) in enumerate(steps):
+        grid.on_validation_batch_end(trainer, None, outputs, rows, index)  # type: ignore[arg-type]
+    grid.on_validation_epoch_end(trainer, None)  # type: ignore[arg-type]
+
+
+def test_a_grid_of_the_expected_size_is_written_under_the_run_folder(tmp_path: Path) -> None:
+    rows = batch(["a"] * 5, ["red"] * 5)
+    validate(SampleGrid(num_samples=3, picture_size=70, cards_per_row=2), fake_trainer(tmp_path), ({"answers": ["red"] * 5}, rows))
+    with Image.open(tmp_path / "samples" / "step-000042.png") as picture:
+        card = 200 + 2 * (MARGIN + BORDER)  # the text sets the width: 64 pixels of picture are less
+        assert picture.width == MARGIN + 2 * (card + MARGIN)
+        assert picture.height > 2 * (64 + 3 * 18)
+
+
+def test_the_same_samples_of_every_kind_in_turn() -> None:
+    grid = SampleGrid(num_samples=4)
+    trainer = fake_trainer(Path("unused"), sanity_checking=False)
+    for index, kinds in enumerate((["a", "a", "a"], ["a", "b", "b"], ["a", "c", "c"])):
+        rows = batch(kinds, [f"{index}{row}" for row in range(3)])
+        grid.on_validation_batch_end(trainer, None, {}, rows, index)  # type: ignore[arg-type]
+    assert [(card.title, card.truth) for card in grid._chosen.cards()] == [("a", "00"), ("b", "11"), ("c", "21"), ("a", "01")]
+
+
+def test_nothing_is_written_in_the_sanity_check(tmp_path: Path) -> None:
+    validate(SampleGrid(), fake_trainer(tmp_path, sanity_checking=True), ({"answers": ["x"]}, batch(["a"], ["x"])))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_holds_the_texts_and_the_verdict() -> None:
+    card = card_of(1, {"answers": ["Red.", "blue"]}, batch(["a", "a"], ["red", "green"]), title="a")
+    assert (card.question, card.answer, card.truth, card.right) == ("What is it?", "blue", "green", False)
+    assert list(card.pictures) == ["input"]
+
+
+def test_columns_take_the_place_of_input_and_target() -> None:
+    columns = {"original": torch.zeros(1, 3, 8, 8), "round trip": torch.ones(1, 3, 8, 8)}
+    card = card_of(0, {"columns": columns}, batch(["a"], ["x"]), title="a")
+    assert list(card.pictures) == ["original", "round trip"]
+    assert card.right is None
+
+
+@pytest.mark.parametrize(("right", "colour"), [(True, RIGHT), (False, WRONG)])
+def test_the_border_tells_right_from_wrong(right: bool, colour: tuple[int, int, int]) -> None:
+    card = Card("a", "q", "x", "y", right, {"input": Image.new("RGB", (32, 32))})
+    assert draw_cards([card], 64, 1).getpixel((MARGIN, MARGIN)) == colour
+
+
+def test_pictures_become_eight_bit_and_small_ones_keep_hard_pixels() -> None:
+    picture = to_pil(torch.tensor([-1.0, 1.0, 3.0]).expand(3, 1, 3))
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 255, 255), (255, 255, 255)]
+    large = resized(picture, 10)
+    assert large.size == (9, 3)
+    assert large.getpixel((2, 2)) == (0, 0, 0) and large.getpixel((3, 0)) == (255, 255, 255)
+
+
+def test_no_line_is_wider_than_the_card_and_no_letter_is_lost() -> None:
+    font = ImageFont.load_default(14)
+    text = "a few words and " + "x" * 100
+    lines = wrap(text, 90, font, max_lines=50)
+    assert max(font.getlength(line) for line in lines) <= 90
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert len(wrap(text, 90, font, max_lines=2)) == 2

@@ -1,0 +1,87 @@
+"""The step time and its parts, on a clock that only the parts below move: real ones are not exact on a busy machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from umm_zoo.batch import Batch
+from umm_zoo.callbacks.throughput import Throughput
+
+DATA, FORWARD, STEP, VALIDATION = 0.006, 0.012, 0.009, 0.2
+
+
+class Clock:
+    now = 100.0
+
+    @classmethod
+    def wait(cls, seconds: float) -> None:
+        cls.now += seconds
+
+
+class SlowSGD(torch.optim.SGD):
+    def step(self, closure=None):  # type: ignore[no-untyped-def, override]
+        loss = super().step(closure)
+        Clock.wait(STEP)
+        return loss
+
+
+class Slow(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        Clock.wait(FORWARD)
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        Clock.wait(VALIDATION)
+
+    def batch_tokens(self, batch: Batch) -> Tensor:
+        return torch.tensor(7 * len(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return SlowSGD(self.parameters(), lr=0.1)
+
+
+def rows(indices: list[int]) -> Batch:
+    Clock.wait(DATA)
+    return Batch(keys=[str(i) for i in indices], conversations=[[] for _ in indices])
+
+
+@pytest.fixture(autouse=True)
+def fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Throughput, "_now", lambda self: Clock.now)
+
+
+def run(tmp_path: Path, callback: Throughput, **options: object) -> dict[str, float]:
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", callbacks=[callback], logger=CSVLogger(tmp_path), max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    trainer.fit(Slow(), DataLoader(range(72), batch_size=3, collate_fn=rows), DataLoader(range(1), collate_fn=rows))
+    return {key.removeprefix("throughput/"): value for key, value in callback.values.items()}
+
+
+def test_the_parts_add_up_to_the_step_and_validation_is_no_part(tmp_path: Path) -> None:
+    # of 24 steps the last 12 are looked at: in the first the loader has already begun
+    values = run(tmp_path, Throughput(every_n_steps=12), val_check_interval=4)
+    parts = [values["data_ms"], values["forward_backward_ms"], values["optimiser_ms"]]
+    assert parts == pytest.approx([6.0, 12.0, 9.0])
+    assert values["step_ms"] == pytest.approx(27.0)
+    assert values["samples_per_s"] == pytest.approx(3 / 0.027)
+    assert values["tokens_per_s"] == pytest.approx(21 / 0.027)
+    assert 0.05 < values["peak_memory_gb"] < 50
+    assert "throughput/step_ms" in next(tmp_path.rglob("metrics.csv")).read_text()
+
+
+def test_accumulated_steps_without_an_update_are_forward_and_backward(tmp_path: Path) -> None:
+    values = run(tmp_path, Throughput(every_n_steps=12), accumulate_grad_batches=4)
+    assert values["optimiser_ms"] == pytest.approx(9.0 / 4)
+    assert values["forward_backward_ms"] == pytest.approx(12.0)

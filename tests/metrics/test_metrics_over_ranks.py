@@ -1,0 +1,94 @@
+"""Two processes with uneven rows must give what one process gives."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchmetrics import Metric
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics import PSNR, AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, Retrieval, YesNo
+
+#: Rows of each rank: uneven, and a kind that only one of them sees; the last case leaves a rank without rows.
+SPLITS = {"uneven": [range(0, 4), range(4, 19)], "one rank without rows": [range(19), range(0)]}
+NUM_ROWS, NUM_FEATURES = 19, 5
+
+
+def all_metrics() -> dict[str, Metric]:
+    return {
+        "answers": AnswerAccuracy(),
+        "yes_no": YesNo(kinds=["exists"]),
+        "paired": PairedAccuracy(),
+        "perplexity": Perplexity(),
+        "prior": LanguagePrior(),
+        "psnr": PSNR(),
+        "retrieval": Retrieval(),
+    }
+
+
+def step(rows: range) -> tuple[dict[str, Any], Batch]:
+    """The given rows of a fixed set of 19, and what a model makes of them."""
+    generator = torch.Generator().manual_seed(1)
+    pictures, targets = (torch.rand(NUM_ROWS, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
+    features = torch.randn(2, NUM_ROWS, NUM_FEATURES, generator=generator)
+    nll = torch.rand(NUM_ROWS, generator=generator) * 7
+    kinds = ["only first rank" if i < 3 else "exists" if i % 2 else "only second rank" for i in range(NUM_ROWS)]
+    chosen = list(rows)
+    outputs = {
+        "answers": ["yes" if i % 3 else "no" if i % 5 else "perhaps" for i in chosen],
+        "nll": nll[chosen],
+        "num_tokens": torch.tensor([1 + i % 4 for i in chosen]),
+        "pictures": pictures[chosen],
+        "image_features": features[0, chosen],
+        "text_features": features[0, chosen] + features[1, chosen],
+    }
+    batch = Batch(
+        keys=[f"toy/0:{i}" for i in chosen],
+        conversations=[
+            [{"role": "user", "text": f"question {i % 6}"}, {"role": "assistant", "text": "yes" if i % 4 else "no"}] for i in chosen
+        ],
+        targets=targets[chosen],
+        meta=[{"kind": kinds[i], "pair": i % 10, "negative": "random" if i < 9 else "popular"} for i in chosen],
+    )
+    return outputs, batch
+
+
+def values_of(rows: range) -> dict[str, float]:
+    """Every metric over the rows, in batches of three; over all ranks where there are several."""
+    values: dict[str, float] = {}
+    for name, metric in all_metrics().items():
+        for start in range(0, len(rows), 3):
+            metric.update(*step(rows[start : start + 3]))
+        computed = metric.compute()
+        for entry, value in (computed if isinstance(computed, dict) else {"": computed}).items():
+            values[f"{name}/{entry}"] = float(value)
+    return values
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save({name: values_of(split[rank]) for name, split in SPLITS.items()}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def by_rank() -> list[dict[str, dict[str, float]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        # forked, because two fresh interpreters would spend ten times as long on imports
+        mp.start_processes(work, args=(folder,), nprocs=2, start_method="fork")
+        return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_has_the_value_of_one_process(by_rank: list[dict[str, dict[str, float]]], rank: int, split: str) -> None:
+    expected = values_of(range(NUM_ROWS))
+    assert len(expected) > 20
+    assert by_rank[rank][split] == pytest.approx(expected, abs=1e-6)
+    assert list(by_rank[rank][split]) == list(expected)  # ranks that log in another order would wait for each other

@@ -1,0 +1,125 @@
+"""Pictures of what a method does, saved at every validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from umm_zoo.batch import IMAGE_MARKER, Batch
+from umm_zoo.callbacks.cards import Card, draw_cards
+from umm_zoo.metrics.answers import normalise
+from umm_zoo.metrics.rows import kind_of
+
+
+@dataclass
+class _Chosen:
+    """The first samples of each kind, so that a grid shows every kind however the set is sorted."""
+
+    limit: int
+    by_kind: dict[str, list[Card]] = field(default_factory=dict)
+
+    def wants(self, kind: str) -> bool:
+        return len(self.by_kind.get(kind, [])) < self.limit
+
+    def add(self, kind: str, card: Card) -> None:
+        self.by_kind.setdefault(kind, []).append(card)
+
+    def cards(self) -> list[Card]:
+        turns = zip_longest(*(self.by_kind[kind] for kind in sorted(self.by_kind)))
+        return [card for turn in turns for card in turn if card is not None][: self.limit]
+
+
+class SampleGrid(Callback):
+    """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: pictures, question, answer and truth of fixed samples.
+
+    The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
+    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The pictures of a sample are ``outputs["columns"]`` (name
+    -> [B, 3, H, W], such as original, round trip, reconstruction) where the method returns them; otherwise its input images, the
+    drawn one (``outputs["pictures"]``) and the target. Small pictures are enlarged without smoothing. Rank 0 draws its own samples.
+
+    Args:
+        num_samples: cards in a grid.
+        picture_size: side in pixels to which small pictures are enlarged (by a whole factor) and large ones shrunk; 192 is a
+            multiple of 32, 48, 64 and 96.
+        cards_per_row: cards beside each other, fewer where they would not fit.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+
+    def __init__(self, num_samples: int = 16, picture_size: int = 192, cards_per_row: int = 4) -> None:
+        for name, value in (("num_samples", num_samples), ("picture_size", picture_size), ("cards_per_row", cards_per_row)):
+            if value < 1:
+                raise ValueError(f"SampleGrid.{name}: found {value}, accepted is 1 or more")
+        self.num_samples, self.picture_size, self.cards_per_row = num_samples, picture_size, cards_per_row
+        self._chosen = _Chosen(num_samples)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start over."""
+        self._chosen = _Chosen(self.num_samples)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the rows that are still wanted."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        outputs = outputs if isinstance(outputs, Mapping) else {}
+        for row, meta in enumerate(batch.meta):
+            kind = kind_of(meta)
+            if self._chosen.wants(kind):
+                self._chosen.add(kind, card_of(row, outputs, batch, title=kind))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and save."""
+        cards = self._chosen.cards()
+        if trainer.sanity_checking or not trainer.is_global_zero or not cards:
+            return
+        path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_cards(cards, self.picture_size, self.cards_per_row).save(path)
+
+
+def card_of(row: int, outputs: Mapping[str, Any], batch: Batch, title: str) -> Card:
+    """One row of a batch and of what the method made of it, as a card."""
+    question = next((turn["text"] for turn in reversed(batch.prompts()[row]) if turn["role"] == "user"), "")
+    truth = batch.answers()[row]
+    answer = outputs["answers"][row] if outputs.get("answers") is not None else None
+    right = normalise(answer) == normalise(truth) if answer is not None and truth else None
+    columns: dict[str, Tensor] = {name: pictures[row] for name, pictures in (outputs.get("columns") or {}).items()}
+    if not columns:
+        images = batch.images_of(row)
+        columns = {"input" if len(images) == 1 else f"input {i + 1}": image for i, image in enumerate(images)}
+        if outputs.get("pictures") is not None:
+            columns["drawn"] = outputs["pictures"][row]
+        target = outputs.get("originals", batch.targets)
+        if target is not None:
+            columns["target"] = target[row]
+    return Card(
+        title=title,
+        question=" ".join(question.replace(IMAGE_MARKER, " ").split()),
+        answer=answer,
+        truth=truth,
+        right=right,
+        pictures={name: to_pil(picture) for name, picture in columns.items()},
+    )
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """A picture [3, H, W] in [-1, 1] as 8-bit RGB; values outside are clamped."""
+    levels = (picture.detach().float().clamp(-1, 1) + 1) * 127.5
+    return Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")

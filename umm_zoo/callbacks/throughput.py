@@ -1,0 +1,137 @@
+"""How fast a run is, and where its time goes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+
+PHASES = ("data", "forward_backward", "optimiser")
+
+Stamp = float | torch.cuda.Event
+
+
+class Throughput(Callback):
+    """Logs ``throughput/...`` every few steps: samples and tokens per second, the split of the step time, peak memory.
+
+    - ``samples_per_s``, over all ranks; ``tokens_per_s`` where the method has a ``batch_tokens(batch)`` that returns the number of
+      tokens of a batch (an int, or a tensor that is read only at log steps; it is called every step, so it should be cheap).
+    - ``step_ms``, mean over the steps since the last entry, and its parts ``data_ms`` (from the end of one step to the start of the
+      next: waiting for the loader, moving the batch, other callbacks such as one that writes a checkpoint), ``forward_backward_ms``
+      and ``optimiser_ms`` (clipping, the update, the end of the step). The parts add up to the step. Validation is not counted.
+    - ``peak_memory_gb``: of the accelerator since the start, or of this process where there is none.
+
+    On CUDA the moments are marked by events in the stream, which costs no synchronisation; the callback waits for the device at log
+    steps only. There, ``data_ms`` is how long the device was left without work between steps.
+
+    Args:
+        every_n_steps: batches between two entries.
+
+    Raises:
+        ValueError: every_n_steps is not positive.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Throughput.every_n_steps: found {every_n_steps}, accepted is 1 or more")
+        self.every_n_steps = every_n_steps
+        self.values: dict[str, float] = {}  # the last entry
+        self._on_cuda = self._stepping = False
+        self._restart(None)
+
+    def _restart(self, mark: Stamp | None) -> None:
+        """Forget all, with ``mark`` as the moment from which the next phase counts."""
+        self._mark = mark
+        self._spans: list[tuple[str, Stamp, Stamp]] = []
+        self._steps = self._samples = 0
+        self._tokens: Tensor | int | None = None
+
+    def _now(self) -> Stamp:
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _close(self, phase: str) -> None:
+        """Everything since the last mark was ``phase``."""
+        now = self._now()
+        if self._mark is not None:
+            self._spans.append((phase, self._mark, now))
+        self._mark = now
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._on_cuda = pl_module.device.type == "cuda"
+        self._restart(self._now())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """The batch is here."""
+        self._stepping = False
+        self._close("data")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """The gradients are here."""
+        self._stepping = True
+        self._close("forward_backward")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """The step is over; while gradients accumulate there was no update."""
+        self._close("optimiser" if self._stepping else "forward_backward")
+        self._steps += 1
+        self._samples += len(batch)
+        count = getattr(pl_module, "batch_tokens", None)
+        if count is not None:
+            tokens = count(batch)
+            self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        if self._steps >= self.every_n_steps:
+            self._log(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._mark = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on."""
+        self._mark = self._now()
+
+    def _log(self, trainer: Trainer) -> None:
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        seconds = dict.fromkeys(PHASES, 0.0)
+        for phase, start, end in self._spans:
+            seconds[phase] += _seconds(start, end)
+        total = sum(seconds.values())
+        self.values = {"throughput/samples_per_s": self._samples * trainer.world_size / total}
+        if self._tokens is not None:
+            self.values["throughput/tokens_per_s"] = float(self._tokens) * trainer.world_size / total
+        self.values["throughput/step_ms"] = 1000 * total / self._steps
+        for phase in PHASES:
+            self.values[f"throughput/{phase}_ms"] = 1000 * seconds[phase] / self._steps
+        self.values["throughput/peak_memory_gb"] = peak_memory(self._on_cuda) / 1e9
+        # straight to the loggers: `self.log` would drop what does not fall on the trainer's own log steps
+        for logger in trainer.loggers:
+            logger.log_metrics(self.values, step=trainer.global_step)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in self.values.items()})
+        self._restart(self._mark)
+
+
+def _seconds(start: Stamp, end: Stamp) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return float(end) - float(start)  # type: ignore[arg-type]
+    return float(start.elapsed_time(end)) / 1000
+
+
+def peak_memory(on_cuda: bool) -> int:
+    """Bytes at the highest point: allocated on the current CUDA device, or resident in this process."""
+    if on_cuda:
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
