@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -24,7 +24,9 @@ class FrozenBackbone(nn.Module):
 
 @cache
 def _frozen_class(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Frozen{kind.__name__}", (FrozenBackbone, kind), {"__module__": kind.__module__})
+    # transformers looks up by str(class) whether a model can give its hidden states; another qualified name would get None silently
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(f"Frozen{kind.__name__}", (FrozenBackbone, kind), names)
 
 
 def freeze(module: M) -> M:
@@ -35,6 +37,6 @@ def freeze(module: M) -> M:
     """
     module.requires_grad_(False)
     if not isinstance(module, FrozenBackbone):
-        module.__class__ = _frozen_class(type(module))
+        module.__class__ = cast(type[M], _frozen_class(cast(Any, type(module))))
     module.eval()
     return module

@@ -1,0 +1,258 @@
+"""``python -m umm_zoo.fit FILE [key=value …]``: train what an experiment file says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from umm_zoo.experiment import Experiment, UserError, load_experiment, parse_override
+from umm_zoo.run_folder import RunFolder, circumstances
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from umm_zoo.build import Built
+    from umm_zoo.callbacks.record import RunRecord
+
+HELP = """examples:
+  python -m umm_zoo.fit experiments/tiny/llava.yaml                          train; results in runs/<name>/
+  python -m umm_zoo.fit FILE trainer.max_steps=200 method.optimizer.lr=3e-4  change what the file says
+  python -m umm_zoo.fit FILE ckpt=last                                       continue where it stopped
+  python -m umm_zoo.fit FILE --check                                         validate, count parameters, estimate memory
+
+keys: name, seed, vars, method, data, callbacks, metrics, trainer, after; and ckpt=last or ckpt=PATH.
+A run folder that holds this very experiment, finished, is left as it is. Ctrl-C and SIGTERM save and say where."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 a mistake in the experiment, 130 or 143 stopped and saved."""
+    arguments = _parser().parse_intermixed_args(argv)
+    with user_errors(arguments.traceback) as outcome:
+        ckpt, overrides = _split_ckpt(arguments.overrides, arguments.file)
+        experiment = load_experiment(arguments.file, overrides)
+        if arguments.check:
+            from umm_zoo.report import print_check
+
+            print_check(experiment, arguments.runs)
+        else:
+            outcome.code = run(experiment, arguments.runs, ckpt, arguments.again)
+    return outcome.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m umm_zoo.fit",
+        description="Train what an experiment file says.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="last layer over the file; values are YAML")
+    parser.add_argument("--check", action="store_true", help="validate, build on the meta device, report, and stop")
+    parser.add_argument("--again", action="store_true", help="start over, removing what an earlier run wrote to the run folder")
+    parser.add_argument("--runs", metavar="DIR", help="folder of the run folders (default: $UMM_ZOO_RUNS, else runs)")
+    parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
+    return parser
+
+
+def _split_ckpt(overrides: Sequence[str], file: str) -> tuple[str | None, list[str]]:
+    """``ckpt=…`` belongs to the command, everything else to the experiment."""
+    rest, ckpt = [], None
+    for text in overrides:
+        if text.startswith("ckpt="):
+            ckpt = str(parse_override(text, file)[1])
+        else:
+            rest.append(text)
+    return ckpt, rest
+
+
+class Outcome:
+    """The exit code of a command."""
+
+    code = 0
+
+
+@contextmanager
+def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
+    """Print a ``UserError`` as ``error: …`` lines and make the exit code 2; Ctrl-C outside training makes it 130."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except UserError as error:
+        if show_traceback:
+            traceback.print_exc()
+        for line in error.lines():
+            print(f"error: {line}", file=sys.stderr)
+        outcome.code = 2
+    except KeyboardInterrupt:
+        print("stopped by SIGINT outside training; nothing was saved", file=sys.stderr)
+        outcome.code = 128 + signal.SIGINT
+
+
+# -- running -----------------------------------------------------------------------------------------------------------------
+
+
+def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None, again: bool = False) -> int:
+    """Train one experiment (and before it, those it comes ``after``) in its run folder; returns an exit code.
+
+    Raises:
+        UserError: a mistake in the experiment or in what it is asked to do.
+    """
+    stages = earlier_stages(experiment)
+    from umm_zoo.build import check
+
+    check(experiment)
+    folder = RunFolder.of(experiment, runs)
+    what = folder.decide(experiment, ckpt, again) if _is_main_process() else ("resume" if ckpt else "fresh")
+    if what == "finished":
+        print(f"{folder.path}: this experiment has finished there; --again runs it anew")
+        return 0
+    start = None
+    if what == "fresh" and experiment.after:
+        start, code = _start_of(experiment, stages, runs)
+        if code:
+            return code
+    return _train(experiment, folder, folder.resume_path(ckpt) if what == "resume" and ckpt else None, start)
+
+
+def earlier_stages(experiment: Experiment) -> list[Experiment]:
+    """The experiments that ``after`` names, nearest first; empty where it names a run folder or a checkpoint.
+
+    Raises:
+        UserError: ``after`` leads nowhere, in a circle, or to a stage of the same name.
+    """
+    stages: list[Experiment] = []
+    here = experiment
+    while here.after:
+        path = Path(here.after)
+        if not path.exists():
+            accepted = "an experiment file, a run folder or a checkpoint"
+            raise UserError(here.file, f"after: found '{here.after}', which does not exist, accepted {accepted}")
+        if path.suffix not in (".yaml", ".yml"):
+            break
+        stage = load_experiment(path)
+        line = [experiment, *stages, stage]
+        if stage.name in [other.name for other in line[:-1]]:
+            circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in line)
+            raise UserError(here.file, f"after: found a circle {circle}, accepted stages with different names that end somewhere")
+        stages.append(stage)
+        here = stage
+    return stages
+
+
+def _start_of(experiment: Experiment, stages: list[Experiment], runs: str | None) -> tuple[Path, int]:
+    """The checkpoint that ``after`` means, made first where it is missing; with the exit code of making it."""
+    after = Path(experiment.after or "")
+    if not stages:
+        return after, 0
+    stage = stages[0]
+    folder = RunFolder.of(stage, runs)
+    if folder.finished() and not folder.differences(stage):
+        return folder.path, 0
+    if not _is_main_process() or "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError(
+            experiment.file,
+            f"after: found that {stage.file} has not finished in {folder.path}, accepted a finished stage here: run it first",
+        )
+    print(f"{experiment.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
+    ckpt = "last" if folder.last_checkpoint.is_file() and not folder.differences(stage) else None
+    if str(stage.trainer.get("devices", "")) == "1":
+        return folder.path, run(stage, runs, ckpt)
+    # several processes: Lightning starts them by running this command again, and they must not meet the later stage
+    more = (["ckpt=last"] if ckpt else []) + (["--runs", runs] if runs else [])
+    command = [sys.executable, "-m", "umm_zoo.fit", stage.file, *more]
+    return folder.path, subprocess.run(command, check=False).returncode
+
+
+def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start: Path | None) -> int:
+    import lightning
+
+    from umm_zoo.build import build_experiment
+    from umm_zoo.callbacks.record import RunRecord
+    from umm_zoo.callbacks.stop import StopOnSignal, Stopped
+    from umm_zoo.trainer import keep_rows, make_trainer, quieten
+
+    quieten()
+    lightning.seed_everything(experiment.seed, workers=True, verbose=False)
+    built = build_experiment(experiment)
+    if start:
+        carry(built, start, experiment)
+    record, stop = RunRecord(experiment), StopOnSignal(folder.last_checkpoint)
+    trainer = make_trainer(experiment, folder, built, record, [stop])
+    if trainer.is_global_zero:
+        folder.begin(experiment, fresh=resume is None)
+        keep_rows(trainer, folder, resume)
+    try:
+        trainer.fit(built.method, datamodule=built.data, ckpt_path=resume, weights_only=True)
+    except Stopped as stopped:
+        if not trainer.is_global_zero:
+            return 0  # the launcher kills the main process when one of the others ends otherwise
+        print(f"\n{stopped}; continue with ckpt=last", flush=True)
+        return 128 + stopped.signum
+    except (ValueError, TypeError, OSError) as error:
+        if record.began:
+            raise
+        raise UserError(experiment.file, f"{_culprit(error, built)}: {error}") from error
+    if trainer.is_global_zero:
+        report = _report(experiment, trainer, record, resume)
+        folder.finish(report)
+        print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
+    return 0
+
+
+def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
+    """Start from the trained weights of a finished run.
+
+    Raises:
+        UserError: there is no checkpoint, or its weights do not fit.
+    """
+    from umm_zoo.method import load_checkpoint
+
+    try:
+        built.method.carry(load_checkpoint(source)["state_dict"])
+    except (ValueError, OSError) as error:
+        raise UserError(experiment.file, str(error) if str(error).startswith("after") else f"after: {error}") from error
+
+
+def _culprit(error: BaseException, built: Built) -> str:
+    """``data`` where an error passed through the data module, ``method`` otherwise."""
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_locals.get("self") is built.data:
+            return "data"
+        step = step.tb_next
+    return "method"
+
+
+def _report(experiment: Experiment, trainer: Trainer, record: RunRecord, resume: Path | None) -> dict[str, Any]:
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        "name": experiment.name,
+        "experiment": experiment.file,
+        "seed": experiment.seed,
+        "steps": trainer.global_step,
+        "seconds": round(record.elapsed(), 2),
+        "resumed_from": str(resume) if resume else None,
+        "processes": trainer.world_size,
+        "metrics": dict(sorted(metrics.items())),
+        **circumstances(),
+    }
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process that writes, before a trainer exists to ask."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+__all__ = ["carry", "earlier_stages", "main", "run", "user_errors"]
+
+if __name__ == "__main__":
+    sys.exit(main())

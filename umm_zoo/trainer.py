@@ -1,0 +1,100 @@
+"""The Lightning trainer of an experiment: its loggers, its standing callbacks, our defaults."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from umm_zoo.build import Built, build_arguments, find_target
+from umm_zoo.callbacks.metrics import MetricCallback
+from umm_zoo.callbacks.record import RunRecord
+from umm_zoo.experiment import Experiment, UserError
+from umm_zoo.method import load_checkpoint
+from umm_zoo.run_folder import RunFolder
+
+
+def quieten() -> None:
+    """Silence Lightning's advertisements and what it says about its own internals; warnings about a run stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def make_trainer(
+    experiment: Experiment, folder: RunFolder, built: Built, record: RunRecord, more: Sequence[Callback] = ()
+) -> Trainer:
+    """The Lightning trainer of an experiment, with our defaults where its ``trainer`` map is silent.
+
+    Ours: loggers and checkpoints in the run folder; validation counted in batches (``check_val_every_n_epoch`` null); no sanity
+    check; no model summary (``--check`` prints one); no sampler put into loaders, because ``ShardData`` shares samples out itself.
+
+    Raises:
+        UserError: Lightning refuses the arguments.
+    """
+    given = build_arguments(find_target("lightning.Trainer"), experiment.trainer, "trainer")
+    callbacks: dict[str, Any] = {"record": record}
+    callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
+    callbacks |= _standing(given, folder) | built.callbacks
+    defaults: dict[str, Any] = {
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 10,
+    }
+    if given.get("logger", True) is True:
+        given["logger"] = _loggers(folder)
+    try:
+        return Trainer(**defaults | given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+        raise UserError(experiment.file, f"trainer: {error}") from error
+
+
+def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """Callbacks that every run has unless the experiment names its own under the same key."""
+    every = trainer.get("val_check_interval")
+    if not isinstance(every, int) or isinstance(every, bool):
+        every = max(1, trainer.get("max_steps", 0) // 10) if trainer.get("max_steps", -1) > 0 else 100
+    standing: dict[str, Any] = {}
+    if trainer.get("enable_checkpointing", True) is not False:
+        standing["checkpoint"] = ModelCheckpoint(
+            dirpath=folder.last_checkpoint.parent,
+            save_top_k=0,
+            save_last=True,
+            every_n_train_steps=every,
+            enable_version_counter=False,
+        )
+    if trainer.get("enable_progress_bar", True) is not False and sys.stdout.isatty():
+        standing["progress"] = RichProgressBar()
+    return standing
+
+
+def _loggers(folder: RunFolder) -> list[Any]:
+    return [
+        CSVLogger(folder.path, name="", version="logs", flush_logs_every_n_steps=50),
+        TensorBoardLogger(folder.path, name="", version="logs"),
+    ]
+
+
+def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path | None) -> None:
+    """Lightning deletes ``metrics.csv`` when it opens it again; put back the rows that the checkpoint has lived through."""
+    logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
+    if logger is None or resume is None:
+        return
+    _, rows = folder.rows_until(load_checkpoint(resume)["global_step"])
+    (folder.logs / "metrics.csv").unlink(missing_ok=True)
+    for row in rows:
+        step = int(row.pop("step"))
+        logger.experiment.log_metrics({key: float(value) for key, value in row.items() if value}, step)
+    logger.save()
