@@ -292,5 +292,5 @@ def test_users_mistakes_are_named(vlm):
         vlm.embed([QUESTION], pictures(2), [2])
     with pytest.raises(ValueError, match="do not fit 1 conversations and 2 images"):
         vlm.embed([QUESTION], pictures(2), [1])
-    with pytest.raises(ValueError, match="nothing is left to generate"):
+    with pytest.raises(ValueError, match="nothing is left to say"):
         vlm.generate([CAPTION], pictures(1), [1], 3)

@@ -170,9 +170,9 @@ def test_mistakes_in_a_config_are_named(config, message):
 
 def test_another_checkpoint_than_the_one_stated_is_refused(tmp_path):
     Qwen25VL.from_config(TINY).save(tmp_path)
-    with pytest.raises(ValueError, match="text_config.num_hidden_layers: stated 3, found 2"):
+    with pytest.raises(ValueError, match=r"text_config\.num_hidden_layers: stated 3, found 2"):
         Qwen25VL.from_pretrained(str(tmp_path), changed("text_config", "num_hidden_layers", value=3))
-    with pytest.raises(FileNotFoundError, match="no Qwen2.5-VL checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"no Qwen2\.5-VL checkpoint"):
         Qwen25VL.from_pretrained(str(tmp_path / "elsewhere"))
 
 

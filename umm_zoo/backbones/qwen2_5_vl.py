@@ -52,7 +52,7 @@ class Qwen25VL(VLMBackbone):
         self.layout = layout
         self.template = QwenChat(system_prompt)
         self._tokenizer = tokenizer
-        self.width: int = self.model.config.text_config.hidden_size
+        self.width = self.model.config.text_config.hidden_size
         self.image_size = None
         if gradient_checkpointing:
             with warnings.catch_warnings():  # the library's newer name for it is not in every version that this package admits
@@ -224,9 +224,7 @@ class Qwen25VL(VLMBackbone):
         for conversation, count in zip(conversations, image_counts, strict=True):
             pieces = self.template.render(conversation, for_generation)
             if (markers := sum(piece.kind == "image" for piece in pieces)) != count:
-                raise ValueError(
-                    f"{markers} <image> markers for {count} images in the conversation '{conversation[0]['text'][:60]}'"
-                )
+                raise ValueError(f"{markers} <image> markers for {count} images in '{conversation[0]['text'][:60]}'")
             rows.append(encode(self.tokenizer, pieces, image_id, grid.num_cells))
         token_ids = pad([ids for ids, _ in rows], self._pad_id, for_generation)
         labels = pad([labels for _, labels in rows], IGNORE, for_generation)
@@ -401,8 +399,6 @@ def _loaded(source: str, dtype: str, attention: str) -> Qwen2_5_VLForConditional
         model, info = load(source, dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(
-            f"{source}: found no Qwen2.5-VL checkpoint, accepted is a model name or folder ({reason})"
-        ) from error
+        raise FileNotFoundError(f"{source}: no Qwen2.5-VL checkpoint, accepted is a model name or folder ({reason})") from error
     assert_complete(source, info)
     return cast(Qwen2_5_VLForConditionalGeneration, model)

@@ -28,9 +28,7 @@ class QwenChat(ChatML):
             ValueError: ``for_generation`` after an assistant turn.
         """
         if for_generation and conversation and conversation[-1]["role"] == "assistant":
-            raise ValueError(
-                f"the conversation ends with an answer, nothing is left to generate: '{conversation[-1]['text'][:60]}'"
-            )
+            raise ValueError(f"the conversation ends with an answer, nothing is left to say: '{conversation[-1]['text'][:60]}'")
         pieces: list[Piece] = []
         for piece in super().render(conversation, for_generation):
             around = piece.kind == "image"
