@@ -1,0 +1,238 @@
+"""What a language model's states at the image tokens are asked to reconstruct of the input image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.batch import Tokens
+from umm_zoo.blocks.transformer import as_map, as_tokens
+from umm_zoo.objectives.base import Predictor
+
+
+def patchify(grid: Tensor, patch: int) -> Tensor:
+    """``[B, C, h*p, w*p]`` -> ``[B, h*w, C*p*p]``; inside a token the channel index is ``p*p*c + p*row + column``."""
+    return as_tokens(F.pixel_unshuffle(grid, patch))
+
+
+def unpatchify(tokens: Tensor, patch: int) -> Tensor:
+    """The inverse of ``patchify`` on a square grid."""
+    return F.pixel_shuffle(as_map(tokens), patch)
+
+
+class ReconstructionTarget(nn.Module, ABC):
+    """One target vector per image token, computed from the picture that the vision tower saw.
+
+    A subclass implements ``read``, and ``pictures`` where a prediction can be looked at. No gradient flows into a target.
+
+    Shape:
+        - images: ``[M, 3, H, W]`` in [-1, 1], at any size; clamped and resized to ``picture_size``
+        - output: ``[M, grid*grid, F]``
+
+    Attributes:
+        grid: image tokens per side.
+        channels: values a head predicts per token.
+        picture_size: side of the square picture that ``read`` receives, in pixels.
+        has_pictures: whether ``pictures`` is possible.
+    """
+
+    grid: int
+    channels: int
+    picture_size: int
+    has_pictures: bool = True
+
+    @abstractmethod
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """``[M, 3, picture_size, picture_size]`` -> ``[M, grid*grid, F]``."""
+
+    def pictures(self, predicted: Tensor) -> Tensor:
+        """Predictions on the grid, ``[M, F, grid, grid]`` -> pictures ``[M, 3, H, W]`` in [-1, 1].
+
+        Raises:
+            ValueError: this target cannot be turned back into a picture.
+        """
+        raise ValueError(f"{type(self).__name__} has no pictures: its targets cannot be turned back into pixels")
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Clamp to [-1, 1] and resize bilinearly, without antialiasing, as ROSS's release does before its codec."""
+        size = (self.picture_size, self.picture_size)
+        images = images.float().clamp(-1, 1)
+        if images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Targets of the images; ``generator`` is for targets that are drawn."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.read(self.prepare(images), generator)
+
+    def of_stored(self, stored: Tensor) -> Tensor:
+        """Targets that were computed beforehand and travelled with the data.
+
+        Raises:
+            ValueError: they have another number of tokens than the grid.
+        """
+        if stored.ndim != 3 or stored.shape[1] != self.grid**2:
+            raise ValueError(f"{type(self).__name__}: stored targets must be [M, {self.grid**2}, F], found {list(stored.shape)}")
+        return stored
+
+    def predictor(self, head: Predictor) -> Predictor:
+        """The network whose output is compared with the target: the head itself, unless the target decodes first."""
+        return head
+
+
+class PixelPatches(ReconstructionTarget):
+    """The picture's own pixels in [-1, 1], a patch per token (ROSS^R-Pixel, section 3.2).
+
+    The paper does not say the patch size or the normalisation; 16 x 16 of the picture resized to 16 pixels per token is our choice,
+    because that is the picture the release gives its codec.
+
+    Shape:
+        ``[M, 3, H, W]`` -> ``[M, grid*grid, 3*patch*patch]``.
+    """
+
+    def __init__(self, grid: int, patch: int = 16) -> None:
+        super().__init__()
+        self.grid, self.patch = grid, patch
+        self.channels, self.picture_size = 3 * patch**2, grid * patch
+
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Cut into patches."""
+        return patchify(pictures, self.patch)
+
+    def pictures(self, predicted: Tensor) -> Tensor:
+        """Put the patches together."""
+        return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
+
+
+class NormalizedPixelPatches(PixelPatches):
+    """Pixel patches, each brought to zero mean and unit deviation (He et al., 2022, arXiv 2111.06377).
+
+    Our alternative to ``PixelPatches``; a patch's own mean and deviation are lost, so there are no pictures.
+    """
+
+    has_pictures = False
+
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Cut and normalise."""
+        return F.layer_norm(patchify(pictures, self.patch), (self.channels,), eps=1e-6)
+
+    def pictures(self, predicted: Tensor) -> Tensor:
+        """Not possible."""
+        return ReconstructionTarget.pictures(self, predicted)
+
+
+class CodecLatents(ReconstructionTarget):
+    """Latents of a frozen image codec, every ``pack`` x ``pack`` window packed into one token (ROSS^D and ROSS^R-Latent).
+
+    The picture is resized so that the packed latent has the tower's grid (384 or 432 pixels with FLUX's codec at a grid of 24 or
+    27). Inside a token the channel index is ``4 c + 2 row + column``, FLUX's own order.
+
+    Shape:
+        ``[M, 3, H, W]`` -> ``[M, grid*grid, C*pack*pack]``.
+
+    Args:
+        codec: frozen.
+        grid: image tokens per side.
+        pack: latent cells per token along one side.
+        sampled: draw from the posterior anew each time, as ROSS^D's release does; False takes its mean, our choice for regression.
+    """
+
+    def __init__(self, codec: LatentCodec, grid: int, pack: int = 2, sampled: bool = True) -> None:
+        super().__init__()
+        self.codec, self.grid, self.pack, self.sampled = codec, grid, pack, sampled
+        self.channels = codec.latent_channels * pack**2
+        self.picture_size = grid * pack * codec.downsampling
+
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Encode and pack."""
+        return patchify(self.codec.encode(pictures, sample=self.sampled, generator=generator), self.pack)
+
+    def of_stored(self, stored: Tensor) -> Tensor:
+        """Latents as the codec encodes them, ``[M, C, h, w]``, or already packed."""
+        return super().of_stored(patchify(stored, self.pack) if stored.ndim == 4 else stored)
+
+    @torch.no_grad()
+    def pictures(self, predicted: Tensor) -> Tensor:
+        """Unpack and decode."""
+        return self.codec.decode(F.pixel_shuffle(predicted, self.pack)).clamp(-1, 1)
+
+
+class PixelsThroughCodec(ReconstructionTarget):
+    """Pixels again, but the head predicts latents and the codec's frozen decoder turns them into pixels (ROSS^R-Latent2Pixel).
+
+    The gradient passes through the decoder to the head. That the decoder is frozen is our reading; the paper's text does not say.
+
+    Shape:
+        ``[M, 3, H, W]`` -> ``[M, grid*grid, 3*p*p]``, p pixels per token; the head predicts ``[M, C*pack*pack, grid, grid]``.
+    """
+
+    def __init__(self, codec: LatentCodec, grid: int, pack: int = 2) -> None:
+        super().__init__()
+        self.codec, self.grid, self.pack = codec, grid, pack
+        self.patch = pack * codec.downsampling
+        self.channels, self.picture_size = codec.latent_channels * pack**2, grid * self.patch
+
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Cut into patches."""
+        return patchify(pictures, self.patch)
+
+    def predictor(self, head: Predictor) -> Predictor:
+        """The head, then unpacking, the decoder and the same cut into patches."""
+
+        def predict(condition: Tokens) -> Tensor:
+            decoded = self.codec.decode(F.pixel_shuffle(head(condition), self.pack))  # [M, 3, H, W]
+            return F.pixel_unshuffle(decoded, self.patch)
+
+        return predict
+
+    def pictures(self, predicted: Tensor) -> Tensor:
+        """Put the patches together."""
+        return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
+
+
+class TeacherFeatures(ReconstructionTarget):
+    """Patch features of a frozen vision transformer, layer-normalised and resized to the grid (ROSS^R-Latent with a teacher).
+
+    The paper's teachers are DINOv2, DEiT-III and EVA02-CLIP. How their grid is brought to the tower's is not stated: bilinear
+    resizing of the feature map and LayerNorm without affine are our choices.
+
+    Shape:
+        ``[M, 3, H, W]`` -> ``[M, grid*grid, F]``.
+
+    Args:
+        teacher: frozen. It receives pictures of exactly its own size, so that nothing is cropped away and cells stay in place.
+        grid: image tokens per side.
+    """
+
+    has_pictures = False
+
+    def __init__(self, teacher: FeatureEncoder, grid: int) -> None:
+        super().__init__()
+        self.teacher, self.grid, self.picture_size = teacher, grid, teacher.image_size
+        self.channels = teacher.token_width
+
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Encode, resize, normalise."""
+        features = as_map(self.teacher.tokens(pictures).float())  # [M, F, k, k]
+        if features.shape[-1] != self.grid:
+            features = F.interpolate(features, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        return F.layer_norm(as_tokens(features), (self.channels,), eps=1e-6)
+
+
+__all__ = [
+    "CodecLatents",
+    "NormalizedPixelPatches",
+    "PixelPatches",
+    "PixelsThroughCodec",
+    "ReconstructionTarget",
+    "TeacherFeatures",
+    "patchify",
+    "unpatchify",
+]

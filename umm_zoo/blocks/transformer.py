@@ -1,0 +1,117 @@
+"""Pieces that several transformer blocks share: embeddings of time and place, attention, feed-forward, token grids."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def time_embedding(time: Tensor, size: int) -> Tensor:
+    """Sinusoids of the time as it is given, cosines first: ``[cos(t f_k), sin(t f_k)]`` with ``f_k = 10000^(-k / half)``.
+
+    Args:
+        time: ``[B]``.
+        size: width of the embedding; an odd size ends in a zero.
+
+    Returns:
+        ``[B, size]`` in float32, or float64 where ``time`` is.
+    """
+    half = size // 2
+    dtype = time.dtype if time.dtype == torch.float64 else torch.float32
+    steps = torch.arange(half, dtype=dtype, device=time.device)
+    angles = time.to(dtype)[:, None] * torch.exp(-math.log(10000) * steps / half)  # [B, half]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(embedding, (0, size % 2))
+
+
+def position_table(grid: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine positions in raster order, the column in the first half, the row in the second.
+
+    With ``width / 4`` frequencies f_j = 10000^(-j / (width / 4)) the token at row r and column q gets
+    ``[sin(q f), cos(q f), sin(r f), cos(r f)]``: sines first, unlike ``time_embedding``.
+
+    Returns:
+        ``[grid * grid, width]`` in float64.
+
+    Raises:
+        ValueError: the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"width must be a multiple of 4 for two-dimensional positions, found {width}")
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # [grid, width / 4]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1)  # [grid, width / 2]
+    columns, rows = axis.repeat(grid, 1), axis.repeat_interleave(grid, dim=0)
+    return torch.cat([columns, rows], dim=-1)
+
+
+def as_map(tokens: Tensor) -> Tensor:
+    """Tokens of a square grid ``[B, N, C]`` in raster order -> ``[B, C, g, g]``.
+
+    Raises:
+        ValueError: N is not a square.
+    """
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise ValueError(f"a square grid of tokens is needed, found {tokens.shape[1]} of them")
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def as_tokens(grid: Tensor) -> Tensor:
+    """``[B, C, h, w]`` -> ``[B, h*w, C]`` in raster order."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional self-attention over all tokens: one fused projection with bias, no norm on queries or keys, no dropout.
+
+    Shape:
+        ``[B, N, width]`` -> ``[B, N, width]``.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, found width {width} and heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        # rows of qkv: all queries, all keys, all values; head after head inside each
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, size]
+        attended = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, size]
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-approximated GELU, Linear.
+
+    Shape:
+        ``[B, N, width]`` -> ``[B, N, width]``.
+    """
+
+    def __init__(self, width: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, ratio * width)
+        self.out = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to every token alone."""
+        return self.out(F.gelu(self.wide(x), approximate="tanh"))
+
+
+def xavier_linears(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every Linear inside ``module``."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,213 @@
+"""Denoising diffusion in discrete time with noise prediction, as ROSS's release trains and samples it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+from umm_zoo.objectives.base import Objective, Predictor, mean_over_cells
+
+
+def cosine_betas(num_timesteps: int) -> np.ndarray:
+    """``beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999)`` with ``f(u) = cos^2((u + 0.008) / 1.008 * pi / 2)``, in float64.
+
+    Reference: Nichol and Dhariwal, 2021, arXiv 2102.09672. Index 0 is already one step of noise.
+    """
+
+    def signal(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = range(num_timesteps)
+    return np.array([min(1 - signal((i + 1) / num_timesteps) / signal(i / num_timesteps), 0.999) for i in steps])
+
+
+def spaced_indices(num_kept: int, last: int) -> list[int]:
+    """``num_kept`` indices spread evenly over 0..last, both ends included.
+
+    Raises:
+        ValueError: ``num_kept`` is not in 1..last + 1.
+    """
+    if not 1 <= num_kept <= last + 1:
+        raise ValueError(f"sampling steps must lie in 1..{last + 1} when the first index is {last}, found {num_kept}")
+    stride = last / (num_kept - 1) if num_kept > 1 else 1.0
+    indices, position = [], 0.0
+    for _ in range(num_kept):
+        indices.append(round(position))
+        position += stride  # added up rather than multiplied, as the release does: ties then fall on the same side
+    return indices
+
+
+class GaussianProcess:
+    """The tables of a discrete Gaussian diffusion, and what follows from them in closed form.
+
+    Everything is kept in float64 and cast when it meets a tensor; the model's own variance is fixed to beta ("fixed large"), with
+    the posterior variance of step 1 at step 0.
+
+    Args:
+        betas: variances of the forward steps, ``[T]``.
+        indices: what the network is told at each step, ``[T]``; the step's own number where nothing was respaced.
+
+    Attributes:
+        betas, alphas_bar, posterior_variance, posterior_log_variance, mean_of_x0, mean_of_xt, sampling_variance: tables ``[T]``.
+    """
+
+    def __init__(self, betas: np.ndarray, indices: list[int] | None = None) -> None:
+        self.betas = np.asarray(betas, dtype=np.float64)
+        self.indices = list(range(len(self.betas))) if indices is None else indices
+        alphas = 1.0 - self.betas
+        self.alphas_bar = np.cumprod(alphas)
+        previous = np.append(1.0, self.alphas_bar[:-1])
+        self.posterior_variance = self.betas * (1.0 - previous) / (1.0 - self.alphas_bar)
+        first = self.posterior_variance[1] if len(self.betas) > 1 else self.betas[0]
+        self.posterior_log_variance = np.log(np.append(first, self.posterior_variance[1:]))
+        self.mean_of_x0 = self.betas * np.sqrt(previous) / (1.0 - self.alphas_bar)
+        self.mean_of_xt = (1.0 - previous) * np.sqrt(alphas) / (1.0 - self.alphas_bar)
+        self.sampling_variance = np.append(first, self.betas[1:])
+
+    @classmethod
+    def cosine(cls, num_timesteps: int = 1000) -> GaussianProcess:
+        """The process of ROSS's release."""
+        return cls(cosine_betas(num_timesteps))
+
+    def respaced(self, indices: list[int]) -> GaussianProcess:
+        """The process on a subset of steps: betas from ratios of the kept alphas_bar, the network still told the old indices."""
+        kept = self.alphas_bar[indices]
+        return GaussianProcess(1.0 - kept / np.append(1.0, kept[:-1]), indices)
+
+    def noised(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """``x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise``; ``t`` is ``[B]``."""
+        return _at(np.sqrt(self.alphas_bar), t, clean) * clean + _at(np.sqrt(1.0 - self.alphas_bar), t, clean) * noise
+
+    def clean_from_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """``x0`` that ``noise`` would have turned into ``x``."""
+        return _at(np.sqrt(1.0 / self.alphas_bar), t, x) * x - _at(np.sqrt(1.0 / self.alphas_bar - 1.0), t, x) * noise
+
+    def posterior_mean(self, clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Mean of ``q(x_{t-1} | x_t, x0)``."""
+        return _at(self.mean_of_x0, t, x) * clean + _at(self.mean_of_xt, t, x) * x
+
+    def step(self, x: Tensor, t: Tensor, predicted: Tensor, noise: Tensor, clip: float | None = None) -> Tensor:
+        """One ancestral step from ``x_t`` to ``x_{t-1}``; nothing is added at index 0."""
+        clean = self.clean_from_noise(x, t, predicted)
+        if clip is not None:
+            clean = clean.clamp(-clip, clip)
+        spread = _at(np.sqrt(self.sampling_variance), t, x) * (t != 0).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return self.posterior_mean(clean, x, t) + spread * noise
+
+
+def _at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
+    """``table[t]``, shaped to multiply ``like``: gathered in float64, cast to float32 (float64 where ``like`` is)."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    values = torch.from_numpy(table).to(dtype).to(t.device)[t]  # [B]
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class GaussianNoisePrediction(Objective):
+    """Predict the noise of a noised latent at a random step: the objective of ROSS's denoising variant.
+
+    Each latent is repeated ``num_draws`` times, copy after copy along the batch, with its condition; every copy gets its own step,
+    uniform over 0..T-1, and its own noise. The loss of a copy is the mean squared error of the noise, without any weighting of
+    steps; the variance is not learned. Released code; the paper's main text states neither T, the schedule nor the draws.
+
+    Sampling is ancestral, over all steps, from pure noise, without clipping, as in the release. Its first step multiplies an error
+    of the prediction by 31.6, so pictures come out better with ``first_index`` 998 or with ``clip``.
+
+    Reference: Wang et al., 2024, arXiv 2410.09575; Ho et al., 2020, arXiv 2006.11239.
+
+    Args:
+        num_draws: steps drawn per latent and update.
+        num_timesteps: T.
+        sampling_steps: steps kept when sampling.
+        first_index: the noisiest index sampling starts from; None is T - 1.
+        clip: bound on the predicted clean latent while sampling; None for no bound.
+        temperature: factor on the noise added while sampling.
+
+    Raises:
+        ValueError: the sampling steps do not fit the first index.
+    """
+
+    def __init__(
+        self,
+        num_draws: int = 4,
+        num_timesteps: int = 1000,
+        sampling_steps: int = 1000,
+        first_index: int | None = None,
+        clip: float | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        last = num_timesteps - 1 if first_index is None else first_index
+        if not 0 <= last < num_timesteps:
+            raise ValueError(f"first_index must lie in 0..{num_timesteps - 1}, found {last}")
+        self.num_draws, self.clip, self.temperature = num_draws, clip, temperature
+        self.process = GaussianProcess.cosine(num_timesteps)
+        self.sampling_process = self.process.respaced(spaced_indices(sampling_steps, last))
+
+    def losses(
+        self,
+        denoiser: Predictor,
+        latents: Tensor,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+        cells: Tensor | None = None,
+    ) -> Tensor:
+        """Mean squared error of the noise, ``[num_draws, B]``."""
+        latents = _at_least_float32(latents).repeat(self.num_draws, 1, 1, 1)  # [R*B, C, h, w]
+        steps = len(self.process.betas)
+        t = torch.randint(0, steps, (len(latents),), generator=generator, device=latents.device)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        return self.losses_at(denoiser, latents, condition, t, noise, cells).unflatten(0, (self.num_draws, -1))
+
+    def losses_at(
+        self,
+        denoiser: Predictor,
+        latents: Tensor,
+        condition: Tokens,
+        t: Tensor,
+        noise: Tensor,
+        cells: Tensor | None = None,
+    ) -> Tensor:
+        """The loss at given steps ``[R*B]`` and noise, latents already repeated; ``[R*B]``."""
+        copies = len(latents) // len(condition.values)
+        condition = _repeated(condition, copies)
+        # like the release, outside any low-precision autocast: the noise at small t is lost in bfloat16
+        with torch.autocast(latents.device.type, enabled=False):
+            predicted = denoiser(self.process.noised(latents, t, noise), t, condition)
+        errors = (noise - predicted.to(noise.dtype)).square()  # [R*B, C, h, w]
+        return mean_over_cells(errors, None if cells is None else cells.repeat(copies, 1, 1))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Predictor,
+        shape: tuple[int, int, int, int],
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Ancestral sampling from pure noise to ``[B, C, h, w]``."""
+        device = condition.values.device
+        noises = (torch.randn(shape, generator=generator, device=device) for _ in range(len(self.sampling_process.betas) + 1))
+        x = next(noises)
+        for step in reversed(range(len(self.sampling_process.betas))):
+            x = self.denoise_step(denoiser, x, step, condition, next(noises))
+        return x
+
+    def denoise_step(self, denoiser: Predictor, x: Tensor, step: int, condition: Tokens, noise: Tensor) -> Tensor:
+        """One step of ``sample``, from the given position in the kept steps and with the given noise."""
+        told = torch.full((len(x),), self.sampling_process.indices[step], device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            predicted = denoiser(x, told, condition).to(x.dtype)
+        position = torch.full((len(x),), step, device=x.device)
+        return self.sampling_process.step(x, position, predicted, self.temperature * noise, self.clip)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _repeated(condition: Tokens, copies: int) -> Tokens:
+    mask = None if condition.mask is None else condition.mask.repeat(copies, 1)
+    return Tokens(_at_least_float32(condition.values).repeat(copies, 1, 1), mask)

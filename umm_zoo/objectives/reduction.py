@@ -1,0 +1,53 @@
+"""How the losses of a batch become one number when some of its rows hold no image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Reduction(ABC):
+    """From the losses ``[R, B]`` and ``has_image [B]`` to a scalar.
+
+    Attributes:
+        counts_rows_without_image: whether such rows take part, with a zero condition and a flat picture; a method then
+            appends them to the batch.
+    """
+
+    counts_rows_without_image: bool
+
+    @abstractmethod
+    def __call__(self, losses: Tensor, has_image: Tensor) -> Tensor:
+        """The loss of the batch, ``[]``."""
+
+
+class MeanOverImages(Reduction):
+    """Mean over the draws of the rows that hold an image, 0 without any.
+
+    What ROSS's mask evidently intends, though its release does something else (``ReleasedReduction``); the default here.
+    """
+
+    counts_rows_without_image = False
+
+    def __call__(self, losses: Tensor, has_image: Tensor) -> Tensor:
+        """``sum(m * loss) / sum(m)``."""
+        weights = has_image.to(losses.dtype).expand_as(losses)  # [R, B]
+        # masked_fill before the product: 0 times an infinite loss would not be 0
+        kept = losses.masked_fill(weights == 0, 0.0)
+        return kept.sum() / weights.sum().clamp(min=1)
+
+
+class ReleasedReduction(Reduction):
+    """What ROSS's release computes: the mean over all rows first, then a factor of almost 1, or 0 when no row holds an image.
+
+    Rows without an image therefore add the loss of denoising a flat grey picture from a zero condition. For parity with the
+    release only.
+    """
+
+    counts_rows_without_image = True
+
+    def __call__(self, losses: Tensor, has_image: Tensor) -> Tensor:
+        """``mean(loss) * sum(m) / (sum(m) + 1e-6)``."""
+        count = has_image.to(losses.dtype).expand_as(losses).sum()  # R * number of images
+        return losses.mean() * (count / (count + 1e-6))

@@ -1,0 +1,74 @@
+"""Regression of a target at every token, straight from the condition."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+from umm_zoo.objectives.base import Objective, Predictor, mean_over_cells
+
+
+class Regression(Objective):
+    """Compares ``head(condition)`` with the target; a subclass says how in ``distance``.
+
+    There is nothing random: one draw per sample, and ``sample`` is the prediction itself.
+    """
+
+    @abstractmethod
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """``[B, C, h, w]`` each -> errors ``[B, ..., h, w]``, of which the mean is taken."""
+
+    def losses(
+        self,
+        denoiser: Predictor,
+        latents: Tensor,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+        cells: Tensor | None = None,
+    ) -> Tensor:
+        """The distance of every sample, ``[1, B]``.
+
+        Raises:
+            ValueError: the head predicts another shape than the target's.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            predicted = denoiser(condition)
+        if predicted.shape != latents.shape:
+            raise ValueError(f"regression: the head predicts {list(predicted.shape)}, the target is {list(latents.shape)}")
+        target = latents if latents.dtype == torch.float64 else latents.float()
+        return mean_over_cells(self.distance(predicted.to(target.dtype), target), cells)[None]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Predictor,
+        shape: tuple[int, int, int, int],
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The prediction; the shape is the head's own."""
+        return denoiser(condition)
+
+
+class MeanSquaredError(Regression):
+    """Mean over channels and tokens of the squared difference: ROSS's regression to pixels and to VAE latents (section 3.2)."""
+
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Squared difference, ``[B, C, h, w]``."""
+        return (predicted - target).square()
+
+
+class NegativeCosine(Regression):
+    """Mean over tokens of ``1 - cos(prediction, target)``: ROSS's other distance.
+
+    Which of the two the paper used with which teacher is not stated; cosine for teachers' features is our choice, because their
+    scale carries nothing that a head needs to match.
+    """
+
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """One minus the cosine over channels, ``[B, h, w]``."""
+        return 1 - F.cosine_similarity(predicted, target, dim=1)
