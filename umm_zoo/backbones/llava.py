@@ -79,7 +79,7 @@ class LlavaBackbone(VLMBackbone):
         vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size
         self.grid = Grid(side, side)
-        self.image_size, self.width = vision.image_size, self.config.text_config.hidden_size
+        self.image_size, self.width = vision.image_size, cast(Any, model.config.text_config).hidden_size
         self.template, self.max_length = template or ChatML(), max_length
         self._tokenizer_source = tokenizer
         mean, std = pixel_statistics(vision.model_type)
@@ -87,7 +87,7 @@ class LlavaBackbone(VLMBackbone):
         self.register_buffer("image_std", torch.tensor(image_std or std).view(1, 3, 1, 1), persistent=False)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            self._decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self._decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._rest_unused_layers()
 
     # -- construction ------------------------------------------------------------------------------------------------------------

@@ -16,17 +16,16 @@ from umm_zoo.optimization import OptimizerFactory, Schedule
 class LLaVA(Method):
     """Next-token prediction on the answers of conversations about images, and on nothing else.
 
-    LLaVA-1.5 trains in two stages: first the projector alone on captions (``trained: [projector]``), then projector and language model
-    on instructions (``trained: [projector, language_model]``); the vision tower stays frozen (section 3.2 and table 9 of the paper).
-    Any ``VLMBackbone`` will do.
+    LLaVA-1.5 trains in two stages: the projector alone on captions (``trained: [projector]``), then projector and language model on
+    instructions (``trained: [projector, language_model]``); the vision tower stays frozen. Any ``VLMBackbone`` will do.
 
     Reference: Liu et al., "Improved Baselines with Visual Instruction Tuning" (arXiv 2310.03744).
 
     Args:
         vlm: the model; its parts are the method's.
         optimizer: builds the optimiser over the trained parts.
-        schedule: learning rate over the steps; None is constant.
         trained: names among ``vision_tower``, ``projector``, ``language_model``.
+        schedule: learning rate over the steps; None is constant.
         max_new_tokens: longest answer in validation (our choice: enough for one clause); 0 to only measure the loss.
     """
 
@@ -34,8 +33,8 @@ class LLaVA(Method):
         self,
         vlm: VLMBackbone,
         optimizer: OptimizerFactory,
-        schedule: Schedule | None,
         trained: list[str],
+        schedule: Schedule | None = None,
         max_new_tokens: int = 16,
     ) -> None:
         super().__init__()
