@@ -1,0 +1,202 @@
+"""From untrusted bytes to pictures: what is accepted, how it is made RGB, and how it is brought to one size."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from torch import Tensor
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated picture is a bad sample, not a grey one
+
+#: Formats opened; others (PSD, EPS, FITS …) run decoders that training data never needs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+#: Pictures with more pixels than this are refused before they are decoded (our choice: PIL's own limit for a warning).
+MAX_PIXELS = 89_478_485
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadSampleError(ValueError):
+    """One sample that cannot be used; the message is the reason that the ledger records."""
+
+
+class Resize(ABC):
+    """Brings a picture of any size to a square."""
+
+    def __init__(self, resample: str = "bicubic") -> None:
+        if resample not in ("nearest", "bilinear", "bicubic", "lanczos"):
+            raise ValueError(f"resample: found '{resample}', accepted are nearest, bilinear, bicubic, lanczos")
+        self.resample = Image.Resampling[resample.upper()]
+
+    @abstractmethod
+    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+        """``picture`` as ``size`` x ``size`` pixels."""
+
+    def least(self, width: int, height: int, size: int) -> tuple[int, int]:
+        """The smallest width and height to which a decoder may shrink the picture on the way without loss for this policy."""
+        scale = size / min(width, height)
+        return max(size, int(width * scale)), max(size, int(height * scale))
+
+
+class Square(Resize):
+    """Short edge to ``size``, then the centre: nothing is distorted, the ends of the long edge are lost."""
+
+    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+        """Resize the centre square in one pass."""
+        width, height = picture.size
+        if width == height == size:
+            return picture
+        edge = min(width, height)
+        left, top = (width - edge) / 2, (height - edge) / 2
+        return picture.resize((size, size), self.resample, box=(left, top, left + edge, top + edge))
+
+
+class Squeeze(Resize):
+    """Both edges to ``size``: everything is seen, proportions are distorted."""
+
+    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+        """Resize without regard to the aspect ratio."""
+        return picture if picture.size == (size, size) else picture.resize((size, size), self.resample)
+
+
+class PadToSquare(Resize):
+    """Long edge to ``size``, the rest filled: everything is seen undistorted, at a lower resolution.
+
+    Args:
+        fill: grey value of the border, 0 to 255 (LLaVA fills with the encoder's mean, near 127).
+        resample: the filter.
+    """
+
+    def __init__(self, fill: int = 127, resample: str = "bicubic") -> None:
+        super().__init__(resample)
+        self.fill = fill
+
+    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+        """Shrink or enlarge, then centre on a square."""
+        width, height = picture.size
+        scale = size / max(width, height)
+        inner = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))), self.resample)
+        square = Image.new("RGB", (size, size), (self.fill,) * 3)
+        square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+        return square
+
+
+def decode_picture(content: bytes, size: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode untrusted bytes to a square RGB picture.
+
+    Of an animation the first frame is taken; transparency is laid on white; 16-bit and CMYK pictures are converted; the EXIF
+    orientation is applied.
+
+    Shape:
+        - output: ``[size, size, 3]`` uint8
+
+    Raises:
+        BadSampleError: not a picture, of no accepted format, cut short, or of more than ``max_pixels`` pixels.
+    """
+    if not content:
+        raise BadSampleError("picture of 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF blocks
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > max_pixels:
+                    raise BadSampleError(f"picture of {width} x {height} pixels, over the limit of {max_pixels}")
+                if picture.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
+                    picture.draft(None, resize.least(width, height, size))
+                return np.asarray(resize(to_rgb(picture), size))
+    except BadSampleError:
+        raise
+    except Exception as error:  # PIL's decoders raise whatever a hostile file makes them raise
+        raise BadSampleError(f"picture cannot be decoded ({type(error).__name__}: {str(error)[:120]})") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """The picture upright, opaque and in 8-bit RGB."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        upright = picture
+    elif picture.mode.startswith(("I", "F")):
+        upright = _eight_bit(picture)
+    elif picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, opaque).convert("RGB")
+    else:
+        upright = picture.convert("RGB")
+    orientation = picture.getexif().get(_ORIENTATION, 1) if "exif" in picture.info or picture.format == "TIFF" else 1
+    turn = _UPRIGHT.get(orientation)
+    return upright if turn is None else upright.transpose(turn)
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """16-bit and floating grey to 8 bits; PIL's own ``convert`` would clip everything above 255 to white."""
+    values = np.asarray(picture).astype(np.float64)
+    top = 65535.0 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 255.0
+    if picture.mode == "F" and values.max(initial=0) <= 1:
+        top = 1.0
+    return Image.fromarray(np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def to_signal(pictures: Tensor) -> Tensor:
+    """uint8 pictures ``[M, H, W, 3]`` to floats ``[M, 3, H, W]`` in [-1, 1]."""
+    signal = torch.empty(pictures.shape[0], 3, *pictures.shape[1:3])
+    signal.copy_(pictures.permute(0, 3, 1, 2))
+    return signal.div_(127.5).sub_(1.0)
+
+
+def decode_text(content: bytes, max_characters: int) -> str:
+    """Decode a caption.
+
+    Raises:
+        BadSampleError: not UTF-8, or longer than ``max_characters``.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSampleError(f"text is not UTF-8 (byte {error.start})") from error
+    if len(text) > max_characters:
+        raise BadSampleError(f"text of {len(text)} characters, over the limit of {max_characters}")
+    return text.strip()
+
+
+def decode_json(content: bytes, max_characters: int) -> dict[str, Any]:
+    """Decode a JSON object.
+
+    Raises:
+        BadSampleError: not UTF-8, too long, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(decode_text(content, max_characters))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadSampleError(f"json cannot be parsed ({str(error)[:80]})") from error
+    if not isinstance(value, dict):
+        raise BadSampleError(f"json holds a {type(value).__name__}, an object is needed")
+    return value
+
+
+def decode_array(content: bytes) -> Tensor:
+    """Decode a ``.npy`` member; objects are refused, so nothing is unpickled.
+
+    Raises:
+        BadSampleError: not a plain numeric array.
+    """
+    try:
+        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+    except Exception as error:
+        raise BadSampleError(f"array cannot be read ({str(error)[:80]})") from error

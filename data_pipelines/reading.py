@@ -1,0 +1,202 @@
+"""What a loader's worker does: from positions in the order to a shipment of decoded samples."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from data_pipelines.archive import RangeReader, ShardIndex
+from data_pipelines.decoding import BadSampleError, Resize, decode_picture, to_signal
+from data_pipelines.ledger import Skip
+from data_pipelines.tasks import Task
+from umm_zoo.batch import Batch, Conversation
+
+#: Samples tried in place of a micro-batch that has no good sample, before the run is stopped.
+_TRIES = 64
+
+
+class Slot(NamedTuple):
+    """A place in the order and the sample that stands there."""
+
+    position: int
+    sample: int
+
+
+@dataclass
+class OpenSource:
+    """A source whose indexes have been read."""
+
+    name: str
+    task: Task
+    indexes: list[ShardIndex]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples per shard."""
+        return [len(index) for index in self.indexes]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+
+@dataclass
+class Row:
+    """One decoded sample; pictures are ``[H, W, 3]`` uint8, a quarter of the floats on the way between processes."""
+
+    key: str
+    conversation: Conversation
+    images: list[NDArray[np.uint8]]
+    target: NDArray[np.uint8] | None
+    meta: dict[str, Any]
+    extras: dict[str, Tensor]
+
+
+@dataclass
+class Shipment:
+    """What a worker sends: rows, stacked, and the skips met on the way; or the error that ends the run."""
+
+    keys: list[str] = field(default_factory=list)
+    conversations: list[Conversation] = field(default_factory=list)
+    images: Tensor | None = None
+    image_counts: list[int] = field(default_factory=list)
+    targets: Tensor | None = None
+    meta: list[dict[str, Any]] = field(default_factory=list)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
+    error: Exception | None = None
+
+    def batch(self) -> Batch:
+        """The rows as a method wants them: floats in [-1, 1]."""
+        return Batch(
+            keys=self.keys,
+            conversations=self.conversations,
+            images=None if self.images is None else to_signal(self.images),
+            image_counts=self.image_counts,
+            targets=None if self.targets is None else to_signal(self.targets),
+            meta=self.meta,
+            extras=self.extras,
+        )
+
+
+class SampleReader(Dataset[Shipment]):
+    """Random access to the samples of several sources, numbered through.
+
+    Args:
+        stage: ``train`` or ``val``, for the ledger.
+        sources: opened sources.
+        image_size: edge of input pictures.
+        target_size: edge of pictures to be drawn.
+        resize: how pictures become square.
+        substitute: put another sample in place of a shipment that has no good one (training: a rank cannot step on nothing).
+    """
+
+    def __init__(
+        self, stage: str, sources: Sequence[OpenSource], image_size: int, target_size: int, resize: Resize, substitute: bool
+    ) -> None:
+        self.stage, self.substitute = stage, substitute
+        self.image_size, self.target_size, self.resize = image_size, target_size, resize
+        self.shards = [(source, index) for source in sources for index in source.indexes]
+        self._ends = np.cumsum([len(index) for _, index in self.shards]).tolist()
+        self._files = RangeReader()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._ends else 0
+
+    def __getitems__(self, slots: list[Slot]) -> Shipment:
+        """Read a whole micro-batch; torch's loader hands over all its places at once."""
+        try:
+            return self._shipment(slots)
+        except (OSError, ValueError) as error:  # sent as a value: a worker's raise would bury the line under a traceback
+            return Shipment(error=error)
+
+    def place(self, sample: int) -> tuple[OpenSource, ShardIndex, int]:
+        """Source, shard and number within the shard of a sample."""
+        shard = bisect_right(self._ends, sample)
+        source, index = self.shards[shard]
+        return source, index, sample - (self._ends[shard] - len(index))
+
+    def read(self, sample: int) -> Row:
+        """Read and decode one sample.
+
+        Raises:
+            BadSampleError: it cannot be used.
+            StaleIndexError: its shard is not what its index says.
+        """
+        source, index, number = self.place(sample)
+        key = index.key(number)
+        read = source.task(key, self._files.members(index, number))
+        return Row(
+            key=f"{source.name}/{PurePosixPath(index.path).name}:{key}",
+            conversation=read.conversation,
+            images=[decode_picture(content, self.image_size, self.resize) for content in read.images],
+            target=None if read.target is None else decode_picture(read.target, self.target_size, self.resize),
+            meta=read.meta,
+            extras=read.extras,
+        )
+
+    def _shipment(self, slots: list[Slot]) -> Shipment:
+        rows, skips = [], []
+        for slot in slots:
+            try:
+                rows.append(self.read(slot.sample))
+            except BadSampleError as error:
+                skips.append(self._skip(slot, str(error)))
+        if not rows and self.substitute:
+            rows = [self._another(slots[0].sample)]
+            skips = [Skip(**{**vars(skip), "substitute": rows[0].key}) for skip in skips]
+        return _stack(rows, skips)
+
+    def _another(self, sample: int) -> Row:
+        """The next good sample after ``sample``, in the order on disk."""
+        for step in range(1, _TRIES + 1):
+            try:
+                return self.read((sample + step) % len(self))
+            except BadSampleError:
+                continue
+        source, index, number = self.place(sample)
+        raise ValueError(f"{index.path}: {_TRIES} samples in a row are bad, from '{index.key(number)}' on (source '{source.name}')")
+
+    def _skip(self, slot: Slot, reason: str) -> Skip:
+        source, index, number = self.place(slot.sample)
+        return Skip(self.stage, source.name, index.path, index.key(number), reason, slot.position)
+
+
+def _stack(rows: list[Row], skips: list[Skip]) -> Shipment:
+    with_target = [row for row in rows if row.target is not None]
+    if with_target and len(with_target) < len(rows):
+        without = next(row for row in rows if row.target is None)
+        raise ValueError(
+            f"data: {with_target[0].key} has a picture to draw, {without.key} of the same batch has none; "
+            "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
+        )
+    names = rows[0].extras if rows else {}
+    return Shipment(
+        keys=[row.key for row in rows],
+        conversations=[row.conversation for row in rows],
+        images=_pictures([picture for row in rows for picture in row.images]),
+        image_counts=[len(row.images) for row in rows],
+        targets=_pictures([row.target for row in rows if row.target is not None]),
+        meta=[row.meta for row in rows],
+        extras={name: torch.stack([row.extras[name] for row in rows]) for name in names},
+        skips=skips,
+    )
+
+
+def _pictures(pictures: list[NDArray[np.uint8]]) -> Tensor | None:
+    """Stack; in a worker straight into shared memory, which saves the copy when the batch is sent."""
+    if not pictures:
+        return None
+    stacked = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        stacked.share_memory_()
+    np.stack(pictures, out=stacked.numpy())
+    return stacked

@@ -1,0 +1,237 @@
+"""What the members of a sample mean: a task turns raw members into a conversation, input pictures and a picture to draw.
+
+Pictures stay bytes here; they are decoded in the loader's worker, once the text has been found usable.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+
+PICTURE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+_NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(PICTURE_TYPES)})")
+
+
+@dataclass
+class Sample:
+    """One sample before its pictures are decoded.
+
+    Args:
+        conversation: turns; the k-th ``<image>`` marker of the user's texts is the k-th picture.
+        images: encoded input pictures.
+        target: the encoded picture to be drawn, where there is one.
+        meta: ground truth and everything else, for metrics.
+        extras: precomputed arrays by name.
+    """
+
+    conversation: Conversation
+    images: list[bytes] = field(default_factory=list)
+    target: bytes | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """Maps the raw members of a sample to a ``Sample``.
+
+    Args:
+        max_characters: longer texts make a bad sample (our choice: far above any caption, far below what stalls a tokenizer).
+        extras: names of ``.npy`` members to be handed on as ``Batch.extras`` (``latents`` for ``KEY.latents.npy``).
+    """
+
+    def __init__(self, max_characters: int = 65_536, extras: Sequence[str] = ()) -> None:
+        self.max_characters = max_characters
+        self.extras = tuple(extras)
+
+    @abstractmethod
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """Interpret the members of one sample.
+
+        Raises:
+            BadSampleError: it cannot be used; the message says why.
+        """
+
+    def __call__(self, key: str, members: dict[str, bytes]) -> Sample:
+        """``sample``, with the markers counted and the precomputed arrays added."""
+        sample = self.sample(key, members)
+        markers = sum(turn["text"].count(IMAGE_MARKER) for turn in sample.conversation)
+        if markers != len(sample.images):
+            raise BadSampleError(f"{markers} {IMAGE_MARKER} markers in the text, {len(sample.images)} pictures")
+        for name in self.extras:
+            sample.extras[name] = decode_array(member(members, f"{name}.npy"))
+        return sample
+
+
+class Conversations(Task):
+    """This project's own layout: ``KEY.json`` with ``conversations``, pictures ``KEY.0.png`` …, and ``KEY.target.png`` to be drawn.
+
+    A single picture may also be called ``KEY.jpg``. Turns may have the keys role/text, role/content or (LLaVA's) from/value.
+    """
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """Read the conversation and collect the pictures in order."""
+        meta = decode_json(member(members, "json"), self.max_characters)
+        if "conversations" not in meta:
+            raise BadSampleError("json has no 'conversations'")
+        conversation = read_turns(meta.pop("conversations"))
+        return Sample(conversation, input_pictures(members), target_picture(members), meta)
+
+
+class TextToImage(Conversations):
+    """A prompt and the picture it asks for.
+
+    Reads this project's layout, and pairs of ``KEY.jpg`` (or png, webp) with ``KEY.txt``, as BLIP3-o and img2dataset write them.
+    """
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """The user's turn is the prompt; there are no input pictures."""
+        meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
+        if "conversations" in meta:
+            sample = super().sample(key, members)
+            prompt = "\n".join(turn["text"] for turn in sample.conversation if turn["role"] == "user")
+            target = sample.target or (sample.images[0] if len(sample.images) == 1 else None)
+            prompt = prompt.replace(IMAGE_MARKER, "").strip() if sample.target is None else prompt
+            meta = sample.meta
+        else:
+            prompt, target = decode_text(member(members, "txt"), self.max_characters), only_picture(members)
+        if not prompt:
+            raise BadSampleError("the prompt is empty")
+        if target is None:
+            raise BadSampleError("no picture to draw (KEY.target.png, or one picture beside the text)")
+        return Sample([Turn(role="user", text=prompt)], [], target, {"task": "text_to_image", **meta})
+
+
+class Editing(Conversations):
+    """An instruction, one or more input pictures, and the edited picture."""
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """As ``Conversations``, but target and input picture are demanded, and markers put in front where none is written."""
+        sample = super().sample(key, members)
+        if sample.target is None:
+            raise BadSampleError("an edit without KEY.target.png")
+        if not sample.images:
+            raise BadSampleError("an edit without an input picture (KEY.0.png)")
+        if not any(IMAGE_MARKER in turn["text"] for turn in sample.conversation):
+            first = next((turn for turn in sample.conversation if turn["role"] == "user"), None)
+            if first is None:
+                raise BadSampleError("an edit without a user turn")
+            first["text"] = f"{IMAGE_MARKER}\n" * len(sample.images) + first["text"]
+        sample.meta.setdefault("task", "editing")
+        return sample
+
+
+class Captions(Task):
+    """Pictures with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
+
+    Args:
+        instructions: what the user asks; with several, the sample's key picks one.
+        max_characters: as in ``Task``.
+        extras: as in ``Task``.
+    """
+
+    def __init__(
+        self,
+        instructions: Sequence[str] = ("Describe the image.",),
+        max_characters: int = 65_536,
+        extras: Sequence[str] = (),
+    ) -> None:
+        super().__init__(max_characters, extras)
+        self.instructions = [instructions] if isinstance(instructions, str) else list(instructions)
+        if not self.instructions:
+            raise ValueError("Captions.instructions: found an empty list, at least one instruction is needed")
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """The caption is the answer."""
+        caption = decode_text(member(members, "txt"), self.max_characters)
+        if not caption:
+            raise BadSampleError("the caption is empty")
+        meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
+        instruction = self.instructions[zlib.crc32(key.encode()) % len(self.instructions)]
+        conversation = [
+            Turn(role="user", text=f"{IMAGE_MARKER}\n{instruction}"),
+            Turn(role="assistant", text=caption.replace(IMAGE_MARKER, "")),
+        ]
+        return Sample(conversation, [only_picture(members)], None, {"task": "caption", **meta})
+
+
+# -- members -----------------------------------------------------------------------------------------------------------------
+
+
+def member(members: dict[str, bytes], name: str) -> bytes:
+    """A member by name.
+
+    Raises:
+        BadSampleError: it is missing.
+    """
+    if name not in members:
+        raise BadSampleError(f"member '{name}' is missing (found {', '.join(sorted(members)) or 'none'})")
+    return members[name]
+
+
+def input_pictures(members: dict[str, bytes]) -> list[bytes]:
+    """``0.png``, ``1.jpg`` … in order, or the single ``jpg``.
+
+    Raises:
+        BadSampleError: a number is missing or there twice.
+    """
+    numbered: dict[int, bytes] = {}
+    for name, content in members.items():
+        if match := _NUMBERED.fullmatch(name):
+            if int(match[1]) in numbered:
+                raise BadSampleError(f"two input pictures are number {match[1]}")
+            numbered[int(match[1])] = content
+    if sorted(numbered) != list(range(len(numbered))):
+        raise BadSampleError(f"input pictures are numbered {sorted(numbered)}, not from 0 on")
+    if numbered:
+        return [numbered[index] for index in range(len(numbered))]
+    return [members[name] for name in PICTURE_TYPES if name in members][:1]
+
+
+def target_picture(members: dict[str, bytes]) -> bytes | None:
+    """``target.png`` (or jpg …), None where there is none."""
+    return next((members[f"target.{kind}"] for kind in PICTURE_TYPES if f"target.{kind}" in members), None)
+
+
+def only_picture(members: dict[str, bytes]) -> bytes:
+    """The one picture of a captioned sample.
+
+    Raises:
+        BadSampleError: there is none.
+    """
+    for kind in PICTURE_TYPES:
+        for name in (kind, f"0.{kind}"):
+            if name in members:
+                return members[name]
+    raise BadSampleError(f"no picture (found {', '.join(sorted(members)) or 'none'})")
+
+
+def read_turns(turns: object) -> Conversation:
+    """Turns as written by this project (role/text), by chat templates (role/content) or by LLaVA (from/value).
+
+    Raises:
+        BadSampleError: not a list of such turns, or a role is unknown.
+    """
+    if not isinstance(turns, list):
+        raise BadSampleError(f"'conversations' is a {type(turns).__name__}, a list of turns is needed")
+    conversation: Conversation = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise BadSampleError(f"a turn is a {type(turn).__name__}, an object is needed")
+        role = turn.get("role", turn.get("from"))
+        text = turn.get("text", turn.get("content", turn.get("value")))
+        if role not in _ROLES:
+            raise BadSampleError(f"a turn has the role {role!r}, accepted are user, assistant, system")
+        if not isinstance(text, str):
+            raise BadSampleError(f"the text of a turn is a {type(text).__name__}, a string is needed")
+        conversation.append({"role": _ROLES[role], "text": text})  # type: ignore[typeddict-item]
+    return conversation
