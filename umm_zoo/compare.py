@@ -1,0 +1,175 @@
+"""``python -m umm_zoo.compare FILE``: one block varied under one recipe, several seeds, a table with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from umm_zoo.comparison.plan import Plan, Step, load_plan
+from umm_zoo.fit import user_errors
+from umm_zoo.run_folder import RunFolder
+
+HELP = """A compare file names a question, a base experiment, the one path that varies, its choices, seeds and metrics:
+
+  question: Do noisy queries beat learned ones?
+  decision: "supported" when the paired difference is above 0 by two standard errors
+  base: ../wemmu/stage3.yaml
+  vary: method.queries
+  also: [method.detail]          # further paths that may differ
+  choices:
+    learned: {value: {_target_: umm_zoo.blocks.queries.LearnedQueries, num_queries: 16}}
+    noisy: {value: {_target_: umm_zoo.blocks.queries.NoisyQueries}}
+    other: {experiment: other.yaml, set: {method.detail: null}}
+  seeds: [0, 1, 2]
+  metrics: {edit success: val/edit/success, loss: {key: val/loss, better: lower}}
+  set: {trainer.max_steps: 1000} # applied to every choice
+
+It is refused when anything else differs between the choices. A run is known by its resolved experiment:
+what has been run is not run again."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 done, 1 a run failed, 2 a mistake in the compare file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m umm_zoo.compare",
+        description="Benchmark blocks against each other under one recipe.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="compare file (YAML)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time, one thread each if above 1")
+    parser.add_argument("--runs", metavar="DIR", help="folder of the run folders (default: $UMM_ZOO_RUNS, else runs)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: results/ beside FILE)")
+    parser.add_argument("--plan", action="store_true", help="check, say what would run, and stop")
+    arguments = parser.parse_args(argv)
+    with user_errors() as outcome:
+        plan = load_plan(arguments.file)
+        runs = Path(arguments.runs or os.environ.get("UMM_ZOO_RUNS") or "runs")
+        waiting = [step for step in plan.steps() if not _finished(step, runs)]
+        print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
+        if arguments.plan:
+            for step in plan.steps():
+                print(f"  {'waiting ' if step in waiting else 'finished'} {_folder(step, runs)}")
+            return 0
+        failed = run_plan(plan, runs, arguments.jobs)
+        for step in failed:
+            print(f"error: {_folder(step, runs)}: failed; see {_log(step, runs)}", file=sys.stderr)
+        outcome.code = 1 if failed else 0
+        paths = write_results(plan, runs, Path(arguments.out) if arguments.out else Path(arguments.file).parent / "results")
+        if paths:
+            print(paths[0].read_text())
+            print(f"written: {', '.join(str(path) for path in paths)}")
+    return outcome.code
+
+
+def run_plan(plan: Plan, runs: Path, jobs: int) -> list[Step]:
+    """Run what has not been run, ``jobs`` at a time, each in a process of its own; returns the steps that failed."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    steps = plan.steps()
+    done = {step.identity: Event() for step in steps}
+    failed: list[Step] = []
+    before = {run.steps[i].identity: run.steps[i - 1] for run in plan.runs for i in range(1, len(run.steps))}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress, ThreadPoolExecutor(jobs) as pool:
+        task = progress.add_task(plan.name, total=len(steps))
+
+        def work(step: Step) -> None:
+            try:
+                if (below := before.get(step.identity)) is not None:
+                    done[below.identity].wait()  # submitted earlier, so it runs or has run: no deadlock
+                    if below in failed:
+                        failed.append(step)
+                        return
+                if not _finished(step, runs):
+                    progress.update(task, description=f"{plan.name}: {step.label}")
+                    if _run(step, runs, single_thread=jobs > 1) != 0:
+                        failed.append(step)
+            finally:
+                done[step.identity].set()
+                progress.advance(task)
+
+        for future in [pool.submit(work, step) for step in steps]:
+            future.result()
+    return failed
+
+
+def _folder(step: Step, runs: Path) -> Path:
+    return runs / step.experiment.name
+
+
+def _log(step: Step, runs: Path) -> Path:
+    return _folder(step, runs).with_suffix(".log")
+
+
+def _placed(step: Step, runs: Path) -> Any:
+    """The step's experiment with ``after`` as the run folder that the earlier step writes."""
+    after = step.experiment.after
+    if after is not None and after.startswith("compare/"):
+        after = str(runs / after)
+    return replace(step.experiment, after=after)
+
+
+def _finished(step: Step, runs: Path) -> bool:
+    folder = RunFolder(_folder(step, runs))
+    return folder.finished() and not folder.differences(_placed(step, runs))
+
+
+def _run(step: Step, runs: Path, single_thread: bool) -> int:
+    experiment, folder = _placed(step, runs), _folder(step, runs)
+    file = folder.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # the folder is known by its content, so an unfinished run in it is the same run, interrupted
+    tree = experiment.to_yaml()
+    if experiment.after is not None:  # a path in a file is relative to that file
+        tree = tree.replace(f"after: {experiment.after}", f"after: {Path(experiment.after).resolve()}")
+    file.write_text(tree, encoding="utf-8")
+    command = [sys.executable, "-m", "umm_zoo.fit", str(file), "--runs", str(runs)]
+    if RunFolder(folder).last_checkpoint.is_file():
+        command.append("ckpt=last")
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([*experiment.folders, *filter(None, [environment.get("PYTHONPATH")])])
+    if single_thread:
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with _log(step, runs).open("a", encoding="utf-8") as log:
+        log.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n")
+        log.flush()
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+
+
+def write_results(plan: Plan, runs: Path, out: Path) -> list[Path]:
+    """Collect every finished run into ``<name>.md/.csv/.json/.png``; none is written while nothing has finished."""
+    from umm_zoo.comparison.results import Results, Row
+
+    rows, last = [], {}
+    for run in plan.runs:
+        step = run.steps[-1]
+        if not _finished(step, runs):
+            continue
+        last = json.loads(RunFolder(_folder(step, runs)).metrics_file.read_text())
+        costs = {key: float(value) for key, value in last.get("costs", {}).items()}
+        rows.append(Row(run.choice, run.seed, last["metrics"], costs, step.experiment.name, step.identity))
+    if not rows:
+        return []
+    provenance = {
+        "command": f"python -m umm_zoo.compare {plan.file}",
+        "commit": last["commit"],
+        "seeds": ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in plan.runs)),
+        "machine": ", ".join(f"{key} {value}" for key, value in last["machine"].items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in last["versions"].items()),
+    }
+    return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision).write(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

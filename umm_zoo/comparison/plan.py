@@ -1,0 +1,198 @@
+"""What a comparison runs: choices times seeds, each a resolved experiment, and proof that nothing else differs between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from umm_zoo.experiment import Experiment, Problem, UserError, load_experiment, nearest
+
+KEYS = ("question", "decision", "base", "vary", "also", "choices", "seeds", "metrics", "set")
+_CHOICE_KEYS = ("experiment", "value", "set")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training run of a plan, identified by everything that decides its outcome.
+
+    Args:
+        experiment: resolved, with the run's name and the run folder of ``after`` filled in.
+        identity: hash of the resolved experiment and of those it stands on, names aside.
+        label: for progress lines.
+    """
+
+    experiment: Experiment
+    identity: str
+    label: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A choice at a seed: the steps in the order they run, the last one being scored."""
+
+    choice: str
+    seed: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked compare file.
+
+    Args:
+        name: stem of the file.
+        question, decision: as written.
+        metrics: printed name -> (key in metrics.json, whether higher is better).
+        runs: choices in the file's order, seeds inside.
+    """
+
+    name: str
+    file: str
+    question: str
+    decision: str
+    metrics: dict[str, tuple[str, bool]]
+    runs: tuple[PlannedRun, ...]
+
+    def steps(self) -> list[Step]:
+        """Every step once, in an order in which what a step stands on comes first."""
+        return list({step.identity: step for run in self.runs for step in run.steps}.values())
+
+
+def load_plan(file: str | Path) -> Plan:
+    """Read a compare file, resolve every choice at every seed, refuse what differs outside ``vary`` and ``also``.
+
+    Raises:
+        UserError: a key is unknown or missing, a value has the wrong type, or two choices differ elsewhere.
+    """
+    file = Path(file)
+    tree = _read(file)
+    allowed = [tree["vary"], *tree.get("also", [])]
+    choices = {name: _choice_overrides(file, tree, name, choice) for name, choice in tree["choices"].items()}
+    runs, reference = [], None
+    for name, (experiment, overrides) in choices.items():
+        for seed in tree["seeds"]:
+            chain = _chain(experiment, [*overrides, f"seed={seed}"], seed)
+            if reference is None:
+                reference = (name, chain)
+            if seed == tree["seeds"][0]:
+                _refuse_other_differences(file, allowed, reference, (name, chain))
+            runs.append(PlannedRun(name, seed, _steps(chain, f"compare/{file.stem}", f"{name}-seed{seed}")))
+    metrics = {printed: _metric(file, printed, value) for printed, value in tree["metrics"].items()}
+    return Plan(file.stem, str(file), tree["question"], tree.get("decision", ""), metrics, tuple(runs))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        near = nearest(file.name, (p.name for p in file.parent.glob("*.y*ml"))) if file.parent.is_dir() else None
+        raise UserError(file, [Problem("", "no such file", "a compare file", near)])
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(
+            file, f"found text that is not YAML ({getattr(error, 'problem', error)}), accepted a compare file"
+        ) from None
+    if not isinstance(tree, dict):
+        raise UserError(file, f"found a {type(tree).__name__}, accepted a map with the keys {', '.join(KEYS)}")
+    problems = [Problem(str(k), "an unknown key", ", ".join(KEYS), nearest(str(k), KEYS)) for k in tree if k not in KEYS]
+    for key, kind in (("question", str), ("base", str), ("vary", str), ("choices", dict), ("seeds", list), ("metrics", dict)):
+        if not isinstance(tree.get(key), kind) or not tree[key]:
+            problems.append(Problem(key, repr(tree.get(key)), f"a {kind.__name__} that is not empty"))
+    for key, kind in (("also", list), ("set", dict), ("decision", str)):
+        if not isinstance(tree.get(key, kind()), kind):
+            problems.append(Problem(key, repr(tree[key]), f"a {kind.__name__}"))
+    if not problems and not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in tree["seeds"]):
+        problems.append(Problem("seeds", repr(tree["seeds"]), "a list of whole numbers"))
+    if not problems and len(tree["choices"]) < 2:
+        problems.append(Problem("choices", f"{len(tree['choices'])} choice", "two or more"))
+    if problems:
+        raise UserError(file, problems)
+    return tree
+
+
+def _choice_overrides(file: Path, tree: Mapping[str, Any], name: str, choice: Any) -> tuple[Path, list[str]]:
+    """The experiment file of a choice and its overrides in the order they apply."""
+    where = f"choices.{name}"
+    if not isinstance(choice, dict) or not choice or any(key not in _CHOICE_KEYS for key in choice):
+        accepted = "a map with 'value' (put at the varied path), 'experiment' (a file) or 'set' (path: value)"
+        raise UserError(file, [Problem(where, repr(choice), accepted)])
+    settings = dict(tree.get("set", {}))
+    if "value" in choice:
+        settings[tree["vary"]] = choice["value"]
+    settings.update(choice.get("set", {}))
+    experiment = file.parent / str(choice.get("experiment", tree["base"]))
+    return experiment, [
+        f"{path}={yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix('...' + chr(10)).strip()}"
+        for path, value in settings.items()
+    ]
+
+
+def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
+    if isinstance(value, str):
+        return value, True
+    if isinstance(value, dict) and set(value) == {"key", "better"} and value["better"] in ("higher", "lower"):
+        return str(value["key"]), value["better"] == "higher"
+    raise UserError(
+        file, [Problem(f"metrics.{printed}", repr(value), "a key of metrics.json, or {key: …, better: higher or lower}")]
+    )
+
+
+def _chain(file: Path, overrides: list[str], seed: int) -> list[Experiment]:
+    """The experiment and what it stands on, earliest first. An earlier stage takes the seed and none of the other overrides."""
+    experiment = load_experiment(file, overrides)
+    if experiment.after is None or not Path(experiment.after).suffix.startswith(".y"):
+        return [experiment]
+    return [*_chain(Path(experiment.after), [f"seed={seed}"], seed), experiment]
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _comparable(experiment: Experiment) -> dict[str, Any]:
+    """What decides a run's outcome besides its place in the chain."""
+    return {key: value for key, value in experiment.resolved().items() if key not in ("name", "after", "vars")}
+
+
+def _refuse_other_differences(
+    file: Path, allowed: list[str], first: tuple[str, list[Experiment]], other: tuple[str, list[Experiment]]
+) -> None:
+    if len(first[1]) != len(other[1]):
+        found = f"{len(other[1])} stages in '{other[0]}', {len(first[1])} in '{first[0]}'"
+        raise UserError(file, [Problem("choices", found, "choices with equally many stages")])
+    missing, problems = object(), []
+    for stage, (a, b) in enumerate(zip(first[1], other[1], strict=True)):
+        left, right = dict(_flat(_comparable(a))), dict(_flat(_comparable(b)))
+        for path in dict.fromkeys([*left, *right]):
+            same = left.get(path, missing) == right.get(path, missing)
+            if same or any(path == base or path.startswith(base + ".") for base in allowed):
+                continue
+            values = " and ".join("nothing" if side.get(path, missing) is missing else repr(side[path]) for side in (left, right))
+            found = f"{values} in '{first[0]}' and '{other[0]}'" + (f" (stage {stage + 1})" if len(first[1]) > 1 else "")
+            problems.append(
+                Problem(path, found, f"differences below {', '.join(allowed)} only; list it under 'also' if it is meant")
+            )
+    if problems:
+        raise UserError(file, problems)
+
+
+def _steps(chain: list[Experiment], folder: str, label: str) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for depth, experiment in enumerate(chain):
+        below = steps[-1] if steps else None
+        content = json.dumps([_comparable(experiment), below.identity if below else experiment.after], sort_keys=True)
+        identity = hashlib.sha256(content.encode()).hexdigest()[:12]
+        stage = label if depth == len(chain) - 1 else Path(experiment.file).stem + f"-seed{experiment.seed}"
+        name = f"{folder}/{stage}-{identity}"
+        after = below.experiment.name if below else experiment.after
+        steps.append(Step(replace(experiment, name=name, after=after), identity, stage))
+    return tuple(steps)
