@@ -36,6 +36,9 @@ def freeze(module: M) -> M:
     attribute path (``model.vision_tower.config`` …).
     """
     module.requires_grad_(False)
+    if isinstance(module, (nn.ModuleDict, nn.ModuleList)):  # may only group modules that are registered elsewhere
+        for child in module.children():
+            freeze(child)
     if not isinstance(module, FrozenBackbone):
         module.__class__ = cast(type[M], _frozen_class(cast(Any, type(module))))
     module.eval()
