@@ -5,11 +5,13 @@ Normalisation and resizing live inside: every encoder takes the pictures of a ba
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -92,7 +94,7 @@ class LibraryEncoder(FeatureEncoder):
         image_size: side of the square pictures it sees; None takes ``stock_size``, or the config's where that is smaller.
 
     Raises:
-        ValueError: ``image_size`` is not a multiple of the patch size.
+        ValueError: ``image_size`` is smaller than a patch.
     """
 
     kind: ClassVar[type[PreTrainedModel]]
@@ -110,11 +112,9 @@ class LibraryEncoder(FeatureEncoder):
         self.model = model
         vision = getattr(model.config, "vision_config", model.config)
         size = image_size or min(vision.image_size, self.stock_size or vision.image_size)
-        if size % vision.patch_size:
-            raise ValueError(
-                f"{type(self).__name__}.image_size: found {size}, accepted are multiples of the patch size {vision.patch_size}"
-            )
-        self.image_size = size
+        if size < vision.patch_size:
+            raise ValueError(f"{type(self).__name__}.image_size: found {size}, accepted is {vision.patch_size} (a patch) or more")
+        self.image_size = size  # what does not fill a patch is left out: SigLIP's 384 pixels are 27 patches of 14
         self.grid = Grid(size // vision.patch_size, size // vision.patch_size)
         self.token_width, self.num_layers = vision.hidden_size, vision.num_hidden_layers
         self.width = self._pooled_width()
@@ -328,6 +328,22 @@ class SigLIPFeatures(TextImageEncoder):
     kind, config_kind = SiglipModel, SiglipConfig
     mean, std = HALF, HALF
     crop_ratio = None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        image_size: int | None = None,
+        dtype: str = "float32",
+        attention: Attention = "sdpa",
+        tokenizer: str | None = None,
+    ) -> Self:
+        """As the base class; the logits start at scale 10 and bias -10 (section 3.2), where the library leaves 1 and 0."""
+        encoder = super().from_config(config, image_size, dtype, attention, tokenizer)
+        with torch.no_grad():
+            encoder.model.logit_scale.fill_(math.log(10.0))
+            encoder.model.logit_bias.fill_(-10.0)
+        return encoder
 
 
 def _built(

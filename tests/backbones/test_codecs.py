@@ -1,0 +1,198 @@
+import json
+
+import pytest
+import torch
+
+from umm_zoo.backbones.codecs import DCCodec, KLCodec, LatentCodec, draw
+
+KL = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "latent_channels": 5,
+    "norm_num_groups": 4,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+DC = {
+    "encoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
+    "decoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
+    "encoder_block_out_channels": [8, 8, 16],
+    "decoder_block_out_channels": [8, 8, 16],
+    "encoder_layers_per_block": [1, 1, 1],
+    "decoder_layers_per_block": [1, 1, 1],
+    "encoder_qkv_multiscales": [[], [], [5]],
+    "decoder_qkv_multiscales": [[], [], [5]],
+    "attention_head_dim": 8,
+    "latent_channels": 4,
+    "downsample_block_type": "Conv",
+    "upsample_block_type": "interpolate",
+    "scaling_factor": 0.41407,
+}
+FLUX = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+SANA = {
+    "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+    "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+    "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+    "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+    "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+    "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
+    "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+    "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+    "attention_head_dim": 32,
+    "latent_channels": 32,
+    "downsample_block_type": "Conv",
+    "upsample_block_type": "interpolate",
+    "scaling_factor": 0.41407,
+}
+CODECS = [(KLCodec, KL), (DCCodec, DC)]
+
+
+def pictures(*size: int) -> torch.Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize(("kind", "config", "factor"), [(KLCodec, KL, 2), (DCCodec, DC, 4)])
+def test_shapes(kind: type[LatentCodec], config: dict, factor: int) -> None:
+    codec = kind.from_config(config)
+    latents = codec.encode(pictures(3, 3, 8, 12))
+    assert codec.downsampling == factor
+    assert latents.shape == (3, codec.latent_channels, 8 // factor, 12 // factor)
+    assert codec.decode(latents).shape == (3, 3, 8, 12)
+
+
+def test_kl_scaling_and_shift_stand_in_the_right_order() -> None:
+    codec, images = KLCodec.from_config(KL), pictures(2, 3, 8, 8)
+    raw = codec.model.encode(images).latent_dist.mean
+    torch.testing.assert_close(codec.encode(images), (raw - 0.1159) * 0.3611)
+    torch.testing.assert_close(codec.decode(codec.encode(images)), codec.model.decode(raw).sample, atol=1e-5, rtol=1e-4)
+
+
+def test_dc_only_scales() -> None:
+    codec, images = DCCodec.from_config(DC), pictures(2, 3, 8, 8)
+    raw = codec.model.encode(images).latent
+    torch.testing.assert_close(codec.encode(images, sample=True), raw * 0.41407)
+    torch.testing.assert_close(codec.decode(raw * 0.41407), codec.model.decode(raw).sample, atol=1e-5, rtol=1e-4)
+
+
+def test_a_sample_is_the_library_s_own_draw() -> None:
+    codec, images = KLCodec.from_config(KL), pictures(2, 3, 8, 8)
+    found = codec.encode(images, sample=True, generator=torch.Generator().manual_seed(4))
+    raw = codec.model.encode(images).latent_dist.sample(generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(found, (raw - 0.1159) * 0.3611)
+
+
+def test_draw_has_the_stated_mean_and_deviation() -> None:
+    mean, log_variance = torch.full((20_000,), 3.0), torch.full((20_000,), 2 * torch.tensor(0.5).log().item())
+    sample = draw(mean, log_variance, torch.Generator().manual_seed(0))
+    assert abs(sample.mean() - 3.0) < 0.02 and abs(sample.std() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize(("kind", "config"), CODECS)
+def test_round_trip_through_the_library_s_format(kind: type, config: dict, tmp_path) -> None:
+    codec = kind.from_config(config)
+    codec.save(tmp_path)
+    again = kind.from_pretrained(tmp_path, config=config)
+    for key, value in codec.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    images = pictures(2, 3, 8, 8)
+    torch.testing.assert_close(codec.eval().encode(images), again.eval().encode(images))
+
+
+def test_the_library_opens_what_is_saved(tmp_path) -> None:
+    from diffusers.models import AutoencoderKL
+
+    codec = KLCodec.from_config(KL)
+    codec.save(tmp_path)
+    config = AutoencoderKL.from_pretrained(tmp_path).config
+    assert (config.scaling_factor, config.shift_factor) == (0.3611, 0.1159)
+
+
+def test_statistics_of_a_trained_codec_are_saved(tmp_path) -> None:
+    codec = KLCodec.from_config(KL)
+    latents = 2.0 + 4.0 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    for _ in range(60):
+        codec.track_statistics(latents, momentum=0.8)
+    torch.testing.assert_close(codec.scaling, torch.tensor(0.25), atol=1e-3, rtol=0)
+    torch.testing.assert_close(codec.shift, torch.tensor(2.0), atol=2e-2, rtol=0)
+    codec.save(tmp_path)
+    assert torch.equal(KLCodec.from_pretrained(tmp_path).scaling, codec.scaling)
+
+
+def test_dc_statistics_are_the_inverse_root_mean_square() -> None:
+    codec = DCCodec.from_config(DC)
+    for _ in range(80):
+        codec.track_statistics(torch.tensor([3.0, -4.0]), momentum=0.8)
+    torch.testing.assert_close(codec.scaling, torch.tensor(12.5).rsqrt())
+    assert codec.shift == 0
+
+
+def test_missing_and_unexpected_weights_are_refused(tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    KLCodec.from_config(KL).save(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    bias = weights.pop("encoder.conv_in.bias")
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"1 tensors missing, such as encoder\.conv_in\.bias"):
+        KLCodec.from_pretrained(tmp_path)
+    save_file({**weights, "encoder.conv_in.bias": bias, "stranger": bias.clone()}, path)
+    with pytest.raises(ValueError, match="1 tensors unexpected, such as stranger"):
+        KLCodec.from_pretrained(tmp_path)
+
+
+def test_a_file_of_another_size_is_refused(tmp_path) -> None:
+    KLCodec.from_config(KL).save(tmp_path)
+    with pytest.raises(ValueError, match="config has latent_channels = 5, the experiment says 4"):
+        KLCodec.from_pretrained(tmp_path, config={**KL, "latent_channels": 4})
+
+
+def test_misspelt_key_and_wrong_size_are_one_line() -> None:
+    with pytest.raises(ValueError, match="did you mean 'latent_channels'"):
+        KLCodec.from_config({"latent_chanels": 4})
+    with pytest.raises(ValueError, match="multiples of 2 px, found"):
+        KLCodec.from_config(KL).encode(pictures(1, 3, 7, 8))
+
+
+def test_per_channel_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match="latents_mean"):
+        KLCodec.from_config({**KL, "latents_mean": [0.0] * 5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "count"),
+    [
+        # FLUX.1 VAE: public file of 335 MB in float32, https://huggingface.co/black-forest-labs/FLUX.1-dev (vae)
+        (KLCodec, FLUX, 83_819_683),
+        (KLCodec, {**FLUX, "scaling_factor": 1.5305, "shift_factor": 0.0609}, 83_819_683),  # Stable Diffusion 3: the same network
+        (DCCodec, SANA, 312_250_275),  # "312M", arXiv 2410.10733
+    ],
+)
+def test_real_sizes_are_built_without_memory_or_files(kind: type, config: dict, count: int) -> None:
+    with torch.device("meta"):
+        codec = kind.from_pretrained("nowhere/nothing", config=config)
+    assert sum(p.numel() for p in codec.parameters()) == count
+    assert {p.device.type for p in codec.parameters()} == {"meta"}
+
+
+def test_half_precision_keeps_the_pictures_dtype(tmp_path) -> None:
+    KLCodec.from_config(KL).save(tmp_path)
+    codec = KLCodec.from_pretrained(tmp_path, dtype="bfloat16")
+    assert codec.model.dtype == torch.bfloat16
+    assert codec.encode(pictures(1, 3, 8, 8)).dtype == torch.float32
+    assert json.loads((tmp_path / "config.json").read_text())["scaling_factor"] == 0.3611
