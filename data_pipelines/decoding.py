@@ -6,6 +6,8 @@ import io
 import json
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,19 @@ def decode_picture(content: bytes, size: int, resize: Resize, max_pixels: int = 
     Raises:
         BadSampleError: not a picture, of no accepted format, cut short, or of more than ``max_pixels`` pixels.
     """
+    with open_picture(content, max_pixels) as picture:
+        if picture.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
+            picture.draft(None, resize.least(*picture.size, size))
+        return np.asarray(resize(to_rgb(picture), size))
+
+
+@contextmanager
+def open_picture(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """A picture opened from untrusted bytes; whatever goes wrong while it is open and decoded becomes a ``BadSampleError``.
+
+    Raises:
+        BadSampleError: not a picture, of no accepted format, cut short, or of more than ``max_pixels`` pixels.
+    """
     if not content:
         raise BadSampleError("picture of 0 bytes")
     try:
@@ -118,9 +133,7 @@ def decode_picture(content: bytes, size: int, resize: Resize, max_pixels: int = 
                 width, height = picture.size
                 if width * height > max_pixels:
                     raise BadSampleError(f"picture of {width} x {height} pixels, over the limit of {max_pixels}")
-                if picture.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
-                    picture.draft(None, resize.least(width, height, size))
-                return np.asarray(resize(to_rgb(picture), size))
+                yield picture
     except BadSampleError:
         raise
     except Exception as error:  # PIL's decoders raise whatever a hostile file makes them raise

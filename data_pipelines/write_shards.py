@@ -41,12 +41,13 @@ class IndexedShardWriter:
         out: folder, made if need be.
         name: first part of the file names.
         samples_per_shard: most samples in one tar.
+        first_shard: number of the first tar, for a writer that goes on where another stopped.
 
     Raises:
-        ValueError: the name or the number is not usable, or a sample is (see `write`).
+        ValueError: the name or a number is not usable, or a sample is (see `write`).
     """
 
-    def __init__(self, out: str | Path, name: str, samples_per_shard: int = 1000) -> None:
+    def __init__(self, out: str | Path, name: str, samples_per_shard: int = 1000, first_shard: int = 0) -> None:
         if not name or "/" in name or "%" in name:
             raise ValueError(f"shard name: found {name!r}, accepted a plain file name without / and %")
         if samples_per_shard < 1:
@@ -54,6 +55,7 @@ class IndexedShardWriter:
         self.out = Path(out)
         self.name = name
         self.samples_per_shard = samples_per_shard
+        self.first_shard = first_shard
         self.summary = WriteSummary()
         self._keys: set[str] = set()
         self._stream: IO[bytes] | None = None
@@ -120,6 +122,7 @@ class IndexedShardWriter:
         self._writer = ShardWriter(
             f"{self.name}-%06d.tar",
             maxcount=self.samples_per_shard,
+            start_shard=self.first_shard,
             maxsize=float("inf"),
             post=self._finish,
             verbose=0,
