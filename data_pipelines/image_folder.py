@@ -108,7 +108,8 @@ def encode(path: Path, size: int | None) -> tuple[str, bytes]:
     except OSError as error:
         raise BadSampleError(f"cannot be read ({error.strerror})") from error
     with open_picture(content, MAX_PIXELS) as picture:
-        upright = to_rgb(picture)  # decodes all of it: a damaged file is found now and not in the training
+        picture.load()  # all of it: a damaged file is found now and not in the training
+        upright = to_rgb(picture)
         scale = 1.0 if size is None else size / min(upright.size)
         if scale >= 1:
             return path.suffix.lower().lstrip("."), content
