@@ -40,6 +40,7 @@ class LLaVA(Method):
         super().__init__()
         self.vlm = vlm
         self.max_new_tokens = max_new_tokens
+        self._num_tokens = torch.zeros((), dtype=torch.long)
         self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -47,9 +48,14 @@ class LLaVA(Method):
         return self.vlm.parts()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, the mean over all answer tokens of the batch, and how many there are (``tokens``)."""
-        output = self.vlm(self.vlm.inputs_of(batch))
-        return {"loss": output.loss, "tokens": output.num_tokens.sum().float()}
+        """``loss``, the mean over all answer tokens of the batch."""
+        inputs = self.vlm.inputs_of(batch)
+        self._num_tokens = inputs.attention_mask.sum()
+        return {"loss": self.vlm(inputs).loss}
+
+    def batch_tokens(self, batch: Batch) -> Tensor:
+        """Tokens that the last training batch was made of, image tokens included and padding not; ``callbacks.Throughput`` asks."""
+        return self._num_tokens
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Teacher-forced ``loss``, ``nll`` and ``num_tokens`` [B], and greedy ``answers`` to the last question of each row."""

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from umm_zoo.backbones.llava import LlavaBackbone
+from umm_zoo.batch import Batch
+from umm_zoo.methods.llava import LLaVA
+from umm_zoo.optimization import AdamW, Constant
+
+VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+TEXT = {"model_type": "qwen2", "hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 3}
+TEXT["num_key_value_heads"] = 1
+COLOURS = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1)}
+
+
+def batch_of(names):
+    rows = [[{"role": "user", "text": "<image>\nWhat colour is it?"}, {"role": "assistant", "text": name}] for name in names]
+    images = torch.tensor([COLOURS[name] for name in names]).float()[:, :, None, None].expand(-1, 3, 8, 8)
+    return Batch(keys=[str(row) for row in range(len(names))], conversations=rows, images=images, image_counts=[1] * len(names))
+
+
+def method(trained, seed=0):
+    torch.manual_seed(seed)
+    vlm = LlavaBackbone.from_config({"vision_config": VISION, "text_config": TEXT, "vision_feature_layer": -1})
+    return LLaVA(vlm, AdamW(lr=1e-2), trained, Constant(), max_new_tokens=4)
+
+
+def step(own, batch):
+    optimizer = own.configure_optimizers()["optimizer"]
+    own.training_losses(batch)["loss"].backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("trained", [["projector"], ["projector", "language_model"]])
+def test_a_stage_changes_its_parts_and_no_other(trained):
+    own = method(trained).train()
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    step(own, batch_of(["red", "blue"]))
+    changed = {name.split(".")[1] for name, value in own.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == set(trained)
+    assert {key.split(".")[1] for key in own.kept_keys()} == set(trained)
+
+
+def test_validation_gives_what_the_metrics_read():
+    own, batch = method(["projector"]).eval(), batch_of(["red", "blue", "green"])
+    outputs = own.validation_step(batch, 0)
+    assert outputs["nll"].shape == outputs["num_tokens"].shape == (3,) and len(outputs["answers"]) == 3
+    assert_close(outputs["nll"].sum() / outputs["num_tokens"].sum(), own.training_losses(batch)["loss"])
+    assert outputs["num_tokens"].tolist() == [2, 2, 2]  # the word and the end of the turn
+
+
+def test_answers_do_not_look_at_the_truth():
+    own = method(["projector"]).eval()
+    batch = batch_of(["red", "blue"])
+    other = batch_of(["green", "green"])
+    other.images = batch.images
+    assert own.answer(batch) == own.answer(other)
+
+
+def test_it_learns_to_name_colours():
+    own, batch = method(["vision_tower", "projector", "language_model"]).train(), batch_of(["red", "green", "blue"])
+    optimizer = own.configure_optimizers()["optimizer"]
+    first = own.training_losses(batch)["loss"].item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = own.training_losses(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first / 50
+    assert own.eval().answer(batch) == ["red", "green", "blue"]
+
+
+def test_tokens_of_a_batch_are_counted_for_the_throughput():
+    own, batch = method(["projector"]), batch_of(["red", "blue"])
+    own.training_losses(batch)
+    assert own.batch_tokens(batch) == own.vlm.inputs_of(batch).attention_mask.sum() > 2 * 4
