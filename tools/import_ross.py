@@ -195,10 +195,12 @@ def describe(release: Release) -> list[str]:
         table = position_table(math.isqrt(ours["positions"].shape[1]), ours["positions"].shape[2])
         difference = (ours["positions"][0].double() - table).abs().max()
         width, channels = ours["latent_in.weight"].shape
+        depth = sum(name.endswith(".modulation.weight") for name in ours)
+        condition, tokens = ours["condition_in.weight"].shape[1], ours["positions"].shape[1]
         lines.append(
-            f"denoiser: {len(release.head)} tensors, {_count(release.head):,} parameters, "
-            f"condition {ours['condition_in.weight'].shape[1]}, width {width}, {channels} channels, {ours['positions'].shape[1]} tokens, "
-            f"depth {sum(name.endswith('.modulation.weight') for name in ours)}, heads {HEADS}"
+            f"denoiser: {len(release.head)} tensors, {_count(release.head):,} parameters, condition {condition}, "
+            f"width {width}, {channels} channels, {tokens} tokens, "
+            f"depth {depth}, heads {HEADS}"
         )
         lines.append(f"denoiser positions: largest difference from the sine-cosine table {float(difference):.3g}")
     else:
