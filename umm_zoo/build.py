@@ -239,7 +239,7 @@ def _argument_problems(target: Target, node: Mapping[str, Any], path: str) -> li
         if key in target.hints:
             problems += mismatches(value, target.hints[key], f"{path}.{key}", _class_of)
         elif not target.open:
-            meant = nearest(str(key), [argument for argument in known if argument not in node])
+            meant = nearest(str(key), known)
             misspelt.add(meant)
             short = meant is not None and len(known) > 12
             accepted = f"{len(known)} others" if short else ", ".join(known) or "none"
@@ -325,8 +325,26 @@ def _element_slots(origin: Any, inner: tuple[Any, ...], size: int) -> list[Any]:
     return [inner[0] if inner else Any] * size
 
 
-def build_experiment(experiment: Experiment) -> Built:
+def build_data(experiment: Experiment) -> LightningDataModule:
+    """Build the data module of a checked experiment.
+
+    Raises:
+        UserError: its constructor, or one below it, refused its arguments.
+    """
+    experiment.use_folders()
+    try:
+        data: LightningDataModule = build(experiment.data, "data")
+        return data
+    except BuildError as error:
+        raise UserError(experiment.file, error.lines()) from error
+
+
+def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
     """Build the parts of a checked experiment. The method comes first, so that its weights depend on the seed alone.
+
+    Args:
+        experiment: what to build.
+        data: the data module, where it has been built already.
 
     Raises:
         UserError: a constructor refused its arguments; the line names the node.
@@ -335,7 +353,7 @@ def build_experiment(experiment: Experiment) -> Built:
     try:
         return Built(
             build(experiment.method, "method"),
-            build(experiment.data, "data"),
+            data if data is not None else build_data(experiment),
             {name: build(node, f"callbacks.{name}") for name, node in experiment.callbacks.items()},
             {name: build(node, f"metrics.{name}") for name, node in experiment.metrics.items()},
         )
@@ -355,6 +373,7 @@ __all__ = [
     "TargetError",
     "build",
     "build_arguments",
+    "build_data",
     "build_experiment",
     "check",
     "find_target",

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 #: Key of a node that names its class.
 TARGET = "_target_"
@@ -159,6 +159,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(file, str(Problem("", "no such file", "an experiment file", near)))
     try:
         tree = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=False)
+    except GrammarParseError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            file, f"{error.full_key}: found an interpolation that cannot be read ({reason}), accepted ${{key}}"
+        ) from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

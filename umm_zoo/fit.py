@@ -17,7 +17,7 @@ from umm_zoo.experiment import Experiment, UserError, load_experiment, parse_ove
 from umm_zoo.run_folder import RunFolder, circumstances
 
 if TYPE_CHECKING:
-    from lightning import Trainer
+    from lightning import LightningDataModule, Trainer
 
     from umm_zoo.build import Built
     from umm_zoo.callbacks.record import RunRecord
@@ -175,14 +175,17 @@ def _start_of(experiment: Experiment, stages: list[Experiment], runs: str | None
 def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start: Path | None) -> int:
     import lightning
 
-    from umm_zoo.build import build_experiment
+    from umm_zoo.build import build_data, build_experiment
     from umm_zoo.callbacks.record import RunRecord
     from umm_zoo.callbacks.stop import StopOnSignal, Stopped
-    from umm_zoo.trainer import keep_rows, make_trainer, quieten
+    from umm_zoo.trainer import culprit, keep_rows, make_trainer, quieten
 
     quieten()
+    data = build_data(experiment)
+    if _is_main_process():
+        check_data(data, experiment)  # before a large model is built
     lightning.seed_everything(experiment.seed, workers=True, verbose=False)
-    built = build_experiment(experiment)
+    built = build_experiment(experiment, data)
     if start:
         carry(built, start, experiment)
     record, stop = RunRecord(experiment), StopOnSignal(folder.last_checkpoint)
@@ -200,12 +203,26 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
     except (ValueError, TypeError, OSError) as error:
         if record.began:
             raise
-        raise UserError(experiment.file, f"{_culprit(error, built)}: {error}") from error
+        raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
     if trainer.is_global_zero:
         report = _report(experiment, trainer, record, resume)
         folder.finish(report)
         print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
     return 0
+
+
+def check_data(data: LightningDataModule, experiment: Experiment) -> None:
+    """Let a data module that has a ``check()`` say what is missing (``ShardData`` does); others say it when they are set up.
+
+    Raises:
+        UserError: a shard is missing, empty or damaged.
+    """
+    try:
+        if callable(inspect := getattr(data, "check", None)):
+            inspect()
+    except (ValueError, OSError) as error:
+        message = str(error)
+        raise UserError(experiment.file, message if message.startswith("data") else f"data: {message}") from error
 
 
 def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
@@ -220,16 +237,6 @@ def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
         built.method.carry(load_checkpoint(source)["state_dict"])
     except (ValueError, OSError) as error:
         raise UserError(experiment.file, str(error) if str(error).startswith("after") else f"after: {error}") from error
-
-
-def _culprit(error: BaseException, built: Built) -> str:
-    """``data`` where an error passed through the data module, ``method`` otherwise."""
-    step = error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_locals.get("self") is built.data:
-            return "data"
-        step = step.tb_next
-    return "method"
 
 
 def _report(experiment: Experiment, trainer: Trainer, record: RunRecord, resume: Path | None) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def _is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-__all__ = ["carry", "earlier_stages", "main", "run", "user_errors"]
+__all__ = ["carry", "check_data", "earlier_stages", "main", "run", "user_errors"]
 
 if __name__ == "__main__":
     sys.exit(main())

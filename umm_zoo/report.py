@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import nn
 
 from umm_zoo.build import Built, build_experiment, check
-from umm_zoo.experiment import Experiment
-from umm_zoo.fit import earlier_stages
+from umm_zoo.experiment import Experiment, UserError
+from umm_zoo.fit import check_data, earlier_stages
 from umm_zoo.method import Method
 from umm_zoo.run_folder import RunFolder
 
@@ -38,7 +38,7 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
     console.print(_parameter_table(experiment, built.method))
     for line in _memory_lines(built.method):
         console.print(line, highlight=False)
-    for line in _data_warnings(built):
+    for line in _data_warnings(built, experiment):
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
     console.print(f"run folder: {RunFolder.of(experiment, runs).path}", highlight=False, soft_wrap=True)
     console.print("the experiment with everything filled in:", highlight=False)
@@ -80,12 +80,11 @@ def _memory_lines(method: Method) -> list[str]:
     ]
 
 
-def _data_warnings(built: Built) -> list[str]:
+def _data_warnings(built: Built, experiment: Experiment) -> list[str]:
     try:
-        built.data.prepare_data()
-        built.data.setup("fit")
-    except (OSError, ValueError) as error:
-        return [f"data: {' '.join(str(error).split())} (fit will refuse this)"]
+        check_data(built.data, experiment)
+    except UserError as error:
+        return [f"{line} (fit will refuse this)" for line in error.lines()]
     return []
 
 

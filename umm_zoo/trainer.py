@@ -98,3 +98,13 @@ def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path | None) -> None:
         step = int(row.pop("step"))
         logger.experiment.log_metrics({key: float(value) for key, value in row.items() if value}, step)
     logger.save()
+
+
+def culprit(error: BaseException, built: Built) -> str:
+    """``data`` where an error passed through the data module, ``method`` otherwise."""
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_locals.get("self") is built.data:
+            return "data"
+        step = step.tb_next
+    return "method"

@@ -99,6 +99,7 @@ class RunRecord(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give validation its own seed."""
+        self.began = True
         seed_all(self.experiment.seed + 7919 * trainer.global_rank)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

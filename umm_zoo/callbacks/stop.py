@@ -15,11 +15,11 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """Training was asked to stop, and has saved a checkpoint.
+    """Training was asked to stop.
 
     Args:
         signum: the signal that asked.
-        checkpoint: what was saved.
+        checkpoint: what is saved on the way out.
         step: optimiser steps that it holds.
     """
 
@@ -64,16 +64,19 @@ class StopOnSignal(Callback):
         """Stop here if any rank was asked to."""
         self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.state_dict())
         if signum := self._agreed(trainer):
-            trainer.save_checkpoint(self.checkpoint)
             raise Stopped(signum, self.checkpoint, trainer.global_step)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop a validation too: it may be long."""
         if self._before and (signum := self._agreed(trainer)):
-            val_loop = trainer.fit_loop.epoch_loop.val_loop
-            val_loop.load_state_dict(self._val_progress)  # half a validation cannot be continued: its metrics would be partial
-            trainer.save_checkpoint(self.checkpoint)
             raise Stopped(signum, self.checkpoint, trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save; callbacks that exchange the weights for a validation stand before this one, and have put them back."""
+        if isinstance(exception, Stopped):
+            if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
+                trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
+            trainer.save_checkpoint(self.checkpoint)
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that reached any rank, 0 for none."""

@@ -1,0 +1,134 @@
+"""How an experiment comes together: bases, overrides, interpolation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from umm_zoo.experiment import Experiment, UserError, load_experiment, merge
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(
+        """
+name: big
+seed: 5
+vars: {width: 8}
+method:
+  _target_: a.Method
+  block: {_target_: a.Block, dim: "${vars.width}", depth: 2}
+  sizes: [1, 2, 3]
+callbacks: {samples: {_target_: a.Samples}, ema: {_target_: a.EMA, decay: 0.9}}
+trainer: {max_steps: 100}
+"""
+    )
+    return tmp_path
+
+
+def child(folder: Path, text: str, *overrides: str) -> Experiment:
+    (folder / "child.yaml").write_text(f"base: base.yaml\n{text}")
+    return load_experiment("child.yaml", overrides)
+
+
+def test_maps_merge_and_lists_are_replaced(folder: Path) -> None:
+    method = child(folder, "method: {block: {depth: 4}, sizes: [9]}").method
+    assert method == {"_target_": "a.Method", "block": {"_target_": "a.Block", "dim": 8, "depth": 4}, "sizes": [9]}
+
+
+def test_another_target_replaces_the_node_whole(folder: Path) -> None:
+    assert child(folder, "method: {block: {_target_: b.Other, heads: 2}}").method["block"] == {"_target_": "b.Other", "heads": 2}
+
+
+def test_the_same_target_merges(folder: Path) -> None:
+    assert child(folder, "method: {block: {_target_: a.Block, depth: 7}}").method["block"]["dim"] == 8
+
+
+def test_null_removes_a_callback_and_is_none_as_an_argument(folder: Path) -> None:
+    experiment = child(folder, "callbacks: {ema: null}\nmethod: {block: {dim: null}}")
+    assert list(experiment.callbacks) == ["samples"]
+    assert experiment.method["block"]["dim"] is None
+
+
+def test_name_is_not_inherited(folder: Path) -> None:
+    assert load_experiment("base.yaml").name == "big"
+    assert child(folder, "").name == "child"
+    assert child(folder, "name: mine").name == "mine"
+
+
+def test_interpolation_sees_every_layer(folder: Path) -> None:
+    assert child(folder, "vars: {width: 16}").method["block"]["dim"] == 16
+    assert child(folder, "vars: {width: 16}", "vars.width=32").method["block"]["dim"] == 32
+    assert child(folder, "vars: {steps: '${trainer.max_steps}'}", "trainer.max_steps=7").vars["steps"] == 7
+
+
+def test_later_bases_win(folder: Path) -> None:
+    (folder / "fast.yaml").write_text("trainer: {max_steps: 3}\nseed: 1")
+    (folder / "both.yaml").write_text("base: [base.yaml, fast.yaml]\nseed: 2")
+    both = load_experiment("both.yaml")
+    assert (both.trainer["max_steps"], both.seed, both.vars["width"]) == (3, 2, 8)
+
+
+def test_two_files_may_share_a_base(folder: Path) -> None:
+    (folder / "left.yaml").write_text("base: base.yaml\nseed: 1")
+    (folder / "right.yaml").write_text("base: base.yaml\nvars: {width: 4}")
+    (folder / "both.yaml").write_text("base: [left.yaml, right.yaml]")
+    assert load_experiment("both.yaml").vars["width"] == 4
+
+
+def test_base_and_after_are_relative_to_their_own_file(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "stage.yaml").write_text("base: ../base.yaml\nafter: first.yaml")
+    (folder / "top.yaml").write_text("base: deep/stage.yaml")
+    top = load_experiment("top.yaml")
+    assert top.after == "deep/first.yaml"
+    assert top.folders == [str(folder), str(folder / "deep")]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("method.rate=1e-3", 0.001),
+        ("method.rate=3", 3),
+        ("method.rate=true", True),
+        ("method.rate=null", None),
+        ("method.rate=[1, a]", [1, "a"]),
+        ("method.rate={x: 1}", {"x": 1}),
+        ("method.rate=a=b", "a=b"),
+        ("method.rate=", None),
+        ("method.rate=${seed}", 5),
+    ],
+)
+def test_override_values_are_yaml(override: str, value: object, folder: Path) -> None:
+    found = child(folder, "", override).method["rate"]
+    assert found == value and type(found) is type(value)
+
+
+def test_override_may_exchange_a_class_and_then_set_its_arguments(folder: Path) -> None:
+    experiment = child(folder, "", "method.block._target_=b.Other", "method.block.heads=3")
+    assert experiment.method["block"] == {"_target_": "b.Other", "heads": 3}
+
+
+def test_override_may_add_and_remove_a_callback(folder: Path) -> None:
+    experiment = child(folder, "", "callbacks.ema=null", "callbacks.mine={_target_: c.Mine}", "callbacks.mine.file=x")
+    assert experiment.callbacks == {"samples": {"_target_": "a.Samples"}, "mine": {"_target_": "c.Mine", "file": "x"}}
+
+
+def test_what_is_written_reads_back_the_same(folder: Path) -> None:
+    experiment = child(folder, "vars: {rate: 1e-5, text: 'on', none: null, word: 'größe'}")
+    (folder / "stored.yaml").write_text(experiment.to_yaml())
+    assert load_experiment("stored.yaml").resolved() == experiment.resolved()
+    assert yaml.safe_load(experiment.to_yaml()) == experiment.resolved()
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    old, new = {"a": {"b": 1}}, {"a": {"c": 2}}
+    assert merge(old, new) == {"a": {"b": 1, "c": 2}}
+    assert (old, new) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+def test_error_lists_one_line_per_problem() -> None:
+    assert UserError("f.yaml", ["a: found\n 1", "b: found 2"]).lines() == ["f.yaml: a: found 1", "f.yaml: b: found 2"]

@@ -1,0 +1,143 @@
+"""The smallest method and data that ``fit`` can train: two linear layers on noise around the length of a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchmetrics
+import yaml
+from lightning import Callback, LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from umm_zoo.batch import Batch
+from umm_zoo.method import Method
+from umm_zoo.optimization import OptimizerFactory, Schedule
+
+
+class Body(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.dropout, self.out_dim = nn.Linear(in_dim, out_dim), nn.Dropout(dropout), out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear(x))
+
+
+class Head(nn.Module):
+    def __init__(self, in_dim: int, kind: Literal["plain", "squared"] = "plain", scales: tuple[float, float] = (1.0, 1.0)) -> None:
+        super().__init__()
+        self.linear, self.in_dim, self.kind, self.scales = nn.Linear(in_dim, 1), in_dim, kind, scales
+
+    @classmethod
+    def narrow(cls, in_dim: int) -> Head:
+        return cls(in_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def make_head(in_dim: int) -> Head:
+    return Head(in_dim)
+
+
+class Toy(Method):
+    def __init__(
+        self,
+        body: Body,
+        head: Head,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if body.out_dim != head.in_dim:
+            raise ValueError(f"body.out_dim is {body.out_dim} and head.in_dim is {head.in_dim}, they must be equal")
+        self.body, self.head, self.bias = body, head, bias
+        self.train_only(trained, optimizer, schedule)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"body": self.body, "head": self.head}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        x = torch.tensor([[float(len(key))] * self.body.linear.in_features for key in batch.keys], device=self.device)
+        return {"loss": (self.head(self.body(x + 0.1 * torch.randn_like(x))) - 1 + self.bias).square().mean()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return {"loss": self.training_losses(batch)["loss"]}
+
+
+class ToyData(LightningDataModule):
+    def __init__(self, size: int = 6, shards: list[str] | None = None) -> None:
+        super().__init__()
+        self.size, self.shards = size, shards or []
+
+    def check(self) -> None:
+        for shard in self.shards:
+            if not Path(shard).is_file():
+                raise FileNotFoundError(f"train: found no shard at '{shard}', accepted is a tar file")
+
+    def _loader(self, size: int) -> DataLoader[Any]:
+        names: Any = [f"s{i}" for i in range(size)]
+        return DataLoader(names, batch_size=2, collate_fn=lambda keys: Batch(keys=keys, conversations=[[] for _ in keys]))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(4000)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.size)
+
+
+class MeanLoss(torchmetrics.MeanMetric):
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:  # type: ignore[override]
+        super().update(outputs["loss"], len(batch))
+
+
+class Losses(Callback):
+    """Appends every training loss to a file, and can send a signal to its own process."""
+
+    def __init__(self, file: str, signal_at: int | None = None, signum: int = 15, in_validation: bool = False) -> None:
+        self.file, self.signal_at, self.signum, self.in_validation = Path(file), signal_at, signum, in_validation
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with self.file.open("a") as stream:
+            stream.write(f"{trainer.global_step} {outputs['loss'].item():.9f}\n")
+        if trainer.global_step == self.signal_at and not self.in_validation:
+            self._signal()
+
+    def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.signal_at and self.in_validation:
+            self._signal()
+
+    def _signal(self) -> None:
+        import os
+
+        os.kill(os.getpid(), self.signum)
+
+
+def toy_experiment() -> dict[str, Any]:
+    """A correct experiment of these parts."""
+    return {
+        "seed": 3,
+        "vars": {"width": 3},
+        "method": {
+            "_target_": "toy_parts.Toy",
+            "body": {"_target_": "toy_parts.Body", "in_dim": 4, "out_dim": "${vars.width}", "dropout": 0.5},
+            "head": {"_target_": "toy_parts.Head", "in_dim": "${vars.width}"},
+            "trained": ["body", "head"],
+            "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 0.01},
+            "schedule": {"_target_": "umm_zoo.optimization.WarmupCosine", "total_steps": 12},
+        },
+        "data": {"_target_": "toy_parts.ToyData"},
+        "metrics": {"loss": {"_target_": "toy_parts.MeanLoss"}},
+        "trainer": {"max_steps": 4, "val_check_interval": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+    }
+
+
+def write_yaml(file: Path, tree: dict[str, Any]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return file
