@@ -295,9 +295,11 @@ class TextImageEncoder(LibraryEncoder):
             tokenizer = str(source)
         return cls(_loaded(cls, source, config, dtype, attention), TextEncoding.load(tokenizer), image_size)
 
+    causal_text: ClassVar[bool] = False  #: what follows the end token cannot reach it, so it need not be computed
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Texts in the space of ``forward``, ``[len(texts), F]``, not normalised."""
-        ids = self.text(texts, self.model.config.text_config.max_position_embeddings)
+        ids = self.text(texts, self.model.config.text_config.max_position_embeddings, self.causal_text)
         # transformers 5 gives an output object here, older versions a tensor
         pooled: Tensor = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
         return pooled
@@ -313,6 +315,7 @@ class CLIPFeatures(TextImageEncoder):
 
     kind, config_kind = CLIPModel, CLIPConfig
     mean, std = CLIP_MEAN, CLIP_STD
+    causal_text = True
 
     def _pooled_width(self) -> int:
         return int(self.model.config.projection_dim)

@@ -50,12 +50,14 @@ class TextEncoding:
                 f"the text tower has {text_config.vocab_size} ending with id {text_config.eos_token_id}"
             )
 
-    def __call__(self, texts: list[str], length: int) -> Tensor:
-        """Ids ``[len(texts), length]``; longer texts lose their end, never the end token."""
+    def __call__(self, texts: list[str], length: int, trimmed: bool = False) -> Tensor:
+        """Ids ``[len(texts), length]``, or as long as the longest of them if ``trimmed``; longer texts lose words, not the end."""
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        longest = 1
         rows = torch.full((len(texts), length), pad, dtype=torch.long)
         for row, ids in enumerate(self.tokenizer(texts)["input_ids"] if texts else []):
             ids = ids[:-1] if ids and ids[-1] == end else ids  # some tokenizers add it, some do not
             ids = [*ids[: length - 1], end]
             rows[row, : len(ids)] = torch.tensor(ids)
-        return rows
+            longest = max(longest, len(ids))
+        return rows[:, :longest] if trimmed else rows
