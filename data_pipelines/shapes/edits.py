@@ -100,10 +100,9 @@ def make_hybrid(world: World, scene: Scene, split: str, rng: np.random.Generator
     second = make_edit(world, first.target, split, second_kind, rng)
     if second is None or set(first.cells) & set(second.cells):
         return None
-    # The second must mean the same before the first has been carried out: its objects exist there under the same name.
-    for cell in second.cells:
-        before, between = scene.at(cell), first.target.at(cell)
-        if before != between or (before is not None and refer(scene, before) != refer(first.target, before)):
+    # The second must mean the same before the first has been carried out: its objects go by the same name there.
+    for item in filter(None, map(scene.at, second.cells)):
+        if refer(scene, item) != refer(first.target, item):
             return None
     words = [f"{text[0].lower()}{text[1:-1]}" for text in (first.instruction, second.instruction)]
     instruction = f"{words[0][0].upper()}{words[0][1:]} and {words[1]}."

@@ -32,9 +32,9 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def plural(noun: str, count: int) -> str:
-    """``circle`` for one, ``circles`` otherwise."""
-    return noun if count == 1 else noun + "s"
+def plural(noun: str) -> str:
+    """``circles``."""
+    return f"{noun}s"
 
 
 def phrase(item: Object, attributes: Collection[str]) -> str:

@@ -107,7 +107,7 @@ def _count(world: World, scene: Scene, rng: np.random.Generator) -> Question:
         wanted["colour"] = pick(rng, scene.objects).colour
     elif draw > 0.35:
         wanted["shape"] = pick(rng, world.shapes)
-    noun = " ".join([*([wanted["colour"]] if "colour" in wanted else []), plural(wanted.get("shape", "object"), 2)])
+    noun = " ".join([*([wanted["colour"]] if "colour" in wanted else []), plural(wanted.get("shape", "object"))])
     return Question(f"How many {noun} are there?", NUMBERS[len(scene.matching(**wanted))], "count")
 
 

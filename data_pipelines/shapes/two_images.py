@@ -34,7 +34,7 @@ def ask_two(world: World, split: str, index: int, rng: np.random.Generator) -> t
     if kind == "two_count":
         shape = pick(rng, (*world.shapes, None))
         count = sum(len(scene.matching(**({"shape": shape} if shape else {}))) for scene in (first, second))
-        text = f"How many {plural(shape or 'object', 2)} are there in both images together?"
+        text = f"How many {plural(shape or 'object')} are there in both images together?"
         return (first, second), Question(text, NUMBERS[count], kind)
     has, lacks = (first, second) if turn % 2 == 0 else (second, first)
     only = sorted({item.combination for item in has.objects} - {item.combination for item in lacks.objects})
