@@ -184,7 +184,10 @@ def test_prefix_and_continuation_are_one_pass(vlm, for_generation):
     inputs = vlm.embed([QUESTION, PLAIN[:1]], pictures(1), [1, 0], for_generation)
     prefix = vlm.prefix(inputs)
     tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    states = vlm.continue_from(prefix, vlm._embedding(tokens), vlm.text_positions(prefix, 3))
+    new = (vlm._embedding(tokens), vlm.text_positions(prefix, 3))
+    states = vlm.continue_from(prefix, *new)
+    explicit = vlm.continue_from(prefix, *new, torch.ones(2, 3, 3, dtype=torch.bool).tril())
+    assert_close(explicit, states, rtol=0, atol=1e-5)
     for row, single in enumerate([([QUESTION], pictures(1), [1]), ([PLAIN[:1]], None, [0])]):
         alone = vlm.embed(*single, for_generation=for_generation)
         whole = vlm(vlm.with_answers(alone, tokens[row : row + 1], torch.ones(1, 3, dtype=torch.bool))).hidden[0]

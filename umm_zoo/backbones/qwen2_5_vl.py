@@ -52,7 +52,8 @@ class Qwen25VL(VLMBackbone):
         self.layout = layout
         self.template = QwenChat(system_prompt)
         self._tokenizer = tokenizer
-        self.width = self.model.config.text_config.hidden_size
+        config: Any = model.config
+        self.width = config.text_config.hidden_size
         self.image_size = None
         if gradient_checkpointing:
             with warnings.catch_warnings():  # the library's newer name for it is not in every version that this package admits
