@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.llava import LlavaBackbone
+from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
@@ -35,7 +35,7 @@ class ROSS(Method):
     Reference: Wang et al., "Reconstructive Visual Instruction Tuning" (arXiv 2410.09575).
 
     Args:
-        vlm: the model that is trained.
+        vlm: the model that is trained; every picture must take as many tokens as the target has.
         target: what is reconstructed.
         head: a ``Denoiser``, or a ``RegressionHead`` under a regression objective.
         objective: how the head is trained, and how a trained one draws.
@@ -57,7 +57,7 @@ class ROSS(Method):
 
     def __init__(
         self,
-        vlm: LlavaBackbone,
+        vlm: VLMBackbone,
         target: ReconstructionTarget,
         head: Denoiser | RegressionHead,
         objective: Objective,
@@ -76,6 +76,7 @@ class ROSS(Method):
         self.weight, self.reduction = weight, reduction or MeanOverImages()
         self.stored_targets, self.stored_cells = stored_targets, stored_cells
         self.max_new_tokens, self.num_drawn_batches = max_new_tokens, num_drawn_batches
+        self._num_tokens = torch.zeros((), dtype=torch.long)
         self._check_blocks()
         self.train_only(trained, optimizer, schedule)
 
@@ -89,8 +90,7 @@ class ROSS(Method):
             ("head.condition_dim", getattr(self.head, "condition_dim", None), "vlm.width", self.vlm.width),
             ("head.channels", getattr(self.head, "channels", None), "target.channels", self.target.channels),
             ("head.grid", getattr(self.head, "grid", None), "target.grid", self.target.grid),
-            ("target.grid", self.target.grid, "vlm.grid.h", self.vlm.grid.h),
-            ("target.grid", self.target.grid, "vlm.grid.w", self.vlm.grid.w),
+            ("vlm.grid", getattr(self.vlm, "grid", None), "target.grid", (self.target.grid, self.target.grid)),
         ):
             if found is not None and found != expected:
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
@@ -102,16 +102,20 @@ class ROSS(Method):
     # -- losses --------------------------------------------------------------------------------------------------------------
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss = language_loss + weight * reconstruction_loss``, and the number of answer tokens (``tokens``)."""
+        """``loss = language_loss + weight * reconstruction_loss``, and the two alone."""
         inputs = self.vlm.inputs_of(batch)
+        self._num_tokens = inputs.attention_mask.sum()
         output = self.vlm(inputs)
         reconstruction = self.reconstruction_loss(batch, output.hidden, inputs.image_mask)
         return {
             "loss": output.loss + self.weight * reconstruction,
             "language_loss": output.loss,
             "reconstruction_loss": reconstruction,
-            "tokens": output.num_tokens.sum().float(),
         }
+
+    def batch_tokens(self, batch: Batch) -> Tensor:
+        """Tokens that the last training batch was made of, image tokens included and padding not; ``callbacks.Throughput`` asks."""
+        return self._num_tokens
 
     def reconstruction_loss(
         self, batch: Batch, hidden: Tensor, image_mask: Tensor, generator: torch.Generator | None = None
@@ -160,11 +164,15 @@ class ROSS(Method):
         """Targets ``[S, N, F]``, those of a flat picture in the tower's mean colour where there is no image."""
         if has_image.all() and self.stored_targets is not None:
             return self.target.of_stored(_extra(batch, self.stored_targets))
-        size = self.vlm.image_size
-        flat = (2 * self.vlm.image_mean - 1).to(has_image.device).expand(len(has_image), 3, size, size).clone()
-        if batch.images is not None:
-            flat[has_image] = batch.images.to(flat)
-        targets = self.target(flat, generator)
+        images = batch.images
+        if images is None or not has_image.all():
+            size = (self.target.picture_size,) * 2 if images is None else images.shape[-2:]
+            mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
+            flat = (2 * mean - 1).expand(len(has_image), 3, *size).clone()
+            if images is not None:
+                flat[has_image] = images.to(flat)
+            images = flat
+        targets = self.target(images, generator)
         if batch.images is not None and self.stored_targets is not None:
             targets[has_image] = self.target.of_stored(_extra(batch, self.stored_targets)).to(targets)
         return targets
