@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -287,7 +288,7 @@ def build_index(path: str, replace: bool = False) -> str:
         for place in index_paths(path):
             if _exists(place):
                 return place
-    content = index_tar(path)
+    content = index_tar(path) if not is_remote(path) else _index_remote(path)
     if content["tar_size"] != size:
         raise ValueError(
             f"{path}: the shard changed from {size} to {content['tar_size']} bytes while it was indexed; is it still written?"
@@ -302,6 +303,16 @@ def build_index(path: str, replace: bool = False) -> str:
         except OSError as error:
             reason = error
     raise ValueError(f"{path}: its index could not be written to {' or '.join(index_paths(path))}: {reason}")
+
+
+def _index_remote(path: str) -> dict[str, Any]:
+    """Index a remote shard by fetching it once; afterwards only the members needed are read."""
+    from data_pipelines.write_shards import index_tar
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "shard.tar")
+        filesystem(path).get_file(path, local)
+        return index_tar(local)
 
 
 def load_index(path: str) -> ShardIndex:
