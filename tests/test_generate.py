@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from umm_zoo import generate
+from umm_zoo.build import build
+
+METHOD = {
+    "_target_": "umm_zoo.methods.llava.LLaVA",
+    "vlm": {
+        "_target_": "umm_zoo.backbones.llava.LlavaBackbone.from_config",
+        "config": {
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "hidden_size": 16,
+                "intermediate_size": 20,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+            },
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 24,
+                "intermediate_size": 28,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 3,
+                "initializer_range": 0.5,
+            },
+        },
+    },
+    "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 1e-3},
+    "trained": ["vision_tower", "projector", "language_model"],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    method = build(METHOD)
+    data = {"_target_": "data_pipelines.shards.ShardData", "image_size": 8}
+    experiment = {"name": "toy", "seed": 0, "method": METHOD, "data": data, "trainer": {"max_steps": 1}}
+    (folder / "checkpoints").mkdir()
+    state = {"state_dict": method.state_dict(), "experiment": experiment, "global_step": 1}
+    torch.save(state, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name, colour, size in (("red.png", "red", (8, 8)), ("blue.jpg", "blue", (20, 12))):
+        Image.new("RGB", size, colour).save(tmp_path / name)
+    return [str(tmp_path / "red.png"), str(tmp_path / "blue.jpg")]
+
+
+def test_questions_are_answered_alone_as_in_a_batch(run, pictures, tmp_path, capsys):
+    assert generate.main([str(run), "ask", pictures[0], "What colour?"]) == 0
+    alone = capsys.readouterr().out.strip().splitlines()[-1].strip()
+    rows = [{"images": ["red.png"], "question": "What colour?"}, {"images": ["red.png", "blue.jpg"], "question": "Which?"}]
+    rows.append({"question": "Nothing to see?"})
+    (tmp_path / "batch.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    out = tmp_path / "out"
+    assert generate.main([str(run), "ask", "--batch", str(tmp_path / "batch.jsonl"), "--out", str(out), "--batch-size", "2"]) == 0
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in results] == ["What colour?", "Which?", "Nothing to see?"]
+    assert results[0]["answer"] == alone != ""
+    assert Image.open(out / "grid.png").width > 400
+
+
+def test_every_picture_gets_a_caption(run, pictures, capsys):
+    assert generate.main([str(run), "caption", *pictures, "--max-new-tokens", "3"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(": ")[0] for line in lines] == pictures
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["ask"], "no question"),
+        (["ask", "nowhere.png", "What?"], "nowhere.png"),
+        (["caption"], "no picture"),
+        (["ask", "--batch", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["ask", "<image> What?"], "1 <image> markers"),
+    ],
+)
+def test_mistakes_are_one_line(run, capsys, words, said):
+    assert generate.main([str(run), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and error.startswith("error: ") and "\n" not in error
+
+
+def test_bad_files_are_named(run, tmp_path, capsys):
+    (tmp_path / "not.png").write_text("no picture")
+    assert generate.main([str(run), "caption", str(tmp_path / "not.png")]) == 2
+    assert "not.png: found no readable picture" in capsys.readouterr().err
+    (tmp_path / "b.jsonl").write_text('{"images": []}\n')
+    assert generate.main([str(run), "ask", "--batch", str(tmp_path / "b.jsonl")]) == 2
+    assert "line 1" in capsys.readouterr().err
+    assert generate.main([str(tmp_path / "norun"), "ask", "What?"]) == 2
+    assert "norun" in capsys.readouterr().err
+
+
+def test_pictures_are_squared_as_in_training(tmp_path):
+    picture = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    picture.putpixel((0, 0), (255, 0, 0, 255))
+    picture.save(tmp_path / "clear.png")
+    image = generate.load_image(tmp_path / "clear.png", None)
+    assert image.shape == (3, 4, 6) and image[:, 0, 0].tolist() == [1, -1, -1] and image[:, 1:].eq(1).all()
+    assert generate.load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['generate', '--help']\ntry:\n    import umm_zoo.generate as g; g.main()\nexcept SystemExit: pass\n"
+    )
+    code += "assert not {'torch', 'transformers', 'PIL'} & set(sys.modules), 'heavy import'"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "caption" in shown.stdout and "ask" in shown.stdout
