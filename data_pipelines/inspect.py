@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.inspect SHARDS``: what is in a data set: counts, sizes, aspect ratios, text lengths, and a contact sheet."""
+"""``python -m data_pipelines.inspect SHARDS``: counts, sizes, aspect ratios, text lengths, and a contact sheet."""
 
 from __future__ import annotations
 

@@ -1,0 +1,157 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.decoding import (
+    BadSampleError,
+    PadToSquare,
+    Square,
+    Squeeze,
+    decode_array,
+    decode_json,
+    decode_picture,
+    decode_text,
+    to_signal,
+)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decode(content: bytes, size: int = 4, resize=None, **options) -> np.ndarray:
+    return decode_picture(content, size, resize or Square("nearest"), **options)
+
+
+def test_plain_pixels_survive_untouched():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels))), pixels)
+
+
+def test_transparency_is_laid_on_white():
+    half_red = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
+    assert decode(encoded(half_red))[0, 0].tolist() == [255, 204, 204]
+    assert decode(encoded(Image.new("LA", (4, 4), (0, 0))))[0, 0].tolist() == [255] * 3
+
+
+def test_a_transparent_palette_is_laid_on_white():
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([9, 9, 9, 0, 0, 255])
+    assert decode(encoded(picture))[0, 0].tolist() == [0, 0, 255]
+    assert decode(encoded(picture, transparency=1))[0, 0].tolist() == [255] * 3
+
+
+def test_transparency_of_a_plain_rgb_png_counts():
+    assert decode(encoded(Image.new("RGB", (4, 4), (7, 8, 9)), transparency=(7, 8, 9)))[0, 0].tolist() == [255] * 3
+
+
+def test_sixteen_bits_become_eight_by_scale_not_by_clipping():
+    values = np.array([[0, 256], [32768, 65535]], dtype=np.uint16)
+    assert decode(encoded(Image.fromarray(values)), 2)[..., 0].tolist() == [[0, 1], [128, 255]]
+
+
+def test_cmyk_and_grey_are_converted():
+    assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))[0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+    assert decode(encoded(Image.new("L", (4, 4), 77)))[0, 0].tolist() == [77] * 3
+    assert decode(encoded(Image.new("1", (4, 4), 1)))[0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(kind, orientation):
+    upright = np.zeros((16, 16, 3), dtype=np.uint8)
+    upright[:8, :8], upright[:8, 8:] = 255, 128  # white top left, grey top right: tells all eight apart
+    undo = {2: np.fliplr, 3: lambda a: a[::-1, ::-1], 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2)}
+    undo |= {6: np.rot90, 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: lambda a: np.rot90(a, -1)}
+    stored = Image.fromarray(np.ascontiguousarray(undo.get(orientation, lambda a: a)(upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(encoded(stored, kind, exif=exif, quality=100), 2)[..., 0]
+    np.testing.assert_allclose(found, [[255, 128], [0, 0]], atol=4)
+
+
+def test_an_animation_is_its_first_frame():
+    frames = [Image.new("P", (4, 4), 0), Image.new("P", (4, 4), 1)]
+    for frame in frames:
+        frame.putpalette([10, 20, 30, 200, 0, 0])
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(content)).n_frames == 2
+    assert decode(content)[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"GIF89a", "cannot be decoded"),
+        (b"<html>404</html>", "cannot be decoded"),
+        (encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")[:900], "truncated"),
+        (encoded(Image.effect_noise((64, 64), 90).convert("RGB"))[:900], "truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be decoded"),
+    ],
+)
+def test_what_is_no_picture_is_a_bad_sample(content, reason):
+    with pytest.raises(BadSampleError, match=reason):
+        decode(content)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+    bomb = encoded(Image.new("1", (20_000, 20_000)))  # 50 kB that would become 1.2 GB
+    with pytest.raises(BadSampleError, match=r"limit of \d+"):
+        decode(bomb)
+    with pytest.raises(BadSampleError, match=r"over the limit of 15"):
+        decode(encoded(Image.new("RGB", (4, 4))), max_pixels=15)
+
+
+def stripes(width: int, height: int) -> bytes:
+    """Columns valued by their place: left 0, right 250."""
+    row = np.linspace(0, 250, width).astype(np.uint8)
+    return encoded(Image.fromarray(np.repeat(row[None, :, None], height, 0).repeat(3, 2)))
+
+
+def test_policies_keep_crop_or_squeeze_the_long_edge():
+    square, squeeze = (decode(stripes(64, 16), 16, policy)[8, :, 0] for policy in (Square(), Squeeze()))
+    assert 90 < square[0] < 100 and 150 < square[-1] < 160  # the middle quarter
+    assert squeeze[0] < 10 and squeeze[-1] > 240  # both ends
+    padded = decode(stripes(64, 16), 16, PadToSquare(fill=9))[..., 0]
+    assert (padded[:6] == 9).all() and (padded[10:] == 9).all() and padded[8, 0] < 15 and padded[8, -1] > 235
+
+
+def test_halving_in_the_jpeg_decoder_changes_next_to_nothing():
+    smooth = Image.fromarray(np.indices((512, 512)).sum(0).astype(np.uint16).clip(0, 1023).astype(np.float32) / 4).convert("RGB")
+    content = encoded(smooth, "JPEG", quality=95)
+    plain = Square()(Image.open(io.BytesIO(content)), 32)
+    np.testing.assert_allclose(decode(content, 32, Square()).astype(int), np.asarray(plain).astype(int), atol=3)
+
+
+def test_signal_runs_from_minus_one_to_one():
+    pictures = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    torch.testing.assert_close(to_signal(pictures), torch.tensor([-1.0, 1.0, -0.6]).reshape(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (lambda: decode_text(b"caf\xe9", 99), r"not UTF-8 \(byte 3\)"),
+        (lambda: decode_text(b"x" * 100_000, 65_536), "100000 characters"),
+        (lambda: decode_json(b"{", 99), "cannot be parsed"),
+        (lambda: decode_json(b"[1]", 99), "holds a list"),
+        (lambda: decode_json(b"[" * 60_000, 99_999), "cannot be parsed"),
+        (lambda: decode_array(b"\x80\x04N."), "cannot be read"),
+    ],
+)
+def test_bad_text_and_arrays_say_why(read, reason):
+    with pytest.raises(BadSampleError, match=reason):
+        read()
+
+
+def test_arrays_of_objects_are_never_unpickled():
+    file = io.BytesIO()
+    np.save(file, np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(BadSampleError, match="allow_pickle"):
+        decode_array(file.getvalue())
