@@ -69,6 +69,16 @@ def test_a_resumed_run_ends_with_the_same_average(tmp_path: Path) -> None:
     assert resumed.updates == 14
 
 
+def test_a_checkpoint_written_during_validation_holds_the_raw_weights(tmp_path: Path) -> None:
+    class Saver(Ramp):
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    fit(Saver(), EMA(decay=0.9), tmp_path, steps=5)
+    saved = torch.load(tmp_path / "inside.ckpt", weights_only=True)
+    assert saved["state_dict"]["weight"].tolist() == [-5, -5]
+
+
 def test_averages_of_other_parameters_are_refused(tmp_path: Path) -> None:
     callback = EMA()
     callback.load_state_dict({"updates": 3, "averages": {"weigth": torch.zeros(2)}})

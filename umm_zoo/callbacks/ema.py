@@ -71,6 +71,10 @@ class EMA(Callback):
             _copy(self._raw, pl_module)
             self._raw = {}
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint written during a validation (a run stopped there) holds the raw weights all the same."""
+        checkpoint["state_dict"].update(self._raw)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Whoever saves after a failed validation saves the raw weights."""
         self.on_validation_end(trainer, pl_module)
