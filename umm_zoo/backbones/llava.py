@@ -87,7 +87,9 @@ class LlavaBackbone(VLMBackbone):
         self.register_buffer("image_std", torch.tensor(image_std or std).view(1, 3, 1, 1), persistent=False)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            self._decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # the library has renamed it, and warns of the old name
+            enable = getattr(self._decoder, "activation_checkpointing_enable", None) or self._decoder.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self._rest_unused_layers()
 
     # -- construction ------------------------------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ class LlavaBackbone(VLMBackbone):
             features = torch.cat([states[layer] for layer in ([wanted] if isinstance(wanted, int) else wanted)], dim=-1)
             if self.config.vision_feature_select_strategy == "default":
                 features = features[:, 1:]  # without the class token
-        return cast(Tensor, self.projector(features))
+        return cast(Tensor, self.projector(features.to(next(self.projector.parameters()).dtype)))
 
     def embed(
         self,

@@ -151,6 +151,8 @@ def assemble(
 ) -> LlavaForConditionalGeneration:
     """A LLaVA of two given parts and a new projector, whose layers start as torch makes them, as in the official code.
 
+    The projector is in float32 whatever the parts are: it is to be trained, and small updates vanish in bfloat16.
+
     Args:
         vision_tower, language_model: a source or a configuration.
         fields: of the library's ``LlavaConfig``; what it says of a part that is read is compared with what is found.
@@ -177,5 +179,5 @@ def assemble(
         model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
     model.model.vision_tower = tower
     model.model.language_model, model.lm_head = decoder.base_model, decoder.get_output_embeddings()
-    model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(decoder.dtype)
+    model.model.multi_modal_projector = LlavaMultiModalProjector(config)
     return model

@@ -1,0 +1,150 @@
+"""Parts of LLaVA from elsewhere, and the public sizes on the meta device."""
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from umm_zoo.backbones.llava import LlavaBackbone
+from umm_zoo.backbones.llava_loading import pixel_statistics
+from umm_zoo.backbones.tokenizer import load_tokenizer
+
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+TEXT = {"hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 1024}
+TEXT |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 3}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A whole CLIP model, a SigLIP tower and a Llama with a tokenizer, as folders."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sources")
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=TOWER, projection_dim=8)).save_pretrained(folder / "clip")
+    SiglipVisionModel(SiglipVisionConfig(**TOWER)).save_pretrained(folder / "siglip")
+    (folder / "siglip" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(folder / "llama")
+    load_tokenizer().save_pretrained(folder / "llama")
+    return folder
+
+
+def test_the_vision_half_of_clip_and_a_language_model_with_a_new_projector(sources):
+    own = LlavaBackbone.from_parts(str(sources / "clip"), str(sources / "llama"))
+    clip, llama = (kind.from_pretrained(sources / name) for kind, name in ((CLIPModel, "clip"), (LlamaForCausalLM, "llama")))
+    for part, theirs in ((own.vision_tower, clip.vision_model), (own.language_model, llama)):
+        for (name, one), (other_name, other) in zip(part.state_dict().items(), theirs.state_dict().items(), strict=True):
+            assert name == other_name and torch.equal(one, other)
+    assert own.projector.linear_1.weight.shape == (24, 16)
+    assert own.projector.linear_1.weight.abs().max() <= 1 / 16**0.5  # torch's own initialisation, not the library's normal one
+    images, turns = torch.rand(1, 3, 8, 8), [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "red"}]
+    assert own(own.embed([turns], images, [1])).loss.isfinite()
+
+
+def test_a_towers_own_pixel_statistics_are_used(sources):
+    own = LlavaBackbone.from_parts(str(sources / "siglip"), TEXT | {"model_type": "llama"})
+    assert own.image_mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert own.image_std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert pixel_statistics("siglip_vision_model") == ([0.5] * 3, [0.5] * 3)
+    assert pixel_statistics("clip_vision_model")[0] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert own.grid == (2, 2) and own.config.vision_feature_select_strategy == "full"
+
+
+def test_a_new_projector_is_float32_beside_half_precision_parts(sources):
+    own = LlavaBackbone.from_parts(str(sources / "clip"), str(sources / "llama"), dtype="bfloat16")
+    assert {p.dtype for p in own.projector.parameters()} == {torch.float32}
+    assert {p.dtype for part in (own.vision_tower, own.language_model) for p in part.parameters()} == {torch.bfloat16}
+    turns = [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "red"}]
+    own(own.embed([turns], torch.rand(1, 3, 8, 8), [1])).loss.backward()
+    assert own.projector.linear_1.weight.grad.abs().sum() > 0
+
+
+def test_a_part_that_is_not_what_was_stated_is_refused(sources):
+    with pytest.raises(ValueError, match=r"config.vision_config.patch_size: found 2, but .*clip has 4"):
+        LlavaBackbone.from_parts(str(sources / "clip"), TEXT | {"model_type": "llama"}, config={"vision_config": {"patch_size": 2}})
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        LlavaBackbone.from_parts(str(sources / "nowhere"), str(sources / "llama"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vision_config": TOWER}, "config.vision_config: .* accepted is a map with 'model_type'"),
+        ({"vision_config": {**TOWER, "model_type": "clip_vison"}}, "model_type: found 'clip_vison'"),
+        (
+            {"vision_config": {"model_type": "dinov2"}},
+            r"found 'dinov2', accepted are \['clip_vision_model', 'siglip",
+        ),
+        ({"text_config": {"model_type": "llama", "hiden_size": 8}}, "found 'hiden_size'.* did you mean 'hidden_size'"),
+        ({"vision_feature_leyer": -1}, "did you mean 'vision_feature_layer'"),
+        ({"vision_feature_select_strategy": "full"}, "accepted for clip_vision_model is 'default'"),
+    ],
+)
+def test_wrong_configurations_are_refused(change, message):
+    config = {"vision_config": {**TOWER, "model_type": "clip_vision_model"}, "text_config": {**TEXT, "model_type": "llama"}}
+    with pytest.raises(ValueError, match=message):
+        LlavaBackbone.from_config(config | change)
+
+
+CLIP_L = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+CLIP_L |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768}
+SO400M = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
+SO400M |= {"num_attention_heads": 16, "image_size": 384, "patch_size": 14}
+VICUNA = {"model_type": "llama", "vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+QWEN2 = {"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+QWEN2 |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+
+
+def _clip(d, f, layers, side, patch):
+    block = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
+    return d + 3 * patch * patch * d + ((side // patch) ** 2 + 1) * d + 4 * d + layers * block
+
+
+def _siglip(d, f, layers, side, patch):
+    block = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
+    return 3 * patch * patch * d + d + (side // patch) ** 2 * d + 2 * d + layers * block + (d + block - 2 * d)
+
+
+def _llama(v, d, f, layers):
+    return 2 * v * d + layers * (4 * d * d + 3 * d * f + 2 * d) + d
+
+
+def _qwen2(v, d, f, layers, heads, kv):
+    k = d // heads * kv
+    return 2 * v * d + layers * (2 * d * d + d + 2 * (d * k + k) + 3 * d * f + 2 * d) + d
+
+
+@pytest.mark.parametrize(
+    "vision, text, tower, language, total, grid",
+    [
+        (CLIP_L, VICUNA, _clip(1024, 4096, 24, 336, 14), _llama(32064, 4096, 11008, 32), 7_063_427_072, 24),
+        (SO400M, QWEN2, _siglip(1152, 4304, 27, 384, 14), _qwen2(152064, 3584, 18944, 28, 28, 4), None, 27),
+    ],
+)
+def test_public_sizes_without_memory_or_files(vision, text, tower, language, total, grid):
+    config = {"vision_config": vision, "text_config": text}
+    with torch.device("meta"):
+        own = LlavaBackbone.from_pretrained("no/such-model", config=config)
+        parts = LlavaBackbone.from_parts("no/such-tower", "no/such-model", config=config)
+        theirs = LlavaForConditionalGeneration(LlavaConfig(**config))
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in own.parts().items()}
+    width, inner = text["hidden_size"], vision["hidden_size"]
+    projector = inner * width + width + width * width + width
+    assert counts == {"vision_tower": tower, "projector": projector, "language_model": language}
+    assert counts == {name: sum(p.numel() for p in part.parameters()) for name, part in parts.parts().items()}
+    assert sum(counts.values()) == sum(p.numel() for p in theirs.parameters()) == (total or sum(counts.values()))
+    assert own.grid == (grid, grid) and all(p.is_meta for p in own.parameters())
