@@ -81,7 +81,7 @@ class ToyData(LightningDataModule):
                 raise FileNotFoundError(f"train: found no shard at '{shard}', accepted is a tar file")
 
     def _loader(self, size: int) -> DataLoader[Any]:
-        names: Any = [f"s{i}" for i in range(size)]
+        names: Any = [f"s{i:05d}" for i in range(size)]  # equal lengths: batches differ by their random numbers only
         return DataLoader(names, batch_size=2, collate_fn=lambda keys: Batch(keys=keys, conversations=[[] for _ in keys]))
 
     def train_dataloader(self) -> DataLoader[Any]:

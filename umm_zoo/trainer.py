@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.build import Built, build_arguments, find_target
+from umm_zoo.callbacks.last import LastCheckpoint
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.record import RunRecord
 from umm_zoo.experiment import Experiment, UserError
@@ -68,13 +69,7 @@ def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
         every = max(1, trainer.get("max_steps", 0) // 10) if trainer.get("max_steps", -1) > 0 else 100
     standing: dict[str, Any] = {}
     if trainer.get("enable_checkpointing", True) is not False:
-        standing["checkpoint"] = ModelCheckpoint(
-            dirpath=folder.last_checkpoint.parent,
-            save_top_k=0,
-            save_last=True,
-            every_n_train_steps=every,
-            enable_version_counter=False,
-        )
+        standing["checkpoint"] = LastCheckpoint(folder.last_checkpoint.parent, every)
     if trainer.get("enable_progress_bar", True) is not False and sys.stdout.isatty():
         standing["progress"] = RichProgressBar()
     return standing

@@ -49,7 +49,8 @@ class RunRecord(Callback):
     """Writes the resolved experiment and each rank's random states into every checkpoint, and puts the states back on resume.
 
     Validation draws from its own seed, the same each time: scores of different steps are comparable, and a run that validates more
-    often trains on the same random numbers. Ranks train on different random numbers.
+    often trains on the same random numbers. Ranks train on different random numbers. A data set that draws from the global
+    generators of the training process itself is not covered; ``ShardData`` draws none.
 
     Args:
         experiment: stored under the key ``experiment`` as a plain dict.
@@ -88,10 +89,18 @@ class RunRecord(Callback):
         """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
         self._clock = time.monotonic()
         self.began = True
-        if self._states is not None and len(self._states) == trainer.world_size:
+        if self._states is not None and len(self._states) != trainer.world_size:
+            self._states = None
+        if self._states is not None:
             set_random_state(self._states[trainer.global_rank])
         else:
             seed_all(self.experiment.seed + 7919 * trainer.global_rank + 104729 * trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Restore once more: where a validation was due, Lightning has opened its loader since, which draws a number."""
+        if self._states is not None:
+            set_random_state(self._states[trainer.global_rank])
+            self._states = None
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Remember the states: a validation that follows draws numbers before its first hook."""

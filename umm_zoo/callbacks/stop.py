@@ -54,8 +54,12 @@ class StopOnSignal(Callback):
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Before Lightning gives back its own, or it would be its handlers that stay."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -77,6 +81,7 @@ class StopOnSignal(Callback):
             if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
                 trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
             trainer.save_checkpoint(self.checkpoint)
+        self._give_back()
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that reached any rank, 0 for none."""

@@ -1,0 +1,251 @@
+"""``fit`` from the command line's entry: run folders, resuming, stopping, curricula."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_parts
+import yaml
+
+from umm_zoo.evaluate import main as evaluate
+from umm_zoo.fit import main
+from umm_zoo.method import Method, load_checkpoint
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    toy_parts.write_yaml(tmp_path / "toy.yaml", toy_parts.toy_experiment())
+    return "toy.yaml"
+
+
+def losses(file: str) -> list[str]:
+    return Path(file).read_text().split("\n")[:-1]
+
+
+def logged(run: str) -> list[dict[str, str]]:
+    with Path(run, "logs", "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def recorded(to: str, **arguments: Any) -> str:
+    return f"callbacks.losses={json.dumps({'_target_': 'toy_parts.Losses', 'file': to, **arguments})}"
+
+
+def report(run: str = "runs/toy") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(run, "metrics.json").read_text())
+    return found
+
+
+def test_run_folder_holds_everything(file: str) -> None:
+    assert main([file, "trainer.max_steps=6"]) == 0
+    run = Path("runs/toy")
+    assert yaml.safe_load((run / "experiment.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "samples").is_dir()
+    assert list((run / "logs").glob("events.out.tfevents.*"))
+    rows = logged("runs/toy")
+    assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3", "5"]
+    found = report()
+    assert (found["steps"], found["processes"], found["seed"], found["resumed_from"]) == (6, 1, 3, None)
+    assert found["metrics"]["val/loss"] == pytest.approx(float(rows[-1]["val/loss"]))
+    assert found["versions"]["torch"] == torch.__version__ or found["versions"]["torch"] in torch.__version__
+
+
+def test_checkpoint_is_plain_and_rebuilds_the_method(file: str) -> None:
+    assert main([file, "method.trained=[head]"]) == 0
+    checkpoint = load_checkpoint("runs/toy")  # weights_only: nothing but plain values and tensors
+    assert checkpoint["experiment"]["method"]["head"] == {"_target_": "toy_parts.Head", "in_dim": 3}
+    assert set(checkpoint["state_dict"]) == {"head.linear.weight", "head.linear.bias"}
+    method = Method.load("runs/toy")
+    assert isinstance(method, toy_parts.Toy) and not method.training
+    torch.testing.assert_close(method.head.linear.weight, checkpoint["state_dict"]["head.linear.weight"])
+
+
+def test_same_seed_same_losses(file: str) -> None:
+    for name in ("a", "b"):
+        assert main([file, f"name={name}", recorded(name + ".txt")]) == 0
+    assert losses("a.txt") == losses("b.txt") and len(losses("a.txt")) == 4
+
+
+def test_validating_more_often_changes_no_training_step(file: str) -> None:
+    for every in (1, 3):
+        assert main([file, f"name=every{every}", f"trainer.val_check_interval={every}", recorded(f"{every}.txt")]) == 0
+    assert losses("1.txt") == losses("3.txt")
+
+
+def test_resumed_run_equals_an_uninterrupted_one(file: str) -> None:
+    assert main([file, "name=whole", "trainer.max_steps=7", recorded("whole.txt")]) == 0
+    assert main([file, "trainer.max_steps=4", recorded("parts.txt")]) == 0
+    assert main([file, "trainer.max_steps=7", "ckpt=last", recorded("parts.txt")]) == 0
+    assert losses("parts.txt") == losses("whole.txt")
+    whole, parts = load_checkpoint("runs/whole"), load_checkpoint("runs/toy")
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(parts["state_dict"][key], value)
+    found = report()
+    assert found["resumed_from"] == "runs/toy/checkpoints/last.ckpt" and found["steps"] == 7
+    steps = [int(row["step"]) for row in logged("runs/toy")]
+    assert steps == sorted(steps) and {1, 3, 5} <= set(steps)  # the rows of before the resume are still there
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("in_validation", [False, True])
+def test_signal_saves_says_where_and_resumes_exactly(
+    signum: int, code: int, in_validation: bool, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([file, "name=whole", "trainer.max_steps=6", recorded("whole.txt")]) == 0
+    step = 4 if in_validation else 3
+    stopping = recorded("parts.txt", signal_at=step, signum=int(signum), in_validation=in_validation)
+    capsys.readouterr()
+    assert main([file, "trainer.max_steps=6", stopping]) == code
+    said = f"stopped by {signal.Signals(signum).name} at step {step}; saved runs/toy/checkpoints/last.ckpt; continue with ckpt=last"
+    assert said in capsys.readouterr().out
+    assert not Path("runs/toy/metrics.json").exists()
+    assert load_checkpoint("runs/toy")["global_step"] == step
+    assert main([file, "trainer.max_steps=6", "ckpt=last", recorded("parts.txt")]) == 0
+    assert losses("parts.txt") == losses("whole.txt")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stop_during_validation_saves_the_weights_of_training(file: str) -> None:
+    averaged = "callbacks.ema={_target_: umm_zoo.callbacks.ema.EMA}"
+    assert main([file, "name=whole", "trainer.max_steps=2", averaged]) == 0
+    stopping = recorded("x.txt", signal_at=2, in_validation=True)
+    assert main([file, "trainer.max_steps=2", averaged, stopping]) == 143
+    whole, stopped = load_checkpoint("runs/whole")["state_dict"], load_checkpoint("runs/toy")["state_dict"]
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+
+def test_finished_run_is_left_alone(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file]) == 0
+    before = Path("runs/toy/metrics.json").read_text()
+    for argv in ([file], [file, "ckpt=last"]):
+        assert main(argv) == 0
+        assert "this experiment has finished there; --again runs it anew" in capsys.readouterr().out
+    assert Path("runs/toy/metrics.json").read_text() == before
+    assert main([file, "--again"]) == 0
+    assert Path("runs/toy/metrics.json").read_text() != before
+
+
+def test_another_experiment_is_not_overwritten(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file]) == 0
+    assert main([file, "seed=4", "method.optimizer.lr=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "error: runs/toy: found a run of another experiment (other method.optimizer.lr, seed)" in error
+    assert "accepted name=… for another folder, --again to start over, ckpt=last to continue it all the same" in error
+
+
+def test_unfinished_run_asks_what_to_do(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file, recorded("x.txt", signal_at=3)]) == 143
+    assert main([file, recorded("x.txt", signal_at=3)]) == 2
+    assert "runs/toy: found an unfinished run of this experiment, accepted ckpt=last to continue it" in capsys.readouterr().err
+
+
+def test_folder_of_something_else_is_not_touched(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/toy/checkpoints").mkdir(parents=True)
+    Path("runs/toy/thesis.tex").write_text("years of work")
+    assert main([file, "--again"]) == 2
+    assert "runs/toy: found files that no run wrote" in capsys.readouterr().err
+    assert Path("runs/toy/thesis.tex").is_file() and Path("runs/toy/checkpoints").is_dir()
+
+
+def test_again_removes_only_what_a_run_writes(file: str) -> None:
+    assert main([file]) == 0
+    Path("runs/toy/notes.md").write_text("mine")
+    assert main([file, "name=toy/inner"]) == 0
+    assert main([file, "--again", "seed=9"]) == 0
+    assert Path("runs/toy/notes.md").is_file() and Path("runs/toy/inner/metrics.json").is_file()
+
+
+def test_runs_folder_is_an_option_and_a_variable(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main([file, "--runs", "elsewhere"]) == 0
+    monkeypatch.setenv("UMM_ZOO_RUNS", "third")
+    assert main([file]) == 0
+    assert Path("elsewhere/toy/metrics.json").is_file() and Path("third/toy/metrics.json").is_file()
+
+
+def test_after_runs_the_earlier_stage_once_and_starts_from_it(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}")
+    Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml\nmethod: {trained: [head]}\nseed: 11")
+    assert main(["stage2.yaml"]) == 0
+    assert "stage2 comes after stage1, which has not finished: stage1.yaml is run first" in capsys.readouterr().out
+    first, second = load_checkpoint("runs/stage1")["state_dict"], load_checkpoint("runs/stage2")["state_dict"]
+    assert set(first) == {"body.linear.weight", "body.linear.bias"}
+    assert torch.equal(second["body.linear.weight"], first["body.linear.weight"])  # frozen in stage 2, and kept in its checkpoint
+    written = Path("runs/stage1/metrics.json").stat().st_mtime_ns
+    assert main(["stage2.yaml", "--again"]) == 0
+    assert Path("runs/stage1/metrics.json").stat().st_mtime_ns == written
+    assert torch.equal(Method.load("runs/stage2").state_dict()["body.linear.bias"], first["body.linear.bias"])
+
+
+def test_after_may_name_a_run_folder_or_a_checkpoint(file: str) -> None:
+    assert main([file]) == 0
+    weights = load_checkpoint("runs/toy")["state_dict"]
+    for number, after in enumerate(("runs/toy", "runs/toy/checkpoints/last.ckpt")):
+        assert main([file, f"name=later{number}", f"after={after}", "method.optimizer.lr=0.0"]) == 0
+        later = load_checkpoint(f"runs/later{number}")["state_dict"]
+        assert all(torch.equal(later[key], weights[key]) for key in weights)
+
+
+def test_after_of_another_shape_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file]) == 0
+    assert main([file, "name=wide", "after=runs/toy", "vars.width=5"]) == 2
+    assert "error: toy.yaml: after: 'body.linear.weight' is [3, 4] in the earlier stage, [5, 4] here" in capsys.readouterr().err
+
+
+def test_resume_into_another_method_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file, "method.trained=[head]"]) == 0
+    assert main([file, "ckpt=last", "trainer.max_steps=9"]) == 2
+    assert "toy.yaml: method: checkpoint: 2 trained tensors are missing, such as 'body.linear.bias'" in capsys.readouterr().err
+
+
+def test_error_within_training_keeps_its_traceback(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, batch: Any) -> dict[str, Any]:
+        raise ValueError("a bug, not a mistake of the user")
+
+    monkeypatch.setattr(toy_parts.Toy, "training_losses", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main([file])
+
+
+def test_check_builds_without_memory_and_reports(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [file, "--check", "method.body.in_dim=3000000", "method.trained=[head]", "data.shards=[nowhere.tar]"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert [word for word in out.split() if word in ("9,000,003", "4")] == ["9,000,003", "4", "9,000,003", "4"][
+        0:0
+    ] or "9,000,003" in out
+    assert "memory, at least: 34.33 MiB" in out and "not counted: activations" in out
+    assert "found no shard at 'nowhere.tar'" in out and "fit will refuse this" in out
+    assert "total_steps: 12" in out and not Path("runs").exists()
+
+
+def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file, "trainer.max_steps=2"]) == 0
+    assert evaluate(["runs/toy"]) == 0
+    assert evaluate(["runs/toy/checkpoints/last.ckpt", "validation", "data.size=20", "method.bias=2.0"]) == 0
+    first, second = (json.loads(Path(f"runs/toy/evaluation-{i}.json").read_text()) for i in (1, 2))
+    assert first["metrics"]["val/loss"] == pytest.approx(report()["metrics"]["val/loss"], rel=1e-6)
+    assert second["metrics"]["val/loss"] > first["metrics"]["val/loss"]
+    assert second["overrides"] == ["data.size=20", "method.bias=2.0"] and second["step"] == 2
+    assert "written to runs/toy/evaluation-2.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["runs/none"], "runs/none: found no checkpoint there, accepted a run folder or a checkpoint"),
+        (["runs/toy", "validatoin"], "found an unknown suite 'validatoin', accepted validation; did you mean 'validation'?"),
+        (["runs/toy", "data.sise=3"], "data.sise: found an unknown argument 'sise'"),
+        (["runs/toy", "vars.width=4"], "vars.width: found a key that has done its work"),
+    ],
+)
+def test_evaluate_refuses(argv: list[str], expected: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file, "trainer.max_steps=1"]) == 0
+    assert evaluate(argv) == 2
+    assert expected in capsys.readouterr().err
