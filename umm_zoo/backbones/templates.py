@@ -117,8 +117,8 @@ def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     Raises:
         ValueError: the tokenizer has no such token.
     """
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
+    found = tokenizer.convert_tokens_to_ids(token)  # get_vocab would copy the whole vocabulary for every turn
+    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
         raise ValueError(
             f"template: uses '{token}', which is no token of the tokenizer (its end token is '{tokenizer.eos_token}', "
             f"its special tokens are {tokenizer.all_special_tokens})"
@@ -128,11 +128,10 @@ def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> list[int]:
     """Tokens that close an answer: the tokenizer's own end token, and ``end`` or, where that is plain text, all that contain it."""
-    vocabulary = tokenizer.get_vocab()
     own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if end in vocabulary and end in tokenizer.all_special_tokens:
-        return sorted({*own, int(vocabulary[end])})
-    return sorted({*own, *(index for index in vocabulary.values() if end in tokenizer.decode([index]))})
+    if end in tokenizer.all_special_tokens:
+        return sorted({*own, special_id(tokenizer, end)})
+    return sorted({*own, *(index for index in tokenizer.get_vocab().values() if end in tokenizer.decode([index]))})
 
 
 def encode(
