@@ -1,0 +1,79 @@
+"""The timing tool, on a method and data of a few numbers."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+TOY = """
+import torch
+from lightning import LightningDataModule
+from torch import nn
+from umm_zoo.batch import Batch
+from umm_zoo.method import Method
+from umm_zoo.optimization import AdamW, OptimizerFactory
+
+class Line(Method):
+    def __init__(self, optimizer: OptimizerFactory) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        self.train_only(["layer"], optimizer, None)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer}
+
+    def training_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": self.layer(batch.extras["x"]).square().mean()}
+
+class Numbers(LightningDataModule):
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(3)
+        while True:
+            yield Batch(keys=["a"], conversations=[[]], extras={"x": torch.randn(1, 3, generator=generator)})
+"""
+
+
+@pytest.fixture
+def tool() -> ModuleType:
+    path = Path(__file__).parents[2] / "tools" / "benchmark_fit.py"
+    spec = importlib.util.spec_from_file_location("benchmark_fit", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "benchmark_toy.py").write_text(TOY)
+    monkeypatch.chdir(tmp_path)
+    method = {"_target_": "benchmark_toy.Line", "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 0.1}}
+    tree = {"method": method, "data": {"_target_": "benchmark_toy.Numbers"}}
+    tree["trainer"] = {"accelerator": "cpu", "gradient_clip_val": 0.1, "enable_progress_bar": False}
+    Path("toy.yaml").write_text(yaml.safe_dump(tree))
+    return "toy.yaml"
+
+
+def test_both_sides_take_the_same_steps(tool: ModuleType, experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = tool.prepare(experiment, [], total=14)
+    turns = tool.measure(prepared, warmup=2, block=4)
+    assert len(turns.fit) == len(turns.bare) == 3
+    assert len(turns.fit_losses) == len(turns.bare_losses) == 14
+    assert all(seconds > 0 for seconds, _ in turns.fit + turns.bare)
+    assert tool.report(turns, prepared, block=4, limit=1e9) == 0  # equal losses
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_other_losses_or_a_slow_fit_fail(tool: ModuleType, experiment: str) -> None:
+    prepared = tool.prepare(experiment, [], total=5)
+    turns = tool.measure(prepared, warmup=1, block=4)
+    assert tool.report(turns, prepared, block=4, limit=1e-9) == 1
+    turns.bare_losses[-1] += 1
+    assert tool.report(turns, prepared, block=4, limit=1e9) == 1
+
+
+def test_what_the_bare_loop_cannot_do_is_refused(tool: ModuleType, experiment: str) -> None:
+    with pytest.raises(tool.UserError, match="accumulate_grad_batches"):
+        tool.prepare(experiment, ["trainer.accumulate_grad_batches=2"], total=4)
