@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated picture is a bad sample, not a grey one
@@ -136,6 +136,8 @@ def open_picture(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image
                 yield picture
     except BadSampleError:
         raise
+    except UnidentifiedImageError as error:
+        raise BadSampleError(f"not a picture of an accepted format ({', '.join(FORMATS)})") from error
     except Exception as error:  # PIL's decoders raise whatever a hostile file makes them raise
         raise BadSampleError(f"picture cannot be decoded ({type(error).__name__}: {str(error)[:120]})") from error
 

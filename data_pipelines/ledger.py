@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _LISTED = 10
@@ -37,9 +37,9 @@ class Skip:
     source: str
     shard: str
     key: str
-    reason: str
+    reason: str = field(compare=False)  # the place tells skips apart; a resumed run may word or fill it otherwise
     position: int
-    substitute: str = ""
+    substitute: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.source}/{os.path.basename(self.shard)}:{self.key}: {self.reason}"
@@ -142,7 +142,7 @@ class Ledger:
         for path in self._files():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    merged[Skip(**json.loads(line))] = None
+                    merged.setdefault(Skip(**json.loads(line)))
                 except (json.JSONDecodeError, TypeError):
                     continue  # the last line of a rank that was killed while writing it; the sample will be met again
         return sorted(merged, key=lambda skip: (skip.stage, skip.position))

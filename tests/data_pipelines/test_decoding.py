@@ -88,11 +88,11 @@ def test_an_animation_is_its_first_frame():
     ("content", "reason"),
     [
         (b"", "0 bytes"),
-        (b"GIF89a", "cannot be decoded"),
-        (b"<html>404</html>", "cannot be decoded"),
+        (b"GIF89a", "not a picture"),
+        (b"<html>404</html>", "not a picture"),
         (encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")[:900], "truncated"),
         (encoded(Image.effect_noise((64, 64), 90).convert("RGB"))[:900], "truncated"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be decoded"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
     ],
 )
 def test_what_is_no_picture_is_a_bad_sample(content, reason):

@@ -65,8 +65,10 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(data: ShardData, folder: Path, steps: int, resume: Path | None = None, accumulate: int = 1, **options) -> Recorder:
-    model = Recorder()
+def fit(
+    data: ShardData, folder: Path, steps: int, resume: Path | None = None, accumulate: int = 1, model=None, **options
+) -> Recorder:
+    model = model or Recorder()
     trainer = Trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
