@@ -6,7 +6,9 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from data_pipelines.decoding import BadSampleError
+from data_pipelines.write_shards import IndexedShardWriter, index_path
 
-REPORT_FILE = "conversion.json"
+STATE_FILE = "conversion.json"
+REPORT_FILE = "report.json"
 _LISTED = 5
+#: Longer texts are refused by the loader's default ``max_characters``; they are kept, and counted in the report.
+_LONG_TEXT = 65_536
 
 Item = TypeVar("Item")
 
@@ -30,6 +36,21 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Yielded by a ``make`` whose item is a whole file: one sample of it that is left out, and why."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Yielded by a ``make``: something that the report counts, such as a repair."""
+
+    what: str
+
+
 @dataclass
 class Part(Generic[Item]):
     """One family of shards, ``OUT/NAME-000000.tar`` and so on.
@@ -37,14 +58,15 @@ class Part(Generic[Item]):
     Args:
         name: folder and first part of the file names, such as ``train/questions``.
         items: what is converted, in the order in which it is written.
-        make: the samples of one item (``__key__`` and members); ``BadSampleError`` leaves the item out, with its reason.
+        make: the samples of one item (``__key__`` and members), among them any `LeftOut` and `Noted`; ``BadSampleError`` leaves
+            (the rest of) the item out, with its reason. A reason reads "category: details" or "category (details)".
         label: how an item is named in the report.
         items_per_shard: items of one tar.
     """
 
     name: str
     items: Sequence[Item]
-    make: Callable[[Item], Iterable[dict[str, Any]]]
+    make: Callable[[Item], Iterable[dict[str, Any] | LeftOut | Noted]]
     label: Callable[[Item], str] = str
     items_per_shard: int = 1000
 
@@ -56,21 +78,40 @@ class Outcome:
     samples: Counter[str] = field(default_factory=Counter)
     shards: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def reasons(self) -> Counter[str]:
+        """How much was left out for each category of reasons."""
+        return Counter(re.split(r": | \(", reason, maxsplit=1)[0] for reason in self.left_out.values())
 
-def convert(out: Path, arguments: dict[str, Any], parts: Sequence[Part[Any]], overwrite: bool = False) -> Outcome:
+    def to_json(self) -> dict[str, Any]:
+        """The report as it is saved."""
+        counted = {"samples": self.samples, "shards": self.shards, "kinds": self.kinds, "notes": self.notes}
+        rest = {"left_out": len(self.left_out), "reasons": dict(self.reasons().most_common()), "left_out_items": self.left_out}
+        return {**{name: dict(counter) for name, counter in counted.items()}, **rest}
+
+
+def convert(
+    out: Path, arguments: dict[str, Any], parts: Sequence[Part[Any]], overwrite: bool = False, retry: bool = False
+) -> Outcome:
     """Write every part; shards that a stopped run finished are kept.
 
-    ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it.
+    ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
+    ``OUT/report.json`` is the outcome in numbers.
+
+    Args:
+        out: folder, made if need be.
+        arguments: whatever decides about the bytes written; a conversion with others is not gone on with.
+        parts: what to write.
+        overwrite: remove the outcome of an earlier conversion first.
+        retry: write the shards again from which something was left out (missing pictures may have arrived since).
 
     Raises:
         ValueError: the folder holds the outcome of another conversion, or nothing could be converted.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from data_pipelines.write_shards import IndexedShardWriter, index_path
 
     digest = hashlib.sha256("\n".join(f"{part.name} {part.label(item)}" for part in parts for item in part.items).encode())
     head = {"arguments": arguments, "items": digest.hexdigest()}
@@ -87,30 +128,54 @@ def convert(out: Path, arguments: dict[str, Any], parts: Sequence[Part[Any]], ov
                 shard = out / folder / f"{name}-{number:06d}.tar"
                 place = f"{part.name}-{number:06d}"
                 entry = done.get(place)
-                if entry is None or (entry["samples"] and not (shard.is_file() and index_path(shard).is_file())):
-                    left_out: dict[str, str] = {}
+                whole = entry is not None and (not entry["samples"] or (shard.is_file() and index_path(shard).is_file()))
+                if entry is None or not whole or (retry and entry["left_out"]):
+                    shard.unlink(missing_ok=True)
                     with IndexedShardWriter(out / folder, name, sys.maxsize, number) as writer:
-                        for item in items:
-                            try:
-                                for sample in part.make(item):
-                                    writer.write(sample)
-                            except BadSampleError as error:
-                                left_out[part.label(item)] = str(error)
-                            progress.advance(bar)
+                        left_out, notes = _write_items(writer, part, items, lambda: progress.advance(bar))
                     summary = writer.summary
                     entry = {"samples": summary.samples, "kinds": dict(sorted(summary.kinds.items())), "left_out": left_out}
-                    done[place] = entry
-                    _write_report(out, {**head, "shards": done})
+                    done[place] = {**entry, "notes": dict(notes)}
+                    _write_json(out / STATE_FILE, {**head, "shards": done})
                 else:
                     progress.advance(bar, len(items))
                 outcome.samples[part.name] += entry["samples"]
                 outcome.shards[part.name] += bool(entry["samples"])
                 outcome.kinds.update(entry["kinds"])
+                outcome.notes.update(done[place].get("notes", {}))
                 outcome.left_out.update(entry["left_out"])
+    _write_json(out / REPORT_FILE, outcome.to_json())
     if not sum(outcome.samples.values()):
-        reason = next(iter(outcome.left_out.items()), ("", "no item"))
-        raise ValueError(f"{out}: nothing could be converted; the first reason: {' '.join(reason)}")
+        (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run begins anew
+        reason = ": ".join(next(iter(outcome.left_out.items()), ("no item",)))
+        raise ValueError(f"{out}: nothing could be converted; the first reason: {reason}")
     return outcome
+
+
+def _write_items(
+    writer: IndexedShardWriter, part: Part[Item], items: Sequence[Item], advance: Callable[[], None]
+) -> tuple[dict[str, str], Counter[str]]:
+    left_out: dict[str, str] = {}
+    notes: Counter[str] = Counter()
+    for item in items:
+        try:
+            for made in part.make(item):
+                if isinstance(made, LeftOut):
+                    left_out[made.label] = made.reason
+                elif isinstance(made, Noted):
+                    notes[made.what] += 1
+                else:
+                    writer.write(made)
+                    notes["text of over 65,536 characters (needs a higher max_characters)"] += _is_long(made)
+        except BadSampleError as error:
+            left_out[part.label(item)] = str(error)
+        advance()
+    return left_out, +notes
+
+
+def _is_long(sample: dict[str, Any]) -> bool:
+    turns = sample.get("json", {}).get("conversations", ())
+    return sum(len(turn["text"]) for turn in turns) > _LONG_TEXT
 
 
 def print_report(out: Path, outcome: Outcome) -> None:
@@ -126,16 +191,22 @@ def print_report(out: Path, outcome: Outcome) -> None:
         table.add_row(name, str(outcome.shards[name]), f"{samples:,}")
     console.print(table)
     console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(outcome.kinds.items())))
+    for what, count in sorted(outcome.notes.items()):
+        console.print(f"{count:,} x {what}", highlight=False, markup=False)
     if outcome.left_out:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in outcome.reasons().most_common())
+        console.print(f"reasons: {reasons}", highlight=False, markup=False)
         console.print(f"left out: {len(outcome.left_out)} (all of them in {out / REPORT_FILE})", highlight=False)
         for name, reason in list(outcome.left_out.items())[:_LISTED]:
             console.print(f"  {name}: {reason}", highlight=False, markup=False)
 
 
 def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    path = out / REPORT_FILE
+    path = out / STATE_FILE
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: this is a file, a folder to write into is needed")
     if not path.is_file():
-        if out.is_dir() and any(out.iterdir()) and not overwrite:
+        if out.is_dir() and any(file.name != REPORT_FILE for file in out.iterdir()) and not overwrite:
             raise ValueError(f"{out}: this folder is not empty and holds no conversion; choose another one, or give --overwrite")
         return {}
     if overwrite:
@@ -144,6 +215,7 @@ def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any
             for suffix in (".tar", ".tar.index.json"):
                 (out / f"{place}{suffix}").unlink(missing_ok=True)
         path.unlink()
+        (out / REPORT_FILE).unlink(missing_ok=True)
         return {}
     former = json.loads(path.read_text(encoding="utf-8"))
     for name, value in head.items():
@@ -153,11 +225,39 @@ def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any
     return shards
 
 
-def _write_report(out: Path, content: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{REPORT_FILE}.partial"
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, out / REPORT_FILE)
+    os.replace(temporary, path)
+
+
+def split_of(name: str, val_share: float, seed: int = 0) -> str:
+    """``val`` or ``train`` by a hash of a name: adding files moves no other file to another split."""
+    return "val" if zlib.crc32(f"{seed} {name}".encode()) / 2**32 < val_share else "train"
+
+
+def add_options(parser: argparse.ArgumentParser, unit: str = "samples", per_shard: int | None = 1000) -> None:
+    """The options of a converter that copies pictures."""
+    parser.add_argument("--image-size", type=int, metavar="N", help="shrink the long edge to N pixels (never enlarges)")
+    if per_shard is not None:
+        parser.add_argument(f"--{unit}-per-shard", type=int, default=per_shard, metavar="N", help=f"{unit} of one tar")
+    parser.add_argument("--retry", action="store_true", help="write the shards again from which something was left out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the outcome of an earlier conversion")
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Refuse whole numbers below 1 and shares outside of 0 to 1, whichever of the usual options there are.
+
+    Raises:
+        ValueError: with the option and what it accepts.
+    """
+    for name, value in vars(arguments).items():
+        option = f"--{name.replace('_', '-')}"
+        if (name == "image_size" or name.endswith("_per_shard")) and value is not None and value < 1:
+            raise ValueError(f"{option}: found {value}, accepted are positive whole numbers")
+        if name.endswith("_share") and not 0 <= value < 1:
+            raise ValueError(f"{option}: found {value}, accepted 0 to below 1")
 
 
 def run(main: Callable[[], None]) -> int:
@@ -165,12 +265,9 @@ def run(main: Callable[[], None]) -> int:
     try:
         main()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command goes on with the first unfinished shard\n")
         return 130
     return 0
-
-
-__all__ = ["Outcome", "Parser", "Part", "convert", "print_report", "run"]

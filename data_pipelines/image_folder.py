@@ -6,25 +6,19 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from data_pipelines.converting import Parser, Part, convert, print_report, run
-from data_pipelines.decoding import MAX_PIXELS, BadSampleError, open_picture, to_rgb
+from data_pipelines.converting import Parser, Part, convert, print_report, run, split_of
+from data_pipelines.decoding import BadSampleError
+from data_pipelines.pictures import stored_picture
 from data_pipelines.tasks import PICTURE_TYPES
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-#: Up to this edge a shrunken picture is stored without loss; above, JPEG saves nine tenths of the space.
-_LOSSLESS = 128
-_JPEG_QUALITY = 95
 _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
 
@@ -63,14 +57,14 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
             name = names.get(folder.name) or folder.name.replace("_", " ").replace("-", " ").strip()
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower().lstrip(".") in PICTURE_TYPES and path.is_file():
-                    found.append((path, name, split or _split(path.relative_to(source), val_share, seed)))
+                    found.append((path, name, split or split_of(path.relative_to(source).as_posix(), val_share, seed)))
     classes = sorted({name for _, name, _ in found})
     if not found:
         raise FileNotFoundError(f"{source}: no pictures in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
     if len(classes) < 2:
         raise ValueError(f"{source}: found one class, '{classes[0]}'; questions need at least two class folders")
     if set(splits.values()) == {"train"} and val_share > 0:
-        found = [(path, name, _split(path.relative_to(source), val_share, seed)) for path, name, _ in found]
+        found = [(path, name, split_of(path.relative_to(source).as_posix(), val_share, seed)) for path, name, _ in found]
     random.Random(seed).shuffle(found)  # neighbours in a shard should not be of one class
     return [Photo(path, name, split, number) for number, (path, name, split) in enumerate(found)], classes
 
@@ -107,18 +101,7 @@ def encode(path: Path, size: int | None) -> tuple[str, bytes]:
         content = path.read_bytes()
     except OSError as error:
         raise BadSampleError(f"cannot be read ({error.strerror})") from error
-    with open_picture(content, MAX_PIXELS) as picture:
-        picture.load()  # all of it: a damaged file is found now and not in the training
-        upright = to_rgb(picture)
-        scale = 1.0 if size is None else size / min(upright.size)
-        if scale >= 1:
-            return path.suffix.lower().lstrip("."), content
-        edges = [max(size or 1, round(edge * scale)) for edge in upright.size]
-        small = upright.resize((edges[0], edges[1]), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    kind = "png" if max(edges) <= _LOSSLESS else "jpg"
-    small.save(file, "PNG" if kind == "png" else "JPEG", quality=_JPEG_QUALITY)
-    return kind, file.getvalue()
+    return stored_picture(content, size, min)
 
 
 def _row(photo: Photo, source: Path, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
@@ -129,11 +112,6 @@ def _row(photo: Photo, source: Path, task: str, kind: str, question: str, answer
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _split(path: Path, val_share: float, seed: int) -> str:
-    """``val`` or ``train`` by a hash of the file's place: adding photos moves no other photo to another split."""
-    return "val" if zlib.crc32(f"{seed} {path.as_posix()}".encode()) / 2**32 < val_share else "train"
 
 
 def parser() -> argparse.ArgumentParser:

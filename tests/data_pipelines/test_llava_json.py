@@ -1,0 +1,239 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_pipelines import llava_json
+from data_pipelines.converting import run as run_command
+from data_pipelines.decoding import BadSampleError
+from data_pipelines.llava_json import main, parser, reconcile
+from data_pipelines.shards import ShardData, ShardSource
+
+
+def picture(path: Path, size: tuple[int, int] = (9, 6), kind: str = "JPEG") -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (len(path.name), 50, 99)).save(path, kind)
+    return path.read_bytes()
+
+
+def row(*texts: str, **rest: object) -> dict:
+    turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+    return {**rest, "conversations": turns}
+
+
+def run(*arguments: object) -> None:
+    main(parser().parse_args([str(argument) for argument in arguments]))
+
+
+def convert(folder: Path, rows: list[dict], *options: object) -> dict:
+    (folder / "list.json").write_text(json.dumps(rows))
+    run(folder / "list.json", folder / "out", "--images", folder / "images", *options)
+    return json.loads((folder / "out/report.json").read_text())
+
+
+def members(pattern: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(pattern.parent.glob(pattern.name)):
+        with tarfile.open(path) as tar:
+            found.update({member.name: tar.extractfile(member).read() for member in tar})
+    return found
+
+
+def texts(members: dict[str, bytes], number: int) -> list[str]:
+    return [turn["text"] for turn in json.loads(members[f"{number:08d}.json"])["conversations"]]
+
+
+def test_captions_of_the_558k_list_keep_their_pictures_byte_for_byte(tmp_path):
+    original = picture(tmp_path / "images/00453/004539375.jpg")
+    report = convert(tmp_path, [row("Describe.\n<image>", "a cat", id="004539375", image="00453/004539375.jpg")])
+    found = members(tmp_path / "out/train/conversations-*.tar")
+    assert found["00000000.0.jpg"] == original
+    assert texts(found, 0) == ["<image>\nDescribe.", "a cat"]
+    meta = json.loads(found["00000000.json"])
+    assert (meta["id"], meta["kind"], meta["files"]) == ("004539375", "image", ["00453/004539375.jpg"])
+    assert report["notes"] == {"<image> moved to the front of its turn": 1}
+
+
+def test_the_mix_with_text_only_and_multi_image_rows_is_read_back_by_the_loader(tmp_path):
+    for name in ("coco/train2017/1.jpg", "gqa/images/2.jpg"):
+        picture(tmp_path / "images" / name)
+    rows = [
+        row("<image>\nWhat is it?", "A dog.", "Where?", "Here.", id="a", image="coco/train2017/1.jpg"),
+        row("Tell a joke.", "No.", id="b"),
+        row("First <image>, then <image>: what changed?", "all", id="c", image=["coco/train2017/1.jpg", "gqa/images/2.jpg"]),
+    ]
+    report = convert(tmp_path, rows)
+    assert report["kinds"] == {"coco": 2, "text": 1} and not report["left_out"] and not report["notes"]
+    data = ShardData(val={"a": ShardSource(str(tmp_path / "out/train"))}, val_batch_size=3, image_size=6)
+    batch = next(iter(data.val_dataloader()))
+    assert [meta["id"] for meta in batch.meta] == ["a", "b", "c"]
+    assert batch.images.shape[0] == 3
+    assert [len(turns) for turns in batch.conversations] == [4, 2, 2]
+
+
+def test_json_lines_and_their_broken_line(tmp_path):
+    picture(tmp_path / "1.png", kind="PNG")
+    lines = [json.dumps(row("<image>\nWhat?", "that", id=n, image="1.png")) for n in range(3)]
+    lines[1] = lines[1][:30]
+    (tmp_path / "list.jsonl").write_text("\n\n".join(lines) + "\n")
+    run(tmp_path / "list.jsonl", tmp_path / "out")  # pictures beside the list
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["samples"] == {"train/conversations": 2}
+    assert report["reasons"] == {"line cannot be parsed": 1} and list(report["left_out_items"]) == ["row 1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "pictures", "expected"),
+    [
+        (["What?"], 1, ["<image>\nWhat?"]),
+        (["What?", "And here? <image>"], 2, ["<image>\nWhat?", "And here? <image>"]),
+        (["What?", "<image> And here?"], 1, ["What?", "<image>\nAnd here?"]),
+        (["<image><image> Which?"], 2, ["<image><image> Which?"]),
+        (["Hello."], 0, ["Hello."]),
+    ],
+)
+def test_markers_are_brought_in_line_with_the_pictures(asked, pictures, expected):
+    turns = [turn for text in asked for turn in ({"role": "user", "text": text}, {"role": "assistant", "text": "yes"})]
+    conversation, _ = reconcile(turns, pictures)
+    assert [turn["text"] for turn in conversation if turn["role"] == "user"] == expected
+
+
+def test_markers_outside_of_user_turns_do_not_count():
+    turns = [
+        {"role": "assistant", "text": "Hi."},
+        {"role": "user", "text": "What?"},
+        {"role": "assistant", "text": "<image> a cat"},
+    ]
+    conversation, repairs = reconcile(turns, 1)
+    assert [turn["text"] for turn in conversation] == ["<image>\nWhat?", "a cat"]
+    assert len(repairs) == 3
+
+
+def test_more_markers_than_pictures_cannot_be_repaired():
+    turns = [{"role": "user", "text": "<image> and <image>"}, {"role": "assistant", "text": "yes"}]
+    with pytest.raises(BadSampleError, match="more markers than pictures: 2 <image>, 1 pictures"):
+        reconcile(turns, 1)
+
+
+def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
+    whole = picture(tmp_path / "images/good.jpg")
+    (tmp_path / "images/cut.jpg").write_bytes(whole[:-40])
+    (tmp_path / "secret.jpg").write_bytes(whole)
+    (tmp_path / "images/zero.jpg").write_bytes(b"")
+    names = [
+        "good.jpg",
+        "cut.jpg",
+        "gone.jpg",
+        "../secret.jpg",
+        str(tmp_path / "secret.jpg"),
+        "zero.jpg",
+        ["good.jpg", "gone.jpg"],
+        7,
+    ]
+    rows = [row("<image>\nWhat?", "that", image=name) for name in names]
+    rows += [row("<image>\nWhat?", image="good.jpg"), row("<image>", "a"), {"conversations": "no"}, [3]]
+    report = convert(tmp_path, rows)
+    assert report["samples"] == {"train/conversations": 1}
+    assert report["reasons"] == {
+        "damaged picture": 2,
+        "missing picture": 2,
+        "picture outside of the folder": 2,
+        "more markers than pictures": 1,
+        "bad picture name": 1,
+        "no question with an answer": 1,
+        "'conversations' is a str, a list of turns is needed": 1,
+        "row is no object": 1,
+    }
+    assert not report["notes"]
+    assert report["left_out"] == len(rows) - 1
+    assert report["left_out_items"]["row 2"] == "missing picture: gone.jpg"
+
+
+def test_pictures_may_be_shrunk_and_are_never_enlarged(tmp_path):
+    picture(tmp_path / "images/wide.jpg", (400, 200))
+    small = picture(tmp_path / "images/small.jpg", (40, 30))
+    convert(tmp_path, [row("What?", "that", image="wide.jpg"), row("What?", "that", image="small.jpg")], "--image-size", 200)
+    found = members(tmp_path / "out/train/conversations-*.tar")
+    assert Image.open(io.BytesIO(found["00000000.0.jpg"])).size == (200, 100)
+    assert found["00000001.0.jpg"] == small
+
+
+def test_another_suffix_is_taken_and_the_content_decides_about_the_type(tmp_path):
+    original = picture(tmp_path / "images/ocr_vqa/1.png", kind="PNG")
+    convert(tmp_path, [row("What?", "that", image="ocr_vqa/1.jpg")])
+    assert members(tmp_path / "out/train/conversations-*.tar")["00000000.0.png"] == original
+
+
+def test_a_picture_is_in_one_split_only(tmp_path):
+    for number in range(30):
+        picture(tmp_path / f"images/{number}.jpg")
+    convert(tmp_path, [row("What?", "that", image=f"{n % 30}.jpg") for n in range(60)], "--val-share", 0.4)
+    files = {
+        split: [json.loads(v)["files"][0] for n, v in members(tmp_path / f"out/{split}/*.tar").items() if n.endswith("json")]
+        for split in ("train", "val")
+    }
+    assert len(files["train"]) + len(files["val"]) == 60 and 12 < len(files["val"]) < 40
+    assert not set(files["train"]) & set(files["val"])
+
+
+def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    rows = [row("What?", "that", image=f"{n}.jpg") for n in range(10)]
+    for number in range(10):
+        picture(tmp_path / f"images/{number}.jpg")
+    convert(tmp_path, rows, "--rows-per-shard", 3)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    reading, calls = llava_json.read_picture, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return reading(*arguments)
+
+    monkeypatch.setattr(llava_json, "read_picture", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path, rows, "--rows-per-shard", 3)
+    convert(tmp_path, rows, "--rows-per-shard", 3)
+    assert len(calls) == 8 + 4  # the first six pictures are not read again
+    names = sorted(path.name for path in (tmp_path / "whole/train").iterdir())
+    assert len(names) == 8
+    assert all((tmp_path / "whole/train" / n).read_bytes() == (tmp_path / "out/train" / n).read_bytes() for n in names)
+
+
+def test_retry_writes_the_shards_again_whose_pictures_have_arrived(tmp_path):
+    rows = [row("What?", "that", image=f"{n}.jpg") for n in range(4)]
+    for number in (0, 1, 2):
+        picture(tmp_path / f"images/{number}.jpg")
+    assert convert(tmp_path, rows, "--rows-per-shard", 2)["left_out"] == 1
+    first = (tmp_path / "out/train/conversations-000000.tar").stat().st_mtime_ns
+    picture(tmp_path / "images/3.jpg")
+    assert convert(tmp_path, rows, "--rows-per-shard", 2)["left_out"] == 1
+    report = convert(tmp_path, rows, "--rows-per-shard", 2, "--retry")
+    assert report["left_out"] == 0 and report["samples"] == {"train/conversations": 4}
+    assert (tmp_path / "out/train/conversations-000000.tar").stat().st_mtime_ns == first
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, [], "list.json: no such file"),
+        ("", [], "the file is empty"),
+        ("[]", [], "the list is empty"),
+        ("[{]", [], "cannot be parsed"),
+        ("hello", [], "accepted are a JSON list of objects, or JSON Lines"),
+        ('{\n"rows":\n[]\n}', [], "holds one object"),
+        ('[{"image": "1.jpg"}]', [], "nothing could be converted; the first reason: row 0: 'conversations' is a NoneType"),
+        ("[{}]", ["--images", "nowhere"], "--images: nowhere: no such folder"),
+        ("[{}]", ["--image-size", "0"], "--image-size: found 0"),
+        ("[{}]", ["--val-share", "1"], "--val-share: found 1.0"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, content, options, message):
+    if content is not None:
+        (tmp_path / "list.json").write_text(content)
+    code = run_command(lambda: run(tmp_path / "list.json", tmp_path / "out", *options))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and message in lines[0]
