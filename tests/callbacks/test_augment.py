@@ -1,0 +1,37 @@
+import torch
+
+from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
+
+
+def test_every_result_is_a_shift_or_a_mirrored_shift_of_its_own_picture():
+    images = torch.rand(6, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    changed = shift_and_flip(images, 2, True, torch.Generator().manual_seed(1))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    mirrored = 0
+    for old, new in zip(padded, changed, strict=True):
+        windows = [old[:, i : i + 7, j : j + 5] for i in range(5) for j in range(5)]
+        plain = any(torch.equal(new, window) for window in windows)
+        mirrored += not plain
+        assert plain or any(torch.equal(new.flip(-1), window) for window in windows)
+    assert 0 < mirrored < 6
+
+
+def test_draws_depend_on_the_generator_alone_and_no_shift_no_flip_is_the_identity():
+    images = torch.rand(4, 3, 6, 6)
+    one, same, other = (shift_and_flip(images, 3, True, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(shift_and_flip(images, 0, False, torch.Generator()), images)
+
+
+def test_the_callback_changes_the_batch_and_repeats_itself():
+    from types import SimpleNamespace
+
+    from umm_zoo.batch import Batch
+
+    images = torch.rand(2, 3, 8, 8)
+    results = []
+    for index in (3, 3, 4):
+        batch = Batch(keys=["a", "b"], conversations=[[], []], images=images, image_counts=[1, 1])
+        ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=0), None, batch, index)
+        results.append(batch.images)
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
