@@ -73,10 +73,16 @@ class Ledger:
         for skip in self.skips:
             self._append(skip)
 
-    def clear(self) -> None:
-        """Forget what an earlier run left in the folder."""
+    def start_afresh(self, num_ranks: int) -> None:
+        """Forget what an earlier run left in the folder; each rank sees to its own file, so none waits for another."""
+        if self.folder is None:
+            return
         for path in self._files():
-            path.unlink()
+            owner = int(path.name.split(".")[2])
+            if owner == self.rank or (self.rank == 0 and owner >= num_ranks):
+                path.unlink()
+        for skip in self.skips:
+            self._append(skip)
 
     def add(self, skip: Skip) -> bool:
         """Record a skip; return whether it is new.
@@ -134,7 +140,7 @@ class Ledger:
                 file.write(json.dumps(asdict(skip), ensure_ascii=False) + "\n")
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("data.skips.*.jsonl")) if self.folder is not None else []
+        return sorted(self.folder.glob("data.skips.[0-9]*.jsonl")) if self.folder is not None else []
 
     def _merged(self) -> list[Skip]:
         """The skips of every rank, of this run and of the runs that it resumes, each once, by position."""

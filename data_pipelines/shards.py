@@ -108,6 +108,7 @@ class ShardData(LightningDataModule):
         self._stream: Stream | None = None
         self._start = 0  # position at which this run began or was resumed
         self._first_step: int | None = None  # the trainer's count of steps at that position, known from the first batch on
+        self._resumed = False
 
     # -- opening -------------------------------------------------------------------------------------------------------------
 
@@ -126,19 +127,15 @@ class ShardData(LightningDataModule):
         self._folder = Path(folder)
 
     def prepare_data(self) -> None:
-        """Make missing indexes, in one process only, and clear what an earlier run left in the ledger's folder."""
+        """Make missing indexes, in one process only."""
         for source in [*self.train_sources.values(), *self.val_sources.values()]:
             for path in expand(source.shards):
                 build_index(path)
-        folder = self._ledger_folder()
-        if folder is not None and self.trainer is not None and self.trainer.training and self.trainer.ckpt_path is None:
-            self.ledger.open(folder)
-            self.ledger.clear()
 
     def setup(self, stage: str) -> None:
         """Open the shards; a fit starts at position 0 unless a checkpoint is loaded after this."""
         if stage == "fit":
-            self._start, self._first_step = 0, None
+            self._start, self._first_step, self._resumed = 0, None, False
             self._open_train()
         self._open_val()
         self.ledger.rank = self._ranks()[1]
@@ -182,6 +179,8 @@ class ShardData(LightningDataModule):
         num_ranks, rank = self._ranks()
         accumulation = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         slots = EndlessSlots(self.stream, self.position, self.batch_size, accumulation, num_ranks, rank)
+        if not self._resumed and self._first_step is None:
+            self.ledger.start_afresh(num_ranks)
         if rank == 0 and self.trainer is not None:
             steps = self.trainer.max_steps
             Console(stderr=True).print(self.table(steps * self.batch_size if steps > 0 else None))
@@ -259,7 +258,7 @@ class ShardData(LightningDataModule):
                     f"data: this checkpoint was made with {name} {was}, found {now.get(name)}; the order of samples would change; "
                     "restore the old value, or start a new run from the old weights with after:"
                 )
-        self._start, self._first_step = int(state_dict["position"]), None
+        self._start, self._first_step, self._resumed = int(state_dict["position"]), None, True
 
     def _order(self) -> dict[str, Any]:
         sources = self._open_train()
