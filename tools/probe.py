@@ -1,0 +1,286 @@
+"""What does a part carry? Linear and small-MLP probes of its features for any attribute of the ground truth.
+
+    python tools/probe.py runs/tiny/tower --shards 'data/tiny/test/captions-*.tar' --attribute mark --layer -2
+    python tools/probe.py experiments/tiny/tower.yaml --shards … --attribute colour        (untrained weights: the floor)
+    python tools/probe.py 'umm_zoo.backbones.features.CLIPVisionFeatures:experiments/tiny/weights/tower' --shards … --attribute mark
+    python tools/probe.py pixels --shards … --attribute mark                               (the ceiling)
+
+An attribute of objects (colour, shape, size, mark …) is asked of every cell that holds one, from the features of that cell; an attribute
+of the scene (background, stripes) of each picture, from one vector. The probe learns on three quarters of the pictures and is scored on
+the rest; the best of a few weight decays is chosen on a slice of the former. Printed beside it: chance (the commonest value of the
+scored rows) and the number of scored rows, from which the standard error follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.batch import Batch
+from umm_zoo.methods.pictures import picture_of_each_row
+
+WEIGHT_DECAYS = (0.0, 0.01, 0.1)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How well an attribute can be read from features.
+
+    Args:
+        attribute: what was asked.
+        linear: accuracy of a linear layer on held-out pictures.
+        mlp: accuracy of two layers.
+        chance: accuracy of always saying the commonest value.
+        num_train: rows the probes learnt from.
+        num_test: rows they are scored on.
+    """
+
+    attribute: str
+    linear: float
+    mlp: float
+    chance: float
+    num_train: int
+    num_test: int
+
+    def __str__(self) -> str:
+        error = 100 * math.sqrt(max(self.mlp * (1 - self.mlp), 1e-9) / self.num_test)
+        return (
+            f"{self.attribute}: linear {100 * self.linear:.1f}%, MLP {100 * self.mlp:.1f}% (standard error {error:.1f}), "
+            f"chance {100 * self.chance:.1f}%, n = {self.num_test} (trained on {self.num_train})"
+        )
+
+
+def cell_features(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """The features of each cell of a square board, its tokens side by side where they divide evenly, else their average.
+
+    Shape:
+        - tokens: ``[B, N, D]`` in raster order, N = h * w
+        - output: ``[B, side * side, F]``
+    """
+    B, _, D = tokens.shape
+    h, w = grid
+    board = tokens.transpose(1, 2).reshape(B, D, h, w)
+    if h % side or w % side:
+        return F.adaptive_avg_pool2d(board, side).flatten(2).transpose(1, 2)
+    board = board.reshape(B, D, side, h // side, side, w // side).permute(0, 2, 4, 1, 3, 5)
+    return board.reshape(B, side * side, -1)
+
+
+def labelled_rows(
+    batch: Batch, features: Tensor, grid: tuple[int, int], attribute: str, cells: list[str]
+) -> tuple[Tensor, list[str], list[int]]:
+    """Features, values and picture numbers of all rows of a batch that have the attribute.
+
+    Args:
+        batch: rows with a scene.
+        features: ``[B, N, D]`` patch tokens.
+        grid: of the tokens.
+        attribute: of the scene's objects, or of the scene.
+        cells: names of the cells in reading order.
+
+    Raises:
+        ValueError: a row has no scene, or the ground truth no such attribute.
+    """
+    side = math.isqrt(len(cells))
+    vectors, values, pictures = [], [], []
+    boards = cell_features(features, grid, side)
+    for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
+        scene = meta.get("scene")
+        if scene is None:
+            raise ValueError(f"{key}: has no 'scene' in its ground truth, found {sorted(meta)}")
+        if attribute in scene and attribute != "objects":
+            vectors.append(boards[row].flatten())
+            values.append(str(scene[attribute]))
+            pictures.append(row)
+            continue
+        for item in scene["objects"]:
+            if attribute not in item:
+                raise ValueError(f"attribute: found '{attribute}', accepted are {sorted({*item, *scene} - {'objects', 'jitter'})}")
+            vectors.append(boards[row, cells.index(item["cell"])])
+            values.append(str(item[attribute]))
+            pictures.append(row)
+    return torch.stack(vectors) if vectors else features.new_zeros(0, 1), values, pictures
+
+
+def fit_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, hidden: int, steps: int = 400) -> float:
+    """Accuracy on ``test`` of a probe learnt on ``train``; hidden 0 is linear.
+
+    Args:
+        train: features ``[n, D]`` and labels ``[n]``.
+        test: the same, of other pictures.
+        classes: number of values.
+        hidden: width of the hidden layer.
+        steps: updates of 256 rows.
+    """
+    mean, std = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
+    x, y = (train[0] - mean) / std, train[1]
+    cut = max(1, len(x) // 6)
+    best, chosen = -1.0, WEIGHT_DECAYS[0]
+    for decay in WEIGHT_DECAYS:
+        accuracy = _accuracy(_trained(x[cut:], y[cut:], classes, hidden, decay, steps), x[:cut], y[:cut])
+        if accuracy > best:
+            best, chosen = accuracy, decay
+    return _accuracy(_trained(x, y, classes, hidden, chosen, steps), (test[0] - mean) / std, test[1])
+
+
+def _trained(x: Tensor, y: Tensor, classes: int, hidden: int, decay: float, steps: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        width = x.shape[1]
+        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, classes)] if hidden else [nn.Linear(width, classes)]
+    probe = nn.Sequential(*layers)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (min(256, len(x)),), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(probe(x[rows]), y[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    return probe
+
+
+@torch.no_grad()
+def _accuracy(probe: nn.Module, x: Tensor, y: Tensor) -> float:
+    return (probe(x).argmax(dim=1) == y).float().mean().item()
+
+
+@torch.no_grad()
+def part_features(part: nn.Module | None, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+    """Tokens ``[B, N, D]`` and grid of pictures: an encoder's patches, a codec's latents, or 4 x 4 px blocks of pixels for None.
+
+    Raises:
+        TypeError: the part is neither.
+    """
+    if isinstance(part, FeatureEncoder):
+        return part.tokens(images, layer).float(), part.grid
+    if part is None:
+        board = F.pixel_unshuffle(images, 4)
+    elif isinstance(part, LatentCodec):
+        board = part.encode(images).float()
+    else:
+        raise TypeError(f"part: found a {type(part).__name__}, accepted are a FeatureEncoder or a LatentCodec")
+    return board.flatten(2).transpose(1, 2), (board.shape[2], board.shape[3])
+
+
+def probe(
+    part: nn.Module | None, batches: list[Batch], attribute: str, layer: int, cells: list[str], hidden: int = 128
+) -> ProbeResult:
+    """Read an attribute from the features of a part.
+
+    Args:
+        part: an encoder, a codec, or None for the pixels themselves.
+        batches: labelled pictures.
+        attribute: of the objects or of the scene.
+        layer: of an encoder.
+        cells: names of the cells in reading order.
+        hidden: width of the MLP probe.
+
+    Raises:
+        ValueError: fewer than 40 rows have the attribute.
+    """
+    vectors, values, pictures, seen = [], [], [], 0
+    for batch in batches:
+        features, grid = part_features(part, picture_of_each_row(batch), layer)
+        some, names, rows = labelled_rows(batch, features, grid, attribute, cells)
+        vectors.append(some)
+        values += names
+        pictures += [seen + row for row in rows]
+        seen += len(batch)
+    if len(values) < 40:
+        raise ValueError(f"shards: found {len(values)} rows with '{attribute}', accepted are 40 or more")
+    x, classes = torch.cat([some for some in vectors if len(some)]), sorted(set(values))
+    y = torch.tensor([classes.index(value) for value in values])
+    test = torch.tensor(pictures) % 4 == 3  # by picture: two objects of one picture never stand on both sides
+    train_rows, test_rows = (x[~test], y[~test]), (x[test], y[test])
+    chance = y[test].bincount().max().item() / int(test.sum())
+    linear, mlp = (fit_probe(train_rows, test_rows, len(classes), width) for width in (0, hidden))
+    return ProbeResult(attribute, linear, mlp, chance, int((~test).sum()), int(test.sum()))
+
+
+def load_part(source: str) -> nn.Module | None:
+    """A part from a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``.
+
+    Raises:
+        ValueError: the method has no encoder, tower or codec.
+    """
+    from umm_zoo.build import build
+    from umm_zoo.experiment import load_experiment
+    from umm_zoo.method import Method
+
+    if source == "pixels":
+        return None
+    if ":" in source:
+        target, folder = source.split(":", 1)
+        part: nn.Module = build({"_target_": f"{target}.from_pretrained", "source": folder})
+        return part.eval()
+    if source.endswith((".yaml", ".yml")):
+        experiment = load_experiment(source)
+        torch.manual_seed(experiment.seed)
+        method: Any = build(experiment.method)
+    else:
+        method = Method.load(source)
+    for name in ("encoder", "tower", "codec"):
+        if isinstance(found := getattr(method, name, None), (FeatureEncoder, LatentCodec)):
+            return found.eval()
+    raise ValueError(
+        f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is an encoder, tower or codec"
+    )
+
+
+def load_batches(shards: str, image_size: int, limit: int) -> tuple[list[Batch], list[str]]:
+    """Labelled pictures of shards in their own order, and the names of the cells of their world (read from ``world.json``)."""
+    from data_pipelines.archive import expand
+    from data_pipelines.shapes.world import PLACES
+    from data_pipelines.shards import ShardData, ShardSource
+
+    data = ShardData(val={"probe": ShardSource(shards)}, image_size=image_size, val_batch_size=256)
+    data.prepare_data()
+    batches, rows = [], 0
+    for batch in data.val_dataloader():
+        batches.append(batch)
+        rows += len(batch)
+        if rows >= limit:
+            break
+    world = Path(expand(shards)[0]).parent.parent / "world.json"
+    cells = json.loads(world.read_text(encoding="utf-8"))["world"]["cells"] if world.is_file() else 2
+    return batches, list(PLACES[cells])
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", help="run folder, checkpoint, experiment file, CLASS:FOLDER, or 'pixels'")
+    parser.add_argument("--shards", required=True, help="tar shards with 'scene' in their json")
+    parser.add_argument("--attribute", required=True, nargs="+", help="colour, shape, size, mark, background …")
+    parser.add_argument(
+        "--layer", type=int, default=-1, help="of an encoder: -1 what it gives out, -2 what LLaVA reads (default -1)"
+    )
+    parser.add_argument("--image-size", type=int, default=32, help="pixels a side (default 32)")
+    parser.add_argument("--limit", type=int, default=4000, help="at most about this many pictures (default 4000)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per attribute")
+    arguments = parser.parse_args()
+    try:
+        part = load_part(arguments.part)
+        batches, cells = load_batches(arguments.shards, arguments.image_size, arguments.limit)
+        for attribute in arguments.attribute:
+            result = probe(part, batches, attribute, arguments.layer, cells)
+            print(json.dumps(asdict(result)) if arguments.json else result, flush=True)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.exit(f"probe: {error}")
+
+
+if __name__ == "__main__":
+    main()
