@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from umm_zoo.comparison.plan import load_plan
+from umm_zoo.experiment import UserError
+
+BASE = """
+name: base
+method: {_target_: some.Method, queries: {_target_: some.Learned, num: 4}, width: 8}
+data: {_target_: some.Data, seed: "${seed}"}
+trainer: {max_steps: 3}
+"""
+COMPARE = """
+question: Which queries?
+base: base.yaml
+vary: method.queries
+choices:
+  learned: {value: {_target_: some.Learned, num: 4}}
+  noisy: {value: {_target_: some.Noisy}}
+seeds: [3, 5]
+metrics: {accuracy: val/accuracy, loss: {key: val/loss, better: lower}}
+"""
+
+
+def written(folder: Path, compare: str = COMPARE, **files: str) -> Path:
+    (folder / "base.yaml").write_text(BASE)
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "queries.yaml").write_text(compare)
+    return folder / "queries.yaml"
+
+
+def test_every_choice_runs_at_every_seed_with_its_value(tmp_path: Path):
+    plan = load_plan(written(tmp_path))
+    found = [(r.choice, r.seed, r.steps[-1].experiment.method["queries"]["_target_"]) for r in plan.runs]
+    assert found == [(c, s, t) for c, t in (("learned", "some.Learned"), ("noisy", "some.Noisy")) for s in (3, 5)]
+    assert [r.steps[-1].experiment.data["seed"] for r in plan.runs] == [3, 5, 3, 5]
+    assert plan.metrics == {"accuracy": ("val/accuracy", True), "loss": ("val/loss", False)}
+
+
+def test_identity_follows_content_and_not_the_name(tmp_path: Path):
+    first = load_plan(written(tmp_path)).runs[0].steps[-1]
+    again = load_plan(written(tmp_path, COMPARE.replace("learned:", "renamed:"))).runs[0].steps[-1]
+    other = load_plan(written(tmp_path, COMPARE.replace("num: 4", "num: 6"))).runs[0].steps[-1]
+    assert first.identity == again.identity != other.identity
+
+
+def test_another_difference_is_refused_and_named(tmp_path: Path):
+    compare = COMPARE.replace("{_target_: some.Noisy}}", "{_target_: some.Noisy}, set: {method.width: 16}}")
+    with pytest.raises(UserError, match=r"method\.width: found 8 and 16 in 'learned' and 'noisy'"):
+        load_plan(written(tmp_path, compare))
+
+
+def test_a_difference_under_also_is_allowed(tmp_path: Path):
+    compare = COMPARE.replace("{_target_: some.Noisy}}", "{_target_: some.Noisy}, set: {method.width: 16}}")
+    plan = load_plan(written(tmp_path, compare + "also: [method.width]\n"))
+    assert [run.steps[-1].experiment.method["width"] for run in plan.runs] == [8, 8, 16, 16]
+
+
+def test_a_difference_in_an_earlier_stage_is_refused(tmp_path: Path):
+    stage = "base: base.yaml\nafter: {}.yaml\n"
+    files = {"first": BASE, "longer": BASE.replace("max_steps: 3", "max_steps: 9")}
+    files |= {"one": stage.format("first"), "two": stage.format("longer")}
+    compare = COMPARE.replace("{value: {_target_: some.Learned, num: 4}}", "{experiment: one.yaml}")
+    compare = compare.replace("{value: {_target_: some.Noisy}}", "{experiment: two.yaml}")
+    with pytest.raises(UserError, match=r"trainer\.max_steps: found 3 and 9 .*stage 1"):
+        load_plan(written(tmp_path, compare, **files))
+
+
+def test_a_shared_earlier_stage_runs_once_per_seed(tmp_path: Path):
+    (tmp_path / "first.yaml").write_text(BASE)
+    compare = COMPARE.replace("base: base.yaml", "base: second.yaml")
+    plan = load_plan(written(tmp_path, compare, second="base: base.yaml\nafter: first.yaml\n"))
+    assert [len(run.steps) for run in plan.runs] == [2, 2, 2, 2]
+    assert len(plan.steps()) == 2 + 4
+    assert plan.runs[0].steps[-1].experiment.after == plan.runs[0].steps[0].experiment.name
+    assert [run.steps[0].experiment.seed for run in plan.runs] == [3, 5, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("vary:", "varry:", "did you mean 'vary'"),
+        ("seeds: [3, 5]", "seeds: [a]", "seeds: found"),
+        ("base: base.yaml", "base: bass.yaml", "did you mean 'base.yaml'"),
+        ("{value: {_target_: some.Noisy}}", "some.Noisy", "choices.noisy: found 'some.Noisy'"),
+        ("better: lower", "better: smaller", "metrics.loss: found"),
+        ("  noisy: {value: {_target_: some.Noisy}}\n", "", "choices: found 1 choice"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str):
+    with pytest.raises(UserError, match=message):
+        load_plan(written(tmp_path, COMPARE.replace(old, new)))
