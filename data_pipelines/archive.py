@@ -345,7 +345,13 @@ def load_indexes(paths: Iterable[str]) -> list[ShardIndex]:
 
 
 def _exists(place: str) -> bool:
-    return bool(filesystem(place).exists(place)) if is_remote(place) else os.path.isfile(place)
+    if not is_remote(place):
+        return os.path.isfile(place)
+    try:
+        filesystem(place).info(place)  # not `exists`, which fetches the whole file from a web server
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _read_text(place: str) -> str:

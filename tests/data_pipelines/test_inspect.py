@@ -1,0 +1,54 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_ledger import BAD, sample
+from test_shards import png, write_tar
+
+from data_pipelines.converting import run
+from data_pipelines.inspect import inspect, main, parser
+
+
+def test_counts_sizes_and_texts_are_those_of_the_shards(tmp_path):
+    wide = sample(1, **{"0.png": png(3, 16)})
+    write_tar(tmp_path / "a.tar", {"k1": sample(22), "k2": wide, "bad": BAD["broken"][0]})
+    found = inspect([str(tmp_path / "a.tar")], sheet=5)
+    assert (found.samples, found.widths, found.heights) == (3, [8, 16], [8, 16])
+    assert (found.prompts, found.replies) == ([14, 14], [2, 1])  # "<image>\nWhich?" and the numbers
+    assert [name.split(":")[1] for name in found.bad] == ["bad"] and len(found.shown) == 2
+    assert found.bytes == sum(len(content) for row in (sample(22), wide, BAD["broken"][0]) for content in row.values())
+
+
+def test_the_sheet_shows_input_and_target_side_by_side(tmp_path):
+    write_tar(tmp_path / "a.tar", {"k": sample(0, **{"target.png": png(200)})})
+    main(parser().parse_args([str(tmp_path / "a.tar"), "--sheet", str(tmp_path / "sheet.png")]))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet[60, 60].tolist() == [0, 0, 0] and sheet[60, 180].tolist() == [200, 0, 0]
+
+
+def test_captions_of_others_are_understood(tmp_path):
+    write_tar(tmp_path / "a.tar", {"k": {"jpg": png(5), "txt": "Un café.".encode(), "json": b'{"url": "x"}'}})
+    assert inspect([str(tmp_path / "a.tar")]).answers == {"Un café.": 1}
+    assert inspect([str(tmp_path / "a.tar")], drawn=True).answers == {"": 1}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["none"], "none: no shard"), (["a.tar", "--every", "0"], "--every: found 0")])
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda: main(parser().parse_args(arguments))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_index_command_repairs_a_stale_index_and_names_what_it_cannot(tmp_path):
+    write_tar(tmp_path / "a.tar", {"k": sample(1)})
+    (tmp_path / "a.tar.index.json").write_text("{}")
+    (tmp_path / "b.tar").write_text("no tar")
+    command = [sys.executable, "-m", "data_pipelines.index", "a.tar", "b.tar"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": root, "HOME": str(tmp_path)})
+    assert done.returncode == 2 and "a.tar.index.json: 1 samples" in done.stdout
+    assert "error: b.tar: not a plain (uncompressed) tar file" in done.stderr and "Traceback" not in done.stderr
+    assert inspect([str(tmp_path / "a.tar")]).samples == 1
