@@ -1,7 +1,7 @@
 """Fill the README's result tables from the files that ``umm_zoo.compare`` wrote: ``python tools/update_readme.py [--check]``.
 
-A block between ``<!-- results: PATH.json -->`` and ``<!-- end results -->`` is replaced by the tables of that comparison, so that no
-number in the README can be older than the file it came from. ``--check`` changes nothing and exits with 1 if a block is not current.
+A block between ``<!-- results: PATH.json -->`` and ``<!-- end results -->`` is replaced by the tables of that comparison, so that
+no number in the README can be older than the file it came from. ``--check`` changes nothing and exits with 1 if a block is stale.
 """
 
 from __future__ import annotations
