@@ -3,8 +3,8 @@
     python tools/export_part.py runs/tiny/codec
     python tools/export_part.py runs/tiny/tower --out experiments/tiny/weights/tower --dtype float16
 
-The part is the run's ``encoder``, ``tower`` or ``codec``. Weights are stored in ``--dtype`` (default float16, half the size; they are read
-back as float32). The card repeats the recipe, data, commit, time and scores that the run recorded.
+The part is the run's ``encoder``, ``tower`` or ``codec``. Weights are stored in ``--dtype`` (default float16, half the size; they
+are read back as float32). The card repeats the recipe, data, commit, time and scores that the run recorded.
 """
 
 from __future__ import annotations
@@ -56,13 +56,14 @@ def card(name: str, part: LatentCodec | LibraryEncoder, run: Path, folder: Path,
         content = json.loads(file.read_text(encoding="utf-8"))
         record[file.stem] = content
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    parameters, steps = sum(p.numel() for p in part.parameters()), experiment["trainer"].get("max_steps")
     data = {"train": experiment["data"].get("train"), "val": experiment["data"].get("val")}
     lines = [
         f"# {name}",
         "",
-        f"{type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters, stored as {dtype} ({weights / 2**20:.2f} MiB).",
-        f"Trained by this repository: `python -m umm_zoo.fit experiments/{experiment['name']}.yaml`, "
-        f"{experiment['trainer'].get('max_steps')} steps of {experiment['data'].get('batch_size')} samples, seed {experiment['seed']}.",
+        f"{type(part).__name__}, {parameters:,} parameters, stored as {dtype} ({weights / 2**20:.2f} MiB).",
+        f"Trained by this repository: `python -m umm_zoo.fit experiments/{experiment['name']}.yaml`, {steps} steps, "
+        f"{experiment['data'].get('batch_size')} samples each, seed {experiment['seed']}.",
         "",
         f"Load it with `{type(part).__module__}.{type(part).__name__}.from_pretrained` and this folder as `source`.",
         "",

@@ -5,10 +5,10 @@
     python tools/probe.py 'umm_zoo.backbones.features.CLIPVisionFeatures:experiments/tiny/weights/tower' --shards … --attribute mark
     python tools/probe.py pixels --shards … --attribute mark                               (the ceiling)
 
-An attribute of objects (colour, shape, size, mark …) is asked of every cell that holds one, from the features of that cell; an attribute
-of the scene (background, stripes) of each picture, from one vector. The probe learns on three quarters of the pictures and is scored on
-the rest; the best of a few weight decays is chosen on a slice of the former. Printed beside it: chance (the commonest value of the
-scored rows) and the number of scored rows, from which the standard error follows.
+An attribute of objects (colour, shape, size, mark …) is asked of every cell that holds one, from the features of that cell; an
+attribute of the scene (background, stripes) of each picture, from one vector. The probe learns on three quarters of the pictures
+and is scored on the rest; the best of a few weight decays is chosen on a slice of the former. Printed beside it: chance (the
+commonest value of the scored rows) and the number of scored rows, from which the standard error follows.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def test_cells_get_their_own_tokens() -> None:
 
 def test_encoders_and_codecs_are_read() -> None:
     vision = {
-        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 8, "patch_size": 4,
     }  # fmt: skip
     tokens, grid = probe_tool.part_features(CLIPVisionFeatures.from_config(vision), torch.zeros(2, 3, 8, 8), -2)
     assert tokens.shape == (2, 4, 8) and tuple(grid) == (2, 2)
