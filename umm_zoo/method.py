@@ -146,8 +146,10 @@ class Method(LightningModule, ABC):
             TypeError: the checkpoint holds a method of another class than the one asked for.
         """
         from umm_zoo.build import build  # strings become classes there; a method itself never needs it
+        from umm_zoo.experiment import use_folders
 
         checkpoint = load_checkpoint(source)
+        use_folders(checkpoint.get("folders", []))
         method = build(checkpoint["experiment"]["method"])
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, asked for a {cls.__name__}")

@@ -1,0 +1,106 @@
+"""What only a process of its own can show: start-up time, signals from outside, two ranks, a user's own folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toy_parts
+import yaml
+
+from umm_zoo.method import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def fit(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "umm_zoo.fit", *argv]
+    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=240)
+    return process.returncode, out, error
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    toy_parts.write_yaml(tmp_path / "toy.yaml", toy_parts.toy_experiment())
+    return tmp_path
+
+
+def test_help_imports_no_torch_and_is_fast(folder: Path) -> None:
+    code = (
+        "import sys, umm_zoo.fit as f\n"
+        "try: f.main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True).stdout
+    assert "python -m umm_zoo.fit" in out and out.endswith("[]\n")
+    took = {}
+    for name, command in {"torch": ["-c", "import torch"], "help": ["-m", "umm_zoo.fit", "--help"]}.items():
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *command], env=environment(), check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        took[name] = min(times)
+    assert took["help"] <= took["torch"] / 2
+
+
+def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
+    watched = "callbacks.losses={_target_: toy_parts.Losses, file: losses.txt}"
+    many = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.val_check_interval=100000", watched]
+    process = fit(folder, "toy.yaml", "trainer.max_steps=100000", *many)
+    deadline = time.monotonic() + 180
+    while not (folder / "losses.txt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    code, out, error = finished(process)
+    assert code == 143, error
+    assert "stopped by SIGTERM at step" in out and "saved runs/toy/checkpoints/last.ckpt; continue with ckpt=last" in out
+    checkpoint = load_checkpoint(folder / "runs" / "toy")
+    first, second = checkpoint["random_states"]
+    assert not torch.equal(first["torch"], second["torch"])  # dropout and noise differ between ranks
+    more = checkpoint["global_step"] + 2
+    code, out, error = finished(fit(folder, "toy.yaml", f"trainer.max_steps={more}", *many, "ckpt=last"))
+    assert code == 0, error
+    assert out.count("scores in runs/toy/metrics.json") == 1
+    report = json.loads((folder / "runs" / "toy" / "metrics.json").read_text())
+    assert (report["processes"], report["steps"]) == (2, more)
+    assert [path.name for path in (folder / "runs").iterdir()] == ["toy"]
+
+
+def test_block_in_a_users_own_folder(folder: Path) -> None:
+    mine = folder / "elsewhere" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "my_blocks.py").write_text(
+        "from torch import Tensor\nfrom toy_parts import Head\n\n\n"
+        "class LoudHead(Head):\n"
+        "    def __init__(self, in_dim: int, gain: float) -> None:\n"
+        "        super().__init__(in_dim)\n"
+        "        self.gain = gain\n\n"
+        "    def forward(self, x: Tensor) -> Tensor:\n"
+        "        return self.gain * super().forward(x)\n"
+    )
+    changed = {"base": "../../toy.yaml", "method": {"head": {"_target_": "my_blocks.LoudHead", "in_dim": 3, "gain": 2.0}}}
+    (mine / "loud.yaml").write_text(yaml.safe_dump(changed))
+    code, _, error = finished(fit(folder, "elsewhere/mine/loud.yaml"))
+    assert code == 0, error
+    assert (folder / "runs" / "loud" / "metrics.json").is_file()
+    # and it is found again from anywhere, without the file: the checkpoint remembers where its classes lie
+    program = "from umm_zoo.method import Method; import sys; print(Method.load(sys.argv[1]).head.gain)"
+    command = [sys.executable, "-c", program, str(folder / "runs" / "loud")]
+    assert subprocess.run(command, cwd="/", env=environment(), capture_output=True, text=True, check=True).stdout == "2.0\n"

@@ -1,0 +1,122 @@
+"""Parts, freezing, optimiser groups, checkpoints that hold what was trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from toy_parts import Body, Head, Toy
+
+from umm_zoo.frozen import FrozenBackbone, freeze
+from umm_zoo.optimization import AdamW, Constant, WarmupCosine
+
+
+def toy(*trained: str, optimizer: AdamW | None = None) -> Toy:
+    return Toy(Body(4, 3, dropout=0.5), Head(3), list(trained), optimizer or AdamW(lr=0.1), WarmupCosine(10))
+
+
+def test_untrained_parts_are_frozen_by_type_and_cannot_be_woken() -> None:
+    method = toy("head").train()
+    assert isinstance(method.body, FrozenBackbone) and isinstance(method.body, Body)
+    assert not method.body.training and not method.body.dropout.training and method.head.training
+    assert [key for key, p in method.named_parameters() if p.requires_grad] == ["head.linear.weight", "head.linear.bias"]
+
+
+def test_freezing_keeps_the_running_statistics() -> None:
+    norm = freeze(nn.BatchNorm1d(3))
+    norm.train()
+    norm(torch.randn(8, 3))
+    assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+
+
+def test_misspelt_part_is_named() -> None:
+    with pytest.raises(ValueError, match=r"found 'haed', accepted are \['body', 'head'\]; did you mean 'head'\?"):
+        toy("haed")
+
+
+def test_parameter_in_no_part_or_in_two_is_refused() -> None:
+    class Loose(Toy):
+        def parts(self) -> dict[str, nn.Module]:
+            return {"body": self.body}
+
+    class Twice(Toy):
+        def parts(self) -> dict[str, nn.Module]:
+            return {"body": self.body, "head": self.head, "both": self.body.linear}
+
+    for kind, words in (
+        (Loose, "parameter 'head.linear.weight' stands in no part"),
+        (Twice, "'body' and 'both' share a parameter"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            kind(Body(4, 3), Head(3), ["body"], AdamW(lr=0.1), None)
+
+
+def test_one_group_per_part_with_its_own_rate() -> None:
+    method = toy("body", "head", optimizer=AdamW(lr=0.1, weight_decay=0.2, part_lr={"head": 0.01}))
+    groups = {group["name"]: group for group in method.configure_optimizers()["optimizer"].param_groups}
+    # the schedule has multiplied the rates by its first factor, 1/1 after warm-up over ceil(10 * .03) = 1 step
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "body": 0.1,
+        "body (vectors)": 0.1,
+        "head": 0.01,
+        "head (vectors)": 0.01,
+    }
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "body": 0.2,
+        "body (vectors)": 0.0,
+        "head": 0.2,
+        "head (vectors)": 0.0,
+    }
+    with pytest.raises(ValueError, match="found 'haed', accepted are the trained parts"):
+        toy("head", optimizer=AdamW(lr=0.1, part_lr={"haed": 1.0})).configure_optimizers()
+
+
+def test_schedules_follow_their_formula() -> None:
+    cosine = WarmupCosine(100, warmup_ratio=0.1, final_factor=0.2)
+    assert [cosine.factor(step) for step in (0, 9, 10, 55, 100, 200)] == pytest.approx([0.1, 1.0, 1.0, 0.6, 0.2, 0.2])
+    assert [Constant(4).factor(step) for step in (0, 3, 9)] == [0.25, 1.0, 1.0] and Constant().factor(0) == 1.0
+    with pytest.raises(ValueError, match=r"found 0 and 0.03"):
+        WarmupCosine(0)
+
+
+def test_checkpoint_holds_trained_and_carried_parts_only() -> None:
+    first, second = toy("body"), toy("head")
+    checkpoint = {"state_dict": dict(first.state_dict())}
+    first.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["state_dict"]) == {"body.linear.weight", "body.linear.bias"}
+    second.carry(checkpoint["state_dict"])
+    assert torch.equal(second.body.linear.weight, first.body.linear.weight)
+    assert second.kept_keys() == set(second.state_dict())
+
+
+def test_checkpoint_that_lacks_or_adds_keys_is_refused() -> None:
+    state = dict(toy("body", "head").state_dict())
+    method = toy("body", "head")
+    with pytest.raises(ValueError, match=r"2 trained tensors are missing, such as 'head.linear.bias'"):
+        method.on_load_checkpoint({"state_dict": {key: v for key, v in state.items() if key.startswith("body")}})
+    with pytest.raises(ValueError, match=r"1 tensors have no place in this method, such as 'tail.weight'"):
+        method.on_load_checkpoint({"state_dict": {**state, "tail.weight": torch.ones(1)}})
+    method.on_load_checkpoint({"state_dict": state})
+
+
+def test_weights_carried_over_survive_a_resume() -> None:
+    first, second = toy("body"), toy("head")
+    second.carry({key: v for key, v in first.state_dict().items() if key.startswith("body")})
+    checkpoint = {"state_dict": dict(second.state_dict())}
+    second.on_save_checkpoint(checkpoint)
+    resumed = toy("head")
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.kept_keys() == set(checkpoint["state_dict"]) == set(first.state_dict())
+
+
+def test_carry_refuses_what_does_not_fit() -> None:
+    method = toy("head")
+    with pytest.raises(ValueError, match=r"after: tensor 'haed.linear.bias' .* did you mean 'head.linear.bias'\?"):
+        method.carry({"haed.linear.bias": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"after: 'head.linear.bias' is \[2\] in the earlier stage, \[1\] here"):
+        method.carry({"head.linear.bias": torch.ones(2)})
+
+
+def test_load_asks_for_its_own_class(tmp_path: pytest.TempPathFactory) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint found"):
+        Toy.load(str(tmp_path))
