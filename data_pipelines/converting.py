@@ -49,6 +49,7 @@ class Noted:
     """Yielded by a ``make``: something that the report counts, such as a repair."""
 
     what: str
+    count: int = 1
 
 
 @dataclass
@@ -163,7 +164,7 @@ def _write_items(
                 if isinstance(made, LeftOut):
                     left_out[made.label] = made.reason
                 elif isinstance(made, Noted):
-                    notes[made.what] += 1
+                    notes[made.what] += made.count
                 else:
                     writer.write(made)
                     notes["text of over 65,536 characters (needs a higher max_characters)"] += _is_long(made)

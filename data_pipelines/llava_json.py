@@ -21,10 +21,11 @@ from typing import Any
 
 from data_pipelines.converting import Noted, Parser, Part, add_options, check_numbers, convert, print_report, run, split_of
 from data_pipelines.decoding import BadSampleError
+from data_pipelines.markers import place_markers
 from data_pipelines.pictures import read_picture
 from data_pipelines.rows import Rows
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import IMAGE_MARKER, Conversation
+from umm_zoo.batch import Conversation
 
 _USED = ("image", "images", "conversations", "task", "kind")
 
@@ -76,25 +77,9 @@ def reconcile(conversation: Conversation, pictures: int) -> tuple[Conversation, 
     while conversation and conversation[-1]["role"] == "user":
         conversation = conversation[:-1]
         repairs.append("question without an answer at the end dropped")
-    asked = [turn for turn in conversation if turn["role"] == "user"]
-    if not asked:
+    if not any(turn["role"] == "user" for turn in conversation):
         raise BadSampleError("no question with an answer")
-    for turn in conversation:
-        if turn["role"] != "user" and IMAGE_MARKER in turn["text"]:
-            turn["text"] = turn["text"].replace(IMAGE_MARKER, "").strip()
-            repairs.append(f"{IMAGE_MARKER} outside of user turns removed")
-    markers = sum(turn["text"].count(IMAGE_MARKER) for turn in asked)
-    if markers > pictures:
-        raise BadSampleError(f"more markers than pictures: {markers} {IMAGE_MARKER}, {pictures} pictures")
-    if pictures == markers == 1:
-        turn = next(turn for turn in asked if IMAGE_MARKER in turn["text"])
-        moved = f"{IMAGE_MARKER}\n{turn['text'].replace(IMAGE_MARKER, '').strip()}"
-        repairs += [f"{IMAGE_MARKER} moved to the front of its turn"] * (turn["text"].strip() != moved)
-        turn["text"] = moved
-    if markers < pictures:
-        asked[0]["text"] = f"{IMAGE_MARKER}\n" * (pictures - markers) + asked[0]["text"].strip()
-        repairs.append(f"missing {IMAGE_MARKER} added in front")
-    return conversation, repairs
+    return conversation, repairs + place_markers(conversation, pictures)
 
 
 def _kind(names: list[str]) -> str:

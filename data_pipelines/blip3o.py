@@ -1,0 +1,85 @@
+"""``python -m data_pipelines.blip3o SRC OUT``: tars of ``KEY.jpg`` and ``KEY.txt``, as BLIP3-o publishes its data, for drawing.
+
+Such tars can be trained on as they are; then they only need an index each, and nothing is copied::
+
+    python -m data_pipelines.blip3o BLIP3o-Pretrain-Long-Caption --in-place
+
+after which an experiment names them with the task ``{_target_: data_pipelines.tasks.TextToImage}``. With a second folder they are
+checked picture by picture, and rewritten in this project's layout, one tar for each::
+
+    python -m data_pipelines.blip3o BLIP3o-60k shards/blip3o-60k
+    python -m data_pipelines.blip3o 'BLIP3o-Pretrain/sa_{000000..000049}.tar' shards/sa --image-size 1024 --task captions
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from data_pipelines.archive import build_index
+from data_pipelines.converting import Parser, Part, add_options, check_numbers, convert, print_report, run
+from data_pipelines.pairs import TASKS, convert_tar, find_tars
+from data_pipelines.tasks import PICTURE_TYPES
+
+
+def index_in_place(tars: list[Path]) -> None:
+    """Index every tar and print how many of its samples are pairs, by the names of their members.
+
+    Raises:
+        ValueError: a tar cannot be indexed.
+    """
+    pairs, others = 0, list[str]()
+    for tar in tars:
+        content = json.loads(Path(build_index(str(tar))).read_text(encoding="utf-8"))
+        whole = [row for row in content["samples"] if "txt" in row["members"] and any(k in row["members"] for k in PICTURE_TYPES)]
+        pairs += len(whole)
+        others += [f"{tar.name}/{row['key']}" for row in content["samples"] if row not in whole]
+    print(f"{len(tars)} tars indexed, {pairs} pairs of picture and text")
+    if others:
+        print(f"{len(others)} samples without picture or text (skipped in training): {', '.join(others[:5])}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_pipelines.blip3o",
+        description="Tars of pictures and texts to samples for drawing: OUT/train/text_to_image-000000.tar and so on.",
+        epilog="A stopped conversion goes on when it is started again. Pictures are copied byte for byte unless shrunk.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("source", type=Path, metavar="SRC", help="a folder of tars, one tar, a glob or a {000..015} range")
+    made.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write into")
+    made.add_argument("--in-place", action="store_true", help="write nothing but an index beside each tar")
+    made.add_argument("--task", choices=TASKS, default="text_to_image", help="whether the picture is to be drawn or described")
+    add_options(made, per_shard=None)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Index or convert, and report.
+
+    Raises:
+        ValueError: arguments that do not fit, or nothing that could be converted.
+        FileNotFoundError: there is no tar.
+    """
+    check_numbers(arguments)
+    if arguments.in_place == (arguments.out is not None):
+        raise ValueError("OUT: give either a folder to write into, or --in-place")
+    tars = find_tars(arguments.source)
+    if arguments.in_place:
+        index_in_place(tars)
+        return
+    part = Part(
+        f"train/{arguments.task}",
+        list(enumerate(tars)),
+        lambda item: convert_tar(item[1], item[0], arguments.task, arguments.image_size),
+        lambda item: str(item[1]),
+        items_per_shard=1,
+    )
+    kept = {"task": arguments.task, "image_size": arguments.image_size}
+    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(lambda: main(parser().parse_args())))

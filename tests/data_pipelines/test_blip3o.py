@@ -1,0 +1,144 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_pipelines.blip3o import main, parser
+from data_pipelines.converting import run as run_command
+from data_pipelines.pairs import read_tar
+from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.tasks import TextToImage
+
+
+def jpeg(value: int = 0, size: tuple[int, int] = (12, 8)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, 50, 99)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def pairs(folder: Path, tars: int = 2, each: int = 3) -> None:
+    for number in range(tars):
+        names = [f"{number}{place}" for place in range(each)]
+        members = {}
+        for place in range(each):
+            members |= {f"{number}{place}.jpg": jpeg(10 * number + place), f"{number}{place}.txt": f"text {number}{place}".encode()}
+        tar(folder / f"sa_{number:06d}.tar", members)
+
+
+def run(*arguments: object) -> None:
+    main(parser().parse_args([str(argument) for argument in arguments]))
+
+
+def read(shards: Path, task: TextToImage | None = None) -> list:
+    data = ShardData(val={"a": ShardSource(str(shards), task)}, val_batch_size=50, image_size=8)
+    return list(data.val_dataloader())
+
+
+def test_pairs_become_prompts_with_a_picture_to_draw_byte_for_byte(tmp_path):
+    pairs(tmp_path / "in")
+    run(tmp_path / "in", tmp_path / "out")
+    (batch,) = read(tmp_path / "out/train")
+    assert [turns[0]["text"] for turns in batch.conversations] == [f"text {n}{p}" for n in range(2) for p in range(3)]
+    assert batch.targets.shape == (6, 3, 8, 8) and [meta["origin"] for meta in batch.meta][3] == "sa_000001.tar/10"
+    found = {key: members for path in sorted((tmp_path / "out/train").glob("*.tar")) for key, members in read_tar(path)}
+    assert found["000001-00000002"]["target.jpg"] == jpeg(12)
+    assert json.loads((tmp_path / "out/report.json").read_text())["samples"] == {"train/text_to_image": 6}
+
+
+def test_in_place_nothing_is_copied_and_the_tars_can_be_trained_on(tmp_path, capsys):
+    pairs(tmp_path / "in")
+    tar(tmp_path / "in/odd.tar", {"a.jpg": jpeg(), "b.txt": b"alone", "c.jpg": jpeg(), "c.txt": b"both"})
+    run(tmp_path / "in", "--in-place")
+    assert "3 tars indexed, 7 pairs" in (printed := capsys.readouterr().out) and "odd.tar/a, odd.tar/b" in printed
+    assert sorted(path.suffix for path in (tmp_path / "in").iterdir()) == [".json"] * 3 + [".tar"] * 3
+    (batch,) = read(tmp_path / "in/sa_{000000..000001}.tar", TextToImage())
+    assert batch.targets.shape[0] == 6
+
+
+def test_as_captions_the_text_is_the_answer(tmp_path):
+    pairs(tmp_path / "in", 1, 1)
+    run(tmp_path / "in", tmp_path / "out", "--task", "captions")
+    (batch,) = read(tmp_path / "out/train")
+    assert batch.answers() == ["text 00"] and batch.conversations[0][0]["text"] == "<image>\nDescribe the image."
+
+
+def test_bad_pairs_are_left_out_and_a_cut_tar_gives_what_it_has(tmp_path):
+    members = {
+        "a.jpg": jpeg(1),
+        "a.txt": b"one",
+        "b.jpg": jpeg()[:200],
+        "b.txt": b"two",
+        "c.txt": b"three",
+        "d.jpg": jpeg(),
+        "d.txt": b"  ",
+    }
+    members |= {"e.jpg": jpeg(5), "f.jpg": jpeg(6), "f.txt": b"\xff\xfe", "g.jpg": jpeg(7), "g.txt": b"a <image> of seven"}
+    tar(tmp_path / "in/0.tar", members)
+    tar(tmp_path / "in/1.tar", {f"{n}.{kind}": jpeg(n) if kind == "jpg" else b"t" for n in range(9) for kind in ("jpg", "txt")})
+    whole = (tmp_path / "in/1.tar").read_bytes()
+    (tmp_path / "in/1.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/2.tar").write_bytes(b"")
+    (tmp_path / "in/3.tar").write_bytes(b"no tar at all" * 100)
+    run(tmp_path / "in", tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["reasons"] == {
+        "tar cannot be read to its end": 3,
+        "damaged picture": 1,
+        "missing picture": 1,
+        "empty text": 1,
+        "no text": 1,
+        "text is not UTF-8": 1,
+    }
+    assert report["left_out_items"]["0.tar/c"] == "missing picture: found txt"
+    assert report["notes"] == {"<image> removed from a text": 1}
+    assert report["samples"] == {"train/text_to_image": 2 + 6}
+
+
+def test_names_that_lead_elsewhere_and_links_write_nothing(tmp_path):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/0.tar", "w") as file:
+        for name, content in (("../../evil.jpg", jpeg()), ("../../evil.txt", b"text")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    run(tmp_path / "in", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    ((key, members),) = read_tar(tmp_path / "out/train/text_to_image-000000.tar")
+    assert key == "000000-00000000" and json.loads(members["json"])["origin"] == "0.tar/../../evil"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "nowhere: no shard (*.tar) found there"),
+        (["empty", "out"], "empty: no tar file in this folder"),
+        (["in"], "OUT: give either a folder to write into, or --in-place"),
+        (["in", "out", "--in-place"], "OUT: give either"),
+        (["in", "out", "--image-size", "-1"], "--image-size: found -1"),
+        (["in", "out/file"], "this is a file"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "in", 1, 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").touch()
+    assert run_command(lambda: run(*arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
