@@ -52,9 +52,9 @@ def card(name: str, part: LatentCodec | LibraryEncoder, run: Path, folder: Path,
     """The README of an exported part, from what its run recorded."""
     experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
     record: dict[str, Any] = {}
-    for file in sorted(run.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        record[file.stem] = content
+    for file, title in (("metrics.json", "Run"), ("data.json", "Samples read")):
+        if (run / file).is_file():
+            record[title] = json.loads((run / file).read_text(encoding="utf-8"))
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     parameters, steps = sum(p.numel() for p in part.parameters()), experiment["trainer"].get("max_steps")
     data = {"train": experiment["data"].get("train"), "val": experiment["data"].get("val")}
@@ -73,8 +73,8 @@ def card(name: str, part: LatentCodec | LibraryEncoder, run: Path, folder: Path,
         yaml.safe_dump(data, sort_keys=False).rstrip(),
         "```",
     ]
-    for stem, content in record.items():
-        lines += ["", f"## {stem.capitalize()}", "", "```json", json.dumps(content, indent=1), "```"]
+    for title, content in record.items():
+        lines += ["", f"## {title}", "", "```json", json.dumps(content, indent=1), "```"]
     return "\n".join([*lines, ""])
 
 
