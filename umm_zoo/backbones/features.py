@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -368,7 +368,9 @@ def _loaded(
     dtype: str,
     attention: Attention,
 ) -> PreTrainedModel:
-    if config is not None and on_meta_device():
+    if on_meta_device():
+        if config is None:  # the source's own, without its weights
+            return cast(PreTrainedModel, encoder.kind._from_config(encoder.config_kind.from_pretrained(str(source))))
         return _built(encoder.kind, encoder.config_kind, config, dtype, attention)
     loader: Any = encoder.kind.from_pretrained
     model, info = loader(str(source), dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
