@@ -17,8 +17,8 @@ from umm_zoo.backbones.loading import assert_complete, assert_known, on_meta_dev
 class LatentCodec(nn.Module, ABC):
     """Compresses pictures to normalised latents and back; scaling and shift live here and nowhere else.
 
-    ``encode`` gives ``(z - shift) * scaling`` of the network's own latent z, about zero mean and unit deviation, and ``decode`` undoes
-    it. Subclasses implement the network's own side, ``posterior`` and ``expand``.
+    ``encode`` gives ``(z - shift) * scaling`` of the network's own latent z, about zero mean and unit deviation, and ``decode``
+    undoes it. Subclasses implement the network's own side, ``posterior`` and ``expand``.
 
     Shape:
         - encode: ``[B, 3, H, W]`` in [-1, 1] to ``[B, C, H/f, W/f]``
@@ -107,8 +107,8 @@ def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator |
 class KLCodec(LatentCodec):
     """A variational autoencoder with a small KL term (Rombach et al., 2022, arXiv 2112.10752, section 3.1), ``AutoencoderKL``.
 
-    The codec of Stable Diffusion 1 to 3.5 and of FLUX. FLUX.1's has 16 channels at factor 8, scaling 0.3611 and shift 0.1159; that of
-    Stable Diffusion 3 the same network with 1.5305 and 0.0609.
+    The codec of Stable Diffusion 1 to 3.5 and of FLUX. FLUX.1's has 16 channels at factor 8, scaling 0.3611 and shift 0.1159;
+    that of Stable Diffusion 3 the same network with 1.5305 and 0.0609.
 
     Args:
         model: the library's network.
@@ -118,7 +118,7 @@ class KLCodec(LatentCodec):
     """
 
     def __init__(self, model: AutoencoderKL) -> None:
-        config = model.config
+        config: Any = model.config
         if config.latents_mean is not None or config.latents_std is not None:
             raise ValueError("KLCodec: config has latents_mean or latents_std; accepted are scaling_factor and shift_factor")
         factor = 2 ** (len(config.block_out_channels) - 1)
@@ -174,7 +174,8 @@ class DCCodec(LatentCodec):
     """
 
     def __init__(self, model: AutoencoderDC) -> None:
-        super().__init__(model.config.latent_channels, model.spatial_compression_ratio, model.config.scaling_factor, 0.0)
+        config: Any = model.config
+        super().__init__(config.latent_channels, model.spatial_compression_ratio, config.scaling_factor, 0.0)
         self.model = model
 
     @classmethod
