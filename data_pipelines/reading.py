@@ -192,11 +192,13 @@ def _stack(rows: list[Row], skips: list[Skip]) -> Shipment:
 
 
 def _pictures(pictures: list[NDArray[np.uint8]]) -> Tensor | None:
-    """Stack; in a worker straight into shared memory, which saves the copy when the batch is sent."""
+    """Stack to ``[M, 3, H, W]``; in a worker straight into shared memory, which saves the copy when the batch is sent."""
     if not pictures:
         return None
-    stacked = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
+    height, width, channels = pictures[0].shape
+    stacked = torch.empty(len(pictures), channels, height, width, dtype=torch.uint8)
     if get_worker_info() is not None:
         stacked.share_memory_()
-    np.stack(pictures, out=stacked.numpy())
+    for picture, place in zip(pictures, stacked.numpy(), strict=True):
+        place[...] = picture.transpose(2, 0, 1)
     return stacked

@@ -130,7 +130,7 @@ def test_halving_in_the_jpeg_decoder_changes_next_to_nothing():
 
 
 def test_signal_runs_from_minus_one_to_one():
-    pictures = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    pictures = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 3, 1, 1)
     torch.testing.assert_close(to_signal(pictures), torch.tensor([-1.0, 1.0, -0.6]).reshape(1, 3, 1, 1))
 
 
