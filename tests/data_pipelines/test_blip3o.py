@@ -30,7 +30,6 @@ def tar(path: Path, members: dict[str, bytes]) -> None:
 
 def pairs(folder: Path, tars: int = 2, each: int = 3) -> None:
     for number in range(tars):
-        names = [f"{number}{place}" for place in range(each)]
         members = {}
         for place in range(each):
             members |= {f"{number}{place}.jpg": jpeg(10 * number + place), f"{number}{place}.txt": f"text {number}{place}".encode()}

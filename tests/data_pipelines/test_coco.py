@@ -1,0 +1,157 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_pipelines.coco import main, parser
+from data_pipelines.coco_objects import Objects, article, plural
+from data_pipelines.converting import run as run_command
+from data_pipelines.pairs import read_tar
+
+NAMES = ["person", "dog", "cat", "car", "scissors", "bus", "cup", "fork"]
+#: Objects per picture: the first four are of more than three kinds.
+THERE = {
+    7: ["person", "person", "dog", "cat", "car"],
+    8: ["person", "dog", "cat", "cup"],
+    9: ["person", "car", "bus", "cup", "cup", "cup"],
+    10: ["person", "dog", "car", "fork"],
+    11: ["person"] * 12,
+    12: ["dog"],
+}
+
+
+def coco(folder: Path, split: str = "val2017", captions: bool = True, instances: bool = True) -> None:
+    (folder / "annotations").mkdir(parents=True)
+    (folder / split).mkdir()
+    images = [{"id": image, "file_name": f"{image:012d}.jpg", "width": 20, "height": 10} for image in THERE]
+    for image in images:
+        Image.new("RGB", (20, 10), (image["id"], 50, 99)).save(folder / split / image["file_name"])
+    if captions:
+        rows = [{"id": 10 * i + n, "image_id": i, "caption": f"Caption {n} of {i}. "} for i in THERE for n in range(5)]
+        (folder / f"annotations/captions_{split}.json").write_text(json.dumps({"images": images, "annotations": rows}))
+    if instances:
+        rows = [{"image_id": i, "category_id": 2 + NAMES.index(name), "iscrowd": 0} for i, names in THERE.items() for name in names]
+        rows.append({"image_id": 12, "category_id": 2 + NAMES.index("person"), "iscrowd": 1})
+        categories = [{"id": 2 + number, "name": name, "supercategory": "x"} for number, name in enumerate(NAMES)]
+        content = {"images": images, "annotations": rows, "categories": categories}
+        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+
+
+def run(*arguments: object) -> dict:
+    main(parser().parse_args([str(argument) for argument in arguments]))
+    return json.loads((Path(arguments[1]) / "report.json").read_text())
+
+
+def rows(pattern: Path) -> list[dict]:
+    return [
+        {**json.loads(members["json"]), "members": members}
+        for path in sorted(pattern.parent.glob(pattern.name))
+        for _, members in read_tar(path)
+    ]
+
+
+def test_a_picture_has_one_of_its_captions_and_knows_the_others(tmp_path):
+    coco(tmp_path / "in", instances=False)
+    report = run(tmp_path / "in", tmp_path / "out")
+    assert report["samples"] == {"val2017/captions": 6}
+    for row in rows(tmp_path / "out/val2017/captions-*.tar"):
+        image = row["image_id"]
+        assert row["captions"] == [f"Caption {n} of {image}." for n in range(5)]
+        assert row["conversations"][1]["text"] in row["captions"]
+        assert row["members"]["0.jpg"] == (tmp_path / "in/val2017" / row["file"]).read_bytes()
+    assert run(tmp_path / "in", tmp_path / "all", "--all-captions")["samples"] == {"val2017/captions": 30}
+
+
+def test_existence_questions_are_balanced_and_true_in_every_setting(tmp_path):
+    coco(tmp_path / "in", captions=False)
+    run(tmp_path / "in", tmp_path / "out", "--pairs", 2, "--without", "count")
+    asked = rows(tmp_path / "out/val2017/exists-*.tar")
+    assert Counter(row["image_id"] for row in asked) == {image: 12 for image in (7, 8, 9, 10)}
+    answers = Counter((row["negative"], row["conversations"][1]["text"]) for row in asked)
+    assert set(answers.values()) == {8} and len(answers) == 6
+    assert all((row["conversations"][1]["text"] == "yes") == (row["object"] in THERE[row["image_id"]]) for row in asked)
+    text = next(row["conversations"][0]["text"] for row in asked if row["object"] == "dog")
+    assert text == "<image>\nIs there a dog in the image?"
+
+
+def test_popular_and_adversarial_absent_objects_are_pope_s():
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
+    there = {1: ["cup", "fork"], 2: ["cup", "fork"], 3: ["person", "car"], 4: ["person", "car"], 5: ["person"], 6: ["cup"]}
+    annotations = [{"image_id": i, "category_id": NAMES.index(name)} for i, names in there.items() for name in names]
+    objects = Objects.from_instances({"categories": categories, "annotations": annotations})
+    assert objects.popular(6)[:3] == ["person", "car", "fork"]  # in 3, 2 and 2 pictures
+    assert objects.adversarial(6)[0] == "fork"  # the only one seen with a cup
+    assert objects.absent(1) == ["bus", "car", "cat", "dog", "person", "scissors"]
+
+
+def test_counting_skips_crowds_and_large_numbers(tmp_path):
+    coco(tmp_path / "in", captions=False)
+    run(tmp_path / "in", tmp_path / "out", "--without", "exists", "--count-images", 0)
+    asked = {row["image_id"]: row for row in rows(tmp_path / "out/val2017/count-*.tar")}
+    assert sorted(asked) == [7, 8, 9, 10, 12]  # twelve people are too many to count
+    assert all(row["conversations"][1]["text"] == str(THERE[image].count(row["object"])) for image, row in asked.items())
+    assert asked[12]["object"] == "dog"
+    assert asked[12]["conversations"][0]["text"] == "<image>\nHow many dogs are in the image?"
+
+
+def test_limits_choose_pictures_and_missing_ones_are_reported(tmp_path):
+    coco(tmp_path / "in")
+    (tmp_path / "in/val2017/000000000012.jpg").unlink()
+    report = run(tmp_path / "in", tmp_path / "out", "--exists-images", 2, "--count-images", 1, "--images-per-shard", 4)
+    assert (report["samples"]["val2017/captions"], report["samples"]["val2017/exists"]) == (5, 36)
+    assert report["left_out_items"]["val2017/captions/12"] == "missing picture: 000000000012.jpg"
+    assert report["shards"]["val2017/captions"] == 2
+
+
+def test_pictures_may_lie_elsewhere_and_splits_be_chosen(tmp_path):
+    coco(tmp_path / "in")
+    (tmp_path / "in/val2017").rename(tmp_path / "photos")
+    report = run(
+        tmp_path / "in", tmp_path / "out", "--images", tmp_path / "photos", "--splits", "val2017", "--without", "exists", "count"
+    )
+    assert report["samples"] == {"val2017/captions": 6}
+
+
+def test_names_read_well_in_questions():
+    assert [article(name) for name in ("apple", "skis", "umbrella", "dog")] == [
+        "an apple",
+        "a pair of skis",
+        "an umbrella",
+        "a dog",
+    ]
+    asked = ["person", "wine glass", "bench", "toothbrush", "teddy bear", "berry", "toy"]
+    assert [plural(name) for name in asked] == [
+        "people",
+        "wine glasses",
+        "benches",
+        "toothbrushes",
+        "teddy bears",
+        "berries",
+        "toys",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda at: None, ["--splits", "val2014"], "--splits: found 'val2014', there are val2017"),
+        (lambda at: (at / "val2017").rename(at / "elsewhere"), [], "no such folder of pictures"),
+        (lambda at: [path.unlink() for path in (at / "annotations").iterdir()], [], "neither captions_*.json nor instances_*.json"),
+        (lambda at: (at / "annotations/captions_val2017.json").write_text("[]"), [], "the list 'images' is missing"),
+        (lambda at: (at / "annotations/instances_val2017.json").write_text("{"), [], "cannot be parsed"),
+        (
+            lambda at: (at / "annotations/captions_val2017.json").write_text('{"images": [{}], "annotations": []}'),
+            [],
+            "not COCO's layout (KeyError: 'id')",
+        ),
+        (lambda at: None, ["--pairs", "0"], "--pairs: found 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, change, options, message):
+    coco(tmp_path / "in")
+    change(tmp_path / "in")
+    assert run_command(lambda: run(tmp_path / "in", tmp_path / "out", *options)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
