@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
-from toy_parts import Body, Head, Toy
+from toy_parts import Body, Head, Toy, toy_experiment
 
 from umm_zoo.frozen import FrozenBackbone, freeze
 from umm_zoo.optimization import AdamW, Constant, WarmupCosine
@@ -53,20 +55,14 @@ def test_parameter_in_no_part_or_in_two_is_refused() -> None:
 
 def test_one_group_per_part_with_its_own_rate() -> None:
     method = toy("body", "head", optimizer=AdamW(lr=0.1, weight_decay=0.2, part_lr={"head": 0.01}))
-    groups = {group["name"]: group for group in method.configure_optimizers()["optimizer"].param_groups}
-    # the schedule has multiplied the rates by its first factor, 1/1 after warm-up over ceil(10 * .03) = 1 step
-    assert {name: group["lr"] for name, group in groups.items()} == {
-        "body": 0.1,
-        "body (vectors)": 0.1,
-        "head": 0.01,
-        "head (vectors)": 0.01,
-    }
-    assert {name: group["weight_decay"] for name, group in groups.items()} == {
-        "body": 0.2,
-        "body (vectors)": 0.0,
-        "head": 0.2,
-        "head (vectors)": 0.0,
-    }
+    groups = method.configure_optimizers()["optimizer"].param_groups
+    # warm-up lasts ceil(10 * .03) = 1 step, so the schedule's first factor is 1
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in groups] == [
+        ("body", 0.1, 0.2),
+        ("body (vectors)", 0.1, 0.0),
+        ("head", 0.01, 0.2),
+        ("head (vectors)", 0.01, 0.0),
+    ]
     with pytest.raises(ValueError, match="found 'haed', accepted are the trained parts"):
         toy("head", optimizer=AdamW(lr=0.1, part_lr={"haed": 1.0})).configure_optimizers()
 
@@ -117,6 +113,18 @@ def test_carry_refuses_what_does_not_fit() -> None:
         method.carry({"head.linear.bias": torch.ones(2)})
 
 
-def test_load_asks_for_its_own_class(tmp_path: pytest.TempPathFactory) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint found"):
-        Toy.load(str(tmp_path))
+def test_load_says_what_it_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint found \(looked for .*last.ckpt"):
+        Toy.load(tmp_path)
+
+
+def test_load_asks_for_its_own_class(tmp_path: Path) -> None:
+    class Other(Toy):
+        pass
+
+    node = toy_experiment()["method"]
+    node["body"]["out_dim"] = node["head"]["in_dim"] = 3
+    torch.save({"experiment": {"method": node}, "state_dict": {}}, tmp_path / "a.ckpt")
+    assert isinstance(Toy.load(tmp_path / "a.ckpt"), Toy)
+    with pytest.raises(TypeError, match="holds a Toy, asked for a Other"):
+        Other.load(tmp_path / "a.ckpt")

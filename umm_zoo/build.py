@@ -154,10 +154,8 @@ def _read_signature(call: Any, kind: type, function: Any) -> Target:
         parameters = list(inspect.signature(call).parameters.values())
     except ValueError:  # written in C without a signature
         return Target(call, kind, {}, (), True)
-    if (
-        getattr(function, "__module__", "") == "torch.nn.modules.module"
-    ):  # no constructor of its own; torch's takes, and refuses, anything
-        return Target(call, kind, {}, (), False)
+    if getattr(function, "__module__", "") == "torch.nn.modules.module":
+        return Target(call, kind, {}, (), False)  # no constructor of its own, and torch's takes nothing
     hints = _hints(function)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return Target(

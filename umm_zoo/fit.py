@@ -222,7 +222,7 @@ def check_data(data: LightningDataModule, experiment: Experiment) -> None:
             inspect()
     except (ValueError, OSError) as error:
         message = str(error)
-        raise UserError(experiment.file, message if message.startswith("data") else f"data: {message}") from error
+        raise UserError(experiment.file, message if message.startswith(("data:", "data.")) else f"data: {message}") from error
 
 
 def carry(built: Built, source: str | Path, experiment: Experiment) -> None:

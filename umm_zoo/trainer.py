@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.build import Built, build_arguments, find_target
 from umm_zoo.callbacks.last import LastCheckpoint
 from umm_zoo.callbacks.metrics import MetricCallback
+from umm_zoo.callbacks.progress import Progress
 from umm_zoo.callbacks.record import RunRecord
 from umm_zoo.experiment import Experiment, UserError
 from umm_zoo.method import load_checkpoint
@@ -70,8 +69,8 @@ def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     standing: dict[str, Any] = {}
     if trainer.get("enable_checkpointing", True) is not False:
         standing["checkpoint"] = LastCheckpoint(folder.last_checkpoint.parent, every)
-    if trainer.get("enable_progress_bar", True) is not False and sys.stdout.isatty():
-        standing["progress"] = RichProgressBar()
+    if trainer.get("enable_progress_bar", True) is not False:
+        standing["progress"] = Progress()
     return standing
 
 
