@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -89,3 +90,23 @@ def inside(folder: Path, name: object) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise BadSampleError(f"picture outside of the folder: {name}"[:300])
     return folder / path
+
+
+def picture_of(cell: Any, folder: Path | None, size: int | None = None) -> tuple[str, bytes]:
+    """`stored_picture` of a cell as data sets write it: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder``.
+
+    Raises:
+        BadSampleError: the cell is empty or none of these, or its picture cannot be used.
+    """
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(content, bytes | bytearray):
+        try:
+            return stored_picture(bytes(content), size)
+        except BadSampleError as error:
+            raise BadSampleError(f"damaged picture: {error}") from error
+    name = cell.get("path") if isinstance(cell, dict) else cell
+    if not name:
+        raise BadSampleError("missing picture: the cell is empty")
+    if folder is None:
+        raise BadSampleError(f"missing picture: only a name, {str(name)[:80]!r}, and no --images folder")
+    return read_picture(folder, name, size)

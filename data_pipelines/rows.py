@@ -26,6 +26,7 @@ class Rows:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = path
+        self.unreadable: dict[str, str] = {}
         self._rows: list[Any] = []
         self._offsets = array("q")
         with open(path, "rb") as stream:

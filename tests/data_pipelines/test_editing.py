@@ -1,0 +1,183 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_pipelines import tables
+from data_pipelines.converting import run as run_command
+from data_pipelines.editing import main, parser
+from data_pipelines.pairs import read_tar
+from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.tasks import Editing
+
+
+def picture(value: int = 0, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (12, 8), (value, 50, 99)).save(file, kind)
+    return file.getvalue()
+
+
+def folder_of(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(number, "JPEG" if name.endswith("jpg") else "PNG"))
+    return folder
+
+
+def run(*arguments: object) -> dict:
+    main(parser().parse_args([str(argument) for argument in arguments]))
+    return json.loads((Path(arguments[1]) / "report.json").read_text())
+
+
+def convert(folder: Path, rows: list, *options: object) -> dict:
+    (folder / "list.json").write_text(json.dumps(rows))
+    return run(folder / "list.json", folder / "out", "--images", folder / "images", *options)
+
+
+def samples(out: Path) -> list[dict]:
+    return [
+        {"key": key, **json.loads(members["json"]), "members": members}
+        for path in sorted(out.glob("train/editing-*.tar"))
+        for key, members in read_tar(path)
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": "a.png", "instruction": "Make it red.", "output": "b.jpg"},
+        {"source_image": "a.png", "edit_prompt": "Make it red.", "target_image": "b.jpg"},
+        {"image": "a.png", "prompt": "Make it red.", "edited_image": "b.jpg"},
+        {"input_images": ["a.png"], "output_images": ["b.jpg"], "prompt": "Make it red."},
+        {"src_img": "a.png", "edited_img": "b.jpg", "edited_prompt_list": ["Make it red."]},
+    ],
+)
+def test_each_layout_gives_the_same_edit_with_its_bytes(tmp_path, row):
+    folder_of(tmp_path / "images", "a.png", "b.jpg")
+    convert(tmp_path, [row])
+    (sample,) = samples(tmp_path / "out")
+    assert sample["conversations"] == [{"role": "user", "text": "<image>\nMake it red."}]
+    assert (sample["task"], sample["kind"]) == ("editing", "edit")
+    assert (sample["members"]["0.png"], sample["members"]["target.jpg"]) == (picture(0), picture(1, "JPEG"))
+
+
+def test_uniworld_s_references_and_its_picture_to_draw(tmp_path):
+    folder_of(tmp_path / "images", "a.png", "b.png", "c.png")
+    turns = lambda asked, answer: [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]  # noqa: E731
+    rows = [
+        {"image": ["a.png", "b.png", "c.png"], "conversations": turns("Put <image> on <image>.", "<gen_image>")},
+        {"image": ["a.png", "b.png"], "conversations": turns("<image>\nRemove it.", "<gen_image>"), "kind": "remove"},
+        {"image": ["c.png"], "conversations": turns("A cat.", "<gen_image>")},
+        {"image": ["a.png"], "conversations": turns("<image>\nWhat is it?", "A cat.")},
+        {"image": ["a.png"], "conversations": turns("<image>\nRemove it.", "<gen_image>")},
+    ]
+    report = convert(tmp_path, rows)
+    assert report["kinds"] == {"edit": 1, "remove": 1, "text_to_image": 1}
+    assert report["reasons"] == {"no picture to draw": 1, "more markers than pictures": 1}
+    first, second, third = samples(tmp_path / "out")
+    assert [first["members"][name] for name in ("0.png", "1.png", "target.png")] == [picture(0), picture(1), picture(2)]
+    assert first["conversations"] == [{"role": "user", "text": "Put <image> on <image>."}]
+    assert second["members"]["target.png"] == picture(1) and "1.png" not in second["members"]
+    assert third["conversations"] == [{"role": "user", "text": "A cat."}] and third["task"] == "text_to_image"
+
+
+def test_turns_of_a_multi_turn_edit_are_samples_of_their_own(tmp_path):
+    folder_of(tmp_path / "images", "0/a.png", "0/b.png", "0/c.png")
+    turn = lambda source, target, prompt: {"input_images": [source], "output_images": [target], "prompt": prompt}  # noqa: E731
+    turns = [turn("0/a.png", "0/b.png", "One."), turn("0/b.png", "0/gone.png", "Two."), turn("0/b.png", "0/c.png", "Three.")]
+    report = convert(tmp_path, [{"data": turns}])
+    assert [(sample["key"], sample["turn"]) for sample in samples(tmp_path / "out")] == [("00000000-0", 0), ("00000000-2", 2)]
+    assert report["left_out_items"] == {"row 0, turn 1": "missing picture: 0/gone.png"}
+
+
+def test_keys_of_one_s_own_with_two_input_pictures_are_read_by_the_loader(tmp_path):
+    folder_of(tmp_path / "images", "me.png", "coat.png", "worn.png")
+    rows = [{"person": "me.png", "garment": "coat.png", "text": "Wear it.", "worn": "worn.png", "score": 0.5, "id": 7}]
+    convert(tmp_path, rows, "--input", "person", "garment", "--instruction", "text", "--target", "worn")
+    data = ShardData(val={"a": ShardSource(str(tmp_path / "out/train"), Editing())}, val_batch_size=2, image_size=8)
+    (batch,) = data.val_dataloader()
+    assert batch.conversations[0][0]["text"] == "<image>\n<image>\nWear it."
+    assert batch.images.shape[0] == 2 and batch.targets.shape[0] == 1
+    assert (batch.meta[0]["score"], batch.meta[0]["id"]) == (0.5, 7)
+
+
+def test_what_is_not_understood_is_left_out_with_the_keys_found(tmp_path):
+    folder_of(tmp_path / "images", "a.png", "b.png")
+    good = {"input": "a.png", "instruction": "Do.", "output": "b.png"}
+    rows = [good, {**good, "output": ["a.png", "b.png"]}, {**good, "instruction": "  "}, {**good, "input": "../list.json"}]
+    rows += [{"x": 1}, {**good, "output": None}, {**good, "input": "list.json"}, 5]
+    report = convert(tmp_path, rows)
+    assert report["samples"] == {"train/editing": 1}
+    assert report["left_out_items"]["row 4"] == "no input picture: the row has x"
+    assert report["left_out_items"]["row 5"] == "no picture to draw: the row has input, instruction, output"
+    assert report["reasons"] == {
+        "several pictures to draw": 1,
+        "empty instruction": 1,
+        "picture outside of the folder": 1,
+        "no input picture": 1,
+        "no picture to draw": 1,
+        "missing picture": 1,
+        "row is no object": 1,
+    }
+
+
+def test_parquet_with_picture_bytes_like_omniedit(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for file, numbers in (("train-0", range(20)), ("train-1", range(20, 23))):
+        columns = {
+            "omni_edit_id": [f"task_{n}" for n in numbers],
+            "task": ["removal"] * len(numbers),
+            "src_img": [{"bytes": picture(n), "path": None} for n in numbers],
+            "edited_img": [{"bytes": picture(100 + n, "JPEG"), "path": "x.jpg"} for n in numbers],
+            "edited_prompt_list": [[f"Remove {n}.", f"Take {n} away."] for n in numbers],
+            "o_score": [0.5] * len(numbers),
+        }
+        (tmp_path / "data").mkdir(exist_ok=True)
+        parquet.write_table(arrow.table(columns), tmp_path / f"data/{file}.parquet", row_group_size=7)
+    (tmp_path / "data/train-2.parquet").write_bytes(b"PAR1 cut short")
+    report = run(tmp_path / "data", tmp_path / "out", "--rows-per-shard", 10)
+    assert report["samples"] == {"train/editing": 23} and report["kinds"] == {"removal": 23}
+    assert report["reasons"] == {"unreadable file": 1}
+    found = {sample["omni_edit_id"]: sample for sample in samples(tmp_path / "out")}
+    assert found["task_21"]["conversations"][0]["text"] == "<image>\nTake 21 away."
+    assert found["task_20"]["conversations"][0]["text"] == "<image>\nRemove 20."
+    assert all(s["members"]["0.png"] == picture(n) for n in range(23) for s in [found[f"task_{n}"]])
+    assert found["task_22"]["members"]["target.jpg"] == picture(122, "JPEG")
+
+
+def test_parquet_with_names_like_imgedit(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder_of(tmp_path / "images", "r/original.png", "r/result.png")
+    columns = {"input_images": [["r/original.png"]], "output_images": [["r/result.png"]], "prompt": ["Remove it."]}
+    parquet.write_table(arrow.table(columns), tmp_path / "remove.parquet")
+    run(tmp_path / "remove.parquet", tmp_path / "out", "--images", tmp_path / "images")
+    (sample,) = samples(tmp_path / "out")
+    assert sample["members"]["target.png"] == picture(1)
+
+
+def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    def missing() -> None:
+        raise ModuleNotFoundError("reading parquet needs pyarrow; pip install 'umm_zoo[parquet]'")
+
+    monkeypatch.setattr(tables, "_pyarrow", missing)
+    assert run_command(lambda: run(tmp_path / "a.parquet", tmp_path / "out")) == 2
+    assert capsys.readouterr().err == "error: reading parquet needs pyarrow; pip install 'umm_zoo[parquet]'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.json", "out"], "nowhere.json: no such file"),
+        (["nowhere.parquet", "out"], "nowhere.parquet: no parquet file found there"),
+        (["list.json", "out", "--images", "nowhere"], "--images: nowhere: no such folder"),
+        (["list.json", "out"], "nothing could be converted; the first reason: row 0: no input picture: the row has a"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text('[{"a": 1}]')
+    assert run_command(lambda: run(*arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
