@@ -28,11 +28,14 @@ def quotas(weights: Sequence[float], total: int = BLOCK) -> list[int]:
     positive = shares > 0
     if positive.sum() > total:
         raise ValueError(f"data: {int(positive.sum())} sources with a weight, at most {total} can be mixed")
-    exact = shares / shares.sum() * (total - positive.sum())  # one place each is set aside
+    exact = shares / shares.sum() * total
     counts = np.floor(exact).astype(np.int64)
-    for index in np.argsort(-(exact - counts), kind="stable")[: total - int(positive.sum()) - int(counts.sum())]:
+    for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
         counts[index] += 1
-    return [int(count) for count in counts + positive]
+    for index in np.flatnonzero(positive & (counts == 0)):  # too small a share for one place: the largest gives it one of its own
+        counts[np.argmax(counts)] -= 1
+        counts[index] = 1
+    return counts.tolist()
 
 
 class WeightedMixture:

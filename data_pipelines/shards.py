@@ -16,7 +16,7 @@ from data_pipelines.archive import build_index, expand, load_indexes
 from data_pipelines.decoding import Resize, Square
 from data_pipelines.ledger import Ledger, Skip, SourceCount
 from data_pipelines.loading import BatchLoader, EndlessSlots, SequentialSlots, SizedBatchLoader
-from data_pipelines.mixing import ExhaustiveMixture, WeightedMixture
+from data_pipelines.mixing import BLOCK, ExhaustiveMixture, WeightedMixture
 from data_pipelines.order import ShardOrder, Stream
 from data_pipelines.reading import OpenSource, SampleReader
 from data_pipelines.tasks import Conversations, Task
@@ -201,7 +201,7 @@ class ShardData(LightningDataModule):
     def table(self, samples: int | None = None) -> Table:
         """Sizes and weights of the training sources, and the epochs that ``samples`` samples of the whole stream make."""
         sources = self._open_train()
-        many = 1_000_000
+        many = 256 * BLOCK  # whole blocks: the exact shares
         shares = [count / many for count in self.stream.counts(many)] if self._weighted() else _by_size(sources)
         table = Table(title=f"training data, {self.batch_size} samples per step, seed {self.seed}")
         for column in ("source", "shards", "samples", "share", "epochs"):
