@@ -61,7 +61,9 @@ class Table:
         self._starts = [0, *accumulate(lengths)]
         self._batches: Iterator[Any] = iter(())
         self._batch: list[dict[str, Any]] = []
-        self._first, self._last = 0, 0
+        self._first, self._last, self._end = 0, 0, 0  # rows of the batch, and where its row group ends
+        self._file: Any = None
+        self._place = -1
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -83,20 +85,18 @@ class Table:
             self._first = self._last = self._end = 0
             raise BadSampleError(f"unreadable row: {' '.join(str(error).split())[:200]}") from error
 
-    _end = 0
-
     def _open(self, number: int) -> None:
-        """Go to the row group that holds a row."""
+        """Go to the row group that holds a row; one at a time, so that a damaged one costs no other its rows."""
         place = bisect_right(self._starts, number) - 1
-        file = self._parquet.ParquetFile(self.paths[place])
+        if place != self._place:
+            self._file, self._place = self._parquet.ParquetFile(self.paths[place]), place
         first, group = self._starts[place], 0
-        while first + file.metadata.row_group(group).num_rows <= number:
-            first += file.metadata.row_group(group).num_rows
+        while first + (rows := self._file.metadata.row_group(group).num_rows) <= number:
+            first += rows
             group += 1
-        groups = list(range(group, file.metadata.num_row_groups))
-        self._batches = file.iter_batches(batch_size=_AT_ONCE, row_groups=groups, columns=self.columns)
+        self._batches = self._file.iter_batches(batch_size=_AT_ONCE, row_groups=[group], columns=self.columns)
         self._first = self._last = first
-        self._batch, self._end = [], self._starts[place + 1]
+        self._batch, self._end = [], first + rows
 
     def fingerprint(self) -> str:
         """A hash of the files' names and sizes: terabytes are not read to know that they are still the same."""
