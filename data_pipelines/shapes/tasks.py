@@ -16,10 +16,12 @@ from data_pipelines.shapes.two_images import ask_two
 from data_pipelines.shapes.world import SPLIT_STREAMS, Scene, World, sample_scene, sample_stream
 
 SPLITS = tuple(SPLIT_STREAMS)
-TASKS = ("captions", "questions", "pairs", "two_images", "edits", "hybrid_edits", "compositions", "text_to_image")
+TASKS = ("captions", "questions", "dialogues", "pairs", "two_images", "edits", "hybrid_edits", "compositions", "text_to_image")
 CAPTION_ORDERS = ("canonical", "random")
 #: One caption in this many is a short one.
 SHORT_EVERY = 3
+#: Questions of one dialogue, fewer where its scene has no unambiguous one of the kind wanted.
+DIALOGUE_TURNS = 6
 #: Draws before a sample is given up; most need one, a rare edit in a full board a dozen.
 _MAX_DRAWS = 2_000
 
@@ -58,6 +60,7 @@ class _Draw:
     scenes: tuple[Scene, ...] = ()
     target: Scene | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    more: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def _dress(draw: _Draw, task: str, split: str, index: int) -> Sample:
     conversations = [{"role": "user", "text": prompt}]
     if draw.answer is not None:
         conversations.append({"role": "assistant", "text": draw.answer})
+    for question, answer in draw.more:
+        conversations += [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
     row: dict[str, Any] = {"task": task, "kind": draw.kind, "split": split, "conversations": conversations, **draw.meta}
     if len(draw.scenes) == 1:
         row["scene"] = draw.scenes[0].to_json()
@@ -145,6 +150,22 @@ def _questions(request: _Request, rng: np.random.Generator) -> _Draw | None:
     if question is None:
         return None
     return _Draw(question.kind, question.text, question.answer, (scene,), meta=dict(question.meta))
+
+
+def _dialogues(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    """Several questions about one picture in one conversation, as LLaVA-1.5 merges them: the picture is read once for all."""
+    scene = sample_scene(request.world, request.split, rng)
+    asked: dict[str, str] = {}
+    for turn in range(request.index * DIALOGUE_TURNS, (request.index + 1) * DIALOGUE_TURNS):
+        block, place = divmod(turn, BLOCK)
+        slot = question_plan(request.seed, SPLIT_STREAMS[request.split], block, request.mark_share)[place]
+        question = ask(request.world, scene, request.split, slot, rng)
+        if question is not None:
+            asked.setdefault(question.text, question.answer)
+    if len(asked) < 2:
+        return None
+    (first, answer), *more = asked.items()
+    return _Draw("dialogue", first, answer, (scene,), more=tuple(more))
 
 
 def _pairs(request: _Request, rng: np.random.Generator) -> _Draw:
@@ -192,6 +213,7 @@ def _compositions(request: _Request, rng: np.random.Generator) -> _Draw | None:
 _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "captions": _captions,
     "questions": _questions,
+    "dialogues": _dialogues,
     "pairs": _pairs,
     "two_images": _two_images,
     "edits": _edits,

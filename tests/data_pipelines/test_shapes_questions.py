@@ -191,3 +191,17 @@ def test_language_prior_by_hand():
 def test_language_prior_leaves_something_to_see():
     prior = language_prior(rows(World(), "questions", 2000), rows(World(), "questions", 400, "test"))
     assert prior["mark"] < 0.4 and prior["position"] < 0.5 and prior["exists"] < 0.65 and prior["all"] < 0.65
+
+
+@pytest.mark.parametrize("name", ["small", "big"])
+def test_every_answer_of_a_dialogue_is_right_and_no_question_comes_twice(name):
+    for row in rows(WORLDS[name], "dialogues", 60):
+        turns = row["conversations"]
+        asked = [turn["text"].removeprefix("<image>\n") for turn in turns[::2]]
+        assert 2 <= len(asked) <= 6 and len(set(asked)) == len(asked)
+        assert [turn["text"] for turn in turns[1::2]] == [oracle(row["scene"], text) for text in asked]
+
+
+def test_dialogues_say_yes_and_no_about_equally_often():
+    answers = Counter(turn["text"] for row in rows(World(), "dialogues", 600) for turn in row["conversations"][1::2])
+    assert answers["yes"] > 300 and abs(answers["yes"] / (answers["yes"] + answers["no"]) - 0.5) < 0.05
