@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import traceback
@@ -205,7 +206,7 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
             raise
         raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
     if trainer.is_global_zero:
-        report = _report(experiment, trainer, record, resume)
+        report = _report(experiment, trainer, folder, record, resume)
         folder.finish(report)
         print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
     return 0
@@ -239,7 +240,7 @@ def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
         raise UserError(experiment.file, str(error) if str(error).startswith("after") else f"after: {error}") from error
 
 
-def _report(experiment: Experiment, trainer: Trainer, record: RunRecord, resume: Path | None) -> dict[str, Any]:
+def _report(experiment: Experiment, trainer: Trainer, folder: RunFolder, record: RunRecord, resume: Path | None) -> dict[str, Any]:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         "name": experiment.name,
@@ -250,8 +251,24 @@ def _report(experiment: Experiment, trainer: Trainer, record: RunRecord, resume:
         "resumed_from": str(resume) if resume else None,
         "processes": trainer.world_size,
         "metrics": dict(sorted(metrics.items())),
+        "costs": _costs(trainer, folder),
         **circumstances(),
     }
+
+
+def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
+    """Size and price of the method: parameters, and where a ``Throughput`` callback watched, the median step and peak memory."""
+    parameters = list(trainer.lightning_module.parameters())
+    costs = {
+        "parameters": float(sum(p.numel() for p in parameters)),
+        "trained_parameters": float(sum(p.numel() for p in parameters if p.requires_grad)),
+    }
+    _, rows = folder.rows_until(trainer.global_step + 1)
+    steps = [float(row["throughput/step_ms"]) for row in rows if row.get("throughput/step_ms")]
+    if steps:
+        costs["seconds_per_step"] = statistics.median(steps) / 1000
+        costs["peak_memory_bytes"] = float(trainer.callback_metrics["throughput/peak_memory_gb"]) * 1e9
+    return costs
 
 
 def _is_main_process() -> bool:
