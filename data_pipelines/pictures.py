@@ -40,6 +40,7 @@ def stored_picture(content: bytes, size: int | None = None, edge: Callable[[Iter
             kind = _KINDS[picture.format]
             picture.load()
             return kind, content
+        picture.load()
         upright = to_rgb(picture)
         if scale < 1:
             width, height = (max(1, round(length * scale)) for length in upright.size)

@@ -96,6 +96,14 @@ def test_counting_skips_crowds_and_large_numbers(tmp_path):
     assert asked[12]["conversations"][0]["text"] == "<image>\nHow many dogs are in the image?"
 
 
+def test_single_objects_beside_a_crowd_of_their_kind_cannot_be_counted():
+    categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "person"}]
+    annotations = [{"image_id": 5, "category_id": kind, "iscrowd": crowd} for kind, crowd in ((1, 0), (1, 0), (2, 0), (2, 1))]
+    objects = Objects.from_instances({"categories": categories, "annotations": annotations})
+    assert objects.countable(5, most=9) == {"dog": 2} and objects.present(5) == {"dog", "person"}
+    assert not objects.countable(5, most=1)
+
+
 def test_limits_choose_pictures_and_missing_ones_are_reported(tmp_path):
     coco(tmp_path / "in")
     (tmp_path / "in/val2017/000000000012.jpg").unlink()
