@@ -100,6 +100,14 @@ def test_pictures_of_exact_predictions_are_the_codecs_round_trip():
     assert_close(target.pictures(on_grid(target(images))), codec.decode(codec.encode(images)))
 
 
+def test_round_trip_of_the_codec_is_without_noise():
+    codec, images = AveragingCodec(), torch.rand(2, 3, 12, 12)
+    expected = codec.decode(codec.encode(images)).clamp(-1, 1)
+    for target in (CodecLatents(codec, grid=3), PixelsThroughCodec(codec, grid=3)):
+        assert torch.equal(target.round_trip(images), expected)
+    assert torch.equal(PixelPatches(grid=3, patch=4).round_trip(images), images)
+
+
 def on_grid(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (3, 3))
 

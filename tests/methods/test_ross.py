@@ -134,6 +134,9 @@ def test_states_at_the_image_tokens_unshifted_and_normalised():
     expected = hidden[:, 3:12]
     centred = expected - expected.mean(-1, keepdim=True)
     assert_close(method.image_states(hidden, mask), centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+    small = 1e-3 * expected  # so small that the constant under the root counts
+    centred = small - small.mean(-1, keepdim=True)
+    assert_close(method.image_states(1e-3 * hidden, mask), centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
     one = method.image_states(torch.tensor([1.0, 2, 3, 4]).expand(1, 9, 4), torch.ones(1, 9, dtype=torch.bool))
     assert_close(one[0, 0], torch.tensor([-1.3416, -0.4472, 0.4472, 1.3416]), atol=1e-4, rtol=0)
 

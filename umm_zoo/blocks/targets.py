@@ -72,6 +72,14 @@ class ReconstructionTarget(nn.Module, ABC):
         with torch.autocast(images.device.type, enabled=False):
             return self.read(self.prepare(images), generator)
 
+    def round_trip(self, images: Tensor) -> Tensor:
+        """The images as they would look if every prediction were exact.
+
+        Raises:
+            ValueError: this target cannot be turned back into a picture.
+        """
+        return self.pictures(as_map(self(images)))
+
     def of_stored(self, stored: Tensor) -> Tensor:
         """Targets that were computed beforehand and travelled with the data.
 
@@ -158,6 +166,10 @@ class CodecLatents(ReconstructionTarget):
         """Latents as the codec encodes them, ``[M, C, h, w]``, or already packed."""
         return super().of_stored(patchify(stored, self.pack) if stored.ndim == 4 else stored)
 
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Through the codec and back, with the mean of the posterior."""
+        return through_codec(self.codec, self.prepare(images))
+
     @torch.no_grad()
     def pictures(self, predicted: Tensor) -> Tensor:
         """Unpack and decode."""
@@ -192,9 +204,20 @@ class PixelsThroughCodec(ReconstructionTarget):
 
         return predict
 
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Through the codec and back: a head that predicts latents can come no closer."""
+        return through_codec(self.codec, self.prepare(images))
+
     def pictures(self, predicted: Tensor) -> Tensor:
         """Put the patches together."""
         return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
+
+
+@torch.no_grad()
+def through_codec(codec: LatentCodec, pictures: Tensor) -> Tensor:
+    """Pictures encoded without noise and decoded, ``[M, 3, H, W]`` in [-1, 1]."""
+    with torch.autocast(pictures.device.type, enabled=False):
+        return codec.decode(codec.encode(pictures)).clamp(-1, 1)
 
 
 class TeacherFeatures(ReconstructionTarget):
@@ -234,5 +257,6 @@ __all__ = [
     "ReconstructionTarget",
     "TeacherFeatures",
     "patchify",
+    "through_codec",
     "unpatchify",
 ]

@@ -232,7 +232,7 @@ class ROSS(Method):
 
     def round_trip(self, images: Tensor) -> Tensor:
         """Pictures through the target and back: the best that a reconstruction could be."""
-        return self.target.pictures(as_map(self.target(images)))
+        return self.target.round_trip(images)
 
     @torch.no_grad()
     def _draw(self, states: Tensor, generator: torch.Generator | None) -> Tensor:
