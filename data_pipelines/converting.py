@@ -117,6 +117,7 @@ def convert(
     digest = hashlib.sha256("\n".join(f"{part.name} {part.label(item)}" for part in parts for item in part.items).encode())
     head = {"arguments": arguments, "items": digest.hexdigest()}
     done = _finished(out, head, overwrite)
+    _write_json(out / STATE_FILE, {**head, "shards": done})  # at once: what a run killed in its first shard leaves is known as ours
     outcome = Outcome()
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -210,19 +211,21 @@ def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any
         if out.is_dir() and any(file.name != REPORT_FILE for file in out.iterdir()) and not overwrite:
             raise ValueError(f"{out}: this folder is not empty and holds no conversion; choose another one, or give --overwrite")
         return {}
-    if overwrite:
+    try:
         former = json.loads(path.read_text(encoding="utf-8"))
-        for place in former["shards"]:  # its own files and no others
+        shards: dict[str, Any] = former["shards"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); choose another folder, or remove this one") from error
+    if overwrite:
+        for place in shards:  # its own files and no others
             for suffix in (".tar", ".tar.index.json"):
                 (out / f"{place}{suffix}").unlink(missing_ok=True)
         path.unlink()
         (out / REPORT_FILE).unlink(missing_ok=True)
         return {}
-    former = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in head.items():
+    for name, value in head.items() if shards else ():
         if former.get(name) != json.loads(json.dumps(value)):
             raise ValueError(f"{out}: holds a conversion of other {name}; choose another folder, or give --overwrite")
-    shards: dict[str, Any] = former["shards"]
     return shards
 
 

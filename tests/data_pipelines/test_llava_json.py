@@ -203,6 +203,18 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
     assert all((tmp_path / "whole/train" / n).read_bytes() == (tmp_path / "out/train" / n).read_bytes() for n in names)
 
 
+def test_a_conversion_stopped_in_its_first_shard_goes_on(tmp_path, monkeypatch):
+    rows = [row("What?", "that", image="a.jpg")]
+    picture(tmp_path / "images/a.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(llava_json, "read_picture", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert(tmp_path, rows)
+    (tmp_path / "out/train").mkdir(exist_ok=True)
+    (tmp_path / "out/train/.conversations-000000.tar.partial").write_bytes(b"what a killed run leaves")
+    assert convert(tmp_path, rows)["samples"] == {"train/conversations": 1}
+
+
 def test_retry_writes_the_shards_again_whose_pictures_have_arrived(tmp_path):
     rows = [row("What?", "that", image=f"{n}.jpg") for n in range(4)]
     for number in (0, 1, 2):
