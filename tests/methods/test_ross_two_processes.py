@@ -1,0 +1,69 @@
+"""ROSS on two gloo processes takes the step that one process takes on both halves of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from tests.methods.test_ross import VARIANTS, batch, build
+from umm_zoo.batch import Batch
+from umm_zoo.methods.ross import ROSS
+
+
+class Loss(torch.nn.Module):
+    """DistributedDataParallel only reduces what happens in ``forward``."""
+
+    def __init__(self, method: ROSS) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, rows: Batch) -> torch.Tensor:
+        return self.method.training_losses(rows)["loss"]
+
+
+def method() -> ROSS:
+    return build(*VARIANTS["r-pixel"]())
+
+
+def half(rank: int) -> Batch:
+    """Halves with the same number of images and answer tokens: means of means are means then."""
+    return batch((1, 1), seed=rank)
+
+
+def gradients(module: ROSS) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    module = method()
+    wrapped = DistributedDataParallel(Loss(module))  # kept by name: its hooks die with it
+    wrapped(half(rank)).backward()
+    torch.save(gradients(module), Path(folder) / f"{rank}.pt")
+    for _ in range(2):  # one rank has pictures, the other has none: no rank may wait for a gradient that does not come
+        wrapped(batch((1, 1) if rank else (0, 0))).backward()
+    dist.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_one(tmp_path):
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    module, halves = method(), [half(rank) for rank in range(2)]
+    whole = Batch(
+        [key + str(i) for i, part in enumerate(halves) for key in part.keys],
+        [turns for part in halves for turns in part.conversations],
+        torch.cat([part.images for part in halves if part.images is not None]),
+        [1] * 4,
+    )
+    module.training_losses(whole)["loss"].backward()
+    expected = gradients(module)
+    assert first.keys() == second.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.equal(first[name], second[name])
+        assert_close(first[name], gradient, rtol=1e-4, atol=1e-6)
