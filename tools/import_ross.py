@@ -1,12 +1,13 @@
-"""Weights of ROSS's release (github.com/Haochen-Wang409/ross) to this package's names, and back.
+"""Weights of ROSS's release (github.com/Haochen-Wang409/ross) to a checkpoint of this package, and back.
 
-    python tools/import_ross.py CHECKPOINT_FOLDER --out weights.safetensors
-    python tools/import_ross.py mm_projector.bin mm_inv_projector.bin --out weights.safetensors
-    python tools/import_ross.py weights.safetensors --export released.safetensors
+    python tools/import_ross.py CHECKPOINT_FOLDER --out ross.ckpt --experiment experiments/ross/paper/d-stage2.yaml
+    python tools/import_ross.py mm_projector.bin mm_inv_projector.bin --out ross-stage1.ckpt
+    python tools/import_ross.py ross.ckpt --export released.safetensors
 
-The output holds the parts that ROSS adds to a language model and a vision tower, ``head.*`` and ``projector.*``; with
-``--language`` also the language model under its usual Hugging Face names, ready to be read as a model of its own. Every tensor
-that is not known is refused by name, and so is one that is missing.
+The checkpoint holds denoiser, projector and, where the files have it, the language model under the names of ``methods.ROSS``: train
+on with ``python -m umm_zoo.fit FILE after=ross.ckpt``. With ``--experiment`` it also holds that experiment, and then every command
+that takes a finished run takes it. Every tensor that is not known is refused by name, and so is one that is missing. Vision tower
+and codec are read from their own files and only counted here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from umm_zoo.blocks.denoisers import DenoiserHead
 from umm_zoo.blocks.transformer import position_table
+from umm_zoo.experiment import UserError, load_experiment
+from umm_zoo.method import load_checkpoint
 
 State = dict[str, Tensor]
 HEADS = 16  # hard-wired in the release, at every width
@@ -43,7 +46,7 @@ LAYERS = {
     "final_layer.adaLN_modulation.1": "final_modulation",
     "final_layer.linear": "out",
 }
-PROJECTOR = ("0.weight", "0.bias", "2.weight", "2.bias")
+PROJECTOR = {"0": "linear_1", "2": "linear_2"}  # released layer -> the library's
 LANGUAGE = ("embed_tokens.", "layers.", "norm.")
 
 
@@ -121,7 +124,7 @@ def sort_parts(state: Mapping[str, Tensor]) -> Release:
         raise ValueError(_listing("names that no part of the release has", unknown))
     release.head = {name.removeprefix("net."): tensor for name, tensor in release.head.items()}
     if release.projector:
-        _compare("mm_projector", release.projector, PROJECTOR)
+        _compare("mm_projector", release.projector, [f"{n}.{kind}" for n in PROJECTOR for kind in ("weight", "bias")])
     return release
 
 
@@ -238,26 +241,35 @@ def check_config(release: Release, config: Mapping[str, object]) -> None:
 
 
 def import_state(release: Release) -> State:
-    """Our names: ``head.*`` and ``projector.*``."""
-    state = {f"projector.{name}": tensor for name, tensor in release.projector.items()}
-    if release.head:
-        state |= {f"head.{name}": tensor for name, tensor in head_to_ours(release.head).items()}
-    return state
+    """Everything ROSS trains, under the names of the method's ``state_dict``."""
+    state = {f"head.{name}": tensor for name, tensor in (head_to_ours(release.head) if release.head else {}).items()}
+    for name, tensor in release.projector.items():
+        layer, kind = name.split(".")
+        state[f"vlm.projector.{PROJECTOR[layer]}.{kind}"] = tensor
+    return state | {f"vlm.language_model.{name}": tensor for name, tensor in release.language.items()}
 
 
 def export_state(state: Mapping[str, Tensor]) -> State:
     """The inverse of ``import_state``, under the names of a full released checkpoint.
 
     Raises:
-        ValueError: a tensor is neither the head's nor the projector's.
+        ValueError: a tensor belongs to none of the parts that ROSS trains.
     """
-    if unknown := [name for name in state if not name.startswith(("head.", "projector."))]:
-        raise ValueError(_listing("names that are neither the head's nor the projector's", unknown))
-    released = {f"model.mm_{name}": tensor for name, tensor in state.items() if name.startswith("projector.")}
-    head = {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
-    if head:
-        released |= {f"model.mm_inv_projector.net.{name}": tensor for name, tensor in head_to_release(head).items()}
-    return released
+    head, released, unknown = {}, {}, []
+    layers = {own: layer for layer, own in PROJECTOR.items()}
+    for name, tensor in state.items():
+        if name.startswith("head."):
+            head[name.removeprefix("head.")] = tensor
+        elif name.startswith("vlm.projector."):
+            own, kind = name.removeprefix("vlm.projector.").split(".")
+            released[f"model.mm_projector.{layers[own]}.{kind}"] = tensor
+        elif name.startswith("vlm.language_model."):
+            released[name.removeprefix("vlm.language_model.")] = tensor
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(_listing("tensors of no part that ROSS trains", unknown))
+    return released | {f"model.mm_inv_projector.net.{k}": v for k, v in (head_to_release(head) if head else {}).items()}
 
 
 def _check_shapes(head: Mapping[str, Tensor], depth: int) -> None:
@@ -293,27 +305,28 @@ def _count(state: Mapping[str, Tensor]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "sources", nargs="+", type=Path, help="a released checkpoint folder, or its files; with --export a file of ours"
-    )
-    parser.add_argument("--out", type=Path, help="write head and projector under our names (.safetensors)")
-    parser.add_argument("--language", type=Path, help="write the language model under its Hugging Face names (.safetensors)")
+    parser.add_argument("sources", nargs="+", type=Path, help="a released folder, or files; with --export a checkpoint")
+    parser.add_argument("--out", type=Path, help="write the checkpoint here; without it the files are only examined")
+    parser.add_argument("--experiment", type=Path, help="the experiment that the checkpoint is to hold")
     parser.add_argument("--export", type=Path, help="go the other way: write the released names (.safetensors)")
     options = parser.parse_args(arguments)
     try:
         if options.export:
-            _save(export_state(read_files(options.sources)), options.export)
+            _save(export_state(load_checkpoint(options.sources[0])["state_dict"]), options.export)
             return 0
         release = sort_parts(read_files(options.sources))
         config = options.sources[0] / "config.json"
         if config.is_file():
             check_config(release, json.loads(config.read_text()))
+        state = import_state(release)
         print("\n".join(describe(release)))
         if options.out:
-            _save(import_state(release), options.out)
-        if options.language:
-            _save(release.language, options.language)
-    except (ValueError, FileNotFoundError) as error:
+            checkpoint: dict[str, object] = {"state_dict": state}
+            if options.experiment:
+                checkpoint["experiment"] = load_experiment(options.experiment, []).resolved()
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(checkpoint, options.out)
+    except (ValueError, FileNotFoundError, UserError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

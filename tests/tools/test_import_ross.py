@@ -9,9 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.references.ross_reference import denoiser_weights
+from tests.references.ross_reference import denoise, denoiser_weights
 from tools import import_ross
+from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import position_table
+from umm_zoo.build import build
+from umm_zoo.experiment import load_experiment
+from umm_zoo.methods.ross import ROSS
 
 
 def denoiser(**changes: int) -> dict[str, Tensor]:
@@ -45,10 +49,11 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_round_trip_is_exact(dtype):
-    state = {name: tensor.to(dtype) for name, tensor in (denoiser() | projector()).items()}
+    frozen = ("model.vision_tower.", "model.pixel_decoder.")
+    state = {name: tensor.to(dtype) for name, tensor in full_checkpoint().items() if not name.startswith(frozen)}
     imported = import_ross.import_state(import_ross.sort_parts(state))
     assert equal(import_ross.export_state(imported), state)
-    assert len(imported) == 43 + 4
+    assert len(imported) == 43 + 4 + 4
 
 
 def test_sizes_are_read_from_the_shapes():
@@ -111,7 +116,7 @@ def test_report_compares_positions_and_says_what_is_absent():
 def test_two_files_of_stage_one(tmp_path):
     torch.save(projector(), tmp_path / "mm_projector.bin")
     torch.save(denoiser(), tmp_path / "mm_inv_projector.bin")
-    out, back = tmp_path / "out" / "ours.safetensors", tmp_path / "back.safetensors"
+    out, back = tmp_path / "out" / "ours.ckpt", tmp_path / "back.safetensors"
     files = [str(tmp_path / name) for name in ("mm_projector.bin", "mm_inv_projector.bin")]
     assert import_ross.main([*files, "--out", str(out)]) == 0
     assert import_ross.main([str(out), "--export", str(back)]) == 0
@@ -132,3 +137,47 @@ def test_folder_with_a_config_that_disagrees(tmp_path, capsys):
 def test_absent_file_is_one_line(tmp_path, capsys):
     assert import_ross.main([str(tmp_path / "none.bin")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+EXPERIMENT = """
+method:
+  _target_: umm_zoo.methods.ross.ROSS
+  vlm:
+    _target_: umm_zoo.backbones.llava.LlavaBackbone.from_config
+    config:
+      vision_config: {model_type: clip_vision_model, hidden_size: 20, intermediate_size: 8, num_hidden_layers: 2,
+        num_attention_heads: 2, image_size: 12, patch_size: 4}
+      text_config: {model_type: qwen2, hidden_size: 24, intermediate_size: 28, num_hidden_layers: 1, num_attention_heads: 2,
+        num_key_value_heads: 1, max_window_layers: 1}
+  target:
+    _target_: umm_zoo.blocks.targets.CodecLatents
+    grid: 3
+    codec:
+      _target_: umm_zoo.backbones.codecs.KLCodec.from_config
+      config: {latent_channels: 2, block_out_channels: [4], norm_num_groups: 2, down_block_types: [DownEncoderBlock2D],
+        up_block_types: [UpDecoderBlock2D]}
+  head: {_target_: umm_zoo.blocks.denoisers.DenoiserHead, condition_dim: 24, grid: 3, channels: 8, width: 32}
+  objective: {_target_: umm_zoo.objectives.gaussian.GaussianNoisePrediction}
+  optimizer: {_target_: umm_zoo.optimization.AdamW, lr: 1.0e-3}
+  trained: [projector, language_model, head]
+"""
+
+
+def test_imported_checkpoint_is_a_run(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
+    own = build(load_experiment(tmp_path / "tiny.yaml", []).method)
+    state = denoiser() | projector()
+    for name, tensor in own.vlm.language_model.state_dict().items():
+        state[name] = torch.randn_like(tensor)
+    save_file(state, tmp_path / "model.safetensors")
+    arguments = ["--out", str(tmp_path / "ross.ckpt"), "--experiment", str(tmp_path / "tiny.yaml")]
+    assert import_ross.main([str(tmp_path / "model.safetensors"), *arguments]) == 0
+    loaded = ROSS.load(tmp_path / "ross.ckpt")
+    assert set(torch.load(tmp_path / "ross.ckpt", weights_only=True)["state_dict"]) == own.kept_keys()
+    assert torch.equal(loaded.vlm.projector.linear_2.weight, state["model.mm_projector.2.weight"])
+    assert torch.equal(loaded.vlm.language_model.lm_head.weight, state["lm_head.weight"])
+    noisy, states = torch.randn(8, 3, 3), torch.randn(9, 24)
+    weights = {name.removeprefix("model.mm_inv_projector.net."): tensor for name, tensor in denoiser().items()}
+    expected = denoise(weights, noisy, 17, states)
+    found = loaded.head(noisy[None], torch.tensor([17]), Tokens(states[None]))[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
