@@ -29,6 +29,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen parts are meant to be
 
 
 def make_trainer(
