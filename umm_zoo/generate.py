@@ -25,6 +25,7 @@ HELP = """examples:
   python -m umm_zoo.generate runs/shapes caption one.png two.png
   python -m umm_zoo.generate runs/shapes ask one.png "What colour is the circle?"
   python -m umm_zoo.generate runs/shapes ask one.png two.png "Do the two images show the same scene?"
+  python -m umm_zoo.generate runs/ross reconstruct one.png two.png --out drawn
   python -m umm_zoo.generate runs/shapes ask --batch questions.jsonl --out answers
 
 RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."}; its paths start
@@ -136,7 +137,40 @@ class Caption(Ask):
         return [Request([Path(word)], arguments.prompt) for word in words]
 
 
-VERBS: dict[str, Verb] = {"caption": Caption(), "ask": Ask()}
+class Reconstruct(Verb):
+    """Every picture drawn again from what the language model makes of it."""
+
+    help = "draw pictures again from the language model's states: reconstruct IMAGE ..."
+    needs = "reconstruct"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The noise it starts from."""
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+        parser.set_defaults(out="reconstructed")
+
+    def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
+        """One request per picture."""
+        if not words:
+            raise UserError("reconstruct", [Problem("", "no picture", "reconstruct IMAGE ...")])
+        return [Request([Path(word)], "") for word in words]
+
+    def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
+        """Draw a batch, and beside each what codec or patches alone would give."""
+        import torch
+
+        from umm_zoo.callbacks.samples import to_pil
+
+        method: Any = model.method
+        images = torch.stack([model.load_image(request.images[0]) for request in requests]).to(model.device)
+        generator = torch.Generator(model.device).manual_seed(arguments.seed)
+        drawn = {"round trip": method.round_trip(images), "reconstruction": method.reconstruct(images, generator)}
+        return [
+            Result(request, None, {name: to_pil(pictures[row]) for name, pictures in drawn.items()})
+            for row, request in enumerate(requests)
+        ]
+
+
+VERBS: dict[str, Verb] = {"caption": Caption(), "ask": Ask(), "reconstruct": Reconstruct()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -276,7 +310,7 @@ def load_image(path: Path, size: int | None, resize: Callable[[Image.Image, int]
 
 
 def write(results: list[Result], folder: Path) -> None:
-    """``results.jsonl``, one line per request, and ``grid.png``."""
+    """``results.jsonl``, one line per request, ``grid.png``, and every drawn picture as a file of its own."""
     from PIL import Image
 
     from umm_zoo.callbacks.cards import Card, draw_cards
@@ -287,7 +321,9 @@ def write(results: list[Result], folder: Path) -> None:
             row = {"images": [str(path) for path in result.request.images], "question": result.request.question}
             file.write(json.dumps({**row, "answer": result.answer}, ensure_ascii=False) + "\n")
     cards = []
-    for result in results:
+    for number, result in enumerate(results):
+        for name, picture in result.pictures.items():
+            picture.save(folder / f"{number:03d}-{name.replace(' ', '-')}.png")
         pictures = {}
         for path in result.request.images:
             with Image.open(path) as opened:

@@ -13,6 +13,7 @@ from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch, Tokens
 from umm_zoo.blocks.denoisers import AttentionRegressionHead, Denoiser, DenoiserHead, MLPRegressionHead, RegressionHead
 from umm_zoo.blocks.targets import CodecLatents, PixelPatches, PixelsThroughCodec, ReconstructionTarget, TeacherFeatures
+from umm_zoo.build import build as build_node
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.methods.ross import ROSS
 from umm_zoo.objectives.base import Objective
@@ -355,3 +356,36 @@ def test_blocks_that_do_not_fit_are_refused(head, message):
 def test_target_of_another_grid_is_refused():
     with pytest.raises(ValueError, match=r"vlm.grid is Grid\(h=3, w=3\), target.grid is \(4, 4\)"):
         build(CodecLatents(codec(), 4), DenoiserHead(24, 4, 8, 32, 1))
+
+
+def test_another_backbone():
+    node = {
+        "_target_": "umm_zoo.backbones.qwen2_5_vl.Qwen25VL.from_config",
+        "config": {
+            "text_config": {
+                "vocab_size": 1024,
+                "hidden_size": 24,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 20,
+                "num_heads": 2,
+                "patch_size": 2,
+                "spatial_merge_size": 2,
+                "window_size": 12,
+                "fullatt_block_indexes": [0],
+                "out_hidden_size": 24,
+            },
+        },
+    }
+    method = ROSS(build_node(node), PixelPatches(3, 4), MLPRegressionHead(24, 48), MeanSquaredError(), AdamW(1e-3), EVERYTHING)
+    losses = method.training_losses(batch())
+    losses["loss"].backward()
+    assert losses["reconstruction_loss"] > 0 and "language_model" in reached(method)
+    assert method.reconstruct(batch().images).shape == (3, 3, 12, 12)

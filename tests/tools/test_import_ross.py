@@ -160,6 +160,8 @@ method:
   objective: {_target_: umm_zoo.objectives.gaussian.GaussianNoisePrediction}
   optimizer: {_target_: umm_zoo.optimization.AdamW, lr: 1.0e-3}
   trained: [projector, language_model, head]
+data: {_target_: data_pipelines.shards.ShardData, image_size: 12}
+trainer: {max_steps: 1}
 """
 
 
