@@ -3,7 +3,7 @@
     python tools/export_part.py runs/tiny/codec
     python tools/export_part.py runs/tiny/tower --out experiments/tiny/weights/tower --dtype float16
 
-The part is the run's ``encoder``, ``tower`` or ``codec``. Weights are stored in ``--dtype`` (default float16, half the size; they
+The part is the run's ``encoder``, ``tower``, ``codec`` or ``vlm``. Weights are stored in ``--dtype`` (default float16, half the size; they
 are read back as float32). The card repeats the recipe, data, commit, time and scores that the run recorded.
 """
 
@@ -20,20 +20,23 @@ from safetensors.torch import load_file, save_file
 
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.features import LibraryEncoder
+from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.loading import torch_dtype
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.method import Method
 
-PARTS = ("encoder", "tower", "codec")
+PARTS = ("encoder", "tower", "codec", "vlm")
+Part = LatentCodec | LibraryEncoder | LlavaBackbone | Qwen25VL
 
 
-def find_part(method: Any, source: str | Path) -> LatentCodec | LibraryEncoder:
+def find_part(method: Any, source: str | Path) -> Part:
     """The part of a run that others use.
 
     Raises:
         ValueError: it has none.
     """
     for name in PARTS:
-        if isinstance(part := getattr(method, name, None), (LatentCodec, LibraryEncoder)):
+        if isinstance(part := getattr(method, name, None), Part):
             return part
     raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is one of {', '.join(PARTS)}")
 
@@ -48,7 +51,7 @@ def shrink(folder: Path, dtype: str) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def card(name: str, part: LatentCodec | LibraryEncoder, run: Path, folder: Path, dtype: str) -> str:
+def card(name: str, part: Part, run: Path, folder: Path, dtype: str) -> str:
     """The README of an exported part, from what its run recorded."""
     experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
     record: dict[str, Any] = {}
@@ -89,7 +92,7 @@ def export(run: Path, folder: Path, dtype: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part.save(folder)
     shrink(folder, dtype)
-    type(part).from_pretrained(folder)  # what was written must load completely
+    type(part).from_pretrained(str(folder))  # what was written must load completely
     (folder / "README.md").write_text(card(folder.name, part, run, folder, dtype), encoding="utf-8")
 
 

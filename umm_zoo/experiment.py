@@ -134,7 +134,7 @@ def experiment_from(
     tree: Mapping[str, Any], file: str | Path, folders: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Experiment:
     """An experiment from an unresolved (or stored) dict; see ``load_experiment``."""
-    tree = dict(tree)
+    tree = {"seed": 0, **tree}  # so that ${seed} leads somewhere in a file that does not state it
     for override in overrides:
         tree = _override(tree, override, file)
     resolved = _interpolate(tree, file)

@@ -235,7 +235,9 @@ def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
     from umm_zoo.method import load_checkpoint
 
     try:
-        built.method.carry(load_checkpoint(source)["state_dict"])
+        checkpoint = load_checkpoint(source)
+        left = set(checkpoint.get("left_behind", ()))
+        built.method.carry({key: value for key, value in checkpoint["state_dict"].items() if key not in left})
     except (ValueError, OSError) as error:
         raise UserError(experiment.file, str(error) if str(error).startswith("after") else f"after: {error}") from error
 

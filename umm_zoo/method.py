@@ -6,7 +6,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -25,7 +25,12 @@ class Method(LightningModule, ABC):
 
     Checkpoints hold the trained parts and those that an earlier stage of the curriculum trained, and nothing else: large frozen
     backbones are rebuilt from their own files.
+
+    Attributes:
+        left_behind: parts that only this stage needs; a stage that comes after it does not take them over.
     """
+
+    left_behind: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,6 +111,7 @@ class Method(LightningModule, ABC):
         """Drop every frozen tensor that can be rebuilt."""
         kept = self.kept_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
+        checkpoint["left_behind"] = sorted(self._part_keys(list(self.left_behind)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose keys are not exactly those expected: ``strict_loading=False`` would take it silently."""

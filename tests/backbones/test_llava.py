@@ -233,7 +233,7 @@ def test_pictures_of_another_size_are_refused(backbone):
 
 
 def test_saved_and_loaded_back_bit_equal(backbone, images, tmp_path):
-    backbone.save_pretrained(tmp_path)
+    backbone.save(tmp_path)
     again = LlavaBackbone.from_pretrained(str(tmp_path), config=CONFIG).eval()
     for (name, one), (other_name, other) in zip(backbone.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other_name and torch.equal(one, other)
@@ -248,7 +248,7 @@ def test_saved_and_loaded_back_bit_equal(backbone, images, tmp_path):
 def test_a_missing_tensor_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    build().save_pretrained(tmp_path)
+    build().save(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     lost = next(key for key in weights if "multi_modal_projector.linear_2.bias" in key)
     save_file({key: value for key, value in weights.items() if key != lost}, tmp_path / "model.safetensors", {"format": "pt"})
@@ -259,7 +259,7 @@ def test_a_missing_tensor_is_refused(tmp_path):
 
 
 def test_dtype_and_attention_are_selectable(images, tmp_path):
-    build().save_pretrained(tmp_path)
+    build().save(tmp_path)
     half = LlavaBackbone.from_pretrained(str(tmp_path), dtype="bfloat16", attention="eager").eval()
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     output = half(half.embed(CONVERSATIONS, images, COUNTS))

@@ -214,7 +214,7 @@ class LlavaBackbone(VLMBackbone):
         mean, std = pixel_statistics(vision.model_type, vision_tower if isinstance(vision_tower, str) else None)
         return cls(model, tokenizer, template, max_length, image_mean or mean, image_std or std, gradient_checkpointing)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in the library's format, for ``from_pretrained`` here or there."""
         self._whole[0].save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.features import LibraryEncoder
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Grid
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
 from umm_zoo.optimization import OptimizerFactory, Schedule
@@ -62,6 +62,21 @@ class CellLabels:
                     if everything or zlib.crc32(f"{name} {key}".encode()) < self.shares.get(name, 1.0) * 2**32:
                         labels[name][row, _index(self.cells, item["cell"], key)] = _index(values, item[name], key)
         return labels
+
+    def occupied(self, batch: Batch) -> Tensor:
+        """Which cells hold an object, ``[B, cells]`` of 0 and 1."""
+        occupied = torch.zeros(len(batch), len(self.cells), dtype=torch.long)
+        for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
+            for item in meta["scene"]["objects"]:
+                occupied[row, _index(self.cells, item["cell"], key)] = 1
+        return occupied
+
+
+def cell_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    """Mean feature of each cell of a square board, ``[B, N, D]`` in raster order to ``[B, side * side, D]``."""
+    B, _, D = tokens.shape
+    board = tokens.transpose(1, 2).reshape(B, D, grid.h, grid.w)
+    return F.adaptive_avg_pool2d(board, side).flatten(2).transpose(1, 2)
 
 
 def _index(values: list[str], value: str, key: str) -> int:
@@ -136,15 +151,15 @@ class SupervisedTower(Method):
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         pictures = picture_of_each_row(batch)
         labels = {name: values.to(pictures.device) for name, values in self.labels(batch, everything).items()}
-        labels["occupied"] = self._occupied(batch).to(pictures.device)
+        labels["occupied"] = self.labels.occupied(batch).to(pictures.device)
         losses: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         output = self.tower.vision(self.tower.pixels(pictures), output_hidden_states=True)
         for layer in self.layers:
-            cells = self._cells(self.tower.patches(output, layer))  # [B, cells, D]
+            cells = cell_means(self.tower.patches(output, layer), self.tower.grid, self.labels.side)  # [B, cells, D]
             for name, wanted in labels.items():
                 logits = self.heads[f"{name}_{-layer}"](cells)  # [B, cells, values]
-                losses[f"{name}_{-layer}"] = _cross_entropy(logits, wanted)
+                losses[f"{name}_{-layer}"] = labelled_cross_entropy(logits, wanted)
                 found.setdefault(name, logits.argmax(dim=-1))
         if self.scene_attributes:
             pooled = output.pooler_output  # [B, F]
@@ -155,20 +170,8 @@ class SupervisedTower(Method):
                 losses[f"{name}_scene"] = F.cross_entropy(self.heads[f"{name}_scene"](pooled), wanted.to(pooled.device))
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found
 
-    def _occupied(self, batch: Batch) -> Tensor:
-        occupied = torch.zeros(len(batch), len(self.labels.cells), dtype=torch.long)
-        for row, meta in enumerate(batch.meta):
-            for item in meta["scene"]["objects"]:
-                occupied[row, self.labels.cells.index(item["cell"])] = 1
-        return occupied
 
-    def _cells(self, tokens: Tensor) -> Tensor:
-        B, _, D = tokens.shape
-        grid = tokens.transpose(1, 2).reshape(B, D, self.tower.grid.h, self.tower.grid.w)
-        return F.adaptive_avg_pool2d(grid, self.labels.side).flatten(2).transpose(1, 2)  # [B, cells, D]
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over labelled cells; 0, still connected to the logits, where there is none."""
     labelled = labels != UNLABELLED
     if not labelled.any():

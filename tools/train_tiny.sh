@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Train the shipped tiny parts again and write them to experiments/tiny/weights/ with their cards: bash tools/train_tiny.sh [PART ...]
+# The order matters where one part stands on another (llava looks through tower). Without arguments: all of them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash tools/setup.sh
+python=.venv/bin/python
+world() { # FOLDER and arguments; does nothing where the same shards are there already
+  "$python" -m data_pipelines.shapes "$@"
+}
+for part in "${@:-codec tower clip clip2 ssl1 ssl2 vlm llava}"; do
+  for name in $part; do
+    [ -f "experiments/tiny/$name.yaml" ] || { echo "error: no part '$name', accepted are those of experiments/tiny/" >&2; exit 2; }
+    if [ "$name" = llava ]; then
+      world data/coarse --seed 2 --train 8000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,questions --samples-per-shard 2000
+    else
+      world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,pairs,two_images --samples-per-shard 2000
+    fi
+    "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
+    "$python" tools/export_part.py "runs/tiny/$name"
+  done
+done

@@ -1,0 +1,83 @@
+"""Teaches the vision side of a language model what is in a picture, before the language model learns to talk about it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.batch import Batch, Grid
+from umm_zoo.method import Method
+from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.methods.supervised_tower import CellLabels, cell_means, labelled_cross_entropy
+from umm_zoo.optimization import OptimizerFactory, Schedule
+
+
+class _SeesPictures(Protocol):
+    def encode_images(self, images: Tensor) -> Tensor: ...
+
+    def image_grid(self, height: int, width: int) -> Grid: ...
+
+
+class VisionWarmup(Method):
+    """Name each attribute of the object in each cell from what enters the language model as image tokens.
+
+    A vision tower that starts from nothing together with its language model leaves the plateau of guessing only after thousands of
+    steps; public models start from a pretrained tower. This gives a toy that start in a minute. A stage that comes ``after`` takes
+    the model and leaves the heads behind. Our choice; no paper prescribes it.
+
+    Args:
+        vlm: a backbone with ``encode_images`` and ``image_grid``.
+        labels: where the ground truth of cells comes from.
+        trained: names among the model's parts and ``heads``.
+        optimizer: of the trained parts.
+        schedule: of the learning rate.
+    """
+
+    left_behind = ("heads",)
+
+    def __init__(
+        self,
+        vlm: VLMBackbone,
+        labels: CellLabels,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.vlm, self.labels = vlm, labels
+        sizes = {**{name: len(values) for name, values in labels.attributes.items()}, "occupied": 2}
+        self.heads = nn.ModuleDict(
+            {name: nn.Sequential(nn.LayerNorm(vlm.width), nn.Linear(vlm.width, size)) for name, size in sizes.items()}
+        )
+        self.train_only(trained, optimizer, schedule)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of the backbone, and ``heads``."""
+        return {**self.vlm.parts(), "heads": self.heads}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of each attribute over the labelled cells, and their sum."""
+        return self._losses(batch, everything=False)[0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The losses over all labels, and ``NAME_accuracy`` of each attribute."""
+        losses, accuracy = self._losses(batch, everything=True)
+        return {**losses, **accuracy}
+
+    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        pictures = picture_of_each_row(batch)
+        eyes = cast(_SeesPictures, self.vlm)
+        tokens = eyes.encode_images(pictures)  # [B, N, D]
+        cells = cell_means(tokens, eyes.image_grid(*pictures.shape[-2:]), self.labels.side)  # [B, cells, D]
+        labels = {**self.labels(batch, everything), "occupied": self.labels.occupied(batch)}
+        losses, accuracy = {}, {}
+        for name, wanted in labels.items():
+            wanted = wanted.to(cells.device)
+            logits = self.heads[name](cells)  # [B, cells, values]
+            losses[name] = labelled_cross_entropy(logits, wanted)
+            right = (logits.argmax(dim=-1) == wanted)[wanted >= 0]
+            accuracy[f"{name}_accuracy"] = right.float().mean()
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, accuracy
