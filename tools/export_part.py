@@ -3,8 +3,8 @@
     python tools/export_part.py runs/tiny/codec
     python tools/export_part.py runs/tiny/tower --out experiments/tiny/weights/tower --dtype float16
 
-The part is the run's ``encoder``, ``tower``, ``codec`` or ``vlm``. Weights are stored in ``--dtype`` (default float16, half the size; they
-are read back as float32). The card repeats the recipe, data, commit, time and scores that the run recorded.
+The part is the run's ``encoder``, ``tower``, ``codec`` or ``vlm``. Weights are stored in ``--dtype`` (default float16, half the
+size; they are read back as float32). The card repeats the recipe, data, commit, time and scores that the run recorded.
 """
 
 from __future__ import annotations
