@@ -106,7 +106,7 @@ class Batch:
         return len(self.keys)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        changed = {f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **changed, extras={name: move(value) for name, value in self.extras.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

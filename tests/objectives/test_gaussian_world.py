@@ -21,7 +21,8 @@ def optimum(objective: GaussianNoisePrediction, variance: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("variance", "expected"), [(1, 0.495577512582), (0.5, 0.4091), (0.25, 0.32765), (0.1, 0.2339), (0.01, 0.08385), (0.001, 0.02426)]
+    ("variance", "expected"),
+    [(1, 0.495577512582), (0.5, 0.4091), (0.25, 0.32765), (0.1, 0.2339), (0.01, 0.08385), (0.001, 0.02426)],
 )
 def test_closed_form(variance, expected):
     assert optimum(GaussianNoisePrediction(), variance) == pytest.approx(expected, abs=5e-5)

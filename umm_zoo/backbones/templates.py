@@ -118,12 +118,12 @@ def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
         ValueError: the tokenizer has no such token.
     """
     found = tokenizer.convert_tokens_to_ids(token)  # get_vocab would copy the whole vocabulary for every turn
-    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
+    if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
         raise ValueError(
             f"template: uses '{token}', which is no token of the tokenizer (its end token is '{tokenizer.eos_token}', "
             f"its special tokens are {tokenizer.all_special_tokens})"
         )
-    return int(found)
+    return found
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> list[int]:
