@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from umm_zoo.backbones.features import CLIPVisionFeatures
-from umm_zoo.batch import Batch
-from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower
+from umm_zoo.batch import Batch, Grid
+from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means
 from umm_zoo.optimization import AdamW
 
 VISION = {
@@ -49,9 +49,10 @@ def test_a_share_labels_whole_pictures_for_good() -> None:
 
 
 def test_cells_average_their_own_tokens() -> None:
-    method = tower()
     tokens = torch.arange(16.0).reshape(1, 16, 1)  # a 4x4 grid in raster order
-    torch.testing.assert_close(method._cells(tokens)[0, :, 0], torch.tensor([2.5, 4.5, 10.5, 12.5]))
+    torch.testing.assert_close(cell_means(tokens, Grid(4, 4), 2)[0, :, 0], torch.tensor([2.5, 4.5, 10.5, 12.5]))
+    tokens = torch.arange(8.0).reshape(1, 8, 1)  # 2 rows of 4
+    torch.testing.assert_close(cell_means(tokens, Grid(2, 4), 2)[0, :, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
 
 
 def test_every_parameter_gets_a_gradient() -> None:
