@@ -127,8 +127,9 @@ class ShardData(LightningDataModule):
         self._folder = Path(folder)
 
     def prepare_data(self) -> None:
-        """Make missing indexes, in one process only."""
-        for source in [*self.train_sources.values(), *self.val_sources.values()]:
+        """Make missing indexes, in one process only. A run that is only scored needs its validation shards alone."""
+        training = self.trainer is None or self.trainer.state.fn == "fit"
+        for source in [*(self.train_sources.values() if training else ()), *self.val_sources.values()]:
             for path in expand(source.shards):
                 build_index(path)
 

@@ -121,6 +121,8 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
         checkpoint = load_checkpoint(source)
     except FileNotFoundError:
         raise UserError(source, f"found no checkpoint there, accepted {accepted}") from None
+    except ValueError as error:
+        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, accepted {accepted}") from error
     if "experiment" not in checkpoint:
         raise UserError(source, f"found a checkpoint without its experiment, accepted {accepted}")
     for key in (text.partition("=")[0] for text in overrides):
@@ -146,7 +148,10 @@ def validation(run: FinishedRun) -> dict[str, float]:
     experiment = run.experiment
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment)
-    built.method.carry(run.checkpoint["state_dict"])
+    try:
+        built.method.carry(run.checkpoint["state_dict"])
+    except ValueError as error:
+        raise UserError(experiment.file, str(error).replace("after: ", "", 1)) from error
     record = RunRecord(experiment)
     callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
     for callback in built.callbacks.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -181,8 +182,17 @@ def checkpoint_path(source: str | Path) -> Path:
 
 
 def load_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of a run folder or file without unpickling objects (``weights_only``)."""
-    checkpoint: dict[str, Any] = torch.load(checkpoint_path(source), map_location="cpu", weights_only=True)
+    """Read a checkpoint of a run folder or file without unpickling objects (``weights_only``).
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: the file is something else, or cut short.
+    """
+    path = checkpoint_path(source)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: found a file that cannot be read as a checkpoint ({type(error).__name__})") from error
     return checkpoint
 
 
