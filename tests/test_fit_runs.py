@@ -202,6 +202,13 @@ def test_resume_into_another_method_is_refused(file: str, capsys: pytest.Capture
     assert main([file, "method.trained=[head]"]) == 0
     assert main([file, "ckpt=last", "trainer.max_steps=9"]) == 2
     assert "toy.yaml: method: checkpoint: 2 trained tensors are missing, such as 'body.linear.bias'" in capsys.readouterr().err
+    assert Path("runs/toy/metrics.json").is_file()  # the finished run is still what it was
+    assert "- body" not in Path("runs/toy/experiment.yaml").read_text()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file, f"ckpt={file}"]) == 2
+    assert "toy.yaml: ckpt: toy.yaml: found a file that cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_error_within_training_keeps_its_traceback(file: str, monkeypatch: pytest.MonkeyPatch) -> None:

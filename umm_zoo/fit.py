@@ -191,9 +191,15 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
         carry(built, start, experiment)
     record, stop = RunRecord(experiment), StopOnSignal(folder.last_checkpoint)
     trainer = make_trainer(experiment, folder, built, record, [stop])
+    before: dict[Path, bytes] = {}
     if trainer.is_global_zero:
+        try:
+            keep_rows(trainer, folder, resume)
+        except ValueError as error:
+            raise UserError(experiment.file, f"ckpt: {error}") from error
+        written = (folder.experiment_file, folder.metrics_file) if resume else ()
+        before = {file: file.read_bytes() for file in written if file.is_file()}
         folder.begin(experiment, fresh=resume is None)
-        keep_rows(trainer, folder, resume)
     try:
         trainer.fit(built.method, datamodule=built.data, ckpt_path=resume, weights_only=True)
     except Stopped as stopped:
@@ -204,6 +210,8 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
     except (ValueError, TypeError, OSError) as error:
         if record.began:
             raise
+        for file, content in before.items():  # a resume that is refused leaves the run as it was
+            file.write_bytes(content)
         raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
     if trainer.is_global_zero:
         report = _report(experiment, trainer, folder, record, resume)
