@@ -1,0 +1,180 @@
+"""``python -m umm_zoo.compare``: what runs, what does not run twice, and what becomes of failures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import toy_parts
+import yaml
+
+from umm_zoo import compare
+from umm_zoo.experiment import load_experiment
+from umm_zoo.fit import main as fit
+from umm_zoo.run_folder import RunFolder
+
+COMPARE: dict[str, Any] = {
+    "question": "Does dropout hurt?",
+    "base": "toy.yaml",
+    "vary": "method.body.dropout",
+    "choices": {"with": {"value": 0.5}, "without": {"value": 0.0}},
+    "seeds": [4],
+    "metrics": {"loss": {"key": "val/loss", "better": "lower"}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    toy_parts.write_yaml(tmp_path / "toy.yaml", toy_parts.toy_experiment())
+    toy_parts.write_yaml(tmp_path / "dropout.yaml", COMPARE)
+    return tmp_path
+
+
+class Inline:
+    """A pool that runs what is submitted at once: training listens for signals, which only the main thread may."""
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*arguments))
+        return future
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Runs ``fit`` in this process; the arguments it was given."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        assert command[1:3] == ["-m", "umm_zoo.fit"]
+        calls.append(command[3:])
+        return SimpleNamespace(returncode=fit(command[3:]))
+
+    monkeypatch.setattr(compare, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    return calls
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Writes what ``fit`` would, with val/loss = dropout, and fails where the method's bias is 7; names in the order they ended."""
+    ended: list[str] = []
+
+    def run(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> SimpleNamespace:
+        experiment = load_experiment(command[3])
+        if experiment.after is not None:
+            assert RunFolder(experiment.after).finished()
+        failed = experiment.method.get("bias") == 7
+        if not failed:
+            found = RunFolder.of(experiment, command[5])
+            found.begin(experiment, fresh=True)
+            metrics = {"val/loss": float(experiment.method["body"]["dropout"])}
+            found.finish({"metrics": metrics, "commit": "abc", "machine": {"cpus": 2}, "versions": {"torch": "2"}})
+        ended.append(f"{experiment.name} threads={env.get('OMP_NUM_THREADS')}")
+        return SimpleNamespace(returncode=1 if failed else 0)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    return ended
+
+
+def test_every_choice_is_trained_once_and_tabled(folder: Path, trained: list[list[str]]) -> None:
+    assert compare.main(["dropout.yaml"]) == 0
+    assert len(trained) == 2
+    runs = sorted((folder / "runs" / "compare" / "dropout").glob("*/metrics.json"))
+    losses = {json.loads(run.read_text())["metrics"]["val/loss"] for run in runs}
+    rows = json.loads((folder / "results" / "dropout.json").read_text())["rows"]
+    assert len(losses) == 2 and {row["metrics"]["val/loss"] for row in rows} == losses
+    written = {path.name for path in (folder / "results").iterdir()}
+    assert written == {"dropout.md", "dropout.csv", "dropout.json", "dropout.png"}
+    assert compare.main(["dropout.yaml"]) == 0
+    assert len(trained) == 2  # the second call trained nothing
+
+
+def test_a_new_choice_runs_alone(folder: Path, pretended: list[str]) -> None:
+    assert compare.main(["dropout.yaml"]) == 0
+    more = {**COMPARE, "choices": {**COMPARE["choices"], "much": {"value": 0.75}}}
+    toy_parts.write_yaml(folder / "dropout.yaml", more)
+    assert compare.main(["dropout.yaml"]) == 0
+    assert len(pretended) == 3 and "much-seed4" in pretended[-1]
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(folder: Path, trained: list[list[str]]) -> None:
+    assert compare.main(["dropout.yaml"]) == 0
+    one = next((folder / "runs" / "compare" / "dropout").glob("with-*/metrics.json"))
+    whole = json.loads(one.read_text())["metrics"]
+    one.unlink()
+    assert compare.main(["dropout.yaml"]) == 0
+    assert len(trained) == 3 and trained[-1][-1] == "ckpt=last"
+    assert json.loads(one.read_text())["steps"] == 4 and set(whole) >= {"val/loss"}
+
+
+def test_stages_in_order_with_several_jobs(folder: Path, pretended: list[str]) -> None:
+    later = {"base": "toy.yaml", "after": "toy.yaml"}
+    toy_parts.write_yaml(folder / "later.yaml", later)
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml", "seeds": [4, 5]})
+    assert compare.main(["dropout.yaml", "--jobs", "3", "--runs", str(folder / "elsewhere")]) == 0
+    assert len(pretended) == 6  # the first stage once per seed; that it came first is asserted where it is needed
+    assert all(name.endswith("threads=1") for name in pretended)
+    assert compare.main(["dropout.yaml", "--runs", str(folder / "elsewhere")]) == 0
+    assert len(pretended) == 6
+
+
+def test_a_failure_is_named_and_what_stands_on_it_is_not_run(
+    folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = toy_parts.toy_experiment()
+    bad["method"]["bias"] = 7
+    toy_parts.write_yaml(folder / "bad.yaml", bad)
+    toy_parts.write_yaml(folder / "good.yaml", toy_parts.toy_experiment())
+    for stage in ("bad", "good"):
+        tree = {"base": "toy.yaml", "after": f"{stage}.yaml"}
+        toy_parts.write_yaml(folder / f"on_{stage}.yaml", tree)
+    choices = {"bad": {"experiment": "on_bad.yaml"}, "good": {"experiment": "on_good.yaml"}}
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "choices": choices, "also": ["method.bias"]})
+    assert compare.main(["dropout.yaml"]) == 1
+    assert len(pretended) == 3 and not any("/bad-seed4-" in name and "on_" in name for name in pretended)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2 and all("failed; see runs/compare/dropout/bad-seed4-" in line for line in lines)
+    rows = json.loads((folder / "results" / "dropout.json").read_text())["rows"]
+    assert [row["choice"] for row in rows] == ["good"]
+
+
+def test_plan_runs_nothing(folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["dropout.yaml", "--plan"]) == 0
+    assert "2 runs, 2 training steps in all, 2 still to be run" in capsys.readouterr().out
+    assert pretended == [] and not (folder / "runs").exists() and not (folder / "results").exists()
+
+
+def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real process, stopped by a mistake before it trains: ``beside`` is found, its class is not."""
+    (folder / "beside.py").write_text("from torch import nn\n\nclass Body(nn.Identity):\n    pass\n")
+    experiment = toy_parts.toy_experiment()
+    experiment["method"]["body"] = {"_target_": "beside.Boddy"}
+    toy_parts.write_yaml(folder / "toy.yaml", experiment)
+    plan = compare.load_plan(folder / "dropout.yaml")
+    plan = replace(plan, runs=plan.runs[:1])
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_parts.__file__).parent))
+    assert compare.run_plan(plan, Path("runs"), jobs=1) == plan.steps()
+    (log,) = Path("runs").rglob("*.log")
+    assert "did you mean 'beside.Body'?" in log.read_text()
+    (file,) = Path("runs").rglob("*.yaml")
+    assert yaml.safe_load(file.read_text())["seed"] == 4
