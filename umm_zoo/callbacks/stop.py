@@ -32,7 +32,8 @@ class StopOnSignal(Callback):
     """Saves ``checkpoint`` after the batch in which SIGINT or SIGTERM arrived, then raises ``Stopped`` on every rank.
 
     Lightning's own handling does not save, and broadcasts from inside the signal handler, which can hang beside a collective.
-    A second Ctrl-C interrupts at once, without saving. During validation the checkpoint is that of the training batch before it.
+    A second Ctrl-C interrupts at once, without saving. During validation the checkpoint is that of the training batch before it;
+    several ranks finish the validation first.
 
     Args:
         checkpoint: file to write.
@@ -71,9 +72,10 @@ class StopOnSignal(Callback):
             raise Stopped(signum, self.checkpoint, trainer.global_step)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Stop a validation too: it may be long."""
-        if self._before and (signum := self._agreed(trainer)):
-            raise Stopped(signum, self.checkpoint, trainer.global_step)
+        """Stop a validation too: it may be long. Several ranks go on to its end, for they cannot ask each other in the middle: one
+        may have a batch more than another, and its question would meet the other's metrics."""
+        if self._before and self._received and trainer.world_size == 1:
+            raise Stopped(self._received, self.checkpoint, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save; callbacks that exchange the weights for a validation stand before this one, and have put them back."""
