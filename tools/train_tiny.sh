@@ -8,7 +8,7 @@ python=.venv/bin/python
 world() { # FOLDER and arguments; does nothing where the same shards are there already
   "$python" -m data_pipelines.shapes "$@"
 }
-for part in "${@:-codec tower clip clip2 ssl1 ssl2 vlm llava}"; do
+for part in "${@:-codec tower clip clip2 ssl1 ssl2 llava}"; do
   for name in $part; do
     [ -f "experiments/tiny/$name.yaml" ] || { echo "error: no part '$name', accepted are those of experiments/tiny/" >&2; exit 2; }
     if [ "$name" = llava ]; then
