@@ -71,7 +71,7 @@ def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     if trainer.get("enable_checkpointing", True) is not False:
         standing["checkpoint"] = LastCheckpoint(folder.last_checkpoint.parent, every)
     if trainer.get("enable_progress_bar", True) is not False:
-        standing["progress"] = Progress()
+        standing["progress"] = Progress(refresh_rate=5)
     return standing
 
 
