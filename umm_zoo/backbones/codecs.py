@@ -11,7 +11,7 @@ import torch
 from diffusers.models import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
 
 
 class LatentCodec(nn.Module, ABC):
@@ -229,7 +229,8 @@ def _built(kind: type[Any], config: dict[str, Any], dtype: str) -> Any:
 def _loaded(kind: type[Any], source: str | Path, config: dict[str, Any] | None, subfolder: str | None, dtype: str) -> Any:
     if config is not None and on_meta_device():
         return _built(kind, config, dtype)
-    model, info = kind.from_pretrained(str(source), subfolder=subfolder, torch_dtype=torch_dtype(dtype), output_loading_info=True)
+    source = find_source(source)
+    model, info = kind.from_pretrained(source, subfolder=subfolder, torch_dtype=torch_dtype(dtype), output_loading_info=True)
     assert_complete(source, info)
     if config is not None:
         for key, value in config.items():

@@ -20,7 +20,7 @@ from transformers.models.dinov2 import Dinov2Config, Dinov2Model
 from transformers.models.dinov3_vit import DINOv3ViTConfig, DINOv3ViTModel
 from transformers.models.siglip import SiglipConfig, SiglipModel
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.text_encoding import TextEncoding
 from umm_zoo.batch import Grid
 
@@ -291,6 +291,7 @@ class TextImageEncoder(LibraryEncoder):
         """
         if config is not None and on_meta_device():
             return cls.from_config(config, image_size, dtype, attention, tokenizer)
+        source = find_source(source)
         if tokenizer is None and not (Path(source).is_dir() and not list(Path(source).glob("*token*"))):
             tokenizer = str(source)
         return cls(_loaded(cls, source, config, dtype, attention), TextEncoding.load(tokenizer), image_size)
@@ -370,10 +371,10 @@ def _loaded(
 ) -> PreTrainedModel:
     if on_meta_device():
         if config is None:  # the source's own, without its weights
-            return cast(PreTrainedModel, encoder.kind._from_config(encoder.config_kind.from_pretrained(str(source))))
+            return cast(PreTrainedModel, encoder.kind._from_config(encoder.config_kind.from_pretrained(find_source(source))))
         return _built(encoder.kind, encoder.config_kind, config, dtype, attention)
     loader: Any = encoder.kind.from_pretrained
-    model, info = loader(str(source), dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
+    model, info = loader(find_source(source), dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
     assert_complete(source, info, encoder.optional)
     return model
 

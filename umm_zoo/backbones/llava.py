@@ -22,7 +22,7 @@ from umm_zoo.backbones.llava_loading import (
     pixel_statistics,
     read_config,
 )
-from umm_zoo.backbones.loading import on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.templates import ChatML, ChatTemplate, encode, pad, stop_ids
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
@@ -154,6 +154,7 @@ class LlavaBackbone(VLMBackbone):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
         """
+        source = find_source(source)
         own = not Path(source).is_dir() or any(Path(source).glob("tokenizer*.json"))
         tokenizer = tokenizer or (source if own else None)
         if on_meta_device():
@@ -196,6 +197,8 @@ class LlavaBackbone(VLMBackbone):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; a configuration is not the one stated.
         """
+        vision_tower = find_source(vision_tower) if isinstance(vision_tower, str) else vision_tower
+        language_model = find_source(language_model) if isinstance(language_model, str) else language_model
         if tokenizer is None and isinstance(language_model, str):
             tokenizer = language_model
         fields = dict(config or {})

@@ -15,6 +15,15 @@ def on_meta_device() -> bool:
     return torch.get_default_device().type == "meta"
 
 
+def find_source(source: str | Path) -> str:
+    """A name or folder of weights; a relative folder that is not below the current one is looked for beside this package.
+
+    The experiment files of the repository name the shipped parts by their path in it, and may be a ``base:`` of a file elsewhere.
+    """
+    beside = Path(__file__).resolve().parents[2] / source
+    return str(beside) if not Path(source).exists() and beside.is_dir() else str(source)
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The floating dtype of that name.
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
 from umm_zoo.backbones.base import IGNORE, VLMBackbone, VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, repeat_rows
-from umm_zoo.backbones.loading import assert_complete, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_complete, find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.qwen_chat import SYSTEM_PROMPT, QwenChat
 from umm_zoo.backbones.qwen_config import differences, match_tokenizer, patch_layout, read_config, tokenizer_source
@@ -132,6 +132,7 @@ class Qwen25VL(VLMBackbone):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the expected one.
         """
+        source = find_source(source)
         if on_meta_device():
             built = read_config(config) if config is not None else Qwen2_5_VLConfig.from_pretrained(source)
             layout = patch_layout(built, min_tokens, max_tokens)
