@@ -54,7 +54,7 @@ def test_it_learns_to_tell_colours_from_hard_negatives(make) -> None:
         method.training_losses(data)["loss"].backward()
         optimizer.step()
     outputs = method.eval().validation_step(data, 0)
-    assert outputs["hard_accuracy"] == 1
+    assert outputs["hard_accuracy"] == 1 and outputs["counts"] == {"hard_accuracy": 4}
     cosines = outputs["image_features"] @ outputs["text_features"].T
     assert cosines.argmax(dim=1)[1:3].tolist() == [1, 2]
 
@@ -69,6 +69,11 @@ def test_negatives_belong_to_their_own_row() -> None:
     assert seen["valid"].tolist() == [[False], [True], [True]]
     wanted = torch.nn.functional.normalize(method.encoder.encode_text(["a blue sheet", "a green sheet"]), dim=-1)
     torch.testing.assert_close(seen["negatives"][1:, 0], wanted)
+
+
+def test_without_hard_negatives_nothing_is_counted() -> None:
+    outputs = clip(swaps=False).eval().validation_step(batch(["red", "blue"]), 0)
+    assert outputs["hard_accuracy"].isnan() and outputs["counts"] == {"hard_accuracy": 0}
 
 
 def test_validation_is_repeatable() -> None:

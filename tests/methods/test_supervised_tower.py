@@ -4,6 +4,7 @@ import torch
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means
+from umm_zoo.metrics import Means
 from umm_zoo.optimization import AdamW
 
 VISION = {
@@ -78,6 +79,23 @@ def test_the_penultimate_features_learn() -> None:
         method.training_losses(data)["loss"].backward()
         optimizer.step()
     assert method.eval().validation_step(data, 0)["colour_accuracy"] == 1
+
+
+def test_held_out_scores_do_not_depend_on_the_batches() -> None:
+    method, data = tower().eval(), batch(8)
+    for row in (1, 5, 6):  # rows without a labelled cell, so that batches of 2 hold different numbers of them
+        data.meta[row]["scene"] = {"background": "light", "objects": []}
+    whole, parts = Means(), Means()
+    whole.update(method.validation_step(data, 0), data)
+    for start in range(0, 8, 2):
+        rows = slice(start, start + 2)
+        part = Batch(data.keys[rows], data.conversations[rows], data.images[rows], [1, 1], meta=data.meta[rows])
+        parts.update(method.validation_step(part, start), part)
+    found, expected = parts.compute(), whole.compute()
+    names = {"colour_accuracy", "occupied_accuracy", "background_accuracy", "colour_1", "colour_2", "background_scene"}
+    assert names < set(expected) and found.keys() == expected.keys()
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
 def test_mistakes_are_named() -> None:

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import PSNR, AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, Retrieval, YesNo
+from umm_zoo.metrics import PSNR, AnswerAccuracy, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
 
 #: Rows of each rank: uneven, and a kind that only one of them sees; the last case leaves a rank without rows.
 SPLITS = {"uneven": [range(0, 4), range(4, 19)], "one rank without rows": [range(19), range(0)]}
@@ -23,6 +23,7 @@ def all_metrics() -> dict[str, Metric]:
     return {
         "answers": AnswerAccuracy(),
         "yes_no": YesNo(kinds=["exists"]),
+        "means": Means(),
         "paired": PairedAccuracy(),
         "perplexity": Perplexity(),
         "prior": LanguagePrior(),
@@ -42,6 +43,9 @@ def step(rows: range) -> tuple[dict[str, Any], Batch]:
     outputs = {
         "answers": ["yes" if i % 3 else "no" if i % 5 else "perhaps" for i in chosen],
         "nll": nll[chosen],
+        "loss": nll[chosen].mean(),
+        "mark_accuracy": nll[chosen][[i % 3 == 0 for i in chosen]].mean(),  # no row of some batches: NaN, counted 0 times
+        "counts": {"mark_accuracy": sum(i % 3 == 0 for i in chosen)},
         "num_tokens": torch.tensor([1 + i % 4 for i in chosen]),
         "pictures": pictures[chosen],
         "image_features": features[0, chosen],

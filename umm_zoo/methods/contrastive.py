@@ -58,10 +58,14 @@ class Contrastive(Method):
         return {name: outputs[name] for name in ("loss", "scale", "hard_accuracy") if name in outputs}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Adds ``image_features`` and ``text_features`` ``[B, F]``; hard negatives are drawn from a fixed seed."""
-        return self._compare(batch, torch.Generator().manual_seed(batch_idx))
+        """Adds ``image_features`` and ``text_features`` ``[B, F]``, and ``counts``; hard negatives are drawn from a fixed seed.
 
-    def _compare(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+        ``hard_accuracy`` is over the rows that have hard negatives, as ``counts`` says; without any it is NaN.
+        """
+        nothing = {"hard_accuracy": torch.tensor(torch.nan), "counts": {"hard_accuracy": 0}}
+        return {**nothing, **self._compare(batch, torch.Generator().manual_seed(batch_idx))}
+
+    def _compare(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Any]:
         texts = captions(batch)
         images = F.normalize(self.encoder(picture_of_each_row(batch)).float(), dim=-1)  # [B, F]
         wrong = [[] for _ in texts] if self.negatives is None else self.negatives.of(batch, texts, generator)
@@ -74,7 +78,7 @@ class Contrastive(Method):
         negatives = negatives.masked_scatter(valid[..., None], rest)
         same = torch.tensor([[a == b for b in texts] for a in texts], device=images.device)
         scale, bias = self._scale_and_bias()
-        outputs = {
+        outputs: dict[str, Any] = {
             "loss": self.contrast(images, own, negatives, scale, bias, same, valid),
             "scale": scale.detach(),
             "image_features": images,
@@ -82,8 +86,9 @@ class Contrastive(Method):
         }
         if valid.any():
             rivals = torch.einsum("bf,bkf->bk", images, negatives).masked_fill(~valid, -1.0)
-            wins = (images * own).sum(dim=-1) > rivals.amax(dim=1)
-            outputs["hard_accuracy"] = wins[valid.any(dim=1)].float().mean()
+            wins = ((images * own).sum(dim=-1) > rivals.amax(dim=1))[valid.any(dim=1)].float()
+            outputs["hard_accuracy"] = wins.mean()
+            outputs["counts"] = {"hard_accuracy": len(wins)}
         return outputs
 
     def _scale_and_bias(self) -> tuple[Tensor, Tensor]:

@@ -139,16 +139,14 @@ class SupervisedTower(Method):
         return self._losses(batch, everything=False)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The losses over all labels, and ``NAME_accuracy`` of the first of ``layers`` for each attribute."""
-        losses, found = self._losses(batch, everything=True)
-        labels = self.labels(batch, everything=True)
-        accuracy = {
-            f"{name}_accuracy": (found[name] == wanted.to(found[name].device))[wanted != UNLABELLED].float().mean()
-            for name, wanted in labels.items()
-        }
-        return {**losses, **accuracy}
+        """The losses over all labels, ``NAME_accuracy`` of each attribute by the first of ``layers``, and ``counts`` of both."""
+        losses, found, labels = self._losses(batch, everything=True)
+        accuracy, counts = accuracies(found, labels)
+        of_losses = {name: counts[f"{name.rsplit('_', 1)[0]}_accuracy"] for name in losses if name != "loss"}
+        return {**losses, **accuracy, "counts": {**of_losses, **counts}}
 
-    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
         pictures = picture_of_each_row(batch)
         labels = {name: values.to(pictures.device) for name, values in self.labels(batch, everything).items()}
         labels["occupied"] = self.labels.occupied(batch).to(pictures.device)
@@ -167,8 +165,17 @@ class SupervisedTower(Method):
                 wanted = torch.tensor(
                     [_index(values, meta["scene"][name], key) for key, meta in zip(batch.keys, batch.meta, strict=True)]
                 )
-                losses[f"{name}_scene"] = F.cross_entropy(self.heads[f"{name}_scene"](pooled), wanted.to(pooled.device))
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found
+                labels[name] = wanted.to(pooled.device)
+                logits = self.heads[f"{name}_scene"](pooled)  # [B, values]
+                losses[f"{name}_scene"] = F.cross_entropy(logits, labels[name])
+                found[name] = logits.argmax(dim=-1)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
+
+
+def accuracies(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """``NAME_accuracy`` over what is labelled, and how much that is (0, and the accuracy NaN, where nothing is)."""
+    right = {f"{name}_accuracy": (found[name] == labels)[labels != UNLABELLED].float() for name, labels in wanted.items()}
+    return {name: hits.mean() for name, hits in right.items()}, {name: hits.numel() for name, hits in right.items()}
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

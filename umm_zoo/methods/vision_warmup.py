@@ -11,7 +11,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
-from umm_zoo.methods.supervised_tower import CellLabels, cell_means, labelled_cross_entropy
+from umm_zoo.methods.supervised_tower import CellLabels, accuracies, cell_means, labelled_cross_entropy
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
 
@@ -63,21 +63,21 @@ class VisionWarmup(Method):
         return self._losses(batch, everything=False)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The losses over all labels, and ``NAME_accuracy`` of each attribute."""
-        losses, accuracy = self._losses(batch, everything=True)
-        return {**losses, **accuracy}
+        """The losses over all labels, ``NAME_accuracy`` of each attribute, and ``counts`` of both."""
+        losses, found, labels = self._losses(batch, everything=True)
+        accuracy, counts = accuracies(found, labels)
+        of_losses = {name: counts[f"{name}_accuracy"] for name in losses if name != "loss"}
+        return {**losses, **accuracy, "counts": {**of_losses, **counts}}
 
-    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
         pictures = picture_of_each_row(batch)
         eyes = cast(_SeesPictures, self.vlm)
         tokens = eyes.encode_images(pictures)  # [B, N, D]
         cells = cell_means(tokens, eyes.image_grid(*pictures.shape[-2:]), self.labels.side)  # [B, cells, D]
         labels = {**self.labels(batch, everything), "occupied": self.labels.occupied(batch)}
-        losses, accuracy = {}, {}
-        for name, wanted in labels.items():
-            wanted = wanted.to(cells.device)
-            logits = self.heads[name](cells)  # [B, cells, values]
-            losses[name] = labelled_cross_entropy(logits, wanted)
-            right = (logits.argmax(dim=-1) == wanted)[wanted >= 0]
-            accuracy[f"{name}_accuracy"] = right.float().mean()
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, accuracy
+        labels = {name: wanted.to(cells.device) for name, wanted in labels.items()}
+        logits = {name: self.heads[name](cells) for name in labels}  # [B, cells, values] each
+        losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
+        found = {name: values.argmax(dim=-1) for name, values in logits.items()}
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
