@@ -1,0 +1,75 @@
+"""What every image decoder offers to a bridge: a large denoiser of latents that reads a condition of a stated width and scale."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+from umm_zoo.blocks.denoisers import Denoiser
+
+
+class ImageDecoder(Denoiser):
+    """A pretrained diffusion transformer that predicts velocity from a noisy latent, the time and condition tokens.
+
+    What a bridge must know about it stands in three attributes; how its library wants time, masks and dtypes stays inside.
+    Subclasses wrap one network each in ``predict`` and have the classmethods ``from_config`` (random weights) and
+    ``from_pretrained`` (a folder or a name).
+
+    Attributes:
+        model: the library's network.
+        condition_dim: E, the width of the condition tokens.
+        condition_rms: root mean square of the condition the network was trained with, per token; a bridge that ends in a norm of
+            this scale starts where the network is at home.
+        latent_channels: C, which must be the codec's.
+        patch: pixels of the latent per token along one side; h and w must be multiples of it.
+
+    Shape:
+        - noisy: ``[B, C, h, w]``
+        - time: ``[B]`` in [0, 1], 0 data, 1 noise
+        - condition: ``[B, N, E]``, a mask where rows have padding
+        - output: ``[B, C, h, w]``, velocity (noise minus data), in the dtype of ``noisy``
+
+    Raises:
+        ValueError: the latent or the condition has another shape than stated.
+    """
+
+    model: Any
+    condition_dim: int
+    condition_rms: float
+    latent_channels: int
+    patch: int = 1
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The network itself, on tensors of its own dtype (time stays float32 or wider); see the class for shapes."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write the network in its library's format, so that ``from_pretrained`` reads it."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory while training: activations inside each layer are computed again in the backward pass."""
+        self.model.enable_gradient_checkpointing()
+
+    def forward(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
+        """Predict the velocity."""
+        self._check(noisy, time, condition)
+        dtype: torch.dtype = self.model.dtype
+        moment = time if time.dtype == torch.float64 else time.float()  # 1000 values of t do not fit into bfloat16
+        return self.predict(noisy.to(dtype), moment, condition.values.to(dtype), condition.mask).to(noisy.dtype)
+
+    def _check(self, noisy: Tensor, time: Tensor, condition: Tokens) -> None:
+        name, patch = type(self).__name__, self.patch
+        if noisy.ndim != 4 or noisy.shape[1] != self.latent_channels or any(side % patch for side in noisy.shape[2:]):
+            sides = f" with h and w multiples of {patch}" if patch > 1 else ""
+            raise ValueError(f"{name}: noisy must be [B, {self.latent_channels}, h, w]{sides}, found {list(noisy.shape)}")
+        if time.shape != noisy.shape[:1]:
+            raise ValueError(f"{name}: time must be [{len(noisy)}], found {list(time.shape)}")
+        if condition.values.shape[::2] != (len(noisy), self.condition_dim):
+            found = list(condition.values.shape)
+            raise ValueError(f"{name}: condition must be [{len(noisy)}, N, {self.condition_dim}], found {found}")

@@ -1,0 +1,80 @@
+"""Classifier-free guidance as a weighted sum over conditions, whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+from umm_zoo.objectives.base import Predictor
+
+
+class Branch(NamedTuple):
+    """A condition and the weight of the prediction under it; the weights of all branches of a sum add up to one."""
+
+    condition: Tokens
+    weight: float
+
+
+def guide(unconditional: Tokens, conditional: Tokens, scale: float) -> list[Branch]:
+    """``v_unc + scale (v_con - v_unc)`` (Ho and Salimans, 2022, arXiv 2207.12598); at scale 1 the first branch drops out."""
+    return [Branch(unconditional, 1 - scale), Branch(conditional, scale)]
+
+
+def guide_edit(
+    unconditional: Tokens, reconstruction: Tokens, edit: Tokens, reconstruction_scale: float, edit_scale: float
+) -> list[Branch]:
+    """``v_unc + a (v_rec - v_unc) + b (v_edit - v_rec)``: the picture's share and the instruction's are set apart.
+
+    WeMMU's form for editing, with a = 2 and b = 3 there (our reading: v_rec is the prediction under the task "reconstruct");
+    introduced by Brooks et al., 2023, arXiv 2211.09800, equation 3.
+    """
+    a, b = reconstruction_scale, edit_scale
+    return [Branch(unconditional, 1 - a), Branch(reconstruction, a - b), Branch(edit, b)]
+
+
+class GuidedDenoiser:
+    """A denoiser whose prediction is the weighted sum over branches; the condition it is called with is not looked at.
+
+    All branches run in one call of the network, stacked along the batch. Branches of weight zero are not run. Conditions of
+    different lengths are padded and masked.
+
+    Args:
+        denoiser: ``(noisy, time, condition)``.
+        branches: conditions ``[B, N_k, E]`` and weights.
+
+    Raises:
+        ValueError: no branch, or weights that do not add up to one.
+    """
+
+    def __init__(self, denoiser: Predictor, branches: Sequence[Branch]) -> None:
+        total = sum(branch.weight for branch in branches)
+        if not branches or abs(total - 1) > 1e-4:
+            raise ValueError(f"guidance: the weights of the branches must add up to 1, found {total:.4g}")
+        self.denoiser = denoiser
+        kept = [branch for branch in branches if branch.weight != 0]
+        self.weights = [branch.weight for branch in kept]
+        self.condition = stacked([branch.condition for branch in kept])
+
+    def __call__(self, noisy: Tensor, time: Tensor, condition: Tokens | None = None) -> Tensor:
+        """The combined prediction, ``[B, C, h, w]``."""
+        copies = len(self.weights)
+        predicted = self.denoiser(noisy.repeat(copies, 1, 1, 1), time.repeat(copies), self.condition)  # [K*B, C, h, w]
+        weights = torch.tensor(self.weights, dtype=predicted.dtype, device=predicted.device)
+        return torch.einsum("k,kbchw->bchw", weights, predicted.unflatten(0, (copies, -1)))
+
+
+def stacked(conditions: Sequence[Tokens]) -> Tokens:
+    """Conditions of one batch each as one batch, row blocks in order; shorter ones are padded, and masked then."""
+    longest = max(condition.values.shape[1] for condition in conditions)
+    values = torch.cat([F.pad(c.values, (0, 0, 0, longest - c.values.shape[1])) for c in conditions])
+    if all(c.mask is None and c.values.shape[1] == longest for c in conditions):
+        return Tokens(values)
+    masks = [
+        torch.ones(c.values.shape[:2], dtype=torch.bool, device=values.device) if c.mask is None else c.mask for c in conditions
+    ]
+    return Tokens(values, torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]))
