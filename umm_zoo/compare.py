@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from umm_zoo.comparison.children import Children
 from umm_zoo.comparison.plan import Plan, Step, load_plan
 from umm_zoo.fit import user_errors
 from umm_zoo.run_folder import RunFolder
@@ -35,11 +36,11 @@ HELP = """A compare file names a question, a base experiment, the one path that 
   set: {trainer.max_steps: 1000} # applied to every choice
 
 It is refused when anything else differs between the choices. A run is known by its resolved experiment:
-what has been run is not run again."""
+what has been run is not run again. Ctrl-C and SIGTERM stop and save what is running; the same command goes on from there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 done, 1 a run failed, 2 a mistake in the compare file."""
+    """The command; 0 done, 1 a run failed, 2 a mistake in the compare file, 130 stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m umm_zoo.compare",
         description="Benchmark blocks against each other under one recipe.",
@@ -61,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for step in plan.steps():
                 print(f"  {'waiting ' if step in waiting else 'finished'} {_folder(step, runs)}")
             return 0
-        failed = run_plan(plan, runs, arguments.jobs)
-        for step in failed:
+        children = Children()
+        failed = run_plan(plan, runs, arguments.jobs, children)
+        for step in [] if children.stopped else failed:
             print(f"error: {_folder(step, runs)}: failed; see {_log(step, runs)}", file=sys.stderr)
-        outcome.code = 1 if failed else 0
+        outcome.code = 128 + signal.SIGINT if children.stopped else int(bool(failed))
+        if children.stopped:
+            print("stopped; what was running has been saved, the same command goes on from there", file=sys.stderr)
         paths = write_results(plan, runs, Path(arguments.out) if arguments.out else Path(arguments.file).parent / "results")
         if paths:
             print(paths[0].read_text())
@@ -72,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
-def run_plan(plan: Plan, runs: Path, jobs: int) -> list[Step]:
-    """Run what has not been run, ``jobs`` at a time, each in a process of its own; returns the steps that failed."""
+def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step]:
+    """Run what has not been run, ``jobs`` at a time, a process each; returns the steps that failed or were stopped."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     steps = plan.steps()
@@ -81,7 +85,7 @@ def run_plan(plan: Plan, runs: Path, jobs: int) -> list[Step]:
     failed: list[Step] = []
     before = {run.steps[i].identity: run.steps[i - 1] for run in plan.runs for i in range(1, len(run.steps))}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, ThreadPoolExecutor(jobs) as pool:
+    with Progress(*columns) as progress, children.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task(plan.name, total=len(steps))
 
         def work(step: Step) -> None:
@@ -93,7 +97,7 @@ def run_plan(plan: Plan, runs: Path, jobs: int) -> list[Step]:
                         return
                 if not _finished(step, runs):
                     progress.update(task, description=f"{plan.name}: {step.label}")
-                    if _run(step, runs, single_thread=jobs > 1) != 0:
+                    if children.stopped or _run(step, runs, jobs > 1, children) != 0:
                         failed.append(step)
             finally:
                 done[step.identity].set()
@@ -125,7 +129,7 @@ def _finished(step: Step, runs: Path) -> bool:
     return folder.finished() and not folder.differences(_placed(step, runs))
 
 
-def _run(step: Step, runs: Path, single_thread: bool) -> int:
+def _run(step: Step, runs: Path, single_thread: bool, children: Children) -> int:
     experiment, folder = _placed(step, runs), _folder(step, runs)
     file = folder.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,31 +148,40 @@ def _run(step: Step, runs: Path, single_thread: bool) -> int:
     with _log(step, runs).open("a", encoding="utf-8") as log:
         log.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n")
         log.flush()
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        return children.call(command, log, environment)
 
 
 def write_results(plan: Plan, runs: Path, out: Path) -> list[Path]:
     """Collect every finished run into ``<name>.md/.csv/.json/.png``; none is written while nothing has finished."""
     from umm_zoo.comparison.results import Results, Row
 
-    rows, last = [], {}
+    rows, reports = [], []
     for run in plan.runs:
         step = run.steps[-1]
         if not _finished(step, runs):
             continue
-        last = json.loads(RunFolder(_folder(step, runs)).metrics_file.read_text())
-        costs = {key: float(value) for key, value in last.get("costs", {}).items()}
-        rows.append(Row(run.choice, run.seed, last["metrics"], costs, step.experiment.name, step.identity))
+        reports.append(json.loads(RunFolder(_folder(step, runs)).metrics_file.read_text()))
+        costs = {key: float(value) for key, value in reports[-1].get("costs", {}).items()}
+        rows.append(Row(run.choice, run.seed, reports[-1]["metrics"], costs, step.experiment.name, step.identity))
     if not rows:
         return []
     provenance = {
         "command": f"python -m umm_zoo.compare {plan.file}",
-        "commit": last["commit"],
-        "seeds": ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in plan.runs)),
-        "machine": ", ".join(f"{key} {value}" for key, value in last["machine"].items()),
-        "versions": ", ".join(f"{key} {value}" for key, value in last["versions"].items()),
+        "commit": _distinct(str(report["commit"]) for report in reports),
+        "seeds": ", ".join(str(seed) for seed in dict.fromkeys(row.seed for row in rows)),
+        "machine": _distinct(_listed(report["machine"]) for report in reports),
+        "versions": _distinct(_listed(report["versions"]) for report in reports),
     }
     return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision).write(out)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _distinct(values: Iterable[str]) -> str:
+    """What the runs were made with, every different value once: an interrupted comparison may go on elsewhere."""
+    return "; ".join(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

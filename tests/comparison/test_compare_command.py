@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ import toy_parts
 import yaml
 
 from umm_zoo import compare
+from umm_zoo.comparison.children import Children
 from umm_zoo.experiment import load_experiment
 from umm_zoo.fit import main as fit
 from umm_zoo.run_folder import RunFolder
@@ -61,13 +65,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs ``fit`` in this process; the arguments it was given."""
     calls: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> SimpleNamespace:
+    def call(self: Children, command: list[str], log: Any, environment: dict[str, str]) -> int:
         assert command[1:3] == ["-m", "umm_zoo.fit"]
         calls.append(command[3:])
-        return SimpleNamespace(returncode=fit(command[3:]))
+        return fit(command[3:])
 
     monkeypatch.setattr(compare, "ThreadPoolExecutor", Inline)
-    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(Children, "call", call)
     return calls
 
 
@@ -76,7 +80,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Writes what ``fit`` would, with val/loss = dropout, and fails where the method's bias is 7; names in the order they ended."""
     ended: list[str] = []
 
-    def run(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> SimpleNamespace:
+    def call(self: Children, command: list[str], log: Any, environment: dict[str, str]) -> int:
         experiment = load_experiment(command[3])
         if experiment.after is not None:
             assert RunFolder(experiment.after).finished()
@@ -85,12 +89,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found = RunFolder.of(experiment, command[5])
             found.begin(experiment, fresh=True)
             metrics = {"val/loss": float(experiment.method["body"]["dropout"])}
-            found.finish({"metrics": metrics, "commit": "abc", "machine": {"cpus": 2}, "versions": {"torch": "2"}})
-        ended.append(f"{experiment.name} threads={env.get('OMP_NUM_THREADS')}")
-        return SimpleNamespace(returncode=1 if failed else 0)
+            found.finish({"metrics": metrics, "commit": "abc", "machine": {"cpus": len(ended)}, "versions": {"torch": "2"}})
+        ended.append(f"{experiment.name} threads={environment.get('OMP_NUM_THREADS')}")
+        return int(failed)
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(Children, "call", call)
     return ended
 
 
@@ -113,6 +117,8 @@ def test_a_new_choice_runs_alone(folder: Path, pretended: list[str]) -> None:
     toy_parts.write_yaml(folder / "dropout.yaml", more)
     assert compare.main(["dropout.yaml"]) == 0
     assert len(pretended) == 3 and "much-seed4" in pretended[-1]
+    provenance = json.loads((folder / "results" / "dropout.json").read_text())["provenance"]
+    assert (provenance["commit"], provenance["machine"]) == ("abc", "cpus 0; cpus 1; cpus 2")
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(folder: Path, trained: list[list[str]]) -> None:
@@ -156,6 +162,24 @@ def test_a_failure_is_named_and_what_stands_on_it_is_not_run(
     assert [row["choice"] for row in rows] == ["good"]
 
 
+def test_sigterm_lets_the_running_process_save_and_starts_no_other(folder: Path) -> None:
+    toy = toy_parts.toy_experiment()
+    toy["trainer"]["max_steps"] = 10**7  # never comes to its end by itself
+    toy_parts.write_yaml(folder / "toy.yaml", toy)
+    places = f"{Path(toy_parts.__file__).parent}:{Path(compare.__file__).parents[1]}"
+    command = [sys.executable, "-m", "umm_zoo.compare", "dropout.yaml"]
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/compare/dropout/with-*/logs/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "the same command goes on from there" in said
+    assert list(folder.glob("runs/compare/dropout/with-*/checkpoints/last.ckpt"))
+    assert not list(folder.glob("runs/compare/dropout/without-*")) and not (folder / "results").exists()
+
+
 def test_plan_runs_nothing(folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["dropout.yaml", "--plan"]) == 0
     assert "2 runs, 2 training steps in all, 2 still to be run" in capsys.readouterr().out
@@ -173,7 +197,7 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_parts.__file__).parent))
-    assert compare.run_plan(plan, Path("runs"), jobs=1) == plan.steps()
+    assert compare.run_plan(plan, Path("runs"), 1, Children()) == plan.steps()
     (log,) = Path("runs").rglob("*.log")
     assert "did you mean 'beside.Body'?" in log.read_text()
     (file,) = Path("runs").rglob("*.yaml")

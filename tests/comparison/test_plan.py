@@ -78,9 +78,17 @@ def test_a_shared_earlier_stage_runs_once_per_seed(tmp_path: Path):
     assert [run.steps[0].experiment.seed for run in plan.runs] == [3, 5, 3, 5]
 
 
+def test_seed_after_seed_and_earlier_stages_first(tmp_path: Path):
+    (tmp_path / "first.yaml").write_text(BASE)
+    compare = COMPARE.replace("base: base.yaml", "base: second.yaml")
+    steps = load_plan(written(tmp_path, compare, second="base: base.yaml\nafter: first.yaml\n")).steps()
+    assert [step.label for step in steps] == [f"{name}-seed{seed}" for seed in (3, 5) for name in ("first", "learned", "noisy")]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("{_target_: some.Noisy}", "{_target_: some.Learned, num: 4}", "choices.noisy: found the same experiment as 'learned'"),
         ("vary:", "varry:", "did you mean 'vary'"),
         ("seeds: [3, 5]", "seeds: [a]", "seeds: found"),
         ("base: base.yaml", "base: bass.yaml", "did you mean 'base.yaml'"),

@@ -60,15 +60,17 @@ class Plan:
     runs: tuple[PlannedRun, ...]
 
     def steps(self) -> list[Step]:
-        """Every step once, in an order in which what a step stands on comes first."""
-        return list({step.identity: step for run in self.runs for step in run.steps}.values())
+        """Every step once: seed after seed, so that whole pairs finish first, and inside a seed earlier stages first."""
+        seeds = {run.seed: place for place, run in reversed(list(enumerate(self.runs)))}
+        staged = [(seeds[run.seed], depth, step) for run in self.runs for depth, step in enumerate(run.steps)]
+        return list({step.identity: step for _, _, step in sorted(staged, key=lambda entry: entry[:2])}.values())
 
 
 def load_plan(file: str | Path) -> Plan:
     """Read a compare file, resolve every choice at every seed, refuse what differs outside ``vary`` and ``also``.
 
     Raises:
-        UserError: a key is unknown or missing, a value has the wrong type, or two choices differ elsewhere.
+        UserError: a key is unknown or missing, a value has the wrong type, or two choices differ elsewhere or not at all.
     """
     file = Path(file)
     tree = _read(file)
@@ -83,6 +85,7 @@ def load_plan(file: str | Path) -> Plan:
             if seed == tree["seeds"][0]:
                 _refuse_other_differences(file, allowed, reference, (name, chain))
             runs.append(PlannedRun(name, seed, _steps(chain, f"compare/{file.stem}", f"{name}-seed{seed}")))
+    _refuse_equal_choices(file, runs)
     metrics = {printed: _metric(file, printed, value) for printed, value in tree["metrics"].items()}
     return Plan(file.stem, str(file), tree["question"], tree.get("decision", ""), metrics, tuple(runs))
 
@@ -183,6 +186,15 @@ def _refuse_other_differences(
             )
     if problems:
         raise UserError(file, problems)
+
+
+def _refuse_equal_choices(file: Path, runs: list[PlannedRun]) -> None:
+    """Two names for one experiment are a slip: the difference between them would be exactly zero."""
+    names: dict[str, str] = {}
+    for run in runs:
+        known = names.setdefault(run.steps[-1].identity, run.choice)
+        if known != run.choice:
+            raise UserError(file, [Problem(f"choices.{run.choice}", f"the same experiment as '{known}'", "choices that differ")])
 
 
 def _steps(chain: list[Experiment], folder: str, label: str) -> tuple[Step, ...]:
