@@ -1,0 +1,228 @@
+"""Flow matching on straight paths from data to noise, plain and with contrast between samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+from umm_zoo.objectives.base import Objective, Predictor, mean_over_cells
+from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
+from umm_zoo.objectives.solvers import DPMSolver, Solver
+from umm_zoo.objectives.times import TimeSampler, UniformTimes, shifted
+
+
+class Path(NamedTuple):
+    """Points on the straight paths of a batch: ``noisy = (1 - t) data + t noise`` and ``velocity = noise - data``."""
+
+    noisy: Tensor
+    time: Tensor
+    velocity: Tensor
+
+
+class FlowMatching(Objective):
+    """Regression of the velocity ``noise - data`` on straight paths (Lipman et al., 2023, arXiv 2210.02747), weight 1 at all times.
+
+    The denoiser is called with times in [0, 1], 0 being data. Latents, noise and errors are kept in float32 (or float64) whatever the
+    network computes in.
+
+    Args:
+        times: of training; None is uniform, which MetaQuery, OpenUni and BLIP3-o use (WeMMU does not state its own).
+        num_steps: of sampling, 20 as in Sana's and OpenUni's recipe.
+        sampling_shift: how the steps of sampling are moved towards noise, 3.0 in Sana's recipe; 1 spaces them evenly.
+        solver: of sampling; None is ``DPMSolver``, as in Sana's recipe.
+
+    Raises:
+        ValueError: fewer than one step, or a shift that is not positive.
+    """
+
+    def __init__(
+        self,
+        times: TimeSampler | None = None,
+        num_steps: int = 20,
+        sampling_shift: float = 3.0,
+        solver: Solver | None = None,
+    ) -> None:
+        if num_steps < 1 or sampling_shift <= 0:
+            raise ValueError(
+                f"flow matching: num_steps must be 1 or more and sampling_shift positive, found {num_steps} and {sampling_shift}"
+            )
+        self.times, self.solver = times or UniformTimes(), solver or DPMSolver()
+        self.num_steps, self.sampling_shift = num_steps, sampling_shift
+
+    def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Path:
+        """Times and noise for a batch of clean latents."""
+        latents = latents if latents.dtype == torch.float64 else latents.float()
+        time = self.times(len(latents), latents.device, generator).to(latents.dtype)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        return self.path(latents, time, noise)
+
+    def path(self, latents: Tensor, time: Tensor, noise: Tensor) -> Path:
+        """The points at given times ``[B]`` and noise ``[B, C, h, w]``."""
+        t = time[:, None, None, None]
+        return Path((1 - t) * latents + t * noise, time, noise - latents)
+
+    def terms(
+        self,
+        denoiser: Predictor,
+        path: Path,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+        cells: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Every term at given points, ``[B]`` each: ``loss`` is minimised, ``flow`` is the plain error of the velocity."""
+        flow = _errors(self._predict(denoiser, path, condition), path.velocity, cells)
+        return {"loss": flow, "flow": flow}
+
+    def losses(
+        self,
+        denoiser: Predictor,
+        latents: Tensor,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+        cells: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of every sample, ``[1, B]``."""
+        return self.terms(denoiser, self.draw(latents, generator), condition, generator, cells)["loss"][None]
+
+    def __call__(
+        self,
+        denoiser: Predictor,
+        latents: Tensor,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Means over the batch: ``loss``, and ``flow``, the plain error, by which different objectives can be compared."""
+        terms = self.terms(denoiser, self.draw(latents, generator), condition, generator)
+        return {name: value.mean() if name == "loss" else value.detach().mean() for name, value in terms.items()}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Predictor,
+        shape: tuple[int, int, int, int],
+        condition: Tokens | Sequence[Branch],
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        num_steps: int | None = None,
+    ) -> Tensor:
+        """Latents from noise.
+
+        Args:
+            denoiser: the network.
+            shape: ``[B, C, h, w]``.
+            condition: one condition, or branches of guidance whose predictions are added with their weights
+                (``guidance.guide``, ``guidance.guide_edit``, or any other list).
+            generator: for the noise.
+            noise: to start from, in place of a draw.
+            num_steps: in place of the objective's own.
+
+        Raises:
+            ValueError: the weights of the branches do not add up to one.
+        """
+        if not isinstance(condition, Tokens):
+            denoiser = GuidedDenoiser(denoiser, condition)
+            condition = denoiser.condition
+        device = condition.values.device
+        x = torch.randn(shape, generator=generator, device=device) if noise is None else noise.to(device)
+        told = condition
+
+        def velocity(state: Tensor, time: float) -> Tensor:
+            return denoiser(state, torch.full((len(state),), time, device=device), told).to(state.dtype)
+
+        return self.solver(velocity, x, self.sampling_times(num_steps))
+
+    def sampling_times(self, num_steps: int | None = None) -> list[float]:
+        """From 1 down to 0."""
+        steps = num_steps or self.num_steps
+        return [shifted(1 - i / steps, self.sampling_shift) for i in range(steps + 1)]
+
+    def _predict(self, denoiser: Predictor, path: Path, condition: Tokens) -> Tensor:
+        return denoiser(path.noisy, path.time, condition).to(path.velocity.dtype)
+
+
+class ContrastiveFlowMatching(FlowMatching):
+    """Flow matching that also pushes the velocity away from that of another sample (Stoica et al., 2025, arXiv 2506.05350).
+
+    ``|v - v+|^2 - weight |v - v-|^2`` per element, v- being noise minus data of another sample of the batch, its own picture and its
+    own noise. WeMMU trains its first stage with it. Negatives are drawn uniformly from all other samples, never the sample itself.
+
+    With negatives independent of the condition the minimiser is an affine map of the plain one, ``(v + weight mu) / (1 - weight)``, mu
+    being the mean latent: the loss is not comparable with flow matching's and may be negative, so the plain error is logged as
+    ``flow`` beside it. Two rows of a batch that show the same picture are false negatives of each other.
+
+    Args:
+        weight: lambda; 0.05 in both papers. 0 is flow matching.
+        gather_below: with fewer rows than this on a rank, those of all ranks serve as negatives while training (our choice; ranks
+            must then have equally many rows of equal size).
+        times: as in ``FlowMatching``.
+        num_steps: as in ``FlowMatching``.
+        sampling_shift: as in ``FlowMatching``.
+        solver: as in ``FlowMatching``.
+
+    Raises:
+        ValueError: a weight outside [0, 1), or one that has no other sample to be contrasted with while training.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.05,
+        gather_below: int = 8,
+        times: TimeSampler | None = None,
+        num_steps: int = 20,
+        sampling_shift: float = 3.0,
+        solver: Solver | None = None,
+    ) -> None:
+        super().__init__(times, num_steps, sampling_shift, solver)
+        if not 0 <= weight < 1:
+            raise ValueError(f"ContrastiveFlowMatching.weight: found {weight}, accepted is 0 or more and below 1")
+        self.weight, self.gather_below = weight, gather_below
+
+    def terms(
+        self,
+        denoiser: Predictor,
+        path: Path,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+        cells: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Adds ``contrast``, the error against the other sample's velocity, ``[B]``."""
+        predicted = self._predict(denoiser, path, condition)
+        flow = _errors(predicted, path.velocity, cells)
+        contrast = _errors(predicted, self.negatives(path.velocity, generator), cells)
+        return {"loss": flow - self.weight * contrast, "flow": flow, "contrast": contrast}
+
+    def negatives(self, velocity: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Another sample's velocity for every row, ``[B, C, h, w]``.
+
+        Raises:
+            ValueError: there is no other sample while training; outside of training the row itself stands in.
+        """
+        training = torch.is_grad_enabled()
+        pool, first = velocity, 0
+        # validation batches may differ between ranks, where an exchange would wait for ever
+        if training and len(velocity) < self.gather_below and dist.is_available() and dist.is_initialized():
+            parts = [torch.empty_like(velocity) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, velocity.contiguous())
+            pool, first = torch.cat(parts), dist.get_rank() * len(velocity)
+        if len(pool) < 2:
+            if training:
+                raise ValueError(
+                    "ContrastiveFlowMatching: found a batch of one, accepted are batches of two or more over all ranks"
+                )
+            return velocity
+        own = first + torch.arange(len(velocity), device=velocity.device)
+        away = torch.randint(1, len(pool), (len(velocity),), generator=generator, device=velocity.device)
+        return pool[(own + away) % len(pool)]
+
+    def plain_velocity(self, velocity: Tensor, mean_latent: Tensor) -> Tensor:
+        """Undo the affine map of the minimiser: ``(1 - weight) v - weight mu``."""
+        return (1 - self.weight) * velocity - self.weight * mean_latent
+
+
+def _errors(predicted: Tensor, wanted: Tensor, cells: Tensor | None) -> Tensor:
+    return mean_over_cells((predicted - wanted).square(), cells)
