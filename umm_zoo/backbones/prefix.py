@@ -1,8 +1,9 @@
-"""A frozen model's reading of a prompt, kept as keys and values for whatever is to attend to it."""
+"""A frozen model's reading of a prompt, kept as keys and values for whatever is to attend to it, and who reads them."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+from umm_zoo.backbones.base import VLMBackbone, VLMInputs
+from umm_zoo.batch import Grid
 
 
 @dataclass
@@ -57,6 +61,61 @@ class Prefix:
         """
         prompt = self.attention_mask[:, None].expand(-1, mask.shape[1], -1)
         return torch.cat([prompt, mask], dim=-1)[:, None]
+
+
+class LanguageStack(nn.Module, ABC):
+    """The layers and the final norm of a language model, without its embeddings, for tokens that read a prefix.
+
+    The prefix is constant: nothing is appended to it, and gradients reach the tokens and the layers, never the prompt.
+
+    Attributes:
+        width: language-model width D.
+
+    Shape:
+        - tokens: ``[B, N, D]``; position_ids: ``[3, B, N]``
+        - mask: ``[B, N, N]`` bool, True where the row may attend to the column; all may attend to the whole prompt
+        - output: ``[B, N, D]``, after the final norm
+    """
+
+    width: int
+
+    @abstractmethod
+    def forward(
+        self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor, gradient_checkpointing: bool = False
+    ) -> Tensor:
+        """Run; with ``gradient_checkpointing`` the layers are computed again in the backward pass instead of being stored."""
+
+    @abstractmethod
+    def attention(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
+        """The attention weights of layer after layer, ``[B, heads, N, L + N]``; no gradient."""
+
+    @abstractmethod
+    def example_prefix(self, batch_size: int, length: int) -> Prefix:
+        """A prefix of random keys and values, for ``umm_zoo.testing.check_block``."""
+
+
+class PrefixBackbone(VLMBackbone, ABC):
+    """A vision-language model that can read a prompt once and let other tokens go on from it."""
+
+    @abstractmethod
+    def prefix(self, inputs: VLMInputs) -> Prefix:
+        """Read a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
+
+    @abstractmethod
+    def image_grid(self, height: int, width: int) -> Grid:
+        """Grid of tokens that a picture of that many pixels becomes."""
+
+    @abstractmethod
+    def text_positions(self, prefix: Prefix, num_tokens: int) -> Tensor:
+        """Position ids ``[3, B, N]`` of text behind the prompt."""
+
+    @abstractmethod
+    def grid_positions(self, prefix: Prefix, grid: Grid) -> Tensor:
+        """Position ids ``[3, B, h*w]`` of a token grid behind the prompt, as if one more image stood there."""
+
+    @abstractmethod
+    def language_stack(self, copied: bool) -> LanguageStack:
+        """The model's own layers, or a trainable copy of them that shares nothing."""
 
 
 @contextmanager

@@ -10,20 +10,22 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from umm_zoo.backbones.base import IGNORE, VLMBackbone, VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.base import IGNORE, VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, repeat_rows
 from umm_zoo.backbones.loading import assert_complete, find_source, on_meta_device, torch_dtype
-from umm_zoo.backbones.prefix import Prefix, evaluation_mode
+from umm_zoo.backbones.prefix import Prefix, PrefixBackbone, evaluation_mode
 from umm_zoo.backbones.qwen_chat import SYSTEM_PROMPT, QwenChat
 from umm_zoo.backbones.qwen_config import differences, match_tokenizer, patch_layout, read_config, tokenizer_source
 from umm_zoo.backbones.qwen_images import PatchLayout
+from umm_zoo.backbones.qwen_stack import QwenStack
 from umm_zoo.backbones.templates import encode, pad, special_id, stop_ids
 from umm_zoo.backbones.tokenizer import load_tokenizer
-from umm_zoo.batch import Conversation, Grid
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
 from umm_zoo.frozen import FrozenBackbone
+from umm_zoo.mistakes import MistakeError
 
 
-class Qwen25VL(VLMBackbone):
+class Qwen25VL(PrefixBackbone):
     """A vision transformer with windowed attention, a merger of 2 x 2 patches, and a causal language model with M-RoPE.
 
     Pictures may have any size; the picture's token grid follows from it (``image_grid``). Build it with ``from_pretrained`` or
@@ -223,10 +225,10 @@ class Qwen25VL(VLMBackbone):
             )
         image_id = special_id(self.tokenizer, self.template.image)
         rows = []
-        for conversation, count in zip(conversations, image_counts, strict=True):
+        for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True)):
             pieces = self.template.render(conversation, for_generation)
             if (markers := sum(piece.kind == "image" for piece in pieces)) != count:
-                raise ValueError(f"{markers} <image> markers for {count} images in '{conversation[0]['text'][:60]}'")
+                raise MistakeError(f"found {markers} {IMAGE_MARKER} markers in the turns for {count} images", row)
             rows.append(encode(self.tokenizer, pieces, image_id, grid.num_cells))
         token_ids = pad([ids for ids, _ in rows], self._pad_id, for_generation)
         labels = pad([labels for _, labels in rows], IGNORE, for_generation)
@@ -296,6 +298,12 @@ class Qwen25VL(VLMBackbone):
         offsets = torch.stack([torch.zeros_like(rows), rows, columns])  # [3, h*w]
         return prefix.next_position[:, None] + offsets[:, None]
 
+    def language_stack(self, copied: bool) -> QwenStack:
+        """The layers and final norm of the language model, or a trainable copy of them without the token embeddings."""
+        language = self.model.model.language_model
+        stack = QwenStack(language.layers, language.norm, language.rotary_emb)
+        return stack.copied() if copied else stack
+
     def continue_from(self, prefix: Prefix, embeddings: Tensor, position_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Last hidden states of new tokens that attend to a prompt and to each other; the prefix does not grow.
 
@@ -307,14 +315,10 @@ class Qwen25VL(VLMBackbone):
             - output: ``[B, N, D]``
         """
         if mask is None:
-            ones = prefix.attention_mask.new_ones(embeddings.shape[:2])
-            allowed = torch.cat([prefix.attention_mask, ones], dim=1)  # [B, L + N]; the library makes it causal
-        else:
-            whole = prefix.mask_with(mask)
-            allowed = torch.zeros(whole.shape, dtype=embeddings.dtype, device=whole.device)
-            allowed = allowed.masked_fill(~whole, torch.finfo(embeddings.dtype).min)  # [B, 1, N, L + N]
+            num_tokens = embeddings.shape[1]
+            mask = prefix.attention_mask.new_ones(num_tokens, num_tokens).tril().expand(len(embeddings), -1, -1)
         with evaluation_mode(self.model):
-            return self._run(embeddings, allowed, position_ids, prefix.copy().cache)
+            return self.language_stack(copied=False)(embeddings, prefix, position_ids, mask)
 
     # -- answers -----------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,203 @@
+"""What a bridge puts behind a prompt, one token per place where the language model is to say what to draw."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.batch import Grid, Tokens
+from umm_zoo.blocks.positions import centre
+
+
+class QuerySampler(nn.Module, ABC):
+    """Makes the query tokens of a batch. A method calls it once per batch and shares the draw among its guidance branches.
+
+    A subclass implements ``forward``; one with a count of its own overrides ``grid_for``.
+
+    Attributes:
+        width: language-model width D.
+
+    Shape:
+        - context: ``[B, L, D]``, the embedded prompts (the mask is False on padding), for queries that depend on what is asked
+        - grid: what is to be drawn, in cells of the latent
+        - output: ``[B, N, D]`` in the context's dtype, N being the cells of ``grid_for(grid)``, in raster order
+    """
+
+    width: int
+
+    def grid_for(self, grid: Grid) -> Grid:
+        """The grid that the queries form when a picture of ``grid`` is to be drawn; the same one unless the count is fixed."""
+        return grid
+
+    @abstractmethod
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """Make the queries; ``generator`` is the source of whatever is drawn."""
+
+    def example_inputs(self) -> tuple[Tokens, Grid]:
+        """A small context and a grid that is not square, for ``umm_zoo.testing.check_block``."""
+        return Tokens(torch.randn(2, 5, self.width), torch.ones(2, 5, dtype=torch.bool)), Grid(3, 4)
+
+
+class NoisyQueries(QuerySampler):
+    """Independent standard normal numbers, drawn anew at every call; no parameters.
+
+    WeMMU: the draw replaces a learned embedding, it does not perturb one. There is nothing per slot that could be learned; which
+    place a query stands for it knows from its position alone. A learned scale per channel stayed at 1 and was dropped.
+
+    Reference: Yang et al., "WeMMU" (arXiv 2512.02536); no public code.
+
+    Shape:
+        See ``QuerySampler``.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """Draw."""
+        values = context.values
+        shape = (len(values), grid.num_cells, self.width)
+        # in float32 whatever the dtype: one seed is one draw
+        return torch.randn(shape, generator=generator, device=values.device, dtype=torch.float32).to(values.dtype)
+
+
+class LearnedQueries(QuerySampler):
+    """A fixed number of learned embeddings, the same for every prompt and every size of picture.
+
+    MetaQuery and OpenUni use 256 (MetaQuery's code defaults to 64). Their grid is square where the number is, else one row.
+
+    Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256).
+
+    Shape:
+        See ``QuerySampler``; N is ``num_queries``.
+
+    Args:
+        width: language-model width.
+        num_queries: N.
+        init_std: of the initial embeddings; None is 1 / sqrt(width), OpenUni's.
+    """
+
+    def __init__(self, width: int, num_queries: int = 256, init_std: float | None = None) -> None:
+        super().__init__()
+        self.width, self.num_queries = width, num_queries
+        self.table = nn.Parameter(torch.randn(num_queries, width) * _std(init_std, width))
+
+    def grid_for(self, grid: Grid) -> Grid:
+        """The queries' own grid, whatever is to be drawn."""
+        side = math.isqrt(self.num_queries)
+        return Grid(side, side) if side * side == self.num_queries else Grid(1, self.num_queries)
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """The table for every row."""
+        return self.table.to(context.values.dtype).expand(len(context.values), -1, -1)
+
+
+class LearnedGridQueries(QuerySampler):
+    """One learned embedding per cell, as many as the picture has: a table of which the centre is used.
+
+    WeMMU's ablation "learnable, dynamic number"; how its queries follow the size is not published. The centre crop is that of the
+    connector's position table, the only reading that fits the name.
+
+    Shape:
+        See ``QuerySampler``.
+
+    Args:
+        width: language-model width.
+        max_height, max_width: rows and columns of the table; 64 reaches 2048 pixels with a codec of factor 32.
+        init_std: of the initial embeddings; None is 1 / sqrt(width), OpenUni's.
+
+    Raises:
+        ValueError: a grid is larger than the table.
+    """
+
+    def __init__(self, width: int, max_height: int = 64, max_width: int = 64, init_std: float | None = None) -> None:
+        super().__init__()
+        self.width = width
+        self.table = nn.Parameter(torch.randn(max_height, max_width, width) * _std(init_std, width))
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """The centre of the table for every row."""
+        return centre(self.table, grid).to(context.values.dtype).expand(len(context.values), -1, -1)
+
+
+class PerturbedGridQueries(LearnedGridQueries):
+    """Learned embeddings per cell plus normal noise: between ``LearnedGridQueries`` and ``NoisyQueries``. Our control.
+
+    Shape:
+        See ``QuerySampler``.
+
+    Args:
+        width: language-model width.
+        noise_std: deviation of the noise.
+        max_height, max_width, init_std: see ``LearnedGridQueries``.
+
+    Raises:
+        ValueError: a grid is larger than the table.
+    """
+
+    def __init__(
+        self, width: int, noise_std: float, max_height: int = 64, max_width: int = 64, init_std: float | None = None
+    ) -> None:
+        super().__init__(width, max_height, max_width, init_std)
+        self.noise_std = noise_std
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """Table plus a fresh draw."""
+        learned = super().forward(context, grid)
+        noise = torch.randn(learned.shape, generator=generator, device=learned.device, dtype=torch.float32)
+        return learned + self.noise_std * noise.to(learned.dtype)
+
+
+class ZeroQueries(QuerySampler):
+    """Nothing but a position. Our control: does the noise matter, or only that nothing is learned per slot?
+
+    Shape:
+        See ``QuerySampler``.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros."""
+        return context.values.new_zeros(len(context.values), grid.num_cells, self.width)
+
+
+class FrozenNoiseQueries(QuerySampler):
+    """Standard normal numbers drawn once and never again. Our control: does it matter that the noise is drawn anew?
+
+    The draw depends on ``seed`` alone, so no checkpoint has to hold it.
+
+    Shape:
+        See ``QuerySampler``.
+
+    Args:
+        width: language-model width.
+        max_height, max_width: rows and columns of the draw, of which the centre is used.
+        seed: of the draw.
+
+    Raises:
+        ValueError: a grid is larger than the draw.
+    """
+
+    table: Tensor
+
+    def __init__(self, width: int, max_height: int = 64, max_width: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        generator = torch.Generator("cpu").manual_seed(seed)
+        table = torch.randn(max_height, max_width, width, generator=generator, device="cpu")
+        self.register_buffer("table", table.to(torch.get_default_device()), persistent=False)
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """The centre of the draw for every row."""
+        return centre(self.table, grid).to(context.values.dtype).expand(len(context.values), -1, -1)
+
+
+def _std(stated: float | None, width: int) -> float:
+    return width**-0.5 if stated is None else stated
