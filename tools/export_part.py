@@ -1,10 +1,12 @@
 """Write a trained part as a folder in its library's own format, with a card: what later experiments load.
 
-    python tools/export_part.py runs/tiny/codec
+    python tools/export_part.py runs/tiny/codec --test --probe mark colour
     python tools/export_part.py runs/tiny/tower --out experiments/tiny/weights/tower --dtype float16
 
 The part is the run's ``encoder``, ``tower``, ``codec`` or ``vlm``. Weights are stored in ``--dtype`` (default float16, half the
-size; they are read back as float32). The card repeats the recipe, data, commit, time and scores that the run recorded.
+size; they are read back as float32). The card (``card.json``, and a README made from it) states recipe, data, commit, time, machine
+and the scores of the run's last validation; with ``--test`` also those on the test split, by the weights as they are stored; with
+``--probe`` what can be read from the part's features on that split.
 """
 
 from __future__ import annotations
@@ -12,32 +14,47 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import load_file, save_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
+
+from tools.part_card import markdown, world_of
+from tools.probe import Layer, load_batches, parse_layer, probe
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.features import LibraryEncoder
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.build import build
+from umm_zoo.evaluate import load_run, validation
+from umm_zoo.experiment import UserError, load_experiment
 from umm_zoo.method import Method
 
 PARTS = ("encoder", "tower", "codec", "vlm")
 Part = LatentCodec | LibraryEncoder | LlavaBackbone | Qwen25VL
 
+#: What a run may have said of its part that its weights do not say.
+KEPT_ARGUMENTS = ("system_prompt", "template", "max_length", "min_tokens", "max_tokens", "image_size")
 
-def find_part(method: Any, source: str | Path) -> Part:
-    """The part of a run that others use.
+#: Where a part is read: encoders where LLaVA looks, vision-language models where their language model ends.
+DEFAULT_LAYER: dict[str, Layer] = {"encoder": -2, "tower": -2, "codec": -1, "vlm": -1}
+
+
+def find_part(method: Any, source: str | Path) -> tuple[str, Part]:
+    """The part of a run that others use, and its name.
 
     Raises:
         ValueError: it has none.
     """
     for name in PARTS:
         if isinstance(part := getattr(method, name, None), Part):
-            return part
+            return name, part
     raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is one of {', '.join(PARTS)}")
 
 
@@ -51,61 +68,192 @@ def shrink(folder: Path, dtype: str) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def card(name: str, part: Part, run: Path, folder: Path, dtype: str) -> str:
-    """The README of an exported part, from what its run recorded."""
-    experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
-    record: dict[str, Any] = {}
-    for file, title in (("metrics.json", "Run"), ("data.json", "Samples read")):
-        if (run / file).is_file():
-            record[title] = json.loads((run / file).read_text(encoding="utf-8"))
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    parameters, steps = sum(p.numel() for p in part.parameters()), experiment["trainer"].get("max_steps")
-    data = {"train": experiment["data"].get("train"), "val": experiment["data"].get("val")}
-    lines = [
-        f"# {name}",
-        "",
-        f"{type(part).__name__}, {parameters:,} parameters, stored as {dtype} ({weights / 2**20:.2f} MiB).",
-        f"Trained by this repository: `python -m umm_zoo.fit experiments/{experiment['name']}.yaml`, {steps} steps, "
-        f"{experiment['data'].get('batch_size')} samples each, seed {experiment['seed']}.",
-        "",
-        f"Load it with `{type(part).__module__}.{type(part).__name__}.from_pretrained` and this folder as `source`.",
-        "",
-        "## Data",
-        "",
-        "```yaml",
-        yaml.safe_dump(data, sort_keys=False).rstrip(),
-        "```",
+def load_node(part: Part, stated: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What an experiment file says to load the part again as it was."""
+    kept = {name: stated[name] for name in KEPT_ARGUMENTS if name in stated}
+    kind = type(part)
+    return {"_target_": f"{kind.__module__}.{kind.__name__}.from_pretrained", "source": folder.as_posix(), **kept}
+
+
+def earlier(experiment: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
+    """What the stages before this one cost, the first one first, as far as they are files with runs beside this one."""
+    after = experiment.get("after")
+    if not after or Path(after).suffix not in (".yaml", ".yml") or not Path(after).is_file():
+        return []
+    stage = load_experiment(after)
+    report = runs / stage.name / "metrics.json"
+    here = []
+    if report.is_file():
+        found = json.loads(report.read_text(encoding="utf-8"))
+        here = [{"experiment": found["experiment"], "steps": found["steps"], "seconds": found["seconds"]}]
+    return [*earlier(stage.resolved(), runs), *here]
+
+
+def sources_of(experiment: dict[str, Any], run: Path) -> list[dict[str, Any]]:
+    """The shards of a run, and how many samples of them it has read."""
+    counts = json.loads((run / "data.json").read_text(encoding="utf-8")) if (run / "data.json").is_file() else {}
+    return [
+        {
+            "split": split,
+            "name": name,
+            "shards": source["shards"],
+            "samples": counts.get(split, {}).get(name, {}).get("samples"),
+            "read": counts.get(split, {}).get(name, {}).get("read"),
+        }
+        for split in ("train", "val")
+        for name, source in (experiment["data"].get(split) or {}).items()
     ]
-    for title, content in record.items():
-        lines += ["", f"## {title}", "", "```json", json.dumps(content, indent=1), "```"]
-    return "\n".join([*lines, ""])
 
 
-def export(run: Path, folder: Path, dtype: str) -> None:
-    """Write the part of a finished run into ``folder``.
+def test_shards(experiment: dict[str, Any]) -> dict[str, str]:
+    """The test split's shards of each validation source.
 
     Raises:
-        FileNotFoundError: no checkpoint in the run.
-        ValueError: the run has no part to export.
+        ValueError: a source has no folder ``val`` to be replaced.
     """
-    part = find_part(Method.load(run), run)
+    found = {}
+    for name, source in (experiment["data"].get("val") or {}).items():
+        shards = str(source["shards"])
+        if "/val/" not in shards:
+            raise ValueError(f"data.val.{name}.shards: found '{shards}', accepted for --test is a path with /val/ in it")
+        found[name] = shards.replace("/val/", "/test/")
+    return found
+
+
+def test_scores(run: Path, experiment: dict[str, Any], part: Part, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Scores on the test split of the part as it is stored, the rest of the method being the run's.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no test split.
+        UserError: an override does not fit.
+    """
+    from data_pipelines.shards import ShardSource
+
+    shards = test_shards(experiment)
+    samples = sum(len(ShardSource(pattern).open(source)) for source, pattern in shards.items())
+    loaded = load_run(run, [*(f"data.val.{source}.shards={pattern}" for source, pattern in shards.items()), *overrides])
+    stored = {f"{name}.{key}": value for key, value in part.state_dict().items()}
+    loaded.checkpoint["state_dict"] = {**loaded.checkpoint["state_dict"], **stored}
+    return {"samples": samples, "metrics": named(validation(loaded))}
+
+
+def named(metrics: dict[str, float]) -> dict[str, float]:
+    """The validation scores among a run's metrics, without their prefix."""
+    return {name.removeprefix("val/"): value for name, value in sorted(metrics.items()) if name.startswith("val/")}
+
+
+def export(
+    run: Path,
+    folder: Path,
+    dtype: str,
+    test: bool = False,
+    overrides: Sequence[str] = (),
+    attributes: Sequence[str] = (),
+    layers: Sequence[Layer] = (),
+    probe_shards: str | None = None,
+) -> dict[str, Any]:
+    """Write the part of a finished run into ``folder``; returns its card.
+
+    Args:
+        run: the run folder.
+        folder: made if need be.
+        dtype: of the stored weights.
+        test: score on the test split.
+        overrides: ``key=value`` for that score, such as a metric the run did not have.
+        attributes: to be probed.
+        layers: where; none takes the usual one of the part.
+        probe_shards: with scenes; None takes the test split of the first validation source.
+
+    Raises:
+        FileNotFoundError: no checkpoint in the run, or no test split.
+        ValueError: the run has not finished or has no part to export.
+    """
+    method = Method.load(run)
+    if not (run / "metrics.json").is_file():
+        raise ValueError(f"{run}: found no metrics.json, accepted is a run that has finished (go on with ckpt=last)")
+    name, part = find_part(method, run)
+    report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     part.save(folder)
     shrink(folder, dtype)
-    type(part).from_pretrained(str(folder))  # what was written must load completely
-    (folder / "README.md").write_text(card(folder.name, part, run, folder, dtype), encoding="utf-8")
+    node = load_node(part, experiment["method"].get(name) or {}, folder)
+    stored: Part = build(node)  # what was written must load completely
+    sources = sources_of(experiment, run)
+    stages = earlier(experiment, run.resolve().parents[len(Path(report["name"]).parts) - 1])
+    scores = {
+        "val": {"samples": sum(s["samples"] or 0 for s in sources if s["split"] == "val"), "metrics": named(report["metrics"])}
+    }
+    if test:
+        scores["test"] = test_scores(run, experiment, stored, name, overrides)
+    probes = []
+    if attributes:
+        shards = probe_shards or next(iter(test_shards(experiment).values()))
+        batches, cells = load_batches(shards, experiment["data"]["image_size"], 4000)
+        for layer in layers or (DEFAULT_LAYER[name],):
+            for attribute in attributes:
+                result = asdict(probe(stored.eval(), batches, attribute, layer, cells))
+                probes.append({**result, "layer": layer, "shards": shards})
+    found = {str(Path(source["shards"]).parent.parent): world_of(source["shards"]) for source in sources}
+    command = f"python -m umm_zoo.fit {report['experiment']}"
+    shipped = report["experiment"] == f"experiments/tiny/{folder.name}.yaml"
+    again = f"bash tools/train_tiny.sh {folder.name}" if shipped else f"{command} --again"
+    card = {
+        "part": folder.name,
+        "class": node["_target_"].removesuffix(".from_pretrained"),
+        "load": node,
+        "parameters": sum(p.numel() for p in part.parameters()),
+        "stored_as": dtype,
+        "weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "recipe": {
+            "experiment": report["experiment"],
+            "command": command,
+            "again": again,
+            "steps": report["steps"],
+            "batch_size": experiment["data"].get("batch_size"),
+            "seed": report["seed"],
+            "after": stages,
+        },
+        "seconds": round(report["seconds"] + sum(stage["seconds"] for stage in stages), 1),
+        "commit": report["commit"],
+        "versions": report["versions"],
+        "machine": report["machine"],
+        "scores": scores,
+        "probes": probes,
+        "worlds": [world for world in found.values() if world],
+        "sources": sources,
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(markdown(card), encoding="utf-8")
+    return card
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="folder to write (default experiments/tiny/weights/NAME)")
     parser.add_argument("--dtype", default="float16", choices=["float32", "float16", "bfloat16"], help="of the stored weights")
-    arguments = parser.parse_args()
+    parser.add_argument("--test", action="store_true", help="score on the test split: the validation shards with /test/ for /val/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for that score; may be repeated")
+    parser.add_argument("--probe", nargs="+", default=[], metavar="ATTRIBUTE", help="colour, shape, size, mark, background …")
+    parser.add_argument("--layer", nargs="+", type=parse_layer, default=[], help="where to probe (see tools/probe.py)")
+    parser.add_argument("--probe-shards", metavar="SHARDS", help="with 'scene' in their json (default: the first test shards)")
+    arguments = parser.parse_args(argv)
     folder = arguments.out or Path("experiments/tiny/weights") / arguments.run.resolve().name
     try:
-        export(arguments.run, folder, arguments.dtype)
+        export(
+            arguments.run,
+            folder,
+            arguments.dtype,
+            arguments.test,
+            arguments.set,
+            arguments.probe,
+            arguments.layer,
+            arguments.probe_shards,
+        )
+    except UserError as error:
+        sys.exit("\n".join(f"export_part: {line}" for line in error.lines()))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"export_part: {error}")
     size = sum(path.stat().st_size for path in folder.iterdir())

@@ -2,13 +2,17 @@
 
     python tools/probe.py runs/tiny/tower --shards 'data/tiny/test/captions-*.tar' --attribute mark --layer -2
     python tools/probe.py experiments/tiny/tower.yaml --shards … --attribute colour        (untrained weights: the floor)
-    python tools/probe.py 'umm_zoo.backbones.features.CLIPVisionFeatures:experiments/tiny/weights/tower' --shards … --attribute mark
+    python tools/probe.py experiments/tiny/weights/tower --shards … --attribute mark       (a folder that export_part.py wrote)
+    python tools/probe.py 'umm_zoo.backbones.features.CLIPVisionFeatures:FOLDER' --shards … --attribute mark
+    python tools/probe.py experiments/tiny/weights/llava --shards … --attribute mark       (what its language model gives out)
     python tools/probe.py pixels --shards … --attribute mark                               (the ceiling)
 
 An attribute of objects (colour, shape, size, mark …) is asked of every cell that holds one, from the features of that cell; an
-attribute of the scene (background, stripes) of each picture, from one vector. The probe learns on three quarters of the pictures
-and is scored on the rest; the best of a few weight decays is chosen on a slice of the former. Printed beside it: chance (the
-commonest value of the scored rows) and the number of scored rows, from which the standard error follows.
+attribute of the scene (background, stripes) of each picture, from one vector. Of a vision-language model the states at the image
+tokens are read: what enters its language model (layer 0) or leaves it (layer -1); the question stands behind the image and cannot
+reach them. The probe learns on three quarters of the pictures and is scored on the rest; the best of a few weight decays is chosen
+on a slice of the former. Printed beside it: chance (the commonest value of the scored rows) and the number of scored rows, from
+which the standard error follows.
 """
 
 from __future__ import annotations
@@ -19,16 +23,20 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.features import FeatureEncoder
-from umm_zoo.batch import Batch
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation
 from umm_zoo.methods.pictures import picture_of_each_row
+
+#: Of an encoder: counted from its end, or ``pooled`` for its one vector. Of a vision-language model: 0 or -1.
+Layer = int | Literal["pooled"]
 
 WEIGHT_DECAYS = (0.0, 0.01, 0.1)
 
@@ -158,42 +166,76 @@ def _accuracy(probe: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def part_features(part: nn.Module | None, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
-    """Tokens ``[B, N, D]`` and grid of pictures: an encoder's patches, a codec's latents, or 4 x 4 px blocks of pixels for None.
+def part_features(part: nn.Module | None, images: Tensor, layer: Layer, cells: int = 4) -> tuple[Tensor, tuple[int, int]]:
+    """Tokens ``[B, N, D]`` and their grid.
+
+    Those of an encoder are its patches at a layer, or its one vector in as many blocks as there are cells, only the cell's own
+    filled (so that a linear probe has weights of its own for each cell); of a vision-language model the states at its image tokens;
+    of a codec its latents; of None 4 x 4 px blocks of pixels.
 
     Raises:
-        TypeError: the part is neither.
+        TypeError: the part is none of these.
+        ValueError: it has no such layer.
     """
     if isinstance(part, FeatureEncoder):
+        if layer == "pooled":
+            blocks = torch.einsum("bf,cd->bcdf", part(images).float(), torch.eye(cells, device=images.device))
+            return blocks.flatten(2), (math.isqrt(cells), math.isqrt(cells))
         return part.tokens(images, layer).float(), part.grid
+    if isinstance(part, VLMBackbone):
+        return image_states(part, images, layer)
     if part is None:
         board = F.pixel_unshuffle(images, 4)
     elif isinstance(part, LatentCodec):
         board = part.encode(images).float()
     else:
-        raise TypeError(f"part: found a {type(part).__name__}, accepted are a FeatureEncoder or a LatentCodec")
+        accepted = "a FeatureEncoder, a LatentCodec or a VLMBackbone"
+        raise TypeError(f"part: found a {type(part).__name__}, accepted is {accepted}")
     return board.flatten(2).transpose(1, 2), (board.shape[2], board.shape[3])
 
 
+def image_states(vlm: VLMBackbone, images: Tensor, layer: Layer) -> tuple[Tensor, tuple[int, int]]:
+    """What enters (layer 0) or leaves (-1) the language model at the image tokens of square pictures, and their grid.
+
+    Raises:
+        ValueError: another layer.
+    """
+    if layer not in (0, -1):
+        raise ValueError(f"layer: found {layer} for a {type(vlm).__name__}, accepted are 0 (what enters its language model) and -1")
+    prompt: Conversation = [{"role": "user", "text": f"{IMAGE_MARKER}\nDescribe the image."}]
+    inputs = vlm.embed([prompt] * len(images), images, [1] * len(images))
+    states = inputs.embeddings if layer == 0 else vlm(inputs).hidden  # [B, L, D]
+    tokens = states[inputs.image_mask].view(len(images), -1, states.shape[-1]).float()  # [B, N, D]
+    side = math.isqrt(tokens.shape[1])
+    return tokens, (side, side)
+
+
 def probe(
-    part: nn.Module | None, batches: list[Batch], attribute: str, layer: int, cells: list[str], hidden: int = 128
+    part: nn.Module | None,
+    batches: list[Batch],
+    attribute: str,
+    layer: Layer,
+    cells: list[str],
+    hidden: int = 128,
+    steps: int = 400,
 ) -> ProbeResult:
     """Read an attribute from the features of a part.
 
     Args:
-        part: an encoder, a codec, or None for the pixels themselves.
+        part: an encoder, a codec, a vision-language model, or None for the pixels themselves.
         batches: labelled pictures.
         attribute: of the objects or of the scene.
-        layer: of an encoder.
+        layer: of an encoder or a vision-language model.
         cells: names of the cells in reading order.
         hidden: width of the MLP probe.
+        steps: updates of each probe.
 
     Raises:
         ValueError: fewer than 40 rows have the attribute.
     """
     vectors, values, pictures, seen = [], [], [], 0
     for batch in batches:
-        features, grid = part_features(part, picture_of_each_row(batch), layer)
+        features, grid = part_features(part, picture_of_each_row(batch), layer, len(cells))
         some, names, rows = labelled_rows(batch, features, grid, attribute, cells)
         vectors.append(some)
         values += names
@@ -206,15 +248,15 @@ def probe(
     test = torch.tensor(pictures) % 4 == 3  # by picture: two objects of one picture never stand on both sides
     train_rows, test_rows = (x[~test], y[~test]), (x[test], y[test])
     chance = y[test].bincount().max().item() / int(test.sum())
-    linear, mlp = (fit_probe(train_rows, test_rows, len(classes), width) for width in (0, hidden))
+    linear, mlp = (fit_probe(train_rows, test_rows, len(classes), width, steps) for width in (0, hidden))
     return ProbeResult(attribute, linear, mlp, chance, int((~test).sum()), int(test.sum()))
 
 
 def load_part(source: str) -> nn.Module | None:
-    """A part from a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``.
+    """A part from an exported folder, a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``.
 
     Raises:
-        ValueError: the method has no encoder, tower or codec.
+        ValueError: the method has no encoder, tower, codec or vlm.
     """
     from umm_zoo.build import build
     from umm_zoo.experiment import load_experiment
@@ -222,9 +264,12 @@ def load_part(source: str) -> nn.Module | None:
 
     if source == "pixels":
         return None
+    if (card := Path(source) / "card.json").is_file():
+        part: nn.Module = build({**json.loads(card.read_text(encoding="utf-8"))["load"], "source": source})
+        return part.eval()
     if ":" in source:
         target, folder = source.split(":", 1)
-        part: nn.Module = build({"_target_": f"{target}.from_pretrained", "source": folder})
+        part = build({"_target_": f"{target}.from_pretrained", "source": folder})
         return part.eval()
     if source.endswith((".yaml", ".yml")):
         experiment = load_experiment(source)
@@ -232,11 +277,11 @@ def load_part(source: str) -> nn.Module | None:
         method: Any = build(experiment.method)
     else:
         method = Method.load(source)
-    for name in ("encoder", "tower", "codec"):
-        if isinstance(found := getattr(method, name, None), (FeatureEncoder, LatentCodec)):
+    for name in ("encoder", "tower", "codec", "vlm"):
+        if isinstance(found := getattr(method, name, None), FeatureEncoder | LatentCodec | VLMBackbone):
             return found.eval()
     raise ValueError(
-        f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is an encoder, tower or codec"
+        f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is an encoder, tower, codec or vlm"
     )
 
 
@@ -259,24 +304,33 @@ def load_batches(shards: str, image_size: int, limit: int) -> tuple[list[Batch],
     return batches, list(PLACES[cells])
 
 
+def parse_layer(text: str) -> Layer:
+    return "pooled" if text == "pooled" else int(text)
+
+
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", help="run folder, checkpoint, experiment file, CLASS:FOLDER, or 'pixels'")
+    parser.add_argument("part", help="exported folder, run folder, checkpoint, experiment file, CLASS:FOLDER, or 'pixels'")
     parser.add_argument("--shards", required=True, help="tar shards with 'scene' in their json")
     parser.add_argument("--attribute", required=True, nargs="+", help="colour, shape, size, mark, background …")
     parser.add_argument(
-        "--layer", type=int, default=-1, help="of an encoder: -1 what it gives out, -2 what LLaVA reads (default -1)"
+        "--layer",
+        type=parse_layer,
+        default=-1,
+        help="of an encoder: -1 what it gives out, -2 what LLaVA reads, pooled its one vector; of a vision-language model: 0 what "
+        "enters its language model, -1 what leaves it (default -1)",
     )
     parser.add_argument("--image-size", type=int, default=32, help="pixels a side (default 32)")
     parser.add_argument("--limit", type=int, default=4000, help="at most about this many pictures (default 4000)")
+    parser.add_argument("--steps", type=int, default=400, help="updates of each probe (default 400)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per attribute")
     arguments = parser.parse_args()
     try:
         part = load_part(arguments.part)
         batches, cells = load_batches(arguments.shards, arguments.image_size, arguments.limit)
         for attribute in arguments.attribute:
-            result = probe(part, batches, attribute, arguments.layer, cells)
+            result = probe(part, batches, attribute, arguments.layer, cells, steps=arguments.steps)
             print(json.dumps(asdict(result)) if arguments.json else result, flush=True)
     except (ValueError, TypeError, FileNotFoundError) as error:
         sys.exit(f"probe: {error}")

@@ -1,0 +1,135 @@
+"""The card of a shipped part: one record, ``card.json``, and a README made from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipelines.shapes.world import World
+
+#: Options of the shapes command by the field of the world they set.
+_WORLD_OPTIONS = {
+    "cells": "cells",
+    "num_colours": "colours",
+    "num_shapes": "shapes",
+    "max_objects": "max-objects",
+    "image_size": "image-size",
+    "detail": "detail",
+    "sizes": "sizes",
+}
+
+
+def world_of(shards: str) -> dict[str, Any] | None:
+    """How the shapes world that holds these shards was made, from its ``world.json``; None where there is none."""
+    folder = Path(shards).parent.parent
+    if not (folder / "world.json").is_file():
+        return None
+    found = json.loads((folder / "world.json").read_text(encoding="utf-8"))
+    return {"folder": folder.as_posix(), "commands": world_commands(folder, found), "seed": found["seed"], "world": found["world"]}
+
+
+def world_commands(folder: Path, found: dict[str, Any]) -> list[str]:
+    """The commands that write such a world: one for all tasks of equal numbers, with what is not the default."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for part, entry in found["parts"].items():
+        split, task = part.split("/")
+        sizes = tasks.setdefault(task, {"samples-per-shard": entry["samples_per_shard"]})
+        sizes["test" if split == "hybrid" else split] = entry["samples"]
+        for name in ("mark_share", "caption_order"):
+            if name in entry:
+                sizes[name.replace("_", "-")] = entry[name]
+    default = World().to_json()
+    world = found["world"]
+    options = [f"--{option} {_plain(world[name])}" for name, option in _WORLD_OPTIONS.items() if world[name] != default[name]]
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for task, sizes in tasks.items():
+        # mark pairs have no train split unless asked for; they join the others all the same
+        numbers = tuple(sizes.get(name) for name in ("val", "test", "heldout", "samples-per-shard"))
+        groups.setdefault(numbers, []).append(task)
+    commands = []
+    for (val, test, heldout, per_shard), names in groups.items():
+        merged = {key: value for name in names for key, value in tasks[name].items()}
+        words = ["python -m data_pipelines.shapes", folder.as_posix(), f"--seed {found['seed']}", *options]
+        words += [f"--train {merged.get('train', 0)}", f"--val {val or 0}", f"--test {test or 0}"]
+        words += [f"--heldout {heldout or 0}"] if (heldout or 0) != (test or 0) else []
+        words += [f"--mark-share {merged['mark-share']}"] if merged.get("mark-share", 0.2) != 0.2 else []
+        words += [f"--caption-order {merged['caption-order']}"] if merged.get("caption-order", "canonical") != "canonical" else []
+        words += [f"--tasks {','.join(names)}", f"--samples-per-shard {per_shard}"]
+        commands.append(" ".join(words))
+    return commands
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The README of a part."""
+    recipe, machine = card["recipe"], card["machine"]
+    gpus = f", {', '.join(machine['gpus'])}" if machine.get("gpus") else ""
+    lines = [
+        f"# {card['part']}",
+        "",
+        f"{card['class'].rsplit('.', 1)[-1]}, {card['parameters']:,} parameters, stored as {card['stored_as']} "
+        f"({card['weights_bytes'] / 2**20:.2f} MiB). This file is made from `card.json`.",
+        "",
+        "```yaml",
+        yaml.safe_dump(card["load"], sort_keys=False).rstrip(),
+        "```",
+        "",
+        "## Recipe",
+        "",
+        f"Trained by this repository: `{recipe['command']}`, {recipe['steps']} steps of {recipe['batch_size']} samples, "
+        f"seed {recipe['seed']}. Again, with its data: `{recipe['again']}`.",
+        "",
+        *(f"- after `{stage['experiment']}`: {stage['steps']} steps in {stage['seconds']:.0f} s" for stage in recipe["after"]),
+        *([""] if recipe["after"] else []),
+        f"{card['seconds']:.0f} s in all on {machine['system']} ({machine['cpus']} processors, {machine['threads']} threads "
+        f"used{gpus}), commit {card['commit']}.",
+        "",
+        "## Held-out scores",
+        "",
+        *_score_table(card["scores"]),
+    ]
+    if card["probes"]:
+        lines += ["", *_probe_table(card["probes"])]
+    lines += ["", "## Data", ""]
+    for world in card["worlds"]:
+        lines += ["```bash", *world["commands"], "```", "", f"World: {json.dumps(world['world'])}.", ""]
+    lines += ["| source | shards | samples | read |", "|---|---|---|---|"]
+    for source in card["sources"]:
+        numbers = " | ".join("-" if source[name] is None else str(source[name]) for name in ("samples", "read"))
+        lines.append(f"| {source['split']} `{source['name']}` | `{source['shards']}` | {numbers} |")
+    return "\n".join([*lines, ""])
+
+
+def _score_table(scores: dict[str, dict[str, Any]]) -> list[str]:
+    names = sorted({name for split in scores.values() for name in split["metrics"]})
+    if not names:
+        return ["None were recorded."]
+    head = [f"{split} ({content['samples']} samples)" for split, content in scores.items()]
+    rows = [
+        f"| {name} | " + " | ".join(_number(content["metrics"].get(name)) for content in scores.values()) + " |" for name in names
+    ]
+    return [f"| score | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|", *rows]
+
+
+def _probe_table(probes: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for found in probes:
+        rates = " | ".join(f"{100 * found[name]:.1f}" for name in ("linear", "mlp", "chance"))
+        rows.append(f"| {found['attribute']} | {found['layer']} | {rates} | {found['num_test']} |")
+    return [
+        f"Probes of its features of a cell, trained on other pictures of `{probes[0]['shards']}` (per cent right):",
+        "",
+        "| attribute | layer | linear | two layers | chance | n |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
