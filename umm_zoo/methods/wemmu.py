@@ -1,0 +1,102 @@
+"""Noisy queries on a trainable copy of the language model: a bridge that does not collapse when new tasks are added."""
+
+from __future__ import annotations
+
+from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.blocks.connectors import Connector
+from umm_zoo.blocks.details import DetailBranch
+from umm_zoo.blocks.pathways import QueryPathway
+from umm_zoo.blocks.queries import QuerySampler
+from umm_zoo.methods.branches import ConditionDropout, Guidance, Prompts
+from umm_zoo.methods.bridge import Bridge
+from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.optimization import OptimizerFactory, Schedule
+
+
+class WeMMU(Bridge):
+    """A frozen vision-language model beside which a trainable copy of its language model reads noise and says what to draw.
+
+    The paper's blocks: ``NoisyQueries``, one per cell of the latent, drawn anew at every step; ``ExpertPathway``; ``VAEDetail``;
+    ``PositionMLP``; Sana and its codec. Learned queries, it argues, settle on a point that serves the tasks trained first, and copy
+    their input when editing is added later; noise leaves nothing to settle. The ablations are other blocks in the same slots.
+
+    Four stages: (1) pathway, connector and detail warm up under ``ContrastiveFlowMatching`` on reconstruction, text-to-image and
+    unconditional drawing, the decoder frozen; (2) the decoder joins under ``FlowMatching``; (3) single-picture editing; (4) editing
+    with several pictures. Guidance: 4.0 for text; 2.0 and 3.0 in the three-term form for edits; 3.0 for several pictures.
+
+    Not published, so our choice: learning rates, task shares, dropout, sampler, the prompts of the guidance branches, and what
+    stands between request and queries. See each block for its own.
+
+    Reference: Yang et al., "WeMMU: Enhanced Bridging of Vision-Language Models and Diffusion Models via Noisy Query Tokens" (arXiv
+    2512.02536). No public code exists.
+
+    Args:
+        vlm: frozen for good; Qwen2.5-VL-3B in the paper.
+        queries: ``NoisyQueries`` in the paper.
+        pathway: ``ExpertPathway`` in the paper.
+        connector: ``PositionMLP`` in the paper.
+        decoder: Sana 1.6B in the paper; frozen in stage 1.
+        codec: the decoder's own; pictures to latents and back.
+        objective: ``ContrastiveFlowMatching`` in stage 1, then ``FlowMatching``.
+        optimizer: builds the optimiser over the trained parts; AdamW with betas 0.9 and 0.95 in the paper.
+        trained: names among ``queries``, ``pathway``, ``connector``, ``detail``, ``decoder``.
+        schedule: learning rate over the steps; None is constant.
+        detail: ``VAEDetail`` in the paper; None for none.
+        guidance: scales of sampling; None is the paper's.
+        dropout: what training leaves out at random; None is 10 % of the words of text-to-image.
+        prompts: what stands in its place; None is ``Prompts()``.
+        picture_size: side in pixels of what ``sample`` draws when nothing else is said.
+        stored_latents: name in ``Batch.extras`` of precomputed latents of the targets; None computes them.
+        num_drawn_batches: batches of each validation that are drawn; None draws all.
+        measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
+        max_new_tokens: longest answer in validation, to rows that have one.
+
+    Raises:
+        ValueError: sizes of the blocks disagree, or a part of the vision-language model is to be trained.
+    """
+
+    def __init__(
+        self,
+        vlm: PrefixBackbone,
+        queries: QuerySampler,
+        pathway: QueryPathway,
+        connector: Connector,
+        decoder: ImageDecoder,
+        codec: LatentCodec,
+        objective: FlowMatching,
+        optimizer: OptimizerFactory,
+        trained: list[str],
+        schedule: Schedule | None = None,
+        detail: DetailBranch | None = None,
+        guidance: Guidance | None = None,
+        dropout: ConditionDropout | None = None,
+        prompts: Prompts | None = None,
+        picture_size: int = 512,
+        stored_latents: str | None = None,
+        num_drawn_batches: int | None = None,
+        measure_attention: bool = False,
+        max_new_tokens: int = 0,
+    ) -> None:
+        super().__init__(
+            vlm,
+            queries,
+            pathway,
+            connector,
+            decoder,
+            codec,
+            objective,
+            optimizer,
+            trained,
+            schedule,
+            detail,
+            guidance or Guidance(),
+            dropout or ConditionDropout(),
+            prompts or Prompts(),
+            picture_size,
+            stored_latents,
+            num_drawn_batches,
+            measure_attention,
+            max_new_tokens,
+        )
