@@ -1,0 +1,269 @@
+"""Group-relative policy optimisation of a flow: sampling becomes a chain of Gaussian steps whose means are the policy.
+
+Convention: ``x_t = (1 - t) x_0 + t noise``, ``v = noise - x_0``, time runs from 1 (noise) to 0 (data). Step k goes from time k of
+the schedule to time k + 1.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+from umm_zoo.objectives.advantages import Advantage, BatchStandardised
+from umm_zoo.objectives.base import Predictor
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+def shifted_times(num_steps: int, shift: float = 3.0) -> list[float]:
+    """The schedule of Stable Diffusion 3's scheduler as its library makes it: the shift is applied twice to the smallest time.
+
+    ``f(s) = shift s / (1 + (shift - 1) s)``; ``num_steps`` equally spaced values from 1 to f(1/1000), then f of each, then 0.
+
+    Returns:
+        ``num_steps + 1`` times, falling.
+
+    Raises:
+        ValueError: fewer than two steps, or a shift that is not positive.
+    """
+    if num_steps < 2 or shift <= 0:
+        raise ValueError(f"schedule: num_steps must be >= 2 and shift > 0, found {num_steps} and {shift}")
+
+    def shifted(s: float) -> float:
+        return shift * s / (1 + (shift - 1) * s)
+
+    last = shifted(1 / 1000)
+    return [shifted(1 + (last - 1) * k / (num_steps - 1)) for k in range(num_steps)] + [0.0]
+
+
+@dataclass
+class Transition:
+    """One Gaussian step.
+
+    Shape:
+        - mean: ``[R, C, h, w]``
+        - std, diffusion, dt: numbers: the step's deviation s, the coefficient g of the process, the (negative) length of the step.
+    """
+
+    mean: Tensor
+    std: float
+    diffusion: float
+    dt: float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of ``x`` [R, C, h, w], the mean over all its elements and not the sum: ``[R]``.
+
+        So the ratio of two policies is a geometric mean per dimension, and clips of 1e-4 make sense.
+
+        Raises:
+            ValueError: the step is deterministic.
+        """
+        if self.std == 0:
+            raise ValueError("log_prob: a step without noise (noise_level 0) has no density")
+        errors = (x.to(self.mean.dtype) - self.mean).square() / (2 * self.std**2)
+        return -errors.flatten(1).mean(dim=1) - math.log(self.std) - _HALF_LOG_TWO_PI
+
+
+def stochastic_step(x: Tensor, velocity: Tensor, times: list[float], step: int, noise_level: float) -> Transition:
+    """A step of the reverse-time process that has the same marginals as the flow, as Flow-GRPO's release discretises it.
+
+    ``dx = [v + g^2 / (2 t) (x + (1 - t) v)] dt + g dw`` with ``g = noise_level sqrt(t / (1 - t))``; at t = 1 the denominator is
+    that of the next time, so that g is finite. ``noise_level`` 0 is the Euler step of the flow.
+
+    Args:
+        x, velocity: ``[R, C, h, w]``.
+        times: the schedule.
+        step: position in it.
+        noise_level: 0.7 in the release.
+    """
+    t, dt = times[step], times[step + 1] - times[step]
+    x, velocity = _wide(x), _wide(velocity)
+    if noise_level == 0:
+        return Transition(x + velocity * dt, 0.0, 0.0, dt)
+    g = noise_level * math.sqrt(t / (1 - (times[1] if t == 1 else t)))
+    mean = x * (1 + g**2 / (2 * t) * dt) + velocity * (1 + g**2 * (1 - t) / (2 * t)) * dt
+    return Transition(mean, g * math.sqrt(-dt), g, dt)
+
+
+class DetachedGuidance:
+    """Classifier-free guidance whose unconditional branch gets no gradient: ``v_u + scale (v_c - v_u)``, ``v_u`` detached.
+
+    Used with the same scale for sampling and training. At scale 1 the unconditional branch is not run.
+
+    Args:
+        denoiser: ``(noisy, time, condition)``.
+        negative: the condition of the unconditional branch, one row for each of the batch; None only at scale 1.
+        scale: 4.5 in Flow-GRPO's release.
+
+    Raises:
+        ValueError: no negative condition at a scale other than 1.
+    """
+
+    def __init__(self, denoiser: Predictor, negative: Tokens | None, scale: float) -> None:
+        if negative is None and scale != 1:
+            raise ValueError(f"guidance: scale {scale} needs a negative condition, only 1 does without")
+        self.denoiser, self.negative, self.scale = denoiser, negative, scale
+
+    def __call__(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
+        """The guided velocity."""
+        conditional = self.denoiser(noisy, time, condition)
+        if self.scale == 1 or self.negative is None:
+            return conditional
+        with torch.no_grad():  # no graph is kept for it, so that training takes the memory of one branch
+            unconditional = self.denoiser(noisy, time, self.negative)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+class StepDivergence(ABC):
+    """How far a step's mean is from that of the reference policy, ``[R]``."""
+
+    @abstractmethod
+    def __call__(self, transition: Transition, reference: Tensor) -> Tensor:
+        """Divergence, with a gradient into ``transition.mean``; ``reference`` is the other mean."""
+
+
+class ExactKL(StepDivergence):
+    """KL between Gaussians of equal covariance, ``|mean - mean_ref|^2 / (2 s^2)``, summed over all elements."""
+
+    def __call__(self, transition: Transition, reference: Tensor) -> Tensor:
+        """The sum."""
+        return (transition.mean - reference).square().flatten(1).sum(dim=1) / (2 * transition.std**2)
+
+
+class ReleasedKL(StepDivergence):
+    """What Flow-GRPO's release adds: the mean over elements, divided by ``2 g^2`` and not ``2 s^2``, so ``|dt| / D`` of the KL."""
+
+    def __call__(self, transition: Transition, reference: Tensor) -> Tensor:
+        """The scaled mean."""
+        return (transition.mean - reference).square().flatten(1).mean(dim=1) / (2 * transition.diffusion**2)
+
+
+@dataclass
+class Trajectory:
+    """What R samples went through on their way from noise to data.
+
+    Shape:
+        - states: ``[S + 1, R, C, h, w]``, noise first
+        - log_probs: ``[S, R]``
+    """
+
+    states: Tensor
+    log_probs: Tensor
+
+    @property
+    def samples(self) -> Tensor:
+        """The latents at time 0, ``[R, C, h, w]``."""
+        return self.states[-1]
+
+
+class FlowGRPO:
+    """Clipped policy gradient on the steps of a stochastic sampler.
+
+    Defaults are Flow-GRPO's released ones; UAE's third stage does not state its own. The last step has almost no noise and is not
+    trained (the first 99 % are, 9 of 10).
+
+    Reference: Liu et al., "Flow-GRPO" (arXiv 2505.05470) and its released code; Yan et al., "UAE" (arXiv 2509.09666).
+
+    Args:
+        num_steps: S, while sampling for training.
+        shift: of the schedule, see ``shifted_times``.
+        noise_level: the factor a of the process.
+        clip: half-width of the interval of ratios that count in full; for a latent of few dimensions the ratio spreads wider
+            (its exponent is 1/D), 1e-3 to 1e-2 there.
+        advantage: None is ``BatchStandardised``.
+        kl_weight: 0 by default, 0.01 to 0.04 in the release's runs.
+        divergence: None is ``ReleasedKL``.
+        trained_steps: first step trained, and the first one after it that is not; None is all but the last hundredth.
+
+    Raises:
+        ValueError: no noise, or a window that lies outside the steps.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 10,
+        shift: float = 3.0,
+        noise_level: float = 0.7,
+        clip: float = 1e-4,
+        advantage: Advantage | None = None,
+        kl_weight: float = 0.0,
+        divergence: StepDivergence | None = None,
+        trained_steps: tuple[int, int] | None = None,
+    ) -> None:
+        if noise_level <= 0:
+            raise ValueError(f"noise_level: found {noise_level}, accepted are positive numbers: without noise there is no policy")
+        first, stop = trained_steps or (0, int(0.99 * num_steps))
+        if not 0 <= first < stop <= num_steps:
+            raise ValueError(f"trained_steps: found {[first, stop]}, accepted are 0 <= first < stop <= {num_steps}")
+        self.times = shifted_times(num_steps, shift)
+        self.noise_level, self.clip, self.kl_weight = noise_level, clip, kl_weight
+        self.advantage = advantage or BatchStandardised()
+        self.divergence = divergence or ReleasedKL()
+        self.trained_steps = range(first, stop)
+
+    def transition(self, velocity: Predictor, x: Tensor, step: int, condition: Tokens) -> Transition:
+        """The step from ``x`` [R, C, h, w] under a velocity field."""
+        time = torch.full((len(x),), self.times[step], device=x.device)
+        return stochastic_step(x, velocity(x, time, condition), self.times, step, self.noise_level)
+
+    @torch.no_grad()
+    def rollout(
+        self, velocity: Predictor, noise: Tensor, condition: Tokens, generator: torch.Generator | None = None
+    ) -> Trajectory:
+        """Sample from ``noise`` [R, C, h, w] and keep every state and log-probability."""
+        states, log_probs = [noise], []
+        for step in range(len(self.times) - 1):
+            transition = self.transition(velocity, states[-1], step, condition)
+            draw = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=transition.mean.dtype)
+            states.append(transition.mean + transition.std * draw)
+            log_probs.append(transition.log_prob(states[-1]))
+        return Trajectory(torch.stack(states), torch.stack(log_probs))
+
+    def step_loss(
+        self,
+        velocity: Predictor,
+        trajectory: Trajectory,
+        step: int,
+        condition: Tokens,
+        advantages: Tensor,
+        reference: Predictor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of one step, averaged over its R samples.
+
+        Args:
+            velocity: the policy, with a gradient.
+            trajectory: sampled from this policy, or from one that was it some updates ago.
+            step: among ``trained_steps``.
+            condition: of the samples.
+            advantages: ``[R]``.
+            reference: velocity field that the KL is taken against; None leaves it out.
+
+        Returns:
+            ``loss``; and without gradient ``clip_fraction``, ``kl`` and ``ratio_spread`` (mean of |ratio - 1|).
+        """
+        x = trajectory.states[step]
+        transition = self.transition(velocity, x, step, condition)
+        ratios = (transition.log_prob(trajectory.states[step + 1]) - trajectory.log_probs[step]).exp()  # [R]
+        clipped = ratios.clamp(1 - self.clip, 1 + self.clip)
+        loss = torch.maximum(-advantages * ratios, -advantages * clipped).mean()
+        divergence = torch.zeros_like(ratios)
+        if reference is not None:
+            with torch.no_grad():
+                other = self.transition(reference, x, step, condition).mean
+            divergence = self.divergence(transition, other)
+        active = (advantages * clipped < advantages * ratios).float()
+        return {
+            "loss": loss + self.kl_weight * divergence.mean(),
+            "clip_fraction": active.mean(),
+            "kl": divergence.mean().detach(),
+            "ratio_spread": (ratios.detach() - 1).abs().mean(),
+        }
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
