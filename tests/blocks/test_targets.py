@@ -14,6 +14,7 @@ from umm_zoo.blocks.denoisers import MLPRegressionHead
 from umm_zoo.blocks.targets import (
     CodecLatents,
     NormalizedPixelPatches,
+    OtherPictures,
     PixelPatches,
     PixelsThroughCodec,
     TeacherFeatures,
@@ -163,6 +164,15 @@ def test_teachers_are_normalised_and_resized(teacher):
     assert_close(same(images), nn.functional.layer_norm(features, (16,), eps=1e-6))
     assert larger(images).shape == (2, 36, 16)
     assert_close(larger(images).std(-1, correction=0), torch.ones(2, 36), rtol=0, atol=1e-3)
+
+
+def test_other_pictures_are_those_before_and_nothing_else_changes():
+    images, own = torch.rand(3, 3, 12, 12), PixelPatches(3, 4)
+    target = OtherPictures(own)
+    assert torch.equal(target(images), own(images[[2, 0, 1]]))
+    assert torch.equal(target.of_stored(own(images)), own(images[[2, 0, 1]]))
+    assert torch.equal(target.round_trip(images), own.round_trip(images))
+    assert (target.grid, target.channels, target.picture_size) == (3, 48, 12)
 
 
 def test_targets_carry_no_gradient():

@@ -46,6 +46,11 @@ def test_identity_follows_content_and_not_the_name(tmp_path: Path):
     assert first.identity == again.identity != other.identity
 
 
+def test_a_choice_may_be_called_anything(tmp_path: Path):
+    step = load_plan(written(tmp_path, COMPARE.replace("noisy:", "noisy/1, x^2:"))).runs[-1].steps[-1]
+    assert step.experiment.name == f"compare/queries/noisy-1-x-2-seed5-{step.identity}" and step.label == "noisy/1, x^2-seed5"
+
+
 def test_another_difference_is_refused_and_named(tmp_path: Path):
     compare = COMPARE.replace("{_target_: some.Noisy}}", "{_target_: some.Noisy}, set: {method.width: 16}}")
     with pytest.raises(UserError, match=r"method\.width: found 8 and 16 in 'learned' and 'noisy'"):

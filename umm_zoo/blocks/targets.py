@@ -213,6 +213,47 @@ class PixelsThroughCodec(ReconstructionTarget):
         return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
 
 
+class OtherPictures(ReconstructionTarget):
+    """Targets of another picture of the batch than the states come from: a control, not the paper's.
+
+    Nothing about the picture seen can be learned from them, while the objective, its cost and the statistics of the targets stay.
+    The pictures of a batch are moved round by one; a batch of one picture has no other.
+
+    Shape:
+        That of ``target``.
+    """
+
+    def __init__(self, target: ReconstructionTarget) -> None:
+        super().__init__()
+        self.target, self.has_pictures = target, target.has_pictures
+        self.grid, self.channels, self.picture_size = target.grid, target.channels, target.picture_size
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Targets of the picture before."""
+        targets: Tensor = self.target(images, generator)
+        return targets.roll(1, 0)
+
+    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The target's own."""
+        return self.target.read(pictures, generator)
+
+    def of_stored(self, stored: Tensor) -> Tensor:
+        """Stored targets of the picture before."""
+        return self.target.of_stored(stored).roll(1, 0)
+
+    def predictor(self, head: Predictor) -> Predictor:
+        """The target's own."""
+        return self.target.predictor(head)
+
+    def pictures(self, predicted: Tensor) -> Tensor:
+        """The target's own."""
+        return self.target.pictures(predicted)
+
+    def round_trip(self, images: Tensor) -> Tensor:
+        """The picture's own round trip: what is looked at is the picture seen."""
+        return self.target.round_trip(images)
+
+
 @torch.no_grad()
 def through_codec(codec: LatentCodec, pictures: Tensor) -> Tensor:
     """Pictures encoded without noise and decoded, ``[M, 3, H, W]`` in [-1, 1]."""
@@ -252,6 +293,7 @@ class TeacherFeatures(ReconstructionTarget):
 __all__ = [
     "CodecLatents",
     "NormalizedPixelPatches",
+    "OtherPictures",
     "PixelPatches",
     "PixelsThroughCodec",
     "ReconstructionTarget",

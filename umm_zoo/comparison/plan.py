@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,7 +205,7 @@ def _steps(chain: list[Experiment], folder: str, label: str) -> tuple[Step, ...]
         content = json.dumps([_comparable(experiment), below.identity if below else experiment.after], sort_keys=True)
         identity = hashlib.sha256(content.encode()).hexdigest()[:12]
         stage = label if depth == len(chain) - 1 else Path(experiment.file).stem + f"-seed{experiment.seed}"
-        name = f"{folder}/{stage}-{identity}"
+        name = f"{folder}/{re.sub(r'[^A-Za-z0-9._-]+', '-', stage)}-{identity}"  # a choice may be called anything
         after = below.experiment.name if below else experiment.after
         steps.append(Step(replace(experiment, name=name, after=after), identity, stage))
     return tuple(steps)
