@@ -1,0 +1,96 @@
+"""LoRA: zero at the start, the formula, peft's files, and a network that stays as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from umm_zoo.backbones.adapters import LoRA
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+        self.inner = nn.ModuleDict({"to_q": nn.Linear(7, 6, bias=False), "norm": nn.LayerNorm(6)})
+        self.lm_head = nn.Linear(6, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.inner["norm"](self.inner["to_q"](self.first(x).tanh())))
+
+
+def attached(**arguments: object) -> tuple[Network, LoRA]:
+    torch.manual_seed(0)
+    network, adapter = Network(), LoRA(rank=3, alpha=6.0, **arguments)
+    adapter.attach(network)
+    return network, adapter
+
+
+def shake(adapter: LoRA) -> None:
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+
+
+def test_nothing_changes_at_the_start_and_while_disabled():
+    network, adapter = attached()
+    x = torch.randn(4, 5)
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
+        module._forward_hooks.clear()
+    assert torch.equal(network(x), plain(x))
+    shake(adapter)
+    assert not torch.allclose(network(x), plain(x))
+    with adapter.disabled():
+        assert torch.equal(network(x), plain(x))
+    assert not torch.allclose(network(x), plain(x))
+
+
+def test_formula():
+    network, adapter = attached(targets=["to_q"])
+    shake(adapter)
+    x, layer, own = torch.randn(4, 7), network.inner["to_q"], adapter.layers["inner/to_q"]
+    assert list(adapter.layers) == ["inner/to_q"]
+    assert_close(layer(x), x @ (layer.weight + 2.0 * own.up @ own.down).T)
+
+
+def test_names_of_the_network_stay_and_its_gradients_are_none():
+    network, adapter = attached()
+    assert set(network.state_dict()) == set(Network().state_dict())
+    assert set(adapter.layers) == {"first", "inner/to_q"}
+    shake(adapter)
+    network(torch.randn(4, 5)).sum().backward()
+    assert all(p.grad is None for p in network.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in adapter.parameters())
+
+
+def test_peft_reads_what_is_saved_and_back(tmp_path):
+    peft = pytest.importorskip("peft")
+    network, adapter = attached()
+    shake(adapter)
+    adapter.save(tmp_path)
+    x = torch.randn(4, 5)
+    base = Network()
+    base.load_state_dict(network.state_dict())
+    assert_close(peft.PeftModel.from_pretrained(base, str(tmp_path))(x), network(x))
+    other, twin = attached()
+    other.load_state_dict(network.state_dict())
+    twin.read(tmp_path)
+    assert torch.equal(other(x), network(x))
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(ValueError, match="targets: found \\['to_x'\\]"):
+        attached(targets=["to_x"])
+    network, adapter = attached()
+    with pytest.raises(ValueError, match="already"):
+        adapter.attach(network)
+    adapter.save(tmp_path)
+    twin = LoRA(rank=2)
+    twin.attach(Network())
+    with pytest.raises(ValueError, match="rank 3"):
+        twin.read(tmp_path)

@@ -1,0 +1,153 @@
+"""Low-rank additions to the linear layers of a frozen network, as a part of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+#: The files that peft writes and reads.
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+class LowRank(nn.Module):
+    """``B(A(x))`` beside one linear layer; zero at the start, since B is.
+
+    Shape:
+        ``[..., in_dim]`` -> ``[..., out_dim]``
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, in_dim))
+        self.up = nn.Parameter(torch.zeros(out_dim, rank))
+        nn.init.normal_(self.down, std=1 / rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Down, then up."""
+        return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
+
+
+class LoRA(nn.Module):
+    """``W x + alpha / rank B A x`` for the linear layers of a network that stays as it is (Hu et al., 2021, arXiv 2106.09685).
+
+    The additions live here and not among the network's own tensors, so that an adapter is a part like any other: it is trained by
+    name, a checkpoint holds it and not the network, a later stage may add one to weights that an earlier stage has trained, and
+    without it the network is bit for bit what it was. ``save`` and ``read`` use peft's format, so that an adapter goes from here to
+    ``peft.PeftModel`` and back. A method attaches it.
+
+    Defaults are those of UAE's language model and of Flow-GRPO: rank 32, alpha 64, Gaussian start (deviation 1 / rank).
+
+    Args:
+        rank: of every addition.
+        alpha: its weight is alpha / rank.
+        targets: ends of the names of the layers (``to_q``, ``attn.to_out.0``); None is every linear layer.
+        excluded: ends of names that are left out in either case; the output layer of a language model by default, as peft does.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+
+    def __init__(
+        self, rank: int = 32, alpha: float = 64.0, targets: Sequence[str] | None = None, excluded: Sequence[str] = ("lm_head",)
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"LoRA.rank: found {rank}, accepted are 1 or more")
+        self.rank, self.alpha = rank, alpha
+        self.targets, self.excluded = None if targets is None else tuple(targets), tuple(excluded)
+        self.layers = nn.ModuleDict()
+        self.enabled = True
+
+    def attach(self, network: nn.Module) -> None:
+        """Stand beside the linear layers of ``network`` from now on, and freeze it.
+
+        Raises:
+            ValueError: it is attached already, or no layer has such a name.
+        """
+        if len(self.layers):
+            raise ValueError("LoRA.attach: this adapter stands beside a network already")
+        found = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+        for name, layer in found.items():
+            if self._wants(name):
+                addition = LowRank(layer.in_features, layer.out_features, self.rank).to(layer.weight.device)
+                self.layers[name.replace(".", "/")] = addition
+                layer.register_forward_hook(self._hook(addition))
+        if not len(self.layers):
+            some = sorted({name.rpartition(".")[2] for name in found})
+            raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, accepted are ends of layer names such as {some}")
+        network.requires_grad_(False)
+
+    def _wants(self, name: str) -> bool:
+        def ends(ending: str) -> bool:
+            return name == ending or name.endswith(f".{ending}")
+
+        return not any(map(ends, self.excluded)) and (self.targets is None or any(map(ends, self.targets)))
+
+    def _hook(self, addition: LowRank) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return output + (self.alpha / self.rank * addition(inputs[0])).to(output.dtype) if self.enabled else None
+
+        return add
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The network as it was, for the length of a block: the reference policy."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    # -- peft's files --------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` as peft reads them, for the attached network."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors, names = {}, []
+        for key, addition in self.layers.items():
+            names.append(key.replace("/", "."))
+            tensors[f"base_model.model.{names[-1]}.lora_A.weight"] = addition.down.detach().contiguous()  # type: ignore[union-attr, operator]
+            tensors[f"base_model.model.{names[-1]}.lora_B.weight"] = addition.up.detach().contiguous()  # type: ignore[union-attr, operator]
+        save_file(tensors, folder / WEIGHTS)
+        config = {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "target_modules": names,
+            "init_lora_weights": "gaussian",
+            "bias": "none",
+            "lora_dropout": 0.0,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @torch.no_grad()
+    def read(self, folder: str | Path) -> None:
+        """Take over the weights of an adapter that peft or ``save`` has written for the same layers.
+
+        Raises:
+            ValueError: its layers, its rank or its alpha are others.
+        """
+        folder = Path(folder)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if (config["r"], config["lora_alpha"]) != (self.rank, self.alpha):
+            found = f"rank {config['r']} and alpha {config['lora_alpha']}"
+            raise ValueError(f"{folder}: found {found}, accepted are {self.rank} and {self.alpha}")
+        tensors = load_file(folder / WEIGHTS)
+        wanted = {}
+        for key, addition in self.layers.items():
+            name = key.replace("/", ".")
+            wanted[f"base_model.model.{name}.lora_A.weight"] = addition.down
+            wanted[f"base_model.model.{name}.lora_B.weight"] = addition.up
+        if different := sorted(wanted.keys() ^ tensors.keys()):
+            raise ValueError(f"{folder}: {len(different)} tensors are missing or have no place, such as {different[0]}")
+        for key, parameter in wanted.items():
+            parameter.copy_(tensors[key])  # type: ignore[operator, union-attr]
