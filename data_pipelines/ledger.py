@@ -11,10 +11,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-_LISTED = 10
+from umm_zoo.mistakes import MistakeError
+
+_LISTED = 3
 
 
-class TooManySkipsError(ValueError):
+class TooManySkipsError(MistakeError):
     """More bad samples than ``max_skips``: the data is damaged, not a sample."""
 
 
@@ -99,7 +101,9 @@ class Ledger:
             shown = "; ".join(str(other) for other in same[:_LISTED])
             more = f"; and {len(same) - _LISTED} more" if len(same) > _LISTED else ""
             where = f" (all of them in {self.folder / 'data.json'})" if self.folder else ""
-            raise TooManySkipsError(f"data.max_skips: {len(same)} bad samples, accepted are {self.max_skips}{where}: {shown}{more}")
+            raise TooManySkipsError(
+                f"data.max_skips: found {len(same)} bad samples, accepted are {self.max_skips}{where}: {shown}{more}"
+            )
         return True
 
     def write(self, position: int, train: dict[str, SourceCount], val: dict[str, int]) -> None:

@@ -10,6 +10,7 @@ from data_pipelines.ledger import Skip
 from data_pipelines.order import Stream, rank_slice
 from data_pipelines.reading import SampleReader, Shipment, Slot
 from umm_zoo.batch import Batch
+from umm_zoo.mistakes import MistakeError
 
 
 class EndlessSlots:
@@ -51,12 +52,12 @@ class SequentialSlots:
         rank: this rank.
 
     Raises:
-        ValueError: a rank would get nothing.
+        MistakeError: a rank would get nothing.
     """
 
     def __init__(self, sizes: list[int], batch_size: int, num_ranks: int, rank: int) -> None:
         if sum(sizes) < num_ranks:
-            raise ValueError(f"data.val: found {sum(sizes)} samples for {num_ranks} ranks; every rank needs at least one")
+            raise MistakeError(f"data.val: found {sum(sizes)} samples for {num_ranks} ranks; every rank needs at least one")
         self.batches: list[range] = []
         start = 0
         for size in sizes:

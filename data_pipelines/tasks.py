@@ -64,9 +64,13 @@ class Task(ABC):
     def __call__(self, key: str, members: dict[str, bytes]) -> Sample:
         """``sample``, with the markers counted and the precomputed arrays added."""
         sample = self.sample(key, members)
-        markers = sum(turn["text"].count(IMAGE_MARKER) for turn in sample.conversation)
-        if markers != len(sample.images):
-            raise BadSampleError(f"{markers} {IMAGE_MARKER} markers in the text, {len(sample.images)} pictures")
+        counts = {role: 0 for role in _ROLES.values()}
+        for turn in sample.conversation:
+            counts[turn["role"]] += turn["text"].count(IMAGE_MARKER)
+        if counts["user"] != len(sample.images):
+            raise BadSampleError(f"{counts['user']} {IMAGE_MARKER} markers in the user's turns, {len(sample.images)} pictures")
+        if counts["system"]:
+            raise BadSampleError(f"{IMAGE_MARKER} in a system turn; pictures belong to the user's turns")
         for name in self.extras:
             sample.extras[name] = decode_array(member(members, f"{name}.npy"))
         return sample

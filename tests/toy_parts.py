@@ -118,6 +118,20 @@ class Losses(Callback):
         os.kill(os.getpid(), self.signum)
 
 
+class Spoil(Callback):
+    """Removes a file, or cuts it in half, after a step."""
+
+    def __init__(self, step: int, action: str, file: str) -> None:
+        self.step, self.action, self.file = step, action, Path(file)
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step and self.action == "remove":
+            self.file.unlink()
+        elif trainer.global_step == self.step:
+            with self.file.open("r+b") as stream:
+                stream.truncate(512)
+
+
 def toy_experiment() -> dict[str, Any]:
     """A correct experiment of these parts."""
     return {

@@ -46,10 +46,16 @@ class Problem:
 
 
 class UserError(Exception):
-    """A mistake that its author can mend: commands print one line per problem, without a traceback, and exit with code 2."""
+    """A mistake that its author can mend: commands print one line per problem, without a traceback, and exit with code 2.
 
-    def __init__(self, file: str | Path, problems: Sequence[Problem | str] | str) -> None:
-        self.file = str(file)
+    Args:
+        file: the experiment file, or whatever else is wrong.
+        problems: what is wrong with it.
+        advice: how to go on, for a line below them.
+    """
+
+    def __init__(self, file: str | Path, problems: Sequence[Problem | str] | str, advice: str = "") -> None:
+        self.file, self.advice = str(file), advice
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.lines()))
 

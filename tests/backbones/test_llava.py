@@ -219,7 +219,7 @@ def test_markers_and_images_must_agree(backbone, images, conversation, count, me
 
 def test_a_cut_never_goes_through_an_image(images):
     short = build(max_length=16).eval()
-    with pytest.raises(ValueError, match=r"row 0: 31 tokens, max_length 16 would cut off 7 image tokens"):
+    with pytest.raises(ValueError, match=r"row 0: found 31 tokens, of which max_length 16 would cut off 7 image tokens"):
         short.embed([[user("Here is the image: is it red?<image>"), assistant("no")]], images[:1], [1])
     cut = short.embed([[user("<image>"), assistant("a large red circle at the top left")]], images[:1], [1])
     assert cut.token_ids.shape == (1, 16)

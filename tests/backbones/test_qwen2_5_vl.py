@@ -291,7 +291,7 @@ def test_text_alone_under_another_role(vlm):
 
 
 def test_users_mistakes_are_named(vlm):
-    with pytest.raises(ValueError, match="1 <image> markers for 2 images"):
+    with pytest.raises(ValueError, match="row 0: found 1 <image> markers in the turns for 2 images"):
         vlm.embed([QUESTION], pictures(2), [2])
     with pytest.raises(ValueError, match="do not fit 1 conversations and 2 images"):
         vlm.embed([QUESTION], pictures(2), [1])

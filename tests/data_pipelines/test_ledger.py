@@ -28,7 +28,9 @@ BAD = {
     "mute": (sample(0, json=b"{}"), "no 'conversations'"),
     "odd": (sample(0, json=turns(("robot", "<image>"))), "role 'robot'"),
     "number": (sample(0, json=turns(("user", 5))), "text of a turn is a int"),
-    "marker": (sample(0, json=turns(("user", "no marker"))), "0 <image> markers in the text, 1 pictures"),
+    "marker": (sample(0, json=turns(("user", "no marker"))), "0 <image> markers in the user's turns, 1 pictures"),
+    "answered": (sample(0, json=turns(("user", "a?"), ("assistant", "<image>"))), "0 <image> markers in the user's turns"),
+    "system": (sample(0, json=turns(("system", "<image>"), ("user", "<image>"))), "<image> in a system turn"),
     "long": (sample(0, json=turns(("user", "<image>" + "x" * 100_000))), "text of 1000"),
     "gap": ({"json": sample(0)["json"], "1.png": png(1)}, r"numbered [1], not from 0 on"),
     "alone": ({"0.png": png(1)}, "member 'json' is missing (found 0.png)"),
@@ -65,7 +67,9 @@ def test_one_bad_sample_of_each_kind_kills_nothing_and_is_named(tmp_path):
 
 def test_too_many_bad_samples_stop_the_run_with_their_list(tmp_path):
     data = data_of(damaged(tmp_path / "world"), batch_size=20 + len(BAD), max_skips=3)
-    with pytest.raises(TooManySkipsError, match=r"max_skips: 4 bad samples, accepted are 3 .*data\.json\): a/a\.tar:") as caught:
+    with pytest.raises(
+        TooManySkipsError, match=r"max_skips: found 4 bad samples, accepted are 3 .*data\.json\): a/a\.tar:"
+    ) as caught:
         fit(data, tmp_path / "run", 1)
     assert "\n" not in str(caught.value)
 
@@ -82,7 +86,7 @@ def test_a_micro_batch_without_one_good_sample_repeats_another_and_says_so(tmp_p
 
 def test_nothing_but_bad_samples_stop_the_run(tmp_path):
     write_tar(tmp_path / "w/a.tar", {f"bad{n}": BAD["empty"][0] for n in range(3)})
-    with pytest.raises(ValueError, match=r"samples in a row are bad, from 'bad0' on"):
+    with pytest.raises(ValueError, match=r"samples in a row that are bad, from 'bad0' on"):
         fit(data_of(tmp_path / "w", batch_size=1, window=0), tmp_path / "run", 4)
 
 
@@ -95,7 +99,7 @@ def test_the_ledger_of_a_resumed_run_is_that_of_a_straight_one(tmp_path):
 
 
 def test_a_fresh_run_in_an_old_folder_starts_a_fresh_ledger(tmp_path):
-    fit(data_of(damaged(tmp_path / "world"), batch_size=33), tmp_path / "run", 1)
+    fit(data_of(damaged(tmp_path / "world"), batch_size=20 + len(BAD)), tmp_path / "run", 1)
     write_tar(tmp_path / "clean/a.tar", {"good": sample(1)})
     fit(data_of(tmp_path / "clean", batch_size=1), tmp_path / "run", 1)
     assert json.loads((tmp_path / "run/data.json").read_text())["train"]["a"]["skips"] == []

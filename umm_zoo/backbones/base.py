@@ -84,7 +84,7 @@ class VLMBackbone(nn.Module, ABC):
             for_generation: pad on the left and end with the opening of an assistant turn.
 
         Raises:
-            ValueError: the number of ``<image>`` markers of a row is not its number of images.
+            MistakeError: the number of ``<image>`` markers of a row is not its number of images.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ from umm_zoo.backbones.templates import ChatML, ChatTemplate, encode, pad, stop_
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
 from umm_zoo.frozen import FrozenBackbone
+from umm_zoo.mistakes import MistakeError
 
 
 class LanguageModel(nn.Module):
@@ -279,7 +280,7 @@ class LlavaBackbone(VLMBackbone):
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             found = "x".join(map(str, images.shape[-2:]))
-            raise ValueError(
+            raise MistakeError(
                 f"images are {found} pixels, the vision tower takes {self.image_size}x{self.image_size} (data.image_size)"
             )
         frozen = isinstance(self.vision_tower, FrozenBackbone)
@@ -303,7 +304,7 @@ class LlavaBackbone(VLMBackbone):
         if len(image_counts) != len(conversations) or sum(image_counts) != num_images:
             raise ValueError(f"image_counts {image_counts} do not fit {len(conversations)} rows and {num_images} images")
         rows = [
-            self._encode(f"row {row}", conversation, count, for_generation)
+            self._encode(row, conversation, count, for_generation)
             for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
         ]
         image_id = self.config.image_token_id
@@ -322,19 +323,23 @@ class LlavaBackbone(VLMBackbone):
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         return VLMInputs(token_ids, embeddings, mask, positions, labels, image_mask)
 
-    def _encode(self, row: str, conversation: Conversation, num_images: int, for_generation: bool) -> tuple[list[int], list[int]]:
+    def _encode(self, row: int, conversation: Conversation, num_images: int, for_generation: bool) -> tuple[list[int], list[int]]:
         markers = sum(turn["text"].count(IMAGE_MARKER) for turn in conversation if turn["role"] == "user")
         if markers != num_images:
-            raise ValueError(f"{row}: {markers} {IMAGE_MARKER} markers in the user turns, {num_images} images")
+            raise MistakeError(f"found {markers} {IMAGE_MARKER} markers in the user turns for {num_images} images", row)
         if for_generation and conversation and conversation[-1]["role"] == "assistant":
-            raise ValueError(f"{row}: ends with an assistant turn, nothing is left to answer")
+            raise MistakeError("found an assistant turn at the end, accepted is a question that is left to answer", row)
         pieces = self.template.render(conversation, for_generation)
         image_id = self.config.image_token_id
         ids, labels = encode(self.tokenizer, pieces, image_id, self.grid.num_cells)
         lost = ids[self.max_length :]
         if lost and (for_generation or image_id in lost):
             what = f"{lost.count(image_id)} image tokens" if image_id in lost else "the end of a question"
-            raise ValueError(f"{row}: {len(ids)} tokens, max_length {self.max_length} would cut off {what}")
+            raise MistakeError(
+                f"found {len(ids)} tokens, of which max_length {self.max_length} would cut off {what}; "
+                "accepted are shorter texts or a larger method.vlm.max_length",
+                row,
+            )
         return ids[: self.max_length], labels[: self.max_length]
 
     # -- the language model ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
+from umm_zoo.batch import Batch
 from umm_zoo.experiment import Experiment
 
 
@@ -59,6 +60,7 @@ class RunRecord(Callback):
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.began = False  # whether training has taken up its first batch: mistakes before that are the user's
+        self.keys: list[str] = []  # of the batch in work: a mistake in one of its rows is named by them
         self.seconds = 0.0  # of this run, over all the sessions it took
         self._clock = time.monotonic()
         self._states: list[dict[str, Any]] | None = None
@@ -96,8 +98,9 @@ class RunRecord(Callback):
         else:
             seed_all(self.experiment.seed + 7919 * trainer.global_rank + 104729 * trainer.global_step)
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore once more: where a validation was due, Lightning has opened its loader since, which draws a number."""
+        self.keys = batch.keys if isinstance(batch, Batch) else []
         if self._states is not None:
             set_random_state(self._states[trainer.global_rank])
             self._states = None
@@ -110,6 +113,10 @@ class RunRecord(Callback):
         """Give validation its own seed."""
         self.began = True
         seed_all(self.experiment.seed + 7919 * trainer.global_rank)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Remember the batch's keys."""
+        self.keys = batch.keys if isinstance(batch, Batch) else []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue training's random numbers where they stopped."""

@@ -13,6 +13,7 @@ from umm_zoo.backbones.features import TextImageEncoder
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.contrast import ContrastiveLoss, HardNegatives
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
@@ -107,6 +108,6 @@ def captions(batch: Batch) -> list[str]:
     for key, answer, conversation in zip(batch.keys, batch.answers(), batch.conversations, strict=True):
         text = answer or (conversation[-1]["text"] if conversation else "")
         if not text:
-            raise ValueError(f"{key}: has no caption; accepted are rows with an answer or a prompt")
+            raise MistakeError(f"{key}: has no caption; accepted are rows with an answer or a prompt")
         texts.append(text)
     return texts

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.mistakes import MistakeError
 
 
 def picture_of_each_row(batch: Batch) -> Tensor:
@@ -18,6 +19,6 @@ def picture_of_each_row(batch: Batch) -> Tensor:
     for row, key in enumerate(batch.keys):
         images = batch.images_of(row)
         if not len(images) and batch.targets is None:
-            raise ValueError(f"{key}: has no picture; accepted are rows with an image or a target")
+            raise MistakeError(f"{key}: has no picture; accepted are rows with an image or a target")
         pictures.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
     return torch.stack(pictures)

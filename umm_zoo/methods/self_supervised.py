@@ -12,6 +12,7 @@ from umm_zoo.backbones.features import DINOv2Features, FeatureEncoder
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.mistakes import MistakeError
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
 
@@ -121,7 +122,7 @@ class VICReg(Method):
         """
         pictures = picture_of_each_row(batch)
         if len(pictures) < 2:
-            raise ValueError(f"VICReg: found a batch of {len(pictures)}, accepted are 2 rows or more")
+            raise MistakeError(f"data.batch_size: VICReg found a batch of {len(pictures)}, accepted are 2 rows or more")
         one, two = (self.expander(self.encoder(self.views(pictures))) for _ in range(2))  # [B, F] each
         terms = {
             "invariance": F.mse_loss(one, two),

@@ -15,6 +15,7 @@ from umm_zoo.backbones.features import LibraryEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.mistakes import MistakeError
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
 #: Label of a cell that says nothing: no object there, or the attribute is not labelled in this picture.
@@ -56,7 +57,7 @@ class CellLabels:
         labels = {name: torch.full((len(batch), len(self.cells)), UNLABELLED) for name in self.attributes}
         for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
             if "scene" not in meta:
-                raise ValueError(f"{key}: has no 'scene' in its ground truth, found {sorted(meta)}")
+                raise MistakeError(f"{key}: has no 'scene' in its ground truth, found {sorted(meta)}")
             for item in meta["scene"]["objects"]:
                 for name, values in self.attributes.items():
                     if everything or zlib.crc32(f"{name} {key}".encode()) < self.shares.get(name, 1.0) * 2**32:
@@ -81,7 +82,7 @@ def cell_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
 
 def _index(values: list[str], value: str, key: str) -> int:
     if value not in values:
-        raise ValueError(f"{key}: ground truth has '{value}', accepted are {values}")
+        raise MistakeError(f"{key}: ground truth has '{value}', accepted are {values}")
     return values.index(value)
 
 

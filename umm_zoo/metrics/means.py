@@ -9,6 +9,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, words_to_name
+from umm_zoo.mistakes import MistakeError
 
 
 class Means(RowMetric):
@@ -39,7 +40,7 @@ class Means(RowMetric):
         scalars = {name: value for name, value in outputs.items() if _is_scalar(value)}
         for name in self.names or ():
             if name not in scalars:
-                raise ValueError(f"metrics.Means: validation_step must return the scalar '{name}', found {sorted(scalars)}")
+                raise MistakeError(f"metrics.Means: validation_step must return the scalar '{name}', found {sorted(scalars)}")
         records = []
         for name in scalars if self.names is None else self.names:
             count = float(counts.get(name, len(batch)))

@@ -10,6 +10,7 @@ from torch import Tensor
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, required
+from umm_zoo.mistakes import MistakeError
 
 
 class PairedAccuracy(RowMetric):
@@ -50,7 +51,7 @@ class PairedAccuracy(RowMetric):
             return {}
         _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
         if (sizes > 2).any():
-            raise ValueError(f"metrics.PairedAccuracy: {int((sizes > 2).sum())} pairs have more than two rows, accepted are two")
+            raise MistakeError(f"metrics.PairedAccuracy: {int((sizes > 2).sum())} pairs have more than two rows, accepted are two")
         right = torch.zeros_like(sizes).index_add(0, pair, records[:, 1])
         complete = sizes == 2
         values = {"incomplete": (~complete).sum().double()}

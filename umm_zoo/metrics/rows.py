@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
+from umm_zoo.mistakes import MistakeError
 
 #: A name is kept in a record as this many 64-bit words of UTF-8.
 NAME_WORDS = 4
@@ -23,10 +24,10 @@ def required(outputs: Mapping[str, Any], name: str, metric: Metric) -> Any:
     """``outputs[name]``.
 
     Raises:
-        ValueError: the method's validation step did not return it.
+        MistakeError: the method's validation step did not return it.
     """
     if name not in outputs or outputs[name] is None:
-        raise ValueError(f"metrics.{type(metric).__name__}: validation_step must return '{name}', found {sorted(outputs)}")
+        raise MistakeError(f"metrics.{type(metric).__name__}: validation_step must return '{name}', found {sorted(outputs)}")
     return outputs[name]
 
 
@@ -43,11 +44,11 @@ def kind_of(meta: Mapping[str, Any]) -> str:
     """The kind of a row, its task where it has none.
 
     Raises:
-        ValueError: it is the name of a mean.
+        MistakeError: it is the name of a mean.
     """
     kind = str(meta.get("kind") or meta.get("task") or "other")
     if kind in RESERVED:
-        raise ValueError(f"metrics: a sample has the kind '{kind}'; the names {RESERVED} stand for means over kinds")
+        raise MistakeError(f"metrics: a sample has the kind '{kind}'; the names {RESERVED} stand for means over kinds")
     return kind
 
 
@@ -60,11 +61,11 @@ def name_to_words(name: str) -> list[int]:
     """A short name as ``NAME_WORDS`` 64-bit numbers, so that it can travel between ranks and be read on all of them.
 
     Raises:
-        ValueError: it is longer than 32 bytes.
+        MistakeError: it is longer than 32 bytes.
     """
     raw = name.encode()
     if len(raw) > 8 * NAME_WORDS:
-        raise ValueError(f"metrics: the kind '{name}' has {len(raw)} bytes, accepted are at most {8 * NAME_WORDS}")
+        raise MistakeError(f"metrics: the kind '{name}' has {len(raw)} bytes, accepted are at most {8 * NAME_WORDS}")
     raw = raw.ljust(8 * NAME_WORDS, b"\0")
     return [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
 
