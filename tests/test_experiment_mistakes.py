@@ -199,7 +199,7 @@ def test_what_is_missing_is_named(path: str, expected: str, folder: Path, capsys
         ("method.trained.0=head", "method.trained.0: found the element '0' of a list at method.trained, accepted the whole list"),
         ("max_steps", "found 'max_steps' on the command line, accepted key=value"),
         ("seed=[1", "seed: found '[1' on the command line, accepted a YAML value"),
-        ("ckpt=last", "ckpt: found 'last', but there is no file runs/e/checkpoints/last.ckpt"),
+        ("ckpt=last", "ckpt: found 'last', but there is no checkpoint in runs/e/checkpoints"),
         ("base=other.yaml", "base: found an unknown key 'base'"),
     ],
 )

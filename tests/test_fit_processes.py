@@ -70,7 +70,7 @@ def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
     process.send_signal(signal.SIGTERM)
     code, out, error = finished(process)
     assert code == 143, error
-    assert "stopped by SIGTERM at step" in out and "saved runs/toy/checkpoints/last.ckpt; continue with ckpt=last" in out
+    assert "stopped by SIGTERM at step" in out and "saved runs/toy/checkpoints/step-" in out and "continue with ckpt=last" in out
     checkpoint = load_checkpoint(folder / "runs" / "toy")
     first, second = checkpoint["random_states"]
     assert not torch.equal(first["torch"], second["torch"])  # dropout and noise differ between ranks

@@ -47,7 +47,7 @@ def test_run_folder_holds_everything(file: str) -> None:
     assert main([file, "trainer.max_steps=6"]) == 0
     run = Path("runs/toy")
     assert yaml.safe_load((run / "experiment.yaml").read_text())["trainer"]["max_steps"] == 6
-    assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "samples").is_dir()
+    assert (run / "checkpoints" / "LATEST").read_text() == "step-00000006.ckpt\nstep-00000004.ckpt\n" and (run / "samples").is_dir()
     assert list((run / "logs").glob("events.out.tfevents.*"))
     rows = logged("runs/toy")
     assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3", "5"]
@@ -88,7 +88,7 @@ def test_resumed_run_equals_an_uninterrupted_one(file: str) -> None:
     for key, value in whole["state_dict"].items():
         assert torch.equal(parts["state_dict"][key], value)
     found = report()
-    assert found["resumed_from"] == "runs/toy/checkpoints/last.ckpt" and found["steps"] == 7
+    assert found["resumed_from"] == "runs/toy/checkpoints/step-00000004.ckpt" and found["steps"] == 7
     steps = [int(row["step"]) for row in logged("runs/toy")]
     assert steps == sorted(steps) and {1, 3, 5} <= set(steps)  # the rows of before the resume are still there
 
@@ -104,7 +104,8 @@ def test_signal_saves_says_where_and_resumes_exactly(
     stopping = recorded("parts.txt", signal_at=step, signum=int(signum), in_validation=in_validation)
     capsys.readouterr()
     assert main([file, "trainer.max_steps=6", stopping]) == code
-    said = f"stopped by {signal.Signals(signum).name} at step {step}; saved runs/toy/checkpoints/last.ckpt; continue with ckpt=last"
+    saved = f"runs/toy/checkpoints/step-{step:08d}.ckpt"
+    said = f"stopped by {signal.Signals(signum).name} at step {step}; saved {saved}; continue with ckpt=last"
     assert said in capsys.readouterr().out
     assert not Path("runs/toy/metrics.json").exists()
     assert load_checkpoint("runs/toy")["global_step"] == step
@@ -187,7 +188,7 @@ def test_after_runs_the_earlier_stage_once_and_starts_from_it(file: str, capsys:
 def test_after_may_name_a_run_folder_or_a_checkpoint(file: str) -> None:
     assert main([file]) == 0
     weights = load_checkpoint("runs/toy")["state_dict"]
-    for number, after in enumerate(("runs/toy", "runs/toy/checkpoints/last.ckpt")):
+    for number, after in enumerate(("runs/toy", "runs/toy/checkpoints/step-00000004.ckpt")):
         assert main([file, f"name=later{number}", f"after={after}", "method.optimizer.lr=0.0"]) == 0
         later = load_checkpoint(f"runs/later{number}")["state_dict"]
         assert all(torch.equal(later[key], weights[key]) for key in weights)
@@ -236,7 +237,7 @@ def test_check_builds_without_memory_and_reports(file: str, capsys: pytest.Captu
 def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, "trainer.max_steps=2"]) == 0
     assert evaluate(["runs/toy"]) == 0
-    assert evaluate(["runs/toy/checkpoints/last.ckpt", "validation", "data.size=20", "method.bias=2.0"]) == 0
+    assert evaluate(["runs/toy/checkpoints/step-00000002.ckpt", "validation", "data.size=20", "method.bias=2.0"]) == 0
     first, second = (json.loads(Path(f"runs/toy/evaluation-{i}.json").read_text()) for i in (1, 2))
     assert first["metrics"]["val/loss"] == pytest.approx(report()["metrics"]["val/loss"], rel=1e-6)
     assert second["metrics"]["val/loss"] > first["metrics"]["val/loss"]

@@ -114,7 +114,7 @@ def test_carry_refuses_what_does_not_fit() -> None:
 
 
 def test_load_says_what_it_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint found \(looked for .*last.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint found \(looked for .*step-\*.ckpt"):
         Toy.load(tmp_path)
 
 

@@ -141,7 +141,7 @@ def measure(experiment: Experiment, warmup: int, block: int) -> TakeTurns:
     with tempfile.TemporaryDirectory() as runs:
         folder = RunFolder.of(experiment, runs)
         folder.begin(experiment, fresh=True)
-        more = [StopOnSignal(folder.last_checkpoint), turns]
+        more = [StopOnSignal(folder.checkpoints), turns]
         trainer = make_trainer(experiment, folder, built, RunRecord(experiment), more)
         trainer.fit(built.method, datamodule=built.data)
     return turns

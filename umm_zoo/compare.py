@@ -139,7 +139,7 @@ def _run(step: Step, runs: Path, single_thread: bool, children: Children) -> int
         tree = tree.replace(f"after: {experiment.after}", f"after: {Path(experiment.after).resolve()}")
     file.write_text(tree, encoding="utf-8")
     command = [sys.executable, "-m", "umm_zoo.fit", str(file), "--runs", str(runs)]
-    if RunFolder(folder).last_checkpoint.is_file():
+    if RunFolder(folder).checkpoints.newest() is not None:
         command.append("ckpt=last")
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([*experiment.folders, *filter(None, [environment.get("PYTHONPATH")])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import statistics
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.experiment import Experiment, UserError, load_experiment, parse_override
-from umm_zoo.run_folder import RunFolder, circumstances
+from umm_zoo.run_folder import RunFolder, circumstances, writing
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule, Trainer
 
     from umm_zoo.build import Built
     from umm_zoo.callbacks.record import RunRecord
+
+#: Errors of a write in the middle of a training that are the disk's.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 HELP = """examples:
   python -m umm_zoo.fit experiments/tiny/llava.yaml                          train; results in runs/<name>/
@@ -30,11 +34,12 @@ HELP = """examples:
   python -m umm_zoo.fit FILE --check                                         validate, count parameters, estimate memory
 
 keys: name, seed, vars, method, data, callbacks, metrics, trainer, after; and ckpt=last or ckpt=PATH.
-A run folder that holds this very experiment, finished, is left as it is. Ctrl-C and SIGTERM save and say where."""
+A run folder that holds this very experiment, finished, is left as it is. Ctrl-C and SIGTERM save and say where; a SLURM job that is
+warned (sbatch --requeue --signal=USR1@120) saves, is requeued, and goes on by itself when the same command starts again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 done, 2 a mistake in the experiment, 130 or 143 stopped and saved."""
+    """The command; returns its exit code: 0 done, 2 a mistake, 128 + the signal's number where one stopped it and it saved."""
     arguments = _parser().parse_intermixed_args(argv)
     with user_errors(arguments.traceback) as outcome:
         ckpt, overrides = _split_ckpt(arguments.overrides, arguments.file)
@@ -92,6 +97,8 @@ def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
             traceback.print_exc()
         for line in error.lines():
             print(f"error: {line}", file=sys.stderr)
+        if error.advice:
+            print(error.advice, file=sys.stderr)
         outcome.code = 2
     except KeyboardInterrupt:
         print("stopped by SIGINT outside training; nothing was saved", file=sys.stderr)
@@ -112,6 +119,8 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
 
     check(experiment)
     folder = RunFolder.of(experiment, runs)
+    if restarted_by_slurm() and folder.checkpoints.newest() is not None:
+        ckpt, again = "last", False  # the job's first attempt has done what its command line asks
     what = folder.decide(experiment, ckpt, again) if _is_main_process() else ("resume" if ckpt else "fresh")
     if what == "finished":
         print(f"{folder.path}: this experiment has finished there; --again runs it anew")
@@ -122,6 +131,11 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
         if code:
             return code
     return _train(experiment, folder, folder.resume_path(ckpt) if what == "resume" and ckpt else None, start)
+
+
+def restarted_by_slurm() -> bool:
+    """Whether this is a SLURM job that has been requeued."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0").isdigit() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def earlier_stages(experiment: Experiment) -> list[Experiment]:
@@ -164,7 +178,7 @@ def _start_of(experiment: Experiment, stages: list[Experiment], runs: str | None
             f"after: found that {stage.file} has not finished in {folder.path}, accepted a finished stage here: run it first",
         )
     print(f"{experiment.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
-    ckpt = "last" if folder.last_checkpoint.is_file() and not folder.differences(stage) else None
+    ckpt = "last" if folder.checkpoints.newest() is not None and not folder.differences(stage) else None
     if str(stage.trainer.get("devices", "")) == "1":
         return folder.path, run(stage, runs, ckpt)
     # several processes: Lightning starts them by running this command again, and they must not meet the later stage
@@ -179,6 +193,8 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
     from umm_zoo.build import build_data, build_experiment
     from umm_zoo.callbacks.record import RunRecord
     from umm_zoo.callbacks.stop import StopOnSignal, Stopped
+    from umm_zoo.checkpoints import CheckpointError
+    from umm_zoo.mistakes import MistakeError
     from umm_zoo.trainer import culprit, keep_rows, make_trainer, quieten
 
     quieten()
@@ -189,7 +205,7 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
     built = build_experiment(experiment, data)
     if start:
         carry(built, start, experiment)
-    record, stop = RunRecord(experiment), StopOnSignal(folder.last_checkpoint)
+    record, stop = RunRecord(experiment), StopOnSignal(folder.checkpoints)
     trainer = make_trainer(experiment, folder, built, record, [stop])
     before: dict[Path, bytes] = {}
     if trainer.is_global_zero:
@@ -199,15 +215,30 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
             raise UserError(experiment.file, f"ckpt: {error}") from error
         written = (folder.experiment_file, folder.metrics_file) if resume else ()
         before = {file: file.read_bytes() for file in written if file.is_file()}
-        folder.begin(experiment, fresh=resume is None)
+        with writing(folder.path):
+            folder.begin(experiment, fresh=resume is None)
     try:
         trainer.fit(built.method, datamodule=built.data, ckpt_path=resume, weights_only=True)
     except Stopped as stopped:
         if not trainer.is_global_zero:
             return 0  # the launcher kills the main process when one of the others ends otherwise
-        print(f"\n{stopped}; continue with ckpt=last", flush=True)
+        print(f"\n{stopped}", flush=True)
         return 128 + stopped.signum
+    except SystemExit:  # Lightning's own answer to a signal before the first batch, and to a second Ctrl-C
+        signum = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
+        if trainer.is_global_zero:
+            print(f"\nstopped at once by {signum.name}; nothing was saved. {folder.advice()}", file=sys.stderr)
+        return 128 + signum
+    except CheckpointError as error:
+        if not trainer.is_global_zero:
+            return 0
+        raise UserError(experiment.file, f"checkpoint: {error}", folder.advice()) from error
     except (ValueError, TypeError, OSError) as error:
+        if record.began and isinstance(error, MistakeError):
+            raise UserError(experiment.file, error.line(record.keys), folder.advice()) from error
+        if record.began and isinstance(error, OSError) and error.errno in NO_ROOM:
+            found = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+            raise UserError(folder.path, f"found that nothing more can be written ({found})", folder.advice()) from error
         if record.began:
             raise
         for file, content in before.items():  # a resume that is refused leaves the run as it was
@@ -215,7 +246,8 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
         raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
     if trainer.is_global_zero:
         report = _report(experiment, trainer, folder, record, resume)
-        folder.finish(report)
+        with writing(folder.path):
+            folder.finish(report)
         print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
     return 0
 

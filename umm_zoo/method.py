@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
 
 from umm_zoo.batch import Batch
+from umm_zoo.checkpoint_io import load_checkpoint
+from umm_zoo.checkpoints import checkpoint_path
 from umm_zoo.frozen import FrozenBackbone, freeze
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
@@ -37,6 +41,8 @@ class Method(LightningModule, ABC):
         self.strict_loading = False  # frozen parts are absent on purpose; on_load_checkpoint compares the keys itself
         self.trained: list[str] = []
         self._carried: set[str] = set()
+        self._keys: dict[str, set[str]] = {}  # of state_dict, by part: taken once, for a strategy may replace the tensors later
+        self._whole = False  # whether sharded weights are whole at present
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
@@ -71,6 +77,10 @@ class Method(LightningModule, ABC):
                 freeze(part)
         self.trained = list(trained)
         self._optimizer, self._schedule = optimizer, schedule
+        state = self.state_dict(keep_vars=True)
+        for name, part in parts.items():
+            inside = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
+            self._keys[name] = {key for key, tensor in state.items() if id(tensor) in inside}
 
     # -- training ------------------------------------------------------------------------------------------------------------
 
@@ -93,35 +103,115 @@ class Method(LightningModule, ABC):
             "lr_scheduler": {"scheduler": self._schedule.build(optimizer), "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all ranks' slices too: Lightning refuses ``norm`` under FSDP."""
+        root = getattr(self.trainer.strategy, "model", None)
+        clip = getattr(root, "clip_grad_norm_", None)  # torch's first FSDP knows the norm of its flat parameters, nobody else does
+        if clip is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            clip(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # -- sharding ------------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Share the weights out over the ranks where the strategy is ``umm_zoo.strategies.FullyShardedStrategy``."""
+        if self.device_mesh is None or isinstance(self, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.sharded_blocks():
+            fully_shard(block, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        register_fsdp_forward_method(self, "training_step")
+        register_fsdp_forward_method(self, "validation_step")
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        """Modules whose weights are gathered only while they compute; everything else is gathered for the whole step.
+
+        Elements of the outermost ``ModuleList``s, such as the layers of a transformer. A block must be called through its
+        ``forward`` and share no parameter with the rest; override this where that does not hold.
+        """
+        owners: dict[int, int] = {}
+        for _, parameter in self.named_parameters(remove_duplicate=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        blocks: list[nn.Module] = []
+        inside: set[int] = set()
+        for module in self.modules():  # parents come first
+            if not isinstance(module, nn.ModuleList) or id(module) in inside:
+                continue
+            inside |= {id(child) for child in module.modules()}
+            for block in module:
+                parameters = list(block.parameters())
+                if parameters and all(owners[id(p)] == 1 for p in parameters) and not isinstance(block, nn.ModuleList):
+                    blocks.append(block)
+        return blocks
+
+    def on_validation_start(self) -> None:
+        """Gather sharded weights for the whole validation: ranks may have different numbers of batches and generated tokens."""
+        self._gather(True)
+
+    def on_validation_end(self) -> None:
+        """Share them out again."""
+        self._gather(False)
+
+    def _gather(self, whole: bool) -> None:
+        if not isinstance(self, FSDPModule) or whole == self._whole:
+            return
+        self._whole = whole
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(not whole, recurse=False)
+                module.unshard() if whole else module.reshard()
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
-    def _part_keys(self, names: list[str]) -> Iterator[str]:
+    def _part_keys(self, names: Iterable[str]) -> set[str]:
         """Keys of ``state_dict`` that belong to the given parts (parameters and persistent buffers)."""
-        parts = self.parts()
-        inside = {id(tensor) for name in names for tensor in _persistent(parts[name])}
-        for key, tensor in self.state_dict(keep_vars=True).items():
-            if id(tensor) in inside:
-                yield key
+        return {key for name in names for key in self._keys.get(name, ())}
 
     def kept_keys(self) -> set[str]:
         """Keys that a checkpoint of this run holds: parts trained now, and what was carried over from earlier stages."""
-        return set(self._part_keys(self.trained)) | self._carried
+        return self._part_keys(self.trained) | self._carried
+
+    def run_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights, optimiser, random numbers and data position, on each rank of its own.
+
+        Override it (and ``load_run_state``) in a method that keeps things between steps: rollouts of a reinforcement learner that
+        are not used up, counters, a generator of its own. Plain values and tensors only, and little, for rank 0 collects them.
+        """
+        return {}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """Take back what ``run_state`` gave on this rank. Not called where the number of ranks is another one now."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop every frozen tensor that can be rebuilt."""
         kept = self.kept_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
-        checkpoint["left_behind"] = sorted(self._part_keys(list(self.left_behind)))
+        checkpoint["state_keys"] = sorted(kept)  # some strategies take the weights away before on_load_checkpoint
+        checkpoint["left_behind"] = sorted(self._part_keys(self.left_behind))
+        trainer = self._trainer
+        states: list[Any] = [self.run_state()]
+        if trainer is not None and trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
+            states = [None] * trainer.world_size
+            dist.all_gather_object(states, self.run_state())
+        if any(states):
+            checkpoint["run_states"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose keys are not exactly those expected: ``strict_loading=False`` would take it silently."""
-        found, expected = set(checkpoint["state_dict"]), self.kept_keys()
-        found -= {key for key in found - expected if key in self.state_dict()}  # an earlier stage's part, frozen here
-        if missing := sorted(expected - set(checkpoint["state_dict"])):
+        saved, expected = set(checkpoint.get("state_dict") or checkpoint.get("state_keys", ())), self.kept_keys()
+        found = saved - (self._part_keys(self._keys) - expected)  # an earlier stage's part, frozen here
+        if missing := sorted(expected - saved):
             raise ValueError(f"checkpoint: {len(missing)} trained tensors are missing, such as '{missing[0]}'")
         if unexpected := sorted(found - expected):
             raise ValueError(f"checkpoint: {len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
-        self._carried |= set(checkpoint["state_dict"]) - set(self._part_keys(self.trained))
+        self._carried |= saved - self._part_keys(self.trained)
+        states = checkpoint.get("run_states", [])
+        if self._trainer is not None and len(states) == self._trainer.world_size:
+            self.load_run_state(states[self._trainer.global_rank])
 
     def carry(self, state: Mapping[str, Tensor]) -> None:
         """Start from the trained weights of an earlier stage (or of a finished run), and keep them in this run's checkpoints.
@@ -161,40 +251,6 @@ class Method(LightningModule, ABC):
             raise TypeError(f"{source}: holds a {type(method).__name__}, asked for a {cls.__name__}")
         method.carry(checkpoint["state_dict"])
         return method.eval()
-
-
-def _persistent(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.state_dict(keep_vars=True).values()
-
-
-def checkpoint_path(source: str | Path) -> Path:
-    """The checkpoint file of a run folder (``checkpoints/last.ckpt``), or the file itself.
-
-    Raises:
-        FileNotFoundError: neither exists.
-    """
-    source = Path(source)
-    path = source / "checkpoints" / "last.ckpt" if source.is_dir() else source
-    if not path.is_file():
-        raise FileNotFoundError(f"{source}: no checkpoint found (looked for {path})")
-    return path
-
-
-def load_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of a run folder or file without unpickling objects (``weights_only``).
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: the file is something else, or cut short.
-    """
-    path = checkpoint_path(source)
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # what a reader of pickles stumbles over in a foreign file is of any class
-        raise ValueError(f"{path}: found a file that cannot be read as a checkpoint ({type(error).__name__})") from error
-    return checkpoint
 
 
 __all__ = ["FrozenBackbone", "Method", "checkpoint_path", "freeze", "load_checkpoint"]

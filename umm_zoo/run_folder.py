@@ -8,14 +8,32 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from umm_zoo.checkpoints import CheckpointError, CheckpointFolder
 from umm_zoo.experiment import Experiment, UserError
+
+
+@contextmanager
+def writing(
+    path: str | Path, instead: str = "a folder that can be written (--runs DIR, or the variable UMM_ZOO_RUNS)"
+) -> Iterator[None]:
+    """Around writes to ``path``.
+
+    Raises:
+        UserError: the place cannot be written, or its disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = "" if error.filename in (None, str(path)) else f", {error.filename}"
+        raise UserError(path, f"found a place that cannot be written ({error.strerror}{where}), accepted is {instead}") from error
 
 
 class RunFolder:
@@ -23,7 +41,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
         self.logs = self.path / "logs"
         self.metrics_file = self.path / "metrics.json"
         self.experiment_file = self.path / "experiment.yaml"
@@ -59,7 +77,7 @@ class RunFolder:
             return "fresh"
         different = self.differences(experiment) if self.experiment_file.is_file() else []
         if ckpt is None:
-            if not self.last_checkpoint.is_file() and not self.finished():
+            if self.checkpoints.newest() is None and not self.finished():
                 return "fresh"  # a run that died before its first checkpoint has nothing to lose
             options = "accepted name=… for another folder, --again to start over"
             if different:
@@ -71,16 +89,27 @@ class RunFolder:
             if self.finished():
                 return "finished"
             raise UserError(self.path, f"found an unfinished run of this experiment, accepted ckpt=last to continue it, {options}")
-        if not self.resume_path(ckpt).is_file():
-            raise UserError(
-                experiment.file,
-                f"ckpt: found '{ckpt}', but there is no file {self.resume_path(ckpt)}, accepted 'last' or the path of a checkpoint",
-            )
+        if not (self.checkpoints.newest() if ckpt == "last" else Path(ckpt).exists()):
+            where = f"checkpoint in {self.checkpoints.path}" if ckpt == "last" else "such file"
+            accepted = "accepted 'last' or the path of a checkpoint"
+            raise UserError(experiment.file, f"ckpt: found '{ckpt}', but there is no {where}, {accepted}")
         return "finished" if ckpt == "last" and self.finished() and not different else "resume"
 
     def resume_path(self, ckpt: str) -> Path:
-        """The checkpoint that ``ckpt=…`` means."""
-        return self.last_checkpoint if ckpt == "last" else Path(ckpt)
+        """The checkpoint that ``ckpt=…`` means: for ``last`` the newest intact one.
+
+        Raises:
+            UserError: none is intact.
+        """
+        if ckpt != "last":
+            return Path(ckpt)
+        try:
+            latest = self.checkpoints.latest()
+        except CheckpointError as error:
+            raise UserError(self.path, f"{error}, accepted --again to start over") from error
+        if latest is None:
+            raise UserError(self.path, "ckpt: found 'last', but there is no checkpoint any more")
+        return latest
 
     def begin(self, experiment: Experiment, fresh: bool) -> None:
         """Make the folder ready; a fresh start removes what an earlier run wrote."""
@@ -98,6 +127,12 @@ class RunFolder:
         partial = self.metrics_file.with_suffix(".partial")
         partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.metrics_file)
+
+    def advice(self) -> str:
+        """How to go on with a training that a mistake has ended."""
+        if kept := self.checkpoints.newest():
+            return f"{kept} is kept; continue from it with ckpt=last"
+        return f"{self.path} holds no checkpoint yet; start again"
 
     def rows_until(self, step: int) -> tuple[list[str], list[dict[str, str]]]:
         """Header and rows of ``logs/metrics.csv`` up to ``step``: what a resumed run keeps."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -17,8 +18,8 @@ from umm_zoo.callbacks.last import LastCheckpoint
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.callbacks.record import RunRecord
+from umm_zoo.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from umm_zoo.experiment import Experiment, UserError
-from umm_zoo.method import load_checkpoint
 from umm_zoo.run_folder import RunFolder
 
 
@@ -37,8 +38,9 @@ def make_trainer(
 ) -> Trainer:
     """The Lightning trainer of an experiment, with our defaults where its ``trainer`` map is silent.
 
-    Ours: loggers and checkpoints in the run folder; validation counted in batches (``check_val_every_n_epoch`` null); no sanity
-    check; no model summary (``--check`` prints one); no sampler put into loaders, because ``ShardData`` shares samples out itself.
+    Ours: loggers and checkpoints in the run folder, the latter written whole or not at all; validation counted in batches
+    (``check_val_every_n_epoch`` null); no sanity check; no model summary (``--check`` prints one); no sampler put into loaders,
+    because ``ShardData`` shares samples out itself.
 
     Raises:
         UserError: Lightning refuses the arguments.
@@ -56,6 +58,10 @@ def make_trainer(
     }
     if given.get("logger", True) is True:
         given["logger"] = _loggers(folder)
+    plugins = given.pop("plugins", None) or []
+    given["plugins"] = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in given["plugins"]):
+        given["plugins"].append(AtomicCheckpointIO())
     try:
         return Trainer(**defaults | given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -69,7 +75,7 @@ def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
         every = max(1, trainer.get("max_steps", 0) // 10) if trainer.get("max_steps", -1) > 0 else 100
     standing: dict[str, Any] = {}
     if trainer.get("enable_checkpointing", True) is not False:
-        standing["checkpoint"] = LastCheckpoint(folder.last_checkpoint.parent, every)
+        standing["checkpoint"] = LastCheckpoint(every, folder=folder.checkpoints.path)
     if trainer.get("enable_progress_bar", True) is not False:
         standing["progress"] = Progress(refresh_rate=5)
     return standing
@@ -87,7 +93,7 @@ def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path | None) -> None:
     logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
     if logger is None or resume is None:
         return
-    _, rows = folder.rows_until(load_checkpoint(resume)["global_step"])
+    _, rows = folder.rows_until(load_checkpoint(resume, mapped=True)["global_step"])
     (folder.logs / "metrics.csv").unlink(missing_ok=True)
     for row in rows:
         step = int(row.pop("step"))

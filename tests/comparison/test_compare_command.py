@@ -176,7 +176,7 @@ def test_sigterm_lets_the_running_process_save_and_starts_no_other(folder: Path)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "the same command goes on from there" in said
-    assert list(folder.glob("runs/compare/dropout/with-*/checkpoints/last.ckpt"))
+    assert list(folder.glob("runs/compare/dropout/with-*/checkpoints/step-*.ckpt"))
     assert not list(folder.glob("runs/compare/dropout/without-*")) and not (folder / "results").exists()
 
 

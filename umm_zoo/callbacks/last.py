@@ -1,4 +1,4 @@
-"""The checkpoint that a run is continued from."""
+"""The checkpoints that a run is continued from."""
 
 from __future__ import annotations
 
@@ -6,45 +6,54 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+
+from umm_zoo.checkpoints import CheckpointFolder
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt`` in ``folder``: every so many steps and at the end, always right after a training batch.
+class LastCheckpoint(Checkpoint):
+    """Saves every so many steps and at the end, always right after a training batch, and keeps the newest few.
 
-    Lightning's ``ModelCheckpoint`` would also write it after a validation and at the end of an epoch. A run continued from the end
-    of an epoch starts a new one, with a new iterator and other random numbers: it is no longer the run that was not interrupted.
+    Lightning's ``ModelCheckpoint`` would also save after a validation and at the end of an epoch. A run continued from the end of
+    an epoch starts a new one, with a new iterator and other random numbers: it is no longer the run that was not interrupted.
 
     Args:
-        folder: where to.
         every_n_train_steps: optimiser steps between two savings.
+        keep: checkpoints that stay, the newest included.
+        folder: where to; None is ``checkpoints`` in the run folder.
+
+    Raises:
+        ValueError: every_n_train_steps or keep is not positive.
     """
 
-    def __init__(self, folder: str | Path, every_n_train_steps: int) -> None:
-        super().__init__(
-            dirpath=folder,
-            save_top_k=0,
-            save_last=True,
-            every_n_train_steps=every_n_train_steps,
-            enable_version_counter=False,
-        )
+    def __init__(self, every_n_train_steps: int, keep: int = 2, folder: str | Path | None = None) -> None:
+        if every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps: found {every_n_train_steps}, accepted is 1 or more")
+        self.every_n_train_steps = every_n_train_steps
+        self.checkpoints = CheckpointFolder(folder or "checkpoints", keep)
+        self._placed = folder is not None
+        self._saved_step = 0  # no need to save what has taken no step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        if not self._placed:
+            self.checkpoints.path = Path(trainer.default_root_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What a run is resumed from exists already."""
+        self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Save every so many steps, and after the last one."""
-        super().on_train_batch_end(trainer, pl_module, *rest)
-        if trainer.global_step == trainer.max_steps:
+        step = trainer.global_step
+        if step % self.every_n_train_steps == 0 or step == trainer.max_steps:
             self._save_if_new(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: see above."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: see above."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what a run that ended before ``max_steps`` has reached."""
         self._save_if_new(trainer)
 
     def _save_if_new(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if trainer.global_step != self._saved_step:  # gradients may be accumulating
+            self.checkpoints.save(trainer)
+            self._saved_step = trainer.global_step
