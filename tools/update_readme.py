@@ -14,33 +14,50 @@ from pathlib import Path
 from umm_zoo.comparison.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- results: (?P<path>\S+) -->\n).*?(<!-- end results -->)", re.DOTALL)
+MARK = re.compile(r"<!-- results: (?P<path>\S+) -->\n|<!-- end results -->")
 
 
-def tables(path: Path) -> str:
+def tables(root: Path, path: str) -> str:
     """The question, the tables and the provenance of a comparison, without its title and with the plot's path from the root."""
-    text = Results.read(path).markdown().split("\n", 2)[2]
-    folder = path.parent.relative_to(ROOT).as_posix()
-    return re.sub(r"\]\(([^)/]+\.png)\)", rf"]({folder}/\1)", text)
+    text = Results.read(root / path).markdown().split("\n", 2)[2]
+    return re.sub(r"\]\(([^)/]+\.png)\)", rf"]({Path(path).parent.as_posix()}/\1)", text)
 
 
-def filled(readme: str) -> str:
-    """The README with every block made anew.
+def filled(readme: str, root: Path = ROOT) -> str:
+    """A text with every block made anew.
+
+    Args:
+        readme: the text.
+        root: folder that the paths of its blocks start from.
 
     Raises:
         FileNotFoundError: a block names a file that does not exist.
+        ValueError: a block is opened twice, or closed without having been opened, or left open.
     """
-    return BLOCK.sub(lambda match: match[1] + "\n" + tables(ROOT / match["path"]) + "\n" + match[3], readme)
+    parts, end, opened = [], 0, ""
+    for mark in MARK.finditer(readme):
+        path = mark["path"]
+        if bool(path) == bool(opened):
+            raise ValueError(f"README: found '{mark[0].strip()}' " + (f"inside the block of {opened}" if opened else "outside any"))
+        parts.append(readme[end : mark.end()] if path else f"\n{tables(root, opened)}\n{mark[0]}")
+        end, opened = mark.end(), path or ""
+    if opened:
+        raise ValueError(f"README: found no '<!-- end results -->' behind the block of {opened}")
+    return "".join(parts) + readme[end:]
 
 
-def main() -> int:
-    """Rewrite or check README.md."""
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Rewrite or check README.md; 1 if a block is stale, 2 if one cannot be filled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is not current")
-    arguments = parser.parse_args()
-    readme = ROOT / "README.md"
+    arguments = parser.parse_args(argv)
+    readme = root / "README.md"
     old = readme.read_text(encoding="utf-8")
-    new = filled(old)
+    try:
+        new = filled(old, root)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if arguments.check:
         print("README.md is current" if old == new else "README.md has tables that are not current: run tools/update_readme.py")
         return int(old != new)

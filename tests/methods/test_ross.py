@@ -332,11 +332,21 @@ def test_validation_gives_columns_of_the_first_image_and_the_same_noise_every_ti
     method, rows = build().eval(), batch()
     with torch.no_grad():
         first, second = method.validation_step(rows, 0), method.validation_step(rows, 0)
-        assert "columns" not in method.validation_step(rows, 1)
+        later = method.validation_step(rows, 1)
+        assert "columns" not in later and later["pictures"] is None
     assert torch.equal(first["reconstruction_loss"], second["reconstruction_loss"])
     assert list(first["columns"]) == ["original", "round trip", "reconstruction"]
     assert torch.equal(first["columns"]["original"][1], rows.images[1]) and not first["columns"]["original"][2].any()
-    assert len(first["answers"]) == 3
+    assert len(first["answers"]) == 3 and first["pictures"] is None  # the third row has no image
+
+
+def test_validation_hands_out_reconstructions_with_their_originals_at_the_targets_size():
+    method, rows = build(CodecLatents(codec(), 3, pack=1), DenoiserHead(24, 3, 2, 32, 1)).eval(), batch((1, 2))
+    with torch.no_grad():
+        found = method.validation_step(rows, 0)
+    assert torch.equal(found["pictures"], found["columns"]["reconstruction"]) and found["pictures"].shape == (2, 3, 6, 6)
+    expected = nn.functional.interpolate(rows.images[:2], size=(6, 6), mode="bilinear", align_corners=False)
+    assert torch.equal(found["originals"], expected)
 
 
 @pytest.mark.parametrize(

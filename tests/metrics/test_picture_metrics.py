@@ -35,6 +35,13 @@ def test_psnr_names_what_is_missing() -> None:
         PSNR().update({"pictures": torch.zeros(1, 3, 4, 4)}, batch(1))
 
 
+def test_psnr_leaves_out_batches_that_were_not_drawn() -> None:
+    originals, metric = torch.zeros(2, 3, 4, 4), PSNR()
+    metric.update({"pictures": originals + 0.2, "originals": originals}, batch(2))
+    metric.update({"pictures": None, "originals": None}, batch(2))
+    assert float(metric.compute()) == pytest.approx(20)  # 10 log10(4 / 0.04)
+
+
 def test_retrieval_counts_first_places_in_both_directions() -> None:
     images = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
     texts = torch.tensor([[1.0, 0.1, 0.0], [0.9, 0.5, 0.0], [0.0, 0.0, 1.0]])  # text 1 is nearest to image 0

@@ -14,6 +14,7 @@ from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
 from umm_zoo.method import Method
+from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
 from umm_zoo.objectives.regression import Regression
@@ -180,7 +181,11 @@ class ROSS(Method):
     # -- looking at it -------------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """As LLaVA's; also both losses alone, under the same noise at every validation, and ``columns`` to look at."""
+        """As LLaVA's; also both losses alone, under the same noise at every validation.
+
+        Of the first batches ``columns`` to look at, and ``pictures`` (reconstructions) with their ``originals`` at the target's
+        size; both are of a row's first image, and None where nothing was drawn or a row has no image.
+        """
         inputs = self.vlm.inputs_of(batch)
         output = self.vlm(inputs)
         generator = torch.Generator(output.hidden.device).manual_seed(batch_idx)
@@ -192,6 +197,8 @@ class ROSS(Method):
             "nll": output.nll,
             "num_tokens": output.num_tokens,
             "answers": self.answer(batch) if self.max_new_tokens else [""] * len(batch),
+            "pictures": None,
+            "originals": None,
         }
         if batch.images is not None and self.target.has_pictures and batch_idx < self.num_drawn_batches:
             drawn = self._draw(self.image_states(output.hidden, inputs.image_mask), generator)
@@ -199,6 +206,10 @@ class ROSS(Method):
                 {"original": batch.images, "round trip": self.round_trip(batch.images), "reconstruction": drawn},
                 batch.image_counts,
             )
+            if all(batch.image_counts):
+                outputs["pictures"] = outputs["columns"]["reconstruction"]
+                seen = _first_of_each_row({"original": self.target.prepare(batch.images)}, batch.image_counts)
+                outputs["originals"] = seen["original"]
         return outputs
 
     @torch.no_grad()
@@ -242,7 +253,7 @@ class ROSS(Method):
 
 def _extra(batch: Batch, name: str) -> Tensor:
     if name not in batch.extras:
-        raise ValueError(f"{batch.keys[0]}: the batch has no stored '{name}', found {sorted(batch.extras)}")
+        raise MistakeError(f"{batch.keys[0]}: the batch has no stored '{name}', found {sorted(batch.extras)}")
     return batch.extras[name]
 
 

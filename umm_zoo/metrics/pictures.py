@@ -12,6 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import chosen_rows, required
+from umm_zoo.mistakes import MistakeError
 
 _CEILING = 20 * math.log10(2 / (1 / 255))  # half of an 8-bit level is 1/255 where pictures lie in [-1, 1]
 
@@ -21,6 +22,7 @@ class PSNR(Metric):
 
     Both lie in [-1, 1] (values outside are clamped, as saving the picture would), so the peak is 2. A picture's own mean squared
     error is floored at that of half an 8-bit level (our choice; about 54 dB), or one perfect picture would make the mean infinite.
+    A batch whose ``outputs["pictures"]`` is None is left out: methods may draw the first batches of a validation only.
 
     Args:
         kinds, tasks: count these rows only.
@@ -43,10 +45,12 @@ class PSNR(Metric):
 
     def update(self, outputs: dict[str, Any], batch: Batch) -> None:
         """Compare ``outputs["pictures"]`` with ``outputs["originals"]``, or with the batch's targets where there are none."""
+        if "pictures" in outputs and outputs["pictures"] is None:
+            return
         pictures, originals = required(outputs, "pictures", self), outputs.get("originals", batch.targets)
         if originals is None or originals.shape != pictures.shape:
             found = "nothing" if originals is None else list(originals.shape)
-            raise ValueError(f"metrics.PSNR: pictures are {list(pictures.shape)}, to compare with there is {found}")
+            raise MistakeError(f"metrics.PSNR: pictures are {list(pictures.shape)}, to compare with there is {found}")
         rows = chosen_rows(batch, self.kinds, self.tasks)
         if not rows:
             return
