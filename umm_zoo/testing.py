@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.batch import Batch
+from umm_zoo.rewards.base import Reward
+
 #: Largest difference, relative to the largest value, between a float32 and a float64 run of the same block.
 _FLOAT64_TOLERANCE = 1e-3
 
@@ -63,6 +66,36 @@ def check_block(
         _check_dtype(block, arguments, output, dtype)
     for key, value in block.state_dict().items():
         assert torch.equal(value, before[key]), f"{name}: expected evaluation to change nothing, found another '{key}'"
+
+
+def check_reward(reward: Reward, candidates: Tensor, batch: Batch) -> None:
+    """Put a reward through what policy gradients will ask of it.
+
+    Args:
+        reward: built, small.
+        candidates: ``[B * G, 3, H, W]`` in [-1, 1], G of at least 2.
+        batch: B rows.
+
+    Raises:
+        AssertionError: says what was expected and what was found.
+    """
+    name, group = type(reward).__name__, len(candidates) // len(batch)
+    _check_class(type(reward))
+    trained = [key for key, parameter in reward.named_parameters() if parameter.requires_grad]
+    assert not trained, f"{name}: expected nothing to train, found '{trained[0] if trained else ''}' (freeze what it looks through)"
+    given = candidates.clone().requires_grad_()
+    rewards = reward(given, batch)
+    assert rewards.shape == (len(candidates),), f"{name}: expected a reward per candidate, found {list(rewards.shape)}"
+    assert rewards.dtype == torch.float32, f"{name}: expected float32, found {rewards.dtype}"
+    assert not rewards.requires_grad, f"{name}: expected rewards without gradient, found some with"
+    assert rewards.isfinite().all(), f"{name}: expected finite rewards, found {int((~rewards.isfinite()).sum())} that are not"
+    again = reward(candidates, batch)
+    assert torch.equal(again, rewards), f"{name}: expected the same rewards twice, found other values"
+    order = torch.arange(len(candidates)).unflatten(0, (-1, group)).flip(1).flatten()  # reversed within each group
+    turned = reward(candidates[order], batch)
+    assert torch.allclose(turned, rewards[order], atol=1e-5), (
+        f"{name}: expected a candidate's reward not to depend on its place in the group, found another"
+    )
 
 
 def _check_class(kind: type[nn.Module]) -> None:

@@ -1,0 +1,169 @@
+"""Stable Diffusion 3 and 3.5 through diffusers: image and text tokens in one attention, over 16-channel latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import SD3Transformer2DModel
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+from umm_zoo.backbones.diffusers_loading import built, loaded
+from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.loading import find_source, on_meta_device
+
+#: Times of the schedule that SD3 was trained with.
+NUM_TRAIN_TIMES = 1000
+
+
+class MaskedJointAttention:
+    """The library's joint attention with a mask over the text tokens, which its own leaves out.
+
+    Without a mask it is the library's, bit for bit. UAE's release pads the two branches of guidance to one length and lets the
+    decoder see the padding; here a caption is drawn the same whatever else is in the batch.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Args: attention_mask: ``[B, 1, 1, h*w + N]`` bool. The second attention of SD3.5-medium sees the picture alone."""
+        size, count = hidden_states.shape[:2]
+
+        def split(x: Tensor, norm: Any) -> Tensor:  # [B, N, D] -> [B, heads, N, D / heads]
+            x = x.view(size, x.shape[1], attn.heads, -1).transpose(1, 2)
+            return x if norm is None else norm(x)
+
+        query = split(attn.to_q(hidden_states), attn.norm_q)
+        key = split(attn.to_k(hidden_states), attn.norm_k)
+        value = split(attn.to_v(hidden_states), None)
+        if encoder_hidden_states is not None:
+            query = torch.cat([query, split(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
+            key = torch.cat([key, split(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
+            value = torch.cat([value, split(attn.add_v_proj(encoder_hidden_states), None)], dim=2)
+        else:
+            attention_mask = None
+        mixed = F.scaled_dot_product_attention(query, key, value, attention_mask)
+        mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)  # [B, h*w + N, D]
+        image = attn.to_out[1](attn.to_out[0](mixed[:, :count]))
+        if encoder_hidden_states is None:
+            return image
+        text = mixed[:, count:]
+        return image, text if attn.context_pre_only else attn.to_add_out(text)
+
+
+class StableDiffusion3(ImageDecoder):
+    """SD3's multimodal diffusion transformer (Esser et al., 2024, arXiv 2403.03206): UAE's decoder, in its 3.5-large size.
+
+    Text tokens of width 4096 pass every block beside those of the picture; their positions are their order only. The network also
+    wants one vector of the whole text. UAE gives it a constant, that of the empty string under the two CLIP text encoders, and
+    needs no text encoder after that.
+
+    SD3.5-large: 38 blocks of width 2432, 8.06 billion parameters, latents of 16 channels in patches of 2 x 2
+    (``stabilityai/stable-diffusion-3.5-large``, subfolder ``transformer``; the codec is ``KLCodec`` with scaling 1.5305 and shift
+    0.0609, subfolder ``vae``).
+
+    Args:
+        model: the library's network.
+        pooled: ``[pooled_projection_dim]``, the constant; None is zeros.
+        condition_rms: no published number is known, and UAE's connector ends without a norm; 1 is our choice.
+    """
+
+    pooled: Tensor
+
+    def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None, condition_rms: float = 1.0) -> None:
+        super().__init__()
+        config: Any = model.config
+        model.set_attn_processor(MaskedJointAttention())
+        self.model, self.condition_rms = model, condition_rms
+        self.condition_dim, self.latent_channels, self.patch = config.joint_attention_dim, config.in_channels, config.patch_size
+        self.register_buffer("pooled", torch.zeros(config.pooled_projection_dim) if pooled is None else pooled.float().clone())
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        condition_rms: float = 1.0,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """Random weights from the library's config keys (``num_layers``, ``joint_attention_dim`` …), and a zero constant."""
+        return cls(built(SD3Transformer2DModel, config, dtype), None, condition_rms)._prepared(gradient_checkpointing)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        subfolder: str | None = None,
+        pooled_from: str | Path | None = None,
+        condition_rms: float = 1.0,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """A folder in diffusers' format or a name on the hub; on the meta device with ``config`` given nothing is read.
+
+        Args:
+            source: folder or name.
+            config: what the checkpoint is expected to be.
+            subfolder: ``transformer`` inside a whole pipeline.
+            pooled_from: the pipeline whose two CLIP text encoders give the constant; None is zeros.
+            condition_rms: see the class.
+            dtype: of the weights.
+            gradient_checkpointing: recompute blocks in the backward pass.
+
+        Raises:
+            ValueError: the weights do not fill the network exactly.
+        """
+        model = loaded(SD3Transformer2DModel, source, config, subfolder, dtype)
+        pooled = None if pooled_from is None or on_meta_device() else pooled_of_nothing(pooled_from)
+        return cls(model, pooled, condition_rms)._prepared(gradient_checkpointing)
+
+    def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The library's forward, told the time as its own pipeline tells it (0 to 1000)."""
+        joint = None
+        if mask is not None:
+            cells = noisy.shape[-2] * noisy.shape[-1] // self.patch**2
+            joint = {"attention_mask": F.pad(mask, (cells, 0), value=True)[:, None, None]}  # [B, 1, 1, h*w + N]
+        predicted: Tensor = self.model(
+            hidden_states=noisy,
+            encoder_hidden_states=values,
+            pooled_projections=self.pooled.to(noisy.dtype).expand(len(noisy), -1),
+            timestep=time * NUM_TRAIN_TIMES,
+            joint_attention_kwargs=joint,
+            return_dict=False,
+        )[0]
+        return predicted
+
+    def save(self, folder: str | Path) -> None:
+        """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``; the constant is not in it."""
+        self.model.save_pretrained(folder)
+
+    def _prepared(self, gradient_checkpointing: bool) -> Self:
+        if gradient_checkpointing:
+            self.enable_gradient_checkpointing()
+        return self
+
+
+@torch.no_grad()
+def pooled_of_nothing(source: str | Path) -> Tensor:
+    """The pooled vector of the empty string, CLIP-L's beside CLIP-G's, ``[768 + 1280]`` in SD3's pipelines.
+
+    Args:
+        source: a pipeline's folder or name, with ``text_encoder``, ``text_encoder_2`` and their tokenizers.
+    """
+    source = find_source(source)
+    parts = []
+    for suffix in ("", "_2"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
+        encoder: Any = CLIPTextModelWithProjection.from_pretrained(source, subfolder=f"text_encoder{suffix}")
+        length = encoder.config.max_position_embeddings
+        ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        parts.append(encoder.eval()(ids).text_embeds[0].float())
+    return torch.cat(parts)

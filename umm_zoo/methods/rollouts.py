@@ -1,0 +1,84 @@
+"""What reinforcement stages share: seeds of a group's noise, micro-batches, the time of each phase."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Tokens
+
+
+class GroupNoise(ABC):
+    """Seeds of the initial noise of G samples for each of B rows."""
+
+    @abstractmethod
+    def __call__(self, num_rows: int, group: int) -> list[int]:
+        """``num_rows * group`` seeds, the samples of one row next to each other, from torch's own generator."""
+
+
+class SharedNoise(GroupNoise):
+    """One noise for all samples of a row: what they are compared by is then the caption and not the luck of the draw.
+
+    Whether UAE's authors share it is not known; recommended where G is small.
+    """
+
+    def __call__(self, num_rows: int, group: int) -> list[int]:
+        """A seed per row, repeated."""
+        return [seed for seed in _seeds(num_rows) for _ in range(group)]
+
+
+class IndependentNoise(GroupNoise):
+    """A noise for every sample, as in Flow-GRPO."""
+
+    def __call__(self, num_rows: int, group: int) -> list[int]:
+        """A seed per sample."""
+        return _seeds(num_rows * group)
+
+
+def _seeds(count: int) -> list[int]:
+    return torch.randint(0, 2**31 - 1, (count,)).tolist()
+
+
+def portions(rows: Tensor, size: int | None) -> list[Tensor]:
+    """Row numbers in portions of at most ``size``; None keeps them together."""
+    return list(rows.split(size or max(1, len(rows)))) if len(rows) else []
+
+
+def rows_of(tokens: Tokens, rows: Tensor) -> Tokens:
+    """Some rows of a set of tokens."""
+    return Tokens(tokens.values[rows], None if tokens.mask is None else tokens.mask[rows])
+
+
+class Phases:
+    """Seconds spent in each phase of a step, device work included.
+
+    Attributes:
+        seconds: by name of the phase, since the last ``restart``.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def restart(self) -> None:
+        """Forget the step before."""
+        self.seconds = {}
+
+    @contextmanager
+    def __call__(self, name: str, device: torch.device) -> Iterator[None]:
+        """Measure a block."""
+        before = _now(device)
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + _now(device) - before
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

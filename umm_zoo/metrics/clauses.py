@@ -1,0 +1,100 @@
+"""What captions of the shapes world say, clause by clause, against the scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from umm_zoo.batch import Batch
+from umm_zoo.metrics.rows import chosen_rows, required
+
+
+class ClauseCounts(NamedTuple):
+    """Counts of one caption; ``mentioned``, ``true`` and ``objects`` are about objects, the background stands apart."""
+
+    mentioned: int
+    true: int
+    objects: int
+    small: int
+    small_true: int
+    large: int
+    large_true: int
+    background_true: int
+    words: int
+
+
+def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
+    """Compare ``top left: a small red circle; ...; background: grey`` with a scene.
+
+    A clause is right when cell, size, colour and shape all are. One said twice counts as two mentions of which one is true.
+
+    Args:
+        caption: clauses, separated by semicolons.
+        scene: as in the ``scene`` of a sample: ``background`` and ``objects`` with ``cell``, ``size``, ``colour``, ``shape``.
+    """
+    clauses = [" ".join(clause.lower().split()) for clause in caption.split(";")]
+    objects = [clause for clause in clauses if clause and not clause.startswith("background:")]
+    said = set(objects)
+    right = {"small": 0, "large": 0}
+    present = {"small": 0, "large": 0}
+    for item in scene["objects"]:
+        present[item["size"]] += 1
+        right[item["size"]] += f"{item['cell']}: a {item['size']} {item['colour']} {item['shape']}" in said
+    background = f"background: {scene['background']}" in clauses
+    counts = (present["small"], right["small"], present["large"], right["large"])
+    return ClauseCounts(
+        len(objects), sum(right.values()), len(scene["objects"]), *counts, int(background), len(caption.replace(":", " ").split())
+    )
+
+
+class CaptionClauses(Metric):
+    """Precision and recall of the clauses of captions, and how long captions are.
+
+    ``compute`` gives ``precision`` (true clauses of all mentioned), ``recall`` (objects described rightly and completely), ``small``
+    and ``large`` (recall by size), ``faithful`` (share of captions that mention something and nothing wrong), ``background``,
+    ``mentioned`` (clauses per caption) and ``words``. Rows without ``meta["scene"]`` are left out.
+
+    Args:
+        captions: name of the texts in the outputs.
+        kinds, tasks: count these rows only.
+
+    Raises:
+        ValueError: ``outputs`` lacks the texts.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    sums: Tensor
+
+    def __init__(self, captions: str = "answers", kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__()
+        self.captions, self.kinds, self.tasks = captions, kinds, tasks
+        self.add_state("sums", torch.zeros(len(ClauseCounts._fields) + 2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Compare each row's text with its scene."""
+        texts = required(outputs, self.captions, self)
+        for row in chosen_rows(batch, self.kinds, self.tasks):
+            if (scene := batch.meta[row].get("scene")) is not None:
+                counts = clause_counts(texts[row], scene)
+                faithful = counts.mentioned > 0 and counts.true == counts.mentioned
+                self.sums += torch.tensor([*counts, int(faithful), 1], dtype=torch.float64, device=self.sums.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Rates; empty when nothing was seen, and without those that have no denominator."""
+        named = dict(zip([*ClauseCounts._fields, "faithful", "captions"], self.sums, strict=True))
+        rates = {
+            "precision": ("true", "mentioned"),
+            "recall": ("true", "objects"),
+            "small": ("small_true", "small"),
+            "large": ("large_true", "large"),
+            "faithful": ("faithful", "captions"),
+            "background": ("background_true", "captions"),
+            "mentioned": ("mentioned", "captions"),
+            "words": ("words", "captions"),
+        }
+        return {name: named[over] / named[under] for name, (over, under) in rates.items() if named[under] > 0}

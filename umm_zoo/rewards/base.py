@@ -1,0 +1,61 @@
+"""What a reward is: how much a drawn picture is worth, given what it was drawn from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.batch import Batch
+
+
+class Reward(nn.Module, ABC):
+    """Scores candidate pictures; higher is better. Used without gradient, and it has no parameters to train.
+
+    The batch has B rows, the candidates are R = B * G pictures, the G of one row next to each other: what concerns the row alone
+    (its picture's features, say) need be computed once. A subclass of one's own is used by its dotted path; ``umm_zoo.testing``'s
+    ``check_reward`` puts it through the contract.
+
+    Shape:
+        - candidates: ``[R, 3, H, W]`` in [-1, 1]
+        - output: ``[R]`` float32
+    """
+
+    @abstractmethod
+    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+        """``[R]``; see the class."""
+
+    @torch.no_grad()
+    def forward(self, candidates: Tensor, batch: Batch) -> Tensor:
+        """The rewards, detached.
+
+        Raises:
+            ValueError: the candidates are not a whole number of pictures per row, or another number of rewards comes back.
+        """
+        if not len(batch) or len(candidates) % len(batch):
+            raise ValueError(f"{type(self).__name__}: found {len(candidates)} candidates for {len(batch)} rows")
+        rewards = self.score(candidates, batch).float()
+        if rewards.shape != candidates.shape[:1]:
+            raise ValueError(f"{type(self).__name__}: expected rewards of shape [{len(candidates)}], found {list(rewards.shape)}")
+        return rewards
+
+
+def group_size(candidates: Tensor, batch: Batch) -> int:
+    """G, the number of candidates per row."""
+    return len(candidates) // len(batch)
+
+
+def source_pictures(batch: Batch) -> Tensor:
+    """The picture that each row is about, its first image or else its target: ``[B, 3, H, W]``.
+
+    Raises:
+        ValueError: a row has none.
+    """
+    pictures = []
+    for row, key in enumerate(batch.keys):
+        images = batch.images_of(row)
+        if not len(images) and batch.targets is None:
+            raise ValueError(f"{key}: has no picture to compare with")
+        pictures.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
+    return torch.stack(pictures)
