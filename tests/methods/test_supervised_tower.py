@@ -3,7 +3,7 @@ import torch
 
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch, Grid
-from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means
+from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, labels_of_tokens
 from umm_zoo.metrics import Means
 from umm_zoo.optimization import AdamW
 
@@ -49,11 +49,13 @@ def test_a_share_labels_whole_pictures_for_good() -> None:
     assert (labels(data, everything=True)["colour"] != UNLABELLED).any(dim=1).all()
 
 
-def test_cells_average_their_own_tokens() -> None:
-    tokens = torch.arange(16.0).reshape(1, 16, 1)  # a 4x4 grid in raster order
-    torch.testing.assert_close(cell_means(tokens, Grid(4, 4), 2)[0, :, 0], torch.tensor([2.5, 4.5, 10.5, 12.5]))
-    tokens = torch.arange(8.0).reshape(1, 8, 1)  # 2 rows of 4
-    torch.testing.assert_close(cell_means(tokens, Grid(2, 4), 2)[0, :, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
+def test_each_token_has_the_label_of_its_cell() -> None:
+    labels = torch.tensor([[1, 2, 3, UNLABELLED]])
+    assert labels_of_tokens(labels, Grid(4, 4), 2).tolist() == [[1, 1, 2, 2, 1, 1, 2, 2, 3, 3, -100, -100, 3, 3, -100, -100]]
+    assert labels_of_tokens(labels, Grid(2, 4), 2).tolist() == [[1, 1, 2, 2, 3, 3, -100, -100]]
+    assert labels_of_tokens(labels, Grid(3, 2), 2).tolist() == [
+        [1, 2, 3, -100, 3, -100]
+    ]  # the middle row's centre lies on the border
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -11,7 +11,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
-from umm_zoo.methods.supervised_tower import CellLabels, accuracies, cell_means, labelled_cross_entropy
+from umm_zoo.methods.supervised_tower import CellLabels, accuracies, labelled_cross_entropy, labels_of_tokens
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
 
@@ -22,7 +22,7 @@ class _SeesPictures(Protocol):
 
 
 class VisionWarmup(Method):
-    """Name each attribute of the object in each cell from what enters the language model as image tokens.
+    """Name, from each image token as it enters the language model, each attribute of the object in whose cell it lies.
 
     A vision tower that starts from nothing together with its language model leaves the plateau of guessing only after thousands of
     steps; public models start from a pretrained tower. This gives a toy that start in a minute. A stage that comes ``after`` takes
@@ -59,7 +59,7 @@ class VisionWarmup(Method):
         return {**self.vlm.parts(), "heads": self.heads}
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of each attribute over the labelled cells, and their sum."""
+        """Cross-entropy of each attribute over the labelled tokens, and their sum."""
         return self._losses(batch, everything=False)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -74,10 +74,10 @@ class VisionWarmup(Method):
         pictures = picture_of_each_row(batch)
         eyes = cast(_SeesPictures, self.vlm)
         tokens = eyes.encode_images(pictures)  # [B, N, D]
-        cells = cell_means(tokens, eyes.image_grid(*pictures.shape[-2:]), self.labels.side)  # [B, cells, D]
+        grid = eyes.image_grid(*pictures.shape[-2:])
         labels = {**self.labels(batch, everything), "occupied": self.labels.occupied(batch)}
-        labels = {name: wanted.to(cells.device) for name, wanted in labels.items()}
-        logits = {name: self.heads[name](cells) for name in labels}  # [B, cells, values] each
+        labels = {name: labels_of_tokens(wanted.to(tokens.device), grid, self.labels.side) for name, wanted in labels.items()}
+        logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
         found = {name: values.argmax(dim=-1) for name, values in logits.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
