@@ -12,9 +12,9 @@ for part in "${@:-codec tower clip clip2 ssl1 ssl2 llava}"; do
   for name in $part; do
     [ -f "experiments/tiny/$name.yaml" ] || { echo "error: no part '$name', accepted are those of experiments/tiny/" >&2; exit 2; }
     if [ "$name" = llava ]; then
-      world data/coarse --seed 2 --train 8000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,questions --samples-per-shard 2000
+      world data/coarse --seed 2 --train 16000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,lookups,questions --samples-per-shard 2000
     else
-      world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,pairs,two_images --samples-per-shard 2000
+      world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images --samples-per-shard 2000
     fi
     "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
     "$python" tools/export_part.py "runs/tiny/$name"
