@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from umm_zoo.batch import Batch
 from umm_zoo.rewards.base import Reward
+from umm_zoo.testing_roles import check_role
 
 #: Largest difference, relative to the largest value, between a float32 and a float64 run of the same block.
 _FLOAT64_TOLERANCE = 1e-3
@@ -32,16 +33,17 @@ def check_block(
     Args:
         block: built, small; it is copied and not changed.
         inputs: positional arguments of ``forward``: tensors, dataclasses, tuples or maps of them, or plain values. None asks the
-            block's own ``example_inputs()``.
+            block's own ``example_inputs()``, which the base classes of queries, positions, connectors, details and pathways have.
         output_shape: of the first tensor that comes out; None does not check it.
         dtypes: that it must run in. Floating inputs are converted too.
         unused: names of parameters that need no gradient on these inputs (frozen ones never do).
-        random: whether it draws random numbers even in evaluation mode; it is then seeded before each call.
+        random: whether it draws random numbers even in evaluation mode; it is then seeded before each call. A block may say so
+            itself in an attribute of that name.
 
     Raises:
         AssertionError: says what was expected and what was found.
     """
-    name = type(block).__name__
+    name, random = type(block).__name__, random or bool(getattr(block, "random", False))
     _check_class(type(block))
     if inputs is None:
         assert hasattr(block, "example_inputs"), f"{name}: expected inputs, or a block with a method example_inputs()"
@@ -60,6 +62,7 @@ def check_block(
     drawn = "" if random else "; a block that draws random numbers in evaluation mode is checked with random=True"
     assert torch.equal(output, again), f"{name}: expected the same output twice in evaluation mode, found other values{drawn}"
 
+    check_role(copy.deepcopy(block).eval())
     _check_gradients(block, arguments, unused)
     _check_round_trip(block, arguments, output)
     for dtype in dtypes:
@@ -159,7 +162,7 @@ def _check_dtype(block: nn.Module, arguments: tuple[Any, ...], output: Tensor, d
         assert found.dtype == dtype, f"{name}: expected an output of {dtype} for weights and inputs of {dtype}, found {found.dtype}"
     assert found.isfinite().all(), f"{name}: expected finite outputs in {dtype}, found some that are not"
     if dtype == torch.float64 and output.dtype == torch.float32:
-        gap = float((found - output).abs().max() / output.abs().max().clamp(min=1e-6)) if output.numel() else 0.0
+        gap = float((found.detach() - output.detach()).abs().max() / output.abs().max().clamp(min=1e-6)) if output.numel() else 0.0
         assert gap < _FLOAT64_TOLERANCE, (
             f"{name}: expected float64 to agree with float32 to {_FLOAT64_TOLERANCE:.0e} of the largest value, found {gap:.1e}"
         )

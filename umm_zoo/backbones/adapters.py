@@ -115,8 +115,8 @@ class LoRA(nn.Module):
         tensors, names = {}, []
         for key, addition in self.layers.items():
             names.append(key.replace("/", "."))
-            tensors[f"base_model.model.{names[-1]}.lora_A.weight"] = addition.down.detach().contiguous()  # type: ignore[union-attr, operator]
-            tensors[f"base_model.model.{names[-1]}.lora_B.weight"] = addition.up.detach().contiguous()  # type: ignore[union-attr, operator]
+            tensors[f"base_model.model.{names[-1]}.lora_A.weight"] = addition.down.detach().contiguous()  # type: ignore[operator]
+            tensors[f"base_model.model.{names[-1]}.lora_B.weight"] = addition.up.detach().contiguous()  # type: ignore[operator]
         save_file(tensors, folder / WEIGHTS)
         config = {
             "peft_type": "LORA",
@@ -150,4 +150,4 @@ class LoRA(nn.Module):
         if different := sorted(wanted.keys() ^ tensors.keys()):
             raise ValueError(f"{folder}: {len(different)} tensors are missing or have no place, such as {different[0]}")
         for key, parameter in wanted.items():
-            parameter.copy_(tensors[key])  # type: ignore[operator, union-attr]
+            parameter.copy_(tensors[key])  # type: ignore[operator]

@@ -80,7 +80,8 @@ class StableDiffusion3(ImageDecoder):
     def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None, condition_rms: float = 1.0) -> None:
         super().__init__()
         config: Any = model.config
-        model.set_attn_processor(MaskedJointAttention())
+        processor: Any = MaskedJointAttention()  # the library's hints list its own classes only
+        model.set_attn_processor(processor)
         self.model, self.condition_rms = model, condition_rms
         self.condition_dim, self.latent_channels, self.patch = config.joint_attention_dim, config.in_channels, config.patch_size
         self.register_buffer("pooled", torch.zeros(config.pooled_projection_dim) if pooled is None else pooled.float().clone())

@@ -254,9 +254,7 @@ class GenerationForUnderstanding(UAEBase):
             "reward_std": finite.std(dim=1).mean(),
             "zero_advantage": (rollout.advantages.unflatten(0, rewards.shape) == 0).all(dim=1).float().mean(),
             "caption_tokens": lengths.mean(),
-            "unfinished": samples.mask[:, -1].float().mean()
-            if samples.mask.shape[1] == self.max_new_tokens
-            else lengths.new_zeros(()),
+            "at_limit": (lengths == self.max_new_tokens).float().mean(),
             # minus the log-probability of what was drawn: the entropy's unbiased estimate, per token
             "entropy": -samples.log_probs.sum() / samples.mask.sum().clamp(min=1),
         }
@@ -264,7 +262,7 @@ class GenerationForUnderstanding(UAEBase):
     # -- for callbacks -------------------------------------------------------------------------------------------------------
 
     def rollout_outputs(self) -> tuple[dict[str, Any], Batch] | None:
-        """The first caption of each row of the last rollout as metrics want it, with its batch; ``callbacks.RolloutMetrics`` asks."""
+        """The first caption of each row of the last rollout as metrics want it, and its batch; ``RolloutMetrics`` asks."""
         if self.rollout is None:
             return None
         first = slice(None, None, self.group)

@@ -202,7 +202,7 @@ class UnderstandingForGeneration(UAEBase):
     # -- for callbacks -------------------------------------------------------------------------------------------------------
 
     def rollout_outputs(self) -> tuple[dict[str, Any], Batch] | None:
-        """The first drawing of each row of the last rollout as metrics want it, with its batch; ``callbacks.RolloutMetrics`` asks."""
+        """The first drawing of each row of the last rollout as metrics want it, and its batch; ``RolloutMetrics`` asks."""
         if self.rollout is None:
             return None
         outputs = {

@@ -71,8 +71,8 @@ class TextOnlyReader(CaptionReader):
 class BaseTextReader(TextOnlyReader):
     """As ``TextOnlyReader``, but by the model without the policy's adapter, so that training changes nothing but the text.
 
-    In the paper the same weights write and read, and the condition drifts while the policy learns. Here what a reward gains can only
-    have come through the words.
+    In the paper the same weights write and read, and the condition drifts while the policy learns. Here what a reward gains can
+    only have come through the words.
     """
 
     with_adapter = False
@@ -262,6 +262,6 @@ class BridgeRenderer(Renderer):
         num_steps: int | None = None,
     ) -> Tensor:
         """See ``Renderer``; the given model and its adapter are not looked at. An empty caption is asked for as a blank."""
-        texts = [caption.replace(IMAGE_MARKER, "").strip() or " ." for caption in captions]
+        texts = [caption.replace(IMAGE_MARKER, "").strip() or "." for caption in captions]
         batch = drawing_batch(texts, [[] for _ in texts]).to(vlm.device)
         return self.bridge.draw(batch, list(seeds), num_steps).float().clamp(-1, 1)

@@ -20,7 +20,7 @@ from umm_zoo.mistakes import MistakeError
 from umm_zoo.optimization import OptimizerFactory, Schedule
 from umm_zoo.rewards.base import Reward
 
-#: What the captioner is asked, word for word as released (blanks at the ends of lines and asterisks included); the picture comes last.
+#: What the captioner is asked, word for word as released (blanks at ends of lines and asterisks included); the picture is last.
 CAPTION_PROMPT = (
     "You are an expert vision-language model. \n"
     "Your task is: Given an input image, generate a **textual description** of the image. "

@@ -54,8 +54,8 @@ def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
 class CaptionClauses(Metric):
     """Precision and recall of the clauses of captions, and how long captions are.
 
-    ``compute`` gives ``precision`` (true clauses of all mentioned), ``recall`` (objects described rightly and completely), ``small``
-    and ``large`` (recall by size), ``faithful`` (share of captions that mention something and nothing wrong), ``background``,
+    ``compute`` gives ``precision`` (true clauses of all mentioned), ``recall`` (objects described rightly and completely),
+    ``small`` and ``large`` (recall by size), ``faithful`` (share of captions that mention something and nothing wrong), ``background``,
     ``mentioned`` (clauses per caption) and ``words``. Rows without ``meta["scene"]`` are left out.
 
     Args:

@@ -13,7 +13,7 @@ def accumulated(parts: Iterable[Callable[[], Tensor]], parameters: Sequence[nn.P
 
     The result is linear in the parameters with exactly those gradients, so that the one backward pass that follows (Lightning's,
     with its hooks, clipping, and the exchange between ranks) costs nothing and keeps no activations. A policy gradient over ten
-    sampling steps of an eight-billion decoder would otherwise hold ten graphs. Parameters that no part reaches get a gradient of zero.
+    sampling steps of an eight-billion decoder would otherwise hold ten graphs. Parameters that no part reaches get gradient zero.
 
     Args:
         parts: called one after the other; each returns a scalar.
