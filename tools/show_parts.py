@@ -123,7 +123,7 @@ def show(name: str, weights: Path, out: Path, photo_source: str | None, side: in
         if photo_source:
             sheets[f"{name}-photos"] = (round_trips(part, *photos(photo_source, world.image_size, 8)), 96, 4)
     elif isinstance(part, VLMBackbone):
-        scores = {key.rsplit("/", 1)[1] for split in card["scores"].values() for key in split["metrics"]} if card else set()
+        scores = {key.rsplit("/", 1)[-1] for split in card["scores"].values() for key in split["metrics"]} if card else set()
         cards = answered(part, held_out(world, "captions", [1, 2, 3, 4]), 64)
         cards += answered(part, one_of_each_kind(world, "questions", 8, 0.2 if "mark" in scores else 0.0), 10)
         if "two_same" in scores:

@@ -55,6 +55,25 @@ def test_the_vision_half_of_clip_and_a_language_model_with_a_new_projector(sourc
     assert own(own.embed([turns], images, [1])).loss.isfinite()
 
 
+def test_the_halves_of_a_llava_with_a_new_projector(sources, tmp_path):
+    tower = TOWER | {"model_type": "clip_vision_model"}
+    whole = LlavaBackbone.from_config({"vision_config": tower, "text_config": TEXT | {"model_type": "llama"}})
+    whole.save(tmp_path)
+    own = LlavaBackbone.from_parts(str(tmp_path), str(tmp_path))
+    for name in ("vision_tower", "language_model"):
+        theirs, found = whole.parts()[name].state_dict(), own.parts()[name].state_dict()
+        assert theirs.keys() == found.keys() and all(torch.equal(theirs[key], found[key]) for key in theirs)
+    assert not torch.equal(own.projector.linear_1.weight, whole.projector.linear_1.weight)
+    assert own.config.image_token_id == whole.config.image_token_id and len(own.tokenizer) == len(whole.tokenizer)
+    mixed = LlavaBackbone.from_parts(str(sources / "clip"), str(tmp_path))
+    images, turns = torch.rand(1, 3, 8, 8), [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "red"}]
+    assert mixed(mixed.embed([turns], images, [1])).loss.isfinite()
+    with torch.device("meta"):
+        parts = LlavaBackbone.from_parts(str(tmp_path), str(tmp_path)).parts()
+    for name, part in own.parts().items():
+        assert sum(p.numel() for p in parts[name].parameters()) == sum(p.numel() for p in part.parameters())
+
+
 def test_a_towers_own_pixel_statistics_are_used(sources):
     own = LlavaBackbone.from_parts(str(sources / "siglip"), TEXT | {"model_type": "llama"})
     assert own.image_mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])

@@ -185,8 +185,9 @@ class LlavaBackbone(VLMBackbone):
         """A vision tower, a language model and a new projector: where LLaVA's stage 1 starts.
 
         Args:
-            vision_tower: name or folder (a CLIP or SigLIP model's vision half is taken), or a configuration for random weights.
-            language_model: the same for the language model.
+            vision_tower: name or folder (a CLIP or SigLIP model's vision half is taken, or a LLaVA's), or a configuration for
+                random weights.
+            language_model: the same for the language model; a LLaVA's is taken without its projector.
             config: fields of ``LlavaConfig``; with ``vision_config`` and ``text_config`` nothing is read on the meta device.
             tokenizer: None is the language model's own, the shipped one for random weights.
             template, max_length, gradient_checkpointing: see the class.

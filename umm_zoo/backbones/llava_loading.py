@@ -141,6 +141,36 @@ def assert_stated(source: str, stated: Mapping[str, Any] | None, found: PreTrain
             raise ValueError(f"{where}.{name}: found {value!r}, but {source} has {own!r}")
 
 
+def load_tower(source: str, dtype: Dtype, attention: str) -> Any:
+    """A vision tower from its own checkpoint, from that of a contrastive model, or from that of a LLaVA.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    found = read_config(source)
+    if isinstance(found, LlavaConfig):
+        return load_checkpoint(LlavaForConditionalGeneration, source, dtype, attention).model.vision_tower
+    with torch.device("meta"):
+        kind = type(AutoModel.from_config(getattr(found, "vision_config", found)))
+    return load_checkpoint(kind, source, dtype, attention, TEXT_HALF)
+
+
+def load_decoder(source: str, dtype: Dtype, attention: str) -> tuple[Any, Any, int | None]:
+    """A decoder, its output layer and, from the checkpoint of a LLaVA, the id of its image token.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    found = read_config(source)
+    if isinstance(found, LlavaConfig):
+        whole = load_checkpoint(LlavaForConditionalGeneration, source, dtype, attention)
+        return whole.model.language_model, whole.lm_head, int(whole.config.image_token_id)
+    language = load_checkpoint(AutoModelForCausalLM, source, dtype, attention)
+    return language.base_model, language.get_output_embeddings(), None
+
+
 def assemble(
     vision_tower: str | Mapping[str, Any],
     language_model: str | Mapping[str, Any],
@@ -158,26 +188,26 @@ def assemble(
         fields: of the library's ``LlavaConfig``; what it says of a part that is read is compared with what is found.
         dtype, attention, shipped_tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
     """
-    tower, decoder, values = None, None, dict(fields)
+    tower, decoder, head, values = None, None, None, dict(fields)
     if isinstance(vision_tower, str):
-        found = read_config(vision_tower)
-        found = getattr(found, "vision_config", found)
-        with torch.device("meta"):
-            kind = type(AutoModel.from_config(found))
-        tower = load_checkpoint(kind, vision_tower, dtype, attention, TEXT_HALF)
+        tower = load_tower(vision_tower, dtype, attention)
         assert_stated(vision_tower, values.get("vision_config"), tower.config, "config.vision_config")
         values["vision_config"] = tower.config
     if isinstance(language_model, str):
-        decoder = load_checkpoint(AutoModelForCausalLM, language_model, dtype, attention)
+        decoder, head, image_token = load_decoder(language_model, dtype, attention)
         assert_stated(language_model, values.get("text_config"), decoder.config, "config.text_config")
         values["text_config"] = decoder.config
+        if image_token is not None:
+            values.setdefault("image_token_index", image_token)
     config = llava_config(values, shipped_tokenizer)
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
     tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=attention)
-    decoder = decoder or AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=attention)
+    if decoder is None:
+        language = AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=attention)
+        decoder, head = language.base_model, language.get_output_embeddings()
     with torch.device("meta"):  # the frame only: its parts are replaced
         model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
     model.model.vision_tower = tower
-    model.model.language_model, model.lm_head = decoder.base_model, decoder.get_output_embeddings()
+    model.model.language_model, model.lm_head = decoder, head
     model.model.multi_modal_projector = LlavaMultiModalProjector(config)
     return model
