@@ -91,11 +91,11 @@ class SupervisedTower(Method):
 
     LLaVA and ROSS look through the last but one layer of a frozen tower. A reconstruction loss can only help a language model with
     what that layer carries, so a toy needs a tower of which this is known: one trained with the fine detail among its attributes,
-    and as a control one trained without. From each patch by itself a linear layer behind a LayerNorm names the attributes of the
-    object in the patch's cell: what is learnt can be read out linearly, and a word of a question finds in one token all that there is
-    to say of an object. (With one answer per cell, from the mean of its patches, no patch needs to carry two attributes together, and
-    a language model is slow to find an object by its description: our observation.) Attributes are asked of cells that hold an
-    object; a further head says which do.
+    and as a control one trained without. From each patch by itself a linear layer behind a LayerNorm names the attributes of
+    the object in the patch's cell: what is learnt can be read out linearly, and a word of a question finds in one token all
+    there is to say of an object. (With one answer per cell, from the mean of its patches, no patch needs to carry two
+    attributes together, and a language model is slow to find an object by its description: our observation.) Attributes are
+    asked of cells that hold an object; a further head says which do.
 
     Args:
         tower: trained.
