@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class QuerySampler(nn.Module, ABC):
 
     Attributes:
         width: language-model width D.
+        random: whether two calls give two draws.
 
     Shape:
         - context: ``[B, L, D]``, the embedded prompts (the mask is False on padding), for queries that depend on what is asked
@@ -27,6 +29,7 @@ class QuerySampler(nn.Module, ABC):
     """
 
     width: int
+    random: ClassVar[bool] = False
 
     def grid_for(self, grid: Grid) -> Grid:
         """The grid that the queries form when a picture of ``grid`` is to be drawn; the same one unless the count is fixed."""
@@ -52,6 +55,8 @@ class NoisyQueries(QuerySampler):
     Shape:
         See ``QuerySampler``.
     """
+
+    random = True
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -138,6 +143,8 @@ class PerturbedGridQueries(LearnedGridQueries):
     Raises:
         ValueError: a grid is larger than the table.
     """
+
+    random = True
 
     def __init__(
         self, width: int, noise_std: float, max_height: int = 64, max_width: int = 64, init_std: float | None = None

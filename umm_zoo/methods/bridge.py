@@ -60,7 +60,6 @@ class Bridge(Method):
         dropout: what training leaves out at random.
         prompts: what stands in its place.
         picture_size: side in pixels of what ``sample`` draws when nothing else is said.
-        stored_latents: name in ``Batch.extras`` of precomputed latents of the targets; None computes them.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
         measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
         max_new_tokens: longest answer in validation, to rows that have one.
@@ -86,7 +85,6 @@ class Bridge(Method):
         dropout: ConditionDropout,
         prompts: Prompts,
         picture_size: int,
-        stored_latents: str | None,
         num_drawn_batches: int | None,
         measure_attention: bool,
         max_new_tokens: int,
@@ -95,7 +93,7 @@ class Bridge(Method):
         self.vlm, self.queries, self.pathway, self.connector = vlm, queries, pathway, connector
         self.decoder, self.codec, self.objective, self.detail = decoder, codec, objective, detail
         self.guidance, self.dropout, self.prompts = guidance, dropout, prompts
-        self.picture_size, self.stored_latents, self.num_drawn_batches = picture_size, stored_latents, num_drawn_batches
+        self.picture_size, self.num_drawn_batches = picture_size, num_drawn_batches
         self.measure_attention, self.max_new_tokens = measure_attention, max_new_tokens
         self._num_tokens = torch.zeros((), dtype=torch.long)
         self._check_blocks(trained)
@@ -193,15 +191,13 @@ class Bridge(Method):
 
     @torch.no_grad()
     def target_latents(self, batch: Batch) -> Tensor:
-        """Latents of the pictures to draw, ``[B, C, h, w]``.
+        """Latents of the pictures to draw, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
 
         Raises:
-            MistakeError: there are none.
+            MistakeError: there is nothing to draw.
         """
-        if self.stored_latents is not None:
-            if self.stored_latents not in batch.extras:
-                raise MistakeError(f"found no stored '{self.stored_latents}', accepted are {sorted(batch.extras)}", row=0)
-            return batch.extras[self.stored_latents].float()
+        if "latents" in batch.extras:
+            return batch.extras["latents"].float()
         if batch.targets is None:
             raise MistakeError("found no picture to draw (KEY.target.png)", row=0)
         return self.codec.encode(batch.targets)
@@ -277,7 +273,7 @@ class Bridge(Method):
             size: height and width in pixels; None is the method's ``picture_size``.
 
         Returns:
-            ``[len(prompts), 3, H, W]``, in about [-1, 1].
+            ``[len(prompts), 3, H, W]`` in [-1, 1].
 
         Raises:
             ValueError: as many lists of pictures as prompts are needed; a marker too many; a size that the codec cannot draw.
@@ -314,7 +310,7 @@ class Bridge(Method):
             shape = (self.decoder.latent_channels, *grid)
             noise = torch.stack([torch.randn(shape, generator=own, device=own.device) for own in generators])
             latents = self.objective.sample(self.decoder, (len(rows), *shape), branches, noise=noise, num_steps=num_steps)
-            pictures[rows] = self.codec.decode(latents).to(pictures.dtype)
+            pictures[rows] = self.codec.decode(latents).clamp(-1, 1).to(pictures.dtype)
         return pictures
 
     def _branches(self, batch: Batch, weights: dict[Version, float], generators: list[torch.Generator], grid: Grid) -> list[Branch]:

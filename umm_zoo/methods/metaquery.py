@@ -44,7 +44,6 @@ class MetaQuery(Bridge):
         dropout: what training leaves out at random; None is a tenth of each kind, as in the code.
         prompts: what stands in its place; None is nothing for words and black for pictures.
         picture_size: side in pixels of what ``sample`` draws when nothing else is said.
-        stored_latents: name in ``Batch.extras`` of precomputed latents of the targets; None computes them.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
         measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
         max_new_tokens: longest answer in validation, to rows that have one.
@@ -70,7 +69,6 @@ class MetaQuery(Bridge):
         dropout: ConditionDropout | None = None,
         prompts: Prompts | None = None,
         picture_size: int = 512,
-        stored_latents: str | None = None,
         num_drawn_batches: int | None = None,
         measure_attention: bool = False,
         max_new_tokens: int = 0,
@@ -91,7 +89,6 @@ class MetaQuery(Bridge):
             dropout or ConditionDropout(0.1, 0.1, 0.1, 0.1, 0.1),
             prompts or Prompts("", "", black_images=True),
             picture_size,
-            stored_latents,
             num_drawn_batches,
             measure_attention,
             max_new_tokens,

@@ -48,7 +48,6 @@ class WeMMU(Bridge):
         dropout: what training leaves out at random; None is 10 % of the words of text-to-image.
         prompts: what stands in its place; None is ``Prompts()``.
         picture_size: side in pixels of what ``sample`` draws when nothing else is said.
-        stored_latents: name in ``Batch.extras`` of precomputed latents of the targets; None computes them.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
         measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
         max_new_tokens: longest answer in validation, to rows that have one.
@@ -74,7 +73,6 @@ class WeMMU(Bridge):
         dropout: ConditionDropout | None = None,
         prompts: Prompts | None = None,
         picture_size: int = 512,
-        stored_latents: str | None = None,
         num_drawn_batches: int | None = None,
         measure_attention: bool = False,
         max_new_tokens: int = 0,
@@ -95,7 +93,6 @@ class WeMMU(Bridge):
             dropout or ConditionDropout(),
             prompts or Prompts(),
             picture_size,
-            stored_latents,
             num_drawn_batches,
             measure_attention,
             max_new_tokens,

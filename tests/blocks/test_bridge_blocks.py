@@ -1,0 +1,218 @@
+"""Queries, positions, connectors, details and pathways: the contract that all blocks keep, and what each one is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.batch import Grid, Tokens
+from umm_zoo.blocks import connectors, details, pathways, positions, queries
+from umm_zoo.blocks.connectors import MLPConnector, PositionMLP, TransformerConnector
+from umm_zoo.blocks.details import VAEDetail
+from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
+from umm_zoo.blocks.queries import (
+    FrozenNoiseQueries,
+    LearnedGridQueries,
+    LearnedQueries,
+    NoisyQueries,
+    PerturbedGridQueries,
+    QuerySampler,
+    ZeroQueries,
+)
+from umm_zoo.testing import check_block
+
+VLM = {
+    "text_config": {
+        "vocab_size": 1024,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 2]},
+    },
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [0],
+        "out_hidden_size": 16,
+    },
+}
+BLOCKS: list[nn.Module] = [
+    NoisyQueries(8),
+    LearnedQueries(8, 6),
+    LearnedGridQueries(8, 5, 6),
+    PerturbedGridQueries(8, 0.1, 5, 6),
+    ZeroQueries(8),
+    FrozenNoiseQueries(8, 5, 6),
+    positions.NoPosition(8),
+    positions.CroppedTable2d(8, 5, 6),
+    positions.InterpolatedTable2d(8, 2, 3, init_std=1.0),
+    positions.AxisTables2d(8, 5, 6),
+    positions.SineCosine2d(8),
+    positions.Rotary2d(8),
+    positions.ConcatenatedCoordinates(8),
+    PositionMLP(8, 6),
+    PositionMLP(8, 6, 10, positions.Rotary2d(8), 2.0),
+    MLPConnector(8, 6),
+    MLPConnector(8, 6, 10, normalised=True),
+    TransformerConnector(8, 6, 2, 2),
+    TransformerConnector(8, 6, 2, 3, width=12, hidden_dim=20, projection_layers=1, normalised=False),
+    VAEDetail(3, 8),
+]
+
+
+def attached(kind: type[pathways.QueryPathway], checkpointing: bool = False) -> pathways.QueryPathway:
+    torch.manual_seed(0)
+    pathway = kind(gradient_checkpointing=checkpointing)
+    pathway.attach(Qwen25VL.from_config(VLM))
+    return pathway
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: type(block).__name__)
+def test_block_keeps_the_contract(block):
+    check_block(block)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_pathways_keep_the_contract(checkpointing):
+    check_block(attached(ExpertPathway, checkpointing))
+    check_block(attached(FrozenPathway, checkpointing), dtypes=(torch.float32,))  # its layers are the backbone's
+
+
+def test_every_block_of_the_modules_is_checked():
+    checked = {type(block) for block in BLOCKS} | {ExpertPathway, FrozenPathway}
+    bases = (QuerySampler, positions.PositionEmbedding, connectors.Connector, details.DetailBranch, pathways.QueryPathway)
+    for module in (queries, positions, connectors, details, pathways):
+        for name, kind in vars(module).items():
+            if isinstance(kind, type) and issubclass(kind, bases) and kind not in bases and not name.startswith("_"):
+                assert kind in checked, name
+
+
+def context(rows: int = 2, width: int = 8) -> Tokens:
+    return Tokens(torch.randn(rows, 5, width))
+
+
+def test_counts_and_grids():
+    assert LearnedQueries(8, 9).grid_for(Grid(4, 7)) == Grid(3, 3)
+    assert LearnedQueries(8, 6).grid_for(Grid(4, 7)) == Grid(1, 6)
+    assert LearnedQueries(8, 6)(context(), Grid(4, 7)).shape == (2, 6, 8)
+    for block in (NoisyQueries(8), LearnedGridQueries(8), ZeroQueries(8), FrozenNoiseQueries(8)):
+        assert block(context(), Grid(4, 7)).shape == (2, 28, 8) and block.grid_for(Grid(4, 7)) == Grid(4, 7)
+
+
+def test_smaller_grids_take_the_centre_of_learned_and_frozen_tables():
+    for block in (LearnedGridQueries(3, 6, 7), FrozenNoiseQueries(3, 6, 7)):
+        whole = block(context(1, 3), Grid(6, 7)).view(6, 7, 3)
+        assert torch.equal(block(context(1, 3), Grid(3, 4)).view(3, 4, 3), whole[1:4, 1:5])
+    with pytest.raises(ValueError, match="a grid of 7 x 2 tokens does not fit into a table of 6 x 7"):
+        LearnedGridQueries(3, 6, 7)(context(1, 3), Grid(7, 2))
+
+
+def test_frozen_noise_needs_no_checkpoint():
+    torch.manual_seed(1)
+    first = FrozenNoiseQueries(4, 3, 3)
+    torch.manual_seed(2)
+    again, other = FrozenNoiseQueries(4, 3, 3), FrozenNoiseQueries(4, 3, 3, seed=1)
+    assert not first.state_dict() and torch.equal(first.table, again.table) and not torch.equal(first.table, other.table)
+
+
+def test_noise_is_one_draw_in_every_dtype():
+    block = NoisyQueries(8)
+    draws = [
+        block(Tokens(torch.zeros(1, 2, 8, dtype=dtype)), Grid(2, 3), torch.Generator().manual_seed(3)).float()
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert_close(draws[1], draws[0], rtol=1e-2, atol=1e-2)
+
+
+def test_every_position_embedding_tells_places_apart():
+    for block in (positions.AxisTables2d(8, init_std=1.0), positions.SineCosine2d(8), positions.Rotary2d(8)):
+        marked = block(torch.ones(1, 12, 8), Grid(3, 4))[0]
+        assert len({tuple(row.tolist()) for row in marked.detach()}) == 12
+    assert_close(positions.Rotary2d(8)(torch.randn(1, 12, 8), Grid(3, 4)).norm(dim=-1)[0, 0].shape, torch.Size([]))
+    tokens = torch.randn(2, 12, 8)
+    assert_close(positions.Rotary2d(8)(tokens, Grid(3, 4)).norm(dim=-1), tokens.norm(dim=-1))
+    assert torch.equal(positions.CroppedTable2d(8)(tokens, Grid(3, 4)), tokens)  # zeros at first
+    with pytest.raises(ValueError, match="multiples of 4"):
+        positions.Rotary2d(6)
+
+
+def test_position_mlp_by_hand():
+    block = PositionMLP(4, 3, 5, output_rms=1.5)
+    with torch.no_grad():
+        block.positions.table.normal_()
+    x = torch.randn(1, 6, 4)
+    z = x + block.positions.table[31:33, 30:33].reshape(6, 4)  # 64 x 64, centre 2 x 3
+    gate, up = z @ block.gate.weight.T + block.gate.bias, z @ block.up.weight.T + block.up.bias
+    y = (gate * torch.sigmoid(gate) * up) @ block.down.weight.T + block.down.bias
+    expected = 1.5 * y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert_close(block(Tokens(x), Grid(2, 3)).values, expected)
+    with pytest.raises(ValueError, match=r"positions.width is 6, PositionMLP.in_dim is 4"):
+        PositionMLP(4, 3, positions=positions.NoPosition(6))
+
+
+def test_mlp_connector_has_the_parameters_of_the_release():
+    with torch.device("meta"):
+        block = MLPConnector(2048, 4096)
+    assert sum(p.numel() for p in block.parameters()) == 50_343_936
+
+
+def test_transformer_connector_is_bidirectional_knows_the_order_and_heeds_the_mask():
+    torch.manual_seed(0)
+    block = TransformerConnector(8, 6, 2, 2).eval()
+    x = torch.randn(1, 5, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(block(Tokens(x), Grid(1, 5)).values[0, 0, :3].sum(), x)
+    assert gradient[0].abs().sum(-1).all()
+    swapped = block(Tokens(x[:, [1, 0, 2, 3, 4]]), Grid(1, 5)).values
+    assert not torch.allclose(swapped[:, 2], block(Tokens(x), Grid(1, 5)).values[:, 2], atol=1e-5)
+    mask = torch.tensor([[True] * 4 + [False]])
+    changed = x.detach().clone()
+    changed[:, 4] += 1
+    first, second = (block(Tokens(values, mask), Grid(1, 5)).values[:, :4] for values in (x, changed))
+    assert_close(first, second)
+    with pytest.raises(ValueError, match="accepted are 1 and 2"):
+        TransformerConnector(8, 6, 2, 2, projection_layers=3)
+    with pytest.raises(ValueError, match="multiple of 2 x heads"):
+        TransformerConnector(8, 6, 2, 8)
+
+
+def test_rotary_attention_depends_on_distance_alone():
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    q, k = (connectors._rotate(x.expand(1, 1, 6, 8)) for x in (q, k))
+    scores = (q @ k.transpose(-1, -2))[0, 0]
+    assert_close(scores[0, 2], scores[3, 5])
+    assert not torch.allclose(scores[0, 2], scores[0, 3])
+
+
+def test_detail_is_one_linear_layer_per_cell():
+    block = VAEDetail(3, 8)
+    latents = torch.randn(2, 3, 2, 5)
+    expected = F.conv2d(latents, block.projection.weight[..., None, None], block.projection.bias)
+    assert_close(block(latents)[:, 7], expected[:, :, 1, 2])
+
+
+def test_the_prefix_is_read_and_not_written():
+    pathway = attached(ExpertPathway)
+    tokens, prefix, places, mask = pathway.example_inputs()
+    before = [layer.keys.shape for layer in prefix.cache.layers]
+    first = pathway(tokens, prefix, places, mask)
+    assert [layer.keys.shape for layer in prefix.cache.layers] == before
+    assert torch.equal(pathway(tokens, prefix, places, mask), first)
+    weights = list(pathway.attention(tokens, prefix, places, mask))
+    assert len(weights) == 2 and weights[0].shape == (2, 2, 5, 9)
+    assert_close(weights[1].sum(-1), torch.ones(2, 2, 5))
+    assert not weights[0][0, :, :, 0].any()  # padding of the first row
+    assert pathway.stack._config._attn_implementation == "sdpa"  # restored
+
+
+def test_borrowed_layers_are_not_the_pathways_own():
+    assert not list(attached(FrozenPathway).parameters()) and not attached(FrozenPathway).state_dict()

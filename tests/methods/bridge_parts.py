@@ -1,0 +1,126 @@
+"""A bridge small enough for tests: 2 layers of width 32, 4 x 4 tokens per picture of 32 px, a codec of factor 2 and 2 channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from umm_zoo.backbones.codecs import KLCodec
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.sana import Sana
+from umm_zoo.batch import Batch
+from umm_zoo.blocks.connectors import PositionMLP, TransformerConnector
+from umm_zoo.blocks.details import VAEDetail
+from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
+from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries
+from umm_zoo.methods.metaquery import MetaQuery
+from umm_zoo.methods.wemmu import WeMMU
+from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.optimization import AdamW
+
+VLM = {
+    "tie_word_embeddings": True,
+    "text_config": {
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]},
+    },
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "window_size": 16,
+        "fullatt_block_indexes": [0],
+        "out_hidden_size": 32,
+    },
+}
+CODEC = {
+    "latent_channels": 2,
+    "block_out_channels": [4, 4],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "scaling_factor": 0.36,
+    "shift_factor": 0.1,
+}
+SANA = {
+    "in_channels": 2,
+    "out_channels": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 2,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": 12,
+    "sample_size": 4,
+}
+
+
+def tiny_vlm() -> Qwen25VL:
+    """With weights large enough that a wrong mask or position shows."""
+    torch.manual_seed(0)
+    vlm = Qwen25VL.from_config(VLM, system_prompt=None)
+    for parameter in vlm.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return vlm.eval()
+
+
+def wemmu(trained: list[str] | None = None, **blocks: Any) -> WeMMU:
+    parts: dict[str, Any] = {
+        "vlm": tiny_vlm(),
+        "queries": NoisyQueries(32),
+        "pathway": ExpertPathway(),
+        "connector": PositionMLP(32, 12),
+        "decoder": Sana.from_config(SANA),
+        "codec": KLCodec.from_config(CODEC),
+        "objective": FlowMatching(num_steps=2),
+        "optimizer": AdamW(1e-2),
+        "trained": trained or ["pathway", "connector", "detail"],
+        "detail": VAEDetail(2, 32),
+        "picture_size": 8,
+    }
+    return WeMMU(**{**parts, **blocks})
+
+
+def metaquery(**blocks: Any) -> MetaQuery:
+    parts: dict[str, Any] = {
+        "vlm": tiny_vlm(),
+        "queries": LearnedQueries(32, 5),
+        "pathway": FrozenPathway(),
+        "connector": TransformerConnector(32, 12, 1, 2),
+        "decoder": Sana.from_config(SANA),
+        "codec": KLCodec.from_config(CODEC),
+        "objective": FlowMatching(num_steps=2),
+        "optimizer": AdamW(1e-2),
+        "trained": ["queries", "connector", "decoder"],
+        "picture_size": 8,
+    }
+    return MetaQuery(**{**parts, **blocks})
+
+
+PROMPTS = {0: "a red circle", 1: "<image>\nMake the circle green.", 2: "<image>\n<image>\nPut the star of the second in the first."}
+
+
+def requests(*counts: int, seed: int = 1, target: tuple[int, int] = (8, 8)) -> Batch:
+    """Rows with so many pictures each."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(sum(counts), 3, 32, 32, generator=generator) * 2 - 1
+    return Batch(
+        keys=[f"row {i}" for i in range(len(counts))],
+        conversations=[[{"role": "user", "text": PROMPTS[count]}] for count in counts],
+        images=images if len(images) else None,
+        image_counts=list(counts),
+        targets=torch.rand(len(counts), 3, *target, generator=generator) * 2 - 1,
+    )

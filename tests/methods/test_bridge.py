@@ -1,0 +1,220 @@
+"""The bridge around any blocks: what it reads, draws, keeps and refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bridge_parts import CODEC, metaquery, requests, tiny_vlm, wemmu
+from torch.testing import assert_close
+
+from umm_zoo.backbones.codecs import KLCodec
+from umm_zoo.batch import Batch, Grid
+from umm_zoo.blocks.connectors import PositionMLP
+from umm_zoo.blocks.details import VAEDetail
+from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
+from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries, ZeroQueries
+from umm_zoo.frozen import FrozenBackbone
+from umm_zoo.methods.branches import ConditionDropout, Guidance
+from umm_zoo.mistakes import MistakeError
+
+
+def picture(seed=0):
+    return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_a_row_does_not_depend_on_the_others():
+    method = wemmu()
+    together, grid = requests(0, 2, 1), Grid(3, 4)
+    queries = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0))
+    values = method.condition(method.read(together), queries, grid).values
+    start = 0
+    for row, count in enumerate(together.image_counts):
+        alone = Batch(
+            [together.keys[row]],
+            [together.conversations[row]],
+            None if count == 0 else together.images[start : start + count],
+            [count],
+        )
+        start += count
+        assert_close(method.condition(method.read(alone), queries[row : row + 1], grid).values[0], values[row], rtol=0, atol=1e-4)
+
+
+def test_request_is_read_once_per_version_whatever_the_number_of_steps(monkeypatch):
+    method = wemmu()
+    for steps in (1, 5):
+        calls = []
+        prefix = method.vlm.prefix
+        with monkeypatch.context() as patch:
+            patch.setattr(method.vlm, "prefix", lambda inputs, prefix=prefix, calls=calls: calls.append(1) or prefix(inputs))
+            method.sample(["Make it red."], [[picture()]], num_steps=steps)
+            assert len(calls) == 3  # nothing, image, full
+            method.sample(["a red circle"], num_steps=steps)
+            assert len(calls) == 5  # nothing, full
+            method.sample(["a red circle"], num_steps=steps, guidance=Guidance.none())
+            assert len(calls) == 6
+
+
+def test_versions_of_a_request_share_the_draw_of_the_queries(monkeypatch):
+    method, seen = wemmu(), []
+    condition = method.condition
+    monkeypatch.setattr(
+        method, "condition", lambda reading, queries, grid: seen.append(queries) or condition(reading, queries, grid)
+    )
+    method.sample(["Make it red."], [[picture()]])
+    assert len(seen) == 3 and all(torch.equal(own, seen[0]) for own in seen)
+
+
+def test_pictures_do_not_depend_on_how_many_are_drawn_at_a_time():
+    method = wemmu()
+    prompts, shown = ["a red circle", "Make it red.", "", "Both."], [[], [picture()], [picture(1)], [picture(2), picture(3)]]
+    together = method.sample(prompts, shown, seed=7)
+    for row in range(4):
+        alone = method.sample([prompts[row]], [shown[row]], seed=7 + row)
+        assert_close(alone[0], together[row], rtol=0, atol=1e-4)
+    assert together.shape == (4, 3, 8, 8) and together.abs().max() <= 1
+    assert method.sample(["a red circle"], size=(4, 12)).shape == (1, 3, 4, 12)
+
+
+def test_checkpoints_hold_the_trained_parts_alone():
+    method = wemmu()
+    checkpoint = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"pathway", "connector", "detail"}
+    assert not {key.split(".")[0] for key in metaquery().kept_keys()} & {"vlm", "codec", "pathway"}
+
+
+def test_frozen_parts_stay_in_evaluation_mode():
+    method = wemmu().train()
+    assert isinstance(method.codec, FrozenBackbone) and not method.decoder.training and method.pathway.training
+    assert not method.vlm.model.model.language_model.training
+
+
+@pytest.mark.parametrize("kind", [ExpertPathway, FrozenPathway])
+def test_gradient_checkpointing_changes_no_gradient(kind):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        method = wemmu(["connector", "detail"], pathway=kind(gradient_checkpointing=checkpointing)).train()
+        torch.manual_seed(1)
+        method.training_losses(requests(1, 0))["loss"].backward()
+        gradients.append(method.detail.projection.weight.grad)
+    assert gradients[0].any()
+    assert_close(gradients[1], gradients[0])
+
+
+def test_no_activation_of_the_request_is_kept():
+    method = wemmu().train()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        losses = method.training_losses(requests(1, target=(4, 8)))  # 16 details and 8 queries
+    length = method.read(requests(1)).prefix.attention_mask.shape[1]
+    widths = {32, 40, 64}
+    assert losses["loss"].requires_grad and length not in (24, 8) and (1, 24, 32) in kept
+    assert not [shape for shape in kept if len(shape) == 3 and shape[1] == length and shape[2] in widths]
+
+
+def test_metaquery_reads_its_queries_as_the_next_words_of_the_frozen_model():
+    method, batch = metaquery(), requests(0, 1)
+    reading = method.read(batch)
+    queries = method.draw_queries(reading, Grid(4, 4))
+    assert queries.shape == (2, 5, 32)  # fixed, whatever is drawn
+    tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, queries, method.queries.grid_for(Grid(4, 4)))
+    expected = method.vlm.continue_from(reading.prefix, tokens, method.vlm.text_positions(reading.prefix, 5))
+    assert torch.equal(mask, torch.ones(5, 5).tril().bool().expand(2, -1, -1))
+    assert_close(method.pathway(tokens, reading.prefix, positions, mask), expected)
+    method.train().training_losses(batch)["loss"].backward()
+    assert method.queries.table.grad.abs().sum(-1).all()
+    assert not any(p.grad is not None for p in method.vlm.parameters())
+
+
+def test_stored_latents_take_the_place_of_the_targets():
+    method, batch = wemmu(), requests(0, 0)
+    latents = method.target_latents(batch)
+    batch.extras["latents"] = latents + 1
+    assert_close(method.target_latents(batch), latents + 1)
+
+
+def test_validation_repeats_itself_and_draws_every_row():
+    method, batch = wemmu(measure_attention=True), requests(0, 1, 2, target=(4, 8))
+    first, second = (method.validation_step(batch, 3) for _ in range(2))
+    assert torch.equal(first["pictures"], second["pictures"]) and torch.equal(first["flow"], second["flow"])
+    assert first["pictures"].shape == first["round_trip"].shape == (3, 3, 4, 8)
+    assert first["counts"] == {"attention_bias": 2, "attention_log_bias": 2} and first["attention_bias"].isfinite()
+    question = Batch(["q"], [[{"role": "user", "text": "Say yes."}, {"role": "assistant", "text": "yes"}]])
+    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers"}
+
+
+def test_attention_bias_is_what_queries_pay_to_a_picture_token_minus_a_word():
+    method, batch = wemmu(detail=None, trained=["pathway"], measure_attention=True), requests(1)
+    reading = method.read(batch)
+    with torch.no_grad():  # keys of the picture made equal, those of words orthogonal to every query: exact shares
+        for layer in reading.prefix.cache.layers:
+            layer.keys.zero_()
+        for layer in method.pathway.stack.layers:
+            layer.self_attn.k_proj.weight.zero_()
+            layer.self_attn.k_proj.bias.zero_()
+    from umm_zoo.methods.reading import attention_bias
+
+    queries = torch.randn(1, 6, 32)
+    found = attention_bias(method.pathway, method.vlm, reading, queries, Grid(2, 3))
+    assert_close(float(found["attention_bias"]), 0.0, atol=1e-7, rtol=0)
+    for layer in reading.prefix.cache.layers:
+        layer.keys[:, :, reading.image_mask[0]] = -1e4  # whatever the sign of a query's sum, one of the two kinds gets all
+    found = attention_bias(method.pathway, method.vlm, reading, queries, Grid(2, 3))
+    assert abs(float(found["attention_bias"])) > 1e-3
+
+
+def test_users_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"queries.width is 8, vlm.width is 32"):
+        wemmu(queries=NoisyQueries(8))
+    with pytest.raises(ValueError, match=r"connector.out_dim is 9, decoder.condition_dim is 12"):
+        wemmu(connector=PositionMLP(32, 9))
+    with pytest.raises(ValueError, match=r"detail.latent_channels is 3, codec.latent_channels is 2"):
+        wemmu(detail=VAEDetail(3, 32))
+    with pytest.raises(ValueError, match=r"codec.latent_channels is 4, decoder.latent_channels is 2"):
+        wemmu(codec=KLCodec.from_config({**CODEC, "latent_channels": 4}))
+    with pytest.raises(ValueError, match=r"method.trained: found 'language_model'"):
+        wemmu(["pathway", "language_model"])
+    with pytest.raises(ValueError, match="multiples of 2 px, found 5 x 8"):
+        wemmu().sample(["x"], size=(5, 8))
+    with pytest.raises(ValueError, match="2 prompts and 1 groups"):
+        wemmu().sample(["x", "y"], [[]])
+    with pytest.raises(ValueError, match="of one size"):
+        wemmu().sample(["x"], [[picture(), picture()[:, :16]]])
+    with pytest.raises(MistakeError, match="no picture to draw"):
+        wemmu().training_losses(Batch(["a"], [[{"role": "user", "text": "x"}]]))
+    with pytest.raises(RuntimeError, match="attach"):
+        _ = ExpertPathway().stack
+
+
+def test_connector_starts_at_the_decoders_own_scale():
+    method = wemmu()
+    reading = method.read(requests(0, 1))
+    values = method.condition(reading, torch.randn(2, 4, 32), Grid(2, 2)).values
+    assert_close(values.square().mean(-1).sqrt(), torch.full((2, 4), 5.5**0.5), rtol=1e-3, atol=0)
+    stated = wemmu(connector=PositionMLP(32, 12, output_rms=0.5))
+    assert_close(stated.connector.norm.weight.detach(), torch.full((12,), 0.5))
+
+
+@pytest.mark.parametrize("queries", [ZeroQueries(32), LearnedQueries(32, 6)])
+def test_other_queries_in_the_same_slot(queries):
+    method = wemmu(queries=queries)
+    assert method.training_losses(requests(1, 0))["loss"].isfinite()
+
+
+def test_dropped_rows_are_trained_on_the_prompts_of_guidance():
+    method = wemmu(dropout=ConditionDropout(text_to_image=1.0))
+    seen = []
+    embed = method.vlm.embed
+    method.vlm.embed = lambda conversations, *rest, **more: seen.append(conversations) or embed(conversations, *rest, **more)
+    method.training_losses(requests(0, 1))
+    assert [row[0]["text"] for row in seen[0]] == ["Generate an image.", "<image>\nMake the circle green."]
+
+
+def test_the_vlm_in_another_dtype():
+    vlm = tiny_vlm().to(torch.bfloat16)
+    method = wemmu(vlm=vlm, pathway=ExpertPathway(dtype="float32")).train()
+    assert next(method.pathway.parameters()).dtype == torch.float32
+    losses = method.training_losses(requests(1, 0))
+    losses["loss"].backward()
+    assert losses["loss"].dtype == torch.float32 and all(p.grad is not None for p in method.pathway.parameters())

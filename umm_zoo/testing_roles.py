@@ -1,0 +1,68 @@
+"""What ``check_block`` asks of a block beyond the general contract, by the base class that it fills: shapes on several grids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.batch import Grid, Tokens
+from umm_zoo.blocks.connectors import Connector
+from umm_zoo.blocks.details import DetailBranch
+from umm_zoo.blocks.pathways import QueryPathway
+from umm_zoo.blocks.positions import PositionEmbedding
+from umm_zoo.blocks.queries import QuerySampler
+
+GRIDS = (Grid(1, 1), Grid(2, 3), Grid(3, 2))
+
+
+@torch.no_grad()
+def check_role(block: nn.Module) -> None:
+    """Shapes on several grids, and what a role promises besides.
+
+    Raises:
+        AssertionError: says what was expected and what was found.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for grid in GRIDS:
+            _check_shapes(block, grid)
+        if isinstance(block, QueryPathway):
+            _check_pathway(block)
+
+
+def _check_shapes(block: nn.Module, grid: Grid) -> None:
+    if isinstance(block, QuerySampler):
+        count = block.grid_for(grid).num_cells
+        _expect(block, grid, block(Tokens(torch.randn(2, 5, block.width)), grid), (2, count, block.width))
+    elif isinstance(block, PositionEmbedding):
+        _expect(block, grid, block(torch.randn(2, grid.num_cells, block.width), grid), (2, grid.num_cells, block.width))
+    elif isinstance(block, Connector):
+        mask = torch.ones(2, grid.num_cells, dtype=torch.bool)
+        found = block(Tokens(torch.randn(2, grid.num_cells, block.in_dim), mask), grid)
+        _expect(block, grid, found.values, (2, grid.num_cells, block.out_dim))
+        assert found.mask is not None, f"{type(block).__name__}: expected the mask of the states to be handed on, found none"
+    elif isinstance(block, DetailBranch):
+        found = block(torch.randn(2, block.latent_channels, *grid))
+        _expect(block, grid, found, (2, grid.num_cells, block.width))
+
+
+def _check_pathway(block: QueryPathway) -> None:
+    name = type(block).__name__
+    tokens, prefix, positions, mask = block.example_inputs()
+    tokens = tokens.to(next(block.stack.parameters()).dtype)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in prefix.cache.layers]
+    block(tokens, prefix, positions, mask)
+    for layer, (keys, values) in zip(prefix.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values), (
+            f"{name}: expected the prompt's keys and values to stay as they are, found others"
+        )
+    alone = torch.eye(tokens.shape[1], dtype=torch.bool).expand(len(tokens), -1, -1)
+    changed = tokens.clone()
+    changed[:, -1] += 1
+    first, second = (block(each, prefix, positions, alone)[:, :-1] for each in (tokens, changed))
+    assert torch.allclose(first, second, atol=1e-5), f"{name}: expected the mask to be heeded, found a token that sees past it"
+
+
+def _expect(block: nn.Module, grid: Grid, found: Tensor, shape: tuple[int, ...]) -> None:
+    assert tuple(found.shape) == shape, (
+        f"{type(block).__name__}: expected {list(shape)} on a grid of {grid.h} x {grid.w}, found {list(found.shape)}"
+    )
