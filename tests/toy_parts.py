@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,13 +115,11 @@ class Losses(Callback):
             self._signal()
 
     def _signal(self) -> None:
-        import os
-
         os.kill(os.getpid(), self.signum)
 
 
 class Spoil(Callback):
-    """Removes a file, or cuts it in half, after a step."""
+    """After a step removes a file, cuts it off, or finds the disk full where it lies."""
 
     def __init__(self, step: int, action: str, file: str) -> None:
         self.step, self.action, self.file = step, action, Path(file)
@@ -127,6 +127,8 @@ class Spoil(Callback):
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step and self.action == "remove":
             self.file.unlink()
+        elif trainer.global_step == self.step and self.action == "fill the disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
         elif trainer.global_step == self.step:
             with self.file.open("r+b") as stream:
                 stream.truncate(512)

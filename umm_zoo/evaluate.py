@@ -13,7 +13,7 @@ from typing import Any
 
 from umm_zoo.experiment import Experiment, Problem, UserError, experiment_from, nearest
 from umm_zoo.fit import user_errors
-from umm_zoo.run_folder import circumstances
+from umm_zoo.run_folder import circumstances, writing
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
@@ -101,8 +101,9 @@ def evaluate(source: str | Path, suite: str = "validation", arguments: Sequence[
     number = 1 + max((int(path.stem.split("-")[1]) for path in run.path.glob("evaluation-[0-9]*.json")), default=0)
     file = run.path / f"evaluation-{number}.json"
     if _is_rank_zero():
-        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        _print_table(f"{run.experiment.name}, step {report['step']}, {suite}", scores)
+        _print_table(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
+        with writing(run.path, "a run folder that can be written"):
+            file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"written to {file}")
     return file
 
@@ -142,6 +143,7 @@ def validation(run: FinishedRun) -> dict[str, float]:
     from umm_zoo.build import build_arguments, build_experiment, find_target
     from umm_zoo.callbacks.metrics import MetricCallback
     from umm_zoo.callbacks.record import RunRecord
+    from umm_zoo.mistakes import MistakeError
     from umm_zoo.trainer import culprit, quieten
 
     quieten()
@@ -172,6 +174,8 @@ def validation(run: FinishedRun) -> dict[str, float]:
     try:
         trainer.validate(built.method, datamodule=built.data, verbose=False)
     except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, MistakeError):
+            raise UserError(experiment.file, error.line(record.keys)) from error
         if record.began:
             raise
         raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error

@@ -243,7 +243,8 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
             raise
         for file, content in before.items():  # a resume that is refused leaves the run as it was
             file.write_bytes(content)
-        raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
+        line = error.line(record.keys) if isinstance(error, MistakeError) else f"{culprit(error, built)}: {error}"
+        raise UserError(experiment.file, line) from error
     if trainer.is_global_zero:
         report = _report(experiment, trainer, folder, record, resume)
         with writing(folder.path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.experiment import Problem, UserError
 from umm_zoo.fit import user_errors
+from umm_zoo.run_folder import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,6 +39,11 @@ class Request:
 
     images: list[Path]
     question: str
+
+    @property
+    def name(self) -> str:
+        """The pictures and the question, for messages."""
+        return " ".join([*map(str, self.images), *([f"'{self.question}'"] if self.question else [])])
 
 
 @dataclass
@@ -184,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(path, "found no such file, accepted is a picture")
         results = generate(arguments.run, verb, requests, arguments)
         if arguments.out:
-            write(results, Path(arguments.out))
+            with writing(arguments.out, "--out DIR with a folder that can be written"):
+                write(results, Path(arguments.out))
     return outcome.code
 
 
@@ -242,6 +249,7 @@ def generate(source: str | Path, verb: Verb, requests: list[Request], arguments:
         UserError: no such run, or its method cannot do it.
     """
     from umm_zoo.evaluate import load_run
+    from umm_zoo.mistakes import MistakeError
 
     model = load_model(load_run(source), verb.needs, arguments.device)
     results: list[Result] = []
@@ -249,6 +257,8 @@ def generate(source: str | Path, verb: Verb, requests: list[Request], arguments:
         rows = requests[start : start + arguments.batch_size]
         try:
             done = verb.run(model, rows, arguments)
+        except MistakeError as error:
+            raise UserError(source, error.line([row.name for row in rows])) from error
         except ValueError as error:
             raise UserError(source, f"{rows[0].question}: {error}") from error
         for result in done:
