@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,9 +51,10 @@ def _check_pathway(block: QueryPathway) -> None:
     name = type(block).__name__
     tokens, prefix, positions, mask = block.example_inputs()
     tokens = tokens.to(next(block.stack.parameters()).dtype)
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in prefix.cache.layers]
+    layers: list[Any] = list(prefix.cache.layers)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
     block(tokens, prefix, positions, mask)
-    for layer, (keys, values) in zip(prefix.cache.layers, before, strict=True):
+    for layer, (keys, values) in zip(layers, before, strict=True):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values), (
             f"{name}: expected the prompt's keys and values to stay as they are, found others"
         )

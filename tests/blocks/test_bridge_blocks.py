@@ -20,6 +20,7 @@ from umm_zoo.blocks.queries import (
     LearnedQueries,
     NoisyQueries,
     PerturbedGridQueries,
+    PlacedQueries,
     QuerySampler,
     ZeroQueries,
 )
@@ -53,6 +54,8 @@ BLOCKS: list[nn.Module] = [
     PerturbedGridQueries(8, 0.1, 5, 6),
     ZeroQueries(8),
     FrozenNoiseQueries(8, 5, 6),
+    PlacedQueries(NoisyQueries(8), positions.CroppedTable2d(8, 5, 6)),
+    PlacedQueries(LearnedQueries(8, 6), positions.SineCosine2d(8)),
     positions.NoPosition(8),
     positions.CroppedTable2d(8, 5, 6),
     positions.InterpolatedTable2d(8, 2, 3, init_std=1.0),
@@ -67,6 +70,7 @@ BLOCKS: list[nn.Module] = [
     TransformerConnector(8, 6, 2, 2),
     TransformerConnector(8, 6, 2, 3, width=12, hidden_dim=20, projection_layers=1, normalised=False),
     VAEDetail(3, 8),
+    VAEDetail(3, 8, positions.CroppedTable2d(8)),
 ]
 
 
@@ -123,6 +127,14 @@ def test_frozen_noise_needs_no_checkpoint():
     torch.manual_seed(2)
     again, other = FrozenNoiseQueries(4, 3, 3), FrozenNoiseQueries(4, 3, 3, seed=1)
     assert not first.state_dict() and torch.equal(first.table, again.table) and not torch.equal(first.table, other.table)
+
+
+def test_placed_queries_are_the_queries_and_their_places():
+    block = PlacedQueries(ZeroQueries(8), positions.SineCosine2d(8))
+    assert torch.equal(block(context(), Grid(2, 3)), positions.SineCosine2d(8)(torch.zeros(2, 6, 8), Grid(2, 3)))
+    assert PlacedQueries(LearnedQueries(8, 6), positions.NoPosition(8)).grid_for(Grid(4, 4)) == Grid(1, 6)
+    with pytest.raises(ValueError, match=r"queries.width is 8, positions.width is 4"):
+        PlacedQueries(ZeroQueries(8), positions.NoPosition(4))
 
 
 def test_noise_is_one_draw_in_every_dtype():

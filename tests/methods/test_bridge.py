@@ -141,7 +141,7 @@ def test_validation_repeats_itself_and_draws_every_row():
     assert first["pictures"].shape == first["round_trip"].shape == (3, 3, 4, 8)
     assert first["counts"] == {"attention_bias": 2, "attention_log_bias": 2} and first["attention_bias"].isfinite()
     question = Batch(["q"], [[{"role": "user", "text": "Say yes."}, {"role": "assistant", "text": "yes"}]])
-    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers"}
+    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers", "pictures"}
 
 
 def test_attention_bias_is_what_queries_pay_to_a_picture_token_minus_a_word():

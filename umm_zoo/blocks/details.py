@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.batch import Grid
+from umm_zoo.blocks.positions import PositionEmbedding
 from umm_zoo.blocks.transformer import as_tokens
 
 
@@ -51,13 +53,20 @@ class VAEDetail(DetailBranch):
     Args:
         latent_channels: 32 for Sana's codec.
         width: 2048 for Qwen2.5-VL-3B.
+        positions: added to the tokens; None, as in the paper, leaves places to the position ids alone (see ``PlacedQueries``).
+
+    Raises:
+        ValueError: ``positions`` are of another width.
     """
 
-    def __init__(self, latent_channels: int, width: int) -> None:
+    def __init__(self, latent_channels: int, width: int, positions: PositionEmbedding | None = None) -> None:
         super().__init__()
+        if positions is not None and positions.width != width:
+            raise ValueError(f"VAEDetail: positions.width is {positions.width}, width is {width}")
         self.latent_channels, self.width = latent_channels, width
-        self.projection = nn.Linear(latent_channels, width)
+        self.projection, self.positions = nn.Linear(latent_channels, width), positions
 
     def forward(self, latents: Tensor) -> Tensor:
         """Project every cell."""
-        return self.projection(as_tokens(latents).to(self.projection.weight.dtype))
+        tokens = self.projection(as_tokens(latents).to(self.projection.weight.dtype))
+        return tokens if self.positions is None else self.positions(tokens, Grid(*latents.shape[-2:]))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from umm_zoo.batch import Grid, Tokens
-from umm_zoo.blocks.positions import centre
+from umm_zoo.blocks.positions import PositionEmbedding, centre
 
 
 class QuerySampler(nn.Module, ABC):
@@ -29,7 +28,7 @@ class QuerySampler(nn.Module, ABC):
     """
 
     width: int
-    random: ClassVar[bool] = False
+    random: bool = False
 
     def grid_for(self, grid: Grid) -> Grid:
         """The grid that the queries form when a picture of ``grid`` is to be drawn; the same one unless the count is fixed."""
@@ -204,6 +203,43 @@ class FrozenNoiseQueries(QuerySampler):
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
         """The centre of the draw for every row."""
         return centre(self.table, grid).to(context.values.dtype).expand(len(context.values), -1, -1)
+
+
+class PlacedQueries(QuerySampler):
+    """Any queries with a position added, for language models whose own position ids hardly tell columns apart. Our addition.
+
+    M-RoPE gives columns the lowest frequencies of a head: at Qwen2.5-VL's base and sections the angle between the two ends of 36
+    columns is below 0.01, and learned queries, which know their slot, have an advantage over noise that is not the one in question.
+
+    Shape:
+        See ``QuerySampler``.
+
+    Args:
+        queries: what is drawn or learned.
+        positions: added to it, on the grid of the queries.
+
+    Raises:
+        ValueError: they are of different widths.
+    """
+
+    def __init__(self, queries: QuerySampler, positions: PositionEmbedding) -> None:
+        super().__init__()
+        if queries.width != positions.width:
+            raise ValueError(f"PlacedQueries: queries.width is {queries.width}, positions.width is {positions.width}")
+        self.queries, self.positions, self.width = queries, positions, queries.width
+
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        """As the queries inside."""
+        return self.queries.random
+
+    def grid_for(self, grid: Grid) -> Grid:
+        """As the queries inside."""
+        return self.queries.grid_for(grid)
+
+    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
+        """Queries, placed."""
+        return self.positions(self.queries(context, grid, generator), self.grid_for(grid))
 
 
 def _std(stated: float | None, width: int) -> float:

@@ -226,6 +226,7 @@ class Bridge(Method):
         queries = self.draw_queries(reading, grid, generators)
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs: dict[str, Any] = dict(self.objective(self.decoder, latents, self.condition(reading, queries, grid), generator))
+        outputs["pictures"] = None  # what metrics of pictures leave out
         if self.num_drawn_batches is None or batch_idx < self.num_drawn_batches:
             height, width = batch.targets.shape[-2:]
             outputs["pictures"] = self.draw(batch, _row_seeds(batch), size=(height, width))
@@ -237,7 +238,7 @@ class Bridge(Method):
     def _language_outputs(self, batch: Batch) -> dict[str, Any]:
         output = self.vlm(self.vlm.inputs_of(batch))
         answers = self.answer(batch) if self.max_new_tokens else [""] * len(batch)
-        return {"nll": output.nll, "num_tokens": output.num_tokens, "answers": answers}
+        return {"nll": output.nll, "num_tokens": output.num_tokens, "answers": answers, "pictures": None}
 
     # -- use -----------------------------------------------------------------------------------------------------------------
 
