@@ -31,6 +31,7 @@ HELP = """A compare file names a question, a base experiment, the one path that 
     learned: {value: {_target_: umm_zoo.blocks.queries.LearnedQueries, num_queries: 16}}
     noisy: {value: {_target_: umm_zoo.blocks.queries.NoisyQueries}}
     other: {experiment: other.yaml, set: {method.detail: null}}
+  contrasts: [[other, noisy]]    # paired differences to be tabled besides those to the first choice
   seeds: [0, 1, 2]
   metrics: {edit success: val/edit/success, loss: {key: val/loss, better: lower}}
   set: {trainer.max_steps: 1000} # applied to every choice
@@ -172,7 +173,8 @@ def write_results(plan: Plan, runs: Path, out: Path) -> list[Path]:
         "machine": _distinct(_listed(report["machine"]) for report in reports),
         "versions": _distinct(_listed(report["versions"]) for report in reports),
     }
-    return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision).write(out)
+    contrasts = list(plan.contrasts)
+    return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision, contrasts).write(out)
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ def example() -> Results:
 def test_table_states_mean_and_paired_difference():
     text = example().markdown()
     assert "| base | 3 | 0.600 ± 0.248 |" in text  # t(.975, 2) * 0.1 / sqrt(3)
-    assert "| other | +0.100 ± 0.000" in text
+    assert "| other | +0.100 ± 0.000" in text  # rounding alone spreads the three differences
     assert "| base | 250 |" in text
 
 
@@ -42,3 +42,16 @@ def test_a_run_without_the_metric_leaves_a_dash():
     results.rows = [row for row in results.rows if row.choice == "base"]
     results.rows.append(Row("broken", 0, {}, {}, "runs/x", "cd"))
     assert "| broken | 1 | - |" in results.markdown()
+
+
+def test_contrasts_are_differences_between_the_named_choices(tmp_path: Path):
+    results = example()
+    for seed, value in enumerate((0.9, 1.0, 1.4)):
+        results.rows.append(Row("third", seed, {"val/mark": value}, {}, "runs/x", "cd"))
+    results.contrasts = [("third", "other"), ("third", "never run"), ("third", "base")]
+    text = results.markdown()
+    (row,) = [line for line in text.splitlines() if line.startswith("| third - ")]
+    # differences 0.3, 0.3, 0.6: mean 0.4, standard error 0.1, t(.975, 2) = 4.3027; to base: t = 5, p = 1 - 5 / sqrt(27) = 0.0377.
+    # The own p is 1 - 4 / sqrt(18) = 0.0572, but Holm lets none fall below twice the next smaller one
+    assert row == "| third - other | +0.400 ± 0.430 (t 4.0, p 0.075) |"
+    assert Results.read(results.write(tmp_path)[2]).markdown() == text

@@ -14,7 +14,7 @@ import yaml
 
 from umm_zoo.experiment import Experiment, Problem, UserError, load_experiment, nearest
 
-KEYS = ("question", "decision", "base", "vary", "also", "choices", "seeds", "metrics", "set")
+KEYS = ("question", "decision", "base", "vary", "also", "choices", "contrasts", "seeds", "metrics", "set")
 _CHOICE_KEYS = ("experiment", "value", "set")
 
 
@@ -51,6 +51,7 @@ class Plan:
         question, decision: as written.
         metrics: printed name -> (key in metrics.json, whether higher is better).
         runs: choices in the file's order, seeds inside.
+        contrasts: pairs of choices whose difference is of interest besides those to the first choice.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Plan:
     decision: str
     metrics: dict[str, tuple[str, bool]]
     runs: tuple[PlannedRun, ...]
+    contrasts: tuple[tuple[str, str], ...] = ()
 
     def steps(self) -> list[Step]:
         """Every step once: seed after seed, so that whole pairs finish first, and inside a seed earlier stages first."""
@@ -88,7 +90,8 @@ def load_plan(file: str | Path) -> Plan:
             runs.append(PlannedRun(name, seed, _steps(chain, f"compare/{file.stem}", f"{name}-seed{seed}")))
     _refuse_equal_choices(file, runs)
     metrics = {printed: _metric(file, printed, value) for printed, value in tree["metrics"].items()}
-    return Plan(file.stem, str(file), tree["question"], tree.get("decision", ""), metrics, tuple(runs))
+    contrasts = tuple((str(a), str(b)) for a, b in tree.get("contrasts", []))
+    return Plan(file.stem, str(file), tree["question"], tree.get("decision", ""), metrics, tuple(runs), contrasts)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -107,11 +110,16 @@ def _read(file: Path) -> dict[str, Any]:
     for key, kind in (("question", str), ("base", str), ("vary", str), ("choices", dict), ("seeds", list), ("metrics", dict)):
         if not isinstance(tree.get(key), kind) or not tree[key]:
             problems.append(Problem(key, repr(tree.get(key)), f"a {kind.__name__} that is not empty"))
-    for key, kind in (("also", list), ("set", dict), ("decision", str)):
+    for key, kind in (("also", list), ("set", dict), ("decision", str), ("contrasts", list)):
         if not isinstance(tree.get(key, kind()), kind):
             problems.append(Problem(key, repr(tree[key]), f"a {kind.__name__}"))
     if not problems and not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in tree["seeds"]):
         problems.append(Problem("seeds", repr(tree["seeds"]), "a list of whole numbers"))
+    for place, pair in enumerate(tree.get("contrasts", []) if not problems else []):
+        if not isinstance(pair, list) or len(pair) != 2 or any(name not in tree["choices"] for name in pair):
+            problems.append(
+                Problem(f"contrasts.{place}", repr(pair), f"two of the choices {', '.join(map(repr, tree['choices']))}")
+            )
     if not problems and len(tree["choices"]) < 2:
         problems.append(Problem("choices", f"{len(tree['choices'])} choice", "two or more"))
     if problems:

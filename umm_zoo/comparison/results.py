@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.comparison.statistics import Interval, holm, interval, paired_difference, paired_p_value
+from umm_zoo.comparison.statistics import Interval, holm, interval, paired_difference, paired_p_value, t_statistic
 
 #: Costs measured for every run beside its metrics: key in the row -> (heading, factor to the printed unit).
 COSTS = {
@@ -38,11 +38,13 @@ class Results:
 
     Args:
         name: name of the compare file, without suffix.
-        question: what is asked, and how the answer is decided, as the compare file says.
+        question: what is asked, as the compare file says.
         source: path of the compare file.
         metrics: printed name -> (key in a run's metrics.json, whether higher is better).
         rows: one per choice and seed.
         provenance: commit, machine, library versions, command.
+        decision: how the answer is decided.
+        contrasts: further pairs (choice, other) whose difference is of interest.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Results:
     rows: list[Row]
     provenance: dict[str, Any] = field(default_factory=dict)
     decision: str = ""
+    contrasts: list[tuple[str, str]] = field(default_factory=list)
 
     def choices(self) -> list[str]:
         """Names of the choices in the order of the compare file."""
@@ -67,9 +70,15 @@ class Results:
         values = list(self.of(choice, metric).values())
         return interval(values) if values else None
 
-    def difference(self, choice: str, metric: str) -> Interval | None:
-        """Paired interval of choice minus the first choice."""
-        return paired_difference(self.of(choice, metric), self.of(self.choices()[0], metric))
+    def difference(self, choice: str, metric: str, other: str | None = None) -> Interval | None:
+        """Paired interval of choice minus another; None is the first choice."""
+        return paired_difference(self.of(choice, metric), self.of(other or self.choices()[0], metric))
+
+    def differences(self) -> list[tuple[str, str]]:
+        """The pairs whose difference is printed: every choice and the first one, then the contrasts that have been run."""
+        first, *others = self.choices()
+        known = [(a, b) for a, b in self.contrasts if {a, b} <= {first, *others} and b != first]
+        return [(choice, first) for choice in others] + known
 
     def cost(self, choice: str, key: str) -> float | None:
         """Mean of a cost over the seeds of a choice."""
@@ -93,6 +102,7 @@ class Results:
         """Read what ``write`` put into the JSON file."""
         record = json.loads(path.read_text())
         record["rows"] = [Row(**row) for row in record["rows"]]
+        record["contrasts"] = [(choice, other) for choice, other in record.get("contrasts", [])]
         record["metrics"] = {name: (key, bool(higher)) for name, (key, higher) in record["metrics"].items()}
         return cls(**record)
 
@@ -104,13 +114,20 @@ class Results:
             lines += [f"**Decision rule, written before the final seeds ran.** {self.decision.strip()}", ""]
         lines += ["Mean over seeds ± half-width of the 95 % interval (Student's t).", ""]
         lines += self._table(["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()])
-        others = self.choices()[1:]
-        if others:
-            lines += ["", f"Paired difference to `{first}` (same seed, same data order), 95 % interval;", ""]
-            lines[-2] += " p by paired t-test, Holm-adjusted per metric over the choices."
+        if pairs := self.differences():
+            lines += [
+                "",
+                f"Paired differences (same seed, same data order), to `{first}` where no other choice is named, with their",
+            ]
+            lines[-1] += (
+                " 95 % interval; t, the mean in standard errors; p of the paired t-test, Holm-adjusted per metric over this table."
+            )
             adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
-            rows = [[choice, *(self._difference_cell(choice, m, adjusted[m]) for m in self.metrics)] for choice in others]
-            lines += self._table(["choice", *self.metrics], rows)
+            rows = [
+                [a if b == first else f"{a} - {b}", *(self._difference_cell((a, b), m, adjusted[m]) for m in self.metrics)]
+                for a, b in pairs
+            ]
+            lines += ["", *self._table(["choice", *self.metrics], rows)]
         present = [key for key in COSTS if self.cost(first, key) is not None]
         if present:
             cells = [[choice, *(self._cost_cell(choice, key) for key in present)] for choice in self.choices()]
@@ -123,17 +140,21 @@ class Results:
         seeds = {row.seed for row in self.rows if row.choice == choice}
         return [choice, str(len(seeds)), *(str(self.mean(choice, metric) or "-") for metric in self.metrics)]
 
-    def _adjusted(self, metric: str) -> dict[str, float]:
-        differences = {c: d for c in self.choices()[1:] if (d := self.difference(c, metric)) is not None and d.num > 1}
-        return dict(zip(differences, holm([paired_p_value(d) for d in differences.values()]), strict=True))
+    def _adjusted(self, metric: str) -> dict[tuple[str, str], float]:
+        found = {pair: self.difference(pair[0], metric, pair[1]) for pair in self.differences()}
+        tested = {pair: paired_p_value(d) for pair, d in found.items() if d is not None and d.num > 1}
+        return dict(zip(tested, holm(list(tested.values())), strict=True))
 
-    def _difference_cell(self, choice: str, metric: str, adjusted: Mapping[str, float]) -> str:
-        difference = self.difference(choice, metric)
+    def _difference_cell(self, pair: tuple[str, str], metric: str, adjusted: Mapping[tuple[str, str], float]) -> str:
+        difference = self.difference(pair[0], metric, pair[1])
         if difference is None:
             return "-"
         sign = "+" if difference.mean >= 0 else "-"
         text = f"{sign}{Interval(abs(difference.mean), difference.half, difference.num)}"
-        return f"{text} (p {adjusted[choice]:.2g})" if choice in adjusted else text
+        if pair not in adjusted:
+            return text
+        t = t_statistic(difference)
+        return f"{text} (t {t:.1f}, p {adjusted[pair]:.2g})" if abs(t) < 1000 else f"{text} (t above 1000)"
 
     def _cost_cell(self, choice: str, key: str) -> str:
         value = self.cost(choice, key)

@@ -79,11 +79,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def t_statistic(difference: Interval) -> float:
+    """A mean difference in units of its standard error; NaN with one seed, infinite where all seeds agree to the last digit."""
+    error = difference.standard_error
+    if error == 0:
+        return math.copysign(math.inf, difference.mean) if difference.mean else 0.0
+    return difference.mean / error
+
+
 def paired_p_value(difference: Interval) -> float:
     """Two-sided p-value of a paired t-test from the interval of the difference; 1.0 with one seed."""
-    error = difference.standard_error
-    if math.isnan(error):
-        return 1.0
-    if error == 0:
-        return 0.0 if difference.mean else 1.0
-    return float(2 * student_t.sf(abs(difference.mean) / error, difference.num - 1))
+    statistic = t_statistic(difference)
+    return 1.0 if math.isnan(statistic) else float(2 * student_t.sf(abs(statistic), difference.num - 1))
