@@ -19,6 +19,11 @@ COSTS = {
     "peak_memory_bytes": ("peak GiB", 2**-30),
 }
 
+_DIFFERENCES = (
+    "Paired differences (same seed, same data order), to `{first}` where no other choice is named, with their 95 % interval; "
+    "t, the mean in standard errors; p of the paired t-test, Holm-adjusted per metric over this table."
+)
+
 
 @dataclass
 class Row:
@@ -115,13 +120,7 @@ class Results:
         lines += ["Mean over seeds ± half-width of the 95 % interval (Student's t).", ""]
         lines += self._table(["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()])
         if pairs := self.differences():
-            lines += [
-                "",
-                f"Paired differences (same seed, same data order), to `{first}` where no other choice is named, with their",
-            ]
-            lines[-1] += (
-                " 95 % interval; t, the mean in standard errors; p of the paired t-test, Holm-adjusted per metric over this table."
-            )
+            lines += ["", _DIFFERENCES.format(first=first)]
             adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
             rows = [
                 [a if b == first else f"{a} - {b}", *(self._difference_cell((a, b), m, adjusted[m]) for m in self.metrics)]
