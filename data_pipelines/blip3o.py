@@ -14,12 +14,11 @@ checked picture by picture, and rewritten in this project's layout, one tar for 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from data_pipelines.archive import build_index
 from data_pipelines.converting import Parser, Part, add_options, check_numbers, convert, print_report, run
 from data_pipelines.pairs import TASKS, convert_tar, find_tars
+from data_pipelines.shard_index import load_index
 from data_pipelines.tasks import PICTURE_TYPES
 
 
@@ -31,10 +30,13 @@ def index_in_place(tars: list[Path]) -> None:
     """
     pairs, others = 0, list[str]()
     for tar in tars:
-        content = json.loads(Path(build_index(str(tar))).read_text(encoding="utf-8"))
-        whole = [row for row in content["samples"] if "txt" in row["members"] and any(k in row["members"] for k in PICTURE_TYPES)]
-        pairs += len(whole)
-        others += [f"{tar.name}/{row['key']}" for row in content["samples"] if row not in whole]
+        index = load_index(str(tar))
+        for number in range(len(index)):
+            names = index.names(number)
+            if "txt" in names and any(kind in names for kind in PICTURE_TYPES):
+                pairs += 1
+            else:
+                others.append(f"{tar.name}/{index.key(number)}")
     print(f"{len(tars)} tars indexed, {pairs} pairs of picture and text")
     if others:
         print(f"{len(others)} samples without picture or text (skipped in training): {', '.join(others[:5])}")

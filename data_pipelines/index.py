@@ -7,8 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipelines.archive import build_index, expand
+from data_pipelines.addresses import expand
 from data_pipelines.converting import Parser, run
+from data_pipelines.shard_index import build_index
 
 _LISTED = 5
 
@@ -39,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
             failed += 1
             continue
         content = json.loads(Path(place).read_text(encoding="utf-8"))
-        print(f"{place}: {len(content['samples'])} samples")
+        print(f"{place}: {content['counts']['samples']} samples")
         for name, what in (("duplicates", "came more than once; the first counts"), ("skipped", "belong to no sample")):
             if found := content.get(name):
                 shown = ", ".join(found[:_LISTED]) + (" …" if len(found) > _LISTED else "")

@@ -14,9 +14,11 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.archive import RangeReader, expand, load_index
+from data_pipelines.addresses import expand
+from data_pipelines.archive import RangeReader
 from data_pipelines.converting import Parser, run
 from data_pipelines.decoding import BadSampleError, open_picture, to_rgb
+from data_pipelines.shard_index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, Task, TextToImage
 from umm_zoo.batch import split_answer
 

@@ -29,10 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.archive import RangeReader, ShardIndex, expand, load_index
+from data_pipelines.addresses import expand
+from data_pipelines.archive import RangeReader
 from data_pipelines.converting import Parser, run
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.rows import Rows
+from data_pipelines.shard_index import ShardIndex, load_index
 from umm_zoo.batch import IMAGE_MARKER
 
 KINDS = ("equal", "contained", "ngram")

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from data_pipelines.archive import RangeReader, ShardIndex
+from data_pipelines.archive import RangeReader
 from data_pipelines.decoding import BadSampleError, Resize, decode_picture, to_signal
 from data_pipelines.ledger import Skip
+from data_pipelines.shard_cache import ShardCache
+from data_pipelines.shard_index import ShardIndex
 from data_pipelines.tasks import Task
 from umm_zoo.batch import Batch, Conversation
+from umm_zoo.mistakes import MistakeError
 
 #: Samples tried in place of a micro-batch that has no good sample, before the run is stopped.
 _TRIES = 64
@@ -97,16 +100,24 @@ class SampleReader(Dataset[Shipment]):
         target_size: edge of pictures to be drawn.
         resize: how pictures become square.
         substitute: put another sample in place of a shipment that has no good one (training: a rank cannot step on nothing).
+        cache: where whole remote shards are kept.
     """
 
     def __init__(
-        self, stage: str, sources: Sequence[OpenSource], image_size: int, target_size: int, resize: Resize, substitute: bool
+        self,
+        stage: str,
+        sources: Sequence[OpenSource],
+        image_size: int,
+        target_size: int,
+        resize: Resize,
+        substitute: bool,
+        cache: ShardCache | None = None,
     ) -> None:
         self.stage, self.substitute = stage, substitute
         self.image_size, self.target_size, self.resize = image_size, target_size, resize
         self.shards = [(source, index) for source in sources for index in source.indexes]
         self._ends = np.cumsum([len(index) for _, index in self.shards]).tolist()
-        self._files = RangeReader()
+        self._files = RangeReader(cache)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
@@ -115,7 +126,7 @@ class SampleReader(Dataset[Shipment]):
         """Read a whole micro-batch; torch's loader hands over all its places at once."""
         try:
             return self._shipment(slots)
-        except (OSError, ValueError) as error:  # sent as a value: a worker's raise would bury the line under a traceback
+        except MistakeError as error:  # sent as a value: a worker's raise would bury the line under a traceback
             return Shipment(error=error)
 
     def place(self, sample: int) -> tuple[OpenSource, ShardIndex, int]:
@@ -130,10 +141,19 @@ class SampleReader(Dataset[Shipment]):
         Raises:
             BadSampleError: it cannot be used.
             StaleIndexError: its shard is not what its index says.
+            MistakeError: its shard cannot be read any more.
         """
         source, index, number = self.place(sample)
-        key = index.key(number)
-        read = source.task(key, self._files.members(index, number))
+        key = f"number {number}"
+        try:
+            key = index.key(number)
+            members = self._files.members(index, number)
+        except OSError as error:
+            raise MistakeError(
+                f"{index.path}: found no sample '{key}', for the shard cannot be read any more ({error.strerror or error}); "
+                f"accepted are the shards that the run began with (source '{source.name}')"
+            ) from error
+        read = source.task(key, members)
         return Row(
             key=f"{source.name}/{PurePosixPath(index.path).name}:{key}",
             conversation=read.conversation,
@@ -163,7 +183,9 @@ class SampleReader(Dataset[Shipment]):
             except BadSampleError:
                 continue
         source, index, number = self.place(sample)
-        raise ValueError(f"{index.path}: {_TRIES} samples in a row are bad, from '{index.key(number)}' on (source '{source.name}')")
+        raise MistakeError(
+            f"{index.path}: found {_TRIES} samples in a row that are bad, from '{index.key(number)}' on (source '{source.name}')"
+        )
 
     def _skip(self, slot: Slot, reason: str) -> Skip:
         source, index, number = self.place(slot.sample)
@@ -174,7 +196,7 @@ def _stack(rows: list[Row], skips: list[Skip]) -> Shipment:
     with_target = [row for row in rows if row.target is not None]
     if with_target and len(with_target) < len(rows):
         without = next(row for row in rows if row.target is None)
-        raise ValueError(
+        raise MistakeError(
             f"data: {with_target[0].key} has a picture to draw, {without.key} of the same batch has none; "
             "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
         )

@@ -12,13 +12,15 @@ from lightning import LightningDataModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.archive import build_index, expand, load_indexes
+from data_pipelines.addresses import expand
 from data_pipelines.decoding import Resize, Square
 from data_pipelines.ledger import Ledger, Skip, SourceCount
 from data_pipelines.loading import BatchLoader, EndlessSlots, SequentialSlots, SizedBatchLoader
 from data_pipelines.mixing import BLOCK, ExhaustiveMixture, WeightedMixture
 from data_pipelines.order import ShardOrder, Stream
 from data_pipelines.reading import OpenSource, SampleReader
+from data_pipelines.shard_cache import ShardCache
+from data_pipelines.shard_index import build_index, load_indexes
 from data_pipelines.tasks import Conversations, Task
 from umm_zoo.batch import Batch
 
@@ -73,6 +75,9 @@ class ShardData(LightningDataModule):
         seed: chooses the order.
         resize: how pictures become square.
         target_size: edge of pictures to be drawn; ``image_size`` where None.
+        cache: folder on a local disk in which whole remote shards are kept, shared by all processes of the machine; None reads each
+            sample by range requests.
+        cache_gb: most that ``cache`` may hold; shards used longest ago make room.
 
     Raises:
         ValueError: a size is not positive.
@@ -91,6 +96,8 @@ class ShardData(LightningDataModule):
         seed: int = 0,
         resize: Resize | None = None,
         target_size: int | None = None,
+        cache: str | None = None,
+        cache_gb: float = 100.0,
     ) -> None:
         super().__init__()
         for name, value in (("image_size", image_size), ("batch_size", batch_size), ("val_batch_size", val_batch_size)):
@@ -101,6 +108,7 @@ class ShardData(LightningDataModule):
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.window, self.seed = window, seed
         self.resize = resize if resize is not None else Square()
+        self.cache = None if cache is None else ShardCache(cache, cache_gb)
         self.ledger = Ledger(max_skips)
         self._folder: Path | None = None
         self._train: list[OpenSource] | None = None
@@ -186,7 +194,7 @@ class ShardData(LightningDataModule):
             steps = self.trainer.max_steps
             Console(stderr=True).print(self.table(steps * self.batch_size if steps > 0 else None))
             self._write_ledger()
-        reader = SampleReader("train", sources, self.image_size, self.target_size, self.resize, substitute=True)
+        reader = self.reader("train", sources)
         return BatchLoader(reader, slots, self.num_workers, self._on_skip)
 
     def val_dataloader(self) -> SizedBatchLoader | list[Any]:
@@ -196,8 +204,13 @@ class ShardData(LightningDataModule):
             return []
         num_ranks, rank = self._ranks()
         slots = SequentialSlots([len(source) for source in sources], self.val_batch_size, num_ranks, rank)
-        reader = SampleReader("val", sources, self.image_size, self.target_size, self.resize, substitute=False)
+        reader = self.reader("val", sources)
         return SizedBatchLoader(reader, slots, self.num_workers, self._on_skip)
+
+    def reader(self, stage: str, sources: Sequence[OpenSource]) -> SampleReader:
+        """Reads the samples of opened sources at this module's sizes."""
+        substitute = stage == "train"
+        return SampleReader(stage, sources, self.image_size, self.target_size, self.resize, substitute, self.cache)
 
     def table(self, samples: int | None = None) -> Table:
         """Sizes and weights of the training sources, and the epochs that ``samples`` samples of the whole stream make."""

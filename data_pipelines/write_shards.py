@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-INDEX_VERSION = 1
-INDEX_SUFFIX = ".index.json"
+from data_pipelines.shard_index import INDEX_SUFFIX, INDEX_VERSION, compact
+
 _OWNER = "umm_zoo"
 
 
@@ -147,7 +147,7 @@ class IndexedShardWriter:
         # An old index must not stand beside a new tar, not even for a moment.
         index_path(final).unlink(missing_ok=True)
         os.replace(self._temporary, final)
-        _write_json(index_path(final), index)
+        _write_json(index_path(final), compact(index))
         self._stream = self._temporary = None
         self.summary.shards.append(final)
 
@@ -242,7 +242,7 @@ def write_index(path: str | Path) -> Path:
         ValueError: it is no plain tar file, or it is cut short.
     """
     index = index_tar(path)
-    _write_json(index_path(path), index)
+    _write_json(index_path(path), compact(index))
     return index_path(path)
 
 

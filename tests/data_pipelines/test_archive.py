@@ -49,9 +49,9 @@ def test_more_shards_than_files_may_be_open(tmp_path):
 
 def test_an_index_goes_to_the_cache_where_the_folder_is_read_only(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", {"k": {"json": b"{}"}})
-    from data_pipelines import archive
+    from data_pipelines import shard_index
 
-    real = archive._write
+    real = shard_index._write
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def refuse_beside(place, text):
@@ -59,7 +59,7 @@ def test_an_index_goes_to_the_cache_where_the_folder_is_read_only(tmp_path, monk
             raise PermissionError(13, "Permission denied")
         real(place, text)
 
-    monkeypatch.setattr(archive, "_write", refuse_beside)
+    monkeypatch.setattr(shard_index, "_write", refuse_beside)
     assert len(load_index(str(tmp_path / "a.tar"))) == 1
     assert not (tmp_path / "a.tar.index.json").exists() and len(list((tmp_path / "cache").rglob("*.json"))) == 1
 

@@ -7,14 +7,16 @@ from PIL import Image
 from data_pipelines.shapes.__main__ import main
 from data_pipelines.shapes.tasks import make_sample
 from data_pipelines.shapes.world import World
+from data_pipelines.shard_index import load_index
 
 FEW = ["--train", "5", "--val", "3", "--test", "2", "--samples-per-shard", "4"]
 
 
 def read(tar):
     content = tar.read_bytes()
-    for sample in json.loads((tar.parent / f"{tar.name}.index.json").read_text())["samples"]:
-        yield sample["key"], {name: content[at : at + size] for name, (at, size) in sample["members"].items()}
+    index = load_index(str(tar))
+    for number, key in enumerate(index.keys()):
+        yield key, {name: content[at : at + size] for name, at, size in index.members(number)}
 
 
 def tree(folder):

@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 
+from data_pipelines.shard_index import load_index
 from data_pipelines.write_shards import IndexedShardWriter, index_path, index_tar, split_member_name, write_index, write_shards
 
 
@@ -26,12 +27,12 @@ def test_offsets_read_back_the_bytes(tmp_path):
     for path in summary.shards:
         content = path.read_bytes()
         index = json.loads(index_path(path).read_text())
-        assert index["version"] == 1 and index["tar_size"] == len(content)
+        assert index["version"] == 2 and index["tar_size"] == len(content)
         assert index["sha256"] == hashlib.sha256(content).hexdigest()
-        for sample in index["samples"]:
-            offset, size = sample["members"]["0.png"]
-            start, length = sample["members"]["json"]
-            read.append((sample["key"], content[offset : offset + size], json.loads(content[start : start + length])["kind"]))
+        shard = load_index(str(path))
+        for number, key in enumerate(shard.keys()):
+            places = {name: slice(offset, offset + size) for name, offset, size in shard.members(number)}
+            read.append((key, content[places["0.png"]], json.loads(content[places["json"]])["kind"]))
     assert read == [(s["__key__"], s["0.png"], s["json"]["kind"]) for s in some_samples(7)]
 
 
@@ -107,7 +108,7 @@ def test_duplicates_and_strangers_are_reported(tmp_path):
     path = write_index(tmp_path / "x.tar")
     index = json.loads(path.read_text())
     assert (index["duplicates"], index["skipped"]) == (["a.json"], [".hidden", "README"])
-    offset, size = index["samples"][0]["members"]["json"]
+    [(_, offset, size)] = load_index(str(tmp_path / "x.tar")).members(0)
     assert (tmp_path / "x.tar").read_bytes()[offset : offset + size] == b"1"
 
 

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+from test_shards import data_of, write_tar, write_world
+
+from data_pipelines.shard_index import ShardIndex, StaleIndexError, build_index, load_index
+from data_pipelines.write_shards import index_tar
+
+ROWS = {"a": {"json": b"{}", "0.png": b"p" * 900}, "dir/b": {"txt": b""}, "é": {"0.png": b"q", "json": b"[]"}}
+
+
+def test_the_compact_index_says_what_the_tar_holds(tmp_path):
+    write_tar(tmp_path / "a.tar", ROWS)
+    listed = {sample["key"]: sample["members"] for sample in index_tar(tmp_path / "a.tar")["samples"]}
+    index = load_index(str(tmp_path / "a.tar"))
+    assert {key: {name: [at, size] for name, at, size in index.members(n)} for n, key in enumerate(index.keys())} == listed
+    assert [index.key(n) for n in range(3)] == index.keys() == list(ROWS)
+    assert index.names(1) == ["txt"] and (len(index), index.num_samples) == (3, 3)
+
+
+def test_an_index_of_version_1_is_still_read(tmp_path):
+    write_tar(tmp_path / "a.tar", ROWS)
+    new = load_index(build := str(tmp_path / "a.tar"))
+    old = {**index_tar(tmp_path / "a.tar"), "version": 1}
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes())
+    for separators in (None, (",", ":")):  # both were written
+        (tmp_path / "b.tar.index.json").write_text(json.dumps(old, separators=separators))
+        ShardIndex._loaded.clear()
+        read = load_index(str(tmp_path / "b.tar"))
+        assert [read.members(n) for n in range(3)] == [new.members(n) for n in range(3)] and read.keys() == new.keys()
+    assert "layouts" in json.loads((tmp_path / "a.tar.index.json").read_text()) and build
+
+
+def test_opening_reads_heads_alone_and_few_shards_are_kept(tmp_path, monkeypatch):
+    ShardIndex._loaded.clear()
+    monkeypatch.setattr(ShardIndex, "max_loaded", 2)
+    data = data_of(write_world(tmp_path, [3, 4, 2, 5]), window=1, batch_size=4)
+    data.check()
+    assert not ShardIndex._loaded
+    loader = iter(data.train_dataloader())
+    keys = [key for _ in range(7) for key in next(loader).keys]
+    assert len(set(keys[:14])) == 14 and set(keys[14:]) <= set(keys[:14]) and len(ShardIndex._loaded) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "cannot be read"),
+        (lambda text: "nonsense", "cannot be read"),
+        (lambda text: text.replace('"version": 2', '"version": 9'), "index version 9, accepted are 1 and 2"),
+        (lambda text: text.replace('"offsets": [', '"offsets": [7, '), "cannot be read"),
+        (lambda text: text.replace('"keys"', '"ke"'), "cannot be read"),
+    ],
+)
+def test_a_damaged_index_is_one_line_that_says_how_to_mend_it(tmp_path, change, message):
+    write_tar(tmp_path / "a.tar", ROWS)
+    place = tmp_path / "a.tar.index.json"
+    build_index(str(tmp_path / "a.tar"))
+    place.write_text(change(place.read_text()))
+    ShardIndex._loaded.clear()
+    with pytest.raises(StaleIndexError, match=message + r".*data_pipelines\.index") as caught:
+        load_index(str(tmp_path / "a.tar")).members(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_take_no_more_bytes_than_they_need(tmp_path):
+    write_tar(tmp_path / "a.tar", {f"k{n:05d}": {"json": b"{}", "png": b""} for n in range(2000)})
+    columns = load_index(str(tmp_path / "a.tar"))._places()
+    held = sum(array.nbytes for array in (columns.key_ends, columns.starts, columns.offsets, columns.sizes)) + len(columns.keys)
+    assert held / 2000 < 22  # key 6, end and start 2 each, two offsets of 4, two sizes of 1
