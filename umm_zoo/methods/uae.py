@@ -114,6 +114,11 @@ class UAEBase(Method):
         seeds = [seed + row for row in range(len(prompts))]
         return self.renderer.draw(self.vlm, prompts, seeds, None, self.adapter, num_steps)
 
+    def redraw(self, pictures: Tensor, seeds: Sequence[int], temperature: float = 0.0) -> tuple[list[str], Tensor]:
+        """Captions of pictures ``[B, 3, H, W]``, the likeliest by default, and what is drawn from them."""
+        captions = self.caption(pictures, temperature=temperature).texts
+        return captions, self.draw(captions, seeds, pictures)
+
     @torch.no_grad()
     def answer(self, batch: Batch, max_new_tokens: int | None = None, temperature: float = 0.0) -> list[str]:
         """Answers to a batch of prompts; a row's own last answer is not looked at."""
@@ -174,6 +179,7 @@ class UAE(UAEBase):
         optimizer: builds the optimiser over the trained parts.
         trained: ``connector`` and ``decoder`` in the paper.
         schedule: learning rate over the steps; None is constant.
+        adapter: of the second stage, where this one comes after it (as a control of the third).
         prompt: asks for captions in validation; the released one by default.
         max_new_tokens: longest caption; 512 in the released demo.
         temperature: of captions in validation; 1 as in the reinforcement that follows.
@@ -195,6 +201,7 @@ class UAE(UAEBase):
         optimizer: OptimizerFactory,
         trained: list[str],
         schedule: Schedule | None = None,
+        adapter: LoRA | None = None,
         prompt: str = CAPTION_PROMPT,
         max_new_tokens: int = 512,
         temperature: float = 1.0,
@@ -208,7 +215,7 @@ class UAE(UAEBase):
             optimizer,
             trained,
             schedule,
-            None,
+            adapter,
             None,
             None,
             prompt,
@@ -231,7 +238,7 @@ class UAE(UAEBase):
         left_out = (torch.rand(len(captions)) < self.drop_caption).tolist()
         negative = self.renderer.negative_prompt
         told = [negative if out else caption for caption, out in zip(captions, left_out, strict=True)]
-        condition = self.renderer.condition(self.vlm, told, pictures)
+        condition = self.renderer.condition(self.vlm, told, pictures, self.adapter)
         return self.renderer.objective(self.renderer.decoder, self._latents(batch, pictures), condition)
 
     @torch.no_grad()

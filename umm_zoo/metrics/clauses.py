@@ -55,8 +55,8 @@ class CaptionClauses(Metric):
     """Precision and recall of the clauses of captions, and how long captions are.
 
     ``compute`` gives ``precision`` (true clauses of all mentioned), ``recall`` (objects described rightly and completely),
-    ``small`` and ``large`` (recall by size), ``faithful`` (share of captions that mention something and nothing wrong), ``background``,
-    ``mentioned`` (clauses per caption) and ``words``. Rows without ``meta["scene"]`` are left out.
+    ``small`` and ``large`` (recall by size), ``faithful`` (share of captions that mention something and nothing wrong),
+    ``background``, ``mentioned`` (clauses per caption) and ``words``. Rows without ``meta["scene"]`` are left out.
 
     Args:
         captions: name of the texts in the outputs.

@@ -19,8 +19,8 @@ class UnifiedScore(Metric):
     """100 times the cosine of features, averaged over pictures for each encoder; ``unified`` is the encoders' plain mean.
 
     Unified-Bench's first protocol: a picture is captioned, drawn again from the caption alone, and compared with itself. The
-    paper's encoders are CLIP ViT-L/14 (projected), LongCLIP-L, DINOv2-large and DINOv3-L (class tokens). The encoder that the reward uses
-    measures what was trained for; the self-supervised ones are the fair columns.
+    paper's encoders are CLIP ViT-L/14 (projected), LongCLIP-L, DINOv2-large and DINOv3-L (class tokens). The encoder that the
+    reward uses measures what was trained for; the self-supervised ones are the fair columns.
 
     Every picture has a partner and every encoder sees every pair: there is no way to leave one out (the released scorer does so
     silently).

@@ -1,0 +1,57 @@
+"""Captions that leave objects out and confuse the colours of small ones, against the rates they are asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_pipelines.shapes import World, make_sample
+from data_pipelines.shapes.under_described import FullCaptions, UnderDescribed
+from data_pipelines.shapes.world import sample_scene
+from umm_zoo.metrics.clauses import clause_counts
+
+
+def counts_of(task: UnderDescribed, number: int = 1500) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(World(), "train", rng, min_objects=2) for _ in range(number)]
+    return np.array([clause_counts(task.caption(scene, rng), scene.to_json()) for scene in scenes]).sum(axis=0)
+
+
+def test_small_objects_are_left_out_and_confused_more_often():
+    mentioned, true, objects, small, small_true, large, large_true, background, _ = counts_of(UnderDescribed())
+    assert background == 1500
+    assert 0.65 < large_true / large < 0.82  # 0.7, and the object that is always named
+    assert 0.2 < small_true / small < 0.38  # 0.35 x 0.7 and the like
+    assert 0.8 < true / mentioned < 0.95
+    assert objects == small + large
+
+
+def test_nothing_left_out_and_nothing_confused_is_the_truth():
+    mentioned, true, objects, *_ = counts_of(UnderDescribed(1.0, 1.0, 0.0), 50)
+    assert mentioned == true == objects
+    with pytest.raises(ValueError, match="keep_small"):
+        UnderDescribed(keep_small=1.5)
+
+
+@pytest.mark.parametrize("task", [UnderDescribed(), FullCaptions()])
+def test_a_sample_is_decided_by_its_key(task: UnderDescribed):
+    sample = make_sample(World(), 1, "train", "captions", 3)
+    members = {name: value for name, value in sample.members(World()).items() if name != "__key__"}
+    import json
+
+    members["json"] = json.dumps(members["json"]).encode()
+    one, two = task("a", dict(members)), task("a", dict(members))
+    assert one.conversation == two.conversation and one.conversation[0]["text"] == "<image>\nDescribe the image."
+    assert one.conversation[1]["text"].endswith(f"background: {sample.scenes[0].background}")
+    assert len(one.images) == 1 and one.meta["scene"]["background"] == sample.scenes[0].background
+
+
+def test_full_captions_name_every_object():
+    sample = make_sample(World(), 1, "train", "captions", 5)
+    members = {name: value for name, value in sample.members(World()).items() if name != "__key__"}
+    import json
+
+    members["json"] = json.dumps(members["json"]).encode()
+    answer = FullCaptions()("a", members).conversation[1]["text"]
+    counts = clause_counts(answer, sample.scenes[0].to_json())
+    assert counts.true == counts.mentioned == counts.objects and counts.background_true

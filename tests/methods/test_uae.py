@@ -1,0 +1,304 @@
+"""UAE: what reaches the decoder from a caption, the first stage, and what both reinforcement stages train and leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from uae_parts import PROMPT, Redness, batch, first_stage, pictures, renderer, second_stage, third_stage, vlm
+
+from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.batch import Batch
+from umm_zoo.methods.rendering import AnswerStatesReader, BaseTextReader, CaptionRenderer, TextOnlyReader
+from umm_zoo.methods.rollouts import IndependentNoise, SharedNoise
+from umm_zoo.mistakes import MistakeError
+from umm_zoo.objectives.grpo import GRPO, SequenceMean
+from umm_zoo.rewards import Reward
+
+
+def touched(method: nn.Module) -> set[str]:
+    """Parts with a non-zero gradient."""
+    return {name for name, part in method.parts().items() if any(p.grad is not None and p.grad.any() for p in part.parameters())}
+
+
+def stir(method: nn.Module) -> None:
+    """Move the adapters off zero, where only half of their parameters have a gradient."""
+    with torch.no_grad():
+        for part in (method.adapter, method.decoder_adapter):
+            for parameter in [] if part is None else part.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_caption_is_read_as_a_turn_of_its_own_role_with_the_opening_of_an_answer():
+    model = vlm().eval()
+    found = TextOnlyReader()(model, ["a red circle"], None)
+    ids = model.tokenizer("<|im_start|>generate\na red circle<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    inputs = model.embed([[{"role": "generate", "text": "a red circle"}]], None, [0], for_generation=True)
+    assert inputs.token_ids[0].tolist() == ids
+    expected = model.model.model.language_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+    assert_close(found.values, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_text_alone_passes_and_the_answer_states_leak_the_picture():
+    model = vlm().eval()
+    for reader, leaks in ((TextOnlyReader(), False), (AnswerStatesReader(), True)):
+        one, other = (reader(model, ["a red circle"], pictures(1, seed)).values for seed in (0, 1))
+        assert torch.equal(one, other) != leaks
+    states = AnswerStatesReader()(model, ["a red circle", "red"], pictures(2))
+    assert states.mask.sum(1).tolist() == [len(model.tokenizer(text)["input_ids"]) + 1 for text in ("a red circle", "red")]
+    alone = AnswerStatesReader()(model, ["red"], pictures(2)[1:])
+    assert_close(states.values[1, : states.mask[1].sum()], alone.values[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_reader_of_the_base_model_does_not_see_the_adapter():
+    model, adapter = vlm().eval(), LoRA(rank=2, alpha=4.0)
+    before = TextOnlyReader()(model, ["red"], None).values
+    adapter.attach(model.parts()["language_model"])
+    nn.init.normal_(adapter.layers["model/layers/0/mlp/up_proj"].up)
+    assert torch.equal(BaseTextReader()(model, ["red"], None, adapter).values, before)
+    assert not torch.allclose(TextOnlyReader()(model, ["red"], None, adapter).values, before)
+
+
+def test_a_marker_in_a_caption_is_text_that_asks_for_no_picture():
+    assert TextOnlyReader()(vlm(), ["a <image> circle"], None).values.shape[0] == 1
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_depends_on_its_caption_and_seed_alone():
+    model, own = vlm().eval(), renderer().eval()
+    together = own.draw(model, ["a red circle", "red", "red"], [4, 4, 5])
+    assert together.shape == (3, 3, 8, 8) and together.abs().max() <= 1
+    assert_close(own.draw(model, ["red"], [4]), together[1:2], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(together[0], together[1]) and not torch.allclose(together[1], together[2])
+
+
+def test_the_negative_prompt_takes_the_same_way():
+    model, own = vlm().eval(), renderer(guidance=3.0).eval()
+    assert not torch.allclose(own.draw(model, ["red"], [4]), renderer(guidance=1.0).eval().draw(model, ["red"], [4]))
+    same = own.draw(model, [own.negative_prompt], [4])
+    assert_close(same, renderer(guidance=1.0).eval().draw(model, [own.negative_prompt], [4]), atol=1e-4, rtol=1e-4)
+
+
+def test_noise_of_a_group():
+    torch.manual_seed(0)
+    shared, apart = SharedNoise()(3, 4), IndependentNoise()(3, 4)
+    assert len(shared) == len(apart) == 12 and len(set(shared)) == 3 and len(set(apart)) == 12
+    assert shared[:4] == [shared[0]] * 4
+
+
+def test_sizes_that_disagree_are_named():
+    with pytest.raises(ValueError, match="picture_size"):
+        renderer_of(picture_size=9)
+    with pytest.raises(ValueError, match="markers"):
+        first_stage(prompt="Describe the image.")
+    with pytest.raises(ValueError, match="kl_weight"):
+        second_stage(adapter=None, trained=["language_model"], objective=GRPO())
+
+
+def renderer_of(picture_size: int) -> CaptionRenderer:
+    own = renderer()
+    return CaptionRenderer(own.connector, own.decoder, own.codec, own.objective, picture_size=picture_size)
+
+
+# -- the first stage ---------------------------------------------------------------------------------------------------------
+
+
+def test_first_stage_trains_connector_and_decoder():
+    method = first_stage(drop_caption=0.0)
+    method.training_losses(batch())["loss"].backward()
+    assert touched(method) == {"connector", "decoder"}
+    with pytest.raises(MistakeError, match="no caption"):
+        method.training_losses(batch(caption=""))
+
+
+def test_captions_are_left_out_for_guidance(monkeypatch):
+    method, seen = first_stage(drop_caption=1.0), []
+    condition = method.renderer.condition
+    monkeypatch.setattr(method.renderer, "condition", lambda vlm, texts, *rest: seen.extend(texts) or condition(vlm, texts, *rest))
+    method.training_losses(batch())
+    assert seen == [method.renderer.negative_prompt] * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [first_stage, second_stage, third_stage])
+def test_validation_captions_redraws_and_compares_the_same_at_every_time(make):
+    method = make().eval()
+    outputs, again = method.validation_step(batch(), 0), method.validation_step(batch(), 0)
+    assert outputs["pictures"].shape == outputs["oracle_pictures"].shape == outputs["originals"].shape == (2, 3, 8, 8)
+    assert outputs["answers"] == again["answers"] and torch.equal(outputs["pictures"], again["pictures"])
+    assert torch.equal(outputs["loss"], again["loss"]) and outputs["caption_tokens"].shape == (2,)
+    assert ("rewards" in outputs) == (method.reward is not None)
+    assert "pictures" not in method.validation_step(batch(), 1)
+
+
+# -- the second stage --------------------------------------------------------------------------------------------------------
+
+
+def test_second_stage_trains_the_adapter_and_nothing_of_the_renderer():
+    method = second_stage()
+    stir(method)
+    losses = method.training_losses(batch())
+    losses["loss"].backward()
+    assert touched(method) == {"adapter"}
+    for name, part in method.parts().items():
+        if name != "adapter":
+            assert all(p.grad is None for p in part.parameters()), name
+
+
+def test_second_stage_gradient_is_the_policy_gradient():
+    method = second_stage(objective=GRPO(kl_weight=0.0, aggregation=SequenceMean()))
+    stir(method)
+    torch.manual_seed(5)
+    method.training_losses(batch())["loss"].backward()
+    rollout = method.rollout
+    found = {name: p.grad.clone() for name, p in method.adapter.named_parameters()}
+    method.zero_grad()
+    total = torch.zeros(())
+    for row in range(6):  # each caption scored by itself, from the library's own logits
+        picture, tokens = rollout.pictures[row // 3][None], rollout.samples.tokens[row][rollout.samples.mask[row]]
+        inputs = method.vlm.embed([[{"role": "user", "text": PROMPT}]], picture, [1], for_generation=True)
+        whole = method.vlm.with_answers(inputs, tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
+        hidden = method.vlm(whole).hidden[0, -len(tokens) - 1 : -1]
+        chosen = method.vlm.model.lm_head(hidden).log_softmax(-1).gather(1, tokens[:, None])
+        total = total - rollout.advantages[row] * chosen.mean() / 6
+    total.backward()
+    for name, parameter in method.adapter.named_parameters():
+        assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-3)
+    assert_close(rollout.rewards, Redness()(rollout.drawn, batch()).unflatten(0, (2, 3)))
+
+
+@pytest.mark.parametrize("stage", [second_stage, third_stage])
+def test_micro_batches_change_nothing(stage):
+    found = []
+    for size in (None, 2, 1):
+        method = stage(micro_batch=size)
+        torch.manual_seed(6)
+        stir(method)
+        method.roll_out = whole_rollout(method) if size else method.roll_out
+        torch.manual_seed(7)
+        losses = method.training_losses(batch())
+        losses["loss"].backward()
+        part = method.adapter if method.decoder_adapter is None else method.decoder_adapter
+        found.append([p.grad.clone() for p in part.parameters()])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert_close(one, two, atol=1e-6, rtol=1e-3)
+
+
+def whole_rollout(method: nn.Module):
+    """A rollout in one piece, so that the random numbers of its noise fall alike; scoring stays in pieces."""
+    original = type(method).roll_out
+
+    def roll_out(rows: Batch):
+        size, method.micro_batch = method.micro_batch, None
+        try:
+            return original(method, rows)
+        finally:
+            method.micro_batch = size
+
+    return roll_out
+
+
+def test_second_stage_watches_its_rollout():
+    method = second_stage(objective=GRPO(kl_weight=1e-6))
+    stir(method)
+    losses = method.training_losses(batch())
+    assert losses["kl"] > 0 and losses["clip_fraction"] == 0 and losses["entropy"] > 0
+    assert 1 <= losses["caption_tokens"] <= 5
+    assert {"seconds/caption", "seconds/draw", "seconds/reward", "seconds/score"} <= losses.keys()
+    assert_close(losses["reward_std"], method.rollout.rewards.std(dim=1).mean())
+    outputs, rows = method.rollout_outputs()
+    assert len(outputs["answers"]) == len(outputs["pictures"]) == len(rows) == 2
+
+
+class Alike(Reward):
+    """The same for all."""
+
+    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+        return torch.ones(len(candidates))
+
+
+@pytest.mark.parametrize("stage", [second_stage, third_stage])
+def test_groups_without_a_spread_are_not_scored_and_move_nothing(stage, monkeypatch):
+    method = stage(reward=Alike())
+    monkeypatch.setattr(method, "_part", lambda *_: pytest.fail("scored"))
+    losses = method.training_losses(batch())
+    losses["loss"].backward()
+    assert losses["zero_advantage"] == 1 and not touched(method)
+
+
+def test_several_updates_on_one_rollout_leave_it_and_the_ratio_moves():
+    method = second_stage(updates_per_rollout=2)
+    stir(method)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 5.0)
+    first = method.training_losses(batch())
+    first["loss"].backward()
+    optimizer.step()
+    kept = method.rollout
+    optimizer.zero_grad()
+    second = method.training_losses(batch())
+    assert method.rollout is kept and "seconds/caption" not in second
+    assert second["loss"] != first["loss"] and first["clip_fraction"] == 0 and second["clip_fraction"] > 0
+    method.training_losses(batch())
+    assert method.rollout is not kept
+
+
+def test_the_picture_is_encoded_once_for_its_group(monkeypatch):
+    method, sizes = second_stage(), []
+    encode = method.vlm.encode_images
+    monkeypatch.setattr(method.vlm, "encode_images", lambda images: sizes.append(len(images)) or encode(images))
+    method.training_losses(batch())
+    assert sizes == [2]
+
+
+def test_an_unfrozen_tower_gets_a_gradient():
+    method = second_stage(trained=["adapter", "vision_tower"], micro_batch=2)
+    stir(method)
+    method.training_losses(batch())["loss"].backward()
+    assert touched(method) == {"adapter", "vision_tower"}
+
+
+# -- the third stage ---------------------------------------------------------------------------------------------------------
+
+
+def test_third_stage_trains_the_decoders_adapter_and_nothing_else():
+    method = third_stage()
+    stir(method)
+    losses = method.training_losses(batch())
+    losses["loss"].backward()
+    assert touched(method) == {"decoder_adapter"}
+    assert_close(losses["loss"].item(), 0.0, atol=1e-4, rtol=0)  # ratios are one, advantages add up to nothing
+    assert losses["ratio_spread"] < 1e-4 and losses["clip_fraction"] == 0
+
+
+def test_third_stage_kl_is_against_the_decoder_without_its_adapter():
+    from umm_zoo.objectives.flow_grpo import ExactKL, FlowGRPO
+
+    method = third_stage(objective=FlowGRPO(num_steps=3, kl_weight=0.1, divergence=ExactKL()))
+    assert method.training_losses(batch())["kl"] == 0
+    method.rollout = None
+    stir(method)
+    assert method.training_losses(batch())["kl"] > 0
+
+
+def test_checkpoints_hold_what_was_trained_and_later_stages_take_it_over():
+    first, second, third = first_stage(), second_stage(), third_stage(adapter=LoRA(rank=2, alpha=4.0))
+    with torch.no_grad():
+        for parameter in [*first.renderer.parameters(), *second.adapter.parameters()]:
+            parameter.add_(1)
+    state = {key: value for key, value in first.state_dict().items() if key in first.kept_keys()}
+    assert {key.split(".")[1] for key in state} == {"connector", "decoder"}
+    second.carry(state)
+    kept = second.kept_keys()
+    assert {key.split(".")[0] for key in kept} == {"renderer", "adapter"}
+    third.carry({key: value for key, value in second.state_dict().items() if key in kept})
+    assert torch.equal(third.renderer.connector.out.weight, first.renderer.connector.out.weight)
+    key = "model/layers/1/self_attn/q_proj"
+    assert torch.equal(third.adapter.layers[key].up, second.adapter.layers[key].up)

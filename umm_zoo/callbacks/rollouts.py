@@ -1,0 +1,115 @@
+"""Watching reinforcement: what rollouts are like while training, and the end of a run that has collapsed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from torchmetrics import Metric
+
+from umm_zoo.experiment import UserError
+
+
+class RolloutMetrics(Callback):
+    """Scores the rollouts of training with the metrics of validation, and logs ``rollout/<name>/<entry>``.
+
+    What is scored is what the method's ``rollout_outputs()`` gives: the first sample of each row of the last rollout, with its
+    batch. Each value is that of one training batch, over all ranks.
+
+    Args:
+        metrics: by the name they are logged under.
+        every_n_steps: optimiser steps between two scorings.
+
+    Raises:
+        ValueError: the method has no ``rollout_outputs``.
+    """
+
+    def __init__(self, metrics: dict[str, Metric], every_n_steps: int = 10) -> None:
+        self.metrics, self.every_n_steps = dict(metrics), every_n_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask once whether there is anything to score."""
+        if not hasattr(pl_module, "rollout_outputs"):
+            raise ValueError(f"RolloutMetrics: {type(pl_module).__name__} has no rollouts")
+        for metric in self.metrics.values():
+            metric.to(pl_module.device)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Score and log."""
+        method: Any = pl_module
+        if trainer.global_step % self.every_n_steps or (found := method.rollout_outputs()) is None:
+            return
+        outputs, batch = found
+        for name, metric in self.metrics.items():
+            metric.reset()
+            metric.update(outputs, batch)
+            value = metric.compute()
+            entries = value if isinstance(value, dict) else {"": value}
+            for entry, number in entries.items():
+                key = "/".join(filter(None, ("rollout", name, entry)))
+                pl_module.log(key, torch.tensor(float(number)), batch_size=1)
+
+
+class Collapsed(UserError):  # noqa: N818 - named for what has happened
+    """A run whose policy has nothing left to learn from."""
+
+
+class CollapseGuard(Callback):
+    """Stops a run whose rewards no longer differ within groups, whose captions are certain, or whose loss is no number.
+
+    While all is well it keeps ``checkpoints/good.ckpt``; the message of the end names it. Every rank must have collapsed.
+
+    Args:
+        min_reward_std: mean deviation of the rewards of a group below which there is nothing to compare.
+        min_entropy: of the policy, in nats per token; methods that log none are not judged by it.
+        patience: steps in a row below either bound before the run is stopped; a loss that is no number stops it at once.
+        save_every_n_steps: steps between two savings of the good checkpoint.
+
+    Raises:
+        Collapsed: at the end of such a step.
+    """
+
+    def __init__(
+        self, min_reward_std: float = 1e-4, min_entropy: float = 0.01, patience: int = 20, save_every_n_steps: int = 25
+    ) -> None:
+        self.min_reward_std, self.min_entropy = min_reward_std, min_entropy
+        self.patience, self.save_every_n_steps = patience, save_every_n_steps
+        self.bad_steps, self.saved_at = 0, 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Judge the step."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        broken, reason = self.judge(values)
+        self.bad_steps = self.bad_steps + 1 if reason else 0
+        if self._all_ranks(pl_module, broken or self.bad_steps >= self.patience):
+            kept = f"the last good checkpoint is {self._path(trainer)} (step {self.saved_at})" if self.saved_at else "none was good"
+            raise Collapsed(trainer.default_root_dir, f"step {trainer.global_step}: collapsed: {reason}; {kept}")
+        healthy = not reason and trainer.global_step % self.save_every_n_steps == 0 and trainer.global_step > self.saved_at
+        if self._all_ranks(pl_module, healthy):
+            trainer.save_checkpoint(self._path(trainer))
+            self.saved_at = trainer.global_step
+
+    def judge(self, values: dict[str, float]) -> tuple[bool, str]:
+        """Whether the numbers of a step end the run at once, and what is wrong with them (empty where nothing is)."""
+        wrong = [name for name in ("train/loss", "train/reward") if not math.isfinite(values.get(name, 0.0))]
+        if wrong:
+            return True, f"{wrong[0]} is no number"
+        if (spread := values.get("train/reward_std", math.inf)) < self.min_reward_std:
+            return False, f"rewards differ by {spread:.2g} within a group (bound {self.min_reward_std:g})"
+        if (entropy := values.get("train/entropy", math.inf)) < self.min_entropy:
+            return False, f"the entropy is {entropy:.2g} nats per token (bound {self.min_entropy:g})"
+        return False, ""
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "checkpoints" / "good.ckpt"
+
+    def _all_ranks(self, pl_module: LightningModule, own: bool) -> bool:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return own
+        agreed = torch.tensor(int(own), device=pl_module.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return bool(agreed.item())
