@@ -185,6 +185,41 @@ def test_after_runs_the_earlier_stage_once_and_starts_from_it(file: str, capsys:
     assert torch.equal(Method.load("runs/stage2").state_dict()["body.linear.bias"], first["body.linear.bias"])
 
 
+CURRICULUM = "seed=5", "vars.width=6", "method.optimizer.lr=0.02", "trainer.devices=1"
+
+
+def test_vars_seed_and_place_reach_the_earlier_stages(file: str) -> None:
+    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}\nvars: {own: 1}")
+    Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml\nvars: {later: 2}")
+    assert main(["stage2.yaml", *CURRICULUM, "vars.later=3"]) == 0
+    first, second = (yaml.safe_load(Path(f"runs/{name}/experiment.yaml").read_text()) for name in ("stage1", "stage2"))
+    assert (first["seed"], first["vars"]) == (5, {"width": 6, "own": 1}) and second["vars"] == {"width": 6, "later": 3}
+    assert (first["method"]["optimizer"]["lr"], second["method"]["optimizer"]["lr"]) == (0.01, 0.02)
+    assert load_checkpoint("runs/stage1")["state_dict"]["body.linear.weight"].shape == (6, 4)
+
+
+def test_a_finished_stage_of_other_vars_is_not_taken(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}")
+    Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml")
+    assert main(["stage1.yaml"]) == 0
+    assert main(["stage2.yaml", "vars.width=6"]) == 2
+    error = capsys.readouterr().err
+    assert "error: stage2.yaml: after: found in runs/stage1 a run of stage1.yaml with other method.body.out_dim" in error
+    assert "accepted other run folders for the whole curriculum (--runs DIR), or this stage anew: " in error
+    assert "python -m umm_zoo.fit stage1.yaml vars.width=6 --again" in error
+    assert not Path("runs/stage2").exists() and load_checkpoint("runs/stage1")["state_dict"]["body.linear.weight"].shape == (3, 4)
+    assert main(["stage2.yaml", "vars.width=6", "--runs", "six"]) == 0
+
+
+def test_a_finished_stage_is_taken_wherever_it_ran(file: str) -> None:
+    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}")
+    Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml")
+    assert main(["stage1.yaml"]) == 0
+    written = Path("runs/stage1/metrics.json").stat().st_mtime_ns
+    assert main(["stage2.yaml", "trainer.accelerator=auto"]) == 0
+    assert Path("runs/stage1/metrics.json").stat().st_mtime_ns == written
+
+
 def test_after_may_name_a_run_folder_or_a_checkpoint(file: str) -> None:
     assert main([file]) == 0
     weights = load_checkpoint("runs/toy")["state_dict"]
@@ -249,7 +284,7 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
     ("argv", "expected"),
     [
         (["runs/none"], "runs/none: found no checkpoint there, accepted a run folder or a checkpoint"),
-        (["runs/toy", "validatoin"], "found an unknown suite 'validatoin', accepted validation; did you mean 'validation'?"),
+        (["runs/toy", "validatoin"], "found an unknown suite 'validatoin', accepted validation, unified-bench; did you mean 'validation'?"),
         (["runs/toy", "data.sise=3"], "data.sise: found an unknown argument 'sise'"),
         (["runs/toy", "vars.width=4"], "vars.width: found a key that has done its work"),
     ],

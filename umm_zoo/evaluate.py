@@ -19,6 +19,7 @@ HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
   python -m umm_zoo.evaluate runs/llava data.val.photos.shards=/data/test  other shards
   python -m umm_zoo.evaluate runs/llava trainer.limit_val_batches=10       a part of them
+  python -m umm_zoo.evaluate runs/uae/toy/stage2 unified-bench pictures [encoders.yaml]   caption, redraw, compare
 
 The method is rebuilt from the experiment inside the checkpoint; key=value changes it. Scores are printed and written to
 evaluation-<n>.json in the run folder."""
@@ -182,8 +183,15 @@ def validation(run: FinishedRun) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
 
 
+def unified_bench(run: FinishedRun) -> Mapping[str, float]:
+    """See ``umm_zoo.unified_bench``."""
+    from umm_zoo.unified_bench import unified_bench as score
+
+    return score(run)
+
+
 #: What ``evaluate RUN SUITE`` can score; a suite gets the loaded run and the words after its name.
-SUITES: dict[str, Suite] = {"validation": validation}
+SUITES: dict[str, Suite] = {"validation": validation, "unified-bench": unified_bench}
 
 
 def _is_rank_zero() -> bool:
