@@ -28,6 +28,8 @@ from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConf
 TARGET = "_target_"
 #: Maps from a free name to a node; ``null`` removes an entry.
 NAMED = ("callbacks", "metrics")
+#: Trainer arguments that say where a run takes place; its scores do not depend on them.
+PLACES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ def nearest(word: str, known: Iterable[Any]) -> str | None:
     return close[0] if close else None
 
 
+#: Fields of an experiment that say where it comes from.
+_ASIDE = ("file", "folders", "overrides")
+
+
 @dataclass
 class Experiment:
     """A resolved experiment: plain values only, every interpolation filled in.
@@ -86,6 +92,7 @@ class Experiment:
         after: the experiment file, run folder or checkpoint whose trained weights are the start.
         file: where it was read from; not part of the experiment itself.
         folders: directories that its dotted paths may be found in, beside the installed packages; not part of it either.
+        overrides: what the command line has changed; filled in above, and not part of it either.
     """
 
     name: str = ""
@@ -99,10 +106,11 @@ class Experiment:
     after: str | None = None
     file: str = ""
     folders: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
 
     def resolved(self) -> dict[str, Any]:
         """The experiment as a plain dict, as it is written to ``experiment.yaml`` and into every checkpoint."""
-        return {key: value for key, value in asdict(self).items() if key not in ("file", "folders")}
+        return {key: value for key, value in asdict(self).items() if key not in _ASIDE}
 
     def to_yaml(self) -> str:
         """The resolved experiment as text that ``load_experiment`` reads back."""
@@ -114,7 +122,7 @@ class Experiment:
 
 
 #: Keys of an experiment file.
-ENVELOPE = (*(f.name for f in fields(Experiment) if f.name not in ("file", "folders")), "base")
+ENVELOPE = (*(f.name for f in fields(Experiment) if f.name not in _ASIDE), "base")
 _MAPS = ("vars", "method", "data", "callbacks", "metrics", "trainer")
 
 
@@ -136,6 +144,23 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     return experiment_from(tree, file, folders, overrides)
 
 
+def load_stage(file: str | Path, overrides: Sequence[str]) -> Experiment:
+    """An earlier stage of a curriculum, with those overrides of the later one that mean the whole of it.
+
+    They are ``vars.*`` (of the names that this stage has), ``seed``, and where it runs (``PLACES``). The others are the later
+    stage's own.
+
+    Raises:
+        UserError: see ``load_experiment``.
+    """
+    tree, folders = _read_with_bases(Path(file), ())
+    tree.setdefault("name", Path(file).stem)
+    known = tree.get("vars")
+    names = [f"vars.{name}" for name in known] if isinstance(known, Mapping) else []
+    reach = tuple(f"{key}{end}" for key in ("seed", *PLACES, *names) for end in "=.")
+    return experiment_from(tree, file, folders, [text for text in overrides if text.startswith(reach)])
+
+
 def experiment_from(
     tree: Mapping[str, Any], file: str | Path, folders: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Experiment:
@@ -151,7 +176,7 @@ def experiment_from(
         resolved[key] = resolved.get(key) or {}
     for key in NAMED:
         resolved[key] = {name: node for name, node in resolved[key].items() if node is not None}
-    return Experiment(**resolved, file=str(file), folders=list(folders))
+    return Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------------

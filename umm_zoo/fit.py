@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.experiment import Experiment, UserError, load_experiment, parse_override
-from umm_zoo.run_folder import RunFolder, circumstances, writing
+from umm_zoo.experiment import PLACES, Experiment, UserError, load_experiment, load_stage, parse_override
+from umm_zoo.run_folder import RunFolder, circumstances, few, writing
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule, Trainer
@@ -34,6 +34,8 @@ HELP = """examples:
   python -m umm_zoo.fit FILE --check                                         validate, count parameters, estimate memory
 
 keys: name, seed, vars, method, data, callbacks, metrics, trainer, after; and ckpt=last or ckpt=PATH.
+Overrides of vars, seed and of where a run takes place (trainer.accelerator, devices, num_nodes, strategy) also hold for the stages
+that it comes after; all others are its own.
 A run folder that holds this very experiment, finished, is left as it is. Ctrl-C and SIGTERM save and say where; a SLURM job that is
 warned (sbatch --requeue --signal=USR1@120) saves, is requeued, and goes on by itself when the same command starts again."""
 
@@ -141,6 +143,8 @@ def restarted_by_slurm() -> bool:
 def earlier_stages(experiment: Experiment) -> list[Experiment]:
     """The experiments that ``after`` names, nearest first; empty where it names a run folder or a checkpoint.
 
+    The command line's ``vars.*``, ``seed`` and place (accelerator, devices, nodes, strategy) hold for them too.
+
     Raises:
         UserError: ``after`` leads nowhere, in a circle, or to a stage of the same name.
     """
@@ -153,7 +157,7 @@ def earlier_stages(experiment: Experiment) -> list[Experiment]:
             raise UserError(here.file, f"after: found '{here.after}', which does not exist, accepted {accepted}")
         if path.suffix not in (".yaml", ".yml"):
             break
-        stage = load_experiment(path)
+        stage = load_stage(path, here.overrides)
         line = [experiment, *stages, stage]
         if stage.name in [other.name for other in line[:-1]]:
             circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in line)
@@ -170,20 +174,28 @@ def _start_of(experiment: Experiment, stages: list[Experiment], runs: str | None
         return after, 0
     stage = stages[0]
     folder = RunFolder.of(stage, runs)
-    if folder.finished() and not folder.differences(stage):
+    different = [key for key in folder.differences(stage) if key not in PLACES]
+    if folder.finished() and not different:
         return folder.path, 0
+    if different and (folder.finished() or folder.checkpoints.newest() is not None):
+        again = " ".join(["python -m umm_zoo.fit", stage.file, *stage.overrides, "--again"])
+        raise UserError(
+            experiment.file,
+            f"after: found in {folder.path} a run of {stage.file} with other {few(different)}, accepted other run folders for the "
+            f"whole curriculum (--runs DIR), or this stage anew: {again}",
+        )
     if not _is_main_process() or "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
             experiment.file,
             f"after: found that {stage.file} has not finished in {folder.path}, accepted a finished stage here: run it first",
         )
     print(f"{experiment.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
-    ckpt = "last" if folder.checkpoints.newest() is not None and not folder.differences(stage) else None
+    ckpt = "last" if folder.checkpoints.newest() is not None else None
     if str(stage.trainer.get("devices", "")) == "1":
         return folder.path, run(stage, runs, ckpt)
     # several processes: Lightning starts them by running this command again, and they must not meet the later stage
     more = (["ckpt=last"] if ckpt else []) + (["--runs", runs] if runs else [])
-    command = [sys.executable, "-m", "umm_zoo.fit", stage.file, *more]
+    command = [sys.executable, "-m", "umm_zoo.fit", stage.file, *stage.overrides, *more]
     return folder.path, subprocess.run(command, check=False).returncode
 
 

@@ -83,8 +83,7 @@ class RunFolder:
             if different:
                 raise UserError(
                     self.path,
-                    f"found a run of another experiment (other {_few(different)}), {options}, "
-                    "ckpt=last to continue it all the same",
+                    f"found a run of another experiment (other {few(different)}), {options}, ckpt=last to continue it all the same",
                 )
             if self.finished():
                 return "finished"
@@ -192,5 +191,6 @@ def _differences(old: Any, new: Any, where: str) -> list[str]:
     return [] if old == new else [where]
 
 
-def _few(keys: list[str]) -> str:
+def few(keys: list[str]) -> str:
+    """The first three of some keys."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
