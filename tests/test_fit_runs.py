@@ -284,7 +284,7 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
     ("argv", "expected"),
     [
         (["runs/none"], "runs/none: found no checkpoint there, accepted a run folder or a checkpoint"),
-        (["runs/toy", "validatoin"], "found an unknown suite 'validatoin', accepted validation, unified-bench; did you mean 'validation'?"),
+        (["runs/toy", "validatoin"], "unknown suite 'validatoin', accepted validation, unified-bench; did you mean 'validation'?"),
         (["runs/toy", "data.sise=3"], "data.sise: found an unknown argument 'sise'"),
         (["runs/toy", "vars.width=4"], "vars.width: found a key that has done its work"),
     ],
