@@ -38,6 +38,9 @@ from umm_zoo.methods.pictures import picture_of_each_row
 #: Of an encoder: counted from its end, or ``pooled`` for its one vector. Of a vision-language model: 0 or -1.
 Layer = int | Literal["pooled"]
 
+#: Tokens ``[B, N, D]`` and their grid.
+Features = tuple[Tensor, tuple[int, int]]
+
 WEIGHT_DECAYS = (0.0, 0.01, 0.1)
 
 
@@ -166,7 +169,7 @@ def _accuracy(probe: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def part_features(part: nn.Module | None, images: Tensor, layer: Layer, cells: int = 4) -> tuple[Tensor, tuple[int, int]]:
+def part_features(part: nn.Module | None, images: Tensor, layer: Layer, cells: int = 4) -> Features:
     """Tokens ``[B, N, D]`` and their grid.
 
     Those of an encoder are its patches at a layer, or its one vector in as many blocks as there are cells, only the cell's own
@@ -194,7 +197,7 @@ def part_features(part: nn.Module | None, images: Tensor, layer: Layer, cells: i
     return board.flatten(2).transpose(1, 2), (board.shape[2], board.shape[3])
 
 
-def image_states(vlm: VLMBackbone, images: Tensor, layer: Layer) -> tuple[Tensor, tuple[int, int]]:
+def image_states(vlm: VLMBackbone, images: Tensor, layer: Layer) -> Features:
     """What enters (layer 0) or leaves (-1) the language model at the image tokens of square pictures, and their grid.
 
     Raises:
@@ -218,6 +221,7 @@ def probe(
     cells: list[str],
     hidden: int = 128,
     steps: int = 400,
+    features: list[Features] | None = None,
 ) -> ProbeResult:
     """Read an attribute from the features of a part.
 
@@ -229,14 +233,16 @@ def probe(
         cells: names of the cells in reading order.
         hidden: width of the MLP probe.
         steps: updates of each probe.
+        features: what ``part_features`` gives for each batch, where it is known already.
 
     Raises:
         ValueError: fewer than 40 rows have the attribute.
     """
     vectors, values, pictures, seen = [], [], [], 0
-    for batch in batches:
-        features, grid = part_features(part, picture_of_each_row(batch), layer, len(cells))
-        some, names, rows = labelled_rows(batch, features, grid, attribute, cells)
+    if features is None:
+        features = [part_features(part, picture_of_each_row(batch), layer, len(cells)) for batch in batches]
+    for batch, (tokens, grid) in zip(batches, features, strict=True):
+        some, names, rows = labelled_rows(batch, tokens, grid, attribute, cells)
         vectors.append(some)
         values += names
         pictures += [seen + row for row in rows]

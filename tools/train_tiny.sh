@@ -3,20 +3,26 @@
 # The order matters where one part stands on another (llava looks through tower). Without arguments: all of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash tools/setup.sh
 python=.venv/bin/python
 world() { # FOLDER and arguments; does nothing where the same shards are there already
   "$python" -m data_pipelines.shapes "$@"
 }
-for part in "${@:-codec tower clip clip2 ssl1 ssl2 llava}"; do
+parts="codec tower clip clip2 ssl1 ssl2 llava"
+for name in "$@"; do # all names first, before hours of training
+  case " $parts " in
+    *" $name "*) ;;
+    *) echo "error: found no part '$name', accepted are $parts" >&2; exit 2 ;;
+  esac
+done
+bash tools/setup.sh
+for part in "${@:-$parts}"; do
   for name in $part; do
-    [ -f "experiments/tiny/$name.yaml" ] || { echo "error: no part '$name', accepted are those of experiments/tiny/" >&2; exit 2; }
     if [ "$name" = llava ]; then
       world data/coarse --seed 2 --train 16000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,lookups,questions --samples-per-shard 2000
     else
       world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images --samples-per-shard 2000
     fi
     "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
-    "$python" tools/export_part.py "runs/tiny/$name"
+    "$python" tools/export_part.py "runs/tiny/$name" --test --probe colour shape size mark
   done
 done

@@ -1,7 +1,8 @@
-"""Fill the README's result tables from the files that ``umm_zoo.compare`` wrote: ``python tools/update_readme.py [--check]``.
+"""Fill the README's result tables from the files that commands wrote: ``python tools/update_readme.py [--check]``.
 
-A block between ``<!-- results: PATH.json -->`` and ``<!-- end results -->`` is replaced by the tables of that comparison, so that
-no number in the README can be older than the file it came from. ``--check`` changes nothing and exits with 1 if a block is stale.
+A block between ``<!-- results: PATH -->`` and ``<!-- end results -->`` is replaced by the tables of that comparison (PATH.json, of
+``umm_zoo.compare``) or by that text (PATH.md, of ``tools/probe_parts.py``), so that no number in the README can be older than the
+file it came from. ``--check`` changes nothing and exits with 1 if a block is stale.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ MARK = re.compile(r"<!-- results: (?P<path>\S+) -->\n|<!-- end results -->")
 
 
 def tables(root: Path, path: str) -> str:
-    """The question, the tables and the provenance of a comparison, without its title and with the plot's path from the root."""
+    """The question, the tables and the provenance of a comparison, without its title and with the plot's path from the root.
+
+    What a ``.md`` file says is taken as it is.
+    """
+    if path.endswith(".md"):
+        return (root / path).read_text(encoding="utf-8").rstrip("\n") + "\n"
     text = Results.read(root / path).markdown().split("\n", 2)[2]
     return re.sub(r"\]\(([^)/]+\.png)\)", rf"]({Path(path).parent.as_posix()}/\1)", text)
 

@@ -1,0 +1,117 @@
+"""Probe all shipped parts: what each carries of a scene and what it has lost, as JSON and as the README's table.
+
+    python tools/probe_parts.py --shards 'data/tiny/test/captions-*.tar'
+
+Encoders are read at the layer that LLaVA looks through (-2) and in their one vector; vision-language models at their image tokens,
+before and behind the language model. Above them stand the pixels, from which everything can be read. Accuracy depends on how much a
+probe has seen, so only rows of one file may be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
+
+from tools.probe import Layer, load_batches, load_part, part_features, probe
+from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.run_folder import circumstances
+
+WEIGHTS = Path("experiments/tiny/weights")
+ATTRIBUTES = ("colour", "shape", "size", "mark", "background")
+
+#: An attribute counts as lost where the share of what can be read above chance is less than this share of the pixels'.
+KEPT = 0.9
+
+
+def places(part: Any) -> dict[str, Layer]:
+    """Where a part is read, by the name of the place."""
+    if isinstance(part, VLMBackbone):
+        return {"enters the language model": 0, "leaves it": -1}
+    if isinstance(part, FeatureEncoder):
+        return {"layer -2": -2, "one vector": "pooled"}
+    return {"pixels" if part is None else "latents": -1}
+
+
+def probe_all(weights: Path, names: Sequence[str], shards: str, limit: int, steps: int) -> list[dict[str, Any]]:
+    """One row per part, place and attribute, the pixels first."""
+    batches, cells = load_batches(shards, 32, limit)
+    rows = []
+    for name in ("pixels", *names):
+        part = load_part(name if name == "pixels" else str(weights / name))
+        for place, layer in places(part).items():
+            features = [part_features(part, picture_of_each_row(batch), layer, len(cells)) for batch in batches]
+            for attribute in ATTRIBUTES:
+                found = probe(part, batches, attribute, layer, cells, steps=steps, features=features)
+                rows.append({"part": name, "place": place, **vars(found)})
+                print(f"{name}, {place}: {found}", flush=True)
+    return rows
+
+
+def skill(row: dict[str, Any]) -> float:
+    """How much better than chance the better probe is, 1 being always right."""
+    return float((max(row["linear"], row["mlp"]) - row["chance"]) / max(1 - row["chance"], 1e-9))
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table and how it was made."""
+    rows = report["rows"]
+    ceiling = {row["attribute"]: row for row in rows if row["part"] == "pixels"}
+    head = [f"{name} ({100 * row['chance']:.0f})" for name, row in ceiling.items()]
+    lines = [
+        f"| part | read at | {' | '.join(head)} | lost |",
+        "|---" * (3 + len(head)) + "|",
+    ]
+    for part, place in dict.fromkeys((row["part"], row["place"]) for row in rows):
+        found = [row for row in rows if (row["part"], row["place"]) == (part, place)]
+        cells = [f"{100 * row['linear']:.1f} / {100 * row['mlp']:.1f}" for row in found]
+        lost = [row["attribute"] for row in found if skill(row) < KEPT * skill(ceiling[row["attribute"]])]
+        lines.append(f"| `{part}` | {place} | {' | '.join(cells)} | {', '.join(lost) or '-'} |")
+    objects, pictures = (next(row for row in rows if row["attribute"] == name) for name in ("colour", "background"))
+    lines += [
+        "",
+        f"Per cent right of a linear / a two-layer probe on held-out scenes, n = {objects['num_test']} objects "
+        f"({pictures['num_test']} pictures for the background), learnt from {objects['num_train']} others; in brackets chance, the "
+        f"commonest value. Lost: less than {100 * KEPT:.0f} % of what the pixels give above chance. "
+        f"`{report['command']}`, commit {report['commit']}, {report['seconds']:.0f} s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="folders of the weights (default: all)")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"where they are (default {WEIGHTS})")
+    parser.add_argument(
+        "--shards", default="data/tiny/test/captions-*.tar", help="with 'scene' in their json (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, default=1000, help="at most about this many pictures (default 1000)")
+    parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
+    parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
+    arguments = parser.parse_args(argv)
+    names = arguments.parts or sorted(folder.name for folder in arguments.weights.iterdir() if folder.is_dir())
+    began = time.monotonic()
+    try:
+        rows = probe_all(arguments.weights, names, arguments.shards, arguments.limit, arguments.steps)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.exit(f"probe_parts: {error}")
+    command = " ".join(["python tools/probe_parts.py", *(sys.argv[1:] if argv is None else argv)])
+    report = {"command": command, **circumstances(), "seconds": round(time.monotonic() - began, 1), "rows": rows}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "probes.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / "probes.md").write_text(markdown(report), encoding="utf-8")
+    print(arguments.out / "probes.md")
+
+
+if __name__ == "__main__":
+    main()
