@@ -19,6 +19,7 @@ from umm_zoo.checkpoint_io import load_checkpoint
 from umm_zoo.checkpoints import checkpoint_path
 from umm_zoo.frozen import FrozenBackbone, freeze
 from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.precomputing import Precomputable
 
 
 class Method(LightningModule, ABC):
@@ -51,6 +52,10 @@ class Method(LightningModule, ABC):
     @abstractmethod
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of one training batch, each logged as ``train/<name>``; ``loss`` is the one minimised."""
+
+    def precomputable(self) -> dict[str, Precomputable]:
+        """What ``data_pipelines.precompute`` may store beside the data, by its name in ``Batch.extras``; frozen parts only."""
+        return {}
 
     def train_only(self, trained: list[str], optimizer: OptimizerFactory, schedule: Schedule | None) -> None:
         """Freeze every part not named in ``trained`` and remember how the others are optimised.
@@ -150,13 +155,14 @@ class Method(LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         """Gather sharded weights for the whole validation: ranks may have different numbers of batches and generated tokens."""
-        self._gather(True)
+        self.gather_weights(True)
 
     def on_validation_end(self) -> None:
         """Share them out again."""
-        self._gather(False)
+        self.gather_weights(False)
 
-    def _gather(self, whole: bool) -> None:
+    def gather_weights(self, whole: bool) -> None:
+        """Make sharded weights whole on every rank until further notice, or share them out again; all ranks call it together."""
         if not isinstance(self, FSDPModule) or whole == self._whole:
             return
         self._whole = whole

@@ -49,19 +49,27 @@ def local_box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(shape), tuple(offset)
 
 
-def take_out(tree: Any, pieces: dict[str, tuple[Piece, Tensor]], key: str = "") -> Any:
+def take_out(tree: Any, pieces: dict[str, tuple[Piece, Tensor]]) -> Any:
     """``tree`` with every sharded tensor replaced by a mark, and the local parts put into ``pieces``."""
+    return _take_out(tree, pieces, "", {})
+
+
+def _take_out(tree: Any, pieces: dict[str, tuple[Piece, Tensor]], key: str, seen: dict[tuple[int, tuple[int, ...]], str]) -> Any:
     if isinstance(tree, DTensor):
         shape, offset = local_box(tree)
         local = tree.to_local().detach()
+        if local.numel():  # tied weights stand under two names and are written once
+            first = seen.setdefault((local.data_ptr(), shape), key)
+            if first != key:
+                return {MARK: first}
         dtype = str(tree.dtype).removeprefix("torch.")
         # a strided or padded part is written as what it is: the elements of its box
         pieces[key] = (Piece(tuple(tree.shape), offset, dtype), local.reshape(shape).cpu().contiguous())
         return {MARK: key}
     if isinstance(tree, dict):
-        return {name: take_out(value, pieces, f"{key}/{name}" if key else str(name)) for name, value in tree.items()}
+        return {name: _take_out(value, pieces, f"{key}/{name}" if key else str(name), seen) for name, value in tree.items()}
     if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
-        return type(tree)(take_out(value, pieces, f"{key}/{number}") for number, value in enumerate(tree))
+        return type(tree)(_take_out(value, pieces, f"{key}/{number}", seen) for number, value in enumerate(tree))
     return tree
 
 
@@ -84,8 +92,12 @@ def write_rest(folder: Path, rest: Any, written: Sequence[tuple[str, dict[str, A
     files = {name: entry for name, entry, _ in written}
     files[REST] = {"size": (folder / REST).stat().st_size, "crc32": checksum(folder / REST)}
     tensors: dict[str, dict[str, Any]] = {}
+    marked: set[str] = set()
+    put_back(rest, marked.add)
     for name, _, pieces in written:
         for key, piece in pieces.items():
+            if key not in marked:  # a tied weight of which this rank has no element
+                continue
             entry = tensors.setdefault(key, {"shape": list(piece.shape), "dtype": piece.dtype, "pieces": []})
             if list(piece.offset) not in [offset for _, offset in entry["pieces"]]:  # replicas hold the same part
                 entry["pieces"].append([name, list(piece.offset)])

@@ -21,6 +21,7 @@ from umm_zoo.callbacks.record import RunRecord
 from umm_zoo.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from umm_zoo.experiment import Experiment, UserError
 from umm_zoo.run_folder import RunFolder
+from umm_zoo.strategies import FullyShardedStrategy
 
 
 def quieten() -> None:
@@ -56,6 +57,8 @@ def make_trainer(
         "use_distributed_sampler": False,
         "log_every_n_steps": 10,
     }
+    if isinstance(given.get("strategy"), FullyShardedStrategy):
+        defaults["inference_mode"] = False  # weights gathered in a validation are the buffers that training gathers into
     if given.get("logger", True) is True:
         given["logger"] = _loggers(folder)
     plugins = given.pop("plugins", None) or []

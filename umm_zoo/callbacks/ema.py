@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.method import Method
 
 
 class EMA(Callback):
@@ -19,7 +21,7 @@ class EMA(Callback):
     weights; training never does. The averages, in float32, are saved in the checkpoint as this callback's state, so a resumed run
     continues exactly. The weights of the checkpoint itself are the raw ones; put the averages in with :meth:`copy_to`.
 
-    Sharded parameters (FSDP) are not supported.
+    Weights that ``FullyShardedStrategy`` shares out have averages shared out alike; those of torch's first FSDP are not supported.
 
     Args:
         decay: of the average.
@@ -44,7 +46,7 @@ class EMA(Callback):
             odd = sorted(self.averages.keys() ^ trained.keys())
             raise ValueError(f"EMA: the checkpoint's averages and the trained parameters differ in {len(odd)}, such as '{odd[0]}'")
         start = self.averages or trained
-        self.averages = {name: start[name].detach().to(trained[name].device, torch.float32, copy=True) for name in trained}
+        self.averages = {name: _placed(start[name], trained[name]) for name in trained}
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -68,6 +70,8 @@ class EMA(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the raw weights back."""
         if self._raw:
+            if isinstance(pl_module, Method):
+                pl_module.gather_weights(False)
             _copy(self._raw, pl_module)
             self._raw = {}
 
@@ -94,6 +98,14 @@ class EMA(Callback):
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A float32 copy of ``value`` where ``parameter`` is, and sliced as it is."""
+    copy = value.detach().to(parameter.device, torch.float32, copy=True)
+    if isinstance(parameter, DTensor) and not isinstance(copy, DTensor):
+        return distribute_tensor(copy, parameter.device_mesh, parameter.placements)
+    return copy
 
 
 def _copy(values: dict[str, Tensor], module: nn.Module) -> None:

@@ -1,0 +1,96 @@
+"""kill -9 at any moment: what is left is loadable, and the losses are those of the run that nothing interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chain_parts import chain_experiment, losses
+from nursery import Nursery
+
+from umm_zoo.checkpoints import CheckpointFolder, damage
+from umm_zoo.method import load_checkpoint
+
+SAVING = "callbacks.checkpoint={_target_: umm_zoo.callbacks.last.LastCheckpoint, every_n_train_steps: 3}"
+AVERAGED = "callbacks.ema={_target_: umm_zoo.callbacks.EMA, decay: 0.9}"
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+class Trial:
+    """One run, begun again and again."""
+
+    def __init__(self, nursery: Nursery, folder: Path, steps: int) -> None:
+        self.nursery, self.folder = nursery, folder
+        file = chain_experiment(folder, noise=0.3)
+        self.argv = [file, SAVING, AVERAGED, f"trainer.max_steps={steps}", "trainer.val_check_interval=7"]
+        self.checkpoints = CheckpointFolder(folder / "runs" / "chain" / "checkpoints")
+        self.kills = 0
+
+    def whole(self) -> None:
+        code, said = self.nursery.run(self.folder, *self.argv, "name=whole")
+        assert code == 0, said
+
+    def go_on(self, kill_at: int | None = None, kill_after: float | None = None) -> bool:
+        """Begin or continue, and be killed at a step of writing or after some seconds; whether it came to its end instead."""
+        more = ["ckpt=last"] if self.checkpoints.newest() else []
+        before = self.checkpoints.newest()
+        pid = self.nursery.start(self.folder, *self.argv, *more, kill_at=kill_at)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(pid, signal.SIGKILL)
+        code = self.nursery.wait(pid)
+        assert code in (0, -signal.SIGKILL), (self.folder / "log.txt").read_text()[-2000:]
+        self.kills += code != 0
+        newest = self.checkpoints.newest()
+        assert newest is not None or before is None
+        if newest is not None:  # and it is that of LATEST, for no other is tried first
+            assert damage(newest) is None
+            load_checkpoint(newest)
+        return code == 0
+
+    def compare(self) -> None:
+        whole, parts = losses(self.folder / "whole.txt"), losses(self.folder / "chain.txt")
+        assert parts == whole
+        ends = [load_checkpoint(self.folder / "runs" / name) for name in ("whole", "chain")]
+        averages = [next(value for key, value in end["callbacks"].items() if key.startswith("EMA"))["averages"] for end in ends]
+        assert all((averages[0][key] == averages[1][key]).all() for key in averages[0])
+        assert "damaged" not in (self.folder / "log.txt").read_text()
+
+
+def test_three_kills_change_nothing(nursery: Nursery, tmp_path: Path) -> None:
+    trial = Trial(nursery, tmp_path, steps=17)
+    trial.whole()
+    trial.go_on(kill_at=14)  # in the second checkpoint
+    trial.go_on(kill_at=3)  # in the middle of a write
+    trial.go_on(kill_after=0.6)
+    while not trial.go_on():
+        pass
+    assert trial.kills >= 2
+    trial.compare()
+    assert len(list(trial.checkpoints.path.iterdir())) == 3  # LATEST and two checkpoints; what was half written is gone
+
+
+@pytest.mark.long
+def test_many_kills_change_nothing(nursery: Nursery, tmp_path: Path) -> None:
+    trial = Trial(nursery, tmp_path, steps=400)
+    trial.whole()
+    chance = random.Random(time.time_ns())
+    for number in range(1, 40):  # every step of writing, a checkpoint further on each time
+        trial.go_on(kill_at=number)
+    at_steps = trial.kills
+    while not trial.go_on(kill_after=chance.uniform(0.0, 1.2)):
+        pass
+    print(f"{at_steps} kills at steps of writing, {trial.kills - at_steps} at random moments")
+    assert at_steps >= 30 and trial.kills >= 45
+    trial.compare()

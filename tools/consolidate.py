@@ -1,0 +1,103 @@
+"""Make one safetensors file of a run's trained weights, from a single-file or a sharded checkpoint.
+
+    python tools/consolidate.py runs/NAME                        writes runs/NAME/NAME.safetensors
+    python tools/consolidate.py runs/NAME/checkpoints/step-00005000.ckpt --out weights.safetensors --dtype bfloat16 --averaged
+
+The experiment travels in the file's header, so ``Method.load("weights.safetensors")``, ``after: weights.safetensors`` and the
+commands ``evaluate`` and ``generate`` take the file like a run folder. ``--averaged`` writes the averages of the ``EMA`` callback
+instead of the weights in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+from umm_zoo.checkpoint_io import DESCRIPTION, load_checkpoint
+from umm_zoo.checkpoints import PARTIAL, damage
+from umm_zoo.experiment import UserError
+from umm_zoo.fit import user_errors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 a mistake."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument("--out", metavar="FILE", help="default: NAME.safetensors in the run folder or beside the checkpoint")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as they were trained")
+    parser.add_argument("--averaged", action="store_true", help="the averages of the EMA callback")
+    arguments = parser.parse_args(argv)
+    with user_errors() as outcome:
+        source = Path(arguments.source)
+        out = Path(arguments.out) if arguments.out else default_out(source)
+        number, size = consolidate(source, out, arguments.dtype, arguments.averaged)
+        print(f"{out}: {number} tensors, {size / 1e6:.1f} MB")
+    return outcome.code
+
+
+def default_out(source: Path) -> Path:
+    """Where the file goes unless somebody says otherwise."""
+    return source / f"{source.name}.safetensors" if (source / "checkpoints").is_dir() else source.with_suffix(".safetensors")
+
+
+def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: bool = False) -> tuple[int, int]:
+    """Write ``out``, whole or not at all; returns the number of tensors and the size in bytes.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or it has no averages.
+    """
+    accepted = "a run folder or a checkpoint that umm_zoo.fit has written"
+    try:
+        if source.suffix == ".ckpt" and source.exists() and (problem := damage(source)):
+            raise ValueError(f"found a damaged checkpoint: {problem}")
+        checkpoint = load_checkpoint(source, mapped=True)
+    except (ValueError, OSError) as error:
+        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, accepted is {accepted}") from error
+    if "experiment" not in checkpoint:
+        raise UserError(source, f"found a checkpoint without its experiment, accepted is {accepted}")
+    state: dict[str, Tensor] = dict(checkpoint["state_dict"])
+    if averaged:
+        for key, value in averages(checkpoint, source).items():
+            state[key] = value.to(state[key].dtype)
+    if dtype is not None:
+        state = {key: value.to(getattr(torch, dtype)) if value.is_floating_point() else value for key, value in state.items()}
+    # tied weights are written twice: a reader gets every key that the method has
+    state = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    description = {key: checkpoint[key] for key in DESCRIPTION if key in checkpoint}
+    partial = out.with_name(out.name + PARTIAL)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, partial, metadata={"format": "pt", "umm_zoo": json.dumps(description)})
+        os.replace(partial, out)
+    except Exception as error:  # safetensors has its own class for what the disk says
+        partial.unlink(missing_ok=True)
+        raise UserError(out, f"could not be written: {error}") from error
+    return len(state), out.stat().st_size
+
+
+def averages(checkpoint: dict[str, Any], source: Path) -> dict[str, Tensor]:
+    """The averages of the EMA callback.
+
+    Raises:
+        UserError: the run kept none.
+    """
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith("EMA"):
+            found: dict[str, Tensor] = state["averages"]
+            return found
+    raise UserError(source, "--averaged: found no averages, accepted is a run with the callback umm_zoo.callbacks.EMA")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
