@@ -96,7 +96,8 @@ def sort_parts(state: Mapping[str, Tensor]) -> Release:
     """Sort the tensors of a checkpoint into its parts by the release's prefixes.
 
     Raises:
-        ValueError: names that belong to no part, all of them listed; or the other denoiser of the release's repository.
+        ValueError: names that belong to no part or are missing from projector or language model, all of them listed; or the other
+            denoiser of the release's repository.
     """
     release, unknown = Release(), []
     for name, tensor in state.items():
@@ -125,7 +126,21 @@ def sort_parts(state: Mapping[str, Tensor]) -> Release:
     release.head = {name.removeprefix("net."): tensor for name, tensor in release.head.items()}
     if release.projector:
         _compare("mm_projector", release.projector, [f"{n}.{kind}" for n in PROJECTOR for kind in ("weight", "bias")])
+    if release.language:
+        _compare("language model", release.language, language_names(release.language))
     return release
+
+
+def language_names(found: Iterable[str]) -> set[str]:
+    """What a language model with these tensors must have: every layer what any has, embeddings, the final norm.
+
+    The output layer may be the embedding matrix, so ``lm_head.weight`` may be absent.
+    """
+    names = set(found)
+    inside = [name.removeprefix("model.layers.").split(".", 1) for name in names if name.startswith("model.layers.")]
+    depth = 1 + max((int(number) for number, _ in inside), default=-1)
+    every = {f"model.layers.{i}.{rest}" for i in range(depth) for rest in {rest for _, rest in inside}}
+    return every | {"model.embed_tokens.weight", "model.norm.weight"} | (names & {"lm_head.weight"})
 
 
 def head_layers(depth: int) -> dict[str, str]:

@@ -91,6 +91,17 @@ def test_missing_names_are_listed():
         import_ross.sort_parts({k: v for k, v in projector().items() if not k.endswith("2.bias")})
 
 
+def test_gaps_in_the_language_model_are_listed():
+    """As when a shard of a checkpoint was not downloaded."""
+    layers = {f"model.layers.{i}.{n}.weight": torch.ones(2) for i in (0, 2) for n in ("mlp.up_proj", "self_attn.q_proj")}
+    state = {"model.embed_tokens.weight": torch.ones(2), "model.norm.weight": torch.ones(2)} | layers
+    with pytest.raises(ValueError, match=r"2 tensors are missing: model\.layers\.1\.mlp\.up_proj\.weight, model\.layers\.1\.self"):
+        import_ross.sort_parts(state)
+    del state["model.norm.weight"], state["model.layers.2.mlp.up_proj.weight"], state["model.layers.2.self_attn.q_proj.weight"]
+    with pytest.raises(ValueError, match=r"language model: 1 tensors are missing: model\.norm\.weight"):
+        import_ross.sort_parts(state)
+
+
 def test_wrong_shapes_are_refused():
     state = denoiser() | {"model.mm_inv_projector.net.blocks.2.mlp.fc1.weight": torch.zeros(64, 32)}
     with pytest.raises(ValueError, match=r"blocks\.2\.mlp\.fc1\.weight: found \[64, 32\], expected \[128, 32\]"):
