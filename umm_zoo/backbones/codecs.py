@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +10,8 @@ import torch
 from diffusers.models import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
+from umm_zoo.backbones.diffusers_loading import built, loaded
+from umm_zoo.mistakes import MistakeError
 
 
 class LatentCodec(nn.Module, ABC):
@@ -91,8 +91,9 @@ class LatentCodec(nn.Module, ABC):
 
     def _check(self, images: Tensor) -> None:
         if any(side % self.downsampling for side in images.shape[-2:]):
-            raise ValueError(
-                f"{type(self).__name__}: pictures must be multiples of {self.downsampling} px, found {list(images.shape[-2:])}"
+            raise MistakeError(
+                f"data.image_size: found pictures of {list(images.shape[-2:])} pixels, accepted by {type(self).__name__} are "
+                f"multiples of {self.downsampling}"
             )
 
 
@@ -128,7 +129,7 @@ class KLCodec(LatentCodec):
     @classmethod
     def from_config(cls, config: dict[str, Any], dtype: str = "float32") -> Self:
         """Random weights from the library's config keys (``latent_channels``, ``block_out_channels`` …)."""
-        return cls(_built(AutoencoderKL, config, dtype))
+        return cls(built(AutoencoderKL, config, dtype))
 
     @classmethod
     def from_pretrained(
@@ -145,7 +146,7 @@ class KLCodec(LatentCodec):
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
-        return cls(_loaded(AutoencoderKL, source, config, subfolder, dtype))
+        return cls(loaded(AutoencoderKL, source, config, subfolder, dtype))
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log variance (clamped by the library to [-30, 20])."""
@@ -181,7 +182,7 @@ class DCCodec(LatentCodec):
     @classmethod
     def from_config(cls, config: dict[str, Any], dtype: str = "float32") -> Self:
         """Random weights from the library's config keys (``latent_channels``, ``encoder_block_out_channels`` …)."""
-        return cls(_built(AutoencoderDC, config, dtype))
+        return cls(built(AutoencoderDC, config, dtype))
 
     @classmethod
     def from_pretrained(
@@ -198,7 +199,7 @@ class DCCodec(LatentCodec):
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
-        return cls(_loaded(AutoencoderDC, source, config, subfolder, dtype))
+        return cls(loaded(AutoencoderDC, source, config, subfolder, dtype))
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The latent itself; there is no variance."""
@@ -218,28 +219,3 @@ class DCCodec(LatentCodec):
         """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
         self._store_scaling()
         self.model.save_pretrained(folder)
-
-
-def _built(kind: type[Any], config: dict[str, Any], dtype: str) -> Any:
-    assert_known(f"{kind.__name__}.config", config, list(inspect.signature(kind.__init__).parameters)[1:])
-    model = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
-    return model if dtype == "float32" else model.to(torch_dtype(dtype))
-
-
-def _loaded(kind: type[Any], source: str | Path, config: dict[str, Any] | None, subfolder: str | None, dtype: str) -> Any:
-    if config is not None and on_meta_device():
-        return _built(kind, config, dtype)
-    source = find_source(source)
-    model, info = kind.from_pretrained(source, subfolder=subfolder, torch_dtype=torch_dtype(dtype), output_loading_info=True)
-    assert_complete(source, info)
-    if config is not None:
-        for key, value in config.items():
-            found = model.config.get(key)
-            if not key.startswith("_") and _plain(found) != _plain(value):
-                raise ValueError(f"{source}: config has {key} = {found}, the experiment says {value}")
-    return model
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples, all the way down: YAML and JSON know no tuples."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

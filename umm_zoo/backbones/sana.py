@@ -19,8 +19,9 @@ class Sana(ImageDecoder):
     """Sana's transformer (Xie et al., 2024, arXiv 2410.10629): the decoder of WeMMU, MetaQuery, OpenUni and BLIP3o-NEXT.
 
     The condition is read by cross-attention alone, after the network's own projection and norm; there are no position embeddings
-    (``interpolation_scale`` null), so the condition must say what goes where. The 1.6B network has 20 layers of width 2240 and reads
-    tokens of width 2304; ``Sana_1600M_512px_diffusers`` and ``Sana_1600M_1024px_diffusers`` hold it in the subfolder ``transformer``.
+    (``interpolation_scale`` null), so the condition must say what goes where. The 1.6B network has 20 layers of width 2240 and
+    reads tokens of width 2304; ``Sana_1600M_512px_diffusers`` and ``Sana_1600M_1024px_diffusers`` hold it in the subfolder
+    ``transformer``.
 
     Args:
         model: the library's network.

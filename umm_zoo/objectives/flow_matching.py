@@ -27,8 +27,8 @@ class Path(NamedTuple):
 class FlowMatching(Objective):
     """Regression of the velocity ``noise - data`` on straight paths (Lipman et al., 2023, arXiv 2210.02747), weight 1 at all times.
 
-    The denoiser is called with times in [0, 1], 0 being data. Latents, noise and errors are kept in float32 (or float64) whatever the
-    network computes in.
+    The denoiser is called with times in [0, 1], 0 being data. Latents, noise and errors are kept in float32 (or float64) whatever
+    the network computes in.
 
     Args:
         times: of training; None is uniform, which MetaQuery, OpenUni and BLIP3-o use (WeMMU does not state its own).
@@ -148,12 +148,13 @@ class FlowMatching(Objective):
 class ContrastiveFlowMatching(FlowMatching):
     """Flow matching that also pushes the velocity away from that of another sample (Stoica et al., 2025, arXiv 2506.05350).
 
-    ``|v - v+|^2 - weight |v - v-|^2`` per element, v- being noise minus data of another sample of the batch, its own picture and its
-    own noise. WeMMU trains its first stage with it. Negatives are drawn uniformly from all other samples, never the sample itself.
+    ``|v - v+|^2 - weight |v - v-|^2`` per element, v- being noise minus data of another sample of the batch, its own picture and
+    its own noise. WeMMU trains its first stage with it. Negatives are drawn uniformly from all other samples.
 
-    With negatives independent of the condition the minimiser is an affine map of the plain one, ``(v + weight mu) / (1 - weight)``, mu
-    being the mean latent: the loss is not comparable with flow matching's and may be negative, so the plain error is logged as
-    ``flow`` beside it. Two rows of a batch that show the same picture are false negatives of each other.
+    With negatives independent of the condition the minimiser is an affine map of the plain one,
+    ``(v + weight mu) / (1 - weight)``, mu being the mean latent: the loss is not comparable with flow matching's and may be
+    negative, so the plain error is logged as ``flow`` beside it. Two rows of a batch that show the same picture are false negatives
+    of each other.
 
     Args:
         weight: lambda; 0.05 in both papers. 0 is flow matching.
@@ -211,9 +212,7 @@ class ContrastiveFlowMatching(FlowMatching):
             pool, first = torch.cat(parts), dist.get_rank() * len(velocity)
         if len(pool) < 2:
             if training:
-                raise ValueError(
-                    "ContrastiveFlowMatching: found a batch of one, accepted are batches of two or more over all ranks"
-                )
+                raise ValueError("ContrastiveFlowMatching: found a batch of one, accepted are two rows or more over all ranks")
             return velocity
         own = first + torch.arange(len(velocity), device=velocity.device)
         away = torch.randint(1, len(pool), (len(velocity),), generator=generator, device=velocity.device)

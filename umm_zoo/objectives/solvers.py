@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ class Euler(Solver):
 
     def __call__(self, velocity: Velocity, x: Tensor, times: Sequence[float]) -> Tensor:
         """The state at the last time."""
-        for now, after in zip(times[:-1], times[1:], strict=True):
+        for now, after in itertools.pairwise(times):
             x = x + (after - now) * velocity(x, now)
         return x
 
@@ -34,8 +35,8 @@ class DPMSolver(Solver):
     """DPM-Solver++ of second order in its multistep form: extrapolates the predicted clean latent from the step before.
 
     Sana's sampler. On the straight path its first order is exactly Euler's step; the second adds
-    ``(1 - t'/t) / 2 * (h / h_before) * (x0 - x0_before)``, h being the step in ``log((1 - t) / t)``. The steps from and to infinite h
-    (pure noise, clean data) stay first order.
+    ``(1 - t'/t) / 2 * (h / h_before) * (x0 - x0_before)``, h being the step in ``log((1 - t) / t)``. The steps from pure noise and
+    to clean data, where h is infinite, stay first order.
 
     Reference: Lu et al., 2022, arXiv 2211.01095, algorithm 2; Sana, arXiv 2410.10629, section 3 (Flow-DPM-Solver).
     """
@@ -44,7 +45,7 @@ class DPMSolver(Solver):
         """The state at the last time."""
         clean_before: Tensor | None = None
         step_before = 0.0
-        for now, after in zip(times[:-1], times[1:], strict=True):
+        for now, after in itertools.pairwise(times):
             speed = velocity(x, now)
             clean = x - now * speed  # the data this velocity points at
             x = x + (after - now) * speed
