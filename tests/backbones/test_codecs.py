@@ -165,7 +165,7 @@ def test_a_file_of_another_size_is_refused(tmp_path) -> None:
 def test_misspelt_key_and_wrong_size_are_one_line() -> None:
     with pytest.raises(ValueError, match="did you mean 'latent_channels'"):
         KLCodec.from_config({"latent_chanels": 4})
-    with pytest.raises(ValueError, match="found pictures of .* multiples of 2"):
+    with pytest.raises(ValueError, match=r"found pictures of .* multiples of 2"):
         KLCodec.from_config(KL).encode(pictures(1, 3, 7, 8))
 
 
