@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
+from data_pipelines.shapes.geneval import CATEGORIES, make_task
 from data_pipelines.shapes.language import long_caption, short_caption
 from data_pipelines.shapes.questions import BLOCK, ask, mark_pair, question_plan
 from data_pipelines.shapes.render import encode_png, render
@@ -16,7 +17,18 @@ from data_pipelines.shapes.two_images import ask_two
 from data_pipelines.shapes.world import SPLIT_STREAMS, Scene, World, sample_scene, sample_stream
 
 SPLITS = tuple(SPLIT_STREAMS)
-TASKS = ("captions", "questions", "dialogues", "pairs", "two_images", "edits", "hybrid_edits", "compositions", "text_to_image")
+TASKS = (
+    "captions",
+    "questions",
+    "dialogues",
+    "pairs",
+    "two_images",
+    "edits",
+    "hybrid_edits",
+    "compositions",
+    "text_to_image",
+    "geneval",
+)
 CAPTION_ORDERS = ("canonical", "random")
 #: One caption in this many is a short one.
 SHORT_EVERY = 3
@@ -142,6 +154,15 @@ def _text_to_image(request: _Request, rng: np.random.Generator) -> _Draw:
     return _Draw("text_to_image", caption, target=scene)
 
 
+def _geneval(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    category = CATEGORIES[request.index % len(CATEGORIES)]
+    drawn = make_task(request.world, request.split, category, rng)
+    if drawn is None:
+        return None
+    prompt, requirement, scene = drawn
+    return _Draw(category, prompt, target=scene, meta={"requirement": requirement})
+
+
 def _questions(request: _Request, rng: np.random.Generator) -> _Draw | None:
     block, place = divmod(request.index, BLOCK)
     slot = question_plan(request.seed, SPLIT_STREAMS[request.split], block, request.mark_share)[place]
@@ -220,4 +241,5 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "hybrid_edits": _hybrid_edits,
     "compositions": _compositions,
     "text_to_image": _text_to_image,
+    "geneval": _geneval,
 }
