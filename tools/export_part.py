@@ -3,10 +3,10 @@
     python tools/export_part.py runs/tiny/codec --test --probe mark colour
     python tools/export_part.py runs/tiny/tower --out experiments/tiny/weights/tower --dtype float16
 
-The part is the run's ``encoder``, ``tower``, ``codec`` or ``vlm``. Weights are stored in ``--dtype`` (default float16, half the
-size; they are read back as float32). The card (``card.json``, and a README made from it) states recipe, data, commit, time, machine
-and the scores of the run's last validation; with ``--test`` also those on the test split, by the weights as they are stored; with
-``--probe`` what can be read from the part's features on that split.
+The part is the run's ``encoder``, ``tower``, ``decoder``, ``codec`` or ``vlm``. Weights are stored in ``--dtype`` (default
+float16, half the size; they are read back as float32). The card (``card.json``, and a README made from it) states recipe, data,
+commit, time, machine and the scores of the run's last validation; with ``--test`` also those on the test split, by the weights as
+they are stored; with ``--probe`` what can be read from the part's features on that split.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tools.part_card import markdown, world_of
 from tools.probe import Layer, load_batches, parse_layer, probe
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.features import LibraryEncoder
+from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
@@ -36,11 +37,11 @@ from umm_zoo.evaluate import load_run, validation
 from umm_zoo.experiment import UserError, load_experiment
 from umm_zoo.method import Method
 
-PARTS = ("encoder", "tower", "codec", "vlm")
-Part = LatentCodec | LibraryEncoder | LlavaBackbone | Qwen25VL
+PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
+Part = ImageDecoder | LatentCodec | LibraryEncoder | LlavaBackbone | Qwen25VL
 
 #: What a run may have said of its part that its weights do not say.
-KEPT_ARGUMENTS = ("system_prompt", "template", "max_length", "min_tokens", "max_tokens", "image_size")
+KEPT_ARGUMENTS = ("system_prompt", "template", "max_length", "min_tokens", "max_tokens", "image_size", "condition_rms")
 
 #: Where a part is read: encoders where LLaVA looks, vision-language models where their language model ends.
 DEFAULT_LAYER: dict[str, Layer] = {"encoder": -2, "tower": -2, "codec": -1, "vlm": -1}
@@ -187,6 +188,8 @@ def export(
     if test:
         scores["test"] = test_scores(run, experiment, stored, name, overrides)
     probes = []
+    if attributes and isinstance(stored, ImageDecoder):
+        raise ValueError(f"{run}: its part is a decoder, accepted for --probe are parts that look at pictures")
     if attributes:
         shards = probe_shards or next(iter(test_shards(experiment).values()))
         batches, cells = load_batches(shards, experiment["data"]["image_size"], 4000)

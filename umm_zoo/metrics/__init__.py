@@ -9,19 +9,30 @@ from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
 from umm_zoo.metrics.pictures import PSNR
 from umm_zoo.metrics.prior import LanguagePrior
+from umm_zoo.metrics.reconstruction import Reconstruction
 from umm_zoo.metrics.retrieval import Retrieval
 from umm_zoo.metrics.rows import RowMetric
+from umm_zoo.metrics.shapes_detector import ShapesDetector
+from umm_zoo.metrics.shapes_editing import EditPixels, EditSuccess, InstructionSensitivity
+from umm_zoo.metrics.shapes_geneval import SceneMatch, ShapesGenEval
 from umm_zoo.metrics.yes_no import YesNo
 
 __all__ = [
     "PSNR",
     "AnswerAccuracy",
+    "EditPixels",
+    "EditSuccess",
+    "InstructionSensitivity",
     "LanguagePrior",
     "Means",
     "PairedAccuracy",
     "Perplexity",
+    "Reconstruction",
     "Retrieval",
     "RowMetric",
+    "SceneMatch",
+    "ShapesDetector",
+    "ShapesGenEval",
     "YesNo",
     "normalise",
 ]

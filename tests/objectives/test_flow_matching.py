@@ -1,0 +1,196 @@
+"""Flow matching against values worked out by hand and closed-form minimisers."""
+
+import math
+
+import pytest
+import torch
+
+from umm_zoo.batch import Tokens
+from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
+from umm_zoo.objectives.guidance import Branch, GuidedDenoiser, guide, guide_edit
+from umm_zoo.objectives.solvers import DPMSolver, Euler
+from umm_zoo.objectives.times import LogitNormalTimes, ShiftedTimes, TimeSampler, UniformTimes, shifted
+
+NOTHING = Tokens(torch.zeros(3, 1, 2))
+
+
+class Fixed(TimeSampler):
+    def __call__(self, count, device, generator=None):
+        return torch.full((count,), 0.25, device=device)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_path_goes_straight_from_data_to_noise() -> None:
+    data, noise = torch.full((3, 1, 1, 2), 2.0), torch.full((3, 1, 1, 2), -4.0)
+    path = FlowMatching().path(data, torch.tensor([0.0, 0.25, 1.0]), noise)
+    assert path.noisy[:, 0, 0, 0].tolist() == [2.0, 0.5, -4.0] and (path.velocity == -6).all()
+
+
+def test_the_loss_is_the_mean_squared_error_of_noise_minus_data() -> None:
+    """A denoiser that solves for the noise, knowing the data, has none; one that says zero has the velocity's own square."""
+    data, flow = torch.randn(3, 2, 2, 2, generator=generator()), FlowMatching(Fixed())
+
+    def knows(noisy, time, condition):
+        return (noisy - data) / time[:, None, None, None]
+
+    assert float(flow(knows, data, NOTHING, generator(1))["loss"]) == pytest.approx(0, abs=1e-10)
+    noise = torch.randn(data.shape, generator=generator(1))  # the fixed times draw nothing before it
+    silent = flow(lambda x, t, c: torch.zeros_like(x), data, NOTHING, generator(1))
+    torch.testing.assert_close(silent["loss"], (noise - data).square().mean())
+    torch.testing.assert_close(silent["flow"], silent["loss"])
+
+
+def test_losses_per_sample_can_leave_cells_out() -> None:
+    data, cells = torch.zeros(3, 2, 1, 2), torch.tensor([[[True, False]]] * 3)
+    losses = FlowMatching(Fixed()).losses(lambda x, t, c: torch.zeros_like(x), data, NOTHING, generator(1), cells)
+    noise = torch.randn(data.shape, generator=generator(1))
+    torch.testing.assert_close(losses, noise[..., 0].square().mean(dim=(1, 2))[None])
+
+
+def test_contrast_of_weight_zero_is_flow_matching() -> None:
+    data, net = torch.randn(3, 2, 2, 2), lambda x, t, c: 0.5 * x
+    plain, contrast = FlowMatching(), ContrastiveFlowMatching(weight=0.0)
+    torch.testing.assert_close(contrast(net, data, NOTHING, generator(4))["loss"], plain(net, data, NOTHING, generator(4))["loss"])
+
+
+def test_contrast_subtracts_the_error_against_the_other_sample_and_logs_the_plain_one() -> None:
+    data, net = torch.randn(2, 2, 2, 2), lambda x, t, c: 0.5 * x
+    flow = ContrastiveFlowMatching(weight=0.05, times=Fixed())
+    path = flow.draw(data, generator(4))
+    own = (net(path.noisy, None, None) - path.velocity).square().mean()
+    other = (net(path.noisy, None, None) - path.velocity.flip(0)).square().mean()  # of two samples, each other's
+    values = flow(net, data, Tokens(torch.zeros(2, 1, 2)), generator(4))
+    torch.testing.assert_close(values["loss"], own - 0.05 * other)
+    torch.testing.assert_close(values["flow"], own)
+    assert not values["flow"].requires_grad
+
+
+def test_a_negative_is_never_the_sample_itself_and_every_other_sample_comes_up() -> None:
+    velocity = torch.arange(5.0).reshape(5, 1, 1, 1)
+    found = torch.stack([ContrastiveFlowMatching().negatives(velocity, generator(i)).flatten() for i in range(60)])
+    for row in range(5):
+        assert set(found[:, row].tolist()) == set(range(5)) - {row}
+
+
+def test_a_batch_of_one_has_no_negative_while_training_and_does_no_harm_in_validation() -> None:
+    flow, data, one = ContrastiveFlowMatching(), torch.zeros(1, 1, 2, 2), Tokens(torch.zeros(1, 1, 2))
+    with pytest.raises(ValueError, match="found a batch of one"):
+        flow(lambda x, t, c: x, data, one)
+    with torch.no_grad():
+        assert flow(lambda x, t, c: x, data, one)["loss"].isfinite()
+
+
+def test_the_minimiser_of_the_contrastive_loss_is_an_affine_map_of_the_plain_one() -> None:
+    """One-dimensional data of two classes; at a fixed point the best constant velocity of a class is solved by least squares."""
+    weight, count = 0.05, 200_000
+    flow = ContrastiveFlowMatching(weight, times=Fixed())
+    labels = torch.rand(count, generator=generator(0)) < 0.3
+    data = torch.where(labels, 2.0, -1.0)[:, None, None, None]
+    path = flow.draw(data, generator(1))
+    negatives = flow.negatives(path.velocity, generator(2))
+    # v minimises mean((v - v+)^2 - w (v - v-)^2) over the members of a class: (mean v+ - w mean v-) / (1 - w)
+    best = (path.velocity[labels].mean() - weight * negatives[labels].mean()) / (1 - weight)
+    plain, mean = path.velocity[labels].mean(), data.mean()
+    torch.testing.assert_close(best, (plain + weight * mean) / (1 - weight), atol=5e-3, rtol=0)
+    torch.testing.assert_close(flow.plain_velocity(best, mean), plain, atol=5e-3, rtol=0)
+
+
+def test_uniform_times_fill_the_interval_evenly() -> None:
+    times = UniformTimes()(20_000, torch.device("cpu"), generator())
+    assert times.min() >= 0 and times.max() < 1 and abs(float(times.mean()) - 0.5) < 0.01
+
+
+def test_the_median_of_logit_normal_times_is_the_logistic_of_the_mean() -> None:
+    times = LogitNormalTimes(0.7, 1.3)(20_001, torch.device("cpu"), generator())
+    assert float(times.median()) == pytest.approx(1 / (1 + math.exp(-0.7)), abs=0.01)
+    assert float((times < 1 / (1 + math.exp(-(0.7 - 1.3)))).float().mean()) == pytest.approx(0.1587, abs=0.01)
+
+
+def test_a_shift_of_three_moves_one_half_to_three_quarters() -> None:
+    assert shifted(0.5, 3.0) == 0.75 and shifted(0.0, 3.0) == 0 and shifted(1.0, 3.0) == 1
+    times = ShiftedTimes(3.0)(20_001, torch.device("cpu"), generator())
+    assert float(times.median()) == pytest.approx(0.75, abs=0.01)
+    assert FlowMatching(num_steps=2, sampling_shift=3.0).sampling_times() == [1.0, 0.75, 0.0]
+
+
+def gaussian(x: torch.Tensor, time: float, deviation: float = 0.2) -> torch.Tensor:
+    """The velocity of data N(0, deviation^2): its flow carries noise z to deviation * z."""
+    variance = (1 - time) ** 2 * deviation**2 + time**2
+    return x * (time - (1 - time) * deviation**2) / variance
+
+
+@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (DPMSolver(), 2)])
+def test_the_error_falls_with_the_order_of_the_solver(solver, order: int) -> None:
+    noise = torch.ones(1, dtype=torch.float64)
+
+    def error(steps: int) -> float:
+        return abs(float(solver(gaussian, noise, FlowMatching().sampling_times(steps))) - 0.2)
+
+    assert 0.7 * 2**order < error(40) / error(80) < 1.5 * 2**order
+
+
+def test_one_step_of_either_solver_is_euler() -> None:
+    noise = torch.randn(4, generator=generator())
+    torch.testing.assert_close(DPMSolver()(gaussian, noise, [1.0, 0.0]), noise - gaussian(noise, 1.0))
+
+
+def test_sampling_with_the_exact_velocity_reproduces_the_distribution() -> None:
+    def denoiser(x, time, condition):
+        return gaussian(x.double(), float(time[0])).float()
+
+    samples = FlowMatching().sample(denoiser, (3, 4, 32, 32), NOTHING, generator())
+    assert float(samples.std()) == pytest.approx(0.2, rel=0.02)
+    again = FlowMatching().sample(denoiser, (3, 4, 32, 32), NOTHING, noise=torch.randn((3, 4, 32, 32), generator=generator()))
+    assert torch.equal(samples, again)
+
+
+def mean_of(x, time, condition: Tokens):
+    """A denoiser that answers with the mean of the valid condition tokens."""
+    mask = torch.ones(condition.values.shape[:2]) if condition.mask is None else condition.mask.float()
+    value = (condition.values[..., 0] * mask).sum(dim=1) / mask.sum(dim=1)
+    return value[:, None, None, None].expand_as(x)
+
+
+def tokens(value: float, length: int = 2) -> Tokens:
+    return Tokens(torch.full((3, length, 1), value))
+
+
+def test_guidance_is_the_stated_sum() -> None:
+    x, time = torch.zeros(3, 1, 2, 2), torch.ones(3)
+    assert (GuidedDenoiser(mean_of, guide(tokens(1.0), tokens(3.0), 4.0))(x, time) == 1 + 4 * (3 - 1)).all()
+    edit = guide_edit(tokens(1.0), tokens(2.0), tokens(5.0), 2.0, 3.0)
+    assert (GuidedDenoiser(mean_of, edit)(x, time) == 1 + 2 * (2 - 1) + 3 * (5 - 2)).all()
+
+
+def test_three_terms_of_scale_one_are_the_edit_alone_in_one_call() -> None:
+    calls = []
+
+    def counted(x, time, condition):
+        calls.append(len(x))
+        return mean_of(x, time, condition)
+
+    denoiser = GuidedDenoiser(counted, guide_edit(tokens(1.0), tokens(2.0), tokens(5.0), 1.0, 1.0))
+    assert (denoiser(torch.zeros(3, 1, 2, 2), torch.ones(3)) == 5).all() and calls == [3]
+
+
+def test_branches_of_different_lengths_are_padded_and_masked() -> None:
+    masked = Tokens(torch.tensor([[[3.0], [100.0]]] * 3), torch.tensor([[True, False]] * 3))
+    denoiser = GuidedDenoiser(mean_of, [Branch(tokens(1.0, 4), -1.0), Branch(masked, 2.0)])
+    assert (denoiser(torch.zeros(3, 1, 2, 2), torch.ones(3)) == 5).all()
+
+
+def test_weights_that_do_not_add_up_to_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must add up to 1, found 1\.5"):
+        FlowMatching().sample(mean_of, (3, 1, 2, 2), [Branch(tokens(1.0), 1.5)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: FlowMatching(num_steps=0), lambda: ContrastiveFlowMatching(weight=1.0), lambda: ShiftedTimes(0.0)],
+)
+def test_values_out_of_range_are_refused(make) -> None:
+    with pytest.raises(ValueError, match="found"):
+        make()

@@ -1,0 +1,101 @@
+"""Text encoders that hand an image decoder one state per token: what text-to-image models are trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.t5 import T5Config, T5EncoderModel
+
+from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
+from umm_zoo.backbones.text_encoding import TextEncoding
+from umm_zoo.batch import Tokens
+
+
+class TextEncoder(nn.Module):
+    """The encoder of T5 (Raffel et al., 2020, arXiv 1910.10683): bidirectional, one state per token.
+
+    Imagen, PixArt, SD3 and FLUX draw from it. Here its small kind is what a tiny decoder is pretrained with before a bridge takes
+    the encoder's place.
+
+    Args:
+        model: the library's network.
+        text: turns strings into token ids.
+        max_length: longer texts lose their last words.
+
+    Attributes:
+        width: E, of the states.
+
+    Shape:
+        - output: ``[B, N, E]``, N being the length of the longest text with its end token; padding is masked
+    """
+
+    def __init__(self, model: PreTrainedModel, text: TextEncoding, max_length: int = 64) -> None:
+        super().__init__()
+        self.model, self.text, self.max_length = model, text, max_length
+        self.width: int = model.config.d_model
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], tokenizer: str | None = None, max_length: int = 64, dtype: str = "float32"
+    ) -> Self:
+        """Random weights from the library's config keys (``d_model``, ``num_layers`` …).
+
+        Args:
+            config: the keys; the vocabulary's size comes from the tokenizer.
+            tokenizer: name or folder; None is the shipped one.
+            max_length: in tokens.
+            dtype: of the weights.
+
+        Raises:
+            ValueError: a key is misspelt.
+        """
+        text = TextEncoding.load(tokenizer)
+        assert_known("T5Config", config, list(T5Config().to_dict()))
+        tokens = {key: value for key, value in text.config().items() if key != "bos_token_id"}
+        model = T5EncoderModel(T5Config(**{**tokens, **config}))
+        return cls(model.to(torch_dtype(dtype)), text, max_length)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        max_length: int = 64,
+        dtype: str = "float32",
+    ) -> Self:
+        """A folder in transformers' format or a name on the hub. On the meta device with ``config`` given no weights are read.
+
+        Args:
+            source: folder or name; a file of the whole T5 loads too, its decoder being left out.
+            config: for the meta device.
+            tokenizer: name or folder; None is the one inside ``source``.
+            max_length: in tokens.
+            dtype: of the weights.
+
+        Raises:
+            ValueError: the weights do not fill the network exactly.
+        """
+        if config is not None and on_meta_device():
+            return cls.from_config(config, tokenizer, max_length, dtype)
+        source = find_source(source)
+        model, info = T5EncoderModel.from_pretrained(source, dtype=torch_dtype(dtype), output_loading_info=True)
+        assert_complete(source, info, optional=("decoder.", "lm_head."))
+        return cls(model, TextEncoding.load(tokenizer or source), max_length)
+
+    def forward(self, texts: list[str]) -> Tokens:
+        """States of every token up to the end token."""
+        ids = self.text(texts, self.max_length, trimmed=True).to(self.model.device)
+        mask = until_end(ids, self.text.tokenizer.eos_token_id)
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return Tokens(states, mask)
+
+
+def until_end(ids: Tensor, end: int) -> Tensor:
+    """``[B, N]`` bool, True up to and with the first end token; some tokenizers pad with that same token."""
+    is_end = (ids == end).long()
+    return torch.cumsum(is_end, dim=1) - is_end == 0
