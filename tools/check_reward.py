@@ -1,0 +1,112 @@
+"""Is a reward worth optimising? ``python tools/check_reward.py RUN EXPERIMENT``, before any reinforcement.
+
+RUN is a finished first stage of UAE on the shapes world, EXPERIMENT the file of the second, whose reward is looked at. True
+captions of held-out scenes are drawn from several seeds; then the same captions with one small object left out, one small object
+of another colour, one large object left out. Each must lower the reward by more than the decoder's noise moves it, or
+reinforcement would learn the noise. Exit code 1 where one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+from umm_zoo.evaluate import load_run
+from umm_zoo.experiment import load_experiment
+from umm_zoo.fit import user_errors
+
+Objects = list[Mapping[str, Any]]
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def caption(objects: Objects, background: str) -> str:
+    """All that is told of a scene."""
+    clauses = [f"{item['cell']}: a {item['size']} {item['colour']} {item['shape']}" for item in objects]
+    return "; ".join([*clauses, f"background: {background}"])
+
+
+def without(size: str) -> Callable[[Objects], Objects | None]:
+    """Leaves the first object of a size out; None where there is none, or nothing else."""
+
+    def change(objects: Objects) -> Objects | None:
+        found = next((item for item in objects if item["size"] == size), None)
+        return [item for item in objects if item is not found] if found is not None and len(objects) > 1 else None
+
+    return change
+
+
+def recoloured(objects: Objects) -> Objects | None:
+    """Another colour for the first small object."""
+    found = next((item for item in objects if item["size"] == "small"), None)
+    if found is None:
+        return None
+    other = COLOURS[(COLOURS.index(found["colour"]) + 1) % len(COLOURS)]
+    return [{**item, "colour": other} if item is found else item for item in objects]
+
+
+CHANGES: dict[str, Callable[[Objects], Objects | None]] = {
+    "small object left out": without("small"),
+    "small object recoloured": recoloured,
+    "large object left out": without("large"),
+}
+
+
+@torch.no_grad()
+def rewards(method: Any, reward: Any, batch: Batch, captions: Sequence[str], seeds: int) -> Tensor:
+    """``[B, seeds]``."""
+    columns = [reward(method.draw(captions, [1000 * seed + row for row in range(len(batch))]), batch) for seed in range(seeds)]
+    return torch.stack(columns, dim=1)
+
+
+def drops(method: Any, reward: Any, batch: Batch, seeds: int) -> dict[str, tuple[float, int]]:
+    """Mean drop of each change with the number of scenes it applies to; under ``noise`` the mean deviation over seeds."""
+    scenes = [meta["scene"] for meta in batch.meta]
+    full = rewards(method, reward, batch, [caption(scene["objects"], scene["background"]) for scene in scenes], seeds)
+    found = {"noise": (full.std(dim=1).mean().item(), len(batch))}
+    for name, change in CHANGES.items():
+        changed = [change(scene["objects"]) for scene in scenes]
+        kept = [row for row, objects in enumerate(changed) if objects is not None]
+        if kept:
+            texts = [caption(changed[row] or scenes[row]["objects"], scenes[row]["background"]) for row in range(len(batch))]
+            lowered = (full - rewards(method, reward, batch, texts, seeds)).mean(dim=1)[kept]
+            found[name] = (lowered.mean().item(), len(kept))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 the reward sees all changes, 1 it does not, 2 a mistake."""
+    parser = argparse.ArgumentParser(prog="tools/check_reward.py", description=__doc__.splitlines()[0])
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("experiment", metavar="EXPERIMENT")
+    parser.add_argument("--scenes", type=int, default=128, metavar="N", help="held-out scenes (default: 128)")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="drawings of each caption (default: 4)")
+    arguments = parser.parse_args(argv)
+    with user_errors() as outcome:
+        from umm_zoo.build import build, build_data
+
+        run = load_run(arguments.run)
+        method = build(run.experiment.method, "method")
+        method.carry(run.checkpoint["state_dict"])
+        reward = build(load_experiment(arguments.experiment).method["reward"], "method.reward")
+        data: Any = build_data(run.experiment)
+        data.val_batch_size = arguments.scenes
+        data.setup("validate")
+        batch = next(islice(data.val_dataloader(), 1))
+        found = drops(method.eval(), reward, batch, arguments.seeds)
+        noise = found["noise"][0]
+        for name, (value, count) in found.items():
+            verdict = "" if name == "noise" else "  seen" if value > noise else "  NOT seen above the noise"
+            print(f"{name:26s} {value:8.4f}  ({count} scenes){verdict}")
+        outcome.code = int(any(value <= noise for name, (value, _) in found.items() if name != "noise"))
+    return outcome.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
