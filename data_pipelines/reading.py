@@ -19,6 +19,7 @@ from data_pipelines.decoding import BadSampleError, Resize, decode_picture, to_s
 from data_pipelines.ledger import Skip
 from data_pipelines.shard_cache import ShardCache
 from data_pipelines.shard_index import ShardIndex
+from data_pipelines.stored import StoredOutputs
 from data_pipelines.tasks import Task
 from umm_zoo.batch import Batch, Conversation
 from umm_zoo.mistakes import MistakeError
@@ -61,6 +62,7 @@ class Row:
     target: NDArray[np.uint8] | None
     meta: dict[str, Any]
     extras: dict[str, Tensor]
+    stored: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -101,6 +103,7 @@ class SampleReader(Dataset[Shipment]):
         resize: how pictures become square.
         substitute: put another sample in place of a shipment that has no good one (training: a rank cannot step on nothing).
         cache: where whole remote shards are kept.
+        stored: outputs of frozen parts that were computed beforehand.
     """
 
     def __init__(
@@ -112,12 +115,13 @@ class SampleReader(Dataset[Shipment]):
         resize: Resize,
         substitute: bool,
         cache: ShardCache | None = None,
+        stored: Sequence[StoredOutputs] = (),
     ) -> None:
         self.stage, self.substitute = stage, substitute
         self.image_size, self.target_size, self.resize = image_size, target_size, resize
         self.shards = [(source, index) for source in sources for index in source.indexes]
         self._ends = np.cumsum([len(index) for _, index in self.shards]).tolist()
-        self._files = RangeReader(cache)
+        self._files, self.stored = RangeReader(cache), list(stored)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
@@ -161,6 +165,7 @@ class SampleReader(Dataset[Shipment]):
             target=None if read.target is None else decode_picture(read.target, self.target_size, self.resize),
             meta=read.meta,
             extras=read.extras,
+            stored={name: value for kept in self.stored for name, value in kept.read(self._files, index, number).items()},
         )
 
     def _shipment(self, slots: list[Slot]) -> Shipment:
@@ -173,7 +178,7 @@ class SampleReader(Dataset[Shipment]):
         if not rows and self.substitute:
             rows = [self._another(slots[0].sample)]
             skips = [Skip(**{**vars(skip), "substitute": rows[0].key}) for skip in skips]
-        return _stack(rows, skips)
+        return stack(rows, skips)
 
     def _another(self, sample: int) -> Row:
         """The next good sample after ``sample``, in the order on disk."""
@@ -192,7 +197,12 @@ class SampleReader(Dataset[Shipment]):
         return Skip(self.stage, source.name, index.path, index.key(number), reason, slot.position)
 
 
-def _stack(rows: list[Row], skips: list[Skip]) -> Shipment:
+def stack(rows: list[Row], skips: list[Skip]) -> Shipment:
+    """Rows as one shipment.
+
+    Raises:
+        MistakeError: some have a picture to draw and others none.
+    """
     with_target = [row for row in rows if row.target is not None]
     if with_target and len(with_target) < len(rows):
         without = next(row for row in rows if row.target is None)
@@ -208,7 +218,10 @@ def _stack(rows: list[Row], skips: list[Skip]) -> Shipment:
         image_counts=[len(row.images) for row in rows],
         targets=_pictures([row.target for row in rows if row.target is not None]),
         meta=[row.meta for row in rows],
-        extras={name: torch.stack([row.extras[name] for row in rows]) for name in names},
+        extras={
+            **{name: torch.stack([row.extras[name] for row in rows]) for name in names},
+            **{name: torch.cat([row.stored[name] for row in rows]) for name in (rows[0].stored if rows else {})},
+        },
         skips=skips,
     )
 

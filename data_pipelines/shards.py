@@ -21,8 +21,11 @@ from data_pipelines.order import ShardOrder, Stream
 from data_pipelines.reading import OpenSource, SampleReader
 from data_pipelines.shard_cache import ShardCache
 from data_pipelines.shard_index import build_index, load_indexes
+from data_pipelines.stored import StoredOutputs, any_stored, find_stored
 from data_pipelines.tasks import Conversations, Task
 from umm_zoo.batch import Batch
+from umm_zoo.method import Method
+from umm_zoo.mistakes import MistakeError
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,8 @@ class ShardData(LightningDataModule):
         cache: folder on a local disk in which whole remote shards are kept, shared by all processes of the machine; None reads each
             sample by range requests.
         cache_gb: most that ``cache`` may hold; shards used longest ago make room.
+        precomputed: where the outputs of frozen parts lie that ``data_pipelines.precompute`` stored: ``beside`` the shards, a
+            folder, or ``off`` to compute them in training. Used where they are there; refused where they are stale.
 
     Raises:
         ValueError: a size is not positive.
@@ -98,6 +103,7 @@ class ShardData(LightningDataModule):
         target_size: int | None = None,
         cache: str | None = None,
         cache_gb: float = 100.0,
+        precomputed: str = "beside",
     ) -> None:
         super().__init__()
         for name, value in (("image_size", image_size), ("batch_size", batch_size), ("val_batch_size", val_batch_size)):
@@ -108,6 +114,7 @@ class ShardData(LightningDataModule):
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.window, self.seed = window, seed
         self.resize = resize if resize is not None else Square()
+        self.precomputed = precomputed
         self.cache = None if cache is None else ShardCache(cache, cache_gb)
         self.ledger = Ledger(max_skips)
         self._folder: Path | None = None
@@ -210,7 +217,38 @@ class ShardData(LightningDataModule):
     def reader(self, stage: str, sources: Sequence[OpenSource]) -> SampleReader:
         """Reads the samples of opened sources at this module's sizes."""
         substitute = stage == "train"
-        return SampleReader(stage, sources, self.image_size, self.target_size, self.resize, substitute, self.cache)
+        stored = self._stored(stage, sources)
+        return SampleReader(stage, sources, self.image_size, self.target_size, self.resize, substitute, self.cache, stored)
+
+    def transform(self) -> dict[str, Any]:
+        """What happens to a picture on its way into a batch, in plain values."""
+        resize = {name: str(value) for name, value in sorted(vars(self.resize).items())}
+        return {"image_size": self.image_size, "target_size": self.target_size, "resize": [type(self.resize).__name__, resize]}
+
+    def stored_folder(self) -> str | None:
+        """The folder of stored outputs; None is beside each shard."""
+        return None if self.precomputed in ("beside", "off") else self.precomputed
+
+    def _stored(self, stage: str, sources: Sequence[OpenSource]) -> list[StoredOutputs]:
+        """Stored outputs of the method's frozen parts, looked for when a loader is made: only then a resume has its weights."""
+        method = None if self.trainer is None else self.trainer.lightning_module
+        if self.precomputed == "off" or not isinstance(method, Method):
+            return []
+        named = {name for source in sources for name in source.task.extras}
+        indexes = [index for source in sources for index in source.indexes]
+        found = [
+            find_stored(name, item.fingerprint(self.transform()), indexes, self.stored_folder())
+            for name, item in method.precomputable().items()
+            if name not in named and any_stored(name, indexes, self.stored_folder())
+        ]
+        callbacks = self.trainer.callbacks if isinstance(self.trainer, Trainer) else []  # type: ignore[attr-defined]
+        changing = [type(callback).__name__ for callback in callbacks if getattr(callback, "changes_pictures", False)]
+        if any(found) and changing and stage == "train":
+            raise MistakeError(
+                f"callbacks: found {changing[0]}, which changes the pictures, and stored outputs of the unchanged ones; "
+                "data.precomputed=off computes them in training instead"
+            )
+        return [kept for kept in found if kept is not None]
 
     def table(self, samples: int | None = None) -> Table:
         """Sizes and weights of the training sources, and the epochs that ``samples`` samples of the whole stream make."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.codecs import LatentCodec, draw
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import as_map, as_tokens
@@ -39,12 +39,14 @@ class ReconstructionTarget(nn.Module, ABC):
         channels: values a head predicts per token.
         picture_size: side of the square picture that ``read`` receives, in pixels.
         has_pictures: whether ``pictures`` is possible.
+        worth_storing: whether computing targets costs enough that they are better read from the shards.
     """
 
     grid: int
     channels: int
     picture_size: int
     has_pictures: bool = True
+    worth_storing: bool = False
 
     @abstractmethod
     def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -80,8 +82,12 @@ class ReconstructionTarget(nn.Module, ABC):
         """
         return self.pictures(as_map(self(images)))
 
-    def of_stored(self, stored: Tensor) -> Tensor:
-        """Targets that were computed beforehand and travelled with the data.
+    def to_store(self, images: Tensor) -> Tensor:
+        """What ``of_stored`` makes targets of, one entry per image, without a random draw."""
+        return self(images)
+
+    def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Targets that were computed beforehand and travelled with the data; ``generator`` is for targets that are drawn.
 
         Raises:
             ValueError: they have another number of tokens than the grid.
@@ -152,6 +158,8 @@ class CodecLatents(ReconstructionTarget):
         sampled: draw from the posterior anew each time, as ROSS^D's release does; False takes its mean, our choice for regression.
     """
 
+    worth_storing = True
+
     def __init__(self, codec: LatentCodec, grid: int, pack: int = 2, sampled: bool = True) -> None:
         super().__init__()
         self.codec, self.grid, self.pack, self.sampled = codec, grid, pack, sampled
@@ -162,8 +170,21 @@ class CodecLatents(ReconstructionTarget):
         """Encode and pack."""
         return patchify(self.codec.encode(pictures, sample=self.sampled, generator=generator), self.pack)
 
-    def of_stored(self, stored: Tensor) -> Tensor:
-        """Latents as the codec encodes them, ``[M, C, h, w]``, or already packed."""
+    @torch.no_grad()
+    def to_store(self, images: Tensor) -> Tensor:
+        """Mean and log variance ``[M, 2C, h, w]`` of the codec's own latent where the target is drawn, else the latent itself."""
+        with torch.autocast(images.device.type, enabled=False):
+            mean, log_variance = self.codec.posterior(self.prepare(images))
+        if log_variance is None or not self.sampled:
+            return self.codec.normalise(mean).float()
+        return torch.cat([mean, log_variance], dim=1).float()
+
+    def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What ``to_store`` made, latents as the codec encodes them, ``[M, C, h, w]``, or already packed."""
+        if stored.ndim == 4 and stored.shape[1] == 2 * self.codec.latent_channels:
+            own = next(self.codec.parameters(), stored).dtype  # the draw is made in it, as ``encode`` does
+            mean, log_variance = stored.to(own).chunk(2, dim=1)
+            stored = self.codec.normalise(draw(mean, log_variance, generator)).float()
         return super().of_stored(patchify(stored, self.pack) if stored.ndim == 4 else stored)
 
     def round_trip(self, images: Tensor) -> Tensor:
@@ -237,9 +258,9 @@ class OtherPictures(ReconstructionTarget):
         """The target's own."""
         return self.target.read(pictures, generator)
 
-    def of_stored(self, stored: Tensor) -> Tensor:
+    def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Stored targets of the picture before."""
-        return self.target.of_stored(stored).roll(1, 0)
+        return self.target.of_stored(stored, generator).roll(1, 0)
 
     def predictor(self, head: Predictor) -> Predictor:
         """The target's own."""
@@ -276,6 +297,7 @@ class TeacherFeatures(ReconstructionTarget):
     """
 
     has_pictures = False
+    worth_storing = True
 
     def __init__(self, teacher: FeatureEncoder, grid: int) -> None:
         super().__init__()

@@ -24,6 +24,9 @@ class ShiftAndFlip(Callback):
         seed: of the draws.
     """
 
+    #: Outputs stored for the unchanged pictures must not be trained on.
+    changes_pictures = True
+
     def __init__(self, max_shift: int = 4, flip: bool = True, seed: int = 0) -> None:
         self.max_shift, self.flip, self.seed = max_shift, flip, seed
 

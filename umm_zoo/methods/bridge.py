@@ -32,6 +32,7 @@ from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.precomputing import Precomputable
 
 
 class Bridge(Method):
@@ -130,6 +131,10 @@ class Bridge(Method):
             "codec": self.codec,
         }
         return {**self.vlm.parts(), **{name: part for name, part in named.items() if part is not None}}
+
+    def precomputable(self) -> dict[str, Precomputable]:
+        """``latents`` of the pictures to draw, while the codec is frozen."""
+        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 

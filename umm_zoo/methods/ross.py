@@ -19,6 +19,10 @@ from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
 from umm_zoo.objectives.regression import Regression
 from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.precomputing import Precomputable
+
+#: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
+_PRECOMPUTED = "reconstruction_target"
 
 
 class ROSS(Method):
@@ -100,6 +104,22 @@ class ROSS(Method):
         """Those of the backbone, ``head`` and ``target``."""
         return {**self.vlm.parts(), "head": self.head, "target": self.target}
 
+    def precomputable(self) -> dict[str, Precomputable]:
+        """``reconstruction_target``: what the target is made of, where a frozen network computes it."""
+        if self.stored_targets is not None or "target" in self.trained or not self.target.worth_storing:
+            return {}
+        target = self.target
+        settings = {"kind": type(target).__name__.removeprefix("Frozen"), "picture_size": target.picture_size}
+        settings |= {name: getattr(target, name, None) for name in ("grid", "channels", "pack", "sampled")}
+
+        def compute(batch: Batch) -> Tensor:
+            if batch.images is not None:
+                return target.to_store(batch.images)
+            device = next(target.parameters(), torch.empty(0)).device
+            return target.to_store(torch.zeros(0, 3, target.picture_size, target.picture_size, device=device))
+
+        return {_PRECOMPUTED: Precomputable(target, compute, "image", settings)}
+
     # -- losses --------------------------------------------------------------------------------------------------------------
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -165,6 +185,8 @@ class ROSS(Method):
         """Targets ``[S, N, F]``, those of a flat picture in the tower's mean colour where there is no image."""
         if has_image.all() and self.stored_targets is not None:
             return self.target.of_stored(_extra(batch, self.stored_targets))
+        if self.stored_targets is None and _PRECOMPUTED in batch.extras:
+            return self.target.of_stored(self._with_flat(batch.extras[_PRECOMPUTED].to(has_image.device), has_image), generator)
         images = batch.images
         if images is None or not has_image.all():
             size = (self.target.picture_size,) * 2 if images is None else images.shape[-2:]
@@ -177,6 +199,18 @@ class ROSS(Method):
         if batch.images is not None and self.stored_targets is not None:
             targets[has_image] = self.target.of_stored(_extra(batch, self.stored_targets)).to(targets)
         return targets
+
+    def _with_flat(self, stored: Tensor, has_image: Tensor) -> Tensor:
+        """Stored entries ``[M, …]`` in their places among the samples ``[S, …]``, those of a flat picture in the others."""
+        if has_image.all():
+            return stored
+        mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
+        flat = (2 * mean - 1).expand(1, 3, self.target.picture_size, self.target.picture_size)
+        entry = self.target.to_store(flat)
+        whole = entry.expand(len(has_image), *entry.shape[1:]).clone()
+        if len(stored):
+            whole[has_image] = stored.to(whole)
+        return whole
 
     # -- looking at it -------------------------------------------------------------------------------------------------------
 

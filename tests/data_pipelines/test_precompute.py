@@ -1,0 +1,210 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_shards import data_of, png, write_tar, write_world
+from torch import nn
+
+from data_pipelines.archive import RangeReader
+from data_pipelines.precompute import main, parser, run
+from data_pipelines.shards import ShardData
+from data_pipelines.stored import find_stored
+from umm_zoo import fit
+from umm_zoo.batch import Batch
+from umm_zoo.mistakes import MistakeError
+from umm_zoo.precomputing import Precomputable, weights_hash
+
+ROSS = "experiments/ross/toy/d-stage1.yaml"
+
+
+def options(world: Path, *more: str) -> list[str]:
+    shards = [f"data.{stage}.captions.shards={world}" for stage in ("train", "val")]
+    sizes = ["data.batch_size=4", "data.val_batch_size=5", "trainer.accelerator=cpu", "trainer.max_steps=3"]
+    return [ROSS, *shards, *sizes, "trainer.val_check_interval=3", "method.max_new_tokens=0", *more]
+
+
+def losses(arguments: list[str], runs: Path) -> list[float]:
+    assert fit.main([*arguments, "--runs", str(runs), "trainer.log_every_n_steps=1"]) == 0
+    rows = csv.DictReader(next(runs.rglob("metrics.csv")).open())
+    return [float(value) for row in rows for name, value in sorted(row.items()) if value and "reconstruction_loss" in name]
+
+
+def error_of(arguments: list[str], runs: Path, capsys) -> str:
+    capsys.readouterr()
+    assert fit.main([*arguments, "--runs", str(runs)]) == 2
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][-1]
+
+
+def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when_stale(tmp_path, capsys, monkeypatch):
+    world = write_world(tmp_path / "world", [5, 6])
+    write_tar(
+        world / "part-002.tar", {"bad": {"json": b"{}"}, "good": {**_caption(), "0.png": png(9, 32)}, "text": _caption("Say 5.")}
+    )
+    before = {path.name: path.read_bytes() for path in world.glob("*.tar")}
+    computed = losses(options(world), tmp_path / "plain")
+    assert main([*options(world), "--measure", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "reconstruction_target: 26 samples" in printed and "2 samples cannot be used" in printed and "times as fast" in printed
+    assert {path.name: path.read_bytes() for path in world.glob("*.tar")} == before
+
+    from umm_zoo.blocks.targets import CodecLatents
+
+    with monkeypatch.context() as patch:  # neither training nor validation encodes a picture with content again
+        encoded = []
+        real = CodecLatents.to_store
+        patch.setattr(CodecLatents, "read", lambda *arguments: pytest.fail("a target was computed"))
+        patch.setattr(CodecLatents, "to_store", lambda self, images: encoded.append(len(images)) or real(self, images))
+        patch.setattr(CodecLatents, "round_trip", lambda self, images: images)
+        stored = losses(options(world), tmp_path / "stored")
+    assert len(stored) >= 4 and stored == pytest.approx(computed, rel=1e-5) and set(encoded) <= {1}
+
+    codec = tmp_path / "codec"
+    codec.mkdir()
+    for path in Path("experiments/tiny/weights/codec").iterdir():
+        (codec / path.name).write_bytes(path.read_bytes())
+    weights = codec / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state[min(state)] += 1e-3
+    save_file(state, weights, {"format": "pt"})
+    line = error_of(options(world, f"method.target.codec.source={codec}"), tmp_path / "a", capsys)
+    assert "found stored 'reconstruction_target' of other weights or another transform" in line and "precompute" in line
+    assert "other weights" in error_of(
+        options(world, "data.resize._target_=data_pipelines.decoding.Squeeze"), tmp_path / "b", capsys
+    )
+    assert losses(options(world, f"method.target.codec.source={codec}", "data.precomputed=off"), tmp_path / "c")
+
+    write_world(world / "more", [3])
+    (world / "more/part-000.tar").rename(world / "part-003.tar")
+    line = error_of(options(world), tmp_path / "d", capsys)
+    assert "for 3 of 4 shards, not for" in line and "part-003.tar" in line
+
+
+def _caption(answer: str = "five") -> dict[str, bytes]:
+    import json
+
+    question = "Which?" if answer != "five" else "<image>\nWhich?"
+    turns = [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
+    return {"json": json.dumps({"conversations": turns}).encode()}
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_computes_nothing(tmp_path, monkeypatch):
+    world = write_world(tmp_path, [5, 4])
+    arguments = parser().parse_args([*options(world), "--measure", "0", "--half"])
+    from data_pipelines import precompute
+
+    real, calls = precompute._store_shard, []
+
+    def stop_at_second(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*given)
+
+    monkeypatch.setattr(precompute, "_store_shard", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(arguments)
+    [first] = (tmp_path / "precomputed").glob("*/*.tar")
+    written = first.stat().st_mtime_ns
+    run(arguments)
+    assert len(calls) == 3 and first.stat().st_mtime_ns == written and len(list((tmp_path / "precomputed").glob("*/*.tar"))) == 2
+    run(arguments)
+    assert len(calls) == 3
+
+
+class Words(nn.Module):
+    """States of different lengths for every text, and how often they were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def compute(self, batch: Batch) -> list[torch.Tensor]:
+        self.calls += 1
+        return [self.weight * torch.arange(len(answer) + 1.0)[:, None] for answer in batch.answers()]
+
+
+def test_entries_of_the_same_text_are_stored_once_and_may_differ_in_length(tmp_path):
+    from data_pipelines import precompute
+
+    for shard in range(2):
+        samples = {f"k{shard}{n}": {**_caption("abc" if n % 2 else "five"), "0.png": png(n)} for n in range(6)}
+        for n, members in enumerate(samples.values()):
+            if n % 2:
+                members.pop("0.png")
+        write_tar(tmp_path / f"p-{shard}.tar", samples)
+    words = Words()
+    item = Precomputable(words, words.compute, "row", same=lambda batch: batch.answers())
+    data = data_of(tmp_path)
+    arguments = parser().parse_args(["x", "--batch-size", "2"])
+    fingerprint = item.fingerprint(data.transform())
+    report = precompute.Stored()
+    precompute._store("states", item, fingerprint, "train", data._open_train(), data, report, arguments)
+    assert (report.samples, report.shared, words.calls) == (12, 2, 1)
+    indexes = [index for source in data._open_train() for index in source.indexes]
+    stored = find_stored("states", fingerprint, indexes, None)
+    reader = data.reader("train", data._open_train())
+    reader.stored = [stored]
+    batch = reader.__getitems__([precompute_slot(n) for n in range(3)]).batch()
+    assert batch.extras["states.lengths"].tolist() == [5, 4, 5]
+    assert batch.extras["states"][:, 0].tolist() == [0, 2, 4, 6, 8, 0, 2, 4, 6, 0, 2, 4, 6, 8]
+    assert stored.read(RangeReader(), indexes[1], 1)["states"].shape == (4, 1)
+    with torch.no_grad():
+        words.weight += 1
+    with pytest.raises(MistakeError, match="of other weights"):
+        find_stored("states", item.fingerprint(data.transform()), indexes, None)
+
+
+def precompute_slot(sample: int):
+    from data_pipelines.reading import Slot
+
+    return Slot(sample, sample)
+
+
+def test_the_hash_is_of_weights_buffers_and_types():
+    part = nn.BatchNorm1d(3)
+    first = weights_hash(part)
+    part.running_mean += 1
+    second = weights_hash(part)
+    assert len({first, second, weights_hash(part.double())}) == 3 and weights_hash(nn.BatchNorm1d(3)) == first
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--only", "latents"], "--only: found 'latents', accepted are reconstruction_target"),
+        (["--batch-size", "0"], "--batch-size: found 0"),
+        (
+            ["callbacks.flip={_target_: umm_zoo.callbacks.augment.ShiftAndFlip}"],
+            "callbacks.flip: found one that changes",
+        ),
+        (["data.train.captions.shards=nowhere"], "no shard"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, more, message):
+    assert main(options(write_world(tmp_path, [2]), *more)) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_a_method_without_frozen_outputs_says_so(tmp_path, capsys):
+    arguments = ["experiments/llava/shapes.yaml", f"vars.data={write_world(tmp_path / 'x/train', [2]).parent}"]
+    shards = [f"data.{stage}.{name}.shards={tmp_path}/x/train" for stage in ("train", "val") for name in _sources(stage)]
+    assert main([*arguments, *shards]) == 2
+    assert "no frozen output that is worth storing" in capsys.readouterr().err
+
+
+def _sources(stage: str) -> list[str]:
+    from umm_zoo.experiment import load_experiment
+
+    return list(load_experiment("experiments/llava/shapes.yaml").data[stage])
+
+
+def test_the_transform_tells_policies_and_sizes_apart(tmp_path):
+    from data_pipelines.decoding import PadToSquare, Square
+
+    modules = [ShardData(), ShardData(image_size=33), ShardData(resize=PadToSquare(3)), ShardData(resize=PadToSquare(4))]
+    modules += [ShardData(resize=Square("nearest")), ShardData(target_size=64)]
+    assert len({str(module.transform()) for module in modules}) == 6

@@ -1,0 +1,106 @@
+import json
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import webdataset.gopen
+from test_shards import fit, write_tar, write_world
+
+from data_pipelines import streaming
+from data_pipelines.decoding import Square
+from data_pipelines.shards import ShardSource
+from data_pipelines.streaming import Progress, ShardStream, StreamData
+from umm_zoo.mistakes import MistakeError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"), [5, 9, 1, 7, 3, 4])  # 29 samples; no index
+
+
+def stream(world, rank=0, ranks=1, start=None, endless=False, seed=0, buffer=6, batch_size=4) -> ShardStream:
+    sources = {"a": ShardSource(str(world))}
+    shards = [("a", str(path)) for path in sorted(world.glob("*.tar"))]
+    start = start or Progress()
+    return ShardStream(shards, sources, batch_size, 8, 8, Square(), rank, ranks, seed, buffer, start, endless, "train")
+
+
+def keys(shipments) -> list[str]:
+    return [key for shipment in shipments for key in shipment.keys]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_are_disjoint_and_complete_and_no_index_is_made(world, ranks):
+    shares = [keys(stream(world, rank, ranks)) for rank in range(ranks)]
+    assert Counter(key for share in shares for key in share) == Counter(
+        f"a/part-{shard:03d}.tar:s{number:04d}"
+        for shard, numbers in enumerate(np.split(np.arange(29), np.cumsum([5, 9, 1, 7, 3])))
+        for number in numbers
+    )
+    assert all(shares) and not list(world.glob("*.json"))
+
+
+def test_epochs_and_seeds_differ_and_repeat_when_asked_again(world):
+    first, second, other = (keys(stream(world, start=Progress(e), seed=s)) for e, s in ((0, 0), (1, 0), (0, 1)))
+    assert sorted(first) == sorted(second) == sorted(other) and len({tuple(first), tuple(second), tuple(other)}) == 3
+    assert keys(stream(world)) == first
+
+
+def test_progress_counts_only_shards_that_were_delivered_whole(world):
+    whole = set(keys(stream(world)))
+    for cut in range(1, 8):
+        shipments = list(stream(world))[:cut]
+        rest = keys(stream(world, start=shipments[-1].progress)) if shipments[-1].progress.epoch == 0 else []
+        assert set(keys(shipments)) | set(rest) == whole  # nothing is left out; some may come again
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_streams_says_so_once_and_resumes_approximately(world, tmp_path, workers, caplog, monkeypatch):
+    monkeypatch.setattr(streaming, "_noted", False)
+
+    def data(**options):
+        source = ShardSource(str(world))
+        return StreamData({"a": source}, {"a": source}, image_size=8, batch_size=4, num_workers=workers, buffer=3, **options)
+
+    with caplog.at_level(logging.WARNING):
+        model = fit(data(), tmp_path, 5)
+        again = fit(data(), tmp_path / "more", 8, tmp_path / "at-step=5.ckpt")
+    notes = [message for message in caplog.messages if "resume is approximate" in message]
+    assert len(notes) == 1 and "data_pipelines.index" in notes[0]
+    assert len(model.seen) == 20 and len(set(model.seen)) == 20 and len(again.seen) == 12
+    assert len(set(model.seen) | set(again.seen)) > 20  # it went on, and did not begin anew
+    assert sorted(Counter(model.validated).values())[-1] >= 1
+
+
+def test_a_shard_cut_short_and_bad_samples_are_named_and_kill_nothing(tmp_path):
+    world = write_world(tmp_path / "w", [4, 4])
+    whole = (world / "part-001.tar").read_bytes()
+    (world / "part-001.tar").write_bytes(whole[:3000])
+    write_tar(world / "part-002.tar", {"bad": {"json": b"{"}, "none": {"0.png": b""}})
+    (world / "part-003.tar").write_bytes(b"no tar at all" * 99)
+    shipments = list(stream(world, buffer=1))
+    reasons = {f"{skip.shard[-12:]}:{skip.key}": skip.reason for shipment in shipments for skip in shipment.skips}
+    assert {"part-000.tar:s0000", "part-000.tar:s0003"} <= {key.removeprefix("a/") for key in keys(shipments)}
+    assert {"part-001.tar:*", "part-002.tar:bad", "part-002.tar:none", "part-003.tar:*"} <= set(reasons)
+    assert "cannot be read" in reasons["part-003.tar:*"]
+
+
+def test_more_streams_than_shards_are_refused(world):
+    data = StreamData({"a": ShardSource(str(world / "part-00[01].tar"))}, num_workers=3)
+    with pytest.raises(MistakeError, match="found 2 shards for 1 ranks x 3 workers"):
+        data.train_dataloader()
+
+
+def test_addresses_are_opened_without_a_shell(world, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(webdataset.gopen, "gopen", lambda *arguments, **options: pytest.fail("webdataset opened a file"))
+    files = fsspec.filesystem("memory")
+    for path in world.glob("*.tar"):
+        files.pipe(f"/stream/{path.name}", path.read_bytes())
+    data = StreamData({"a": ShardSource("memory://stream/*.tar")}, image_size=8, batch_size=29)
+    batch = next(iter(data.train_dataloader()))
+    assert len(set(batch.keys)) == 29 and json.dumps(data.state_dict())
+    with pytest.raises(ValueError, match="never run"):
+        StreamData({"a": ShardSource("pipe:cat x.tar")}).check()
+    files.rm("/stream", recursive=True)

@@ -1,0 +1,167 @@
+"""``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
+
+All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
+float pictures in [-1, 1] and their captions. They run in turns, a short block each, so that a busy machine slows all alike; a ratio
+is the median over the rounds of one round's rates. ``pil`` only decodes and transforms bytes that lie in memory: no loader can be
+faster per process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_pipelines.decoding import Square, decode_picture, to_signal
+from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.tasks import Captions
+from data_pipelines.write_shards import write_shards
+
+
+def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]:
+    """JPEGs of about the size and detail of photos, with a caption each."""
+    rng = np.random.default_rng(0)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(samples):
+            coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            smooth = np.asarray(coarse.resize((edge, edge), Image.Resampling.BICUBIC)).astype(np.float32)
+            noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(noisy).save(file, "JPEG", quality=90)
+            yield {"__key__": f"s{number:06d}", "jpg": file.getvalue(), "txt": f"A picture with the number {number}."}
+
+    return [str(path) for path in write_shards(rows(), folder, "photos", -(-samples // shards)).shards]
+
+
+def ours(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """``ShardData``, shuffled over all shards."""
+    source = ShardSource(paths, Captions())
+    data = ShardData({"a": source}, image_size=size, batch_size=batch_size, num_workers=workers, resize=Square())
+    for batch in data.train_dataloader():
+        assert batch.images is not None
+        yield batch.images
+
+
+def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """The usual pipeline of webdataset's documentation, with our transform in place of torchvision's."""
+    data = (
+        wds.WebDataset(paths, shardshuffle=len(paths), empty_check=False, nodesplitter=None)
+        .shuffle(1000, initial=batch_size)
+        .to_tuple("jpg", "txt", "__key__")
+        .map_tuple(partial(decode_picture, size=size, resize=Square()), bytes.decode, str)
+        .batched(batch_size, collation_fn=collate, partial=False)
+        .repeat()
+    )
+    for images, _, _ in DataLoader(data, batch_size=None, num_workers=workers):
+        yield images
+
+
+def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[str]]:
+    """Pictures stacked to floats in [-1, 1], texts and keys as lists."""
+    pictures, texts, keys = zip(*rows, strict=True)
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return to_signal(stacked), list(texts), list(keys)
+
+
+def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """Decoding and transform of bytes in memory; no reading, no batch."""
+    contents = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
+    resize = Square()
+    nothing = torch.empty(batch_size, 0)
+    while True:
+        for first in range(0, len(contents) - batch_size + 1, batch_size):
+            for content in contents[first : first + batch_size]:
+                decode_picture(content, size, resize)
+            yield nothing
+
+
+def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> dict[str, list[float]]:
+    """Batches per second of each in every round; each is warmed up first, then they take turns.
+
+    A loader with workers reads ahead while the others have their turn. What it has ready is therefore taken out first, untimed.
+    """
+    streams = {name: make() for name, make in makers.items()}
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    for stream in streams.values():
+        next(stream)
+    for turn in range(rounds):
+        order = list(streams) if turn % 2 == 0 else list(reversed(streams))
+        for name in order:
+            if name.endswith("workers") and not name.endswith(" 0 workers"):
+                for _ in range(2 * int(name.split()[-2]) + 1):  # torch keeps two batches per worker ready
+                    next(streams[name])
+            began = time.perf_counter()
+            for _ in range(batches):
+                next(streams[name])
+            rates[name].append(batches / (time.perf_counter() - began))
+    return rates
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--edge", type=int, default=256, help="pixels of the JPEG files")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels of the batch")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--batches", type=int, default=2, help="batches of one block")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_shards(Path(folder), given.samples, given.edge, given.shards)
+        makers: dict[str, Callable[[], Iterator[Tensor]]] = {
+            "pil": partial(pil, paths, given.image_size, given.batch_size, 0),
+        }
+        for workers in given.workers:
+            for name, loader in (("ours", ours), ("webdataset", plain)):
+                makers[f"{name} {workers} workers"] = partial(loader, paths, given.image_size, given.batch_size, workers)
+        rates = measure(makers, given.rounds, given.batches)
+    report = summary(rates, given.batch_size, given.workers)
+    report |= {"settings": {key: value for key, value in vars(given).items() if key != "out"}}
+    report |= {"machine": {"cores": os.cpu_count(), "usable": len(os.sched_getaffinity(0)), "python": platform.python_version()}}
+    print(json.dumps(report, indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def summary(rates: dict[str, list[float]], batch_size: int, workers: list[int]) -> dict[str, Any]:
+    """Rates as images per second, and the ratios that count."""
+
+    def ratio(first: str, second: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(rates[first], rates[second], strict=True)), 3)
+
+    return {
+        "images_per_second": {name: round(statistics.median(values) * batch_size, 1) for name, values in rates.items()},
+        "ours_to_webdataset": {str(n): ratio(f"ours {n} workers", f"webdataset {n} workers") for n in workers},
+        "ours_to_pil": {str(n): ratio(f"ours {n} workers", "pil") for n in workers},
+        "webdataset_to_pil": {str(n): ratio(f"webdataset {n} workers", "pil") for n in workers},
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
