@@ -78,6 +78,19 @@ def test_every_picture_gets_a_caption(run, pictures, capsys):
     assert [line.split(": ")[0] for line in lines] == pictures
 
 
+def test_captions_of_a_file_need_no_question(run, pictures, tmp_path, capsys):
+    rows = [{"images": ["red.png"]}, {"images": ["blue.jpg"], "question": "Describe the image briefly."}]
+    (tmp_path / "batch.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["caption", "--batch", str(tmp_path / "batch.jsonl"), "--out", str(tmp_path / "out"), "--max-new-tokens", "2"]
+    assert generate.main([str(run), *words]) == 0
+    results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in results] == ["Describe the image.", "Describe the image briefly."]
+    capsys.readouterr()
+    (tmp_path / "batch.jsonl").write_text('{"images": []}')
+    assert generate.main([str(run), *words]) == 2
+    assert "line 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -1,6 +1,7 @@
 """Probe all shipped parts: what each carries of a scene and what it has lost, as JSON and as the README's table.
 
     python tools/probe_parts.py --shards 'data/tiny/test/captions-*.tar'
+    python tools/probe_parts.py llava vlm                     (these again; the other rows stay where the settings are the same)
 
 Encoders are read at the layer that LLaVA looks through (-2) and in their one vector; vision-language models at their image tokens,
 before and behind the language model. Above them stand the pixels, from which everything can be read. Accuracy depends on how much a
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 from tools.probe import Layer, load_batches, load_part, part_features, probe
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.batch import Batch
 from umm_zoo.methods.pictures import picture_of_each_row
 from umm_zoo.run_folder import circumstances
 
 WEIGHTS = Path("experiments/tiny/weights")
+PIXELS = "pixels"
 ATTRIBUTES = ("colour", "shape", "size", "mark", "background")
 
 #: An attribute counts as lost where the share of what can be read above chance is less than this share of the pixels'.
@@ -38,21 +42,27 @@ def places(part: Any) -> dict[str, Layer]:
         return {"enters the language model": 0, "leaves it": -1}
     if isinstance(part, FeatureEncoder):
         return {"layer -2": -2, "one vector": "pooled"}
-    return {"pixels" if part is None else "latents": -1}
+    return {PIXELS if part is None else "latents": -1}
 
 
-def probe_all(weights: Path, names: Sequence[str], shards: str, limit: int, steps: int) -> list[dict[str, Any]]:
-    """One row per part, place and attribute, the pixels first."""
-    batches, cells = load_batches(shards, 32, limit)
-    rows = []
-    for name in ("pixels", *names):
-        part = load_part(name if name == "pixels" else str(weights / name))
-        for place, layer in places(part).items():
-            features = [part_features(part, picture_of_each_row(batch), layer, len(cells)) for batch in batches]
-            for attribute in ATTRIBUTES:
-                found = probe(part, batches, attribute, layer, cells, steps=steps, features=features)
-                rows.append({"part": name, "place": place, **vars(found)})
-                print(f"{name}, {place}: {found}", flush=True)
+def probe_part(name: str, weights: Path, batches: list[Batch], cells: list[str], steps: int) -> list[dict[str, Any]]:
+    """One row per place and attribute."""
+    part, rows = load_part(name if name == PIXELS else str(weights / name)), []
+    for place, layer in places(part).items():
+        features = [part_features(part, picture_of_each_row(batch), layer, len(cells)) for batch in batches]
+        for attribute in ATTRIBUTES:
+            found = probe(part, batches, attribute, layer, cells, steps=steps, features=features)
+            rows.append({"part": name, "place": place, **vars(found)})
+            print(f"{name}, {place}: {found}", flush=True)
+    return rows
+
+
+def kept_rows(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an earlier report of the same settings holds; nothing where there is none."""
+    if not file.is_file():
+        return []
+    report = json.loads(file.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = report["rows"] if report["settings"] == settings else []
     return rows
 
 
@@ -64,7 +74,7 @@ def skill(row: dict[str, Any]) -> float:
 def markdown(report: dict[str, Any]) -> str:
     """The table and how it was made."""
     rows = report["rows"]
-    ceiling = {row["attribute"]: row for row in rows if row["part"] == "pixels"}
+    ceiling = {row["attribute"]: row for row in rows if row["part"] == PIXELS}
     head = [f"{name} ({100 * row['chance']:.0f})" for name, row in ceiling.items()]
     lines = [
         f"| part | read at | {' | '.join(head)} | lost |",
@@ -81,7 +91,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Per cent right of a linear / a two-layer probe on held-out scenes, n = {objects['num_test']} objects "
         f"({pictures['num_test']} pictures for the background), learnt from {objects['num_train']} others; in brackets chance, the "
         f"commonest value. Lost: less than {100 * KEPT:.0f} % of what the pixels give above chance. "
-        f"`{report['command']}`, commit {report['commit']}, {report['seconds']:.0f} s.",
+        f"`{report['command']}`, commit {report['commit']}.",
         "",
     ]
     return "\n".join(lines)
@@ -99,18 +109,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
     parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
     arguments = parser.parse_args(argv)
-    names = arguments.parts or sorted(folder.name for folder in arguments.weights.iterdir() if folder.is_dir())
-    began = time.monotonic()
+    names = arguments.parts or [PIXELS, *sorted(folder.name for folder in arguments.weights.iterdir() if folder.is_dir())]
+    settings = {"shards": arguments.shards, "limit": arguments.limit, "steps": arguments.steps}
+    file = arguments.out / "probes.json"
+    rows = kept_rows(file, settings)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     try:
-        rows = probe_all(arguments.weights, names, arguments.shards, arguments.limit, arguments.steps)
+        batches, cells = load_batches(arguments.shards, 32, arguments.limit)
+        for name in names if any(row["part"] == PIXELS for row in rows) else dict.fromkeys([PIXELS, *names]):
+            began = time.monotonic()
+            found = probe_part(name, arguments.weights, batches, cells, arguments.steps)
+            seconds = round((time.monotonic() - began) / len(found), 2)
+            rows = [row for row in rows if row["part"] != name] + [{**row, "seconds": seconds} for row in found]
+            rows.sort(key=lambda row: (row["part"] != PIXELS, row["part"]))  # stable: places and attributes keep their order
+            options = shlex.join(word for key, value in settings.items() for word in (f"--{key}", str(value)))
+            report = {"command": f"python tools/probe_parts.py {options}", "settings": settings, **circumstances(), "rows": rows}
+            file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
     except (ValueError, TypeError, FileNotFoundError) as error:
         sys.exit(f"probe_parts: {error}")
-    command = " ".join(["python tools/probe_parts.py", *(sys.argv[1:] if argv is None else argv)])
-    report = {"command": command, **circumstances(), "seconds": round(time.monotonic() - began, 1), "rows": rows}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "probes.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "probes.md").write_text(markdown(report), encoding="utf-8")
-    print(arguments.out / "probes.md")
+    print(file.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ HELP = """examples:
   python -m umm_zoo.generate runs/ross reconstruct one.png two.png --out drawn
   python -m umm_zoo.generate runs/shapes ask --batch questions.jsonl --out answers
 
-RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."}; its paths start
-from the file's own folder. --out DIR also writes results.jsonl and grid.png there."""
+RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."} (caption and
+reconstruct need no question); its paths start from the file's own folder. --out DIR also writes results.jsonl and grid.png."""
 
 
 @dataclass
@@ -80,6 +80,14 @@ class Verb(ABC):
         Raises:
             UserError: they make no sense.
         """
+
+    def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
+        """The lines of a batch file as requests.
+
+        Raises:
+            UserError: no such file, or a line is not a request.
+        """
+        return read_requests(file)
 
     @abstractmethod
     def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
@@ -142,6 +150,10 @@ class Caption(Ask):
             raise UserError("caption", [Problem("", "no picture", "caption IMAGE ...")])
         return [Request([Path(word)], arguments.prompt) for word in words]
 
+    def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
+        """The pictures of each line under the prompt, or under the line's own question."""
+        return read_requests(file, arguments.prompt)
+
 
 class Reconstruct(Verb):
     """Every picture drawn again from what the language model makes of it."""
@@ -159,6 +171,10 @@ class Reconstruct(Verb):
         if not words:
             raise UserError("reconstruct", [Problem("", "no picture", "reconstruct IMAGE ...")])
         return [Request([Path(word)], "") for word in words]
+
+    def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
+        """The first picture of each line."""
+        return read_requests(file, "")
 
     def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
         """Draw a batch, and beside each what codec or patches alone would give."""
@@ -184,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     verb = VERBS[arguments.verb]
     with user_errors(arguments.traceback) as outcome:
-        requests = read_requests(Path(arguments.batch)) if arguments.batch else verb.requests(arguments.words, arguments)
+        requests = verb.read(Path(arguments.batch), arguments) if arguments.batch else verb.requests(arguments.words, arguments)
         for path in (path for request in requests for path in request.images):
             if not path.is_file():
                 raise UserError(path, "found no such file, accepted is a picture")
@@ -216,8 +232,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_requests(file: Path) -> list[Request]:
+def read_requests(file: Path, question: str | None = None) -> list[Request]:
     """Requests from a JSONL file.
+
+    Args:
+        file: one request per line.
+        question: of the lines that have none; every line must then have a picture. None where a question is needed.
 
     Raises:
         UserError: no such file, or a line is not a request.
@@ -232,12 +252,13 @@ def read_requests(file: Path) -> list[Request]:
             continue
         try:
             row = json.loads(line)
-            images, question = row.get("images", []), row["question"]
-            if not isinstance(question, str) or not isinstance(images, list):
+            images = row.get("images", [])
+            asked = row["question"] if question is None else row.get("question", question)
+            if not isinstance(asked, str) or not isinstance(images, list) or not (images or question is None):
                 raise TypeError
-            requests.append(Request([file.parent / image for image in images], question))
+            requests.append(Request([file.parent / image for image in images], asked))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            accepted = '{"images": ["one.png", ...], "question": "..."}'
+            accepted = '{"images": ["one.png", ...]' + (', "question": "..."}' if question is None else "}")
             raise UserError(file, [Problem(f"line {number}", f"'{line[:60]}'", accepted)]) from None
     return requests
 

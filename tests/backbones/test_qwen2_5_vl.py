@@ -172,6 +172,21 @@ def test_group_log_probs_are_those_of_a_whole_pass(vlm):
     assert_close(log_probs[mask], samples.log_probs[samples.mask], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_answers_are_scored_from_the_cache_of_their_prompts(vlm, length, monkeypatch):
+    inputs = vlm.embed([QUESTION, PLAIN[:1]], pictures(1), [1, 0], for_generation=True)
+    samples = vlm.sample_from(inputs, 3, length, temperature=0.7, generator=torch.Generator().manual_seed(1))
+    whole, mask = vlm.log_probs(vlm.with_answers(inputs, samples.tokens, samples.mask), temperature=1.3)
+    prefix, seen = vlm.prefix(inputs), []
+    run = vlm._run
+    monkeypatch.setattr(vlm, "_run", lambda embeddings, *rest: seen.append(embeddings.shape[1]) or run(embeddings, *rest))
+    found = vlm.answer_log_probs(prefix, samples.tokens, samples.mask, temperature=1.3)
+    assert seen == ([samples.tokens.shape[1] - 1] if length > 1 else [])  # the answers alone were run
+    assert_close(found[samples.mask], whole[mask], rtol=0, atol=1e-4)
+    assert found.shape == (6, samples.tokens.shape[1]) and not found[~samples.mask].any()
+    assert_close(vlm.answer_log_probs(prefix, samples.tokens, samples.mask, temperature=0.7), samples.log_probs, rtol=0, atol=1e-4)
+
+
 def test_log_probs_reach_the_language_model(vlm):
     log_probs, mask = vlm.log_probs(mixed_inputs(vlm))
     assert_close(-log_probs.sum() / mask.sum(), vlm(mixed_inputs(vlm)).loss, rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.shapes import World
+from data_pipelines.shapes.__main__ import main as make_shapes
 from tools import probe_parts, show_parts, update_readme
 from tools.probe import image_states, part_features
 from umm_zoo.backbones.codecs import KLCodec
@@ -35,10 +36,32 @@ def row(part: str, attribute: str, linear: float, mlp: float, place: str = "late
 def test_an_attribute_is_lost_where_little_above_chance_is_left() -> None:
     rows = [row("pixels", name, 0.9, 1.0) for name in ("colour", "background")]
     rows += [row("codec", "colour", 0.96, 0.94), row("codec", "background", 0.94, 0.5)]  # 92 % and 88 % of what is above chance
-    text = probe_parts.markdown({"rows": rows, "command": "python x", "commit": "abc", "seconds": 3.2}).splitlines()
+    text = probe_parts.markdown({"rows": rows, "command": "python x", "commit": "abc"}).splitlines()
     assert text[0] == "| part | read at | colour (50) | background (50) | lost |"
     assert text[3] == "| `codec` | latents | 96.0 / 94.0 | 94.0 / 50.0 | background |"
     assert "n = 10 objects" in text[5] and "commit abc" in text[5]
+
+
+def test_rows_of_other_parts_are_kept_where_the_settings_are_the_same(tmp_path: Path) -> None:
+    assert (
+        make_shapes([str(tmp_path / "w"), "--train", "0", "--val", "0", "--test", "60", "--heldout", "0", "--tasks", "captions"])
+        == 0
+    )
+    codec = KLCodec.from_config({"latent_channels": 3, "block_out_channels": [8], "norm_num_groups": 4})
+    (tmp_path / "weights" / "codec").mkdir(parents=True)
+    codec.save(tmp_path / "weights" / "codec")
+    load = {"_target_": "umm_zoo.backbones.codecs.KLCodec.from_pretrained"}
+    (tmp_path / "weights" / "codec" / "card.json").write_text(json.dumps({"load": load}))
+    words = ["--weights", str(tmp_path / "weights"), "--shards", str(tmp_path / "w" / "test" / "captions-*.tar")]
+    words += ["--out", str(tmp_path / "out"), "--steps"]
+    seen = []
+    for parts, steps in (([], "2"), (["codec"], "2"), (["pixels"], "2"), (["codec"], "3")):
+        probe_parts.main([*parts, *words, steps])
+        rows = json.loads((tmp_path / "out" / "probes.json").read_text())["rows"]
+        seen.append([(row["part"], row["attribute"]) for row in rows])
+    assert seen[0] == [(part, name) for part in ("pixels", "codec") for name in probe_parts.ATTRIBUTES]
+    assert seen[1] == seen[2] == seen[3] == seen[0]
+    assert (tmp_path / "out" / "probes.md").read_text().startswith("| part | read at | colour (")
 
 
 def test_image_states_are_what_enters_and_leaves_the_language_model() -> None:

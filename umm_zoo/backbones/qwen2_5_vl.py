@@ -382,6 +382,26 @@ class Qwen25VL(PrefixBackbone):
         repeated = repeat_rows(inputs, max(1, len(tokens) // len(inputs.token_ids)))
         return append_answers(repeated, tokens, mask, self._embedding(tokens))
 
+    def answer_log_probs(self, prefix: Prefix, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each token of drawn answers, ``[R, T]`` (0 off the mask), with the cache: no prompt is read again.
+
+        For scoring under another policy or temperature. A gradient would miss the prompt's own keys and values; training takes
+        ``log_probs`` of the whole sequence.
+
+        Args:
+            prefix: of B prompts embedded ``for_generation``.
+            tokens, mask: ``[R, T]`` of ``Samples``, R a multiple of B.
+            temperature: divides the logits, as sampling did.
+        """
+        prompts = prefix.repeat(len(tokens) // len(prefix.next_position))
+        hidden = prompts.last_hidden[:, None]  # [R, 1, D], predicts the first token
+        if tokens.shape[1] > 1:
+            places = self.text_positions(prompts, tokens.shape[1] - 1)
+            hidden = torch.cat([hidden, self.continue_from(prompts, self._embedding(tokens[:, :-1]), places)], dim=1)
+        logits = self.model.lm_head(hidden[mask]).float() / temperature  # [K, vocabulary]
+        chosen = logits.gather(1, tokens[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
+        return torch.zeros(mask.shape, device=chosen.device).masked_scatter(mask, chosen)
+
     def generate(
         self,
         conversations: list[Conversation],
