@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
         text = TextEncoding.load(tokenizer)
         assert_known("T5Config", config, list(T5Config().to_dict()))
         tokens = {key: value for key, value in text.config().items() if key != "bos_token_id"}
-        model = T5EncoderModel(T5Config(**{**tokens, **config}))
+        model: Any = T5EncoderModel(T5Config(**{**tokens, **config}))
         return cls(model.to(torch_dtype(dtype)), text, max_length)
 
     @classmethod
@@ -83,7 +83,8 @@ class TextEncoder(nn.Module):
         if config is not None and on_meta_device():
             return cls.from_config(config, tokenizer, max_length, dtype)
         source = find_source(source)
-        model, info = T5EncoderModel.from_pretrained(source, dtype=torch_dtype(dtype), output_loading_info=True)
+        kind: Any = T5EncoderModel
+        model, info = kind.from_pretrained(source, dtype=torch_dtype(dtype), output_loading_info=True)
         assert_complete(source, info, optional=("decoder.", "lm_head."))
         return cls(model, TextEncoding.load(tokenizer or source), max_length)
 
