@@ -1,28 +1,27 @@
 #!/usr/bin/env bash
 # Train the shipped tiny parts again and write them to experiments/tiny/weights/ with their cards: bash tools/train_tiny.sh [PART ...]
-# The order matters where one part stands on another (llava looks through tower). Without arguments: all of them.
+# The order matters where one part stands on another (llava looks through tower). Without arguments: all that are shipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 world() { # FOLDER and arguments; does nothing where the same shards are there already
   "$python" -m data_pipelines.shapes "$@"
 }
-parts="codec tower clip clip2 ssl1 ssl2 llava"
+shipped="codec tower clip clip2 ssl1 ssl2 llava"
+parts="$shipped deit tower_coarse" # the last two some experiments ask for
 for name in "$@"; do # all names first, before hours of training
-  case " $parts " in
-    *" $name "*) ;;
-    *) echo "error: found no part '$name', accepted are $parts" >&2; exit 2 ;;
-  esac
+  known=no
+  for part in $parts; do [ "$name" = "$part" ] && known=yes; done
+  [ $known = yes ] || { echo "error: found no part '$name', accepted are: $parts" >&2; exit 2; }
 done
 bash tools/setup.sh
-for part in "${@:-$parts}"; do
-  for name in $part; do
-    if [ "$name" = llava ]; then
-      world data/coarse --seed 2 --train 16000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,lookups,questions --samples-per-shard 2000
-    else
-      world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images --samples-per-shard 2000
-    fi
-    "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
-    "$python" tools/export_part.py "runs/tiny/$name" --test --probe colour shape size mark
-  done
+[ $# -gt 0 ] || set -- $shipped
+for name in "$@"; do
+  if [ "$name" = llava ]; then
+    world data/coarse --seed 2 --train 16000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,lookups,questions --samples-per-shard 2000
+  else
+    world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images --samples-per-shard 2000
+  fi
+  "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
+  "$python" tools/export_part.py "runs/tiny/$name" --test --probe colour shape size mark
 done

@@ -288,7 +288,7 @@ def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
     from umm_zoo.method import load_checkpoint
 
     try:
-        checkpoint = load_checkpoint(source)
+        checkpoint = load_checkpoint(source, mapped=True)
         left = set(checkpoint.get("left_behind", ()))
         built.method.carry({key: value for key, value in checkpoint["state_dict"].items() if key not in left})
     except (ValueError, OSError) as error:

@@ -250,7 +250,7 @@ class Method(LightningModule, ABC):
         from umm_zoo.build import build  # strings become classes there; a method itself never needs it
         from umm_zoo.experiment import use_folders
 
-        checkpoint = load_checkpoint(source)
+        checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
         use_folders(checkpoint.get("folders", []))
         method = build(checkpoint["experiment"]["method"])
         if not isinstance(method, cls):

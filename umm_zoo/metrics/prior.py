@@ -15,12 +15,12 @@ from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, kind_of, name_t
 class LanguagePrior(RowMetric):
     """Accuracy of answers given from the question's text alone; to be printed beside :class:`AnswerAccuracy`.
 
-    No model is asked: the numbers come from the questions and answers of the evaluated set. ``overall`` and the entry of each
-    kind say how often one is right who gives each question text its most frequent answer *in this very set*. No language-only
-    model can beat that on this set, so it is an upper bound; where few questions share a text it lies far above what such a model
-    reaches (and is 1 where all texts differ). ``held_out`` is the honest guess: the answers counted in one half of the rows (by a
-    hash of their keys) are given in the other half and the reverse, falling back on the kind's most frequent answer for a new
-    question text. Ties go to the answer with the smaller hash.
+    No model is asked: the numbers come from the questions and answers of the evaluated set. ``held_out`` is the number to quote,
+    and the entry of each kind its part over that kind: the answers counted in one half of the rows (by a hash of their keys) are
+    given in the other half and the reverse, falling back on the kind's most frequent answer for a new question text.
+    ``in_set_bound`` says how often one is right who gives each question text its most frequent answer *in this very set*: no
+    language-only model can beat that on this set, and where few questions share a text none comes near (it is 1 where all texts
+    differ). Ties go to the answer with the smaller hash.
 
     Args:
         kinds, tasks: count these rows only; give what :class:`AnswerAccuracy` is given.
@@ -43,7 +43,7 @@ class LanguagePrior(RowMetric):
         self.add_rows(records)
 
     def compute(self) -> dict[str, Tensor]:
-        """``overall``, ``held_out``, then each kind; empty when no row was seen."""
+        """``held_out``, each kind's part of it, ``in_set_bound``; empty when no row was seen."""
         records = self.records()
         if not len(records):
             return {}
@@ -58,7 +58,7 @@ class LanguagePrior(RowMetric):
                 fallback, kind_known = _most_frequent(kind[seen], answer[seen], kind[asked])
                 right = torch.where(known, guess, fallback) == answer[asked]
                 blind[asked] = right & (known | kind_known)
-        return {"overall": hits.double().mean(), "held_out": blind.double().mean(), **rates_by_name(hits, words)}
+        return {"held_out": blind.double().mean(), **rates_by_name(blind, words), "in_set_bound": hits.double().mean()}
 
 
 def _most_frequent(groups: Tensor, values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from umm_zoo.mistakes import MistakeError
 NAME_WORDS = 4
 
 #: Entries of a metric that no kind may be called.
-RESERVED = ("overall", "held_out")
+RESERVED = ("overall", "held_out", "in_set_bound")
 
 
 def required(outputs: Mapping[str, Any], name: str, metric: Metric) -> Any:
