@@ -178,8 +178,9 @@ def test_answers_are_scored_from_the_cache_of_their_prompts(vlm, length, monkeyp
     samples = vlm.sample_from(inputs, 3, length, temperature=0.7, generator=torch.Generator().manual_seed(1))
     whole, mask = vlm.log_probs(vlm.with_answers(inputs, samples.tokens, samples.mask), temperature=1.3)
     prefix, seen = vlm.prefix(inputs), []
-    run = vlm._run
-    monkeypatch.setattr(vlm, "_run", lambda embeddings, *rest: seen.append(embeddings.shape[1]) or run(embeddings, *rest))
+    going_on = vlm.continue_from
+    monkeypatch.setattr(vlm, "_run", lambda *_: pytest.fail("read a prompt again"))
+    monkeypatch.setattr(vlm, "continue_from", lambda _, new, *rest: seen.append(new.shape[1]) or going_on(_, new, *rest))
     found = vlm.answer_log_probs(prefix, samples.tokens, samples.mask, temperature=1.3)
     assert seen == ([samples.tokens.shape[1] - 1] if length > 1 else [])  # the answers alone were run
     assert_close(found[samples.mask], whole[mask], rtol=0, atol=1e-4)
