@@ -7,6 +7,7 @@ out, and a resume is approximate. ``python -m data_pipelines.index`` makes an in
 from __future__ import annotations
 
 import logging
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -264,7 +265,7 @@ class StreamData(LightningDataModule):
         self.ledger.rank = self._ranks()[1]
         if stage == "fit":
             self._start, self._reached = Progress(), {}
-            if self.trainer is not None:
+            if self.trainer is not None and os.path.abspath(self.trainer.default_root_dir) != os.getcwd():
                 self.ledger.open(self.trainer.default_root_dir)
 
     def train_dataloader(self) -> _StreamLoader:
@@ -291,7 +292,7 @@ class StreamData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its shards every stream of this rank has delivered."""
         reached = sorted(self._reached.values(), key=lambda progress: (progress.epoch, progress.shards))
-        least = reached[0] if reached else self._start
+        least = reached[0] if len(reached) >= max(1, self.num_workers) else self._start
         return {"epoch": least.epoch, "shards": least.shards}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -306,8 +307,8 @@ class StreamData(LightningDataModule):
                 f"data.{stage}: found {len(shards)} shards for {ranks} ranks x {max(1, workers)} workers; streamed shards are "
                 "shared out whole, so every worker needs at least one (fewer workers, or an index)"
             )
-        if len(shards) - start.shards < ranks * max(1, workers):
-            start = Progress(start.epoch + 1, 0)  # what is left of the epoch cannot be shared out
+        # every stream needs a shard of what is left of the epoch: some that were delivered come again
+        start = Progress(start.epoch, min(start.shards, len(shards) - ranks * max(1, workers)))
         stream = ShardStream(
             shards,
             self.sources[stage],

@@ -96,24 +96,24 @@ def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[
 
 
 def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> dict[str, list[float]]:
-    """Batches per second of each in every round; each is warmed up first, then they take turns.
+    """Batches per second of each in every round, taking turns.
 
-    A loader with workers reads ahead while the others have their turn. What it has ready is therefore taken out first, untimed.
+    Each begins anew in its turn and ends with it, or its workers would read ahead while another is timed. What they have ready when
+    the clock starts was taken out before.
     """
-    streams = {name: make() for name, make in makers.items()}
     rates: dict[str, list[float]] = {name: [] for name in makers}
-    for stream in streams.values():
-        next(stream)
     for turn in range(rounds):
-        order = list(streams) if turn % 2 == 0 else list(reversed(streams))
-        for name in order:
-            if name.endswith("workers") and not name.endswith(" 0 workers"):
-                for _ in range(2 * int(name.split()[-2]) + 1):  # torch keeps two batches per worker ready
-                    next(streams[name])
+        for name in makers if turn % 2 == 0 else reversed(makers):
+            workers = int(name.split()[1]) if " " in name else 0
+            stream = makers[name]()
+            for _ in range(1 + 2 * workers):  # torch keeps two batches per worker ready
+                next(stream)
+            count = batches * max(1, workers)
             began = time.perf_counter()
-            for _ in range(batches):
-                next(streams[name])
-            rates[name].append(batches / (time.perf_counter() - began))
+            for _ in range(count):
+                next(stream)
+            rates[name].append(count / (time.perf_counter() - began))
+            del stream
     return rates
 
 

@@ -3,10 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.loading import EndlessSlots
 from data_pipelines.order import ShardOrder, permutation, rank_slice
 
 shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 windows = st.integers(0, 14)
+legs_of_a_run = st.tuples(st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 3]), st.integers(1, 3))
 quick = settings(max_examples=150, deadline=None)
 
 
@@ -47,6 +49,23 @@ def test_a_window_reads_no_more_shards_than_it_names(sizes, window, seed):
     borders = np.flatnonzero(np.diff(read)) + 1
     open_at_once = max(len(set(read[i:]) & set(read[: i + 1])) for i in [0, *borders])
     assert open_at_once <= window
+
+
+@quick
+@given(shard_sizes, windows, st.integers(0, 9), st.lists(legs_of_a_run, max_size=4))
+def test_a_job_that_changes_its_ranks_at_every_resume_sees_the_straight_order(sizes, window, seed, legs):
+    seen: list[int] = []
+    steps, batch_size = 0, 12
+    for ranks, accumulation, more in legs:  # each leg begins in new processes, which know the position alone
+        order = ShardOrder(sizes, seed, window)
+        slots = [
+            iter(EndlessSlots(order, lambda at=steps: at * batch_size, batch_size, accumulation, ranks, rank))
+            for rank in range(ranks)
+        ]
+        for _ in range(more * accumulation):
+            seen += [slot.sample for own in slots for slot in next(own)]
+        steps += more
+    assert seen == ShardOrder(sizes, seed, window).take(0, steps * batch_size).tolist()
 
 
 def test_seeds_and_epochs_give_other_orders():
