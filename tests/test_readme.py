@@ -1,0 +1,105 @@
+"""What the README shows is what happens: its files are checked, its commands parsed, its error line printed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from umm_zoo.batch import Tokens
+from umm_zoo.fit import main
+from umm_zoo.testing import check_block
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.M | re.S)
+FILES = {body.split("\n")[0].removeprefix("# "): body for kind, body in BLOCKS if kind in ("yaml", "python")}
+LINES = [line.split("  #")[0].strip() for kind, body in BLOCKS if kind == "bash" for line in body.splitlines() if line.strip()]
+#: Every ``python -m …`` of the text, in blocks and in passing.
+COMMANDS = sorted({*re.findall(r"`(python -m [^`]+)`", TEXT), *(line for line in LINES if line.startswith("python -m"))})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader would stand: the README's own files beside the repository's folders."""
+    for name, body in FILES.items():
+        (tmp_path / name).write_text(body, encoding="utf-8")
+    for name in ("experiments", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path
+
+
+def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
+    assert {kind for kind, _ in BLOCKS} == {"bash", "yaml", "python", ""}
+    assert [name for name in FILES if not re.fullmatch(r"\w+\.(yaml|py)", name)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".yaml")])
+def test_its_experiments_pass_the_check(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--check"]) == 0, capsys.readouterr().err
+
+
+def test_its_block_passes_the_contract(folder: Path) -> None:
+    found = importlib.import_module("my_heads")
+    shape = re.search(r"check_block\(LinearHead\((\d+), (\d+)\)", TEXT)
+    assert shape is not None
+    width, channels = map(int, shape.groups())
+    check_block(found.LinearHead(width, channels), [Tokens(torch.randn(2, 9, width))], [2, channels, 3, 3])
+
+
+def test_its_error_line_is_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = next(body.strip() for kind, body in BLOCKS if not kind)
+    assert main(["mine.yaml", "--check", "method.optimizer.learning_rate=0.1"]) == 2
+    assert capsys.readouterr().err.strip() == shown
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_its_command_lines_name_what_exists(line: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *rest = shlex.split(line)
+    if first == "source":
+        return  # made by tools/setup.sh
+    if first == "bash":
+        assert subprocess.run(["bash", "-n", rest[0]], check=False).returncode == 0
+    else:
+        assert (first, rest[0]) == ("python", "-m")
+        if rest[1] == "umm_zoo.fit":
+            own = [word for word in rest[2:] if not word.startswith("ckpt=") and word != "--check"]
+            assert main([*own, "--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_its_modules_have_the_flags_it_uses(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *words = command.split()[2:]
+    verb = [words[1]] if module == "umm_zoo.generate" else []  # its flags belong to the verb
+    run = words[:1] if verb else []
+    monkeypatch.setattr(sys, "argv", [module, *run, *verb, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # runpy warns of a module that is there already
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(module, run_name="__main__")
+    text = capsys.readouterr().out
+    assert not left.value.code and "usage" in text
+    assert [word for word in words if word.startswith("--") and word not in text] == []
+
+
+def test_the_paths_it_names_exist() -> None:
+    named = set(re.findall(r"`((?:experiments|tools|tests)/[\w./-]+)`", TEXT)) | set(
+        re.findall(r"\b(tools/\w+\.(?:py|sh|txt))\b", TEXT)
+    )
+    assert len(named) > 5 and [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_classes_it_names_exist() -> None:
+    for path in set(re.findall(r"`(umm_zoo\.[\w.]+[A-Z]\w+)`", TEXT)):
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), path
