@@ -138,10 +138,20 @@ def test_validation_repeats_itself_and_draws_every_row():
     method, batch = wemmu(measure_attention=True), requests(0, 1, 2, target=(4, 8))
     first, second = (method.validation_step(batch, 3) for _ in range(2))
     assert torch.equal(first["pictures"], second["pictures"]) and torch.equal(first["flow"], second["flow"])
-    assert first["pictures"].shape == first["round_trip"].shape == (3, 3, 4, 8)
+    assert first["pictures"].shape == first["round_trips"].shape == (3, 3, 4, 8)
     assert first["counts"] == {"attention_bias": 2, "attention_log_bias": 2} and first["attention_bias"].isfinite()
     question = Batch(["q"], [[{"role": "user", "text": "Say yes."}, {"role": "assistant", "text": "yes"}]])
-    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers", "pictures"}
+    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers", "pictures", "other_pictures"}
+
+
+def test_sensitivity_compares_with_the_same_noise_under_the_instruction_to_change_nothing():
+    method, batch = wemmu(measure_sensitivity=True), requests(1, 1, target=(32, 32))
+    outputs = method.validation_step(batch, 0)
+    assert torch.equal(outputs["other_targets"], batch.images) and outputs["other_pictures"].shape == (2, 3, 32, 32)
+    unchanged = requests(1, 1, target=(32, 32))
+    unchanged.meta = [{"task": "reconstruction"}] * 2
+    assert torch.equal(method.validation_step(unchanged, 0)["pictures"], outputs["other_pictures"])
+    assert method.validation_step(requests(0, 1, target=(32, 32)), 0)["other_pictures"] is None
 
 
 def test_attention_bias_is_what_queries_pay_to_a_picture_token_minus_a_word():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class Bridge(Method):
         picture_size: side in pixels of what ``sample`` draws when nothing else is said.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
         measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
+        measure_sensitivity: also draw edits as reconstructions, from the same noise (costs a second drawing).
         max_new_tokens: longest answer in validation, to rows that have one.
 
     Raises:
@@ -88,6 +90,7 @@ class Bridge(Method):
         picture_size: int,
         num_drawn_batches: int | None,
         measure_attention: bool,
+        measure_sensitivity: bool,
         max_new_tokens: int,
     ) -> None:
         super().__init__()
@@ -95,7 +98,8 @@ class Bridge(Method):
         self.decoder, self.codec, self.objective, self.detail = decoder, codec, objective, detail
         self.guidance, self.dropout, self.prompts = guidance, dropout, prompts
         self.picture_size, self.num_drawn_batches = picture_size, num_drawn_batches
-        self.measure_attention, self.max_new_tokens = measure_attention, max_new_tokens
+        self.measure_attention, self.measure_sensitivity = measure_attention, measure_sensitivity
+        self.max_new_tokens = max_new_tokens
         self._num_tokens = torch.zeros((), dtype=torch.long)
         self._check_blocks(trained)
         pathway.attach(vlm)
@@ -217,9 +221,10 @@ class Bridge(Method):
         """What metrics read.
 
         Rows with a picture to draw: ``loss`` and ``flow`` (the plain error) under the same noise at every validation, ``pictures``
-        as drawn with guidance from noise that depends on the row alone, ``round_trip`` of the codec; with ``measure_attention``
-        also ``attention_bias`` and ``attention_log_bias``. Rows without: ``answers``, ``nll`` and ``num_tokens`` of the
-        frozen model.
+        as drawn with guidance from noise that depends on the row alone, ``round_trips`` of the codec; with ``measure_attention``
+        also ``attention_bias`` and ``attention_log_bias``, with ``measure_sensitivity`` ``other_pictures`` and ``other_targets``:
+        edits drawn from the same noise as reconstructions, and their sources. Rows without: ``answers``, ``nll`` and
+        ``num_tokens`` of the frozen model.
         """
         if batch.targets is None:
             return self._language_outputs(batch)
@@ -231,19 +236,31 @@ class Bridge(Method):
         queries = self.draw_queries(reading, grid, generators)
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs: dict[str, Any] = dict(self.objective(self.decoder, latents, self.condition(reading, queries, grid), generator))
-        outputs["pictures"] = None  # what metrics of pictures leave out
+        outputs |= {"pictures": None, "other_pictures": None}  # which metrics of pictures leave out
         if self.num_drawn_batches is None or batch_idx < self.num_drawn_batches:
             height, width = batch.targets.shape[-2:]
             outputs["pictures"] = self.draw(batch, _row_seeds(batch), size=(height, width))
-            outputs["round_trip"] = self.codec.decode(latents).to(batch.targets.dtype)
+            outputs["round_trips"] = self.codec.decode(latents).to(batch.targets.dtype)
+            outputs |= self._sensitivity_outputs(batch, (height, width))
             if self.measure_attention:
                 outputs |= attention_bias(self.pathway, self.vlm, reading, queries, self.queries.grid_for(grid))
         return outputs
 
+    def _sensitivity_outputs(self, batch: Batch, size: tuple[int, int]) -> dict[str, Any]:
+        """What the same noise gives when the instruction is to change nothing, for ``metrics.InstructionSensitivity``."""
+        if not self.measure_sensitivity:
+            return {}
+        images = batch.images
+        if set(drawing_tasks(batch)) != {"edit"} or images is None or tuple(images.shape[-2:]) != size:
+            return {"other_pictures": None}
+        unchanged = replace(batch, meta=[{**meta, "task": "reconstruction"} for meta in batch.meta])
+        return {"other_pictures": self.draw(unchanged, _row_seeds(batch), size=size), "other_targets": images}
+
     def _language_outputs(self, batch: Batch) -> dict[str, Any]:
         output = self.vlm(self.vlm.inputs_of(batch))
         answers = self.answer(batch) if self.max_new_tokens else [""] * len(batch)
-        return {"nll": output.nll, "num_tokens": output.num_tokens, "answers": answers, "pictures": None}
+        nothing = {"pictures": None, "other_pictures": None}  # which metrics of pictures leave out
+        return {"nll": output.nll, "num_tokens": output.num_tokens, "answers": answers, **nothing}
 
     # -- use -----------------------------------------------------------------------------------------------------------------
 
@@ -289,6 +306,16 @@ class Bridge(Method):
             raise ValueError(f"sample: found {len(prompts)} prompts and {len(shown)} groups of pictures")
         batch = drawing_batch(list(prompts), shown).to(self.device)
         return self.draw(batch, [seed + row for row in range(len(prompts))], num_steps, guidance, size)
+
+    def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw pictures ``[M, 3, H, W]`` again from what queries and details make of them, in their own size."""
+        seed = int(torch.randint(2**31, (), generator=generator, device=None if generator is None else generator.device))
+        return self.sample([""] * len(images), [[image] for image in images], seed, size=(images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Pictures through the codec and back: the best that a reconstruction could be."""
+        return self.codec.decode(self.codec.encode(images)).clamp(-1, 1)
 
     @torch.no_grad()
     def draw(

@@ -50,6 +50,7 @@ class WeMMU(Bridge):
         picture_size: side in pixels of what ``sample`` draws when nothing else is said.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
         measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
+        measure_sensitivity: also draw edits as reconstructions, from the same noise (costs a second drawing).
         max_new_tokens: longest answer in validation, to rows that have one.
 
     Raises:
@@ -75,6 +76,7 @@ class WeMMU(Bridge):
         picture_size: int = 512,
         num_drawn_batches: int | None = None,
         measure_attention: bool = False,
+        measure_sensitivity: bool = False,
         max_new_tokens: int = 0,
     ) -> None:
         super().__init__(
@@ -95,5 +97,6 @@ class WeMMU(Bridge):
             picture_size,
             num_drawn_batches,
             measure_attention,
+            measure_sensitivity,
             max_new_tokens,
         )
