@@ -1,0 +1,68 @@
+"""What later stages of a curriculum cost earlier tasks: every score after each stage, and its change from best to last.
+
+    python tools/forgetting.py runs/wemmu/toy/stage2 runs/wemmu/toy/stage3 runs/wemmu/toy/stage4 [--metrics geneval edits]
+
+Scores are those of each run's ``metrics.json``, which every run writes when it ends; ``python -m umm_zoo.evaluate`` scores a run on
+other data. A score that a stage did not measure is left empty. ``forgotten`` is the highest score of any earlier stage minus that of
+the last one: positive is a loss. Scores for which lower is better (copy_index, flow) are turned round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+LOWER_IS_BETTER = ("copy_index", "flow", "loss", "frechet")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order of the stages")
+    made.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="only scores whose name contains one of these")
+    options = made.parse_args(arguments)
+    try:
+        stages = {run.name: scores_of(run) for run in options.runs}
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(stages, options.metrics))
+    return 0
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    """The validation scores that a run ended with.
+
+    Raises:
+        FileNotFoundError: the run has no ``metrics.json``.
+    """
+    file = run / "metrics.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: found no such file, accepted is the folder of a finished run")
+    metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+    return {name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")}
+
+
+def forgotten(name: str, values: list[float | None]) -> float | None:
+    """Best of the earlier stages minus the last; None where either is missing."""
+    sign = -1 if any(word in name for word in LOWER_IS_BETTER) else 1
+    before = [sign * value for value in values[:-1] if value is not None]
+    return None if not before or values[-1] is None else max(before) - sign * values[-1]
+
+
+def table(stages: dict[str, dict[str, float]], wanted: list[str]) -> str:
+    """Markdown, a score per row and a stage per column."""
+    names = dict.fromkeys(name for scores in stages.values() for name in scores)
+    rows = [f"| score | {' | '.join(stages)} | forgotten |", "|---" * (len(stages) + 2) + "|"]
+    for name in names:
+        if wanted and not any(word in name for word in wanted):
+            continue
+        values = [scores.get(name) for scores in stages.values()]
+        cells = ["" if value is None else f"{value:.3f}" for value in [*values, forgotten(name, values)]]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
