@@ -70,7 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pictures.mkdir()
     for name, colour in (("one", (255, 0, 0)), ("two", (0, 255, 0))):
         Image.new("RGB", (12, 8), colour).save(pictures / f"{name}.png")
-    sizes = {"hidden_size": 12, "intermediate_size": 8, "image_size": 8, "patch_size": 4}
+    sizes = {"hidden_size": 12, "image_size": 8, "patch_size": 4}
     config = {**sizes, "num_hidden_layers": 1, "num_attention_heads": 2}
     node = {"_target_": "umm_zoo.backbones.features.DINOv2Features.from_config", "config": config}
     (tmp_path / "encoders.yaml").write_text(yaml.safe_dump({"a": node, "b": node}))

@@ -103,6 +103,7 @@ class FullCaptions(Conversations):
         if self.shuffled:
             order = np.random.default_rng([1, zlib.crc32(key.encode())]).permutation(len(order)).tolist()
         answer = "; ".join(clause(scene.objects[place]) for place in order)
+        sample.meta.setdefault("target_scene", sample.meta["scene"])  # what a redrawn picture should show
         sample.conversation = [
             Turn(role="user", text=f"{IMAGE_MARKER}\n{self.prompt}"),
             Turn(role="assistant", text=f"{answer}; background: {scene.background}"),

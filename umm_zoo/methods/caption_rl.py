@@ -108,7 +108,7 @@ class GenerationForUnderstanding(UAEBase):
         prompt: str = CAPTION_PROMPT,
         max_new_tokens: int = 512,
         temperature: float = 1.0,
-        num_drawn_batches: int | None = 1,
+        num_drawn_batches: int | None = None,
     ) -> None:
         if group < 2 or updates_per_rollout < 1 or temperature <= 0:
             raise ValueError(

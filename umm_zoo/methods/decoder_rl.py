@@ -103,7 +103,7 @@ class UnderstandingForGeneration(UAEBase):
         prompt: str = CAPTION_PROMPT,
         max_new_tokens: int = 512,
         temperature: float = 1.0,
-        num_drawn_batches: int | None = 1,
+        num_drawn_batches: int | None = None,
     ) -> None:
         if group < 2 or updates_per_rollout < 1:
             raise ValueError(f"method: group must be >= 2 and updates_per_rollout >= 1, found {group} and {updates_per_rollout}")

@@ -207,7 +207,7 @@ class UAE(UAEBase):
         temperature: float = 1.0,
         drop_caption: float = 0.1,
         stored_latents: str | None = None,
-        num_drawn_batches: int | None = 1,
+        num_drawn_batches: int | None = None,
     ) -> None:
         super().__init__(
             vlm,

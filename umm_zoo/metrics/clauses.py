@@ -47,7 +47,12 @@ def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
     background = f"background: {scene['background']}" in clauses
     counts = (present["small"], right["small"], present["large"], right["large"])
     return ClauseCounts(
-        len(objects), sum(right.values()), len(scene["objects"]), *counts, int(background), len(caption.replace(":", " ").split())
+        len(objects),
+        sum(right.values()),
+        len(scene["objects"]),
+        *counts,
+        int(background),
+        len(caption.replace(":", " ").replace(";", " ").split()),
     )
 
 
