@@ -267,7 +267,8 @@ def _members(name: str, values: Tensor | list[Tensor], counts: list[int], half: 
             made.append({f"{name}.npy": _npy(part, half)})
         else:
             lengths = torch.tensor([len(entry) for entry in part])
-            made.append({f"{name}.npy": _npy(torch.cat(part), half), f"{name}.lengths.npy": _npy(lengths, False)})
+            whole = torch.cat(part) if part else values[0][:0] if len(values) else torch.zeros(0)
+            made.append({f"{name}.npy": _npy(whole, half), f"{name}.lengths.npy": _npy(lengths, False)})
     return made
 
 

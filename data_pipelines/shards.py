@@ -82,7 +82,7 @@ class ShardData(LightningDataModule):
             sample by range requests.
         cache_gb: most that ``cache`` may hold; shards used longest ago make room.
         precomputed: where the outputs of frozen parts lie that ``data_pipelines.precompute`` stored: ``beside`` the shards, a
-            folder, or ``off`` to compute them in training. Used where they are there; refused where they are stale.
+            folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
 
     Raises:
         ValueError: a size is not positive.
@@ -227,12 +227,12 @@ class ShardData(LightningDataModule):
 
     def stored_folder(self) -> str | None:
         """The folder of stored outputs; None is beside each shard."""
-        return None if self.precomputed in ("beside", "off") else self.precomputed
+        return None if self.precomputed in ("beside", "ignore") else self.precomputed
 
     def _stored(self, stage: str, sources: Sequence[OpenSource]) -> list[StoredOutputs]:
         """Stored outputs of the method's frozen parts, looked for when a loader is made: only then a resume has its weights."""
         method = None if self.trainer is None else self.trainer.lightning_module
-        if self.precomputed == "off" or not isinstance(method, Method):
+        if self.precomputed == "ignore" or not isinstance(method, Method):
             return []
         named = {name for source in sources for name in source.task.extras}
         indexes = [index for source in sources for index in source.indexes]
@@ -246,7 +246,7 @@ class ShardData(LightningDataModule):
         if any(found) and changing and stage == "train":
             raise MistakeError(
                 f"callbacks: found {changing[0]}, which changes the pictures, and stored outputs of the unchanged ones; "
-                "data.precomputed=off computes them in training instead"
+                "data.precomputed=ignore computes them in training instead"
             )
         return [kept for kept in found if kept is not None]
 

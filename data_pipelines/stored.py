@@ -140,7 +140,7 @@ def find_stored(name: str, fingerprint: str, indexes: Sequence[ShardIndex], wher
             found[index.path] = place
         else:
             missing.append(index.path)
-    off = "data.precomputed=off computes them in training instead"
+    off = "data.precomputed=ignore computes them in training instead"
     if not missing:
         return StoredOutputs(name, found)
     if any(folder_of(base, name, fingerprint).is_dir() for base in bases):

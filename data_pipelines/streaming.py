@@ -37,6 +37,8 @@ NOTE = (
     "on with whole shards; some samples come again); `python -m data_pipelines.index SHARD…` and ShardData make both exact"
 )
 _noted = False
+_BLOCK = 512
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zX")
 
 
 def _note_once() -> None:
@@ -190,7 +192,8 @@ class ShardStream(IterableDataset[_Delivered]):
         """The samples of one tar in order; the file is opened here, for webdataset would start a shell for an address."""
         with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as file:
             key, members = "", dict[str, bytes]()
-            for entry in wds.tariterators.tar_file_iterator(file, skip_meta=None, handler=wds.reraise_exception):
+            watched = _Watched(file)
+            for entry in wds.tariterators.tar_file_iterator(watched, skip_meta=None, handler=wds.reraise_exception):
                 own, name = split_member_name(entry["fname"])
                 if own and own != key:
                     if members:
@@ -198,8 +201,32 @@ class ShardStream(IterableDataset[_Delivered]):
                     key, members = own, {}
                 if own:
                     members.setdefault(name, entry["data"])
+            watched.check_end()  # before the last sample, of which the end may be missing
             if members:
                 yield key, members
+
+
+class _Watched:
+    """Passes the bytes of a tar on and looks at its end: Python's tarfile takes an archive cut between members for a whole one."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._head, self._tail = file, b"", b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes of the file."""
+        content: bytes = self._file.read(size)
+        self._head = self._head or content[:4]
+        self._tail = (self._tail + content)[-_BLOCK:]
+        return content
+
+    def check_end(self) -> None:
+        """Raises:
+        tarfile.ReadError: a plain tar that does not end in an empty block.
+        """
+        while self.read(1 << 20):
+            pass
+        if not self._head.startswith(_COMPRESSED) and (len(self._tail) < _BLOCK or self._tail.strip(b"\0")):
+            raise tarfile.ReadError("the archive is cut short")
 
 
 class StreamData(LightningDataModule):

@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import webdataset.gopen
 from test_shards import fit, write_tar, write_world
 
 from data_pipelines import streaming
@@ -68,9 +67,9 @@ def test_training_streams_says_so_once_and_resumes_approximately(world, tmp_path
         again = fit(data(), tmp_path / "more", 8, tmp_path / "at-step=5.ckpt")
     notes = [message for message in caplog.messages if "resume is approximate" in message]
     assert len(notes) == 1 and "data_pipelines.index" in notes[0]
-    assert len(model.seen) == 20 and len(set(model.seen)) == 20 and len(again.seen) == 12
-    assert len(set(model.seen) | set(again.seen)) > 20  # it went on, and did not begin anew
-    assert sorted(Counter(model.validated).values())[-1] >= 1
+    assert len(model.seen) == 20 and len(again.seen) == 12
+    assert len(set(model.seen)) == 20 or workers  # a worker that is through with its shards begins its next epoch
+    assert len(set(model.seen) | set(again.seen)) > len(set(model.seen))  # it went on, and did not begin anew
 
 
 def test_a_shard_cut_short_and_bad_samples_are_named_and_kill_nothing(tmp_path):
@@ -94,7 +93,7 @@ def test_more_streams_than_shards_are_refused(world):
 
 def test_addresses_are_opened_without_a_shell(world, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setattr(webdataset.gopen, "gopen", lambda *arguments, **options: pytest.fail("webdataset opened a file"))
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: pytest.fail("a program was started"))
     files = fsspec.filesystem("memory")
     for path in world.glob("*.tar"):
         files.pipe(f"/stream/{path.name}", path.read_bytes())
