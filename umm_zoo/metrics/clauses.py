@@ -45,15 +45,9 @@ def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
         present[item["size"]] += 1
         right[item["size"]] += f"{item['cell']}: a {item['size']} {item['colour']} {item['shape']}" in said
     background = f"background: {scene['background']}" in clauses
-    counts = (present["small"], right["small"], present["large"], right["large"])
-    return ClauseCounts(
-        len(objects),
-        sum(right.values()),
-        len(scene["objects"]),
-        *counts,
-        int(background),
-        len(caption.replace(":", " ").replace(";", " ").split()),
-    )
+    sizes = (present["small"], right["small"], present["large"], right["large"])
+    words = len(caption.replace(":", " ").replace(";", " ").split())
+    return ClauseCounts(len(objects), sum(right.values()), len(scene["objects"]), *sizes, int(background), words)
 
 
 class CaptionClauses(Metric):
