@@ -3,8 +3,8 @@
     python tools/forgetting.py runs/wemmu/toy/stage2 runs/wemmu/toy/stage3 runs/wemmu/toy/stage4 [--metrics geneval edits]
 
 Scores are those of each run's ``metrics.json``, which every run writes when it ends; ``python -m umm_zoo.evaluate`` scores a run on
-other data. A score that a stage did not measure is left empty. ``forgotten`` is the highest score of any earlier stage minus that of
-the last one: positive is a loss. Scores for which lower is better (copy_index, flow) are turned round.
+other data. A score that a stage did not measure is left empty. ``forgotten`` is the highest score of any earlier stage minus that
+of the last one: positive is a loss. Scores for which lower is better (copy_index, flow) are turned round.
 """
 
 from __future__ import annotations

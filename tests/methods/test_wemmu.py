@@ -70,6 +70,26 @@ def test_01_frozen_path_is_the_same_with_and_without_queries_and_details(counts)
     assert torch.equal(after, before) and method.answer(batch, 5) == answers  # bit for bit
 
 
+def test_01_understanding_is_the_same_bit_for_bit_after_four_stages():
+    asked = requests(1, 2, 0, seed=9)
+    vlm = tiny_vlm()
+    hidden = vlm(vlm.inputs_of(asked)).hidden
+    answers = vlm.generate(asked.prompts(), asked.images, asked.image_counts, 6)
+    drawn = requests(0, 1, 0)
+    drawn.meta = [{}, {"task": "reconstruction"}, {"task": "unconditional"}]
+    state: dict[str, Tensor] = {}
+    for stage, batch in enumerate((drawn, drawn, requests(1, 0, 1), requests(2, 1, 0)), 1):
+        method = wemmu(["pathway", "connector", "detail"] + ["decoder"] * (stage > 1))  # frozen parts as from their own files
+        method.carry(state)
+        trained_step(method.train(), batch)
+        checkpoint = {"state_dict": method.state_dict()}
+        method.on_save_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+    assert not [key for key in state if key.startswith(("vlm.", "codec."))] and any(key.startswith("decoder.") for key in state)
+    assert torch.equal(method.vlm(method.vlm.inputs_of(asked)).hidden, hidden)
+    assert method.answer(asked, 6) == answers
+
+
 @pytest.mark.parametrize("counts", [(1,), (0, 2, 1)])
 def test_01_one_cached_reading_is_one_pass_over_the_whole_sequence(counts):
     method, batch = wemmu(), requests(*counts)
