@@ -130,17 +130,22 @@ class ShardStream(IterableDataset[_Delivered]):
 
     def _samples(self, stream: int, streams: int) -> Iterator[tuple[Progress, Row | Skip | None]]:
         """Samples and skips with the progress after each; None at the end of an epoch."""
-        epoch, offset, read_any = self.start.epoch, self.start.shards, True
+        epoch, offset = self.start.epoch, self.start.shards
         while True:
             order = permutation(len(self.shards), self.seed, epoch).tolist() if self.buffer > 1 else range(len(self.shards))
             mine = order[offset:][stream::streams]
-            delivered = 0
+            delivered, reason = 0, "they are empty"
             for finished, made in self._shuffled([self.shards[number] for number in mine], epoch, stream):
-                delivered += 1
+                if isinstance(made, Skip):
+                    reason = str(made)
+                else:
+                    delivered += 1
                 yield Progress(epoch, offset + finished * streams), made
-            if not delivered and not read_any:
-                raise MistakeError(f"data.{self.stage}: found no sample in {len(mine)} shards of this rank, at least one is needed")
-            read_any = delivered > 0 or bool(offset)
+            if not delivered and not offset and self.endless:  # or it would look for one for ever
+                shards = f"{len(mine)} shards that rank {self.rank} reads"
+                raise MistakeError(
+                    f"data.{self.stage}: found no usable sample in the {shards}, accepted is at least one ({reason})"
+                )
             epoch, offset = epoch + 1, 0
             yield Progress(epoch, 0), None
             if not self.endless:

@@ -62,8 +62,8 @@ def test_names_that_climb_out_stay_names_and_links_are_no_samples(tmp_path, modu
     folder = tmp_path / "deep" / "shards"
     folder.mkdir(parents=True)
     with tarfile.open(folder / "a.tar", "w") as tar:
-        for name, content in sample().items():
-            for key in ("../../climbed", str(tmp_path / "absolute")):
+        for key in ("../../climbed", str(tmp_path / "absolute")):
+            for name, content in sample().items():
                 info = tarfile.TarInfo(f"{key}.{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

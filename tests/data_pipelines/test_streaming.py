@@ -91,6 +91,13 @@ def test_more_streams_than_shards_are_refused(world):
         data.train_dataloader()
 
 
+def test_nothing_but_bad_samples_end_the_run(tmp_path):
+    write_tar(tmp_path / "a.tar", {f"bad{n}": {"json": b"{"} for n in range(3)})
+    data = StreamData({"a": ShardSource(str(tmp_path))}, batch_size=2)
+    with pytest.raises(MistakeError, match=r"no usable sample in the 1 shards .*a\.tar:bad\d: json cannot be parsed"):
+        next(iter(data.train_dataloader()))
+
+
 def test_addresses_are_opened_without_a_shell(world, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: pytest.fail("a program was started"))
