@@ -82,5 +82,5 @@ def test_judgement():
 def test_rollouts_are_scored(tmp_path):
     trainer = fit(Policy([0.1] * 12), RolloutMetrics({"clauses": CaptionClauses()}, every_n_steps=4), tmp_path)
     assert trainer.callback_metrics["rollout/clauses/precision"] == 1
-    with pytest.raises(ValueError, match="no rollouts"):
-        fit(lightning.pytorch.demos.boring_classes.BoringModel(), RolloutMetrics({}), tmp_path)
+    with pytest.raises(ValueError, match="LightningModule has no rollouts"):
+        RolloutMetrics({}).on_train_start(trainer, lightning.LightningModule())
