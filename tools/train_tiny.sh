@@ -18,7 +18,7 @@ bash tools/setup.sh
 [ $# -gt 0 ] || set -- $shipped
 for name in "$@"; do
   if [ "$name" = llava ]; then
-    world data/coarse --seed 2 --train 16000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,lookups,questions --samples-per-shard 2000
+    world data/coarse --seed 2 --train 8000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,questions --samples-per-shard 2000
   else
     world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images --samples-per-shard 2000
   fi

@@ -3,7 +3,7 @@ import torch
 
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch, Grid
-from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, labels_of_tokens
+from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means, labels_of_tokens
 from umm_zoo.metrics import Means
 from umm_zoo.optimization import AdamW
 
@@ -47,6 +47,13 @@ def test_a_share_labels_whole_pictures_for_good() -> None:
     assert torch.equal(first, labels(data)["colour"])
     assert 0.18 < (first != UNLABELLED).any(dim=1).float().mean() < 0.32
     assert (labels(data, everything=True)["colour"] != UNLABELLED).any(dim=1).all()
+
+
+def test_cells_average_their_own_tokens() -> None:
+    tokens = torch.arange(16.0).reshape(1, 16, 1)  # a 4x4 grid in raster order
+    torch.testing.assert_close(cell_means(tokens, Grid(4, 4), 2)[0, :, 0], torch.tensor([2.5, 4.5, 10.5, 12.5]))
+    tokens = torch.arange(8.0).reshape(1, 8, 1)  # 2 rows of 4
+    torch.testing.assert_close(cell_means(tokens, Grid(2, 4), 2)[0, :, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
 
 
 def test_each_token_has_the_label_of_its_cell() -> None:

@@ -73,6 +73,13 @@ class CellLabels:
         return occupied
 
 
+def cell_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    """Mean feature of each cell of a square board, ``[B, N, D]`` in raster order to ``[B, side * side, D]``."""
+    B, _, D = tokens.shape
+    board = tokens.transpose(1, 2).reshape(B, D, grid.h, grid.w)
+    return F.adaptive_avg_pool2d(board, side).flatten(2).transpose(1, 2)
+
+
 def labels_of_tokens(labels: Tensor, grid: Grid, side: int) -> Tensor:
     """The label of the cell in which each token's centre lies, ``[B, side * side]`` to ``[B, h * w]``, both in raster order."""
     rows = ((torch.arange(grid.h, device=labels.device) + 0.5) * side / grid.h).long()
@@ -91,11 +98,9 @@ class SupervisedTower(Method):
 
     LLaVA and ROSS look through the last but one layer of a frozen tower. A reconstruction loss can only help a language model with
     what that layer carries, so a toy needs a tower of which this is known: one trained with the fine detail among its attributes,
-    and as a control one trained without. From each patch by itself a linear layer behind a LayerNorm names the attributes of
-    the object in the patch's cell: what is learnt can be read out linearly, and a word of a question finds in one token all
-    there is to say of an object. (With one answer per cell, from the mean of its patches, no patch needs to carry two
-    attributes together, and a language model is slow to find an object by its description: our observation.) Attributes are
-    asked of cells that hold an object; a further head says which do.
+    and as a control one trained without. Each cell's features are averaged, and a linear layer behind a LayerNorm names the
+    attribute; so what is learnt can be read out linearly. Attributes are asked of cells that hold an object; a further head
+    says which do.
 
     Args:
         tower: trained.
@@ -138,7 +143,7 @@ class SupervisedTower(Method):
         return {"tower": self.tower, "heads": self.heads}
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of each attribute, averaged over the labelled patches, summed over attributes and layers."""
+        """Cross-entropy of each attribute, averaged over the labelled cells, summed over attributes and layers."""
         return self._losses(batch, everything=False)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -153,14 +158,13 @@ class SupervisedTower(Method):
         pictures = picture_of_each_row(batch)
         labels = {name: values.to(pictures.device) for name, values in self.labels(batch, everything).items()}
         labels["occupied"] = self.labels.occupied(batch).to(pictures.device)
-        labels = {name: labels_of_tokens(wanted, self.tower.grid, self.labels.side) for name, wanted in labels.items()}  # [B, N]
         losses: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         output = self.tower.vision(self.tower.pixels(pictures), output_hidden_states=True)
         for layer in self.layers:
-            patches = self.tower.patches(output, layer)  # [B, N, D]
+            cells = cell_means(self.tower.patches(output, layer), self.tower.grid, self.labels.side)  # [B, cells, D]
             for name, wanted in labels.items():
-                logits = self.heads[f"{name}_{-layer}"](patches)  # [B, N, values]
+                logits = self.heads[f"{name}_{-layer}"](cells)  # [B, cells, values]
                 losses[f"{name}_{-layer}"] = labelled_cross_entropy(logits, wanted)
                 found.setdefault(name, logits.argmax(dim=-1))
         if self.scene_attributes:
