@@ -88,18 +88,20 @@ def test_what_was_half_written_or_half_removed_goes(tmp_path: Path) -> None:
 
 
 def test_the_word_of_the_disk_is_passed_on_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, writes = written(tmp_path, 1), iter(range(100))
-    write = checkpoint_io._Output.write
+    checkpoints, begin = written(tmp_path, 1), checkpoint_io._Output.__init__
 
-    def full(self: Any, data: Any) -> int:
-        if next(writes) == 3:
+    class Full:
+        def write(self, data: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
 
-    monkeypatch.setattr(checkpoint_io._Output, "write", full)
-    with pytest.raises(
-        CheckpointError, match=r"step-00000002.ckpt could not be written: no room on the disk \(No space left on dev"
-    ):
+        flush = close = fileno = lambda self: 0
+
+    def on_a_full_disk(self: Any, path: Path) -> None:
+        begin(self, path)
+        self._stream = Full()
+
+    monkeypatch.setattr(checkpoint_io._Output, "__init__", on_a_full_disk)
+    with pytest.raises(CheckpointError, match=r"00002.ckpt could not be written: no room on the disk \(No space left"):
         written(tmp_path, 2)
     assert names(checkpoints) == ["LATEST", "step-00000001.ckpt"] and load_checkpoint(tmp_path)["global_step"] == 1
 

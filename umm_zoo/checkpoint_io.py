@@ -152,6 +152,17 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+def step_in(source: str | Path) -> int:
+    """Optimiser steps that a checkpoint holds; its tensors are not read.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: the file is something else, or cut short.
+    """
+    path = checkpoint_path(source)
+    return int((ShardedCheckpoint(path).rest() if path.is_dir() else load_checkpoint(path, mapped=True))["global_step"])
+
+
 #: What a consolidated file holds beside the weights, as JSON in its header.
 DESCRIPTION = ("experiment", "folders", "left_behind", "global_step")
 
@@ -164,4 +175,4 @@ def _read_consolidated(path: Path) -> dict[str, Any]:
         return {**description, "state_dict": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118 - not a dict
 
 
-__all__ = ["DESCRIPTION", "INDEX", "NO_ROOM", "AtomicCheckpointIO", "load_checkpoint", "reason", "verify"]
+__all__ = ["DESCRIPTION", "INDEX", "NO_ROOM", "AtomicCheckpointIO", "load_checkpoint", "reason", "step_in", "verify"]

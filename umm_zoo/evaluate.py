@@ -132,7 +132,7 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
             raise UserError(source, f"{key}: found a key that has done its work, accepted those that it was filled into")
     experiment = experiment_from(checkpoint["experiment"], source, checkpoint.get("folders", ()), overrides)
     check(experiment)
-    folder = Path(source) if Path(source).is_dir() else checkpoint_path(source).parent
+    folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
     return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment, [])
 
 

@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,7 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
     folder = RunFolder.of(experiment, runs)
     if restarted_by_slurm() and folder.checkpoints.newest() is not None:
         ckpt, again = "last", False  # the job's first attempt has done what its command line asks
+        print(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint", flush=True)
     what = folder.decide(experiment, ckpt, again) if _is_main_process() else ("resume" if ckpt else "fresh")
     if what == "finished":
         print(f"{folder.path}: this experiment has finished there; --again runs it anew")
@@ -196,7 +198,19 @@ def _start_of(experiment: Experiment, stages: list[Experiment], runs: str | None
     # several processes: Lightning starts them by running this command again, and they must not meet the later stage
     more = (["ckpt=last"] if ckpt else []) + (["--runs", runs] if runs else [])
     command = [sys.executable, "-m", "umm_zoo.fit", stage.file, *stage.overrides, *more]
-    return folder.path, subprocess.run(command, check=False).returncode
+    return folder.path, _run_and_pass_signals_on(command)
+
+
+def _run_and_pass_signals_on(command: list[str]) -> int:
+    """The exit code of a child that gets the signals which ask this process to stop; Ctrl-C reaches it by itself."""
+    child = subprocess.Popen(command)
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda signum, _: child.send_signal(signum)) for number in numbers}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start: Path | None) -> int:

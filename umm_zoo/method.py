@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch.distributed as dist
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
@@ -199,10 +200,11 @@ class Method(LightningModule, ABC):
         checkpoint["state_keys"] = sorted(kept)  # some strategies take the weights away before on_load_checkpoint
         checkpoint["left_behind"] = sorted(self._part_keys(self.left_behind))
         trainer = self._trainer
-        states: list[Any] = [self.run_state()]
+        own = self.run_state()
+        states: list[Any] = [own]
         if trainer is not None and trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             states = [None] * trainer.world_size
-            dist.all_gather_object(states, self.run_state())
+            dist.all_gather_object(states, own)
         if any(states):
             checkpoint["run_states"] = states
 
@@ -216,8 +218,11 @@ class Method(LightningModule, ABC):
             raise ValueError(f"checkpoint: {len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
         self._carried |= saved - self._part_keys(self.trained)
         states = checkpoint.get("run_states", [])
-        if self._trainer is not None and len(states) == self._trainer.world_size:
-            self.load_run_state(states[self._trainer.global_rank])
+        if self._trainer is not None and states:
+            if len(states) == self._trainer.world_size:
+                self.load_run_state(states[self._trainer.global_rank])
+            else:
+                rank_zero_warn(f"run_state of {len(states)} ranks is left out: there are {self._trainer.world_size} now")
 
     def carry(self, state: Mapping[str, Tensor]) -> None:
         """Start from the trained weights of an earlier stage (or of a finished run), and keep them in this run's checkpoints.

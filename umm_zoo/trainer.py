@@ -18,7 +18,7 @@ from umm_zoo.callbacks.last import LastCheckpoint
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.callbacks.record import RunRecord
-from umm_zoo.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from umm_zoo.checkpoint_io import AtomicCheckpointIO, step_in
 from umm_zoo.experiment import Experiment, UserError
 from umm_zoo.run_folder import RunFolder
 from umm_zoo.strategies import FullyShardedStrategy
@@ -96,7 +96,7 @@ def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path | None) -> None:
     logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
     if logger is None or resume is None:
         return
-    _, rows = folder.rows_until(load_checkpoint(resume, mapped=True)["global_step"])
+    _, rows = folder.rows_until(step_in(resume))
     (folder.logs / "metrics.csv").unlink(missing_ok=True)
     for row in rows:
         step = int(row.pop("step"))

@@ -112,4 +112,6 @@ def _copy(values: dict[str, Tensor], module: nn.Module) -> None:
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, value in values.items():
-            parameters[name].copy_(value)
+            parameter = parameters[name]
+            alike = isinstance(value, DTensor) or not isinstance(parameter, DTensor)
+            parameter.copy_(value if alike else _placed(value, parameter))

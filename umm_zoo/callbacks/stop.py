@@ -63,7 +63,8 @@ class StopOnSignal(Callback):
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._received and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = signum
+        if self._received != self._requeue_signal or not self._received:  # a SIGTERM that comes after a warning changes nothing
+            self._received = signum
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has just registered its own handlers."""
@@ -115,7 +116,7 @@ class StopOnSignal(Callback):
 
 def requeue_signal(trainer: Trainer) -> int:
     """The signal after which this SLURM job is to be requeued, 0 where there is no such job."""
-    environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
+    environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
         return int(environment.requeue_signal or 0) if environment.auto_requeue else 0
     return int(signal.SIGUSR1) if slurm_job() else 0
