@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
 from data_pipelines.shapes.geneval import CATEGORIES, make_task
 from data_pipelines.shapes.language import long_caption, short_caption
-from data_pipelines.shapes.questions import BLOCK, ask, mark_pair, question_plan
+from data_pipelines.shapes.questions import BLOCK, Slot, ask, mark_pair, question_plan
 from data_pipelines.shapes.render import encode_png, render
 from data_pipelines.shapes.two_images import ask_two
 from data_pipelines.shapes.world import SPLIT_STREAMS, Scene, World, sample_scene, sample_stream
@@ -21,6 +21,7 @@ TASKS = (
     "captions",
     "questions",
     "dialogues",
+    "lookups",
     "pairs",
     "two_images",
     "edits",
@@ -189,6 +190,21 @@ def _dialogues(request: _Request, rng: np.random.Generator) -> _Draw | None:
     return _Draw("dialogue", first, answer, (scene,), more=tuple(more))
 
 
+def _lookups(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    """Every object found by a description of it, time and again: the skill behind all other questions, and the last to be learnt."""
+    scene = sample_scene(request.world, request.split, rng)
+    asked: dict[str, str] = {}
+    for _ in range(2 * DIALOGUE_TURNS):
+        kind = ("position", "position", "colour", "shape", "size")[int(rng.integers(5))]
+        question = ask(request.world, scene, request.split, Slot(kind), rng)
+        if question is not None:
+            asked.setdefault(question.text, question.answer)
+    if len(asked) < 2:
+        return None
+    (first, answer), *more = asked.items()
+    return _Draw("lookup", first, answer, (scene,), more=tuple(more))
+
+
 def _pairs(request: _Request, rng: np.random.Generator) -> _Draw:
     scene = sample_scene(request.world, request.split, rng)
     question, both = mark_pair(request.world, scene, rng)
@@ -235,6 +251,7 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "captions": _captions,
     "questions": _questions,
     "dialogues": _dialogues,
+    "lookups": _lookups,
     "pairs": _pairs,
     "two_images": _two_images,
     "edits": _edits,

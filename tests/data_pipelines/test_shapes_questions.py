@@ -205,3 +205,13 @@ def test_every_answer_of_a_dialogue_is_right_and_no_question_comes_twice(name):
 def test_dialogues_say_yes_and_no_about_equally_often():
     answers = Counter(turn["text"] for row in rows(World(), "dialogues", 600) for turn in row["conversations"][1::2])
     assert answers["yes"] > 300 and abs(answers["yes"] / (answers["yes"] + answers["no"]) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("name", ["small", "big"])
+def test_every_lookup_finds_its_object_and_is_about_nothing_else(name):
+    for row in rows(WORLDS[name], "lookups", 60):
+        turns = row["conversations"]
+        asked = [turn["text"].removeprefix("<image>\n") for turn in turns[::2]]
+        assert 2 <= len(asked) == len(set(asked)) <= 12
+        assert all(re.match(r"Where is the|What (colour|shape|size) is the", text) for text in asked)
+        assert [turn["text"] for turn in turns[1::2]] == [oracle(row["scene"], text) for text in asked]

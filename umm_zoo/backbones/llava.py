@@ -273,6 +273,11 @@ class LlavaBackbone(VLMBackbone):
         """Pictures in [-1, 1] to what the tower takes: shifted and scaled per colour. Shape: ``[M, 3, H, W]`` both."""
         return ((images + 1) / 2 - self.image_mean) / self.image_std
 
+    def image_grid(self, height: int, width: int) -> Grid:
+        """Grid of tokens that a picture of that many pixels becomes."""
+        patch = cast(int, self.config.vision_config.patch_size)
+        return Grid(height // patch, width // patch)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, N, D]``.
 
