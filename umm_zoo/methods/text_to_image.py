@@ -16,6 +16,7 @@ from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import guide
 from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.precomputing import Precomputable
 
 
 class TextToImage(Method):
@@ -69,6 +70,10 @@ class TextToImage(Method):
         """``text_encoder``, ``decoder`` and ``codec``."""
         return {"text_encoder": self.text_encoder, "decoder": self.decoder, "codec": self.codec}
 
+    def precomputable(self) -> dict[str, Precomputable]:
+        """``latents`` of the pictures to draw, while the codec is frozen."""
+        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
+
     def condition(self, texts: list[str]) -> Tokens:
         """What the decoder draws from, ``[B, N, E]``, at the decoder's own root mean square."""
         states = self.text_encoder(texts)
@@ -117,10 +122,16 @@ class TextToImage(Method):
         latents = self.objective.sample(self.decoder, shape, branches, generator, num_steps=num_steps)
         return self.codec.decode(latents).clamp(-1, 1)
 
-    @torch.no_grad()
     def _latents(self, batch: Batch) -> Tensor:
-        if "latents" in batch.extras:
-            return batch.extras["latents"].float()
+        return batch.extras["latents"].float() if "latents" in batch.extras else self.target_latents(batch)
+
+    @torch.no_grad()
+    def target_latents(self, batch: Batch) -> Tensor:
+        """Latents of the pictures to draw, ``[B, C, h, w]``.
+
+        Raises:
+            ValueError: there are none.
+        """
         if batch.targets is None:
             raise MistakeError("data: found rows without a picture to draw, accepted are rows with KEY.target.png")
         return self.codec.encode(batch.targets)
