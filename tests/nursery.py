@@ -88,10 +88,13 @@ class Nursery:
 
 
 def _die_at(number: int) -> None:
-    """SIGKILL this process at its ``number``-th step of writing a checkpoint; a write is cut in half."""
+    """SIGKILL this process at its ``number``-th step of writing a checkpoint; one checkpoint takes about a dozen.
+
+    A step is every 40th write, which is cut in half, and each flush, rename and removal.
+    """
     from umm_zoo import checkpoint_io
 
-    done = 0
+    done = writes = 0
 
     def step() -> None:
         nonlocal done
@@ -111,6 +114,10 @@ def _die_at(number: int) -> None:
     write = checkpoint_io._Output.write
 
     def half(self: Any, data: Any) -> int:
+        nonlocal writes
+        writes += 1
+        if writes % 40:
+            return write(self, data)
         data = memoryview(data).cast("B") if not isinstance(data, (bytes, bytearray)) else data
         written = write(self, data[: len(data) // 2])
         self.flush()

@@ -33,7 +33,8 @@ class Trial:
     def __init__(self, nursery: Nursery, folder: Path, steps: int) -> None:
         self.nursery, self.folder = nursery, folder
         file = chain_experiment(folder, noise=0.3)
-        self.argv = [file, SAVING, AVERAGED, f"trainer.max_steps={steps}", "trainer.val_check_interval=7"]
+        length = [f"trainer.max_steps={steps}", f"method.schedule.total_steps={steps}"]
+        self.argv = [file, SAVING, AVERAGED, *length, "trainer.val_check_interval=7"]
         self.checkpoints = CheckpointFolder(folder / "runs" / "chain" / "checkpoints")
         self.kills = 0
 
@@ -83,7 +84,7 @@ def test_three_kills_change_nothing(nursery: Nursery, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_many_kills_change_nothing(nursery: Nursery, tmp_path: Path) -> None:
-    trial = Trial(nursery, tmp_path, steps=400)
+    trial = Trial(nursery, tmp_path, steps=2000)
     trial.whole()
     chance = random.Random(time.time_ns())
     for number in range(1, 40):  # every step of writing, a checkpoint further on each time
@@ -92,5 +93,5 @@ def test_many_kills_change_nothing(nursery: Nursery, tmp_path: Path) -> None:
     while not trial.go_on(kill_after=chance.uniform(0.0, 1.2)):
         pass
     print(f"{at_steps} kills at steps of writing, {trial.kills - at_steps} at random moments")
-    assert at_steps >= 30 and trial.kills >= 45
+    assert at_steps >= 30 and trial.kills - at_steps >= 5
     trial.compare()
