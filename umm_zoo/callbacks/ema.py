@@ -49,6 +49,10 @@ class EMA(Callback):
         self.averages = {name: _placed(start[name], trained[name]) for name in trained}
         self._seen_step = trainer.global_step
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Again: a strategy that shares weights out loads checkpoints later than the others."""
+        self.on_fit_start(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Move towards the weights, once per optimiser step."""
         if trainer.global_step == self._seen_step:  # gradients are being accumulated
