@@ -101,7 +101,7 @@ def losses(options: argparse.Namespace, arm: str, length: int) -> float:
 
     method = build_method(options).to(options.device)
     torch.manual_seed(1)
-    return float(loss_of(method, request(options, length).to(options.device), arm))
+    return float(loss_of(method, request(options, length).to(options.device), arm).detach())
 
 
 def loss_of(method: Any, batch: Any, arm: str) -> Any:
