@@ -46,12 +46,18 @@ def test_true_pictures_fulfil_every_category() -> None:
     assert values == dict.fromkeys(("overall", *CATEGORIES), 1.0)
 
 
-def test_pictures_of_other_prompts_do_not() -> None:
-    batch, targets = rows("geneval", 60)
+def test_with_colours_swapped_attribution_fails() -> None:
+    samples = [make_sample(WORLD, 7, "test", "geneval", i) for i in range(5, 120, 6)]
+    pairs = [sample for sample in samples if len({item.colour for item in sample.target.objects}) == 2]
+    swapped = []
+    for sample in pairs:
+        first, second = sample.target.objects
+        objects = (replace(first, colour=second.colour), replace(second, colour=first.colour))
+        swapped.append(replace(sample.target, objects=objects))
+    batch = Batch([sample.key for sample in pairs], [[] for _ in pairs], meta=[sample.row for sample in pairs])
     metric = ShapesGenEval()
-    metric.update({"pictures": targets.roll(7, dims=0)}, batch)
-    values = metric.compute()
-    assert values["colour_attribution"] == 0 and values["position"] <= 0.5 and values["counting"] <= 0.6
+    metric.update({"pictures": picture(*swapped)}, batch)
+    assert float(metric.compute()["colour_attribution"]) == 0 and len(pairs) > 5
 
 
 def test_overall_is_the_mean_over_categories() -> None:
