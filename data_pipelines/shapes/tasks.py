@@ -191,7 +191,7 @@ def _dialogues(request: _Request, rng: np.random.Generator) -> _Draw | None:
 
 
 def _lookups(request: _Request, rng: np.random.Generator) -> _Draw | None:
-    """Every object found by a description of it, time and again: the skill behind all other questions, and the last to be learnt."""
+    """Objects found by descriptions, time and again: the skill behind all other questions, and the last to be learnt."""
     scene = sample_scene(request.world, request.split, rng)
     asked: dict[str, str] = {}
     for _ in range(2 * DIALOGUE_TURNS):

@@ -60,9 +60,7 @@ def test_each_token_has_the_label_of_its_cell() -> None:
     labels = torch.tensor([[1, 2, 3, UNLABELLED]])
     assert labels_of_tokens(labels, Grid(4, 4), 2).tolist() == [[1, 1, 2, 2, 1, 1, 2, 2, 3, 3, -100, -100, 3, 3, -100, -100]]
     assert labels_of_tokens(labels, Grid(2, 4), 2).tolist() == [[1, 1, 2, 2, 3, 3, -100, -100]]
-    assert labels_of_tokens(labels, Grid(3, 2), 2).tolist() == [
-        [1, 2, 3, -100, 3, -100]
-    ]  # a centre on the border
+    assert labels_of_tokens(labels, Grid(3, 2), 2).tolist() == [[1, 2, 3, -100, 3, -100]]  # a centre on the border
 
 
 def test_every_parameter_gets_a_gradient() -> None:
