@@ -42,6 +42,10 @@ def read_config(config: Mapping[str, Any]) -> Qwen2_5_VLConfig:
             raise ValueError(f"config: '{name}' is missing; found {sorted(config)}")
         assert_known(f"config.{name}", config[name], {field.name for field in fields(section)} | _OLDER_KEYS)
     plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    for name in ("bos_token_id", "eos_token_id"):  # the defaults are ids of the published vocabulary
+        default = getattr(Qwen2_5_VLTextConfig(), name)
+        if default is not None and default >= plain["text_config"].get("vocab_size", default + 1):
+            plain["text_config"].setdefault(name, None)
     built = Qwen2_5_VLConfig(**plain)
     _assert_sizes(built.text_config, built.vision_config)
     return built
