@@ -83,6 +83,17 @@ def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
     assert [path.name for path in (folder / "runs").iterdir()] == ["toy"]
 
 
+def test_a_rank_that_is_stopped_before_the_first_batch_leaves_none_behind(folder: Path) -> None:
+    slow = {"_target_": "toy_parts.SlowStart", "file": "started.txt"}
+    toy_parts.write_yaml(folder / "slow.yaml", {"base": "toy.yaml", "callbacks": {"slow": slow}})
+    process = fit(folder, "slow.yaml", "trainer.devices=2", "trainer.strategy=ddp")
+    while not (folder / "started.txt").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    code, _, error = finished(process)  # reads to the end of the pipes, which the second rank holds too
+    assert code == 143 and "stopped at once by SIGTERM; nothing was saved" in error
+
+
 def test_block_in_a_users_own_folder(folder: Path) -> None:
     mine = folder / "elsewhere" / "mine"
     mine.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +117,18 @@ class Losses(Callback):
 
     def _signal(self) -> None:
         os.kill(os.getpid(), self.signum)
+
+
+class SlowStart(Callback):
+    """Says that training is being set up, on every rank, and takes a minute over it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.is_global_zero:
+            self.file.touch()
+        time.sleep(60)
 
 
 class Spoil(Callback):

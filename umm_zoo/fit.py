@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.experiment import PLACES, Experiment, UserError, load_experiment, load_stage, parse_override
@@ -215,6 +216,7 @@ def _run_and_pass_signals_on(command: list[str]) -> int:
 
 def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start: Path | None) -> int:
     import lightning
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     from umm_zoo.build import build_data, build_experiment
     from umm_zoo.callbacks.record import RunRecord
@@ -244,14 +246,17 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
         with writing(folder.path):
             folder.begin(experiment, fresh=resume is None)
     try:
-        trainer.fit(built.method, datamodule=built.data, ckpt_path=resume, weights_only=True)
+        with _leaving_on_sigterm():
+            trainer.fit(built.method, datamodule=built.data, ckpt_path=resume, weights_only=True)
     except Stopped as stopped:
         if not trainer.is_global_zero:
             return 0  # the launcher kills the main process when one of the others ends otherwise
         print(f"\n{stopped}", flush=True)
         return 128 + stopped.signum
-    except SystemExit:  # Lightning's own answer to a signal before the first batch, and to a second Ctrl-C
-        signum = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
+    except SystemExit as leaving:  # the answer to a signal before the first batch, and to a second Ctrl-C
+        signum = signal.SIGTERM if trainer.received_sigterm or leaving.code == 128 + signal.SIGTERM else signal.SIGINT
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)  # the other ranks would wait half an hour for this one
         if trainer.is_global_zero:
             print(f"\nstopped at once by {signum.name}; nothing was saved. {folder.advice()}", file=sys.stderr)
         return 128 + signum
@@ -277,6 +282,23 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
             folder.finish(report)
         print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
     return 0
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Until Lightning and ``StopOnSignal`` have their handlers: by default SIGTERM would end this process and orphan its ranks."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_data(data: LightningDataModule, experiment: Experiment) -> None:
