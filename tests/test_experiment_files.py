@@ -32,7 +32,7 @@ def bases_of(file: str) -> set[str]:
 
 COMPARISONS = [file for file in FILES if {"question", "choices"} & set(read(file))]
 #: What other files build on and that states no method is no experiment of its own.
-PARTIAL = {base for file in FILES for base in bases_of(file) if "method" not in read(base) and not bases_of(base)}
+PARTIAL = {base for file in FILES for base in bases_of(file) if "_target_" not in read(base).get("method", {}) and not bases_of(base)}
 EXPERIMENTS = [file for file in FILES if file not in COMPARISONS and file not in PARTIAL]
 
 
