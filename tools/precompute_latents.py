@@ -62,7 +62,7 @@ def rewrite(codec: LatentCodec, shards: list[str], out: Path, size: int | None, 
         name, number = path.stem.rsplit("-", 1)
         rows: list[dict[str, Any]] = [
             {key: value for key, value in row.items() if key == "__key__" or not key.startswith("__")}
-            for row in wds.WebDataset([str(path)], shardshuffle=False)  # type: ignore[attr-defined]
+            for row in wds.WebDataset([str(path)], shardshuffle=False)
         ]
         with IndexedShardWriter(out, name, max(1, len(rows)), first_shard=int(number)) as writer:
             for start in range(0, len(rows), batch_size):

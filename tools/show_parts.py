@@ -40,7 +40,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def world_of(card: dict[str, Any]) -> World:
     """The world a part was trained on, the usual one where its card names none."""
     found = card["worlds"][0]["world"] if card.get("worlds") else {}
-    return World(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return World(**fields)
 
 
 def held_out(world: World, task: str, indices: Sequence[int], mark_share: float = 0.2) -> Batch:
@@ -100,7 +101,9 @@ def photos(source: str, size: int, count: int) -> tuple[Tensor, list[str]]:
         data = ShardData(val={"photos": ShardSource(source)}, image_size=size, val_batch_size=64)
         data.prepare_data()
         data.setup("validate")
-        found = [(picture, "photo") for batch in data.val_dataloader() for picture in batch.images]
+        found = [(picture, "photo") for batch in data.val_dataloader() if batch.images is not None for picture in batch.images]
+        if not found:
+            raise FileNotFoundError(f"{source}: found no pictures, accepted are shards of samples with an input picture")
     else:
         paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in PICTURES)
         if not paths:
@@ -118,8 +121,9 @@ def show(name: str, weights: Path, out: Path, photo_source: str | None, side: in
     card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     world, sheets = world_of(card), {}
     if isinstance(part, LatentCodec):
-        batch = held_out(world, "captions", range(8))
-        sheets[name] = (round_trips(part, batch.images, ["held-out scene"] * 8), 96, 4)
+        scenes = held_out(world, "captions", range(8)).images
+        assert scenes is not None  # every caption has its scene
+        sheets[name] = (round_trips(part, scenes, ["held-out scene"] * 8), 96, 4)
         if photo_source:
             sheets[f"{name}-photos"] = (round_trips(part, *photos(photo_source, world.image_size, 8)), 96, 4)
     elif isinstance(part, VLMBackbone):
