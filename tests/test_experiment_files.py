@@ -30,9 +30,13 @@ def bases_of(file: str) -> set[str]:
     }
 
 
+def states_a_method(file: str) -> bool:
+    return "method" in read(file) or any(states_a_method(base) for base in bases_of(file))
+
+
 COMPARISONS = [file for file in FILES if {"question", "choices"} & set(read(file))]
 #: What other files build on and that states no method is no experiment of its own.
-PARTIAL = {base for file in FILES for base in bases_of(file) if "_target_" not in read(base).get("method", {}) and not bases_of(base)}
+PARTIAL = {base for file in FILES for base in bases_of(file) if not states_a_method(base)}
 EXPERIMENTS = [file for file in FILES if file not in COMPARISONS and file not in PARTIAL]
 
 
