@@ -27,7 +27,7 @@ from umm_zoo.objectives.contrast import WordSwaps
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "experiments" / "tiny" / "weights"
-PARTS = ["clip", "clip2", "codec", "llava", "ssl1", "ssl2", "tower"]
+PARTS = ["clip", "clip2", "codec", "llava", "ssl1", "ssl2", "tower", "vlm"]
 SHIPPED = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
 TALKING = [name for name in SHIPPED if name in ("llava", "vlm")]
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
@@ -35,7 +35,7 @@ COARSE = ["colour", "count", "exists", "position", "shape", "size"]
 SEED = 99  # the parts were trained on seeds 1 and 2
 
 #: Share of coarse questions about held-out scenes that must be answered rightly whatever the card says.
-LEAST_RIGHT = {"llava": 0.85, "vlm": 0.90}
+LEAST_RIGHT = {"llava": 0.85, "vlm": 0.95}
 
 
 @functools.cache
@@ -113,7 +113,7 @@ def test_the_mark_can_be_read_by_a_probe(name: str, least: float) -> None:
 @pytest.mark.parametrize(("attribute", "least"), [("colour", 0.95), ("shape", 0.85)])
 def test_coarse_attributes_can_be_read_linearly(name: str, attribute: str, least: float) -> None:
     """About 100 scored objects: a part at 98 % (colour) and 95 % (shape) passes with three standard errors to spare."""
-    result = probe(part(name), [scenes(250)], attribute, -2, CELLS, steps=200)
+    result = probe(part(name), [scenes(250)], attribute, -2, CELLS, hidden=0, steps=200)
     assert result.chance < 0.65 and result.linear > least
 
 
