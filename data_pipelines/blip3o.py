@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_pipelines.converting import Parser, Part, add_options, check_numbers, convert, print_report, run
-from data_pipelines.pairs import TASKS, convert_tar, find_tars
+from data_pipelines.converting import Parser, add_options, check_numbers, run
+from data_pipelines.pairs import TASKS, convert_tars, find_tars
 from data_pipelines.shard_index import load_index
 from data_pipelines.tasks import PICTURE_TYPES
 
@@ -72,15 +72,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.in_place:
         index_in_place(tars)
         return
-    part = Part(
-        f"train/{arguments.task}",
-        list(enumerate(tars)),
-        lambda item: convert_tar(item[1], item[0], arguments.task, arguments.image_size),
-        lambda item: str(item[1]),
-        items_per_shard=1,
-    )
-    kept = {"task": arguments.task, "image_size": arguments.image_size}
-    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
+    convert_tars(arguments, tars)
 
 
 if __name__ == "__main__":

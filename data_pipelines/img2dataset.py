@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.converting import LeftOut, Noted, Parser, Part, add_options, check_numbers, convert, print_report, run
-from data_pipelines.pairs import TASKS, convert_tar, find_tars
+from data_pipelines.converting import LeftOut, Noted, Parser, add_options, check_numbers, run
+from data_pipelines.pairs import TASKS, convert_tar, convert_tars, find_tars
 
 
 def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterator[dict[str, Any] | LeftOut | Noted]:
@@ -72,15 +72,7 @@ def main(arguments: argparse.Namespace) -> None:
         FileNotFoundError: there is no tar.
     """
     check_numbers(arguments)
-    part = Part(
-        f"train/{arguments.task}",
-        list(enumerate(find_tars(arguments.source))),
-        lambda item: convert_shard(item[1], item[0], arguments.task, arguments.image_size),
-        lambda item: str(item[1]),
-        items_per_shard=1,
-    )
-    kept = {"task": arguments.task, "image_size": arguments.image_size}
-    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
+    convert_tars(arguments, find_tars(arguments.source), convert_shard)
 
 
 if __name__ == "__main__":

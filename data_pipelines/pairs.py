@@ -5,13 +5,14 @@ Members are read, never extracted: a name cannot become a path.
 
 from __future__ import annotations
 
+import argparse
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.archive import expand
-from data_pipelines.converting import LeftOut, Noted
+from data_pipelines.converting import LeftOut, Noted, Part, convert, print_report
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.markers import without_markers
 from data_pipelines.pictures import stored_picture
@@ -96,6 +97,32 @@ def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterato
         yield from noted
         sample["json"]["origin"] = f"{path.name}/{key}"
         yield {"__key__": f"{number:06d}-{place:08d}", **sample}
+
+
+def convert_tars(
+    arguments: argparse.Namespace,
+    tars: list[Path],
+    samples: Callable[[Path, int, str, int | None], Iterator[dict[str, Any] | LeftOut | Noted]] = convert_tar,
+) -> None:
+    """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report.
+
+    Args:
+        arguments: of the command: out, task, image_size, overwrite, retry.
+        tars: what is converted.
+        samples: what one tar gives.
+
+    Raises:
+        ValueError: nothing that could be converted.
+    """
+    part = Part(
+        f"train/{arguments.task}",
+        list(enumerate(tars)),
+        lambda item: samples(item[1], item[0], arguments.task, arguments.image_size),
+        lambda item: str(item[1]),
+        items_per_shard=1,
+    )
+    kept = {"task": arguments.task, "image_size": arguments.image_size}
+    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
 
 
 def _pair(members: dict[str, bytes], task: str, size: int | None) -> tuple[dict[str, Any], list[Noted]]:
