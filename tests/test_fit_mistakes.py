@@ -188,6 +188,31 @@ def test_a_full_disk_is_one_line(file: str, capsys: pytest.CaptureFixture[str]) 
     assert advice.endswith("continue from it with ckpt=last")
 
 
+def test_a_run_folder_that_may_not_be_entered_is_one_line(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists = Path.exists
+
+    def refuse(path: Path) -> bool:  # what the system does for everyone but root, who runs these tests in a container
+        if path.parts[0] == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert main([file, "--runs", "locked"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: locked/toy: found a place that cannot be written (Permission denied), accepted is a folder")
+
+
+def test_a_run_whose_experiment_file_is_damaged_is_kept(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/toy").mkdir(parents=True)
+    Path("runs/toy/metrics.json").write_text("{}")
+    for damaged in ("name: 'to", "just text"):
+        Path("runs/toy/experiment.yaml").write_text(damaged)
+        assert main([file]) == 2
+        assert said(capsys)[-1].startswith("error: runs/toy: found a run of another experiment (other ")
+
+
 def test_a_run_folder_that_cannot_be_made_is_one_line(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("taken").write_text("a file")
     assert main([file, "--runs", "taken"]) == 2

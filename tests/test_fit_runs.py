@@ -272,6 +272,7 @@ def test_check_builds_without_memory_and_reports(file: str, capsys: pytest.Captu
 def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, "trainer.max_steps=2"]) == 0
     assert evaluate(["runs/toy"]) == 0
+    Path("runs/toy/evaluation-1-kept.json").write_text("{}")  # a user's copy is no number
     assert evaluate(["runs/toy/checkpoints/step-00000002.ckpt", "validation", "data.size=20", "method.bias=2.0"]) == 0
     first, second = (json.loads(Path(f"runs/toy/evaluation-{i}.json").read_text()) for i in (1, 2))
     assert first["metrics"]["val/loss"] == pytest.approx(report()["metrics"]["val/loss"], rel=1e-6)

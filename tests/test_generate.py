@@ -99,6 +99,8 @@ def test_captions_of_a_file_need_no_question(run, pictures, tmp_path, capsys):
         (["caption"], "no picture"),
         (["ask", "--batch", "nowhere.jsonl"], "nowhere.jsonl"),
         (["ask", "<image> What?"], "1 <image> markers"),
+        (["ask", "What?", "--batch-size", "0"], "--batch-size: found 0, accepted are positive"),
+        (["ask", "What?", "--device", "abacus"], "--device: found 'abacus' ("),
     ],
 )
 def test_mistakes_are_one_line(run, capsys, words, said):

@@ -231,7 +231,7 @@ def probe(
         attribute: of the objects or of the scene.
         layer: of an encoder or a vision-language model.
         cells: names of the cells in reading order.
-        hidden: width of the MLP probe.
+        hidden: width of the MLP probe; 0 trains the linear one alone.
         steps: updates of each probe.
         features: what ``part_features`` gives for each batch, where it is known already.
 
@@ -254,7 +254,8 @@ def probe(
     test = torch.tensor(pictures) % 4 == 3  # by picture: two objects of one picture never stand on both sides
     train_rows, test_rows = (x[~test], y[~test]), (x[test], y[test])
     chance = y[test].bincount().max().item() / int(test.sum())
-    linear, mlp = (fit_probe(train_rows, test_rows, len(classes), width, steps) for width in (0, hidden))
+    linear = fit_probe(train_rows, test_rows, len(classes), 0, steps)
+    mlp = fit_probe(train_rows, test_rows, len(classes), hidden, steps) if hidden else linear
     return ProbeResult(attribute, linear, mlp, chance, int((~test).sum()), int(test.sum()))
 
 

@@ -99,7 +99,8 @@ def evaluate(source: str | Path, suite: str = "validation", arguments: Sequence[
         "metrics": scores,
         **circumstances(),
     }
-    number = 1 + max((int(path.stem.split("-")[1]) for path in run.path.glob("evaluation-[0-9]*.json")), default=0)
+    taken = [path.stem.partition("-")[2] for path in run.path.glob("evaluation-*.json")]
+    number = 1 + max((int(text) for text in taken if text.isdecimal()), default=0)  # a user's own copies have other names
     file = run.path / f"evaluation-{number}.json"
     if _is_rank_zero():
         _print_table(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours

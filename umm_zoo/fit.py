@@ -126,7 +126,8 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
     if restarted_by_slurm() and folder.checkpoints.newest() is not None:
         ckpt, again = "last", False  # the job's first attempt has done what its command line asks
         print(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint", flush=True)
-    what = folder.decide(experiment, ckpt, again) if _is_main_process() else ("resume" if ckpt else "fresh")
+    with writing(folder.path):  # a folder that may not even be looked into is refused here
+        what = folder.decide(experiment, ckpt, again) if _is_main_process() else ("resume" if ckpt else "fresh")
     if what == "finished":
         print(f"{folder.path}: this experiment has finished there; --again runs it anew")
         return 0

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     verb = VERBS[arguments.verb]
     with user_errors(arguments.traceback) as outcome:
+        if arguments.batch_size < 1:
+            raise UserError("--batch-size", f"found {arguments.batch_size}, accepted are positive whole numbers")
         requests = verb.read(Path(arguments.batch), arguments) if arguments.batch else verb.requests(arguments.words, arguments)
         for path in (path for request in requests for path in request.images):
             if not path.is_file():
@@ -126,7 +128,14 @@ def load_model(run: FinishedRun, needs: str, device: str, deed: str = "") -> Mod
     data = run.experiment.data
     size = getattr(getattr(method, "vlm", None), "image_size", None) or data.get("image_size")
     resize = build(data["resize"], "data.resize") if data.get("resize") else None
-    return Model(method.eval().to(device), lambda path: load_image(path, size, resize), device)
+    try:
+        method = method.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device; a torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            "--device", f"found '{device}' ({reason}), accepted is a device of this machine: cpu, cuda, cuda:1 ..."
+        ) from error
+    return Model(method, lambda path: load_image(path, size, resize), device)
 
 
 def load_image(path: Path, size: int | None, resize: Callable[[Image.Image, int], Image.Image] | None = None) -> Tensor:

@@ -57,7 +57,11 @@ class RunFolder:
 
     def differences(self, experiment: Experiment) -> list[str]:
         """Dotted keys in which the stored experiment differs from ``experiment``."""
-        stored = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
+        try:
+            stored = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError):  # damaged: as different as can be
+            stored = {}
+        stored = stored if isinstance(stored, Mapping) else {}
         return sorted(_differences(_comparable(stored), _comparable(experiment.resolved()), ""))
 
     def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
