@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--heldout", type=_count, metavar="N", help="samples of each task in heldout (as many as in test)")
     made.add_argument("--tasks", type=_names(TASKS), default=TASKS, help="tasks to write, joined by commas")
     made.add_argument("--train-pairs", action="store_true", help="write mark pairs for train too, not only to test with")
-    made.add_argument("--mark-share", type=float, default=0.2, help="share of the questions that ask for the fine detail")
+    made.add_argument("--mark-share", type=float, default=0.2, help="share of questions and dialogues that ask for the fine detail")
     made.add_argument("--caption-order", choices=CAPTION_ORDERS, default="canonical", help="order of the clauses")
     made.add_argument("--samples-per-shard", type=_count, default=1000, metavar="N", help="most samples in a tar")
     made.add_argument("--overwrite", action="store_true", help="write again what is there already, or another world over it")
@@ -87,7 +87,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 continue
             entry: dict[str, Any] = {"samples": count + count % 2 if task == "pairs" else count}
             entry["samples_per_shard"] = arguments.samples_per_shard
-            if task == "questions":
+            if task in ("questions", "dialogues"):
                 entry["mark_share"] = arguments.mark_share
             if task in ("captions", "text_to_image"):
                 entry["caption_order"] = arguments.caption_order
@@ -110,9 +110,12 @@ def _already_there(out: Path, head: dict[str, Any], wanted: dict[str, Any], over
             found = former.get(differs[0])
             raise ValueError(f"{path}: holds another {differs[0]} ({found}); choose another folder or give --overwrite")
         for name, entry in wanted.items():
-            there = {key: parts[name].get(key) for key in entry} if name in parts else entry
+            recorded = parts.get(name, entry)
+            there = {key: recorded.get(key, value) for key, value in entry.items()}
             if there != entry:
                 raise ValueError(f"{out / name}: was written with {there}, now asked for {entry}; give --overwrite")
+            if unknown := entry.keys() - recorded.keys():  # by a version that did not record all that the bytes depend on
+                sys.stderr.write(f"note: {out / name} is kept as it is; nothing tells its {', '.join(sorted(unknown))}\n")
         return parts
     for name in parts if differs else [name for name in wanted if name in parts]:
         _remove_old(out, name)

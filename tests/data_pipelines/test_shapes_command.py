@@ -102,3 +102,26 @@ def test_another_world_is_not_mixed_in(tmp_path, capsys, change):
     before = tree(tmp_path)
     assert main([*command, *change]) == 2
     assert "--overwrite" in capsys.readouterr().err and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("task", ["questions", "dialogues"])
+def test_another_share_of_marks_is_not_mixed_in(tmp_path, capsys, task):
+    command = [str(tmp_path), *FEW, "--tasks", task]
+    assert main([*command, "--mark-share", "0.5"]) == 0
+    before = tree(tmp_path)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "'mark_share': 0.5" in said and "'mark_share': 0.2" in said and tree(tmp_path) == before
+
+
+def test_a_folder_that_does_not_tell_its_share_of_marks_is_kept_and_named(tmp_path, capsys):
+    command = [str(tmp_path), *FEW, "--tasks", "dialogues"]
+    assert main([*command, "--mark-share", "0.5"]) == 0
+    file = tmp_path / "world.json"
+    former = json.loads(file.read_text())
+    for part in former["parts"].values():
+        del part["mark_share"]
+    file.write_text(json.dumps(former))
+    assert main(command) == 0
+    assert "train/dialogues is kept as it is; nothing tells its mark_share" in capsys.readouterr().err
+    assert json.loads(file.read_text())["parts"] == former["parts"]
