@@ -1,18 +1,21 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
 All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-float pictures in [-1, 1] and their captions. They run in turns, a short block each, so that a busy machine slows all alike; a ratio
-is the median over the rounds of one round's rates. ``pil`` only decodes and transforms bytes that lie in memory: no loader can be
-faster per process.
+float pictures in [-1, 1] and their captions. ``pil`` only decodes and transforms bytes that lie in memory: no loader can be faster
+per process. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is the median over the rounds of
+one round's rates. Three clocks: ``clock`` on the wall; ``per_process``, the processor time of the processes that decode (the
+workers, or this one where there are none), which tells what a worker does with a core of its own also where cores are few or busy;
+``all``, the processor time of all processes together.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
+import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -35,6 +38,7 @@ from data_pipelines.decoding import Square, decode_picture, to_signal
 from data_pipelines.shards import ShardData, ShardSource
 from data_pipelines.tasks import Captions
 from data_pipelines.write_shards import write_shards
+from umm_zoo.run_folder import circumstances
 
 
 def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]:
@@ -95,26 +99,41 @@ def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[
             yield nothing
 
 
-def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> dict[str, list[float]]:
-    """Batches per second of each in every round, taking turns.
+CLOCKS = ("clock", "per_process", "all")
+Rates = dict[str, dict[str, list[float]]]
+
+
+def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> Rates:
+    """Batches per second by clock and name, of every round, taking turns.
 
     Each begins anew in its turn and ends with it, or its workers would read ahead while another is timed. What they have ready when
     the clock starts was taken out before.
     """
-    rates: dict[str, list[float]] = {name: [] for name in makers}
+    rates: Rates = {clock: {name: [] for name in makers} for clock in CLOCKS}
     for turn in range(rounds):
         for name in makers if turn % 2 == 0 else reversed(makers):
             workers = int(name.split()[1]) if " " in name else 0
+            others = {child.pid for child in multiprocessing.active_children()}
             stream = makers[name]()
             for _ in range(1 + 2 * workers):  # torch keeps two batches per worker ready
                 next(stream)
+            helping = [child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in others]
             count = batches * max(1, workers)
-            began = time.perf_counter()
+            began = _seconds(helping)
             for _ in range(count):
                 next(stream)
-            rates[name].append(count / (time.perf_counter() - began))
+            for clock, first, last in zip(CLOCKS, began, _seconds(helping), strict=True):
+                rates[clock][name].append(count / (last - first))
             del stream
+            gc.collect()
     return rates
+
+
+def _seconds(workers: list[int]) -> tuple[float, float, float]:
+    """The time on the wall, processor time of the processes that decode, and of all."""
+    mine = time.process_time()
+    theirs = sum(time.clock_gettime(~pid << 3 | 2) for pid in workers)  # Linux's number for the clock of another process
+    return time.perf_counter(), theirs if workers else mine, mine + theirs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -140,9 +159,9 @@ def main(argv: list[str] | None = None) -> int:
             for name, loader in (("ours", ours), ("webdataset", plain)):
                 makers[f"{name} {workers} workers"] = partial(loader, paths, given.image_size, given.batch_size, workers)
         rates = measure(makers, given.rounds, given.batches)
-    report = summary(rates, given.batch_size, given.workers)
+    report: dict[str, Any] = {clock: summary(rates[clock], given.batch_size, given.workers) for clock in CLOCKS}
     report |= {"settings": {key: value for key, value in vars(given).items() if key != "out"}}
-    report |= {"machine": {"cores": os.cpu_count(), "usable": len(os.sched_getaffinity(0)), "python": platform.python_version()}}
+    report |= {**circumstances(), "usable_cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
     print(json.dumps(report, indent=1))
     if given.out:
         given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

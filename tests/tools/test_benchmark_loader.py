@@ -1,6 +1,9 @@
+import multiprocessing
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -32,4 +35,25 @@ def test_what_workers_have_ready_is_not_timed():
             yield None
 
     rates = measure({name: lambda name=name: stream(name) for name in taken}, rounds=2, batches=3)
-    assert taken == {"pil": [1 + 3] * 2, "ours 2 workers": [1 + 4 + 6] * 2} and all(len(found) == 2 for found in rates.values())
+    assert taken == {"pil": [1 + 3] * 2, "ours 2 workers": [1 + 4 + 6] * 2}
+    assert all(len(found) == 2 for clock in rates.values() for found in clock.values())
+
+
+def spin(count, seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return count
+
+
+def test_the_processor_time_of_workers_is_told_from_that_of_the_main_process():
+    def stream():
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            while True:
+                pool.apply(spin, (0, 0.06))
+                spin(0, 0.02)
+                yield None
+
+    rates = measure({"ours 1 workers": stream}, rounds=1, batches=3)
+    [worker], [everything] = rates["per_process"]["ours 1 workers"], rates["all"]["ours 1 workers"]
+    assert 1 / worker == pytest.approx(0.06, rel=0.25) and 1 / everything == pytest.approx(0.08, rel=0.25)
