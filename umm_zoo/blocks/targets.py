@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from umm_zoo.backbones.codecs import LatentCodec, draw
@@ -17,12 +19,12 @@ from umm_zoo.objectives.base import Predictor
 
 def patchify(grid: Tensor, patch: int) -> Tensor:
     """``[B, C, h*p, w*p]`` -> ``[B, h*w, C*p*p]``; inside a token the channel index is ``p*p*c + p*row + column``."""
-    return as_tokens(F.pixel_unshuffle(grid, patch))
+    return rearrange(grid, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch)
 
 
 def unpatchify(tokens: Tensor, patch: int) -> Tensor:
     """The inverse of ``patchify`` on a square grid."""
-    return F.pixel_shuffle(as_map(tokens), patch)
+    return rearrange(tokens, "B (h w) (C p q) -> B C (h p) (w q)", h=math.isqrt(tokens.shape[1]), p=patch, q=patch)
 
 
 class ReconstructionTarget(nn.Module, ABC):

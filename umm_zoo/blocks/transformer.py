@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -86,9 +87,10 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend."""
         # rows of qkv: all queries, all keys, all values; head after head inside each
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, size]
-        attended = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, size]
-        return self.out(attended.transpose(1, 2).flatten(2))
+        q, k, v = rearrange(self.qkv(x), "B N (three heads size) -> three B heads N size", three=3, heads=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.out(rearrange(attended, "B heads N size -> B N (heads size)"))
+        return out
 
 
 class FeedForward(nn.Module):
