@@ -58,7 +58,10 @@ class ShardCache:
 
     def size(self) -> int:
         """Bytes that the folder holds, shards that are being fetched included."""
-        return sum(size for _, size, _ in self._files())
+        if not self.folder.is_dir():
+            return 0
+        with _locked(self.folder / ".lock"):  # or a shard could be met under both its names, while it is renamed
+            return sum(size for _, size, _ in self._files())
 
     def _place(self, path: str) -> Path:
         return self.folder / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
@@ -89,7 +92,8 @@ class ShardCache:
                 files.get_file(path, str(partial))
                 if (found := partial.stat().st_size) != size:
                     raise OSError(f"{path}: {found} of {size} bytes arrived")
-                os.replace(partial, place)
+                with _locked(self.folder / ".lock"):
+                    os.replace(partial, place)
             finally:
                 partial.unlink(missing_ok=True)
         return True
