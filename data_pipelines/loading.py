@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from data_pipelines.ledger import Skip
 from data_pipelines.order import Stream, rank_slice
 from data_pipelines.reading import SampleReader, Shipment, Slot
+from data_pipelines.shared_pictures import PREFETCH
 from umm_zoo.batch import Batch
 from umm_zoo.mistakes import MistakeError
 
@@ -93,6 +94,7 @@ class BatchLoader:
             collate_fn=_as_is,  # type: ignore[arg-type]  # the reader has already stacked the rows
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCH if num_workers > 0 else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -103,7 +105,7 @@ class BatchLoader:
             for skip in shipment.skips:
                 self.on_skip(skip)
             if shipment.keys:
-                yield shipment.batch()
+                yield shipment.batch()  # floats of its own, before the next is asked for: see PictureRing
 
 
 class SizedBatchLoader(BatchLoader):

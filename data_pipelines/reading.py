@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from data_pipelines.archive import RangeReader
 from data_pipelines.decoding import BadSampleError, Resize, decode_picture, to_signal
 from data_pipelines.ledger import Skip
 from data_pipelines.shard_cache import ShardCache
 from data_pipelines.shard_index import ShardIndex
+from data_pipelines.shared_pictures import PictureRing, Stack, stack_pictures
 from data_pipelines.stored import StoredOutputs
 from data_pipelines.tasks import Task
 from umm_zoo.batch import Batch, Conversation
@@ -122,6 +123,7 @@ class SampleReader(Dataset[Shipment]):
         self.shards = [(source, index) for source in sources for index in source.indexes]
         self._ends = np.cumsum([len(index) for _, index in self.shards]).tolist()
         self._files, self.stored = RangeReader(cache), list(stored)
+        self._stack_images, self._stack_targets = PictureRing(), PictureRing()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
@@ -178,7 +180,7 @@ class SampleReader(Dataset[Shipment]):
         if not rows and self.substitute:
             rows = [self._another(slots[0].sample)]
             skips = [Skip(**{**vars(skip), "substitute": rows[0].key}) for skip in skips]
-        return stack(rows, skips)
+        return stack(rows, skips, self._stack_images, self._stack_targets)
 
     def _another(self, sample: int) -> Row:
         """The next good sample after ``sample``, in the order on disk."""
@@ -197,7 +199,9 @@ class SampleReader(Dataset[Shipment]):
         return Skip(self.stage, source.name, index.path, index.key(number), reason, slot.position)
 
 
-def stack(rows: list[Row], skips: list[Skip]) -> Shipment:
+def stack(
+    rows: list[Row], skips: list[Skip], stack_images: Stack = stack_pictures, stack_targets: Stack = stack_pictures
+) -> Shipment:
     """Rows as one shipment.
 
     Raises:
@@ -211,12 +215,13 @@ def stack(rows: list[Row], skips: list[Skip]) -> Shipment:
             "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
         )
     names = rows[0].extras if rows else {}
+    images = [picture for row in rows for picture in row.images]
     return Shipment(
         keys=[row.key for row in rows],
         conversations=[row.conversation for row in rows],
-        images=_pictures([picture for row in rows for picture in row.images]),
+        images=stack_images(images) if images else None,
         image_counts=[len(row.images) for row in rows],
-        targets=_pictures([row.target for row in rows if row.target is not None]),
+        targets=stack_targets([row.target for row in with_target if row.target is not None]) if with_target else None,
         meta=[row.meta for row in rows],
         extras={
             **{name: torch.stack([row.extras[name] for row in rows]) for name in names},
@@ -224,16 +229,3 @@ def stack(rows: list[Row], skips: list[Skip]) -> Shipment:
         },
         skips=skips,
     )
-
-
-def _pictures(pictures: list[NDArray[np.uint8]]) -> Tensor | None:
-    """Stack to ``[M, 3, H, W]``; in a worker straight into shared memory, which saves the copy when the batch is sent."""
-    if not pictures:
-        return None
-    height, width, channels = pictures[0].shape
-    stacked = torch.empty(len(pictures), channels, height, width, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        stacked.share_memory_()
-    for picture, place in zip(pictures, stacked.numpy(), strict=True):
-        place[...] = picture.transpose(2, 0, 1)
-    return stacked

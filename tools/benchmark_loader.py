@@ -83,8 +83,7 @@ def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterato
 def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[str]]:
     """Pictures stacked to floats in [-1, 1], texts and keys as lists."""
     pictures, texts, keys = zip(*rows, strict=True)
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return to_signal(stacked), list(texts), list(keys)
+    return to_signal(torch.from_numpy(np.stack(pictures))), list(texts), list(keys)
 
 
 def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:

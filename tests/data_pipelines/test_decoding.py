@@ -130,8 +130,14 @@ def test_halving_in_the_jpeg_decoder_changes_next_to_nothing():
 
 
 def test_signal_runs_from_minus_one_to_one():
-    pictures = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    pictures = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
     torch.testing.assert_close(to_signal(pictures), torch.tensor([-1.0, 1.0, -0.6]).reshape(1, 3, 1, 1))
+
+
+def test_channels_come_to_the_front():
+    pictures = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
+    assert torch.equal(to_signal(pictures), pictures.permute(0, 3, 1, 2).float().sub(127.5).div(127.5))
+    assert to_signal(pictures).is_contiguous()
 
 
 @pytest.mark.parametrize(

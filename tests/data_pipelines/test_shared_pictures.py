@@ -1,0 +1,33 @@
+"""Rooms of shared memory are used again; no batch may see another's pictures."""
+
+import time
+
+import pytest
+import torch
+from test_shards import write_world
+
+from data_pipelines.shards import ShardData, ShardSource
+
+
+def first_batches(folder, workers: int, count: int, pause: float):
+    data = ShardData({"a": ShardSource(f"{folder}/*.tar")}, image_size=8, batch_size=3, num_workers=workers)
+    batches = iter(data.train_dataloader())
+    kept = []
+    for _ in range(count):
+        kept.append(next(batches))
+        time.sleep(pause)  # workers run as far ahead as they are let
+    return kept
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pictures_of_workers_that_run_ahead_are_those_of_no_worker(tmp_path, workers):
+    folder = write_world(tmp_path / "world", [25, 16])
+    plain, ahead = first_batches(folder, 0, 14, 0.0), first_batches(folder, workers, 14, 0.05)
+    assert [batch.keys for batch in ahead] == [batch.keys for batch in plain]
+    assert torch.equal(torch.stack([batch.images for batch in ahead]), torch.stack([batch.images for batch in plain]))
+
+
+def test_each_picture_is_its_own_key_s(tmp_path):
+    for batch in first_batches(write_world(tmp_path / "world", [25, 16]), 2, 14, 0.02):
+        numbers = [int(conversation[-1]["text"]) for conversation in batch.conversations]
+        assert ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == numbers
