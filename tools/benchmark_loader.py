@@ -1,8 +1,8 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
 All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-float pictures in [-1, 1] and their captions. ``pil`` only decodes and transforms bytes that lie in memory: no loader can be faster
-per process. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is the median over the rounds of
+float pictures in [-1, 1] and their captions. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes as
+the loaders have, and sends nothing: no loader can be faster per process. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is the median over the rounds of
 one round's rates. Three clocks: ``clock`` on the wall; ``per_process``, the processor time of the processes that decode (the
 workers, or this one where there are none), which tells what a worker does with a core of its own also where cores are few or busy;
 ``all``, the processor time of all processes together.
@@ -32,7 +32,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from data_pipelines.decoding import Square, decode_picture, to_signal
 from data_pipelines.shards import ShardData, ShardSource
@@ -86,16 +86,25 @@ def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[s
     return to_signal(torch.from_numpy(np.stack(pictures))), list(texts), list(keys)
 
 
-def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+class Decoding(IterableDataset[Tensor]):
     """Decoding and transform of bytes in memory; no reading, no batch."""
-    contents = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
-    resize = Square()
-    nothing = torch.empty(batch_size, 0)
-    while True:
-        for first in range(0, len(contents) - batch_size + 1, batch_size):
-            for content in contents[first : first + batch_size]:
-                decode_picture(content, size, resize)
-            yield nothing
+
+    def __init__(self, paths: list[str], size: int, batch_size: int) -> None:
+        self.contents = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
+        self.size, self.batch_size = size, batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        resize = Square()
+        while True:
+            for first in range(0, len(self.contents) - self.batch_size + 1, self.batch_size):
+                for content in self.contents[first : first + self.batch_size]:
+                    decode_picture(content, self.size, resize)
+                yield torch.empty(0)
+
+
+def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """``Decoding`` in this process or in workers."""
+    yield from DataLoader(Decoding(paths, size, batch_size), batch_size=None, num_workers=workers)
 
 
 CLOCKS = ("clock", "per_process", "all")
@@ -111,7 +120,7 @@ def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batc
     rates: Rates = {clock: {name: [] for name in makers} for clock in CLOCKS}
     for turn in range(rounds):
         for name in makers if turn % 2 == 0 else reversed(makers):
-            workers = int(name.split()[1]) if " " in name else 0
+            workers = int(name.split()[1])
             others = {child.pid for child in multiprocessing.active_children()}
             stream = makers[name]()
             for _ in range(1 + 2 * workers):  # torch keeps two batches per worker ready
@@ -151,11 +160,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = make_shards(Path(folder), given.samples, given.edge, given.shards)
-        makers: dict[str, Callable[[], Iterator[Tensor]]] = {
-            "pil": partial(pil, paths, given.image_size, given.batch_size, 0),
-        }
+        makers: dict[str, Callable[[], Iterator[Tensor]]] = {}
         for workers in given.workers:
-            for name, loader in (("ours", ours), ("webdataset", plain)):
+            for name, loader in (("pil", pil), ("ours", ours), ("webdataset", plain)):
                 makers[f"{name} {workers} workers"] = partial(loader, paths, given.image_size, given.batch_size, workers)
         rates = measure(makers, given.rounds, given.batches)
     report: dict[str, Any] = {clock: summary(rates[clock], given.batch_size, given.workers) for clock in CLOCKS}
@@ -176,8 +183,8 @@ def summary(rates: dict[str, list[float]], batch_size: int, workers: list[int]) 
     return {
         "images_per_second": {name: round(statistics.median(values) * batch_size, 1) for name, values in rates.items()},
         "ours_to_webdataset": {str(n): ratio(f"ours {n} workers", f"webdataset {n} workers") for n in workers},
-        "ours_to_pil": {str(n): ratio(f"ours {n} workers", "pil") for n in workers},
-        "webdataset_to_pil": {str(n): ratio(f"webdataset {n} workers", "pil") for n in workers},
+        "ours_to_pil": {str(n): ratio(f"ours {n} workers", f"pil {n} workers") for n in workers},
+        "webdataset_to_pil": {str(n): ratio(f"webdataset {n} workers", f"pil {n} workers") for n in workers},
     }
 
 

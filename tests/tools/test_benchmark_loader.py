@@ -19,14 +19,14 @@ def test_both_loaders_end_in_the_same_pictures(tmp_path):
 
 
 def test_ratios_are_medians_of_the_rounds(monkeypatch):
-    rates = {"pil": [10.0, 20.0, 30.0], "ours 1 workers": [9.0, 19.0, 60.0], "webdataset 1 workers": [9.0, 38.0, 30.0]}
+    rates = {"pil 1 workers": [10.0, 20.0, 30.0], "ours 1 workers": [9.0, 19.0, 60.0], "webdataset 1 workers": [9.0, 38.0, 30.0]}
     report = summary(rates, batch_size=4, workers=[1])
-    assert report["images_per_second"]["pil"] == 80.0
+    assert report["images_per_second"]["pil 1 workers"] == 80.0
     assert (report["ours_to_pil"]["1"], report["ours_to_webdataset"]["1"], report["webdataset_to_pil"]["1"]) == (0.95, 1.0, 1.0)
 
 
 def test_what_workers_have_ready_is_not_timed():
-    taken: dict[str, list[int]] = {"pil": [], "ours 2 workers": []}
+    taken: dict[str, list[int]] = {"pil 0 workers": [], "ours 2 workers": []}
 
     def stream(name):
         taken[name].append(0)
@@ -35,7 +35,7 @@ def test_what_workers_have_ready_is_not_timed():
             yield None
 
     rates = measure({name: lambda name=name: stream(name) for name in taken}, rounds=2, batches=3)
-    assert taken == {"pil": [1 + 3] * 2, "ours 2 workers": [1 + 4 + 6] * 2}
+    assert taken == {"pil 0 workers": [1 + 3] * 2, "ours 2 workers": [1 + 4 + 6] * 2}
     assert all(len(found) == 2 for clock in rates.values() for found in clock.values())
 
 
