@@ -1,11 +1,11 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
 All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-float pictures in [-1, 1] and their captions. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes as
-the loaders have, and sends nothing: no loader can be faster per process. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is the median over the rounds of
-one round's rates. Three clocks: ``clock`` on the wall; ``per_process``, the processor time of the processes that decode (the
-workers, or this one where there are none), which tells what a worker does with a core of its own also where cores are few or busy;
-``all``, the processor time of all processes together.
+float pictures in [-1, 1] and their captions. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes
+as the loaders have, and sends nothing: no loader can be faster per process. They run in turns, a short block each, so that a busy
+machine slows all alike; a ratio is the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall;
+``per_process``, the processor time of the processes that decode (the workers, or this one where there are none), which tells what
+a worker does with a core of its own also where cores are few or busy; ``all``, the processor time of all processes together.
 """
 
 from __future__ import annotations
