@@ -48,6 +48,8 @@ def work(rank: int, folder: str) -> None:
     torch.save(gradients(module), Path(folder) / f"{rank}.pt")
     for _ in range(2):  # one rank has pictures, the other has none: no rank may wait for a gradient that does not come
         wrapped(batch((1, 1) if rank else (0, 0))).backward()
+    dist.barrier()
+    del wrapped  # before the group: once a rank that freed it afterwards never came back
     dist.destroy_process_group()
 
 
