@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from umm_zoo.backbones.features import CLIPVisionFeatures
+from umm_zoo.backbones.deit import DeiT3Features
+from umm_zoo.backbones.features import CLIPVisionFeatures, LibraryEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.methods.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means, labels_of_tokens
 from umm_zoo.metrics import Means
@@ -26,11 +27,11 @@ def batch(rows: int = 8) -> Batch:
     return Batch([f"row{i}" for i in range(rows)], [[] for _ in range(rows)], images, [1] * rows, meta=meta)
 
 
-def tower(**arguments) -> SupervisedTower:
+def tower(kind: type[LibraryEncoder] = CLIPVisionFeatures, **arguments) -> SupervisedTower:
     torch.manual_seed(0)
     labels = CellLabels(CELLS, {"colour": COLOURS})
     return SupervisedTower(
-        CLIPVisionFeatures.from_config(VISION), labels, ["tower", "heads"], AdamW(3e-3),
+        kind.from_config(VISION), labels, ["tower", "heads"], AdamW(3e-3),
         scene_attributes={"background": ["dark", "light"]}, **arguments,
     )  # fmt: skip
 
@@ -63,8 +64,9 @@ def test_each_token_has_the_label_of_its_cell() -> None:
     assert labels_of_tokens(labels, Grid(3, 2), 2).tolist() == [[1, 2, 3, -100, 3, -100]]  # a centre on the border
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    method = tower()
+@pytest.mark.parametrize("kind", [CLIPVisionFeatures, DeiT3Features])
+def test_every_parameter_gets_a_gradient(kind) -> None:
+    method = tower(kind)
     method.training_losses(batch())["loss"].backward()
     for name, parameter in method.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

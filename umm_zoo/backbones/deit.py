@@ -64,8 +64,12 @@ class DeiT3Features(LibraryEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the final norm."""
-        first: Tensor = self.vision(self.pixels(images)).last_hidden_state[:, 0]
-        return first.to(images.dtype)
+        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
+
+    def pooled(self, output: Any) -> Tensor:
+        """The class token; there is no pooler."""
+        first: Tensor = output.last_hidden_state[:, 0]
+        return first
 
 
 #: Released name -> the library's, where a tensor is copied as it is.

@@ -169,6 +169,11 @@ class LibraryEncoder(FeatureEncoder):
         state: Tensor = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
         return state[:, -self.grid.num_cells :]
 
+    def pooled(self, output: Any) -> Tensor:
+        """The one vector ``[B, token_width]`` of what ``vision`` gave, after the final norm."""
+        vector: Tensor = output.pooler_output
+        return vector
+
     def vision(self, pixels: Tensor, output_hidden_states: bool = False, masked: Tensor | None = None) -> Any:
         """The library's output for normalised pixels; ``masked`` [B, N] puts the mask token there, where the network has one."""
         mask = {} if masked is None else {"bool_masked_pos": masked}
@@ -198,8 +203,7 @@ class CLIPVisionFeatures(LibraryEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the final norm."""
-        pooled: Tensor = self.vision(self.pixels(images)).pooler_output
-        return pooled.to(images.dtype)
+        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
 
 
 class DINOv2Features(LibraryEncoder):
@@ -216,8 +220,7 @@ class DINOv2Features(LibraryEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the final norm."""
-        pooled: Tensor = self.vision(self.pixels(images)).pooler_output
-        return pooled.to(images.dtype)
+        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
 
 
 class DINOv3Features(DINOv2Features):

@@ -168,7 +168,7 @@ class SupervisedTower(Method):
                 losses[f"{name}_{-layer}"] = labelled_cross_entropy(logits, wanted)
                 found.setdefault(name, logits.argmax(dim=-1))
         if self.scene_attributes:
-            pooled = output.pooler_output  # [B, F]
+            pooled = self.tower.pooled(output)  # [B, F]
             for name, values in self.scene_attributes.items():
                 wanted = torch.tensor(
                     [_index(values, meta["scene"][name], key) for key, meta in zip(batch.keys, batch.meta, strict=True)]
