@@ -27,7 +27,7 @@ from umm_zoo.objectives.contrast import WordSwaps
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "experiments" / "tiny" / "weights"
-PARTS = ["clip", "clip2", "codec", "llava", "ssl1", "ssl2", "tower", "vlm"]
+PARTS = ["clip", "clip2", "codec", "deit", "llava", "ssl1", "ssl2", "tower", "vlm"]
 SHIPPED = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
 TALKING = [name for name in SHIPPED if name in ("llava", "vlm")]
 CELLS = ["top left", "top right", "bottom left", "bottom right"]

@@ -7,8 +7,8 @@ python=.venv/bin/python
 world() { # FOLDER and arguments; does nothing where the same shards are there already
   "$python" -m data_pipelines.shapes "$@"
 }
-shipped="codec tower clip clip2 ssl1 ssl2 llava vlm"
-parts="$shipped deit tower_coarse" # the last two some experiments ask for
+shipped="codec tower clip clip2 ssl1 ssl2 deit llava vlm"
+parts="$shipped tower_coarse" # some experiments ask for the last one
 for name in "$@"; do # all names first, before hours of training
   known=no
   for part in $parts; do [ "$name" = "$part" ] && known=yes; done
