@@ -171,6 +171,8 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 def to_signal(pictures: Tensor) -> Tensor:
     """uint8 pictures ``[M, H, W, 3]``, as they are decoded, to floats ``[M, 3, H, W]`` in [-1, 1]."""
     planes = pictures.permute(0, 3, 1, 2)
+    if planes.device.type != "cpu":
+        return planes.float().sub_(127.5).div_(127.5).contiguous()
     # numpy asks for huge pages and torch does not: a third of the time, which is mostly the first touch of fresh memory
     signal = torch.from_numpy(np.empty(planes.shape, dtype=np.float32))
     for picture, out in zip(planes, signal, strict=True):  # one at a time: it stays in the processor's cache for the second pass

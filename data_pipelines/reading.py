@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -80,8 +80,17 @@ class Shipment:
     skips: list[Skip] = field(default_factory=list)
     error: Exception | None = None
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Shipment:
+        """The same rows with every tensor on ``device``; Lightning calls this."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        extras = {name: value.to(device, non_blocking=non_blocking) for name, value in self.extras.items()}
+        return replace(self, images=move(self.images), targets=move(self.targets), extras=extras)
+
     def batch(self) -> Batch:
-        """The rows as a method wants them: floats in [-1, 1]."""
+        """The rows as a method wants them: floats in [-1, 1], where the bytes are."""
         return Batch(
             keys=self.keys,
             conversations=self.conversations,

@@ -12,8 +12,9 @@ from torch.utils.data import get_worker_info
 
 #: Batches that torch's loader keeps ahead per worker.
 PREFETCH = 2
-#: A batch is being written, two lie ready, one is being turned into floats: none of them may share its room.
-NUM_ROOMS = PREFETCH + 2
+#: One batch is being written, two lie ready, the trainer holds one ahead and one is being turned into floats: none of them may
+#: share its room. One more for safety.
+NUM_ROOMS = PREFETCH + 4
 
 #: Pictures ``[H, W, 3]`` of one size, at least one, to one tensor ``[M, H, W, 3]``.
 Stack = Callable[[Sequence[NDArray[np.uint8]]], Tensor]
@@ -35,8 +36,9 @@ class PictureRing:
     """``stack_pictures`` of a worker into the same few rooms of shared memory, in turns.
 
     The first touch of fresh shared memory takes four times the copy itself, for every batch anew. A room is written again
-    ``NUM_ROOMS`` batches later. Torch's loader asks a worker for its batch j + 2 when batch j is taken out, so batch j + 4 is not
-    begun before batch j + 2 is taken out; a reader that has done with j before it asks for j + 1 never sees a room change.
+    ``NUM_ROOMS`` batches later. Torch's loader asks a worker for its batch j + 2 when batch j is taken out, so batch j + 6 is not
+    begun before batch j + 4 is taken out; a reader that has done with j before it asks for j + 4 never sees a room change.
+    Lightning has: it takes one batch ahead, and makes floats of the older one before it takes the next.
     """
 
     def __init__(self) -> None:

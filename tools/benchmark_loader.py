@@ -1,7 +1,8 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
 All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-float pictures in [-1, 1] and their captions. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes
+pictures stacked in bytes, as they go to the device that makes floats of them, and their captions; ``floats`` tells what that step
+takes on the processor, whoever loads. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes
 as the loaders have, and sends nothing: no loader can be faster per process. They run in turns, a short block each, so that a busy
 machine slows all alike; a ratio is the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall;
 ``per_process``, the processor time of the processes that decode (the workers, or this one where there are none), which tells what
@@ -61,7 +62,9 @@ def ours(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator
     """``ShardData``, shuffled over all shards."""
     source = ShardSource(paths, Captions())
     data = ShardData({"a": source}, image_size=size, batch_size=batch_size, num_workers=workers, resize=Square())
-    for batch in data.train_dataloader():
+    loader = data.train_dataloader()
+    loader.packed = True  # as a trainer gets them
+    for batch in loader:
         assert batch.images is not None
         yield batch.images
 
@@ -81,9 +84,20 @@ def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterato
 
 
 def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[str]]:
-    """Pictures stacked to floats in [-1, 1], texts and keys as lists."""
+    """Pictures stacked, texts and keys as lists."""
     pictures, texts, keys = zip(*rows, strict=True)
-    return to_signal(torch.from_numpy(np.stack(pictures))), list(texts), list(keys)
+    return torch.from_numpy(np.stack(pictures)), list(texts), list(keys)
+
+
+def floats_per_second(size: int, batch_size: int) -> float:
+    """Pictures per second that become floats on the processor."""
+    pictures = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        to_signal(pictures)
+        times.append(time.perf_counter() - began)
+    return batch_size / statistics.median(times)
 
 
 class Decoding(IterableDataset[Tensor]):
@@ -166,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
                 makers[f"{name} {workers} workers"] = partial(loader, paths, given.image_size, given.batch_size, workers)
         rates = measure(makers, given.rounds, given.batches)
     report: dict[str, Any] = {clock: summary(rates[clock], given.batch_size, given.workers) for clock in CLOCKS}
+    report |= {"floats": {"images_per_second": round(floats_per_second(given.image_size, given.batch_size), 1)}}
     report |= {"settings": {key: value for key, value in vars(given).items() if key != "out"}}
     report |= {**circumstances(), "usable_cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
     print(json.dumps(report, indent=1))

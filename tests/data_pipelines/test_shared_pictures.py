@@ -31,3 +31,19 @@ def test_each_picture_is_its_own_key_s(tmp_path):
     for batch in first_batches(write_world(tmp_path / "world", [25, 16]), 2, 14, 0.02):
         numbers = [int(conversation[-1]["text"]) for conversation in batch.conversations]
         assert ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == numbers
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_packed_pictures_outlast_the_batches_that_a_trainer_takes_ahead(tmp_path, ahead):
+    folder = write_world(tmp_path / "world", [25, 16])
+    data = ShardData({"a": ShardSource(f"{folder}/*.tar")}, image_size=8, batch_size=3, num_workers=1)
+    loader = data.train_dataloader()
+    loader.packed = True
+    shipments = iter(loader)
+    waiting, unpacked = [next(shipments) for _ in range(ahead)], []
+    for _ in range(14):
+        waiting.append(next(shipments))
+        time.sleep(0.05)
+        unpacked.append(waiting.pop(0).batch())
+    plain = first_batches(folder, 0, 14, 0.0)
+    assert torch.equal(torch.stack([batch.images for batch in unpacked]), torch.stack([batch.images for batch in plain]))

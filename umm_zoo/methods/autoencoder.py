@@ -94,3 +94,51 @@ class Autoencoder(Method):
             losses["perceptual"] = F.mse_loss(F.layer_norm(seen, seen.shape[-1:]), F.layer_norm(wanted, wanted.shape[-1:]))
             loss = loss + self.perceptual_weight * losses["perceptual"]
         return {"loss": loss, **losses}
+
+
+class DecoderTuning(Autoencoder):
+    """Train a codec's decoder on while its latents stay what they are, bit for bit.
+
+    What Stable Diffusion's ``ft-MSE`` decoders are to its codec: whatever was trained on the latents goes on to fit, and its
+    pictures become sharper. Noise is added to the latents, because those that a generator draws are never quite true.
+
+    Args:
+        codec: whose decoder is trained.
+        trained: names of trained parts (``decoder``).
+        optimizer: its optimiser.
+        schedule: of the learning rate.
+        l1_weight: of the mean absolute difference of pixels.
+        mse_weight: of the mean squared difference.
+        noise: standard deviation of what is added to normalised latents while training (our choice).
+
+    Raises:
+        ValueError: the encoder is to be trained.
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        l1_weight: float = 1.0,
+        mse_weight: float = 4.0,
+        noise: float = 0.1,
+    ) -> None:
+        self.noise = noise
+        super().__init__(codec, trained, optimizer, schedule, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
+        if trained != ["decoder"]:
+            raise ValueError(f"method.trained: found {trained}, accepted is ['decoder'], for the latents must not change")
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``decoder``, and ``encoder`` with whatever else the codec has."""
+        decoder = self.codec.model.decoder
+        return {"decoder": decoder, "encoder": nn.ModuleList(part for part in self.codec.model.children() if part is not decoder)}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruct every picture of the batch from its latents and a little noise."""
+        pictures = torch.cat([picture for picture in (batch.images, batch.targets) if picture is not None])
+        with torch.no_grad():
+            mean, log_variance = self.codec.posterior(pictures)
+            noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
+        return self._losses(pictures, mean, log_variance, noisy)
