@@ -11,7 +11,6 @@ from data_pipelines.ledger import Skip
 from data_pipelines.order import Stream, rank_slice
 from data_pipelines.reading import SampleReader, Shipment, Slot
 from data_pipelines.shared_pictures import PREFETCH
-from umm_zoo.batch import Batch
 from umm_zoo.mistakes import MistakeError
 
 
