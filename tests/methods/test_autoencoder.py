@@ -5,7 +5,7 @@ from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch
 from umm_zoo.frozen import FrozenBackbone
-from umm_zoo.methods.autoencoder import Autoencoder, kl_to_standard_normal
+from umm_zoo.methods.autoencoder import Autoencoder, DecoderTuning, kl_to_standard_normal
 from umm_zoo.optimization import AdamW
 
 KL = {
@@ -92,3 +92,26 @@ def test_a_row_without_a_picture_is_named() -> None:
     method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3))
     with pytest.raises(ValueError, match="row0: has no picture"):
         method.validation_step(Batch(["row0"], [[]]), 0)
+
+
+@pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
+def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
+    method = DecoderTuning(codec(), ["decoder"], AdamW(1e-2))
+    images = batch().images
+    latents, pictures = method.codec.encode(images), method.codec.decode(method.codec.encode(images))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    first = last = None
+    for _ in range(20):
+        loss = method.training_losses(batch())["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        first, last = loss.item() if first is None else first, loss.item()
+    assert torch.equal(method.codec.encode(images), latents)
+    assert not torch.equal(method.codec.decode(latents), pictures)
+    assert last < first
+
+
+def test_the_encoder_cannot_be_tuned() -> None:
+    with pytest.raises(ValueError, match=r"accepted is \['decoder'\]"):
+        DecoderTuning(KLCodec.from_config(KL), ["encoder", "decoder"], AdamW(1e-3))
