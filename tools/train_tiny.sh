@@ -24,4 +24,8 @@ for name in "$@"; do
   fi
   "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
   "$python" tools/export_part.py "runs/tiny/$name" --test --probe colour shape size mark
+  if [ "$name" = codec ]; then # its decoder goes on from what was just exported, and takes its place
+    "$python" -m umm_zoo.fit experiments/tiny/codec-decoder.yaml --again
+    "$python" tools/export_part.py runs/tiny/codec-decoder --out experiments/tiny/weights/codec --test --probe colour shape size mark
+  fi
 done
