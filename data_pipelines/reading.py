@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from data_pipelines.decoding import BadSampleError, Resize, decode_picture, to_s
 from data_pipelines.ledger import Skip
 from data_pipelines.shard_cache import ShardCache
 from data_pipelines.shard_index import ShardIndex
-from data_pipelines.shared_pictures import PictureRing, Stack, stack_pictures
+from data_pipelines.shared_pictures import PictureRing, stack_pictures
 from data_pipelines.stored import StoredOutputs
 from data_pipelines.tasks import Task
 from umm_zoo.batch import Batch, Conversation
@@ -132,7 +132,7 @@ class SampleReader(Dataset[Shipment]):
         self.shards = [(source, index) for source in sources for index in source.indexes]
         self._ends = np.cumsum([len(index) for _, index in self.shards]).tolist()
         self._files, self.stored = RangeReader(cache), list(stored)
-        self._stack_images, self._stack_targets = PictureRing(), PictureRing()
+        self._images, self._targets = PictureRing(), PictureRing()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
@@ -151,13 +151,20 @@ class SampleReader(Dataset[Shipment]):
         return source, index, sample - (self._ends[shard] - len(index))
 
     def read(self, sample: int) -> Row:
-        """Read and decode one sample.
+        """Read and decode one sample; ``Row`` holds its pictures.
 
         Raises:
             BadSampleError: it cannot be used.
             StaleIndexError: its shard is not what its index says.
             MistakeError: its shard cannot be read any more.
         """
+        images: list[NDArray[np.uint8]] = []
+        targets: list[NDArray[np.uint8]] = []
+        row = self._read(sample, images.append, targets.append)
+        return replace(row, images=images, target=targets[0] if targets else None)
+
+    def _read(self, sample: int, image: Callable[[NDArray[np.uint8]], None], target: Callable[[NDArray[np.uint8]], None]) -> Row:
+        """A sample whose pictures are handed over one by one, as they are decoded."""
         source, index, number = self.place(sample)
         key = f"number {number}"
         try:
@@ -169,33 +176,54 @@ class SampleReader(Dataset[Shipment]):
                 f"accepted are the shards that the run began with (source '{source.name}')"
             ) from error
         read = source.task(key, members)
+        for content in read.images:
+            image(decode_picture(content, self.image_size, self.resize))
+        if read.target is not None:
+            target(decode_picture(read.target, self.target_size, self.resize))
         return Row(
             key=f"{source.name}/{PurePosixPath(index.path).name}:{key}",
             conversation=read.conversation,
-            images=[decode_picture(content, self.image_size, self.resize) for content in read.images],
-            target=None if read.target is None else decode_picture(read.target, self.target_size, self.resize),
+            images=[],
+            target=None,
             meta=read.meta,
             extras=read.extras,
             stored={name: value for kept in self.stored for name, value in kept.read(self._files, index, number).items()},
         )
 
     def _shipment(self, slots: list[Slot]) -> Shipment:
-        rows, skips = [], []
+        rows: list[Row] = []
+        counts: list[int] = []
+        drawn: list[bool] = []
+        skips: list[Skip] = []
+        for ring in (self._images, self._targets):
+            ring.start(max(len(slots), ring.count))
+
+        def add(sample: int) -> None:
+            images, targets = self._images.count, self._targets.count
+            try:
+                rows.append(self._read(sample, self._images.put, self._targets.put))
+            except BadSampleError:
+                self._images.drop_to(images)
+                self._targets.drop_to(targets)
+                raise
+            counts.append(self._images.count - images)
+            drawn.append(self._targets.count > targets)
+
         for slot in slots:
             try:
-                rows.append(self.read(slot.sample))
+                add(slot.sample)
             except BadSampleError as error:
                 skips.append(self._skip(slot, str(error)))
         if not rows and self.substitute:
-            rows = [self._another(slots[0].sample)]
+            self._substitute(slots[0].sample, add)
             skips = [Skip(**{**vars(skip), "substitute": rows[0].key}) for skip in skips]
-        return stack(rows, skips, self._stack_images, self._stack_targets)
+        return _shipment(rows, counts, drawn, self._images.pictures(), self._targets.pictures(), skips)
 
-    def _another(self, sample: int) -> Row:
-        """The next good sample after ``sample``, in the order on disk."""
+    def _substitute(self, sample: int, add: Callable[[int], None]) -> None:
+        """Add the next good sample after ``sample``, in the order on disk."""
         for step in range(1, _TRIES + 1):
             try:
-                return self.read((sample + step) % len(self))
+                return add((sample + step) % len(self))
             except BadSampleError:
                 continue
         source, index, number = self.place(sample)
@@ -208,29 +236,33 @@ class SampleReader(Dataset[Shipment]):
         return Skip(self.stage, source.name, index.path, index.key(number), reason, slot.position)
 
 
-def stack(
-    rows: list[Row], skips: list[Skip], stack_images: Stack = stack_pictures, stack_targets: Stack = stack_pictures
-) -> Shipment:
-    """Rows as one shipment.
+def stack(rows: list[Row], skips: list[Skip]) -> Shipment:
+    """Rows that hold their pictures as one shipment.
 
     Raises:
         MistakeError: some have a picture to draw and others none.
     """
-    with_target = [row for row in rows if row.target is not None]
-    if with_target and len(with_target) < len(rows):
-        without = next(row for row in rows if row.target is None)
+    images = stack_pictures([picture for row in rows for picture in row.images])
+    targets = stack_pictures([row.target for row in rows if row.target is not None])
+    return _shipment(rows, [len(row.images) for row in rows], [row.target is not None for row in rows], images, targets, skips)
+
+
+def _shipment(
+    rows: list[Row], counts: list[int], drawn: list[bool], images: Tensor | None, targets: Tensor | None, skips: list[Skip]
+) -> Shipment:
+    if any(drawn) and not all(drawn):
+        one, other = rows[drawn.index(True)], rows[drawn.index(False)]
         raise MistakeError(
-            f"data: {with_target[0].key} has a picture to draw, {without.key} of the same batch has none; "
+            f"data: {one.key} has a picture to draw, {other.key} of the same batch has none; "
             "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
         )
     names = rows[0].extras if rows else {}
-    images = [picture for row in rows for picture in row.images]
     return Shipment(
         keys=[row.key for row in rows],
         conversations=[row.conversation for row in rows],
-        images=stack_images(images) if images else None,
-        image_counts=[len(row.images) for row in rows],
-        targets=stack_targets([row.target for row in with_target if row.target is not None]) if with_target else None,
+        images=images,
+        image_counts=counts,
+        targets=targets,
         meta=[row.meta for row in rows],
         extras={
             **{name: torch.stack([row.extras[name] for row in rows]) for name in names},

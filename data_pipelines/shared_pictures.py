@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,15 +16,14 @@ PREFETCH = 2
 #: share its room. One more for safety.
 NUM_ROOMS = PREFETCH + 4
 
-#: Pictures ``[H, W, 3]`` of one size, at least one, to one tensor ``[M, H, W, 3]``.
-Stack = Callable[[Sequence[NDArray[np.uint8]]], Tensor]
 
-
-def stack_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Pictures ``[H, W, 3]`` to ``[M, H, W, 3]``, in a worker straight into shared memory.
+def stack_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor | None:
+    """Pictures ``[H, W, 3]`` to ``[M, H, W, 3]``, in a worker straight into shared memory; None where there are none.
 
     Channels stay last: bringing them to the front costs ten times the copy, and nothing extra on the way to floats.
     """
+    if not pictures:
+        return None
     stacked = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
     if get_worker_info() is not None:
         stacked.share_memory_()
@@ -33,29 +32,65 @@ def stack_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 
 class PictureRing:
-    """``stack_pictures`` of a worker into the same few rooms of shared memory, in turns.
+    """Where the reader of a batch puts each picture as soon as it is decoded, while it still lies in the processor's cache.
 
-    The first touch of fresh shared memory takes four times the copy itself, for every batch anew. A room is written again
-    ``NUM_ROOMS`` batches later. Torch's loader asks a worker for its batch j + 2 when batch j is taken out, so batch j + 6 is not
-    begun before batch j + 4 is taken out; a reader that has done with j before it asks for j + 4 never sees a room change.
-    Lightning has: it takes one batch ahead, and makes floats of the older one before it takes the next.
+    In a worker the same few rooms of shared memory are used in turns: the first touch of fresh shared memory takes four times the
+    copy itself, for every batch anew. A room is written again ``NUM_ROOMS`` batches later. Torch's loader asks a worker for its
+    batch j + 2 when batch j is taken out, so batch j + 6 is not begun before batch j + 4 is taken out; a reader that has done with
+    j before it asks for j + 4 never sees a room change. Lightning has: it takes one batch ahead, and makes floats of the older one
+    before it takes the next. Outside of a worker every batch has memory of its own.
     """
 
     def __init__(self) -> None:
         self._rooms: list[Tensor] = []
-        self._turn = 0
+        self._turn = -1
+        self._room = torch.empty(0, dtype=torch.uint8)
+        self._shape: tuple[int, ...] = ()
+        self._capacity = 0
+        self.count = 0
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """The pictures, in the room whose turn it is; outside of a worker in memory of their own."""
+    def start(self, capacity: int) -> None:
+        """Begin a batch that will hold about ``capacity`` pictures; it grows where there are more."""
+        self.count, self._shape, self._capacity = 0, (), max(capacity, 1)
+        self._turn = (self._turn + 1) % NUM_ROOMS
+
+    def put(self, picture: NDArray[np.uint8]) -> None:
+        """Copy a picture ``[H, W, 3]`` behind those of this batch.
+
+        Raises:
+            ValueError: it is of another size than they are.
+        """
+        if not self._shape:
+            self._shape = picture.shape
+            self._room = self._next_room(self._capacity * picture.size)
+        if picture.shape != self._shape:
+            raise ValueError(f"found a picture of {picture.shape}, accepted in this batch are {self._shape}")
+        first = self.count * picture.size
+        if first + picture.size > len(self._room):
+            self._room = self._next_room(2 * (first + picture.size), self._room[:first])
+        self._room.numpy()[first : first + picture.size] = picture.reshape(-1)
+        self.count += 1
+
+    def drop_to(self, count: int) -> None:
+        """Forget the pictures after the first ``count``: their sample turned out to be bad."""
+        self.count = count
+
+    def pictures(self) -> Tensor | None:
+        """Those of this batch, ``[count, H, W, 3]``; None where there are none."""
+        if not self.count:
+            return None
+        return self._room[: self.count * int(np.prod(self._shape))].view(self.count, *self._shape)
+
+    def _next_room(self, size: int, content: Tensor | None = None) -> Tensor:
+        room = torch.empty(0, dtype=torch.uint8)
         if get_worker_info() is None:
-            return stack_pictures(pictures)
-        shape = (len(pictures), *pictures[0].shape)
-        size = int(np.prod(shape))
-        turn, self._turn = self._turn, (self._turn + 1) % NUM_ROOMS
-        if turn == len(self._rooms):
-            self._rooms.append(torch.empty(0, dtype=torch.uint8))
-        if self._rooms[turn].numel() < size:
-            self._rooms[turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        stacked = self._rooms[turn][:size].view(shape)
-        np.stack(pictures, out=stacked.numpy())
-        return stacked
+            room = torch.empty(size, dtype=torch.uint8)
+        else:
+            while self._turn >= len(self._rooms):
+                self._rooms.append(room)
+            if self._rooms[self._turn].numel() < size:
+                self._rooms[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
+            room = self._rooms[self._turn]
+        if content is not None:
+            room[: len(content)] = content
+        return room
