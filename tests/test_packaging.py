@@ -17,7 +17,7 @@ OPTIONS.read(ROOT / "setup.cfg", encoding="utf-8")
 #: Modules under another name than the distribution that holds them.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 #: Declared and never imported: commands, and what a library asks for when it is used.
-USED_OTHERWISE = {"tensorboard", "peft", "ruff", "mypy", "pytest-xdist"}
+USED_OTHERWISE = {"tensorboard", "ruff", "mypy", "pytest-xdist"}
 
 
 def names(requirements: str) -> set[str]:
@@ -50,7 +50,7 @@ def required(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize("folder", ["umm_zoo", "data_pipelines", "tools"])
 def test_imports_are_declared(folder: str) -> None:
-    assert imported(folder) - required("remote", "lora", "parquet") == set()
+    assert imported(folder) - required("remote", "lora", "parquet", "trl") == set()
 
 
 def test_imports_of_the_tests_are_what_setup_installs() -> None:

@@ -1,14 +1,20 @@
-"""What a step of caption reinforcement costs, by phase, against a loop as a general trainer for language models writes it.
+"""What a step of caption reinforcement costs, by phase, against a plain loop over the library's calls and against TRL's trainer.
 
     python tools/benchmark_rollout.py [--batch 4] [--group 8] [--tokens 32] [--width 128] [--steps 5] [--repeats 3] [--device cpu]
 
-Both arms train the same adapter of the same small Qwen2.5-VL from random weights on the same pictures, with the same renderer and
-reward. ``ours`` is ``GenerationForUnderstanding``: each picture is encoded once for its group, the prompt is read once, and
-log-probabilities under the policy that wrote are not computed a second time. ``library`` repeats every prompt G times, captions
-with transformers' own ``generate``, scores the captions once without and once with a gradient, and encodes every copy of every
-picture each time. Drawing and reward are the same code in both, in batches. Each arm runs in a process of its own, in turns; the
-numbers are medians over the turns. It is no measurement of TRL's GRPOTrainer, which does more (and needs a processor that the
-small model lacks).
+All arms train the same adapter of the same small Qwen2.5-VL from random weights on the same pictures, with the same prompt,
+renderer and reward, and one AdamW step per rollout. Special tokens are never drawn, so every caption has all its tokens. ``ours``
+is ``GenerationForUnderstanding``: each picture is encoded once for its group, the prompt is read once, and log-probabilities under
+the policy that wrote are not computed a second time. ``library`` repeats every prompt G times, captions with transformers' own
+``generate``, scores the captions once without and once with a gradient, and encodes every copy of every picture each time. ``trl``
+is TRL's ``GRPOTrainer`` with a processor of the library's classes; what it does by default and the others do not is switched off
+(gradient checkpointing, bfloat16, clipping of gradients, logging). It repeats prompts and pictures too, but scores once. Where TRL
+is not installed, ``trl`` is left out.
+
+Drawing and reward are the same code in all arms, in batches. ``update`` is the rest of a step: backward pass and optimiser, and in
+``trl`` also preparing the prompts a second time, its metrics and its own work. Reading pictures from its data set is not counted.
+Each arm runs in a process of its own, in turns; the numbers are medians over the turns. ``start_mb`` is the memory before the first
+step: on the CPU ``trl``'s libraries are in it.
 """
 
 from __future__ import annotations
@@ -19,11 +25,22 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
-ARMS = ("ours", "library")
+ARMS = ("ours", "library", "trl")
 PHASES = ("caption", "draw", "reward", "score", "update")
+NUMBERS = (*PHASES, "samples_per_second", "start_mb", "peak_mb")
+RANK, ALPHA, LEARNING_RATE = 8, 16.0, 1e-5
+#: QwenChat without a system turn, as the library writes a template.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,9 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.arm:
         print(json.dumps(measure(options)))
         return 0
-    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    arms = [arm for arm in ARMS if arm != "trl" or find_spec("trl") is not None]
+    if "trl" not in arms:
+        print("trl arm left out: pip install umm_zoo[trl]")
+    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     for _ in range(options.repeats):
-        for arm in ARMS:
+        for arm in arms:
             command = [sys.executable, __file__, "--arm", arm, *flags(options)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -65,40 +85,117 @@ def flags(options: argparse.Namespace) -> list[str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds per phase of a step, samples per second, peak memory."""
+    """Seconds per phase of a step, samples per second, memory."""
+    import torch
+
+    torch.manual_seed(0)
+    batch, method = pictures(options), build(options).to(options.device)
+    run = (trl_run if options.arm == "trl" else own_run)(options, method, batch)
+    before = memory(options.device)
+    spent = run()
+    rate = options.batch * options.group / sum(spent.values())
+    return {**spent, "samples_per_second": rate, "start_mb": before, "peak_mb": memory(options.device)}
+
+
+def memory(device: str) -> float:
+    """The most held so far, in megabytes: on the device, or by the process."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def pictures(options: argparse.Namespace) -> Any:
+    """Noise in 8 bits, which a file would hold too."""
     import torch
 
     from umm_zoo.batch import Batch
 
-    torch.manual_seed(0)
-    method = build(options).to(options.device)
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, 1e-5)
-    images = torch.rand(options.batch, 3, options.size, options.size, device=options.device) * 2 - 1
-    batch = Batch([f"row{i}" for i in range(options.batch)], [[]] * options.batch, images, [1] * options.batch)
-    spent = dict.fromkeys(PHASES, 0.0)
-    for step in range(options.steps + 1):
-        method.rollout = None
-        began = time.perf_counter()
-        method.training_losses(batch)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if options.device.startswith("cuda"):
+    levels = torch.randint(256, (options.batch, 3, options.size, options.size))
+    images = (levels / 127.5 - 1).to(options.device)
+    return Batch([f"row{i}" for i in range(options.batch)], [[]] * options.batch, images, [1] * options.batch)
+
+
+class Clock:
+    """Mean seconds of every phase over the steps after the first.
+
+    Args:
+        method: measures its phases.
+        options: of the run.
+    """
+
+    def __init__(self, method: Any, options: argparse.Namespace) -> None:
+        self.method, self.options = method, options
+        self.spent, self.steps, self.began = dict.fromkeys(PHASES, 0.0), 0, 0.0
+
+    def begin(self) -> None:
+        """Of a step."""
+        self.method.phases.restart()
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """What no phase has measured is ``update``."""
+        import torch
+
+        if self.options.device.startswith("cuda"):
             torch.cuda.synchronize()
-        whole = time.perf_counter() - began
-        if step:
-            for name, seconds in method.phases.seconds.items():
-                spent[name] += seconds / options.steps
-            spent["update"] += (whole - sum(method.phases.seconds.values())) / options.steps
-    if options.device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated() / 1e6
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return {**spent, "samples_per_second": options.batch * options.group / sum(spent.values()), "peak_mb": peak}
+        whole, phases = time.perf_counter() - self.began, self.method.phases.seconds
+        if self.steps:
+            for name, seconds in {**phases, "update": whole - sum(phases.values())}.items():
+                self.spent[name] += seconds / self.options.steps
+        self.steps += 1
+
+
+def own_run(options: argparse.Namespace, method: Any, batch: Any) -> Callable[[], dict[str, float]]:
+    """The steps of ``ours`` and ``library``."""
+    import torch
+
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], LEARNING_RATE)
+    clock = Clock(method, options)
+
+    def run() -> dict[str, float]:
+        for _ in range(options.steps + 1):
+            method.rollout = None
+            clock.begin()
+            method.training_losses(batch)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.end()
+        return clock.spent
+
+    return run
+
+
+def trl_run(options: argparse.Namespace, method: Any, batch: Any) -> Callable[[], dict[str, float]]:
+    """The steps of ``trl``."""
+    from transformers import TrainerCallback
+
+    folder = tempfile.TemporaryDirectory()  # the trainer wants one, though nothing is saved
+    trainer, clock = trl_trainer(options, method, batch, folder.name), Clock(method, options)
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.begin()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.end()
+
+    trainer.add_callback(Steps())
+
+    def run() -> dict[str, float]:
+        with folder:
+            trainer.train()
+        return clock.spent
+
+    return run
 
 
 def build(options: argparse.Namespace) -> Any:
     """The method of an arm."""
+    import torch
+    from torch import nn
+
     from umm_zoo.backbones.adapters import LoRA
     from umm_zoo.backbones.codecs import KLCodec
     from umm_zoo.backbones.features import DINOv2Features
@@ -135,6 +232,9 @@ def build(options: argparse.Namespace) -> Any:
         "out_hidden_size": width,
     }
     vlm = Qwen25VL.from_config({"tie_word_embeddings": True, "text_config": text, "vision_config": vision}, system_prompt=None)
+    bias = torch.zeros(vlm.model.lm_head.out_features)
+    bias[vlm.tokenizer.all_special_ids] = -1e4  # never drawn: no caption ends early
+    vlm.model.lm_head.bias = nn.Parameter(bias)
     decoder = StableDiffusion3.from_config(
         {
             "sample_size": size // 8,
@@ -168,9 +268,9 @@ def build(options: argparse.Namespace) -> Any:
         CaptionRenderer(MLPConnector(width, 64, 128), decoder, codec, FlowMatching(), guidance=1.0, picture_size=size),
         ReconstructionReward(encoder),
         GRPO(kl_weight=0.0),
-        AdamW(1e-5),
-        ["adapter"],
-        adapter=LoRA(rank=8, alpha=16.0),
+        AdamW(LEARNING_RATE),
+        ["language_model" if options.arm == "trl" else "adapter"],
+        adapter=None if options.arm == "trl" else LoRA(rank=RANK, alpha=ALPHA),  # TRL puts its own there
         group=options.group,
         draw_steps=options.draw_steps,
         prompt="<image>\nDescribe the image.",
@@ -236,19 +336,124 @@ def library_loop() -> Any:
     return LibraryLoop
 
 
+def trl_processor(vlm: Any) -> Any:
+    """The library's processor with the picture's patches and the prompt's tokens of a ``Qwen25VL``."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+    from transformers.processing_utils import ProcessorMixin
+
+    class Processor(Qwen2_5_VLProcessor):
+        """Without videos, whose processor needs torchvision."""
+
+        def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    layout = vlm.layout
+    area = layout.factor**2
+    cutter = Qwen2VLImageProcessorPil(
+        patch_size=layout.patch_size,
+        merge_size=layout.merge_size,
+        temporal_patch_size=layout.temporal_size,
+        size={"shortest_edge": layout.min_tokens * area, "longest_edge": layout.max_tokens * area},
+    )
+    vlm.tokenizer.padding_side = "left"
+    return Processor(cutter, vlm.tokenizer, CHAT_TEMPLATE)
+
+
+def trl_trainer(options: argparse.Namespace, method: Any, batch: Any, folder: str) -> Any:
+    """TRL's trainer of the method's captioner, which draws and rewards with the method and measures its phases."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from PIL import Image
+    from torch import nn
+    from trl import GRPOConfig, GRPOTrainer
+
+    from umm_zoo.batch import IMAGE_MARKER
+
+    device, phases = torch.device(options.device), method.phases
+
+    class Trainer(GRPOTrainer):
+        """With a clock."""
+
+        def _generate(self, prompts: Any) -> Any:
+            with phases("caption", device):
+                return super()._generate(prompts)
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            with phases("score", device):
+                return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    @torch.no_grad()
+    def redrawing(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float | None]:
+        seeds = method.noise(options.batch, options.group)
+        copies = batch.images.repeat_interleave(options.group, dim=0)
+        texts = [turns[0]["content"] for turns in completions]
+        with phases("draw", device):
+            drawn = method.renderer.draw(method.vlm, texts, seeds, copies, None, method.draw_steps)
+        with phases("reward", device):
+            return list(method.reward(drawn, batch).tolist())
+
+    levels = ((batch.images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    question = method.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the picture before the text
+    rows = {
+        "prompt": [[{"role": "user", "content": question}]] * options.batch,
+        "image": [Image.fromarray(picture) for picture in levels],
+    }
+    model = method.vlm.model
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".language_model." in name]
+    config = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=options.batch * options.group,
+        gradient_accumulation_steps=1,
+        num_generations=options.group,
+        max_completion_length=options.tokens,
+        max_steps=options.steps + 1,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.01,  # of AdamW in the other arms
+        optim="adamw_torch",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        beta=0.0,
+        num_iterations=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        loss_type="grpo",
+        shuffle_dataset=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=options.device == "cpu",
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return Trainer(
+        model=model,
+        reward_funcs=redrawing,
+        args=config,
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=trl_processor(method.vlm),
+        peft_config=LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=layers, init_lora_weights="gaussian"),
+    )
+
+
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Medians, side by side."""
-    names = [*PHASES, "samples_per_second", "peak_mb"]
-    medians = {arm: {name: statistics.median(turn[name] for turn in turns) for name in names} for arm, turns in results.items()}
+    medians = {arm: {name: statistics.median(turn[name] for turn in turns) for name in NUMBERS} for arm, turns in results.items()}
     lines = [f"{'':20s}" + "".join(f"{arm:>22s}" for arm in medians)]
-    for name in names:
+    for name in NUMBERS:
         cells = []
         for arm in medians.values():
             share = f" ({100 * arm[name] / sum(arm[phase] for phase in PHASES):4.1f} %)" if name in PHASES else ""
             cells.append(f"{arm[name]:.3f}{share}".rjust(22))
         lines.append(f"{name:20s}" + "".join(cells))
-    ratio = medians["ours"]["samples_per_second"] / medians["library"]["samples_per_second"]
-    return "\n".join([*lines, f"ours is {ratio:.2f} times as fast"])
+    rates = {arm: found["samples_per_second"] for arm, found in medians.items()}
+    ratios = [f"{rates['ours'] / rate:.2f} times as fast as {arm}" for arm, rate in rates.items() if arm != "ours"]
+    return "\n".join([*lines, f"ours is {', '.join(ratios)}"])
 
 
 if __name__ == "__main__":
