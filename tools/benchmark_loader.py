@@ -3,7 +3,8 @@
 All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
 pictures stacked in bytes, as they go to the device that makes floats of them, and their captions; ``floats`` tells what that step
 takes on the processor, whoever loads. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes
-as the loaders have, and sends nothing: no loader can be faster per process. They run in turns, a short block each, so that a busy
+as the loaders have, and sends nothing: no loader can be faster per process. ``files`` reads each of those pictures from a file
+first, still without a batch. They run in turns, a short block each, so that a busy
 machine slows all alike; a ratio is the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall;
 ``per_process``, the processor time of the processes that decode (the workers, or this one where there are none), which tells what
 a worker does with a core of its own also where cores are few or busy; ``all``, the processor time of all processes together.
@@ -104,7 +105,7 @@ class Decoding(IterableDataset[Tensor]):
     """Decoding and transform of bytes in memory; no reading, no batch."""
 
     def __init__(self, paths: list[str], size: int, batch_size: int) -> None:
-        self.contents = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
+        self.contents: list[bytes | Path] = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
         self.size, self.batch_size = size, batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -112,13 +113,33 @@ class Decoding(IterableDataset[Tensor]):
         while True:
             for first in range(0, len(self.contents) - self.batch_size + 1, self.batch_size):
                 for content in self.contents[first : first + self.batch_size]:
-                    decode_picture(content, self.size, resize)
+                    decode_picture(content.read_bytes() if isinstance(content, Path) else content, self.size, resize)
                 yield torch.empty(0)
+
+
+class DecodingFiles(Decoding):
+    """The same, each picture being read from a file of its own: no loader gets its bytes for nothing."""
+
+    def __init__(self, paths: list[str], size: int, batch_size: int) -> None:
+        super().__init__(paths, size, batch_size)
+        folder = Path(paths[0]).parent / "files"
+        folder.mkdir(exist_ok=True)
+        for number, content in enumerate(self.contents):
+            assert isinstance(content, bytes)
+            file = folder / f"{number}.jpg"
+            if not file.is_file():
+                file.write_bytes(content)
+            self.contents[number] = file
 
 
 def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
     """``Decoding`` in this process or in workers."""
     yield from DataLoader(Decoding(paths, size, batch_size), batch_size=None, num_workers=workers)
+
+
+def files(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """``DecodingFiles`` in this process or in workers."""
+    yield from DataLoader(DecodingFiles(paths, size, batch_size), batch_size=None, num_workers=workers)
 
 
 CLOCKS = ("clock", "per_process", "all")
@@ -176,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         paths = make_shards(Path(folder), given.samples, given.edge, given.shards)
         makers: dict[str, Callable[[], Iterator[Tensor]]] = {}
         for workers in given.workers:
-            for name, loader in (("pil", pil), ("ours", ours), ("webdataset", plain)):
+            for name, loader in (("pil", pil), ("files", files), ("ours", ours), ("webdataset", plain)):
                 makers[f"{name} {workers} workers"] = partial(loader, paths, given.image_size, given.batch_size, workers)
         rates = measure(makers, given.rounds, given.batches)
     report: dict[str, Any] = {clock: summary(rates[clock], given.batch_size, given.workers) for clock in CLOCKS}
@@ -199,6 +220,7 @@ def summary(rates: dict[str, list[float]], batch_size: int, workers: list[int]) 
         "images_per_second": {name: round(statistics.median(values) * batch_size, 1) for name, values in rates.items()},
         "ours_to_webdataset": {str(n): ratio(f"ours {n} workers", f"webdataset {n} workers") for n in workers},
         "ours_to_pil": {str(n): ratio(f"ours {n} workers", f"pil {n} workers") for n in workers},
+        "ours_to_files": {str(n): ratio(f"ours {n} workers", f"files {n} workers") for n in workers},
         "webdataset_to_pil": {str(n): ratio(f"webdataset {n} workers", f"pil {n} workers") for n in workers},
     }
 
