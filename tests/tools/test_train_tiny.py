@@ -25,7 +25,7 @@ def test_what_is_no_part_is_refused(names: list[str], script: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == f"error: found no part '{names[-1]}', accepted are: codec tower clip clip2 ssl1 ssl2 deit llava vlm tower_coarse\n"
+        == f"error: found no part '{names[-1]}', accepted are: codec tower clip clip2 ssl1 ssl2 deit llava vlm sana sd3 tower_coarse\n"
     )
 
 
