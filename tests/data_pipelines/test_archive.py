@@ -79,6 +79,7 @@ class Ranges(BaseHTTPRequestHandler):
 
     root: Path
     sent = 0
+    counting = threading.Lock()
 
     def do_HEAD(self):
         self.do_GET(body=False)
@@ -98,10 +99,12 @@ class Ranges(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         if asked:
             self.send_header("Content-Range", f"bytes {low}-{high - 1}/{len(content)}")
+        if body:  # before anything is sent: whoever has it must find it counted
+            with self.counting:
+                type(self).sent += high - low
         self.end_headers()
         if body:
             self.wfile.write(content[low:high])
-            type(self).sent += high - low
 
     def log_message(self, *arguments):
         pass

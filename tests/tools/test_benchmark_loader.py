@@ -13,15 +13,17 @@ from benchmark_loader import make_shards, measure, ours, plain, summary
 def test_both_loaders_end_in_the_same_pictures(tmp_path):
     paths = make_shards(tmp_path, samples=12, edge=40, shards=3)
     mine, theirs = (next(loader(paths, 32, 12, 0)) for loader in (ours, plain))
-    assert mine.shape == theirs.shape == (12, 3, 32, 32) and mine.dtype == theirs.dtype == torch.float32
+    assert mine.shape == theirs.shape == (12, 32, 32, 3) and mine.dtype == theirs.dtype == torch.uint8
     order = [sorted(range(12), key=lambda row, pictures=pictures: pictures[row].sum().item()) for pictures in (mine, theirs)]
     assert mine[order[0]].equal(theirs[order[1]])
 
 
 def test_ratios_are_medians_of_the_rounds(monkeypatch):
     rates = {"pil 1 workers": [10.0, 20.0, 30.0], "ours 1 workers": [9.0, 19.0, 60.0], "webdataset 1 workers": [9.0, 38.0, 30.0]}
+    rates["files 1 workers"] = [10.0, 10.0, 60.0]
     report = summary(rates, batch_size=4, workers=[1])
     assert report["images_per_second"]["pil 1 workers"] == 80.0
+    assert report["ours_to_files"]["1"] == 1.0
     assert (report["ours_to_pil"]["1"], report["ours_to_webdataset"]["1"], report["webdataset_to_pil"]["1"]) == (0.95, 1.0, 1.0)
 
 
