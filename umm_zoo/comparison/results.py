@@ -25,6 +25,10 @@ _DIFFERENCES = (
 )
 
 
+#: Panels of a plot beside each other.
+_PANELS = 4
+
+
 @dataclass
 class Row:
     """One finished run: a choice at a seed."""
@@ -184,8 +188,13 @@ class Results:
         import matplotlib.pyplot as plt
 
         choices, num = self.choices(), len(self.metrics)
-        figure, axes = plt.subplots(1, num, figsize=(max(3.2 * num, 4), 0.45 * len(choices) + 1.6), squeeze=False, sharey=True)
-        for axis, metric in zip(axes[0], self.metrics, strict=True):
+        rows = -(-num // _PANELS)
+        columns = -(-num // rows)
+        size = (max(3.2 * columns, 4), (0.45 * len(choices) + 1.2) * rows + 0.4)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+        for axis in axes.flat[num:]:
+            axis.set_visible(False)
+        for axis, metric in zip(axes.flat, self.metrics, strict=False):
             for place, choice in enumerate(choices):
                 values = list(self.of(choice, metric).values())
                 if not values:
@@ -197,7 +206,7 @@ class Results:
             axis.set_title(metric + (" ↑" if self.metrics[metric][1] else " ↓"), fontsize=9)
             axis.tick_params(labelsize=8)
             axis.grid(axis="x", alpha=0.3)
-        axes[0][0].set_yticks(range(len(choices)), choices)
+        axes[0][0].set_yticks(range(len(choices)), choices)  # for all: they share the axis
         axes[0][0].invert_yaxis()
         figure.suptitle(f"{self.name}: mean and 95 % interval over seeds (ticks: single runs)", fontsize=9)
         figure.tight_layout()
