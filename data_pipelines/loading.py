@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_pipelines.ledger import Skip
 from data_pipelines.order import Stream, rank_slice
-from data_pipelines.reading import SampleReader, Shipment, Slot
+from data_pipelines.reading import Asked, SampleReader, Shipment, Slot
 from data_pipelines.shared_pictures import PREFETCH
 from umm_zoo.mistakes import MistakeError
 
@@ -74,6 +75,18 @@ class SequentialSlots:
             yield [Slot(sample, sample) for sample in batch]
 
 
+class _Asking:
+    """The slots of a loader, each time it begins with another number: workers that stay must send their rooms again."""
+
+    def __init__(self, slots: EndlessSlots | SequentialSlots) -> None:
+        self._slots, self._reading = slots, 0
+
+    def __iter__(self) -> Iterator[Asked]:
+        self._reading += 1
+        for slots in self._slots:
+            yield Asked(slots, self._reading)
+
+
 class BatchLoader:
     """Yields ``Batch``; tells of skips as they arrive.
 
@@ -99,7 +112,7 @@ class BatchLoader:
         self.on_skip, self.packed = on_skip, packed
         self._loader: DataLoader[Shipment] = DataLoader(
             reader,
-            batch_sampler=slots,
+            batch_sampler=_Asking(slots),  # type: ignore[arg-type]  # a batch is one object, not a list
             collate_fn=_as_is,  # type: ignore[arg-type]  # the reader has already stacked the rows
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -107,10 +120,12 @@ class BatchLoader:
         )
 
     def __iter__(self) -> Iterator[Any]:
+        rooms: dict[Any, Tensor] = {}
         shipment: Shipment
         for shipment in self._loader:
             if shipment.error is not None:
                 raise shipment.error
+            shipment.take(rooms)
             for skip in shipment.skips:
                 self.on_skip(skip)
             if shipment.keys:

@@ -19,7 +19,7 @@ from data_pipelines.decoding import BadSampleError, Resize, decode_picture, to_s
 from data_pipelines.ledger import Skip
 from data_pipelines.shard_cache import ShardCache
 from data_pipelines.shard_index import ShardIndex
-from data_pipelines.shared_pictures import PictureRing, stack_pictures
+from data_pipelines.shared_pictures import Lent, PictureRing, stack_pictures
 from data_pipelines.stored import StoredOutputs
 from data_pipelines.tasks import Task
 from umm_zoo.batch import Batch, Conversation
@@ -34,6 +34,13 @@ class Slot(NamedTuple):
 
     position: int
     sample: int
+
+
+class Asked(NamedTuple):
+    """A micro-batch that a loader asks for, and how often that loader has begun."""
+
+    slots: list[Slot]
+    reading: int
 
 
 @dataclass
@@ -72,9 +79,9 @@ class Shipment:
 
     keys: list[str] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
-    images: Tensor | None = None
+    images: Tensor | Lent | None = None
     image_counts: list[int] = field(default_factory=list)
-    targets: Tensor | None = None
+    targets: Tensor | Lent | None = None
     meta: list[dict[str, Any]] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
@@ -83,20 +90,27 @@ class Shipment:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Shipment:
         """The same rows with every tensor on ``device``; Lightning calls this."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+        def move(pictures: Tensor | Lent | None) -> Tensor | Lent | None:
+            return pictures.to(device, non_blocking=non_blocking) if isinstance(pictures, Tensor) else pictures
 
         extras = {name: value.to(device, non_blocking=non_blocking) for name, value in self.extras.items()}
         return replace(self, images=move(self.images), targets=move(self.targets), extras=extras)
+
+    def take(self, rooms: dict[Any, Tensor]) -> None:
+        """Find the pictures that a worker has lent in its ``rooms``, which the caller keeps from one shipment to the next."""
+        if isinstance(self.images, Lent):
+            self.images = self.images.taken(rooms)
+        if isinstance(self.targets, Lent):
+            self.targets = self.targets.taken(rooms)
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""
         return Batch(
             keys=self.keys,
             conversations=self.conversations,
-            images=None if self.images is None else to_signal(self.images),
+            images=to_signal(self.images) if isinstance(self.images, Tensor) else None,
             image_counts=self.image_counts,
-            targets=None if self.targets is None else to_signal(self.targets),
+            targets=to_signal(self.targets) if isinstance(self.targets, Tensor) else None,
             meta=self.meta,
             extras=self.extras,
         )
@@ -137,10 +151,11 @@ class SampleReader(Dataset[Shipment]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
 
-    def __getitems__(self, slots: list[Slot]) -> Shipment:
+    def __getitems__(self, asked: Asked | list[Slot]) -> Shipment:
         """Read a whole micro-batch; torch's loader hands over all its places at once."""
+        slots, reading = asked if isinstance(asked, Asked) else (asked, 0)
         try:
-            return self._shipment(slots)
+            return self._shipment(slots, reading)
         except MistakeError as error:  # sent as a value: a worker's raise would bury the line under a traceback
             return Shipment(error=error)
 
@@ -190,13 +205,13 @@ class SampleReader(Dataset[Shipment]):
             stored={name: value for kept in self.stored for name, value in kept.read(self._files, index, number).items()},
         )
 
-    def _shipment(self, slots: list[Slot]) -> Shipment:
+    def _shipment(self, slots: list[Slot], reading: int) -> Shipment:
         rows: list[Row] = []
         counts: list[int] = []
         drawn: list[bool] = []
         skips: list[Skip] = []
         for ring in (self._images, self._targets):
-            ring.start(max(len(slots), ring.count))
+            ring.start(max(len(slots), ring.count), reading)
 
         def add(sample: int) -> None:
             images, targets = self._images.count, self._targets.count
@@ -248,7 +263,12 @@ def stack(rows: list[Row], skips: list[Skip]) -> Shipment:
 
 
 def _shipment(
-    rows: list[Row], counts: list[int], drawn: list[bool], images: Tensor | None, targets: Tensor | None, skips: list[Skip]
+    rows: list[Row],
+    counts: list[int],
+    drawn: list[bool],
+    images: Tensor | Lent | None,
+    targets: Tensor | Lent | None,
+    skips: list[Skip],
 ) -> Shipment:
     if any(drawn) and not all(drawn):
         one, other = rows[drawn.index(True)], rows[drawn.index(False)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +35,31 @@ def stack_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor | None:
     return stacked
 
 
+@dataclass
+class Lent:
+    """Pictures of a worker on their way: the room they lie in goes along only where the other side has not got it yet.
+
+    Handing shared memory to another process takes a file descriptor through a socket, for every batch anew.
+
+    Args:
+        ring: whose room it is.
+        turn: which of its rooms.
+        shape: of the pictures in it.
+        room: the room itself, the first time.
+    """
+
+    ring: tuple[int, int]
+    turn: int
+    shape: tuple[int, ...]
+    room: Tensor | None
+
+    def taken(self, rooms: dict[Any, Tensor]) -> Tensor:
+        """The pictures; ``rooms`` holds those that came before, and this one from now on."""
+        if self.room is not None:
+            rooms[self.ring, self.turn] = self.room
+        return rooms[self.ring, self.turn][: math.prod(self.shape)].view(self.shape)
+
+
 class PictureRing:
     """Where the reader of a batch puts each picture as soon as it is decoded, while it still lies in the processor's cache.
 
@@ -47,10 +76,18 @@ class PictureRing:
         self._room = torch.empty(0, dtype=torch.uint8)
         self._shape: tuple[int, ...] = ()
         self._capacity = 0
+        self._known: set[int] = set()
+        self._reading = 0
         self.count = 0
 
-    def start(self, capacity: int) -> None:
-        """Begin a batch that will hold about ``capacity`` pictures; it grows where there are more."""
+    def start(self, capacity: int, reading: int = 0) -> None:
+        """Begin a batch that will hold about ``capacity`` pictures; it grows where there are more.
+
+        ``reading`` counts how often the loader has begun: what it has been sent before may have been thrown away.
+        """
+        if reading != self._reading:
+            self._known.clear()
+            self._reading = reading
         self.count, self._shape, self._capacity = 0, (), max(capacity, 1)
         self._turn = (self._turn + 1) % NUM_ROOMS
 
@@ -75,11 +112,16 @@ class PictureRing:
         """Forget the pictures after the first ``count``: their sample turned out to be bad."""
         self.count = count
 
-    def pictures(self) -> Tensor | None:
-        """Those of this batch, ``[count, H, W, 3]``; None where there are none."""
+    def pictures(self) -> Tensor | Lent | None:
+        """Those of this batch, ``[count, H, W, 3]``, from a worker as ``Lent``; None where there are none."""
         if not self.count:
             return None
-        return self._room[: self.count * int(np.prod(self._shape))].view(self.count, *self._shape)
+        shape = (self.count, *self._shape)
+        if get_worker_info() is None:
+            return self._room[: math.prod(shape)].view(shape)
+        room = None if self._turn in self._known else self._room
+        self._known.add(self._turn)
+        return Lent((os.getpid(), id(self)), self._turn, shape, room)
 
     def _next_room(self, size: int, content: Tensor | None = None) -> Tensor:
         room = torch.empty(0, dtype=torch.uint8)
@@ -90,6 +132,7 @@ class PictureRing:
                 self._rooms.append(room)
             if self._rooms[self._turn].numel() < size:
                 self._rooms[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
+                self._known.discard(self._turn)
             room = self._rooms[self._turn]
         if content is not None:
             room[: len(content)] = content

@@ -47,3 +47,16 @@ def test_packed_pictures_outlast_the_batches_that_a_trainer_takes_ahead(tmp_path
         unpacked.append(waiting.pop(0).batch())
     plain = first_batches(folder, 0, 14, 0.0)
     assert torch.equal(torch.stack([batch.images for batch in unpacked]), torch.stack([batch.images for batch in plain]))
+
+
+def test_a_loader_that_begins_again_is_sent_its_rooms_again(tmp_path):
+    folder = write_world(tmp_path / "world", [25, 16])
+    data = ShardData({}, val={"a": ShardSource(f"{folder}/*.tar")}, image_size=8, val_batch_size=3, num_workers=2)
+    data.setup("validate")
+    loader, firsts = data.val_dataloader(), []
+    for _ in range(3):  # what the workers that stay had ready is thrown away each time
+        batches = iter(loader)
+        firsts.append(torch.stack([next(batches).images for _ in range(3)]))
+    whole = [batch.images for batch in loader]
+    assert all(torch.equal(first, firsts[0]) for first in firsts) and torch.equal(torch.stack(whole[:3]), firsts[0])
+    assert sum(len(images) for images in whole) == 41
