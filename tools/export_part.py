@@ -199,7 +199,8 @@ def export(
                 probes.append({**result, "layer": layer, "shards": shards})
     found = {str(Path(source["shards"]).parent.parent): world_of(source["shards"]) for source in sources}
     command = f"python -m umm_zoo.fit {report['experiment']}"
-    shipped = report["experiment"].startswith(f"experiments/tiny/{folder.name}")  # codec-decoder.yaml ends as codec
+    own = (f"{folder.name}.yaml", f"{folder.name}-decoder.yaml")  # codec-decoder.yaml ends as codec
+    shipped = report["experiment"] in [f"experiments/tiny/{name}" for name in own]
     again = f"bash tools/train_tiny.sh {folder.name}" if shipped else f"{command} --again"
     card = {
         "part": folder.name,
