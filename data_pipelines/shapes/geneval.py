@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.shapes.language import NUMBERS, phrase, plural, with_article
+from data_pipelines.shapes.language import NUMBERS, phrase, plural, refer, with_article
 from data_pipelines.shapes.world import Object, Scene, World, pick, sample_scene
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
@@ -44,6 +44,24 @@ def make_task(world: World, split: str, category: str, rng: np.random.Generator)
         return " and ".join(names), requirement, scene
     relation = pick(rng, relations(world, items[0], items[1]))
     return f"{names[0]} {relation} {names[1]}", {**requirement, "relation": relation}, scene
+
+
+def make_relation(world: World, split: str, rng: np.random.Generator) -> tuple[str, str, tuple[str, str], Scene] | None:
+    """Two objects, each by any words that tell it from the other, and where they lie to each other; to train with.
+
+    The benchmark's own prompts of position name shapes alone, and two shapes differ in so few pixels that a generator hardly learns
+    from them what ``above`` means; beside a colour it does.
+
+    Returns:
+        The prompt, the relation, the names of both, and the scene; None where two alike were drawn.
+    """
+    scene = sample_scene(world, split, rng, 2, 2)
+    first, second = (scene.objects[i] for i in rng.permutation(2).tolist())
+    names = [refer(scene, item, rng, avoid=("cell",)) for item in (first, second)]
+    if names[0] is None or names[1] is None:
+        return None
+    relation = pick(rng, relations(world, first, second))
+    return f"{with_article(names[0])} {relation} {with_article(names[1])}", relation, (names[0], names[1]), scene
 
 
 def relations(world: World, first: Object, second: Object) -> list[str]:

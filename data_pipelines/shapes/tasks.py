@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
-from data_pipelines.shapes.geneval import CATEGORIES, make_task
+from data_pipelines.shapes.geneval import CATEGORIES, make_relation, make_task
 from data_pipelines.shapes.language import long_caption, short_caption
 from data_pipelines.shapes.questions import BLOCK, Slot, ask, mark_pair, question_plan
+from data_pipelines.shapes.readings import READINGS, read_caption, read_edit, read_relation
 from data_pipelines.shapes.render import encode_png, render
 from data_pipelines.shapes.two_images import ask_two
 from data_pipelines.shapes.world import SPLIT_STREAMS, Scene, World, sample_scene, sample_stream
@@ -29,12 +30,17 @@ TASKS = (
     "compositions",
     "text_to_image",
     "geneval",
+    "relations",
+    "readings",
+    "imagined",
 )
 CAPTION_ORDERS = ("canonical", "random")
 #: One caption in this many is a short one.
 SHORT_EVERY = 3
 #: Questions of one dialogue, fewer where its scene has no unambiguous one of the kind wanted.
 DIALOGUE_TURNS = 6
+#: One imagined change in this many takes its object from a second picture.
+COMPOSED_EVERY = 4
 #: Draws before a sample is given up; most need one, a rare edit in a full board a dozen.
 _MAX_DRAWS = 2_000
 
@@ -247,6 +253,31 @@ def _compositions(request: _Request, rng: np.random.Generator) -> _Draw | None:
     return None if edit is None else _edited(edit, kind, scenes)
 
 
+def _relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    made = make_relation(request.world, request.split, rng)
+    return None if made is None else _Draw("relation", made[0], target=made[-1])
+
+
+def _readings(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    """Text alone: what a language model must be able to read before it can be asked for a picture in words."""
+    kind = READINGS[request.index % len(READINGS)]
+    maker = {"read_caption": read_caption, "read_relation": read_relation, "read_edit": read_edit}[kind]
+    turns = maker(request.world, request.split, rng)
+    if turns is None:
+        return None
+    (first, answer), *more = turns
+    return _Draw(kind, first, answer, more=tuple(more))
+
+
+def _imagined(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    """A picture or two and an instruction, answered by the description of what would result."""
+    maker = _compositions if request.index % COMPOSED_EVERY == COMPOSED_EVERY - 1 else _edits
+    draw = maker(request, rng)
+    if draw is None or draw.target is None:
+        return None
+    return _Draw(f"imagine_{draw.kind}", draw.prompt, long_caption(draw.target), draw.scenes, meta=draw.meta)
+
+
 _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "captions": _captions,
     "questions": _questions,
@@ -259,4 +290,7 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "compositions": _compositions,
     "text_to_image": _text_to_image,
     "geneval": _geneval,
+    "relations": _relations,
+    "readings": _readings,
+    "imagined": _imagined,
 }
