@@ -19,13 +19,13 @@ bash tools/setup.sh
 for name in "$@"; do
   probe=(--probe colour shape size mark)
   if [ "$name" = sana ] || [ "$name" = sd3 ]; then
-    world data/draw --seed 3 --train 20000 --val 600 --test 600 --tasks text_to_image,geneval
+    world data/draw --seed 3 --train 20000 --val 600 --test 600 --tasks text_to_image,geneval,relations
     "$python" -m data_pipelines.precompute "experiments/tiny/$name.yaml" --half
     probe=()
   elif [ "$name" = llava ]; then
     world data/coarse --seed 2 --train 8000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,questions --samples-per-shard 2000
   else
-    world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images --samples-per-shard 2000
+    world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images,readings,imagined --samples-per-shard 2000
   fi
   "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
   "$python" tools/export_part.py "runs/tiny/$name" --test "${probe[@]}"

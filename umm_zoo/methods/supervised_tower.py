@@ -87,6 +87,15 @@ def labels_of_tokens(labels: Tensor, grid: Grid, side: int) -> Tensor:
     return labels[:, (rows[:, None] * side + columns).flatten()]
 
 
+def labels_of_scene(batch: Batch, name: str, values: list[str]) -> Tensor:
+    """One class per row, ``[B]``, from ``meta["scene"][name]``.
+
+    Raises:
+        ValueError: a row has a value that is not listed.
+    """
+    return torch.tensor([_index(values, meta["scene"][name], key) for key, meta in zip(batch.keys, batch.meta, strict=True)])
+
+
 def _index(values: list[str], value: str, key: str) -> int:
     if value not in values:
         raise MistakeError(f"{key}: ground truth has '{value}', accepted are {values}")
@@ -170,10 +179,7 @@ class SupervisedTower(Method):
         if self.scene_attributes:
             pooled = self.tower.pooled(output)  # [B, F]
             for name, values in self.scene_attributes.items():
-                wanted = torch.tensor(
-                    [_index(values, meta["scene"][name], key) for key, meta in zip(batch.keys, batch.meta, strict=True)]
-                )
-                labels[name] = wanted.to(pooled.device)
+                labels[name] = labels_of_scene(batch, name, values).to(pooled.device)
                 logits = self.heads[f"{name}_scene"](pooled)  # [B, values]
                 losses[f"{name}_scene"] = F.cross_entropy(logits, labels[name])
                 found[name] = logits.argmax(dim=-1)

@@ -11,7 +11,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.method import Method
 from umm_zoo.methods.pictures import picture_of_each_row
-from umm_zoo.methods.supervised_tower import CellLabels, accuracies, labelled_cross_entropy, labels_of_tokens
+from umm_zoo.methods.supervised_tower import CellLabels, accuracies, labelled_cross_entropy, labels_of_scene, labels_of_tokens
 from umm_zoo.optimization import OptimizerFactory, Schedule
 
 
@@ -34,6 +34,7 @@ class VisionWarmup(Method):
         trained: names among the model's parts and ``heads``.
         optimizer: of the trained parts.
         schedule: of the learning rate.
+        scene_attributes: attributes of the whole scene and their values; every token names them.
     """
 
     left_behind = ("heads",)
@@ -45,10 +46,13 @@ class VisionWarmup(Method):
         trained: list[str],
         optimizer: OptimizerFactory,
         schedule: Schedule | None = None,
+        scene_attributes: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
         self.vlm, self.labels = vlm, labels
-        sizes = {**{name: len(values) for name, values in labels.attributes.items()}, "occupied": 2}
+        self.scene_attributes = dict(scene_attributes or {})
+        named = {**labels.attributes, **self.scene_attributes}
+        sizes = {**{name: len(values) for name, values in named.items()}, "occupied": 2}
         self.heads = nn.ModuleDict(
             {name: nn.Sequential(nn.LayerNorm(vlm.width), nn.Linear(vlm.width, size)) for name, size in sizes.items()}
         )
@@ -77,6 +81,9 @@ class VisionWarmup(Method):
         grid = eyes.image_grid(*pictures.shape[-2:])
         labels = {**self.labels(batch, everything), "occupied": self.labels.occupied(batch)}
         labels = {name: labels_of_tokens(wanted.to(tokens.device), grid, self.labels.side) for name, wanted in labels.items()}
+        for name, values in self.scene_attributes.items():
+            wanted = labels_of_scene(batch, name, values).to(tokens.device)
+            labels[name] = wanted[:, None].expand(-1, tokens.shape[1])
         logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
         found = {name: values.argmax(dim=-1) for name, values in logits.items()}
