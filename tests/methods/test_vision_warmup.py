@@ -140,3 +140,27 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     method = Unmarked(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), ["heads"], AdamW(1e-3))
     with pytest.raises(UserError, match=r"second\.yaml: after: tensor 'heads\..*' of the earlier stage has no place"):
         carry(after(), saved(method, tmp_path), Experiment(file="second.yaml"))
+
+
+def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused() -> None:
+    data = batch()
+    for row, meta in enumerate(data.meta):
+        meta["scene"]["background"] = "dark" if row % 3 else "light"
+        data.images[row, 2] = -1.0 if row % 3 else 1.0  # type: ignore[index]
+    method = VisionWarmup(
+        vlm(0),
+        CellLabels(CELLS, {"colour": COLOURS}),
+        ["vision_tower", "projector", "heads"],
+        AdamW(3e-3),
+        scene_attributes={"background": ["dark", "light"]},
+    )
+    optimizer = method.configure_optimizers()
+    for _ in range(40):
+        optimizer.zero_grad()
+        method.training_losses(data)["loss"].backward()
+        optimizer.step()
+    outputs = method.eval().validation_step(data, 0)
+    assert outputs["background_accuracy"] == 1 and outputs["counts"]["background_accuracy"] == 16 * 8
+    data.meta[2]["scene"]["background"] = "striped"
+    with pytest.raises(ValueError, match=r"row2: ground truth has 'striped', accepted are \['dark', 'light'\]"):
+        method.training_losses(data)
