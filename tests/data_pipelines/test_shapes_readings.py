@@ -83,7 +83,9 @@ def test_a_relation_is_true_of_its_picture_and_its_names_tell_the_two_apart(worl
         assert sample.target is not None and len(sample.target.objects) == 2
         match = re.fullmatch(r"an? (.+) (left of|right of|above|below) an? (.+)", turns(sample)[0])
         assert match, turns(sample)
-        objects = {item.cell: {name: getattr(item, name) for name in ("cell", "size", "colour", "shape")} for item in sample.target.objects}
+        objects = {
+            item.cell: {name: getattr(item, name) for name in ("cell", "size", "colour", "shape")} for item in sample.target.objects
+        }
         (first,), (second,) = (select(objects, match[i]) for i in (1, 3))
         (row, column), (row2, column2) = (divmod(world.places.index(item["cell"]), world.cells) for item in (first, second))
         true = {"left of": column < column2, "right of": column > column2, "above": row < row2, "below": row > row2}
