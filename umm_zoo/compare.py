@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         waiting = [step for step in plan.steps() if not _finished(step, runs)]
         print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
         if arguments.plan:
-            for step in plan.steps():
-                print(f"  {'waiting ' if step in waiting else 'finished'} {_folder(step, runs)}")
+            lines = [f"  {'waiting ' if step in waiting else 'finished'} {_folder(step, runs)}" for step in plan.steps()]
+            print("\n".join(lines))  # at once: `| head` may close the pipe before the last of them
             return 0
         children = Children()
         failed = run_plan(plan, runs, arguments.jobs, children)

@@ -16,6 +16,8 @@ tool = importlib.util.module_from_spec(spec)
 sys.modules["benchmark_rollout_tool"] = tool
 spec.loader.exec_module(tool)
 
+from tools.rollout_trl import trl_trainer  # noqa: E402  (the tool puts the project on the path)
+
 SMALL = ["--batch", "2", "--group", "2", "--tokens", "4", "--width", "32", "--size", "32", "--steps", "1"]
 
 
@@ -33,7 +35,7 @@ def test_trl_asks_scores_and_trains_what_ours_does(tmp_path: Path):
     pytest.importorskip("trl")
     options = tool.parser().parse_args([*SMALL, "--arm", "trl"])
     batch, method = tool.pictures(options), tool.build(options)
-    trainer = tool.trl_trainer(options, method, batch, str(tmp_path))
+    trainer = trl_trainer(options, method, batch, str(tmp_path), tool.RANK, tool.ALPHA, tool.LEARNING_RATE)
     ours = tool.build(tool.parser().parse_args([*SMALL, "--arm", "ours"]))
     trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in (trainer.model, ours)]
     assert trained[0] == trained[1] > 0

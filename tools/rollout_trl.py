@@ -1,0 +1,120 @@
+"""TRL's GRPOTrainer on the method of benchmark_rollout.py: same model, pictures, renderer and reward, its own rollouts."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+#: QwenChat without a system turn, as the library writes a template.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def trl_processor(vlm: Any) -> Any:
+    """The library's processor with the picture's patches and the prompt's tokens of a ``Qwen25VL``."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+    from transformers.processing_utils import ProcessorMixin
+
+    class Processor(Qwen2_5_VLProcessor):
+        """Without videos, whose processor needs torchvision."""
+
+        def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    layout = vlm.layout
+    area = layout.factor**2
+    cutter = Qwen2VLImageProcessorPil(
+        patch_size=layout.patch_size,
+        merge_size=layout.merge_size,
+        temporal_patch_size=layout.temporal_size,
+        size={"shortest_edge": layout.min_tokens * area, "longest_edge": layout.max_tokens * area},
+    )
+    vlm.tokenizer.padding_side = "left"
+    return Processor(cutter, vlm.tokenizer, CHAT_TEMPLATE)
+
+
+def trl_trainer(
+    options: argparse.Namespace, method: Any, batch: Any, folder: str, rank: int, alpha: float, learning_rate: float
+) -> Any:
+    """TRL's trainer of the method's captioner, which draws and rewards with the method and measures its phases."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from PIL import Image
+    from torch import nn
+    from trl import GRPOConfig, GRPOTrainer
+
+    from umm_zoo.batch import IMAGE_MARKER
+
+    device, phases = torch.device(options.device), method.phases
+
+    class Trainer(GRPOTrainer):
+        """With a clock."""
+
+        def _generate(self, prompts: Any) -> Any:
+            with phases("caption", device):
+                return super()._generate(prompts)
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            with phases("score", device):
+                return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    @torch.no_grad()
+    def redrawing(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float | None]:
+        seeds = method.noise(options.batch, options.group)
+        copies = batch.images.repeat_interleave(options.group, dim=0)
+        texts = [turns[0]["content"] for turns in completions]
+        with phases("draw", device):
+            drawn = method.renderer.draw(method.vlm, texts, seeds, copies, None, method.draw_steps)
+        with phases("reward", device):
+            return list(method.reward(drawn, batch).tolist())
+
+    levels = ((batch.images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    question = method.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the picture before the text
+    rows = {
+        "prompt": [[{"role": "user", "content": question}]] * options.batch,
+        "image": [Image.fromarray(picture) for picture in levels],
+    }
+    model = method.vlm.model
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".language_model." in name]
+    config = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=options.batch * options.group,
+        gradient_accumulation_steps=1,
+        num_generations=options.group,
+        max_completion_length=options.tokens,
+        max_steps=options.steps + 1,
+        learning_rate=learning_rate,
+        weight_decay=0.01,  # of AdamW in the other arms
+        optim="adamw_torch",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        beta=0.0,
+        num_iterations=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        loss_type="grpo",
+        shuffle_dataset=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=options.device == "cpu",
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return Trainer(
+        model=model,
+        reward_funcs=redrawing,
+        args=config,
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=trl_processor(method.vlm),
+        peft_config=LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=layers, init_lora_weights="gaussian"),
+    )
