@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as for umm_zoo.fit")
-    made.add_argument("--only", action="append", metavar="NAME", help="store this output alone (may be repeated)")
+    made.add_argument("--only", action="append", metavar="NAME", help="store this output and no other (may be repeated)")
     made.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples computed together (default 64)")
     made.add_argument("--half", action="store_true", help="store 16-bit floats: half the room, losses equal to about 1e-3")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Stored]:
     for name in arguments.only or ():
         if name not in items:
             raise UserError(arguments.experiment, f"--only: found '{name}', accepted are {', '.join(items) or 'none'}")
-    items = {name: item for name, item in items.items() if not arguments.only or name in arguments.only}
+    items = {name: item for name, item in items.items() if (name in arguments.only if arguments.only else item.by_default)}
     if not items:
         kind = type(method).__name__
         raise UserError(arguments.experiment, f"method: found {kind}, which has no frozen output that is worth storing here")

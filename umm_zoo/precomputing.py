@@ -27,6 +27,7 @@ class Precomputable:
         per: what an entry belongs to, ``image`` or ``row``.
         settings: plain values that decide as well and are no weights.
         same: a text for each row; rows of the same text share one stored entry (states of a repeated prompt). None stores one each.
+        by_default: stored whenever the command runs; otherwise only where ``--only`` names it, because it takes much room.
     """
 
     part: nn.Module
@@ -34,6 +35,7 @@ class Precomputable:
     per: Literal["image", "row"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     same: Callable[[Batch], list[str]] | None = None
+    by_default: bool = True
 
     def counts(self, batch: Batch) -> list[int]:
         """Entries of each row."""

@@ -28,7 +28,7 @@ from umm_zoo.methods.branches import (
     select_rows,
     stated_version,
 )
-from umm_zoo.methods.reading import Reading, attention_bias, read
+from umm_zoo.methods.reading import PREFIX, Reading, attention_bias, read, stored_prefixes
 from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
@@ -137,8 +137,9 @@ class Bridge(Method):
         return {**self.vlm.parts(), **{name: part for name, part in named.items() if part is not None}}
 
     def precomputable(self) -> dict[str, Precomputable]:
-        """``latents`` of the pictures to draw, while the codec is frozen."""
-        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
+        """``latents`` of the pictures to draw, while the codec is frozen; ``prefix`` of requests in words alone, if asked for."""
+        latents = {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
+        return {**latents, PREFIX: stored_prefixes(self.vlm)}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
-from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
+from umm_zoo.backbones.prefix import Prefix, PrefixBackbone, prefix_with_stored, stored_width, to_store
 from umm_zoo.batch import Batch, Grid, Tokens
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
+from umm_zoo.precomputing import Precomputable
+
+#: Name in ``Batch.extras`` of what ``data_pipelines.precompute --only prefix`` stored.
+PREFIX = "prefix"
 
 
 @dataclass
@@ -76,13 +81,49 @@ def read(vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, b
     """Read the prompts of a batch up to the opening of an answer; only detail tokens carry a gradient.
 
     That the prompt ends with the opening of an assistant turn, and that nothing stands between it and the queries, is our choice.
+    What was stored of text-only prompts (``stored_prefixes``) is used where it is of the very tokens that stand in the batch.
     """
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
-        prefix = vlm.prefix(inputs)
+        prefix = prefix_with_stored(vlm, inputs, _stored(batch)) if PREFIX in batch.extras else vlm.prefix(inputs)
     details, positions, blocks, unused = _details(vlm, codec, detail, batch, inputs)
     context = Tokens(inputs.embeddings, inputs.attention_mask)
     return Reading(context, prefix, inputs.image_mask, details, positions, blocks, unused)
+
+
+def stored_prefixes(vlm: PrefixBackbone) -> Precomputable:
+    """Keys and values of prompts without pictures, for ``Method.precomputable``; prompts of the same text share one entry.
+
+    Rows with pictures get an empty entry: theirs would hardly repeat. At 3B a token takes 37 kB (``--half``), so this is stored
+    only when asked for.
+    """
+
+    def alone(batch: Batch) -> list[bool]:
+        return [count == 0 for count in batch.image_counts]
+
+    @torch.no_grad()
+    def compute(batch: Batch) -> list[Tensor]:
+        entries = [torch.zeros(0, stored_width(vlm)) for _ in batch.keys]
+        rows = [row for row, is_alone in enumerate(alone(batch)) if is_alone]
+        if rows:
+            inputs = vlm.embed([batch.prompts()[row] for row in rows], None, [0] * len(rows), for_generation=True)
+            for row, entry in zip(rows, to_store(vlm, inputs, range(len(rows))), strict=True):
+                entries[row] = entry
+        return entries
+
+    def same(batch: Batch) -> list[str]:
+        texts = [json.dumps([[turn["role"], turn["text"]] for turn in prompt]) for prompt in batch.prompts()]
+        return [text if is_alone else "" for text, is_alone in zip(texts, alone(batch), strict=True)]
+
+    return Precomputable(vlm, compute, "row", same=same, by_default=False)
+
+
+def _stored(batch: Batch) -> list[Tensor]:
+    """The entry of each row; empty ones where a selection of rows has lost them."""
+    whole, lengths = batch.extras[PREFIX], batch.extras.get(f"{PREFIX}.lengths")
+    if lengths is None or len(lengths) != len(batch) or int(lengths.sum()) != len(whole):
+        return [whole[:0]] * len(batch)
+    return list(whole.split(lengths.tolist()))
 
 
 def _details(
