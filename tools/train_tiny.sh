@@ -19,7 +19,7 @@ bash tools/setup.sh
 for name in "$@"; do
   probe=(--probe colour shape size mark)
   if [ "$name" = sana ] || [ "$name" = sd3 ]; then
-    world data/draw --seed 3 --train 20000 --val 600 --test 600 --tasks text_to_image,geneval,relations
+    world data/draw --seed 3 --train 20000 --val 600 --test 600 --tasks text_to_image,geneval
     "$python" -m data_pipelines.precompute "experiments/tiny/$name.yaml" --half
     probe=()
   elif [ "$name" = llava ]; then
