@@ -23,9 +23,9 @@ from umm_zoo.mistakes import MistakeError
 FOLDER = "precomputed"
 #: Member that holds, in place of an entry, the name under which rows of the same text share one.
 SAME = "same"
-_KEPT_SHARED = 256
+_KEPT_SHARED_BYTES = 128e6
 _KEPT_NUMBERS = 64
-_HOW = "`python -m data_pipelines.precompute EXPERIMENT`"
+_HOW = "`python -m data_pipelines.precompute EXPERIMENT --only {}`"
 
 
 def base_folder(shard: str, where: str | None) -> Path:
@@ -74,6 +74,7 @@ class StoredOutputs:
         }
         self._numbers: OrderedDict[str, dict[str, int]] = OrderedDict()
         self._shared: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        self._shared_bytes = 0
         self._in_pool: dict[str, dict[str, tuple[ShardIndex, int]]] = {}
 
     def read(self, files: RangeReader, index: ShardIndex, number: int) -> dict[str, Tensor]:
@@ -106,11 +107,18 @@ class StoredOutputs:
                 pool = self.pools[folder]
                 self._in_pool[folder] = {key: (tar, number) for tar in pool for number, key in enumerate(tar.keys())}
             if digest not in self._in_pool[folder]:
-                raise MistakeError(f"{folder}: found no stored '{self.name}' of the text {digest}; {_HOW} makes it again")
+                raise MistakeError(
+                    f"{folder}: found no stored '{self.name}' of the text {digest}; {_HOW.format(self.name)} makes it again"
+                )
             self._shared[folder, digest] = _arrays(files.members(*self._in_pool[folder][digest]))
-            while len(self._shared) > _KEPT_SHARED:
-                self._shared.popitem(last=False)
+            self._shared_bytes += _size(self._shared[folder, digest])
+            while self._shared_bytes > _KEPT_SHARED_BYTES and len(self._shared) > 1:
+                self._shared_bytes -= _size(self._shared.popitem(last=False)[1])
         return self._shared[folder, digest]
+
+
+def _size(entry: dict[str, Tensor]) -> int:
+    return sum(values.nbytes for values in entry.values())
 
 
 def _arrays(members: dict[str, bytes]) -> dict[str, Tensor]:
@@ -146,12 +154,12 @@ def find_stored(name: str, fingerprint: str, indexes: Sequence[ShardIndex], wher
     if any(folder_of(base, name, fingerprint).is_dir() for base in bases):
         raise MistakeError(
             f"data.precomputed: found stored '{name}' for {len(found)} of {len(indexes)} shards, not for {missing[0]}; "
-            f"{_HOW} makes the rest, {off}"
+            f"{_HOW.format(name)} makes the rest, {off}"
         )
     others = [folder for base in bases for folder in base.glob(f"{name}-*") if folder.is_dir()]
     if others:
         raise MistakeError(
             f"data.precomputed: found stored '{name}' of other weights or another transform ({others[0]}), accepted is "
-            f"{fingerprint[:16]}; {_HOW} makes them anew, {off}"
+            f"{fingerprint[:16]}; {_HOW.format(name)} makes them anew, {off}"
         )
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -271,8 +271,10 @@ def _readings(request: _Request, rng: np.random.Generator) -> _Draw | None:
 
 def _imagined(request: _Request, rng: np.random.Generator) -> _Draw | None:
     """A picture or two and an instruction, answered by the description of what would result."""
-    maker = _compositions if request.index % COMPOSED_EVERY == COMPOSED_EVERY - 1 else _edits
-    draw = maker(request, rng)
+    block, place = divmod(request.index, COMPOSED_EVERY)  # each maker goes through its own kinds in turn
+    composed = place == COMPOSED_EVERY - 1
+    turn = block if composed else block * (COMPOSED_EVERY - 1) + place
+    draw = (_compositions if composed else _edits)(replace(request, index=turn), rng)
     if draw is None or draw.target is None:
         return None
     return _Draw(f"imagine_{draw.kind}", draw.prompt, long_caption(draw.target), draw.scenes, meta=draw.meta)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from data_pipelines.shapes import Sample, World, make_sample
+from data_pipelines.shapes import Sample, Scene, World, make_sample
+from data_pipelines.shapes.edits import COMPOSITIONS, EDITS
 from data_pipelines.shapes.world import SIZES
 
 WORLDS = [World(), World(cells=3, num_colours=8, num_shapes=4, max_objects=4)]
@@ -150,19 +152,36 @@ def test_the_answer_to_a_written_change_is_the_changed_caption(world: World) -> 
     assert kinds == {"Make", "Add", "Move", "Remove", "Turn"}
 
 
+def described(scene: Scene) -> tuple[dict[str, dict[str, str]], str]:
+    items = {o.cell: {"cell": o.cell, "size": o.size, "colour": o.colour, "shape": o.shape} for o in scene.objects}
+    return items, scene.background
+
+
+def composed(first: tuple[dict[str, Any], str], second: tuple[dict[str, Any], str], instruction: str) -> tuple[dict[str, Any], str]:
+    """An object of the second picture in the first, from the words of the instruction."""
+    objects, background = dict(first[0]), first[1]
+    if match := re.fullmatch(r"Put the (.+) of the second image into the first image at the (.+)\.", instruction):
+        guest, cell = match[1], match[2]
+    else:
+        match = re.fullmatch(r"Replace the (.+) in the first image with the (.+) of the second image\.", instruction)
+        assert match, instruction
+        guest, cell = match[2], select(objects, match[1])[0]["cell"]
+    (item,) = select(second[0], guest)
+    objects[cell] = {**item, "cell": cell}
+    return objects, background
+
+
 def test_an_imagined_change_describes_what_the_edit_would_draw() -> None:
     world = World()
-    composed = 0
-    for sample in made(world, "imagined"):
+    kinds: Counter[str] = Counter()
+    for sample in made(world, "imagined", 96):
+        kinds[sample.row["kind"]] += 1
         first, said = turns(sample)
         instruction = first.removeprefix("<image>\n" * len(sample.scenes))
         assert sample.target is None and first.count("<image>") == len(sample.scenes)
-        composed += len(sample.scenes) == 2
         objects, background = parse(said)
         if len(sample.scenes) == 1:
-            shown = sample.scenes[0]
-            before = {o.cell: {"cell": o.cell, "size": o.size, "colour": o.colour, "shape": o.shape} for o in shown.objects}
-            assert (objects, background) == changed(before, shown.background, instruction)
+            assert (objects, background) == changed(*described(sample.scenes[0]), instruction)
         else:
-            assert background == sample.scenes[0].background
-    assert composed == 22  # every fourth of 90
+            assert (objects, background) == composed(*(described(scene) for scene in sample.scenes), instruction)
+    assert kinds == {f"imagine_{kind}": 12 for kind in (*EDITS, *COMPOSITIONS)}

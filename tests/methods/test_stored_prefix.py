@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from bridge_parts import tiny_vlm, wemmu
+from bridge_parts import VLM, tiny_vlm, wemmu
 
 from data_pipelines import precompute
 from data_pipelines.drawing import Unconditional
@@ -16,7 +18,9 @@ from data_pipelines.shards import ShardData, ShardSource
 from data_pipelines.stored import find_stored
 from data_pipelines.tasks import Editing, TextToImage
 from umm_zoo.backbones.prefix import Prefix, prefix_with_stored, to_store
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, Turn
+from umm_zoo.fit import main as fit
 from umm_zoo.methods.reading import PREFIX, stored_prefixes
 
 TEXTS = ["a circle", "a red circle above a small blue square", "two squares"]
@@ -58,13 +62,40 @@ def test_a_stored_prefix_is_the_one_that_would_be_computed(monkeypatch: pytest.M
     torch.testing.assert_close(mixed.next_position, whole.next_position, rtol=0, atol=0)
 
 
-def test_half_precision_keeps_the_tokens_exactly() -> None:
+@pytest.mark.parametrize(("stored", "computed"), [("half", "float"), ("half", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_entries_of_16_bits_are_known_again(stored: str, computed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny_vlm()
+    vlm = vlm.bfloat16() if computed == "bfloat16" else vlm
+    now = inputs(vlm, TEXTS)
+    assert now.token_ids.max() > 256  # more than one digit
+    whole = vlm.prefix(now)
+    entries = [getattr(entry, stored)() for entry in to_store(vlm, now, [0, 1, 2])]
+    counting = Counting(vlm, monkeypatch)
+    read = prefix_with_stored(vlm, now, entries)
+    assert counting.rows == 0
+    torch.testing.assert_close(kept(read, 1), kept(whole, 1), rtol=2e-3, atol=2e-3)
+
+
+def test_the_largest_token_of_the_3b_vocabulary_fits_into_three_digits() -> None:
+    vlm = tiny_vlm()
+    now = inputs(vlm, ["a circle"])
+    now.token_ids[0, -1] = 151_935
+    (entry,) = to_store(vlm, now, [0])
+    digits = entry.bfloat16()[-2, -3:].long().tolist()
+    assert digits[0] + 256 * digits[1] + 65_536 * digits[2] == 151_935
+
+
+def test_a_sharded_model_always_reads_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers gather their weights from all ranks; one that read nothing would leave the others waiting, or mix them up."""
     vlm = tiny_vlm()
     now = inputs(vlm, TEXTS)
-    for row, entry in enumerate(to_store(vlm, now, [0, 1, 2])):
-        high, low = entry.half()[:-1, -2:].long().unbind(-1)
-        assert torch.equal(high * 1024 + low, now.token_ids[row][now.attention_mask[row]])
-    assert torch.equal(torch.tensor([151_935 // 1024, 1023]).half().long(), torch.tensor([148, 1023]))  # of the 3B vocabulary
+    whole, entries = vlm.prefix(now), to_store(vlm, now, [0, 1, 2])
+    monkeypatch.setattr("umm_zoo.backbones.prefix._is_sharded", lambda module: True)
+    counting = Counting(vlm, monkeypatch)
+    read = prefix_with_stored(vlm, now, entries)
+    assert counting.rows == 1
+    for row in range(3):
+        torch.testing.assert_close(kept(read, row), kept(whole, row), rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +144,32 @@ def test_training_reads_it_with_the_same_losses(world: Path, monkeypatch: pytest
     assert 4 <= few_rows <= 4 + dropped + 4 < 16  # edits, unconditional rows, and whose words were left out
 
 
-def test_it_is_stored_only_when_asked_for() -> None:
-    item = stored_prefixes(tiny_vlm())
-    assert not item.by_default and wemmu().precomputable()["latents"].by_default
+def test_another_system_prompt_is_another_entry() -> None:
+    plain, told = (Qwen25VL.from_config(VLM, system_prompt=prompt) for prompt in (None, "Draw what you are told."))
+    told.load_state_dict(plain.state_dict())
+    assert stored_prefixes(plain).fingerprint({}) != stored_prefixes(told).fingerprint({})
+
+
+def test_the_command_stores_it_only_when_asked_and_training_goes_on_with_it(world: Path, tmp_path: Path, monkeypatch) -> None:
+    """The toy's own experiment file, two steps with what was stored in 16 bits and without."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    shutil.copytree(world / "train", tmp_path / "train", ignore=shutil.ignore_patterns("precomputed"))
+    shards = str(tmp_path / "train/geneval-*.tar")
+    told = ["experiments/wemmu/toy/stage1.yaml", "data.batch_size=6", "data.train.relations=null"]
+    told += [f"data.train.{name}.shards={shards}" for name in ("text_to_image", "geneval", "reconstruction", "unconditional")]
+    told += [f"data.val.{name}.shards={shards}" for name in ("text_to_image", "geneval", "reconstruction")]
+    folder = tmp_path / "train" / "precomputed"
+    assert precompute.main([*told, "--measure", "0"]) == 0
+    assert {path.name.split("-")[0] for path in folder.iterdir()} == {"latents"}
+    assert precompute.main([*told, "--measure", "0", "--only", "prefix", "--half"]) == 0
+    assert {path.name.split("-")[0] for path in folder.iterdir()} == {"latents", "prefix"}
+    losses = {}
+    for precomputed in ("beside", "ignore"):
+        more = [f"data.precomputed={precomputed}", "trainer.max_steps=2", "trainer.val_check_interval=2", "metrics={}"]
+        runs = tmp_path / precomputed
+        assert fit([*told, *more, "trainer.limit_val_batches=0", "--runs", str(runs)]) == 0
+        losses[precomputed] = json.loads((runs / "wemmu/toy/stage1/metrics.json").read_text())["metrics"]["train/flow"]
+    assert losses["beside"] == pytest.approx(losses["ignore"], rel=1e-3)
 
 
 def test_rows_that_lost_their_entries_are_read(world: Path) -> None:

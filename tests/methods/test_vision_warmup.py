@@ -164,3 +164,15 @@ def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused()
     data.meta[2]["scene"]["background"] = "striped"
     with pytest.raises(ValueError, match=r"row2: ground truth has 'striped', accepted are \['dark', 'light'\]"):
         method.training_losses(data)
+    del data.meta[3]["scene"]["background"]
+    data.meta[2]["scene"]["background"] = "dark"
+    with pytest.raises(ValueError, match="row3: its scene has no 'background', found \\['objects'\\]"):
+        method.training_losses(data)
+
+
+def test_an_attribute_of_the_scene_may_not_hide_an_object_s() -> None:
+    for name in ("colour", "occupied"):
+        with pytest.raises(ValueError, match=f"VisionWarmup.scene_attributes: found '{name}'"):
+            VisionWarmup(
+                vlm(0), CellLabels(CELLS, {"colour": COLOURS}), ["heads"], AdamW(1e-3), scene_attributes={name: ["a", "b"]}
+            )

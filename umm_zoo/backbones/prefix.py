@@ -12,13 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
+from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.batch import Grid
 
-#: Token ids are stored as quotient and remainder, both whole numbers that float16 holds exactly (up to 2048).
-_SPLIT = 1024
+#: Token ids are stored as three digits of this base: whole numbers that every 16-bit float holds exactly (bfloat16 up to 256).
+_BASE = 256
+_DIGITS = 3
 
 
 @dataclass
@@ -100,7 +103,13 @@ class LanguageStack(nn.Module, ABC):
 
 
 class PrefixBackbone(VLMBackbone, ABC):
-    """A vision-language model that can read a prompt once and let other tokens go on from it."""
+    """A vision-language model that can read a prompt once and let other tokens go on from it.
+
+    Attributes:
+        template: the form of its conversations.
+    """
+
+    template: ChatTemplate
 
     @abstractmethod
     def prefix(self, inputs: VLMInputs) -> Prefix:
@@ -131,31 +140,36 @@ class PrefixBackbone(VLMBackbone, ABC):
 def stored_width(vlm: PrefixBackbone) -> int:
     """Columns F of what ``to_store`` gives."""
     layers, heads, size = vlm.cache_shape
-    return max(2 * layers * heads * size, vlm.width) + 2
+    return max(2 * layers * heads * size, vlm.width) + _DIGITS
 
 
 def to_store(vlm: PrefixBackbone, inputs: VLMInputs, rows: Sequence[int]) -> list[Tensor]:
     """What the model makes of some rows, each ``[n + 1, F]``: a line per real token, then the last state.
 
-    A line holds the keys and values of all layers and, in two columns that 16 bits hold exactly, the token itself: whoever reads it
-    can tell whether it is of the same text.
+    A line holds the keys and values of all layers and, in three columns, the token itself: whoever reads it can tell whether it is
+    of the same text.
     """
     inputs = inputs_of_rows(inputs, rows)
     prefix = vlm.prefix(inputs)
     kept: list[Any] = list(prefix.cache.layers)
     parts = [part.transpose(1, 2).flatten(2) for layer in kept for part in (layer.keys, layer.values)]
     states = torch.cat(parts, dim=-1).float()  # [R, L, 2 * layers * heads * size]
-    room = stored_width(vlm) - 2
+    room = stored_width(vlm) - _DIGITS
     whole = F.pad(states, (0, room - states.shape[-1]))
-    tokens = torch.stack([inputs.token_ids // _SPLIT, inputs.token_ids % _SPLIT], dim=-1).float()
+    tokens = torch.stack([inputs.token_ids // _BASE**place % _BASE for place in range(_DIGITS)], dim=-1).float()
     lines = torch.cat([whole, tokens], dim=-1)  # [R, L, F]
-    last = F.pad(prefix.last_hidden.float(), (0, room + 2 - vlm.width))
+    last = F.pad(prefix.last_hidden.float(), (0, room + _DIGITS - vlm.width))
     return [torch.cat([lines[row][inputs.attention_mask[row]], last[row : row + 1]]) for row in range(len(rows))]
 
 
 def prefix_with_stored(vlm: PrefixBackbone, inputs: VLMInputs, stored: Sequence[Tensor]) -> Prefix:
-    """``vlm.prefix(inputs)``, computed only for rows whose entry (of ``to_store``) is missing, empty or of another text."""
+    """``vlm.prefix(inputs)``, computed only for rows whose entry (of ``to_store``) is missing, empty or of another text.
+
+    A model that is sharded over ranks always reads a row: its layers gather their weights from all ranks, which must come together.
+    """
     known = [row for row, entry in enumerate(stored) if _is_of(entry, inputs, row)]
+    if len(known) == len(stored) and _is_sharded(vlm):
+        known = known[1:]
     missing = [row for row in range(len(stored)) if row not in set(known)]
     if not known:
         return vlm.prefix(inputs)
@@ -200,8 +214,12 @@ def _is_of(entry: Tensor, inputs: VLMInputs, row: int) -> bool:
     tokens = inputs.token_ids[row][inputs.attention_mask[row]]
     if len(entry) != len(tokens) + 1 or bool(inputs.image_mask[row].any()):
         return False
-    high, low = entry[:-1, -2:].to(tokens.device).long().unbind(dim=-1)
-    return torch.equal(high * _SPLIT + low, tokens)
+    digits = entry[:-1, -_DIGITS:].to(tokens.device).long()
+    return torch.equal(sum(digits[:, place] * _BASE**place for place in range(_DIGITS)), tokens)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @contextmanager

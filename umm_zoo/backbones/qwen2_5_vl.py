@@ -52,7 +52,7 @@ class Qwen25VL(PrefixBackbone):
         super().__init__()
         self.model: Any = model
         self.layout = layout
-        self.template = QwenChat(system_prompt)
+        self.template: QwenChat = QwenChat(system_prompt)
         self._tokenizer = tokenizer
         config: Any = model.config
         self.width = config.text_config.hidden_size

@@ -12,7 +12,7 @@ from torch import Tensor
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone, prefix_with_stored, stored_width, to_store
-from umm_zoo.batch import Batch, Grid, Tokens
+from umm_zoo.batch import Batch, Conversation, Grid, Tokens, Turn
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.precomputing import Precomputable
@@ -94,28 +94,36 @@ def read(vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, b
 def stored_prefixes(vlm: PrefixBackbone) -> Precomputable:
     """Keys and values of prompts without pictures, for ``Method.precomputable``; prompts of the same text share one entry.
 
-    Rows with pictures get an empty entry: theirs would hardly repeat. At 3B a token takes 37 kB (``--half``), so this is stored
-    only when asked for.
+    Rows with pictures get an empty entry: theirs would hardly repeat. At 3B a token takes 74 kB (37 with ``--half``), so this is
+    stored only when asked for. A shard that several tasks read gets the entries of the first: list the one with words before
+    reconstruction and unconditional drawing, whose own prompts are read in training as ever.
     """
 
     def alone(batch: Batch) -> list[bool]:
         return [count == 0 for count in batch.image_counts]
+
+    def prompts(batch: Batch) -> list[Conversation]:  # as ``branches.Prompts`` shows them
+        return [[Turn(role=turn["role"], text=turn["text"].strip()) for turn in prompt] for prompt in batch.prompts()]
 
     @torch.no_grad()
     def compute(batch: Batch) -> list[Tensor]:
         entries = [torch.zeros(0, stored_width(vlm)) for _ in batch.keys]
         rows = [row for row, is_alone in enumerate(alone(batch)) if is_alone]
         if rows:
-            inputs = vlm.embed([batch.prompts()[row] for row in rows], None, [0] * len(rows), for_generation=True)
+            shown = prompts(batch)
+            inputs = vlm.embed([shown[row] for row in rows], None, [0] * len(rows), for_generation=True)
             for row, entry in zip(rows, to_store(vlm, inputs, range(len(rows))), strict=True):
                 entries[row] = entry
         return entries
 
     def same(batch: Batch) -> list[str]:
-        texts = [json.dumps([[turn["role"], turn["text"]] for turn in prompt]) for prompt in batch.prompts()]
+        texts = [json.dumps([[turn["role"], turn["text"]] for turn in prompt]) for prompt in prompts(batch)]
         return [text if is_alone else "" for text, is_alone in zip(texts, alone(batch), strict=True)]
 
-    return Precomputable(vlm, compute, "row", same=same, by_default=False)
+    frame = [
+        str(piece) for piece in vlm.template.render([Turn(role="user", text="")], for_generation=True)
+    ]  # system prompt and all
+    return Precomputable(vlm, compute, "row", {"frame": frame}, same=same, by_default=False)
 
 
 def _stored(batch: Batch) -> list[Tensor]:

@@ -91,9 +91,14 @@ def labels_of_scene(batch: Batch, name: str, values: list[str]) -> Tensor:
     """One class per row, ``[B]``, from ``meta["scene"][name]``.
 
     Raises:
-        ValueError: a row has a value that is not listed.
+        ValueError: a row's scene has no such attribute, or a value that is not listed.
     """
-    return torch.tensor([_index(values, meta["scene"][name], key) for key, meta in zip(batch.keys, batch.meta, strict=True)])
+    found = []
+    for key, meta in zip(batch.keys, batch.meta, strict=True):
+        if name not in (scene := meta.get("scene", {})):
+            raise MistakeError(f"{key}: its scene has no '{name}', found {sorted(scene)}")
+        found.append(_index(values, scene[name], key))
+    return torch.tensor(found)
 
 
 def _index(values: list[str], value: str, key: str) -> int:

@@ -35,6 +35,9 @@ class VisionWarmup(Method):
         optimizer: of the trained parts.
         schedule: of the learning rate.
         scene_attributes: attributes of the whole scene and their values; every token names them.
+
+    Raises:
+        ValueError: an attribute of the scene has the name of an object's, or ``occupied``.
     """
 
     left_behind = ("heads",)
@@ -51,6 +54,10 @@ class VisionWarmup(Method):
         super().__init__()
         self.vlm, self.labels = vlm, labels
         self.scene_attributes = dict(scene_attributes or {})
+        if taken := sorted({*labels.attributes, "occupied"} & set(self.scene_attributes)):
+            raise ValueError(
+                f"VisionWarmup.scene_attributes: found '{taken[0]}', accepted are names that no object's attribute has"
+            )
         named = {**labels.attributes, **self.scene_attributes}
         sizes = {**{name: len(values) for name, values in named.items()}, "occupied": 2}
         self.heads = nn.ModuleDict(
