@@ -357,9 +357,10 @@ def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     }
     _, rows = folder.rows_until(trainer.global_step + 1)
     steps = [float(row["throughput/step_ms"]) for row in rows if row.get("throughput/step_ms")]
-    if steps:
+    peaks = [float(row["throughput/peak_memory_gb"]) for row in rows if row.get("throughput/peak_memory_gb")]
+    if steps and peaks:  # from the log: a resumed run with no step left to do has measured nothing itself
         costs["seconds_per_step"] = statistics.median(steps) / 1000
-        costs["peak_memory_bytes"] = float(trainer.callback_metrics["throughput/peak_memory_gb"]) * 1e9
+        costs["peak_memory_bytes"] = max(peaks) * 1e9
     return costs
 
 
