@@ -127,3 +127,17 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(nursery: Nursery, t
     assert sorted(path.name for path in (tmp_path / "runs/chain/checkpoints").iterdir()) == ["LATEST", "step-00000003.ckpt"]
     assert nursery.run(tmp_path, *argv, "ckpt=last")[0] == 0
     assert losses(tmp_path / "chain.txt") == losses(tmp_path / "whole.txt")
+
+
+def test_a_run_stopped_between_its_last_checkpoint_and_its_scores_finishes(nursery: Nursery, tmp_path: Path) -> None:
+    watched = "callbacks.throughput={_target_: umm_zoo.callbacks.throughput.Throughput, every_n_steps: 1}"
+    argv = [chain_experiment(tmp_path), watched, "trainer.max_steps=4"]
+    code, said = nursery.run(tmp_path, *argv)
+    assert code == 0, said
+    scores = tmp_path / "runs" / "chain" / "metrics.json"
+    costs = json.loads(scores.read_text())["costs"]
+    scores.unlink()
+    code, said = nursery.run(tmp_path, *argv, "ckpt=last")
+    assert code == 0, said
+    again = json.loads(scores.read_text())
+    assert again["steps"] == 4 and again["costs"].keys() == costs.keys() >= {"seconds_per_step", "peak_memory_bytes"}
