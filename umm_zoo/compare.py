@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
         if arguments.plan:
             lines = [f"  {'waiting ' if step in waiting else 'finished'} {_folder(step, runs)}" for step in plan.steps()]
-            print("\n".join(lines))  # at once: `| head` may close the pipe before the last of them
+            try:
+                print("\n".join(lines), flush=True)
+            except BrokenPipeError:  # `| head` has seen enough; what is still in the buffer must go somewhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         children = Children()
         failed = run_plan(plan, runs, arguments.jobs, children)
