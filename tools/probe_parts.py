@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 from tools.probe import Layer, load_batches, load_part, part_features, probe
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.batch import Batch
 from umm_zoo.methods.pictures import picture_of_each_row
 from umm_zoo.run_folder import circumstances
@@ -64,6 +66,15 @@ def kept_rows(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     report = json.loads(file.read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = report["rows"] if report["settings"] == settings else []
     return rows
+
+
+def is_probed(folder: Path) -> bool:
+    """Whether a folder holds a part that has features; an image decoder has none."""
+    card = folder / "card.json"
+    if not card.is_file():
+        return False
+    kind = locate(json.loads(card.read_text(encoding="utf-8"))["class"])
+    return isinstance(kind, type) and not issubclass(kind, ImageDecoder)
 
 
 def skill(row: dict[str, Any]) -> float:
@@ -109,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
     parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
     arguments = parser.parse_args(argv)
-    names = arguments.parts or [PIXELS, *sorted(folder.name for folder in arguments.weights.iterdir() if folder.is_dir())]
+    names = arguments.parts or [PIXELS, *sorted(folder.name for folder in arguments.weights.iterdir() if is_probed(folder))]
     settings = {"shards": arguments.shards, "limit": arguments.limit, "steps": arguments.steps}
     file = arguments.out / "probes.json"
     rows = kept_rows(file, settings)

@@ -130,3 +130,12 @@ def test_a_table_in_markdown_is_put_into_the_readme(tmp_path: Path) -> None:
     text = "before\n<!-- results: probes.md -->\nold\n<!-- end results -->\nafter\n"
     expected = "before\n<!-- results: probes.md -->\n\n| a |\n|---|\n| 1 |\n\n<!-- end results -->\nafter\n"
     assert update_readme.filled(text, tmp_path) == expected
+
+
+def test_parts_with_features_are_probed_and_decoders_are_not(tmp_path: Path) -> None:
+    classes = {"eyes": "umm_zoo.backbones.features.CLIPVisionFeatures", "hand": "umm_zoo.backbones.sana.Sana", "bare": None}
+    for name, kind in classes.items():
+        (tmp_path / name).mkdir()
+        if kind is not None:
+            (tmp_path / name / "card.json").write_text(json.dumps({"class": kind}))
+    assert [name for name in classes if probe_parts.is_probed(tmp_path / name)] == ["eyes"]
