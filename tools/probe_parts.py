@@ -73,7 +73,7 @@ def is_probed(folder: Path) -> bool:
     card = folder / "card.json"
     if not card.is_file():
         return False
-    kind = locate(json.loads(card.read_text(encoding="utf-8"))["class"])
+    kind = locate(json.loads(card.read_text(encoding="utf-8"))["load"]["_target_"].removesuffix(".from_pretrained"))
     return isinstance(kind, type) and not issubclass(kind, ImageDecoder)
 
 

@@ -137,5 +137,5 @@ def test_parts_with_features_are_probed_and_decoders_are_not(tmp_path: Path) -> 
     for name, kind in classes.items():
         (tmp_path / name).mkdir()
         if kind is not None:
-            (tmp_path / name / "card.json").write_text(json.dumps({"class": kind}))
+            (tmp_path / name / "card.json").write_text(json.dumps({"load": {"_target_": f"{kind}.from_pretrained"}}))
     assert [name for name in classes if probe_parts.is_probed(tmp_path / name)] == ["eyes"]
