@@ -191,7 +191,7 @@ class Results:
         rows = -(-num // _PANELS)
         columns = -(-num // rows)
         size = (max(3.2 * columns, 4), (0.45 * len(choices) + 1.2) * rows + 0.4)
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
         for axis in axes.flat[num:]:
             axis.set_visible(False)
         for axis, metric in zip(axes.flat, self.metrics, strict=False):
@@ -209,6 +209,5 @@ class Results:
         axes[0][0].set_yticks(range(len(choices)), choices)  # for all: they share the axis
         axes[0][0].invert_yaxis()
         figure.suptitle(f"{self.name}: mean and 95 % interval over seeds (ticks: single runs)", fontsize=9)
-        figure.tight_layout()
         figure.savefig(path, dpi=130)
         plt.close(figure)
