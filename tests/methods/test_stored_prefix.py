@@ -17,11 +17,11 @@ from data_pipelines.shapes.__main__ import main as write_shapes
 from data_pipelines.shards import ShardData, ShardSource
 from data_pipelines.stored import find_stored
 from data_pipelines.tasks import Editing, TextToImage
-from umm_zoo.backbones.prefix import Prefix, prefix_with_stored, to_store
+from umm_zoo.backbones.prefix import Prefix
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, Turn
 from umm_zoo.fit import main as fit
-from umm_zoo.methods.reading import PREFIX, stored_prefixes
+from umm_zoo.methods.stored_prefix import PREFIX, prefix_with_stored, stored_prefixes, to_store
 
 TEXTS = ["a circle", "a red circle above a small blue square", "two squares"]
 
@@ -90,7 +90,7 @@ def test_a_sharded_model_always_reads_a_row(monkeypatch: pytest.MonkeyPatch) -> 
     vlm = tiny_vlm()
     now = inputs(vlm, TEXTS)
     whole, entries = vlm.prefix(now), to_store(vlm, now, [0, 1, 2])
-    monkeypatch.setattr("umm_zoo.backbones.prefix._is_sharded", lambda module: True)
+    monkeypatch.setattr("umm_zoo.methods.stored_prefix._is_sharded", lambda module: True)
     counting = Counting(vlm, monkeypatch)
     read = prefix_with_stored(vlm, now, entries)
     assert counting.rows == 1

@@ -80,6 +80,14 @@ def saved(method: VisionWarmup, folder: Path) -> Path:
     return folder / "last.ckpt"
 
 
+def train(method: VisionWarmup, data: Batch) -> None:
+    optimizer = method.configure_optimizers()
+    for _ in range(40):
+        optimizer.zero_grad()
+        method.training_losses(data)["loss"].backward()
+        optimizer.step()
+
+
 def reached(part: nn.Module) -> list[bool]:
     return [p.grad is not None and bool(p.grad.any()) for p in part.parameters()]
 
@@ -101,12 +109,8 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
 
 def test_objects_and_their_colours_are_learnt() -> None:
     method, data = warmup(), batch()
-    optimizer = method.configure_optimizers()
     first = method.training_losses(data)["loss"].item()
-    for _ in range(40):
-        optimizer.zero_grad()
-        method.training_losses(data)["loss"].backward()
-        optimizer.step()
+    train(method, data)
     outputs = method.eval().validation_step(data, 0)
     assert outputs["colour_accuracy"] == outputs["occupied_accuracy"] == 1
     assert outputs["loss"] < 0.2 * first
@@ -154,11 +158,7 @@ def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused()
         AdamW(3e-3),
         scene_attributes={"background": ["dark", "light"]},
     )
-    optimizer = method.configure_optimizers()
-    for _ in range(40):
-        optimizer.zero_grad()
-        method.training_losses(data)["loss"].backward()
-        optimizer.step()
+    train(method, data)
     outputs = method.eval().validation_step(data, 0)
     assert outputs["background_accuracy"] == 1 and outputs["counts"]["background_accuracy"] == 16 * 8
     data.meta[2]["scene"]["background"] = "striped"

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.batch import Grid
-
-#: Token ids are stored as three digits of this base: whole numbers that every 16-bit float holds exactly (bfloat16 up to 256).
-_BASE = 256
-_DIGITS = 3
 
 
 @dataclass
@@ -135,91 +128,6 @@ class PrefixBackbone(VLMBackbone, ABC):
     @abstractmethod
     def language_stack(self, copied: bool) -> LanguageStack:
         """The model's own layers, or a trainable copy of them that shares nothing."""
-
-
-def stored_width(vlm: PrefixBackbone) -> int:
-    """Columns F of what ``to_store`` gives."""
-    layers, heads, size = vlm.cache_shape
-    return max(2 * layers * heads * size, vlm.width) + _DIGITS
-
-
-def to_store(vlm: PrefixBackbone, inputs: VLMInputs, rows: Sequence[int]) -> list[Tensor]:
-    """What the model makes of some rows, each ``[n + 1, F]``: a line per real token, then the last state.
-
-    A line holds the keys and values of all layers and, in three columns, the token itself: whoever reads it can tell whether it is
-    of the same text.
-    """
-    inputs = inputs_of_rows(inputs, rows)
-    prefix = vlm.prefix(inputs)
-    kept: list[Any] = list(prefix.cache.layers)
-    parts = [part.transpose(1, 2).flatten(2) for layer in kept for part in (layer.keys, layer.values)]
-    states = torch.cat(parts, dim=-1).float()  # [R, L, 2 * layers * heads * size]
-    room = stored_width(vlm) - _DIGITS
-    whole = F.pad(states, (0, room - states.shape[-1]))
-    tokens = torch.stack([inputs.token_ids // _BASE**place % _BASE for place in range(_DIGITS)], dim=-1).float()
-    lines = torch.cat([whole, tokens], dim=-1)  # [R, L, F]
-    last = F.pad(prefix.last_hidden.float(), (0, room + _DIGITS - vlm.width))
-    return [torch.cat([lines[row][inputs.attention_mask[row]], last[row : row + 1]]) for row in range(len(rows))]
-
-
-def prefix_with_stored(vlm: PrefixBackbone, inputs: VLMInputs, stored: Sequence[Tensor]) -> Prefix:
-    """``vlm.prefix(inputs)``, computed only for rows whose entry (of ``to_store``) is missing, empty or of another text.
-
-    A model that is sharded over ranks always reads a row: its layers gather their weights from all ranks, which must come together.
-    """
-    known = [row for row, entry in enumerate(stored) if _is_of(entry, inputs, row)]
-    if len(known) == len(stored) and _is_sharded(vlm):
-        known = known[1:]
-    missing = [row for row in range(len(stored)) if row not in set(known)]
-    if not known:
-        return vlm.prefix(inputs)
-    layers, heads, size = vlm.cache_shape
-    shape = (*inputs.token_ids.shape, layers, 2, heads, size)
-    device, dtype = inputs.embeddings.device, inputs.embeddings.dtype
-    whole = torch.zeros(shape, device=device, dtype=dtype)  # [B, L, layers, 2, heads, size]
-    last = torch.zeros(len(inputs.token_ids), vlm.width, device=device, dtype=dtype)
-    for row in known:
-        lines = stored[row].to(device=device, dtype=dtype)
-        used = layers * 2 * heads * size
-        whole[row, inputs.attention_mask[row]] = lines[:-1, :used].unflatten(-1, shape[2:])
-        last[row] = lines[-1, : vlm.width]
-    if missing:
-        computed = vlm.prefix(inputs_of_rows(inputs, missing))
-        for layer in range(layers):
-            kept: Any = computed.cache.layers[layer]
-            whole[missing, :, layer, 0] = kept.keys.transpose(1, 2).to(dtype)
-            whole[missing, :, layer, 1] = kept.values.transpose(1, 2).to(dtype)
-        last[missing] = computed.last_hidden.to(dtype)
-    cache = DynamicCache()
-    for layer in range(layers):
-        keys, values = (whole[:, :, layer, part].transpose(1, 2) for part in (0, 1))
-        cache.update(keys, values, layer)
-    return Prefix(cache, inputs.attention_mask, inputs.position_ids.amax(dim=(0, 2)) + 1, last)
-
-
-def inputs_of_rows(inputs: VLMInputs, rows: Sequence[int]) -> VLMInputs:
-    """Some rows of a batch, padding and all."""
-    index = torch.tensor(list(rows), dtype=torch.long, device=inputs.token_ids.device)
-    return VLMInputs(
-        inputs.token_ids[index],
-        inputs.embeddings[index],
-        inputs.attention_mask[index],
-        inputs.position_ids[..., index, :],
-        inputs.labels[index],
-        inputs.image_mask[index],
-    )
-
-
-def _is_of(entry: Tensor, inputs: VLMInputs, row: int) -> bool:
-    tokens = inputs.token_ids[row][inputs.attention_mask[row]]
-    if len(entry) != len(tokens) + 1 or bool(inputs.image_mask[row].any()):
-        return False
-    digits = entry[:-1, -_DIGITS:].to(tokens.device).long()
-    return torch.equal(sum(digits[:, place] * _BASE**place for place in range(_DIGITS)), tokens)
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @contextmanager

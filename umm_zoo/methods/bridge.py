@@ -28,7 +28,8 @@ from umm_zoo.methods.branches import (
     select_rows,
     stated_version,
 )
-from umm_zoo.methods.reading import PREFIX, Reading, attention_bias, read, stored_prefixes
+from umm_zoo.methods.reading import Reading, attention_bias, read
+from umm_zoo.methods.stored_prefix import PREFIX, stored_prefixes
 from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch

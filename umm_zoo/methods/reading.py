@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
-from umm_zoo.backbones.prefix import Prefix, PrefixBackbone, prefix_with_stored, stored_width, to_store
-from umm_zoo.batch import Batch, Conversation, Grid, Tokens, Turn
+from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
+from umm_zoo.batch import Batch, Grid, Tokens
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
-from umm_zoo.precomputing import Precomputable
-
-#: Name in ``Batch.extras`` of what ``data_pipelines.precompute --only prefix`` stored.
-PREFIX = "prefix"
+from umm_zoo.methods.stored_prefix import PREFIX, prefix_with_stored, stored_rows
 
 
 @dataclass
@@ -85,53 +81,10 @@ def read(vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, b
     """
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
-        prefix = prefix_with_stored(vlm, inputs, _stored(batch)) if PREFIX in batch.extras else vlm.prefix(inputs)
+        prefix = prefix_with_stored(vlm, inputs, stored_rows(batch)) if PREFIX in batch.extras else vlm.prefix(inputs)
     details, positions, blocks, unused = _details(vlm, codec, detail, batch, inputs)
     context = Tokens(inputs.embeddings, inputs.attention_mask)
     return Reading(context, prefix, inputs.image_mask, details, positions, blocks, unused)
-
-
-def stored_prefixes(vlm: PrefixBackbone) -> Precomputable:
-    """Keys and values of prompts without pictures, for ``Method.precomputable``; prompts of the same text share one entry.
-
-    Rows with pictures get an empty entry: theirs would hardly repeat. At 3B a token takes 74 kB (37 with ``--half``), so this is
-    stored only when asked for. A shard that several tasks read gets the entries of the first: list the one with words before
-    reconstruction and unconditional drawing, whose own prompts are read in training as ever.
-    """
-
-    def alone(batch: Batch) -> list[bool]:
-        return [count == 0 for count in batch.image_counts]
-
-    def prompts(batch: Batch) -> list[Conversation]:  # as ``branches.Prompts`` shows them
-        return [[Turn(role=turn["role"], text=turn["text"].strip()) for turn in prompt] for prompt in batch.prompts()]
-
-    @torch.no_grad()
-    def compute(batch: Batch) -> list[Tensor]:
-        entries = [torch.zeros(0, stored_width(vlm)) for _ in batch.keys]
-        rows = [row for row, is_alone in enumerate(alone(batch)) if is_alone]
-        if rows:
-            shown = prompts(batch)
-            inputs = vlm.embed([shown[row] for row in rows], None, [0] * len(rows), for_generation=True)
-            for row, entry in zip(rows, to_store(vlm, inputs, range(len(rows))), strict=True):
-                entries[row] = entry
-        return entries
-
-    def same(batch: Batch) -> list[str]:
-        texts = [json.dumps([[turn["role"], turn["text"]] for turn in prompt]) for prompt in prompts(batch)]
-        return [text if is_alone else "" for text, is_alone in zip(texts, alone(batch), strict=True)]
-
-    frame = [
-        str(piece) for piece in vlm.template.render([Turn(role="user", text="")], for_generation=True)
-    ]  # system prompt and all
-    return Precomputable(vlm, compute, "row", {"frame": frame}, same=same, by_default=False)
-
-
-def _stored(batch: Batch) -> list[Tensor]:
-    """The entry of each row; empty ones where a selection of rows has lost them."""
-    whole, lengths = batch.extras[PREFIX], batch.extras.get(f"{PREFIX}.lengths")
-    if lengths is None or len(lengths) != len(batch) or int(lengths.sum()) != len(whole):
-        return [whole[:0]] * len(batch)
-    return list(whole.split(lengths.tolist()))
 
 
 def _details(
