@@ -37,7 +37,7 @@ HELP = """A compare file names a question, a base experiment, the one path that 
   set: {trainer.max_steps: 1000} # applied to every choice
 
 It is refused when anything else differs between the choices. A run is known by its resolved experiment:
-what has been run is not run again. Ctrl-C and SIGTERM stop and save what is running; the same command goes on from there."""
+what has been run, for this comparison or for another in the same folder of runs, is not run again. Ctrl-C and SIGTERM stop and save what is running; the same command goes on from there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="check, say what would run, and stop")
     arguments = parser.parse_args(argv)
     with user_errors() as outcome:
-        plan = load_plan(arguments.file)
         runs = Path(arguments.runs or os.environ.get("UMM_ZOO_RUNS") or "runs")
+        plan = load_plan(arguments.file, _made(runs))
         waiting = [step for step in plan.steps() if not _finished(step, runs)]
         print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
         if arguments.plan:
@@ -78,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(paths[0].read_text())
             print(f"written: {', '.join(str(path) for path in paths)}")
     return outcome.code
+
+
+def _made(runs: Path) -> dict[str, str]:
+    """Finished runs of all comparisons, identity -> name."""
+    finished = (path for path in sorted(runs.glob("compare/*/*")) if RunFolder(path).finished())
+    return {path.name.rpartition("-")[2]: path.relative_to(runs).as_posix() for path in finished}
 
 
 def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step]:
@@ -130,7 +136,8 @@ def _placed(step: Step, runs: Path) -> Any:
 
 def _finished(step: Step, runs: Path) -> bool:
     folder = RunFolder(_folder(step, runs))
-    return folder.finished() and not folder.differences(_placed(step, runs))
+    # what it stands on is part of its identity, wherever that was made
+    return folder.finished() and set(folder.differences(_placed(step, runs))) <= {"after"}
 
 
 def _run(step: Step, runs: Path, single_thread: bool, children: Children) -> int:

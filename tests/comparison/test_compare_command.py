@@ -121,6 +121,29 @@ def test_a_new_choice_runs_alone(folder: Path, pretended: list[str]) -> None:
     assert (provenance["commit"], provenance["machine"]) == ("abc", "cpus 0; cpus 1; cpus 2")
 
 
+def test_what_another_comparison_has_run_is_not_run_again(folder: Path, pretended: list[str]) -> None:
+    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "toy.yaml"})
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml"})
+    assert compare.main(["dropout.yaml"]) == 0 and len(pretended) == 3
+    other = {"with, renamed": {"value": 0.5}, "quarter": {"value": 0.25}}
+    toy_parts.write_yaml(folder / "other.yaml", {**COMPARE, "base": "later.yaml", "choices": other})
+    assert compare.main(["other.yaml"]) == 0
+    assert len(pretended) == 4 and "other/quarter-seed4" in pretended[-1]
+    rows = json.loads((folder / "results" / "other.json").read_text())["rows"]
+    assert {row["choice"]: row["metrics"]["val/loss"] for row in rows} == {"with, renamed": 0.5, "quarter": 0.25}
+
+
+def test_an_arm_of_another_comparison_serves_as_an_earlier_stage(folder: Path, pretended: list[str]) -> None:
+    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "toy.yaml"})
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml"})
+    assert compare.main(["dropout.yaml"]) == 0 and len(pretended) == 3
+    toy_parts.write_yaml(folder / "half.yaml", {"base": "later.yaml", "after": "toy.yaml", "method": {"body": {"dropout": 0.5}}})
+    toy_parts.write_yaml(folder / "last.yaml", {"base": "half.yaml", "after": "half.yaml"})
+    toy_parts.write_yaml(folder / "deeper.yaml", {**COMPARE, "base": "last.yaml"})
+    assert compare.main(["deeper.yaml"]) == 0
+    assert len(pretended) == 5 and all("deeper/" in name for name in pretended[3:])
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint(folder: Path, trained: list[list[str]]) -> None:
     assert compare.main(["dropout.yaml"]) == 0
     one = next((folder / "runs" / "compare" / "dropout").glob("with-*/metrics.json"))

@@ -69,8 +69,13 @@ class Plan:
         return list({step.identity: step for _, _, step in sorted(staged, key=lambda entry: entry[:2])}.values())
 
 
-def load_plan(file: str | Path) -> Plan:
+def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
     """Read a compare file, resolve every choice at every seed, refuse what differs outside ``vary`` and ``also``.
+
+    Args:
+        file: the compare file.
+        made: identity -> name of runs that are finished already, for another comparison or under another name; they are not made
+            again.
 
     Raises:
         UserError: a key is unknown or missing, a value has the wrong type, or two choices differ elsewhere or not at all.
@@ -87,7 +92,7 @@ def load_plan(file: str | Path) -> Plan:
                 reference = (name, chain)
             if seed == tree["seeds"][0]:
                 _refuse_other_differences(file, allowed, reference, (name, chain))
-            runs.append(PlannedRun(name, seed, _steps(chain, f"compare/{file.stem}", f"{name}-seed{seed}")))
+            runs.append(PlannedRun(name, seed, _steps(chain, f"compare/{file.stem}", f"{name}-seed{seed}", made or {})))
     _refuse_equal_choices(file, runs)
     metrics = {printed: _metric(file, printed, value) for printed, value in tree["metrics"].items()}
     contrasts = tuple((str(a), str(b)) for a, b in tree.get("contrasts", []))
@@ -206,14 +211,15 @@ def _refuse_equal_choices(file: Path, runs: list[PlannedRun]) -> None:
             raise UserError(file, [Problem(f"choices.{run.choice}", f"the same experiment as '{known}'", "choices that differ")])
 
 
-def _steps(chain: list[Experiment], folder: str, label: str) -> tuple[Step, ...]:
+def _steps(chain: list[Experiment], folder: str, label: str, made: Mapping[str, str]) -> tuple[Step, ...]:
     steps: list[Step] = []
     for depth, experiment in enumerate(chain):
         below = steps[-1] if steps else None
         content = json.dumps([_comparable(experiment), below.identity if below else experiment.after], sort_keys=True)
         identity = hashlib.sha256(content.encode()).hexdigest()[:12]
         stage = label if depth == len(chain) - 1 else Path(experiment.file).stem + f"-seed{experiment.seed}"
-        name = f"{folder}/{re.sub(r'[^A-Za-z0-9._-]+', '-', stage)}-{identity}"  # a choice may be called anything
+        own = f"{folder}/{re.sub(r'[^A-Za-z0-9._-]+', '-', stage)}-{identity}"  # a choice may be called anything
+        name = made.get(identity, own)
         after = below.experiment.name if below else experiment.after
         steps.append(Step(replace(experiment, name=name, after=after), identity, stage))
     return tuple(steps)
