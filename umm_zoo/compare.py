@@ -37,7 +37,8 @@ HELP = """A compare file names a question, a base experiment, the one path that 
   set: {trainer.max_steps: 1000} # applied to every choice
 
 It is refused when anything else differs between the choices. A run is known by its resolved experiment:
-what has been run, for this comparison or for another in the same folder of runs, is not run again. Ctrl-C and SIGTERM stop and save what is running; the same command goes on from there."""
+what has been run, for this comparison or for another in the same folder of runs, is not run again.
+Ctrl-C and SIGTERM stop and save what is running; the same command goes on from there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
