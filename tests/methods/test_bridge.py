@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from bridge_parts import CODEC, metaquery, requests, tiny_vlm, wemmu
 from torch.testing import assert_close
 
+from umm_zoo.backbones import qwen_stack
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.blocks.connectors import PositionMLP
@@ -15,6 +18,7 @@ from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
 from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries, ZeroQueries
 from umm_zoo.frozen import FrozenBackbone
 from umm_zoo.methods.branches import ConditionDropout, Guidance
+from umm_zoo.methods.reading import attention_bias
 from umm_zoo.mistakes import MistakeError
 
 
@@ -89,16 +93,22 @@ def test_frozen_parts_stay_in_evaluation_mode():
     assert not method.vlm.model.model.language_model.training
 
 
-@pytest.mark.parametrize("kind", [ExpertPathway, FrozenPathway])
-def test_gradient_checkpointing_changes_no_gradient(kind):
-    gradients = []
+@pytest.mark.parametrize(
+    ("make", "kind", "trained"),
+    [(wemmu, ExpertPathway, ["pathway", "connector", "detail"]), (metaquery, FrozenPathway, ["queries", "connector"])],
+)
+def test_gradient_checkpointing_runs_every_layer_again_and_changes_no_gradient(make, kind, trained, monkeypatch):
+    gradients, again = [], []
+    checkpoint = qwen_stack.checkpoint
+    monkeypatch.setattr(qwen_stack, "checkpoint", lambda *a, **settings: again.append(1) or checkpoint(*a, **settings))
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        method = wemmu(["connector", "detail"], pathway=kind(gradient_checkpointing=checkpointing)).train()
+        method = make(trained=trained, pathway=kind(gradient_checkpointing=checkpointing)).train()
         torch.manual_seed(1)
         method.training_losses(requests(1, 0))["loss"].backward()
-        gradients.append(method.detail.projection.weight.grad)
-    assert gradients[0].any()
+        assert len(again) == (len(method.pathway.stack.layers) if checkpointing else 0)
+        gradients.append([p.grad for p in method.parameters() if p.grad is not None])
+    assert sum(gradient.any().item() for gradient in gradients[0]) > 10
     assert_close(gradients[1], gradients[0])
 
 
@@ -154,24 +164,18 @@ def test_sensitivity_compares_with_the_same_noise_under_the_instruction_to_chang
     assert method.validation_step(requests(0, 1, target=(32, 32)), 0)["other_pictures"] is None
 
 
-def test_attention_bias_is_what_queries_pay_to_a_picture_token_minus_a_word():
-    method, batch = wemmu(detail=None, trained=["pathway"], measure_attention=True), requests(1)
-    reading = method.read(batch)
-    with torch.no_grad():  # keys of the picture made equal, those of words orthogonal to every query: exact shares
-        for layer in reading.prefix.cache.layers:
-            layer.keys.zero_()
-        for layer in method.pathway.stack.layers:
-            layer.self_attn.k_proj.weight.zero_()
-            layer.self_attn.k_proj.bias.zero_()
-    from umm_zoo.methods.reading import attention_bias
-
-    queries = torch.randn(1, 6, 32)
+def test_attention_bias_is_what_queries_pay_to_a_picture_token_minus_a_word(monkeypatch):
+    method, batch = wemmu(), requests(0, 1)  # the first row shows no picture and does not count
+    reading, queries = method.read(batch), torch.randn(2, 6, 32)
+    weights = torch.zeros(2, 4, reading.num_details + 6, reading.prefix.attention_mask.shape[1] + reading.num_details + 6)
+    weights[1, :, reading.num_details :, : reading.image_mask.shape[1]] = torch.where(reading.image_mask[1], 0.03, 0.01)
+    weights[1, :, : reading.num_details] = 0.5  # what details attend to is not asked
+    halves = torch.where(torch.arange(4)[:, None, None] < 2, 1.0, 2.0)  # heads differ: the mean of logarithms, not of shares
+    monkeypatch.setattr(method.pathway, "attention", lambda *_: iter([weights, weights * halves]))
     found = attention_bias(method.pathway, method.vlm, reading, queries, Grid(2, 3))
-    assert_close(float(found["attention_bias"]), 0.0, atol=1e-7, rtol=0)
-    for layer in reading.prefix.cache.layers:
-        layer.keys[:, :, reading.image_mask[0]] = -1e4  # whatever the sign of a query's sum, one of the two kinds gets all
-    found = attention_bias(method.pathway, method.vlm, reading, queries, Grid(2, 3))
-    assert abs(float(found["attention_bias"])) > 1e-3
+    assert_close(float(found["attention_bias"]), 0.02 * (1 + 1.5) / 2)
+    assert_close(float(found["attention_log_bias"]), math.log(3))
+    assert found["counts"] == {"attention_bias": 1, "attention_log_bias": 1}
 
 
 def test_users_mistakes_are_named():

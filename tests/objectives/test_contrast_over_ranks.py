@@ -19,7 +19,13 @@ def negatives_of_rank(rank: int, file: str, out: str) -> None:
     one = torch.cat([flow.negatives(velocity[:1]).flatten() for _ in range(3)])
     with torch.no_grad():
         alone = flow.negatives(velocity[: rank + 1])  # ranks differ here: an exchange would hang
-    torch.save({"found": found, "one": one, "alone": alone}, f"{out}-{rank}")
+    fewer = velocity if rank else torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)  # rank 1 lost a bad sample
+    uneven = torch.stack([flow.negatives(fewer, torch.Generator().manual_seed(i)).flatten() for i in range(40)])
+    edge = ContrastiveFlowMatching(gather_below=3)  # rank 0 alone has enough
+    small = torch.stack([edge.negatives(fewer, torch.Generator().manual_seed(i)).flatten() for i in range(40)])
+    enough = ContrastiveFlowMatching(gather_below=2)
+    apart = torch.stack([enough.negatives(fewer, torch.Generator().manual_seed(i)).flatten() for i in range(40)])
+    torch.save({"found": found, "one": one, "alone": alone, "uneven": uneven, "small": small, "apart": apart}, f"{out}-{rank}")
     dist.destroy_process_group()
 
 
@@ -31,3 +37,14 @@ def test_small_batches_share_their_negatives(tmp_path: Path) -> None:
         for row in range(2):
             assert set(result["found"][:, row].tolist()) == everything - {10.0 * rank + row}
         assert set(result["one"].tolist()) == {10.0 * (1 - rank)}
+
+
+def test_ranks_with_fewer_rows_take_part(tmp_path: Path) -> None:
+    mp.spawn(negatives_of_rank, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    rows = [[0.0, 1.0, 2.0], [10.0, 11.0]]
+    for rank, own in enumerate(rows):
+        result = torch.load(tmp_path / f"out-{rank}", weights_only=True)
+        for row, value in enumerate(own):
+            assert set(result["uneven"][:, row].tolist()) == {*rows[0], *rows[1]} - {value}
+            assert set(result["small"][:, row].tolist()) == {*rows[0], *rows[1]} - {value}
+            assert set(result["apart"][:, row].tolist()) == set(own) - {value}

@@ -60,7 +60,7 @@ class QueryPathway(nn.Module, ABC):
 
     def forward(self, tokens: Tensor, prefix: Prefix, positions: Tensor, mask: Tensor) -> Tensor:
         """Run the layers."""
-        return self.stack(tokens, prefix, positions, mask, self.gradient_checkpointing and self.training)
+        return self.stack(tokens, prefix, positions, mask, self.gradient_checkpointing)
 
     def attention(self, tokens: Tensor, prefix: Prefix, positions: Tensor, mask: Tensor) -> Iterator[Tensor]:
         """Attention weights layer after layer, ``[B, heads, K + N, L + K + N]``; no gradient."""

@@ -4,6 +4,7 @@ Each one's ``update`` takes ``(outputs, batch)`` and picks its rows by ``batch.m
 """
 
 from umm_zoo.metrics.answers import AnswerAccuracy, normalise
+from umm_zoo.metrics.frechet import FrechetDistance
 from umm_zoo.metrics.means import Means
 from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
@@ -22,6 +23,7 @@ __all__ = [
     "AnswerAccuracy",
     "EditPixels",
     "EditSuccess",
+    "FrechetDistance",
     "InstructionSensitivity",
     "LanguagePrior",
     "Means",

@@ -158,8 +158,8 @@ class ContrastiveFlowMatching(FlowMatching):
 
     Args:
         weight: lambda; 0.05 in both papers. 0 is flow matching.
-        gather_below: with fewer rows than this on a rank, those of all ranks serve as negatives while training (our choice; ranks
-            must then have equally many rows of equal size).
+        gather_below: with fewer rows than this on any rank, those of all ranks serve as negatives while training (our choice; the
+            rows must then be of equal size on all of them, their number need not).
         times: as in ``FlowMatching``.
         num_steps: as in ``FlowMatching``.
         sampling_shift: as in ``FlowMatching``.
@@ -206,10 +206,8 @@ class ContrastiveFlowMatching(FlowMatching):
         training = torch.is_grad_enabled()
         pool, first = velocity, 0
         # validation batches may differ between ranks, where an exchange would wait for ever
-        if training and len(velocity) < self.gather_below and dist.is_available() and dist.is_initialized():
-            parts = [torch.empty_like(velocity) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, velocity.contiguous())
-            pool, first = torch.cat(parts), dist.get_rank() * len(velocity)
+        if training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            pool, first = self._pool(velocity)
         if len(pool) < 2:
             if training:
                 raise ValueError("ContrastiveFlowMatching: found a batch of one, accepted are two rows or more over all ranks")
@@ -217,6 +215,21 @@ class ContrastiveFlowMatching(FlowMatching):
         own = first + torch.arange(len(velocity), device=velocity.device)
         away = torch.randint(1, len(pool), (len(velocity),), generator=generator, device=velocity.device)
         return pool[(own + away) % len(pool)]
+
+    def _pool(self, velocity: Tensor) -> tuple[Tensor, int]:
+        """Whose velocities may serve, and where this rank's begin. Ranks that lost a bad sample have fewer rows than others."""
+        mine = torch.tensor([len(velocity)], device=velocity.device)
+        numbers = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(numbers, mine)
+        rows = [int(number) for number in numbers]
+        if min(rows) >= self.gather_below:  # every rank comes to the same conclusion
+            return velocity, 0
+        padded = velocity.new_zeros(max(rows), *velocity.shape[1:])
+        padded[: len(velocity)] = velocity
+        parts = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(parts, padded)
+        pool = torch.cat([part[:number] for part, number in zip(parts, rows, strict=True)])
+        return pool, sum(rows[: dist.get_rank()])
 
     def plain_velocity(self, velocity: Tensor, mean_latent: Tensor) -> Tensor:
         """Undo the affine map of the minimiser: ``(1 - weight) v - weight mu``."""
