@@ -60,8 +60,8 @@ class EditPixels(RowMetric):
 
     - ``copy_index``: mean of ``|y - target|^2 / (|y - target|^2 + |y - source|^2)`` over M; 0 is a perfect edit, 1 a copy of the
       source. The source is the row's first image.
-    - ``copy_index/KIND``: the same by kind.
     - ``preservation``: PSNR in decibels against the target outside M, averaged over rows that have an outside.
+    - ``copy_index/KIND``, ``preservation/KIND``: the same by kind.
 
     Args:
         cells: of the board, per side.
@@ -99,21 +99,22 @@ class EditPixels(RowMetric):
         self.add_rows(records)
 
     def compute(self) -> dict[str, Tensor]:
-        """``copy_index``, in all and by kind, and ``preservation``; nothing without rows."""
+        """``copy_index`` and ``preservation``, in all and by kind; nothing without rows."""
         records = self.records()
         if not len(records):
             return {}
         index, kept = records[:, NAME_WORDS:].contiguous().view(torch.float64).T
-        by_kind = rates_by_name(index, records[:, :NAME_WORDS])
+        names, outside = records[:, :NAME_WORDS], ~kept.isnan()
         values = {"copy_index": index.mean(), "preservation": kept.nanmean()}
-        return values | {f"copy_index/{kind}": value for kind, value in by_kind.items()}
+        values |= {f"copy_index/{kind}": value for kind, value in rates_by_name(index, names).items()}
+        return values | {f"preservation/{kind}": value for kind, value in rates_by_name(kept[outside], names[outside]).items()}
 
 
 class InstructionSensitivity(RowMetric):
     """How far another instruction moves the picture, measured by how far it should: 0 where the text is ignored, 1 as it should be.
 
-    ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, drawn from the same noise. The method draws the second
-    picture itself: it returns ``outputs["other_pictures"]`` and ``outputs["other_targets"]``, ``[B, 3, H, W]`` each. A batch whose
+    ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, drawn from the same noise. The method chooses the second
+    instruction and draws its picture (a ``Bridge`` takes "change nothing", whose target is the source): it returns ``outputs["other_pictures"]`` and ``outputs["other_targets"]``, ``[B, 3, H, W]`` each. A batch whose
     ``other_pictures`` is None is left out. ``compute`` gives the ratio of sums over all rows.
 
     Args:
