@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from umm_zoo.batch import Tokens
+from umm_zoo.build import build_experiment
+from umm_zoo.experiment import load_experiment
 from umm_zoo.fit import main
+from umm_zoo.methods.wemmu import WeMMU
 from umm_zoo.testing import check_block
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +57,14 @@ def test_its_block_passes_the_contract(folder: Path) -> None:
     assert shape is not None
     width, channels = map(int, shape.groups())
     check_block(found.LinearHead(width, channels), [Tokens(torch.randn(2, 9, width))], [2, channels, 3, 3])
+
+
+def test_its_drawing_from_python_draws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build_experiment(load_experiment(folder / "experiments/wemmu/toy/stage1.yaml")).method.eval()
+    monkeypatch.setattr(WeMMU, "load", lambda run: built if run == "runs/wemmu/toy/stage4" else None)
+    done = runpy.run_path(str(folder / "draw.py"))
+    assert done["drawn"].shape == (2, 3, 32, 32) and done["edited"].shape == (1, 3, 32, 32)
+    assert not torch.equal(done["edited"][0], done["drawn"][0])
 
 
 def test_its_error_line_is_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

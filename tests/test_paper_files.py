@@ -1,0 +1,80 @@
+"""Experiment files of paper size, built on the meta device: what the papers publish, and that it fits together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipelines.shards import ShardData
+from umm_zoo.build import build_experiment
+from umm_zoo.experiment import load_experiment
+from umm_zoo.methods.bridge import Bridge
+from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
+
+ROOT = Path(__file__).resolve().parents[1] / "experiments"
+FROM_STAGE_2 = ["queries", "pathway", "connector", "detail", "decoder"]
+#: One layer of Qwen2.5-3B is 77.08 M parameters (arithmetic from its published sizes); the copy has 36 of them and a final norm.
+LAYER = 2 * 2048 * 2048 + 2048 + 2 * (2048 * 256 + 256) + 3 * 2048 * 11008 + 2 * 2048
+COPY = 36 * LAYER + 2048
+
+
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/paper/*.yaml") if path.stem != "base")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_it_is_built_without_memory_and_without_reading_weights(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with torch.device("meta"):
+        built = build_experiment(load_experiment(ROOT / file))
+    trained = {name for name, part in built.method.parts().items() if any(p.requires_grad for p in part.parameters())}
+    assert trained <= set(built.method.trained) and trained
+    assert all(p.is_meta for p in built.method.parameters()) and sum(p.numel() for p in built.method.parameters()) > 3e9
+
+
+@pytest.mark.parametrize(
+    ("file", "contrast", "trained", "steps", "batch", "pixels", "cells"),
+    [
+        ("wemmu/paper/stage1.yaml", 0.05, FROM_STAGE_2[:-1], 34_000, 2336, 512, 16),
+        ("wemmu/paper/stage2.yaml", None, FROM_STAGE_2, 44_000, 584, 1024, 32),
+        ("wemmu/paper/stage4.yaml", None, FROM_STAGE_2, 7_400, 584, 1024, 32),
+    ],
+)
+def test_wemmu_is_what_its_paper_says(
+    file: str, contrast: float | None, trained: list[str], steps: int, batch: int, pixels: int, cells: int
+) -> None:
+    experiment = load_experiment(ROOT / file)
+    with torch.device("meta"):
+        built = build_experiment(experiment)
+    method, data, trainer = built.method, built.data, experiment.trainer
+    assert isinstance(method, Bridge) and isinstance(data, ShardData)
+    assert type(method.objective) is (FlowMatching if contrast is None else ContrastiveFlowMatching)
+    assert getattr(method.objective, "weight", None) == contrast
+    assert sorted(method.trained) == sorted(trained)
+    assert (trainer["max_steps"], data.batch_size, data.image_size, method.picture_size) == (steps, batch, pixels, pixels)
+    assert batch % (8 * trainer["num_nodes"]) == 0  # nodes of eight share the batch out evenly
+    assert method.latent_grid(pixels, pixels) == (cells, cells)
+    counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
+    assert counts["pathway"] == COPY and counts["detail"] == 32 * 2048 + 2048 and counts["queries"] == 0
+    assert sum(counts[name] for name in ("vision_tower", "projector", "language_model", "codec")) == 0
+    decoder = sum(p.numel() for p in method.decoder.parameters())
+    assert 1.59e9 < decoder < 1.62e9 and counts["decoder"] == (decoder if "decoder" in trained else 0)
+    assert 8.3e9 < sum(p.numel() for p in method.parameters()) < 8.6e9  # the paper's tables call it 8B
+
+
+def test_metaquery_trains_queries_connector_and_decoder_around_a_frozen_language_model() -> None:
+    with torch.device("meta"):
+        method = build_experiment(load_experiment(ROOT / "metaquery/paper/stage1.yaml")).method
+    assert isinstance(method, Bridge)
+    counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
+    assert counts["queries"] == 256 * 2048 and counts["pathway"] == counts["language_model"] == 0
+    assert counts["connector"] > 24 * 12 * 2048**2 and counts["decoder"] > 1.59e9
+
+
+def test_openuni_trains_queries_and_connector_at_first() -> None:
+    with torch.device("meta"):
+        method = build_experiment(load_experiment(ROOT / "metaquery/paper/openuni-stage1.yaml")).method
+    assert isinstance(method, Bridge)
+    counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
+    assert {name for name, count in counts.items() if count} == {"queries", "connector"}
