@@ -128,8 +128,9 @@ class Guidance:
     """How strongly each part of a request is followed, and so the weight of each version's prediction.
 
     With e the prediction under a version: text-to-image ``e_nothing + text (e_full - e_nothing)``; a reconstruction ``e_nothing +
-    reconstruction (e_image - e_nothing)``; an edit ``e_nothing + reconstruction (e_image - e_nothing) + edit (e_full - e_image)``; a composition of several pictures ``e_nothing + composition
-    (e_full - e_nothing)``, or the form of edits where ``composition`` is None (MetaQuery).
+    reconstruction (e_image - e_nothing)``; an edit ``e_nothing + reconstruction (e_image - e_nothing) + edit (e_full - e_image)``;
+    a composition of several pictures ``e_nothing + composition (e_full - e_nothing)``, or the form of edits where ``composition``
+    is None (MetaQuery).
 
     The defaults are WeMMU's; that its "rec" branch is the version ``image`` and its "unc" branch ``nothing`` is our reading.
 

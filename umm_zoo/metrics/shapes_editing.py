@@ -114,8 +114,9 @@ class InstructionSensitivity(RowMetric):
     """How far another instruction moves the picture, measured by how far it should: 0 where the text is ignored, 1 as it should be.
 
     ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, drawn from the same noise. The method chooses the second
-    instruction and draws its picture (a ``Bridge`` takes "change nothing", whose target is the source): it returns ``outputs["other_pictures"]`` and ``outputs["other_targets"]``, ``[B, 3, H, W]`` each. A batch whose
-    ``other_pictures`` is None is left out. ``compute`` gives the ratio of sums over all rows.
+    instruction and draws its picture (a ``Bridge`` takes "change nothing", whose target is the source): it returns
+    ``outputs["other_pictures"]`` and ``outputs["other_targets"]``, ``[B, 3, H, W]`` each. A batch whose ``other_pictures`` is None
+    is left out. ``compute`` gives the ratio of sums over all rows.
 
     Args:
         kinds: count these kinds only.
