@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
-from data_pipelines.shapes.geneval import CATEGORIES, make_relation, make_task
+from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_relation, make_task
 from data_pipelines.shapes.language import long_caption, short_caption
 from data_pipelines.shapes.questions import BLOCK, Slot, ask, mark_pair, question_plan
 from data_pipelines.shapes.readings import READINGS, read_caption, read_edit, read_relation
@@ -30,6 +30,7 @@ TASKS = (
     "compositions",
     "text_to_image",
     "geneval",
+    "couples",
     "relations",
     "readings",
     "imagined",
@@ -162,7 +163,14 @@ def _text_to_image(request: _Request, rng: np.random.Generator) -> _Draw:
 
 
 def _geneval(request: _Request, rng: np.random.Generator) -> _Draw | None:
-    category = CATEGORIES[request.index % len(CATEGORIES)]
+    return _of_category(CATEGORIES[request.index % len(CATEGORIES)], request, rng)
+
+
+def _couples(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    return _of_category(COUPLES[request.index % len(COUPLES)], request, rng)
+
+
+def _of_category(category: str, request: _Request, rng: np.random.Generator) -> _Draw | None:
     drawn = make_task(request.world, request.split, category, rng)
     if drawn is None:
         return None
@@ -292,6 +300,7 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "compositions": _compositions,
     "text_to_image": _text_to_image,
     "geneval": _geneval,
+    "couples": _couples,
     "relations": _relations,
     "readings": _readings,
     "imagined": _imagined,

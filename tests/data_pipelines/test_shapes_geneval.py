@@ -1,7 +1,7 @@
 import pytest
 
 from data_pipelines.shapes import Object, World, make_sample
-from data_pipelines.shapes.geneval import CATEGORIES, RELATIONS, make_task, relations
+from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, RELATIONS, make_task, relations
 from data_pipelines.shapes.world import sample_stream
 
 BIG = World(cells=3, num_colours=8, num_shapes=4, max_objects=4)
@@ -58,3 +58,11 @@ def test_diagonal_neighbours_are_in_two_relations() -> None:
 def test_an_unknown_category_is_named() -> None:
     with pytest.raises(ValueError, match="category: found 'colors'"):
         make_task(World(), "train", "colors", sample_stream(0, "train", "x", 0))
+
+
+def test_couples_are_the_categories_with_two_shapes_in_turn():
+    world = World()
+    for i in range(30):
+        row = make_sample(world, 3, "train", "couples", i).row
+        assert row["kind"] == COUPLES[i % 3] and holds(row["target_scene"], world, row["requirement"])
+        assert len({item["shape"] for item in row["target_scene"]["objects"]}) == 2
