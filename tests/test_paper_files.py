@@ -38,6 +38,7 @@ def test_it_is_built_without_memory_and_without_reading_weights(file: str, monke
     [
         ("wemmu/paper/stage1.yaml", 0.05, FROM_STAGE_2[:-1], 34_000, 2336, 512, 16),
         ("wemmu/paper/stage2.yaml", None, FROM_STAGE_2, 44_000, 584, 1024, 32),
+        ("wemmu/paper/stage3.yaml", None, FROM_STAGE_2, 34_200, 584, 1024, 32),
         ("wemmu/paper/stage4.yaml", None, FROM_STAGE_2, 7_400, 584, 1024, 32),
     ],
 )

@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-LOWER_IS_BETTER = ("copy_index", "flow", "loss", "frechet", "scenes/extra")
+LOWER_IS_BETTER = ("copy_index", "flow", "loss", "frechet", "/extra")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with user_errors() as outcome:
         runs = Path(arguments.runs or os.environ.get("UMM_ZOO_RUNS") or "runs")
-        plan = load_plan(arguments.file, _made(runs))
+        plan = load_plan(arguments.file, _made(runs, Path(arguments.file).stem))
         waiting = [step for step in plan.steps() if not _finished(step, runs)]
         print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
         if arguments.plan:
@@ -81,10 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
-def _made(runs: Path) -> dict[str, str]:
-    """Finished runs of all comparisons, identity -> name."""
-    finished = (path for path in sorted(runs.glob("compare/*/*")) if RunFolder(path).finished())
-    return {path.name.rpartition("-")[2]: path.relative_to(runs).as_posix() for path in finished}
+def _made(runs: Path, own: str) -> dict[str, str]:
+    """Finished runs of all comparisons, identity -> name, those of the comparison ``own`` before others of the same identity.
+
+    A folder that was moved or copied holds a run of another name and is left alone.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(runs.glob("compare/*/*"), key=lambda path: (path.parent.name == own, path)):
+        name, folder = path.relative_to(runs).as_posix(), RunFolder(path)
+        if folder.finished() and folder.stored().get("name") == name:
+            found[path.name.rpartition("-")[2]] = name
+    return found
 
 
 def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step]:
@@ -137,8 +144,9 @@ def _placed(step: Step, runs: Path) -> Any:
 
 def _finished(step: Step, runs: Path) -> bool:
     folder = RunFolder(_folder(step, runs))
-    # what it stands on is part of its identity, wherever that was made
-    return folder.finished() and set(folder.differences(_placed(step, runs))) <= {"after"}
+    different = folder.differences(_placed(step, runs)) if folder.finished() else ["all"]
+    # what it stands on is part of its identity, wherever that was made; variables have gone into the rest
+    return all(key == "after" or key.split(".")[0] == "vars" for key in different)
 
 
 def _run(step: Step, runs: Path, single_thread: bool, children: Children) -> int:

@@ -57,12 +57,15 @@ class RunFolder:
 
     def differences(self, experiment: Experiment) -> list[str]:
         """Dotted keys in which the stored experiment differs from ``experiment``."""
+        return sorted(_differences(_comparable(self.stored()), _comparable(experiment.resolved()), ""))
+
+    def stored(self) -> Mapping[str, Any]:
+        """The experiment that was run here, resolved; empty where there is none or the file is damaged."""
         try:
-            stored = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
-        except (yaml.YAMLError, UnicodeDecodeError):  # damaged: as different as can be
-            stored = {}
-        stored = stored if isinstance(stored, Mapping) else {}
-        return sorted(_differences(_comparable(stored), _comparable(experiment.resolved()), ""))
+            tree = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return {}
+        return tree if isinstance(tree, Mapping) else {}
 
     def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
         """What to do with the folder.

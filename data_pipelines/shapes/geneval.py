@@ -13,7 +13,7 @@ from data_pipelines.shapes.language import NUMBERS, phrase, plural, refer, with_
 from data_pipelines.shapes.world import Object, Scene, World, pick, sample_scene
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
-#: The categories in which two shapes stand in one picture: the hard ones, for training (the task ``couples``).
+#: The categories in which two shapes stand in one picture: the hard ones, to train with if wanted (the task ``couples``).
 COUPLES = ("two_objects", "position", "colour_attribution")
 RELATIONS = ("left of", "right of", "above", "below")
 

@@ -144,6 +144,30 @@ def test_an_arm_of_another_comparison_serves_as_an_earlier_stage(folder: Path, p
     assert len(pretended) == 5 and all("deeper/" in name for name in pretended[3:])
 
 
+def test_its_own_runs_come_first_wherever_the_earlier_stage_was_made(folder: Path, pretended: list[str]) -> None:
+    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "toy.yaml"})
+    toy_parts.write_yaml(folder / "again.yaml", {"base": "toy.yaml"})  # the same first stage by another name
+    toy_parts.write_yaml(folder / "zlater.yaml", {"base": "toy.yaml", "after": "again.yaml"})
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml"})
+    toy_parts.write_yaml(folder / "zdropout.yaml", {**COMPARE, "base": "zlater.yaml"})
+    for name in ("zdropout", "dropout"):  # each in a folder of its own, as if run at the same time
+        assert compare.main([f"{name}.yaml", "--runs", f"runs-{name}"]) == 0
+    for path in (folder / "runs-zdropout" / "compare").iterdir():
+        path.rename(folder / "runs-dropout" / "compare" / path.name)
+    assert len(pretended) == 6
+    assert compare.main(["dropout.yaml", "--runs", "runs-dropout"]) == 0 and len(pretended) == 6
+    rows = json.loads((folder / "results" / "dropout.json").read_text())["rows"]
+    assert all(row["run"].startswith("compare/dropout/") for row in rows)
+
+
+def test_a_folder_that_was_moved_is_left_alone(folder: Path, pretended: list[str]) -> None:
+    assert compare.main(["dropout.yaml"]) == 0 and len(pretended) == 2
+    moved = (folder / "runs" / "compare" / "dropout").rename(folder / "runs" / "compare" / "old")
+    before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
+    assert compare.main(["dropout.yaml"]) == 0 and len(pretended) == 4
+    assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint(folder: Path, trained: list[list[str]]) -> None:
     assert compare.main(["dropout.yaml"]) == 0
     one = next((folder / "runs" / "compare" / "dropout").glob("with-*/metrics.json"))

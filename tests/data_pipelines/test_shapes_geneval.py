@@ -60,7 +60,7 @@ def test_an_unknown_category_is_named() -> None:
         make_task(World(), "train", "colors", sample_stream(0, "train", "x", 0))
 
 
-def test_couples_are_the_categories_with_two_shapes_in_turn():
+def test_couples_are_the_categories_with_two_shapes_in_turn() -> None:
     world = World()
     for i in range(30):
         row = make_sample(world, 3, "train", "couples", i).row
