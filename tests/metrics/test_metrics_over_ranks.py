@@ -1,15 +1,11 @@
 """Two processes with uneven rows must give what one process gives."""
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torchmetrics import Metric
+from values_over_ranks import values_by_rank, values_of
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics import PSNR, AnswerAccuracy, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
@@ -62,37 +58,15 @@ def step(rows: range) -> tuple[dict[str, Any], Batch]:
     return outputs, batch
 
 
-def values_of(rows: range) -> dict[str, float]:
-    """Every metric over the rows, in batches of three; over all ranks where there are several."""
-    values: dict[str, float] = {}
-    for name, metric in all_metrics().items():
-        for start in range(0, len(rows), 3):
-            metric.update(*step(rows[start : start + 3]))
-        computed = metric.compute()
-        for entry, value in (computed if isinstance(computed, dict) else {"": computed}).items():
-            values[f"{name}/{entry}"] = float(value)
-    return values
-
-
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save({name: values_of(split[rank]) for name, split in SPLITS.items()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def by_rank() -> list[dict[str, dict[str, float]]]:
-    with tempfile.TemporaryDirectory() as folder:
-        # forked, because two fresh interpreters would spend ten times as long on imports
-        mp.start_processes(work, args=(folder,), nprocs=2, start_method="fork")
-        return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
+    return values_by_rank(all_metrics, step, SPLITS)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_has_the_value_of_one_process(by_rank: list[dict[str, dict[str, float]]], rank: int, split: str) -> None:
-    expected = values_of(range(NUM_ROWS))
+    expected = values_of(all_metrics, step, range(NUM_ROWS))
     assert len(expected) > 20
     assert by_rank[rank][split] == pytest.approx(expected, abs=1e-6)
     assert list(by_rank[rank][split]) == list(expected)  # ranks that log in another order would wait for each other

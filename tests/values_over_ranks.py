@@ -1,0 +1,45 @@
+"""Values of metrics over one process and over two, for tests that compare them."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchmetrics import Metric
+
+from umm_zoo.batch import Batch
+
+#: The given rows of a fixed set, and what a model makes of them.
+Step = Callable[[range], tuple[dict[str, Any], Batch]]
+MakeMetrics = Callable[[], dict[str, Metric]]
+
+
+def values_of(make: MakeMetrics, step: Step, rows: range, batch_size: int = 3) -> dict[str, float]:
+    """Every metric over the rows, batch by batch; over all ranks where there are several."""
+    values: dict[str, float] = {}
+    for name, metric in make().items():
+        for start in range(0, len(rows), batch_size):
+            metric.update(*step(rows[start : start + batch_size]))
+        computed = metric.compute()
+        for entry, value in (computed if isinstance(computed, dict) else {"": computed}).items():
+            values[f"{name}/{entry}"] = float(value)
+    return values
+
+
+def values_by_rank(make: MakeMetrics, step: Step, splits: dict[str, list[range]]) -> list[dict[str, dict[str, float]]]:
+    """Of two processes, the rows of each split shared out between them."""
+    with tempfile.TemporaryDirectory() as folder:
+        # forked, because two fresh interpreters would spend ten times as long on imports
+        mp.start_processes(_work, args=(folder, make, step, splits), nprocs=2, start_method="fork")
+        return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
+
+
+def _work(rank: int, folder: str, make: MakeMetrics, step: Step, splits: dict[str, list[range]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save({name: values_of(make, step, split[rank]) for name, split in splits.items()}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
