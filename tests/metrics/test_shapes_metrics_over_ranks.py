@@ -71,7 +71,7 @@ def step(rows: range) -> tuple[dict[str, Any], Batch]:
         targets,
         [{**sample.row, "task": TASKS[i]} for i, sample in zip(rows, samples, strict=True)],
     )
-    outputs = {"pictures": drawn, "other_pictures": others, "other_targets": targets.flip(0), "round_trips": targets * 0.9}
+    outputs = {"pictures": drawn, "other_pictures": others, "other_targets": -targets, "round_trips": targets * 0.9}
     return outputs, batch
 
 
