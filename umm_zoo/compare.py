@@ -89,7 +89,7 @@ def _made(runs: Path, own: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(runs.glob("compare/*/*"), key=lambda path: (path.parent.name == own, path)):
         name, folder = path.relative_to(runs).as_posix(), RunFolder(path)
-        if folder.finished() and folder.stored().get("name") == name:
+        if folder.finished() and folder.stored_name() == name:
             found[path.name.rpartition("-")[2]] = name
     return found
 

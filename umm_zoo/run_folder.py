@@ -57,15 +57,19 @@ class RunFolder:
 
     def differences(self, experiment: Experiment) -> list[str]:
         """Dotted keys in which the stored experiment differs from ``experiment``."""
-        return sorted(_differences(_comparable(self.stored()), _comparable(experiment.resolved()), ""))
-
-    def stored(self) -> Mapping[str, Any]:
-        """The experiment that was run here, resolved; empty where there is none or the file is damaged."""
         try:
-            tree = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
-        except (yaml.YAMLError, UnicodeDecodeError):
-            return {}
-        return tree if isinstance(tree, Mapping) else {}
+            stored = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError):  # damaged: as different as can be
+            stored = {}
+        stored = stored if isinstance(stored, Mapping) else {}
+        return sorted(_differences(_comparable(stored), _comparable(experiment.resolved()), ""))
+
+    def stored_name(self) -> str | None:
+        """The name in the stored experiment, read from its own line alone: a comparison asks every run there is."""
+        if not self.experiment_file.is_file():
+            return None
+        with self.experiment_file.open(encoding="utf-8", errors="replace") as lines:
+            return next((line[5:].strip().strip("'\"") for line in lines if line.startswith("name:")), None)
 
     def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
         """What to do with the folder.
