@@ -66,6 +66,24 @@ def make_relation(world: World, split: str, rng: np.random.Generator) -> tuple[s
     return f"{with_article(names[0])} {relation} {with_article(names[1])}", relation, (names[0], names[1]), scene
 
 
+def make_colour_relation(world: World, split: str, rng: np.random.Generator) -> tuple[str, str, tuple[str, str], Scene] | None:
+    """Two objects of two colours, each named by its colour, with its shape or without, and where they lie to each other.
+
+    The easiest relations to learn to draw: two colours are as far apart in a picture as anything is, and no size or shape is needed
+    to tell which object is which.
+
+    Returns:
+        As `make_relation`; None where two of one colour were drawn.
+    """
+    scene = sample_scene(world, split, rng, 2, 2)
+    first, second = (scene.objects[i] for i in rng.permutation(2).tolist())
+    if first.colour == second.colour:
+        return None
+    names = [phrase(item, pick(rng, (("colour",), ("colour", "shape")))) for item in (first, second)]
+    relation = pick(rng, relations(world, first, second))
+    return f"{with_article(names[0])} {relation} {with_article(names[1])}", relation, (names[0], names[1]), scene
+
+
 def relations(world: World, first: Object, second: Object) -> list[str]:
     """Which relations hold between the cells of two objects; at least one does."""
     (row, column), (other_row, other_column) = (divmod(world.places.index(item.cell), world.cells) for item in (first, second))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
-from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_relation, make_task
+from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_colour_relation, make_relation, make_task
 from data_pipelines.shapes.language import long_caption, short_caption
 from data_pipelines.shapes.questions import BLOCK, Slot, ask, mark_pair, question_plan
 from data_pipelines.shapes.readings import READINGS, read_caption, read_edit, read_relation
@@ -32,6 +32,7 @@ TASKS = (
     "geneval",
     "couples",
     "relations",
+    "colour_relations",
     "readings",
     "imagined",
 )
@@ -266,6 +267,11 @@ def _relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
     return None if made is None else _Draw("relation", made[0], target=made[-1])
 
 
+def _colour_relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    made = make_colour_relation(request.world, request.split, rng)
+    return None if made is None else _Draw("relation", made[0], target=made[-1])
+
+
 def _readings(request: _Request, rng: np.random.Generator) -> _Draw | None:
     """Text alone: what a language model must be able to read before it can be asked for a picture in words."""
     kind = READINGS[request.index % len(READINGS)]
@@ -302,6 +308,7 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "geneval": _geneval,
     "couples": _couples,
     "relations": _relations,
+    "colour_relations": _colour_relations,
     "readings": _readings,
     "imagined": _imagined,
 }

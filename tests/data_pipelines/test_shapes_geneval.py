@@ -66,3 +66,23 @@ def test_couples_are_the_categories_with_two_shapes_in_turn() -> None:
         row = make_sample(world, 3, "train", "couples", i).row
         assert row["kind"] == COUPLES[i % 3] and holds(row["target_scene"], world, row["requirement"])
         assert len({item["shape"] for item in row["target_scene"]["objects"]}) == 2
+
+
+@pytest.mark.parametrize("world", [World(), BIG])
+def test_colour_relations_tell_two_colours_apart_and_hold(world: World) -> None:
+    prompts = []
+    for i in range(80):
+        row = make_sample(world, 3, "train", "colour_relations", i).row
+        prompt = row["conversations"][0]["text"]
+        names, relation = next((prompt.split(f" {name} "), name) for name in RELATIONS if f" {name} " in prompt)
+        items = row["target_scene"]["objects"]
+        assert len(items) == 2 and len({item["colour"] for item in items}) == 2
+        include = []
+        for name in names:  # "a red circle", "an orange object"
+            _, colour, noun = name.split()
+            (named,) = [item for item in items if item["colour"] == colour]
+            assert noun in ("object", named["shape"])
+            include.append({"shape": named["shape"], "colour": colour, "count": 1, "exact": False})
+        assert holds(row["target_scene"], world, {"include": include, "relation": relation})
+        prompts.append(prompt)
+    assert {prompt.count("object") for prompt in prompts} == {0, 1, 2}
