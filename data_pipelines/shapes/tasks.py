@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
-from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_colour_relation, make_relation, make_task
+from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_colour_relation, make_relation, make_task, make_tied_relation
 from data_pipelines.shapes.language import long_caption, short_caption
 from data_pipelines.shapes.questions import BLOCK, Slot, ask, mark_pair, question_plan
 from data_pipelines.shapes.readings import READINGS, read_caption, read_edit, read_relation
@@ -33,6 +33,7 @@ TASKS = (
     "couples",
     "relations",
     "colour_relations",
+    "tied_relations",
     "readings",
     "imagined",
 )
@@ -272,6 +273,11 @@ def _colour_relations(request: _Request, rng: np.random.Generator) -> _Draw | No
     return None if made is None else _Draw("relation", made[0], target=made[-1])
 
 
+def _tied_relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
+    made = make_tied_relation(request.world, request.split, rng)
+    return None if made is None else _Draw("relation", made[0], target=made[-1])
+
+
 def _readings(request: _Request, rng: np.random.Generator) -> _Draw | None:
     """Text alone: what a language model must be able to read before it can be asked for a picture in words."""
     kind = READINGS[request.index % len(READINGS)]
@@ -309,6 +315,7 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "couples": _couples,
     "relations": _relations,
     "colour_relations": _colour_relations,
+    "tied_relations": _tied_relations,
     "readings": _readings,
     "imagined": _imagined,
 }

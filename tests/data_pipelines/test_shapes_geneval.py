@@ -86,3 +86,21 @@ def test_colour_relations_tell_two_colours_apart_and_hold(world: World) -> None:
         assert holds(row["target_scene"], world, {"include": include, "relation": relation})
         prompts.append(prompt)
     assert {prompt.count("object") for prompt in prompts} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("world", [World(), BIG])
+def test_tied_relations_have_colours_that_tell_the_shape(world: World) -> None:
+    colours_of = {shape: set() for shape in world.shapes}
+    for i in range(80):
+        row = make_sample(world, 3, "train", "tied_relations", i).row
+        prompt, items = row["conversations"][0]["text"], row["target_scene"]["objects"]
+        names, relation = next((prompt.split(f" {name} "), name) for name in RELATIONS if f" {name} " in prompt)
+        include = [{"shape": name.split()[1], "count": 1, "exact": False} for name in names]
+        assert len(items) == 2 and holds(row["target_scene"], world, {"include": include, "relation": relation})
+        assert not any(colour in prompt for colour in world.colours)
+        for item in items:
+            colours_of[item["shape"]].add(item["colour"])
+    seen = [colour for colours in colours_of.values() for colour in colours]
+    assert len(seen) == len(set(seen))  # no colour is of two shapes
+    never = {colour for _, colour in world.heldout} - set(seen)  # these pairs are not trained with
+    assert set(seen) | never == set(world.colours) and all(colours_of.values())
