@@ -85,21 +85,26 @@ def make_colour_relation(world: World, split: str, rng: np.random.Generator) -> 
 
 
 def make_tied_relation(world: World, split: str, rng: np.random.Generator) -> Task | None:
-    """A prompt of GenEval's ``position`` and a scene in which the colours go by the shapes; to train with before the true ones.
+    """A prompt of GenEval's ``position`` and a scene in which every shape has one colour; to train with before the true ones.
 
-    Two shapes differ in so few pixels that a generator hardly learns from them which words ask for which place. Here every shape
-    has colours of its own (those whose number is its own modulo the number of shapes), so that the words make a difference as
-    large as a colour's. In scenes of all colours it then has to learn that they did not ask for a colour.
+    Two shapes differ in so few pixels that a generator hardly learns from them which words ask for which place. Here the words make
+    a difference as large as a colour's. In scenes of all colours it then has to learn that they did not ask for a colour.
 
     Returns:
         As `make_task`.
     """
     task = make_task(world, split, "position", rng)
-    if task is None:
-        return None
-    shapes, colours = list(world.shapes), list(world.colours)
-    own = (colours.index(item.colour) % len(shapes) == shapes.index(item.shape) for item in task[-1].objects)
-    return task if all(own) else None
+    tied = tied_colours(world, split)
+    return task if task is not None and all(item.colour == tied[item.shape] for item in task[-1].objects) else None
+
+
+def tied_colours(world: World, split: str) -> dict[str, str]:
+    """A colour of its own for every shape; of pairs that are held out only in the split that is made of them."""
+    tied: dict[str, str] = {}
+    for shape in world.shapes:
+        free = [colour for colour in world.colours if colour not in tied.values()]
+        tied[shape] = next((c for c in free if ((shape, c) in world.heldout) == (split == "heldout")), free[0])
+    return tied
 
 
 def relations(world: World, first: Object, second: Object) -> list[str]:
