@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.shapes.language import NUMBERS, phrase, plural, refer, with_article
+from data_pipelines.shapes.language import NUMBERS, phrase, plural, with_article
+from data_pipelines.shapes.relations import relations
 from data_pipelines.shapes.world import Object, Scene, World, pick, sample_scene
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
 #: The categories in which two shapes stand in one picture: the hard ones, to train with if wanted (the task ``couples``).
 COUPLES = ("two_objects", "position", "colour_attribution")
-RELATIONS = ("left of", "right of", "above", "below")
 
 #: A prompt, the requirement as the shards store it, and a scene that shows what is named and nothing else.
 Task = tuple[str, dict[str, Any], Scene]
@@ -46,72 +46,6 @@ def make_task(world: World, split: str, category: str, rng: np.random.Generator)
         return " and ".join(names), requirement, scene
     relation = pick(rng, relations(world, items[0], items[1]))
     return f"{names[0]} {relation} {names[1]}", {**requirement, "relation": relation}, scene
-
-
-def make_relation(world: World, split: str, rng: np.random.Generator) -> tuple[str, str, tuple[str, str], Scene] | None:
-    """Two objects, each by any words that tell it from the other, and where they lie to each other; to train with.
-
-    The benchmark's own prompts of position name shapes alone, and two shapes differ in so few pixels that a generator hardly learns
-    from them what ``above`` means; beside a colour it does.
-
-    Returns:
-        The prompt, the relation, the names of both, and the scene; None where two alike were drawn.
-    """
-    scene = sample_scene(world, split, rng, 2, 2)
-    first, second = (scene.objects[i] for i in rng.permutation(2).tolist())
-    names = [refer(scene, item, rng, avoid=("cell",)) for item in (first, second)]
-    if names[0] is None or names[1] is None:
-        return None
-    relation = pick(rng, relations(world, first, second))
-    return f"{with_article(names[0])} {relation} {with_article(names[1])}", relation, (names[0], names[1]), scene
-
-
-def make_colour_relation(world: World, split: str, rng: np.random.Generator) -> tuple[str, str, tuple[str, str], Scene] | None:
-    """Two objects of two colours, each named by its colour, with its shape or without, and where they lie to each other.
-
-    The easiest relations to learn to draw: two colours are as far apart in a picture as anything is, and no size or shape is needed
-    to tell which object is which.
-
-    Returns:
-        As `make_relation`; None where two of one colour were drawn.
-    """
-    scene = sample_scene(world, split, rng, 2, 2)
-    first, second = (scene.objects[i] for i in rng.permutation(2).tolist())
-    if first.colour == second.colour:
-        return None
-    names = [phrase(item, pick(rng, (("colour",), ("colour", "shape")))) for item in (first, second)]
-    relation = pick(rng, relations(world, first, second))
-    return f"{with_article(names[0])} {relation} {with_article(names[1])}", relation, (names[0], names[1]), scene
-
-
-def make_tied_relation(world: World, split: str, rng: np.random.Generator) -> Task | None:
-    """A prompt of GenEval's ``position`` and a scene in which every shape has one colour; to train with before the true ones.
-
-    Two shapes differ in so few pixels that a generator hardly learns from them which words ask for which place. Here the words make
-    a difference as large as a colour's. In scenes of all colours it then has to learn that they did not ask for a colour.
-
-    Returns:
-        As `make_task`.
-    """
-    task = make_task(world, split, "position", rng)
-    tied = tied_colours(world, split)
-    return task if task is not None and all(item.colour == tied[item.shape] for item in task[-1].objects) else None
-
-
-def tied_colours(world: World, split: str) -> dict[str, str]:
-    """A colour of its own for every shape; of pairs that are held out only in the split that is made of them."""
-    tied: dict[str, str] = {}
-    for shape in world.shapes:
-        free = [colour for colour in world.colours if colour not in tied.values()]
-        tied[shape] = next((c for c in free if ((shape, c) in world.heldout) == (split == "heldout")), free[0])
-    return tied
-
-
-def relations(world: World, first: Object, second: Object) -> list[str]:
-    """Which relations hold between the cells of two objects; at least one does."""
-    (row, column), (other_row, other_column) = (divmod(world.places.index(item.cell), world.cells) for item in (first, second))
-    holds = (column < other_column, column > other_column, row < other_row, row > other_row)
-    return [relation for relation, is_so in zip(RELATIONS, holds, strict=True) if is_so]
 
 
 def _counting(world: World, split: str, rng: np.random.Generator) -> Task | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipelines.shapes.edits import EDITS, make_edit
-from data_pipelines.shapes.geneval import make_relation
 from data_pipelines.shapes.language import long_caption
 from data_pipelines.shapes.questions import COARSE_SHARES, NEGATIVES, Slot, ask
+from data_pipelines.shapes.relations import make_relation
 from data_pipelines.shapes.world import World, pick, sample_scene
 
 READINGS = ("read_caption", "read_relation", "read_edit")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
-from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_colour_relation, make_relation, make_task, make_tied_relation
+from data_pipelines.shapes.geneval import CATEGORIES, COUPLES, make_task
 from data_pipelines.shapes.language import long_caption, short_caption
 from data_pipelines.shapes.questions import BLOCK, Slot, ask, mark_pair, question_plan
 from data_pipelines.shapes.readings import READINGS, read_caption, read_edit, read_relation
+from data_pipelines.shapes.relations import Told, make_colour_relation, make_relation, make_tied_relation
 from data_pipelines.shapes.render import encode_png, render
 from data_pipelines.shapes.two_images import ask_two
 from data_pipelines.shapes.world import SPLIT_STREAMS, Scene, World, sample_scene, sample_stream
@@ -263,19 +264,14 @@ def _compositions(request: _Request, rng: np.random.Generator) -> _Draw | None:
     return None if edit is None else _edited(edit, kind, scenes)
 
 
-def _relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
-    made = make_relation(request.world, request.split, rng)
-    return None if made is None else _Draw("relation", made[0], target=made[-1])
+def _told(
+    make: Callable[[World, str, np.random.Generator], Told | None],
+) -> Callable[[_Request, np.random.Generator], _Draw | None]:
+    def draw(request: _Request, rng: np.random.Generator) -> _Draw | None:
+        made = make(request.world, request.split, rng)
+        return None if made is None else _Draw("relation", made[0], target=made[-1])
 
-
-def _colour_relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
-    made = make_colour_relation(request.world, request.split, rng)
-    return None if made is None else _Draw("relation", made[0], target=made[-1])
-
-
-def _tied_relations(request: _Request, rng: np.random.Generator) -> _Draw | None:
-    made = make_tied_relation(request.world, request.split, rng)
-    return None if made is None else _Draw("relation", made[0], target=made[-1])
+    return draw
 
 
 def _readings(request: _Request, rng: np.random.Generator) -> _Draw | None:
@@ -313,9 +309,9 @@ _MAKERS: dict[str, Callable[[_Request, np.random.Generator], _Draw | None]] = {
     "text_to_image": _text_to_image,
     "geneval": _geneval,
     "couples": _couples,
-    "relations": _relations,
-    "colour_relations": _colour_relations,
-    "tied_relations": _tied_relations,
+    "relations": _told(make_relation),
+    "colour_relations": _told(make_colour_relation),
+    "tied_relations": _told(make_tied_relation),
     "readings": _readings,
     "imagined": _imagined,
 }
