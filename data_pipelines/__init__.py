@@ -1,1 +1,8 @@
-"""Data: worlds, converters, and the WebDataset shards that feed a method. umm_zoo never imports this package."""
+"""From anybody's files to training batches: converters to tar shards, and the loader of such shards.
+
+The converters lie in ``converters/`` and keep their short names as commands: ``python -m data_pipelines.coco``.
+"""
+
+from pathlib import Path
+
+__path__.append(str(Path(__file__).parent / "converters"))

@@ -1,4 +1,4 @@
-"""From untrusted bytes to pictures: what is accepted, how it is made RGB, and how it is brought to one size."""
+"""From untrusted bytes to images: what is expected, how it is made RGB, and how it is brought to one size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated picture is a bad sample, not a grey one
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated image is a bad sample, not a grey one
 
 #: Formats opened; others (PSD, EPS, FITS …) run decoders that training data never needs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-#: Pictures with more pixels than this are refused before they are decoded (our choice: PIL's own limit for a warning).
+#: Images with more pixels than this are refused before they are decoded (our choice: PIL's own limit for a warning).
 MAX_PIXELS = 89_478_485
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -39,19 +39,19 @@ class BadSampleError(ValueError):
 
 
 class Resize(ABC):
-    """Brings a picture of any size to a square."""
+    """Brings an image of any size to a square."""
 
     def __init__(self, resample: str = "bicubic") -> None:
         if resample not in ("nearest", "bilinear", "bicubic", "lanczos"):
-            raise ValueError(f"resample: found '{resample}', accepted are nearest, bilinear, bicubic, lanczos")
+            raise ValueError(f"resample: found '{resample}', expected nearest, bilinear, bicubic, lanczos")
         self.resample = Image.Resampling[resample.upper()]
 
     @abstractmethod
-    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
-        """``picture`` as ``size`` x ``size`` pixels."""
+    def __call__(self, image: Image.Image, size: int) -> Image.Image:
+        """``image`` as ``size`` x ``size`` pixels."""
 
     def least(self, width: int, height: int, size: int) -> tuple[int, int]:
-        """The smallest width and height to which a decoder may shrink the picture on the way without loss for this policy."""
+        """The smallest width and height to which a decoder may shrink the image on the way without loss for this policy."""
         scale = size / min(width, height)
         return max(size, int(width * scale)), max(size, int(height * scale))
 
@@ -59,22 +59,22 @@ class Resize(ABC):
 class Square(Resize):
     """Short edge to ``size``, then the centre: nothing is distorted, the ends of the long edge are lost."""
 
-    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+    def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """Resize the centre square in one pass."""
-        width, height = picture.size
+        width, height = image.size
         if width == height == size:
-            return picture
+            return image
         edge = min(width, height)
         left, top = (width - edge) / 2, (height - edge) / 2
-        return picture.resize((size, size), self.resample, box=(left, top, left + edge, top + edge))
+        return image.resize((size, size), self.resample, box=(left, top, left + edge, top + edge))
 
 
 class Squeeze(Resize):
     """Both edges to ``size``: everything is seen, proportions are distorted."""
 
-    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+    def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """Resize without regard to the aspect ratio."""
-        return picture if picture.size == (size, size) else picture.resize((size, size), self.resample)
+        return image if image.size == (size, size) else image.resize((size, size), self.resample)
 
 
 class PadToSquare(Resize):
@@ -89,94 +89,94 @@ class PadToSquare(Resize):
         super().__init__(resample)
         self.fill = fill
 
-    def __call__(self, picture: Image.Image, size: int) -> Image.Image:
+    def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """Shrink or enlarge, then centre on a square."""
-        width, height = picture.size
+        width, height = image.size
         scale = size / max(width, height)
-        inner = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))), self.resample)
+        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), self.resample)
         square = Image.new("RGB", (size, size), (self.fill,) * 3)
         square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
         return square
 
 
-def decode_picture(content: bytes, size: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode untrusted bytes to a square RGB picture.
+def decode_image(content: bytes, size: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode untrusted bytes to a square RGB image.
 
-    Of an animation the first frame is taken; transparency is laid on white; 16-bit and CMYK pictures are converted; the EXIF
+    Of an animation the first frame is taken; transparency is laid on white; 16-bit and CMYK images are converted; the EXIF
     orientation is applied.
 
     Shape:
         - output: ``[size, size, 3]`` uint8
 
     Raises:
-        BadSampleError: not a picture, of no accepted format, cut short, or of more than ``max_pixels`` pixels.
+        BadSampleError: not an image, of no expected format, cut short, or of more than ``max_pixels`` pixels.
     """
-    with open_picture(content, max_pixels) as picture:
-        if picture.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
-            picture.draft(None, resize.least(*picture.size, size))
-        return np.asarray(resize(to_rgb(picture), size))
+    with open_image(content, max_pixels) as image:
+        if image.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
+            image.draft(None, resize.least(*image.size, size))
+        return np.asarray(resize(to_rgb(image), size))
 
 
 @contextmanager
-def open_picture(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """A picture opened from untrusted bytes; whatever goes wrong while it is open and decoded becomes a ``BadSampleError``.
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image opened from untrusted bytes; whatever goes wrong while it is open and decoded becomes a ``BadSampleError``.
 
     Raises:
-        BadSampleError: not a picture, of no accepted format, cut short, or of more than ``max_pixels`` pixels.
+        BadSampleError: not an image, of no expected format, cut short, or of more than ``max_pixels`` pixels.
     """
     if not content:
-        raise BadSampleError("picture of 0 bytes")
+        raise BadSampleError("image of 0 bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF blocks
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                width, height = picture.size
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
                 if width * height > max_pixels:
-                    raise BadSampleError(f"picture of {width} x {height} pixels, over the limit of {max_pixels}")
-                yield picture
+                    raise BadSampleError(f"image of {width} x {height} pixels, over the limit of {max_pixels}")
+                yield image
     except BadSampleError:
         raise
     except UnidentifiedImageError as error:
-        raise BadSampleError(f"not a picture of an accepted format ({', '.join(FORMATS)})") from error
+        raise BadSampleError(f"not an image of an expected format ({', '.join(FORMATS)})") from error
     except Exception as error:  # PIL's decoders raise whatever a hostile file makes them raise
-        raise BadSampleError(f"picture cannot be decoded ({type(error).__name__}: {str(error)[:120]})") from error
+        raise BadSampleError(f"image cannot be decoded ({type(error).__name__}: {str(error)[:120]})") from error
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture upright, opaque and in 8-bit RGB."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        upright = picture
-    elif picture.mode.startswith(("I", "F")):
-        upright = _eight_bit(picture)
-    elif picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image upright, opaque and in 8-bit RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        upright = image
+    elif image.mode.startswith(("I", "F")):
+        upright = _eight_bit(image)
+    elif image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, opaque).convert("RGB")
     else:
-        upright = picture.convert("RGB")
-    orientation = picture.getexif().get(_ORIENTATION, 1) if "exif" in picture.info or picture.format == "TIFF" else 1
+        upright = image.convert("RGB")
+    orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info or image.format == "TIFF" else 1
     turn = _UPRIGHT.get(orientation)
     return upright if turn is None else upright.transpose(turn)
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit and floating grey to 8 bits; PIL's own ``convert`` would clip everything above 255 to white."""
-    values = np.asarray(picture).astype(np.float64)
-    top = 65535.0 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 255.0
-    if picture.mode == "F" and values.max(initial=0) <= 1:
+    values = np.asarray(image).astype(np.float64)
+    top = 65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 255.0
+    if image.mode == "F" and values.max(initial=0) <= 1:
         top = 1.0
     return Image.fromarray(np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def to_signal(pictures: Tensor) -> Tensor:
-    """uint8 pictures ``[M, H, W, 3]``, as they are decoded, to floats ``[M, 3, H, W]`` in [-1, 1]."""
-    planes = pictures.permute(0, 3, 1, 2)
+def to_signal(images: Tensor) -> Tensor:
+    """uint8 images ``[M, H, W, 3]``, as they are decoded, to floats ``[M, 3, H, W]`` in [-1, 1]."""
+    planes = images.permute(0, 3, 1, 2)
     if planes.device.type != "cpu":
         return planes.float().sub_(127.5).div_(127.5).contiguous()
     # numpy asks for huge pages and torch does not: a third of the time, which is mostly the first touch of fresh memory
     signal = torch.from_numpy(np.empty(planes.shape, dtype=np.float32))
-    for picture, out in zip(planes, signal, strict=True):  # one at a time: it stays in the processor's cache for the second pass
-        torch.sub(picture, 127.5, out=out).div_(127.5)
+    for image, out in zip(planes, signal, strict=True):  # one at a time: it stays in the processor's cache for the second pass
+        torch.sub(image, 127.5, out=out).div_(127.5)
     return signal
 
 

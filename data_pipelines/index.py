@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipelines.addresses import expand
-from data_pipelines.converting import Parser, run
-from data_pipelines.shard_index import build_index
+from data_pipelines.converters.converting import Parser, run
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.index import build_index
 
 _LISTED = 5
 

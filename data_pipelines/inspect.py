@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.addresses import expand
-from data_pipelines.archive import RangeReader
-from data_pipelines.converting import Parser, run
-from data_pipelines.decoding import BadSampleError, open_picture, to_rgb
-from data_pipelines.shard_index import load_index
+from data_pipelines.converters.converting import Parser, run
+from data_pipelines.decoding import BadSampleError, open_image, to_rgb
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.archive import RangeReader
+from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, Task, TextToImage
 from umm_zoo.batch import split_answer
 
@@ -35,7 +35,7 @@ class Findings:
     bytes: int = 0
     tasks: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
-    pictures: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
@@ -45,13 +45,13 @@ class Findings:
 
 
 def inspect(shards: list[str], every: int = 1, sheet: int = 24, drawn: bool = False) -> Findings:
-    """Read every ``every``-th sample: its text, and of its pictures the header (those of the sheet are decoded).
+    """Read every ``every``-th sample: its text, and of its images the header (those of the sheet are decoded).
 
     Args:
         shards: tar files.
         every: 1 reads all.
         sheet: samples kept for the contact sheet, spread evenly.
-        drawn: where pictures stand beside plain captions, take them as pictures to be drawn.
+        drawn: where images stand beside plain captions, take them as images to be drawn.
 
     Raises:
         ValueError: a shard cannot be read at all.
@@ -64,7 +64,7 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, drawn: bool = Fa
         key, members = index.key(number), files.members(index, number)
         findings.samples += 1
         findings.bytes += sum(len(content) for content in members.values())
-        findings.pictures[" + ".join(sorted(members))] += 1
+        findings.images[" + ".join(sorted(members))] += 1
         try:
             sample = _task(members, drawn)(key, members)
             _count(findings, sample)
@@ -84,9 +84,9 @@ def _task(members: dict[str, bytes], drawn: bool) -> Task:
 
 def _count(findings: Findings, sample: Sample) -> None:
     for content in [*sample.images, *([] if sample.target is None else [sample.target])]:
-        with open_picture(content) as picture:
-            findings.widths.append(picture.width)
-            findings.heights.append(picture.height)
+        with open_image(content) as image:
+            findings.widths.append(image.width)
+            findings.heights.append(image.height)
     prompt, answer = split_answer(sample.conversation)
     findings.prompts.append(sum(len(turn["text"]) for turn in prompt))
     findings.replies.append(len(answer))
@@ -96,7 +96,7 @@ def _count(findings: Findings, sample: Sample) -> None:
 
 
 def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: int = 6) -> Image.Image:
-    """Input pictures and the picture to be drawn of each sample, side by side, with question and answer below."""
+    """Input images and the image to be drawn of each sample, side by side, with question and answer below."""
     cells = []
     for _, sample in samples:
         contents = [*sample.images, *([] if sample.target is None else [sample.target])] or [b""]
@@ -122,8 +122,8 @@ def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: i
 
 def _thumbnail(content: bytes, edge: int) -> Image.Image:
     try:
-        with open_picture(content) as picture:
-            small = to_rgb(picture)
+        with open_image(content) as image:
+            small = to_rgb(image)
             scale = edge / max(small.size)
             resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
             return small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))), resample)
@@ -139,7 +139,7 @@ def _plain(text: str) -> str:
 def print_findings(findings: Findings, shards: int, console: Console) -> None:
     """Tables of what was found."""
     console.print(f"{findings.samples:,} samples read from {shards} shards, {findings.bytes / 1e6:,.1f} MB", highlight=False)
-    counters = {"task/kind": findings.tasks, "members": findings.pictures, "most frequent answers": findings.answers}
+    counters = {"task/kind": findings.tasks, "members": findings.images, "most frequent answers": findings.answers}
     for title, counter in counters.items():
         table = Table("", "samples", "share", title=title, title_justify="left")
         for name, count in counter.most_common(12):
@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"), metavar="FILE", help="where the sheet is saved")
     made.add_argument("--every", type=int, default=1, metavar="N", help="read every N-th sample only")
     made.add_argument("--samples", type=int, default=24, metavar="N", help="samples on the sheet")
-    made.add_argument("--drawn", action="store_true", help="pictures beside plain captions are to be drawn, not described")
+    made.add_argument("--drawn", action="store_true", help="images beside plain captions are to be drawn, not described")
     return made
 
 
@@ -183,7 +183,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     for option, value in (("--every", arguments.every), ("--samples", arguments.samples)):
         if value < 1:
-            raise ValueError(f"{option}: found {value}, accepted are positive whole numbers")
+            raise ValueError(f"{option}: found {value}, expected positive whole numbers")
     shards = expand(arguments.shards)
     findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
     console = Console()

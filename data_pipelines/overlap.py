@@ -29,12 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.addresses import expand
-from data_pipelines.archive import RangeReader
-from data_pipelines.converting import Parser, run
+from data_pipelines.converters.converting import Parser, run
+from data_pipelines.converters.rows import Rows
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.rows import Rows
-from data_pipelines.shard_index import ShardIndex, load_index
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.archive import RangeReader
+from data_pipelines.shards.index import ShardIndex, load_index
 from umm_zoo.batch import IMAGE_MARKER
 
 KINDS = ("equal", "contained", "ngram")
@@ -117,7 +117,7 @@ def read_prompts(path: Path) -> list[str]:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
     prompts = list(dict.fromkeys(prompt.strip() for prompt in found if words_of(prompt)))
     if not prompts:
-        raise ValueError(f"{path}: holds no prompt; accepted are lines, json with the key 'prompt', or a folder of .txt files")
+        raise ValueError(f"{path}: holds no prompt; expected lines, json with the key 'prompt', or a folder of .txt files")
     return prompts
 
 
@@ -162,7 +162,7 @@ class Overlaps:
 
 
 def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) -> Overlaps:
-    """Read the texts of all shards, and nothing of their pictures.
+    """Read the texts of all shards, and nothing of their images.
 
     Raises:
         ValueError: a shard cannot be read at all.
@@ -255,9 +255,9 @@ def main(arguments: argparse.Namespace) -> None:
     """
     for option, value in (("--min-words", arguments.min_words), ("--ngram", arguments.ngram), ("--examples", arguments.examples)):
         if value < 1:
-            raise ValueError(f"{option}: found {value}, accepted are positive whole numbers")
+            raise ValueError(f"{option}: found {value}, expected positive whole numbers")
     if not 0 < arguments.threshold <= 1:
-        raise ValueError(f"--threshold: found {arguments.threshold}, accepted above 0 to 1")
+        raise ValueError(f"--threshold: found {arguments.threshold}, expected above 0 to 1")
     try:
         prompts = read_prompts(arguments.prompts)
     except BadSampleError as error:

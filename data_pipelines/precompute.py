@@ -22,20 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.converting import Parser
+from data_pipelines.converters.converting import Parser
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.reading import OpenSource, Row, SampleReader, stack
-from data_pipelines.shard_index import ShardIndex, load_index
-from data_pipelines.stored import SAME, base_folder, folder_of, stem_of
-from data_pipelines.write_shards import IndexedShardWriter
+from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.shards.reading import OpenSource, Row, SampleReader, stack
+from data_pipelines.shards.stored import SAME, base_folder, folder_of, stem_of
+from data_pipelines.shards.writing import IndexedShardWriter
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
-from umm_zoo.experiment import UserError, load_experiment
+from umm_zoo.errors import MistakeError, UserError
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import check_data, user_errors
-from umm_zoo.mistakes import MistakeError
-from umm_zoo.precomputing import Precomputable
 
 if TYPE_CHECKING:
-    from data_pipelines.shards import ShardData
+    from data_pipelines.shards.data import ShardData
     from umm_zoo.method import Method
 
 _TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -94,20 +94,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Stored]:
     """Store everything, measure the gain, and report both.
 
     Raises:
-        UserError: the experiment cannot be built, names nothing that can be stored, or changes its pictures in training.
+        UserError: the experiment cannot be built, names nothing that can be stored, or changes its images in training.
         MistakeError: a shard cannot be read.
     """
     data, method = _build(arguments)
     items = method.precomputable()
     for name in arguments.only or ():
         if name not in items:
-            raise UserError(arguments.experiment, f"--only: found '{name}', accepted are {', '.join(items) or 'none'}")
+            raise UserError(arguments.experiment, f"--only: found '{name}', expected {', '.join(items) or 'none'}")
     items = {name: item for name, item in items.items() if (name in arguments.only if arguments.only else item.by_default)}
     if not items:
         kind = type(method).__name__
         raise UserError(arguments.experiment, f"method: found {kind}, which has no frozen output that is worth storing here")
     if arguments.batch_size < 1:
-        raise UserError(arguments.experiment, f"--batch-size: found {arguments.batch_size}, accepted are positive whole numbers")
+        raise UserError(arguments.experiment, f"--batch-size: found {arguments.batch_size}, expected positive whole numbers")
     reports: dict[str, Stored] = {}
     stages = {"train": data._open_train() if data.train_sources else [], "val": data._open_val()}
     for name, item in items.items():
@@ -124,25 +124,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Stored]:
 def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
     import lightning
 
-    from data_pipelines.shards import ShardData
-    from umm_zoo.build import build_data, build_experiment, check
+    from data_pipelines.shards.data import ShardData
+    from umm_zoo.experiment.build import build_data, build_experiment
+    from umm_zoo.experiment.check import check
     from umm_zoo.fit import carry
-    from umm_zoo.run_folder import RunFolder
-    from umm_zoo.trainer import quieten
+    from umm_zoo.training.run_folder import RunFolder
+    from umm_zoo.training.trainer import quieten
 
     quieten()
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     check(experiment)
     data = build_data(experiment)
     if not isinstance(data, ShardData):
-        raise UserError(arguments.experiment, f"data: found {type(data).__name__}, accepted is data_pipelines.shards.ShardData")
+        raise UserError(arguments.experiment, f"data: found {type(data).__name__}, expected data_pipelines.shards.data.ShardData")
     check_data(data, experiment)
     lightning.seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment, data)
     for name, callback in built.callbacks.items():
-        if getattr(callback, "changes_pictures", False):
+        if getattr(callback, "changes_images", False):
             raise UserError(
-                arguments.experiment, f"callbacks.{name}: found one that changes the pictures in training, so nothing can be stored"
+                arguments.experiment, f"callbacks.{name}: found one that changes the images in training, so nothing can be stored"
             )
     if experiment.after:
         after = Path(experiment.after)
@@ -258,7 +259,7 @@ def _entries(
 def _members(name: str, values: Tensor | list[Tensor], counts: list[int], half: bool) -> list[dict[str, bytes]]:
     """The members of each row: its entries, and their lengths where they differ."""
     if len(values) != sum(counts):
-        raise ValueError(f"precomputable '{name}': found {len(values)} entries for {len(counts)} rows, accepted are {sum(counts)}")
+        raise ValueError(f"precomputable '{name}': found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}")
     made, first = [], 0
     for count in counts:
         part = values[first : first + count]
@@ -327,7 +328,7 @@ def _measure(
     method: Method, data: ShardData, items: dict[str, Precomputable], sources: Sequence[OpenSource], arguments: argparse.Namespace
 ) -> None:
     """Time reading, forward and backward with and without what is stored, in turns, so that a busy machine slows both alike."""
-    from data_pipelines.stored import find_stored
+    from data_pipelines.shards.stored import find_stored
 
     indexes = [index for source in sources for index in source.indexes]
     stored = [find_stored(name, item.fingerprint(data.transform()), indexes, data.stored_folder()) for name, item in items.items()]

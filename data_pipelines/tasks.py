@@ -1,6 +1,6 @@
-"""What the members of a sample mean: a task turns raw members into a conversation, input pictures and a picture to draw.
+"""What the members of a sample mean: a task turns raw members into a conversation, input images and an image to draw.
 
-Pictures stay bytes here; they are decoded in the loader's worker, once the text has been found usable.
+Images stay bytes here; they are decoded in the loader's worker, once the text has been found usable.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
 
-PICTURE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-_NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(PICTURE_TYPES)})")
+_NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(IMAGE_TYPES)})")
 
 
 @dataclass
 class Sample:
-    """One sample before its pictures are decoded.
+    """One sample before its images are decoded.
 
     Args:
-        conversation: turns; the k-th ``<image>`` marker of the user's texts is the k-th picture.
-        images: encoded input pictures.
-        target: the encoded picture to be drawn, where there is one.
+        conversation: turns; the k-th ``<image>`` marker of the user's texts is the k-th image.
+        images: encoded input images.
+        target: the encoded image to be drawn, where there is one.
         meta: ground truth and everything else, for metrics.
         extras: precomputed arrays by name.
     """
@@ -68,37 +68,37 @@ class Task(ABC):
         for turn in sample.conversation:
             counts[turn["role"]] += turn["text"].count(IMAGE_MARKER)
         if counts["user"] != len(sample.images):
-            raise BadSampleError(f"{counts['user']} {IMAGE_MARKER} markers in the user's turns, {len(sample.images)} pictures")
+            raise BadSampleError(f"{counts['user']} {IMAGE_MARKER} markers in the user's turns, {len(sample.images)} images")
         if counts["system"]:
-            raise BadSampleError(f"{IMAGE_MARKER} in a system turn; pictures belong to the user's turns")
+            raise BadSampleError(f"{IMAGE_MARKER} in a system turn; images belong to the user's turns")
         for name in self.extras:
             sample.extras[name] = decode_array(member(members, f"{name}.npy"))
         return sample
 
 
 class Conversations(Task):
-    """This project's own layout: ``KEY.json`` with ``conversations``, pictures ``KEY.0.png`` …, and ``KEY.target.png`` to be drawn.
+    """This project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` …, and ``KEY.target.png`` to be drawn.
 
-    A single picture may also be called ``KEY.jpg``. Turns may have the keys role/text, role/content or (LLaVA's) from/value.
+    A single image may also be called ``KEY.jpg``. Turns may have the keys role/text, role/content or (LLaVA's) from/value.
     """
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """Read the conversation and collect the pictures in order."""
+        """Read the conversation and collect the images in order."""
         meta = decode_json(member(members, "json"), self.max_characters)
         if "conversations" not in meta:
             raise BadSampleError("json has no 'conversations'")
         conversation = read_turns(meta.pop("conversations"))
-        return Sample(conversation, input_pictures(members), target_picture(members), meta)
+        return Sample(conversation, input_images(members), target_image(members), meta)
 
 
 class TextToImage(Conversations):
-    """A prompt and the picture it asks for.
+    """A prompt and the image it asks for.
 
     Reads this project's layout, and pairs of ``KEY.jpg`` (or png, webp) with ``KEY.txt``, as BLIP3-o and img2dataset write them.
     """
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """The user's turn is the prompt; there are no input pictures."""
+        """The user's turn is the prompt; there are no input images."""
         meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
         if "conversations" in meta:
             sample = super().sample(key, members)
@@ -107,24 +107,24 @@ class TextToImage(Conversations):
             prompt = prompt.replace(IMAGE_MARKER, "").strip() if sample.target is None else prompt
             meta = sample.meta
         else:
-            prompt, target = decode_text(member(members, "txt"), self.max_characters), only_picture(members)
+            prompt, target = decode_text(member(members, "txt"), self.max_characters), only_image(members)
         if not prompt:
             raise BadSampleError("the prompt is empty")
         if target is None:
-            raise BadSampleError("no picture to draw (KEY.target.png, or one picture beside the text)")
+            raise BadSampleError("no image to draw (KEY.target.png, or one image beside the text)")
         return Sample([Turn(role="user", text=prompt)], [], target, {"task": "text_to_image", **meta})
 
 
 class Editing(Conversations):
-    """An instruction, one or more input pictures, and the edited picture."""
+    """An instruction, one or more input images, and the edited image."""
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """As ``Conversations``, but target and input picture are demanded, and markers put in front where none is written."""
+        """As ``Conversations``, but target and input image are demanded, and markers put in front where none is written."""
         sample = super().sample(key, members)
         if sample.target is None:
             raise BadSampleError("an edit without KEY.target.png")
         if not sample.images:
-            raise BadSampleError("an edit without an input picture (KEY.0.png)")
+            raise BadSampleError("an edit without an input image (KEY.0.png)")
         if not any(IMAGE_MARKER in turn["text"] for turn in sample.conversation):
             first = next((turn for turn in sample.conversation if turn["role"] == "user"), None)
             if first is None:
@@ -135,7 +135,7 @@ class Editing(Conversations):
 
 
 class Captions(Task):
-    """Pictures with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
+    """Images with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
 
     Args:
         instructions: what the user asks; with several, the sample's key picks one.
@@ -165,7 +165,7 @@ class Captions(Task):
             Turn(role="user", text=f"{IMAGE_MARKER}\n{instruction}"),
             Turn(role="assistant", text=caption.replace(IMAGE_MARKER, "")),
         ]
-        return Sample(conversation, [only_picture(members)], None, {"task": "caption", **meta})
+        return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta})
 
 
 # -- members -----------------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def member(members: dict[str, bytes], name: str) -> bytes:
     return members[name]
 
 
-def input_pictures(members: dict[str, bytes]) -> list[bytes]:
+def input_images(members: dict[str, bytes]) -> list[bytes]:
     """``0.png``, ``1.jpg`` … in order, or the single ``jpg``.
 
     Raises:
@@ -192,31 +192,31 @@ def input_pictures(members: dict[str, bytes]) -> list[bytes]:
     for name, content in members.items():
         if match := _NUMBERED.fullmatch(name):
             if int(match[1]) in numbered:
-                raise BadSampleError(f"two input pictures are number {match[1]}")
+                raise BadSampleError(f"two input images are number {match[1]}")
             numbered[int(match[1])] = content
     if sorted(numbered) != list(range(len(numbered))):
-        raise BadSampleError(f"input pictures are numbered {sorted(numbered)}, not from 0 on")
+        raise BadSampleError(f"input images are numbered {sorted(numbered)}, not from 0 on")
     if numbered:
         return [numbered[index] for index in range(len(numbered))]
-    return [members[name] for name in PICTURE_TYPES if name in members][:1]
+    return [members[name] for name in IMAGE_TYPES if name in members][:1]
 
 
-def target_picture(members: dict[str, bytes]) -> bytes | None:
+def target_image(members: dict[str, bytes]) -> bytes | None:
     """``target.png`` (or jpg …), None where there is none."""
-    return next((members[f"target.{kind}"] for kind in PICTURE_TYPES if f"target.{kind}" in members), None)
+    return next((members[f"target.{kind}"] for kind in IMAGE_TYPES if f"target.{kind}" in members), None)
 
 
-def only_picture(members: dict[str, bytes]) -> bytes:
-    """The one picture of a captioned sample.
+def only_image(members: dict[str, bytes]) -> bytes:
+    """The one image of a captioned sample.
 
     Raises:
         BadSampleError: there is none.
     """
-    for kind in PICTURE_TYPES:
+    for kind in IMAGE_TYPES:
         for name in (kind, f"0.{kind}"):
             if name in members:
                 return members[name]
-    raise BadSampleError(f"no picture (found {', '.join(sorted(members)) or 'none'})")
+    raise BadSampleError(f"no image (found {', '.join(sorted(members)) or 'none'})")
 
 
 def read_turns(turns: object) -> Conversation:
@@ -234,7 +234,7 @@ def read_turns(turns: object) -> Conversation:
         role = turn.get("role", turn.get("from"))
         text = turn.get("text", turn.get("content", turn.get("value")))
         if role not in _ROLES:
-            raise BadSampleError(f"a turn has the role {role!r}, accepted are user, assistant, system")
+            raise BadSampleError(f"a turn has the role {role!r}, expected user, assistant, system")
         if not isinstance(text, str):
             raise BadSampleError(f"the text of a turn is a {type(text).__name__}, a string is needed")
         conversation.append({"role": _ROLES[role], "text": text})  # type: ignore[typeddict-item]

@@ -10,11 +10,11 @@ import yaml
 from lightning import Callback
 from torch import Tensor, nn
 
-from data_pipelines.write_shards import write_shards
+from data_pipelines.shards.writing import write_shards
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class Layer(nn.Module):
@@ -122,14 +122,14 @@ def chain_experiment(folder: Path, **method: Any) -> str:
             "width": 6,
             "depth": 3,
             "trained": ["stack", "head"],
-            "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 0.01, "weight_decay": 0.1},
-            "schedule": {"_target_": "umm_zoo.optimization.WarmupCosine", "total_steps": 100, "warmup_ratio": 0.1},
+            "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.01, "weight_decay": 0.1},
+            "schedule": {"_target_": "umm_zoo.training.optimization.WarmupCosine", "total_steps": 100, "warmup_ratio": 0.1},
             **method,
         },
         "data": {
-            "_target_": "data_pipelines.shards.ShardData",
-            "train": {"all": {"_target_": "data_pipelines.shards.ShardSource", "shards": "train"}},
-            "val": {"all": {"_target_": "data_pipelines.shards.ShardSource", "shards": "val"}},
+            "_target_": "data_pipelines.shards.data.ShardData",
+            "train": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "train"}},
+            "val": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "val"}},
             "batch_size": 4,
             "val_batch_size": 2,
             "window": 2,

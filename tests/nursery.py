@@ -92,7 +92,7 @@ def _die_at(number: int) -> None:
 
     A step is every 40th write, which is cut in half, and each flush, rename and removal.
     """
-    from umm_zoo import checkpoint_io
+    from umm_zoo.checkpoints import files as checkpoint_io
 
     done = writes = 0
 
@@ -157,8 +157,8 @@ def main() -> None:
     import chain_parts  # noqa: F401 - imported once, for all
     import torch
 
-    import umm_zoo.strategies
-    import umm_zoo.trainer  # noqa: F401
+    import umm_zoo.training.sharding
+    import umm_zoo.training.trainer  # noqa: F401
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)

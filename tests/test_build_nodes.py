@@ -11,9 +11,10 @@ import toy_parts
 from torch import nn
 
 from umm_zoo.batch import Grid
-from umm_zoo.build import BuildError, TargetError, build, find_target
-from umm_zoo.optimization import AdamW, OptimizerFactory, Schedule
-from umm_zoo.slots import describe_slot, mismatches
+from umm_zoo.experiment.build import BuildError, build
+from umm_zoo.experiment.targets import TargetError, find_target
+from umm_zoo.experiment.types import describe_slot, mismatches
+from umm_zoo.training.optimization import AdamW, OptimizerFactory, Schedule
 
 
 class Base:
@@ -86,11 +87,13 @@ def test_null_in_a_map_of_objects_removes_the_entry() -> None:
 
 
 def test_constructor_error_names_the_node() -> None:
-    inner = {"_target_": "umm_zoo.optimization.WarmupCosine", "total_steps": 0}
+    inner = {"_target_": "umm_zoo.training.optimization.WarmupCosine", "total_steps": 0}
     with pytest.raises(BuildError) as caught:
         build(node("Holder", anything=[{"deep": inner}]), "method")
     (line,) = caught.value.lines()
-    assert line.startswith("method.anything[0].deep: umm_zoo.optimization.WarmupCosine: schedule: total_steps must be >= 1")
+    assert line.startswith(
+        "method.anything[0].deep: umm_zoo.training.optimization.WarmupCosine: schedule: total_steps must be >= 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_slots(value: Any, hint: Any, fits: bool) -> None:
 
 def test_problem_inside_a_container_names_the_element() -> None:
     (problem,) = mismatches({"a": 1, "b": [2, "x"]}, dict[str, int | list[int]] | None, "here")
-    assert str(problem) == "here.b[1]: found 'x' (text), accepted a whole number"
+    assert str(problem) == "here.b[1]: found 'x' (text), expected a whole number"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ def test_problem_inside_a_container_names_the_element() -> None:
         (dict[str, float], "a map from names to a number"),
         (
             Schedule,
-            "a node of a umm_zoo.optimization.Schedule such as umm_zoo.optimization.Constant, umm_zoo.optimization.WarmupCosine",
+            "a node of a umm_zoo.training.optimization.Schedule such as umm_zoo.training.optimization.Constant, umm_zoo.training.optimization.WarmupCosine",  # noqa: E501
         ),
     ],
 )

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from toy_parts import Body, Head, Toy
 
-from umm_zoo import checkpoint_io
-from umm_zoo.checkpoint_io import AtomicCheckpointIO, load_checkpoint
-from umm_zoo.checkpoints import CheckpointError, CheckpointFolder, checkpoint_path
-from umm_zoo.optimization import AdamW
+from umm_zoo.checkpoints import files as checkpoint_io
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
+from umm_zoo.checkpoints.folder import CheckpointError, CheckpointFolder, checkpoint_path
+from umm_zoo.training.optimization import AdamW
 
 
 def written(folder: Path, *steps: int) -> CheckpointFolder:

@@ -13,11 +13,11 @@ import pytest
 from chain_parts import chain_experiment, losses
 from nursery import Nursery
 
-from umm_zoo.checkpoints import CheckpointFolder, damage
-from umm_zoo.method import load_checkpoint
+from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.checkpoints.folder import CheckpointFolder, damage
 
-SAVING = "callbacks.checkpoint={_target_: umm_zoo.callbacks.last.LastCheckpoint, every_n_train_steps: 3}"
-AVERAGED = "callbacks.ema={_target_: umm_zoo.callbacks.EMA, decay: 0.9}"
+SAVING = "callbacks.checkpoint={_target_: umm_zoo.checkpoints.callback.LastCheckpoint, every_n_train_steps: 3}"
+AVERAGED = "callbacks.ema={_target_: umm_zoo.checkpoints.ema.EMA, decay: 0.9}"
 
 
 @pytest.fixture(scope="module")

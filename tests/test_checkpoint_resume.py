@@ -17,15 +17,17 @@ from nursery import Nursery
 from safetensors.torch import load_file
 
 from tools.consolidate import main as consolidate
-from umm_zoo.checkpoints import CheckpointFolder, damage
-from umm_zoo.method import Method, load_checkpoint
+from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.checkpoints.folder import CheckpointFolder, damage
+from umm_zoo.method import Method
 
-SHARDED = "trainer.strategy={_target_: umm_zoo.strategies.FullyShardedStrategy}"
-AVERAGED = "callbacks.ema={_target_: umm_zoo.callbacks.EMA, decay: 0.9}"
+SHARDED = "trainer.strategy={_target_: umm_zoo.training.sharding.FullyShardedStrategy}"
+AVERAGED = "callbacks.ema={_target_: umm_zoo.checkpoints.ema.EMA, decay: 0.9}"
 
 
 def saving(every: int) -> str:
-    return f"callbacks.checkpoint={json.dumps({'_target_': 'umm_zoo.callbacks.last.LastCheckpoint', 'every_n_train_steps': every})}"
+    node = {"_target_": "umm_zoo.checkpoints.callback.LastCheckpoint", "every_n_train_steps": every}
+    return f"callbacks.checkpoint={json.dumps(node)}"
 
 
 @pytest.fixture(scope="module")

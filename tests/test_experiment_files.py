@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from umm_zoo.build import check
 from umm_zoo.comparison.plan import load_plan
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))

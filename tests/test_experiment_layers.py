@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from umm_zoo.experiment import Experiment, UserError, load_experiment, merge
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import Experiment, load_experiment, merge
 
 
 @pytest.fixture

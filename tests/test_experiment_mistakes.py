@@ -33,7 +33,7 @@ def without(tree: dict[str, Any], path: str) -> None:
 MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
     "misspelt envelope key": (
         ("metod", {}),
-        ["metod: found an unknown key 'metod'", "accepted name, seed,", "did you mean 'method'?"],
+        ["metod: found an unknown key 'metod'", "expected name, seed,", "did you mean 'method'?"],
     ),
     "misspelt argument": (
         ("method.body.droput", 0.1),
@@ -41,48 +41,51 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
     ),
     "wrong class in a slot": (
         ("method.head", {"_target_": "toy_parts.Body", "in_dim": 3, "out_dim": 3}),
-        ["method.head: found a node of toy_parts.Body", "accepted a node of a toy_parts.Head"],
+        ["method.head: found a node of toy_parts.Body", "expected a node of a toy_parts.Head"],
     ),
     "abstract class": (
-        ("method.optimizer._target_", "umm_zoo.optimization.OptimizerFactory"),
+        ("method.optimizer._target_", "umm_zoo.training.optimization.OptimizerFactory"),
         [
-            "method.optimizer._target_: found 'umm_zoo.optimization.OptimizerFactory', an abstract class",
-            "umm_zoo.optimization.AdamW",
+            "method.optimizer._target_: found 'umm_zoo.training.optimization.OptimizerFactory', an abstract class",
+            "umm_zoo.training.optimization.AdamW",
         ],
     ),
     "plain value in a class slot": (
         ("method.head", "big"),
-        ["method.head: found 'big' (text), accepted a node of a toy_parts.Head"],
+        ["method.head: found 'big' (text), expected a node of a toy_parts.Head"],
     ),
-    "wrong value type": (("method.body.in_dim", "four"), ["method.body.in_dim: found 'four' (text), accepted a whole number"]),
+    "wrong value type": (("method.body.in_dim", "four"), ["method.body.in_dim: found 'four' (text), expected a whole number"]),
     "boolean for a number": (
         ("method.body.in_dim", True),
-        ["method.body.in_dim: found true (true or false), accepted a whole number"],
+        ["method.body.in_dim: found true (true or false), expected a whole number"],
     ),
     "fraction for a whole number": (
         ("method.body.in_dim", 4.0),
-        ["method.body.in_dim: found 4.0 (a number), accepted a whole number; did you mean '4'?"],
+        ["method.body.in_dim: found 4.0 (a number), expected a whole number; did you mean '4'?"],
     ),
     "quoted number": (
         ("method.body.dropout", "0.5"),
-        ["method.body.dropout: found '0.5' (text), accepted a number; did you mean '0.5, without quotes'?"],
+        ["method.body.dropout: found '0.5' (text), expected a number; did you mean '0.5, without quotes'?"],
     ),
     "not one of the options": (
         ("method.head.kind", "plane"),
-        ["method.head.kind: found 'plane' (text), accepted one of 'plain', 'squared'; did you mean 'plain'?"],
+        ["method.head.kind: found 'plane' (text), expected one of 'plain', 'squared'; did you mean 'plain'?"],
     ),
     "tuple of another length": (
         ("method.head.scales", [1.0, 2.0, 3.0]),
-        ["method.head.scales: found a list of 3, accepted a list of 2 (a number, a number)"],
+        ["method.head.scales: found a list of 3, expected a list of 2 (a number, a number)"],
     ),
-    "wrong element": (("method.trained", ["body", 7]), ["method.trained[1]: found 7 (a whole number), accepted text"]),
+    "wrong element": (("method.trained", ["body", 7]), ["method.trained[1]: found 7 (a whole number), expected text"]),
     "unknown module": (
         ("method.body._target_", "toy_partz.Body"),
         ["method.body._target_: found 'toy_partz.Body', but module 'toy_partz' is neither installed", "did you mean 'toy_parts'?"],
     ),
     "unknown submodule": (
-        ("method.optimizer._target_", "umm_zoo.optimisation.AdamW"),
-        ["'umm_zoo.optimisation.AdamW', but umm_zoo has no 'optimisation'", "did you mean 'umm_zoo.optimization'?"],
+        ("method.optimizer._target_", "umm_zoo.training.optimisation.AdamW"),
+        [
+            "'umm_zoo.training.optimisation.AdamW', but umm_zoo.training has no 'optimisation'",
+            "did you mean 'umm_zoo.training.optimization'?",
+        ],
     ),
     "unknown class": (
         ("method.body._target_", "toy_parts.Boddy"),
@@ -90,19 +93,19 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
     ),
     "function as target": (
         ("method.head._target_", "toy_parts.make_head"),
-        ["method.head._target_: found 'toy_parts.make_head', which is a function, accepted a class or a classmethod"],
+        ["method.head._target_: found 'toy_parts.make_head', which is a function, expected a class or a classmethod"],
     ),
     "map in the place of a list": (
         ("method.trained", {"body": 1}),
-        ["method.trained: found a map of body, accepted a list of text"],
+        ["method.trained: found a map of body, expected a list of text"],
     ),
     "list in the place of a map": (
         ("metrics", [{"_target_": "toy_parts.MeanLoss"}]),
-        ["metrics: found a list of 1, accepted a map from names to nodes"],
+        ["metrics: found a list of 1, expected a map from names to nodes"],
     ),
     "not a metric": (
         ("metrics.loss", {"_target_": "toy_parts.Head", "in_dim": 2}),
-        ["metrics.loss: found a node of toy_parts.Head, accepted a node of a torchmetrics.metric.Metric"],
+        ["metrics.loss: found a node of toy_parts.Head, expected a node of a torchmetrics.metric.Metric"],
     ),
     "misspelt trainer argument": (
         ("trainer.max_stps", 5),
@@ -114,27 +117,27 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
     ),
     "trainer argument of the command": (
         ("trainer.callbacks", []),
-        ["trainer.callbacks: found 'callbacks', which the command sets, accepted the map 'callbacks' of the experiment"],
+        ["trainer.callbacks: found 'callbacks', which the command sets, expected the map 'callbacks' of the experiment"],
     ),
     "interpolation to nothing": (
         ("method.body.out_dim", "${vars.widht}"),
         ["method.body.out_dim: found '${vars.widht}', which leads to nothing", "did you mean 'vars.width'?"],
     ),
     "interpolation in a circle": (("vars.depth", "${vars.depth}"), ["vars.depth: found '${vars.depth}', which leads to nothing"]),
-    "value still to be given": (("seed", "???"), ["seed: found ??? (still to be given), accepted a value, for instance", "seed=…"]),
+    "value still to be given": (("seed", "???"), ["seed: found ??? (still to be given), expected a value, for instance", "seed=…"]),
     "missing after": (
         ("after", "stage1.yaml"),
-        ["after: found '", "stage1.yaml', which does not exist, accepted an experiment file, a run folder or a checkpoint"],
+        ["after: found '", "stage1.yaml', which does not exist, expected an experiment file, a run folder or a checkpoint"],
     ),
     "missing base": (
         ("base", "experment_base.yaml"),
         ["base: found 'experment_base.yaml', which is no file", "did you mean 'experiment.yaml'?"],
     ),
     "circular base": (("base", "experiment.yaml"), ["base: found a circle experiment.yaml -> experiment.yaml"]),
-    "run folder outside": (("name", "../up"), ["name: found '../up', accepted letters, digits"]),
+    "run folder outside": (("name", "../up"), ["name: found '../up', expected letters, digits"]),
     "missing shards": (
         ("data.shards", ["train-000.tar"]),
-        ["data: train: found no shard at 'train-000.tar', accepted is a tar file"],
+        ["data: train: found no shard at 'train-000.tar', expected a tar file"],
     ),
     "mismatched dimensions": (
         ("method.head.in_dim", 5),
@@ -142,7 +145,7 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
     ),
     "unknown part": (
         ("method.trained", ["body", "haed"]),
-        ["method: toy_parts.Toy: method.trained: found 'haed', accepted are ['body', 'head']; did you mean 'head'?"],
+        ["method: toy_parts.Toy: method.trained: found 'haed', expected ['body', 'head']; did you mean 'head'?"],
     ),
     "trainer refuses": (("trainer.accelerator", "abacus"), ["trainer: ", "abacus"]),
 }
@@ -178,9 +181,9 @@ def test_mistake_is_one_helpful_line(name: str, folder: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("method.body.in_dim", "method.body.in_dim: found nothing, accepted a whole number (toy_parts.Body needs it)"),
-        ("method", "method: found nothing, accepted a node of a umm_zoo.method.Method"),
-        ("trainer.max_steps", "trainer.max_steps: found nothing, accepted a whole number (the training loader never ends)"),
+        ("method.body.in_dim", "method.body.in_dim: found nothing, expected a whole number (toy_parts.Body needs it)"),
+        ("method", "method: found nothing, expected a node of a umm_zoo.method.Method"),
+        ("trainer.max_steps", "trainer.max_steps: found nothing, expected a whole number (the training loader never ends)"),
     ],
 )
 def test_what_is_missing_is_named(path: str, expected: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,13 +195,13 @@ def test_what_is_missing_is_named(path: str, expected: str, folder: Path, capsys
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("trainr.max_steps=3", "trainr: found an unknown key 'trainr', accepted name, seed, vars"),
-        ("vars.widht=3", "vars.widht: found an unknown key 'widht', accepted width; did you mean 'width'?"),
-        ("metrics.los.reduce=3", "metrics.los: found an unknown key 'los', accepted loss; did you mean 'loss'?"),
+        ("trainr.max_steps=3", "trainr: found an unknown key 'trainr', expected name, seed, vars"),
+        ("vars.widht=3", "vars.widht: found an unknown key 'widht', expected width; did you mean 'width'?"),
+        ("metrics.los.reduce=3", "metrics.los: found an unknown key 'los', expected loss; did you mean 'loss'?"),
         ("method.body.dim=3", "method.body.dim: found an unknown argument 'dim'"),
-        ("method.trained.0=head", "method.trained.0: found the element '0' of a list at method.trained, accepted the whole list"),
-        ("max_steps", "found 'max_steps' on the command line, accepted key=value"),
-        ("seed=[1", "seed: found '[1' on the command line, accepted a YAML value"),
+        ("method.trained.0=head", "method.trained.0: found the element '0' of a list at method.trained, expected the whole list"),
+        ("max_steps", "found 'max_steps' on the command line, expected key=value"),
+        ("seed=[1", "seed: found '[1' on the command line, expected a YAML value"),
         ("ckpt=last", "ckpt: found 'last', but there is no checkpoint in runs/e/checkpoints"),
         ("base=other.yaml", "base: found an unknown key 'base'"),
     ],
@@ -222,7 +225,7 @@ def test_every_problem_is_reported_at_once(folder: Path, capsys: pytest.CaptureF
     ("text", "expected"),
     [
         ("a: [1", "found text that is not YAML in line 2"),
-        ("- name: a", "found a list, accepted a map with the keys name, seed"),
+        ("- name: a", "found a list, expected a map with the keys name, seed"),
         ("seed: 1\nseed: 2\n", "found text that is not YAML in line 2 (found duplicate key seed)"),
         ("seed: ${vars.\n", "seed: found an interpolation that cannot be read"),
     ],
@@ -236,7 +239,7 @@ def test_missing_file_suggests_its_neighbour(folder: Path, capsys: pytest.Captur
     (folder / "stage1.yaml").write_text("seed: 1")
     assert (
         refused(capsys, ["stagel.yaml"])
-        == "error: stagel.yaml: found no such file, accepted an experiment file; did you mean 'stage1.yaml'?"
+        == "error: stagel.yaml: found no such file, expected an experiment file; did you mean 'stage1.yaml'?"
     )
 
 

@@ -16,13 +16,13 @@ import check_targets  # noqa: E402
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("umm_zoo.optimization.AdamW", None),
+        ("umm_zoo.training.optimization.AdamW", None),
         ("umm_zoo.method.Method.load", None),
         ("umm_zoo.method.FrozenBackbone", None),  # imported there from another module
         ("torch.nn.Linear", None),
-        ("umm_zoo.optimization.Adam", "names 'Adam', which umm_zoo/optimization.py does not define as a class"),
+        ("umm_zoo.training.optimization.Adam", "names 'Adam', which umm_zoo/training/optimization.py does not define as a class"),
         ("umm_zoo.optimisation.AdamW", "names 'optimisation', which umm_zoo/__init__.py does not define as a class"),
-        ("umm_zoo.frozen.freeze", "names 'freeze', which umm_zoo/frozen.py does not define as a class"),
+        ("umm_zoo.backbones.frozen.freeze", "names 'freeze', which umm_zoo/backbones/frozen.py does not define as a class"),
         ("umm_zoo.method", "is a module, not a class"),
         ("umm_zoo.batch.Batch.to", "names 'to', which is no classmethod of Batch"),
         ("toolbox.Thing", "is of 'toolbox', which setup.cfg does not require"),

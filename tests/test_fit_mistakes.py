@@ -15,11 +15,11 @@ from PIL import Image
 from test_generate import METHOD
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipelines.write_shards import write_shards
+from data_pipelines.shards.writing import write_shards
 from umm_zoo.batch import Batch
+from umm_zoo.errors import MistakeError
 from umm_zoo.evaluate import main as evaluate
 from umm_zoo.fit import main
-from umm_zoo.mistakes import MistakeError
 
 SAMPLES = 24  # per shard: more than a worker reads ahead
 TURNS = [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "5"}]
@@ -33,7 +33,7 @@ def png() -> bytes:
 
 
 def write(shard: str, rows: list[dict[str, Any]], first: int = 0) -> None:
-    """One shard of samples ``s<number>``: a question with a picture, and what each row says of it."""
+    """One shard of samples ``s<number>``: a question with an image, and what each row says of it."""
     folder, name = shard.split("/")
     Path(f"{shard}-000000.tar").unlink(missing_ok=True)
     plain = ({"__key__": f"s{number:02d}", "json": {"conversations": TURNS}, "0.png": png()} for number in range(first, 10**6))
@@ -46,9 +46,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     write("world/a", [{}] * SAMPLES)
     write("world/b", [{}] * SAMPLES, first=SAMPLES)
-    source = {"_target_": "data_pipelines.shards.ShardSource", "shards": "world/*.tar"}
+    source = {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "world/*.tar"}
     data = {"image_size": 8, "batch_size": 2, "window": 0, "train": {"world": source}}
-    tree = toy_parts.toy_experiment() | {"data": {"_target_": "data_pipelines.shards.ShardData", **data}, "metrics": {}}
+    tree = toy_parts.toy_experiment() | {"data": {"_target_": "data_pipelines.shards.data.ShardData", **data}, "metrics": {}}
     tree["trainer"] |= {"max_steps": 20, "val_check_interval": 4}
     toy_parts.write_yaml(tmp_path / "toy.yaml", tree)
     return "toy.yaml"
@@ -69,7 +69,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("action", "found"),
     [
-        ("remove", "found no sample 's24', for the shard cannot be read any more (No such file or directory); accepted are"),
+        ("remove", "found no sample 's24', for the shard cannot be read any more (No such file or directory); expected"),
         ("truncate", "the tar holds no member 's24."),
     ],
 )
@@ -91,18 +91,16 @@ def test_too_many_bad_samples(file: str, capsys: pytest.CaptureFixture[str]) -> 
     write("world/b", [{"0.png": content} for content in BAD])
     assert main([file, "data.max_skips=3"]) == 2
     error, _ = said(capsys)
-    assert error.startswith(
-        "error: toy.yaml: data.max_skips: found 4 bad samples, accepted are 3 (all of them in runs/toy/data.json)"
-    )
-    assert "world/b-000000.tar:s00: picture of 0 bytes" in error
+    assert error.startswith("error: toy.yaml: data.max_skips: found 4 bad samples, expected 3 (all of them in runs/toy/data.json)")
+    assert "world/b-000000.tar:s00: image of 0 bytes" in error
 
 
-def test_samples_with_and_without_a_picture_to_draw(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_with_and_without_a_image_to_draw(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("world/b", [{}, {"target.png": png()}])
     assert main([file]) == 2
     error, _ = said(capsys)
     assert error.startswith(
-        "error: toy.yaml: data: world/b-000000.tar:s01 has a picture to draw, world/b-000000.tar:s00 of the same batch has none;"
+        "error: toy.yaml: data: world/b-000000.tar:s01 has an image to draw, world/b-000000.tar:s00 of the same batch has none;"
     )
 
 
@@ -110,7 +108,7 @@ def test_a_mistake_before_the_first_checkpoint_says_to_start_again(file: str, ca
     write("world/a", [{}] * 4 + [{"0.png": content} for content in BAD])
     assert main([file, "data.max_skips=0"]) == 2
     error, advice = capsys.readouterr().err.splitlines()[-2:]
-    assert error.startswith("error: toy.yaml: data.max_skips: found 1 bad samples, accepted are 0")
+    assert error.startswith("error: toy.yaml: data.max_skips: found 1 bad samples, expected 0")
     assert advice == "runs/toy holds no checkpoint yet; start again"
     assert main([file]) == 0  # and one can
 
@@ -120,24 +118,22 @@ def test_texts_longer_than_the_model_reads_are_named(split: str, file: str, caps
     vlm = METHOD["vlm"] | {"max_length": 24}  # type: ignore[operator]  # 4 image tokens and the chat template are 21
     write("short/a", [{}, {}])
     write("long/a", [{}, {"json": {"conversations": [{"role": "user", "text": "so long " * 9 + "<image>"}, TURNS[1]]}}])
-    source = {"_target_": "data_pipelines.shards.ShardSource"}
+    source = {"_target_": "data_pipelines.shards.data.ShardSource"}
     data = {part: {"some": source | {"shards": "long" if part == split else "short"}} for part in ("train", "val")}
     tree: Any = {"method": METHOD | {"vlm": vlm}, "base": file, "data": data}
     toy_parts.write_yaml(Path("long.yaml"), tree)
     assert main(["long.yaml", "trainer.val_check_interval=1", "data.train.world=null"]) == 2
     error = said(capsys)[0]
     assert error.startswith("error: long.yaml: data: some/a-000000.tar:s01: found ")
-    assert (
-        "of which max_length 24 would cut off 4 image tokens; accepted are shorter texts or a larger method.vlm.max_length" in error
-    )
+    assert "of which max_length 24 would cut off 4 image tokens; expected shorter texts or a larger method.vlm.max_length" in error
 
 
 def test_a_metric_that_the_method_does_not_feed(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    own = {"_target_": "data_pipelines.shards.ShardSource", "shards": "world/a-*.tar"}
+    own = {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "world/a-*.tar"}
     metric = "metrics.psnr={_target_: umm_zoo.metrics.PSNR}"
     assert main([file, metric, f"data.val={json.dumps({'v': own})}"]) == 2
     error, _ = said(capsys)
-    assert error == "error: toy.yaml: metrics.PSNR: validation_step must return 'pictures', found ['loss']"
+    assert error == "error: toy.yaml: metrics.PSNR: validation_step must return 'generated', found ['loss']"
 
 
 def test_the_traceback_is_shown_on_demand(file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,11 +146,9 @@ def test_evaluate_names_a_damaged_shard_too(file: str, capsys: pytest.CaptureFix
     assert main([file, "trainer.max_steps=1"]) == 0
     capsys.readouterr()
     write("other/v", [{"0.png": content} for content in BAD])
-    source = json.dumps({"v": {"_target_": "data_pipelines.shards.ShardSource", "shards": "other"}})
+    source = json.dumps({"v": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "other"}})
     assert evaluate(["runs/toy", f"data.val={source}", "data.max_skips=2"]) == 2
-    assert (
-        capsys.readouterr().err.splitlines()[-1].startswith("error: runs/toy: data.max_skips: found 3 bad samples, accepted are 2")
-    )
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: runs/toy: data.max_skips: found 3 bad samples, expected 2")
 
 
 class OwnRows(Dataset[Any]):
@@ -165,7 +159,7 @@ class OwnRows(Dataset[Any]):
 
     def __getitem__(self, row: int) -> str:
         if row > 8:
-            raise MistakeError(f"mine/rows.csv: found no row {row}, accepted are 0 to 8")
+            raise MistakeError(f"mine/rows.csv: found no row {row}, expected 0 to 8")
         return f"row{row}"
 
 
@@ -178,7 +172,7 @@ class OwnData(LightningDataModule):
 def test_a_mistake_in_a_users_own_worker_loses_torchs_wrapping(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     toy_parts.write_yaml(Path("own.yaml"), toy_parts.toy_experiment() | {"data": {"_target_": "test_fit_mistakes.OwnData"}})
     assert main(["own.yaml", "trainer.max_steps=20"]) == 2
-    assert said(capsys)[0] == "error: own.yaml: data: mine/rows.csv: found no row 9, accepted are 0 to 8"
+    assert said(capsys)[0] == "error: own.yaml: data: mine/rows.csv: found no row 9, expected 0 to 8"
 
 
 def test_a_full_disk_is_one_line(file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +195,7 @@ def test_a_run_folder_that_may_not_be_entered_is_one_line(
     monkeypatch.setattr(Path, "exists", refuse)
     assert main([file, "--runs", "locked"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: locked/toy: found a place that cannot be written (Permission denied), accepted is a folder")
+    assert line.startswith("error: locked/toy: found a place that cannot be written (Permission denied), expected a folder")
 
 
 def test_a_run_whose_experiment_file_is_damaged_is_kept(file: str, capsys: pytest.CaptureFixture[str]) -> None:

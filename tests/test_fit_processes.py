@@ -15,7 +15,7 @@ import torch
 import toy_parts
 import yaml
 
-from umm_zoo.method import load_checkpoint
+from umm_zoo.checkpoints.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

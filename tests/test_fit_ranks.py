@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.shapes import World, make_sample
-from data_pipelines.write_shards import write_shards
+from data_pipelines.shards.writing import write_shards
+from umm_zoo.shapes import World, make_sample
 
 ROOT = Path(__file__).parents[1]
 

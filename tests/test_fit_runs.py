@@ -13,9 +13,10 @@ import torch
 import toy_parts
 import yaml
 
+from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.evaluate import main as evaluate
 from umm_zoo.fit import main
-from umm_zoo.method import Method, load_checkpoint
+from umm_zoo.method import Method
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_signal_saves_says_where_and_resumes_exactly(
 
 
 def test_stop_during_validation_saves_the_weights_of_training(file: str) -> None:
-    averaged = "callbacks.ema={_target_: umm_zoo.callbacks.ema.EMA}"
+    averaged = "callbacks.ema={_target_: umm_zoo.checkpoints.ema.EMA}"
     assert main([file, "name=whole", "trainer.max_steps=2", averaged]) == 0
     stopping = recorded("x.txt", signal_at=2, in_validation=True)
     assert main([file, "trainer.max_steps=2", averaged, stopping]) == 143
@@ -139,13 +140,13 @@ def test_another_experiment_is_not_overwritten(file: str, capsys: pytest.Capture
     assert main([file, "seed=4", "method.optimizer.lr=0.5"]) == 2
     error = capsys.readouterr().err
     assert "error: runs/toy: found a run of another experiment (other method.optimizer.lr, seed)" in error
-    assert "accepted name=… for another folder, --again to start over, ckpt=last to continue it all the same" in error
+    assert "expected name=… for another folder, --again to start over, ckpt=last to continue it all the same" in error
 
 
 def test_unfinished_run_asks_what_to_do(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, recorded("x.txt", signal_at=3)]) == 143
     assert main([file, recorded("x.txt", signal_at=3)]) == 2
-    assert "runs/toy: found an unfinished run of this experiment, accepted ckpt=last to continue it" in capsys.readouterr().err
+    assert "runs/toy: found an unfinished run of this experiment, expected ckpt=last to continue it" in capsys.readouterr().err
 
 
 def test_folder_of_something_else_is_not_touched(file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +206,7 @@ def test_a_finished_stage_of_other_vars_is_not_taken(file: str, capsys: pytest.C
     assert main(["stage2.yaml", "vars.width=6"]) == 2
     error = capsys.readouterr().err
     assert "error: stage2.yaml: after: found in runs/stage1 a run of stage1.yaml with other method.body.out_dim" in error
-    assert "accepted other run folders for the whole curriculum (--runs DIR), or this stage anew: " in error
+    assert "expected other run folders for the whole curriculum (--runs DIR), or this stage anew: " in error
     assert "python -m umm_zoo.fit stage1.yaml vars.width=6 --again" in error
     assert not Path("runs/stage2").exists() and load_checkpoint("runs/stage1")["state_dict"]["body.linear.weight"].shape == (3, 4)
     assert main(["stage2.yaml", "vars.width=6", "--runs", "six"]) == 0
@@ -284,8 +285,8 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["runs/none"], "runs/none: found no checkpoint there, accepted a run folder or a checkpoint"),
-        (["runs/toy", "validatoin"], "unknown suite 'validatoin', accepted validation, unified-bench; did you mean 'validation'?"),
+        (["runs/none"], "runs/none: found no checkpoint there, expected a run folder or a checkpoint"),
+        (["runs/toy", "validatoin"], "unknown suite 'validatoin', expected validation, unified-bench; did you mean 'validation'?"),
         (["runs/toy", "data.sise=3"], "data.sise: found an unknown argument 'sise'"),
         (["runs/toy", "vars.width=4"], "vars.width: found a key that has done its work"),
     ],

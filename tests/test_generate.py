@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from umm_zoo import generate
-from umm_zoo.build import build
+from umm_zoo.experiment.build import build
 
 METHOD = {
     "_target_": "umm_zoo.methods.llava.LLaVA",
@@ -33,7 +33,7 @@ METHOD = {
             },
         },
     },
-    "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 1e-3},
+    "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3},
     "trained": ["vision_tower", "projector", "language_model"],
 }
 
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     method = build(METHOD)
-    data = {"_target_": "data_pipelines.shards.ShardData", "image_size": 8}
+    data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8}
     experiment = {"name": "toy", "seed": 0, "method": METHOD, "data": data, "trainer": {"max_steps": 1}}
     (folder / "checkpoints").mkdir()
     state = {"state_dict": method.state_dict(), "experiment": experiment, "global_step": 1}
@@ -52,14 +52,14 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for name, colour, size in (("red.png", "red", (8, 8)), ("blue.jpg", "blue", (20, 12))):
         Image.new("RGB", size, colour).save(tmp_path / name)
     return [str(tmp_path / "red.png"), str(tmp_path / "blue.jpg")]
 
 
-def test_questions_are_answered_alone_as_in_a_batch(run, pictures, tmp_path, capsys):
-    assert generate.main([str(run), "ask", pictures[0], "What colour?"]) == 0
+def test_questions_are_answered_alone_as_in_a_batch(run, images, tmp_path, capsys):
+    assert generate.main([str(run), "ask", images[0], "What colour?"]) == 0
     alone = capsys.readouterr().out.strip().splitlines()[-1].strip()
     rows = [{"images": ["red.png"], "question": "What colour?"}, {"images": ["red.png", "blue.jpg"], "question": "Which?"}]
     rows.append({"question": "Nothing to see?"})
@@ -72,13 +72,13 @@ def test_questions_are_answered_alone_as_in_a_batch(run, pictures, tmp_path, cap
     assert Image.open(out / "grid.png").width > 400
 
 
-def test_every_picture_gets_a_caption(run, pictures, capsys):
-    assert generate.main([str(run), "caption", *pictures, "--max-new-tokens", "3"]) == 0
+def test_every_image_gets_a_caption(run, images, capsys):
+    assert generate.main([str(run), "caption", *images, "--max-new-tokens", "3"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    assert [line.split(": ")[0] for line in lines] == pictures
+    assert [line.split(": ")[0] for line in lines] == images
 
 
-def test_captions_of_a_file_need_no_question(run, pictures, tmp_path, capsys):
+def test_captions_of_a_file_need_no_question(run, images, tmp_path, capsys):
     rows = [{"images": ["red.png"]}, {"images": ["blue.jpg"], "question": "Describe the image briefly."}]
     (tmp_path / "batch.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = ["caption", "--batch", str(tmp_path / "batch.jsonl"), "--out", str(tmp_path / "out"), "--max-new-tokens", "2"]
@@ -96,10 +96,10 @@ def test_captions_of_a_file_need_no_question(run, pictures, tmp_path, capsys):
     [
         (["ask"], "no question"),
         (["ask", "nowhere.png", "What?"], "nowhere.png"),
-        (["caption"], "no picture"),
+        (["caption"], "no image"),
         (["ask", "--batch", "nowhere.jsonl"], "nowhere.jsonl"),
         (["ask", "<image> What?"], "1 <image> markers"),
-        (["ask", "What?", "--batch-size", "0"], "--batch-size: found 0, accepted are positive"),
+        (["ask", "What?", "--batch-size", "0"], "--batch-size: found 0, expected positive"),
         (["ask", "What?", "--device", "abacus"], "--device: found 'abacus' ("),
     ],
 )
@@ -110,9 +110,9 @@ def test_mistakes_are_one_line(run, capsys, words, said):
 
 
 def test_bad_files_are_named(run, tmp_path, capsys):
-    (tmp_path / "not.png").write_text("no picture")
+    (tmp_path / "not.png").write_text("no image")
     assert generate.main([str(run), "caption", str(tmp_path / "not.png")]) == 2
-    assert "not.png: found no readable picture" in capsys.readouterr().err
+    assert "not.png: found no readable image" in capsys.readouterr().err
     (tmp_path / "b.jsonl").write_text('{"images": []}\n')
     assert generate.main([str(run), "ask", "--batch", str(tmp_path / "b.jsonl")]) == 2
     assert "line 1" in capsys.readouterr().err
@@ -120,12 +120,12 @@ def test_bad_files_are_named(run, tmp_path, capsys):
     assert "norun" in capsys.readouterr().err
 
 
-def test_pictures_are_squared_as_in_training(tmp_path):
-    picture = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
-    picture.putpixel((0, 0), (255, 0, 0, 255))
-    picture.save(tmp_path / "clear.png")
-    image = generate.load_image(tmp_path / "clear.png", None)
-    assert image.shape == (3, 4, 6) and image[:, 0, 0].tolist() == [1, -1, -1] and image[:, 1:].eq(1).all()
+def test_images_are_squared_as_in_training(tmp_path):
+    image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    image.save(tmp_path / "clear.png")
+    loaded = generate.load_image(tmp_path / "clear.png", None)
+    assert loaded.shape == (3, 4, 6) and loaded[:, 0, 0].tolist() == [1, -1, -1] and loaded[:, 1:].eq(1).all()
     assert generate.load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
 
 

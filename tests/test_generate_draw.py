@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageChops
 
 from umm_zoo import generate
-from umm_zoo.build import build
+from umm_zoo.experiment.build import build
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 from bridge_parts import CODEC, SANA, VLM
@@ -25,9 +25,9 @@ METHOD = {
     "decoder": {"_target_": "umm_zoo.backbones.sana.Sana.from_config", "config": SANA},
     "codec": {"_target_": "umm_zoo.backbones.codecs.KLCodec.from_config", "config": CODEC},
     "objective": {"_target_": "umm_zoo.objectives.flow_matching.FlowMatching", "num_steps": 2},
-    "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 1e-3},
+    "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3},
     "trained": ["pathway", "connector"],
-    "picture_size": 8,
+    "image_size": 8,
 }
 
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     method = build(METHOD)
-    data = {"_target_": "data_pipelines.shards.ShardData", "image_size": 32}
+    data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 32}
     experiment = {"name": "toy", "seed": 0, "method": METHOD, "data": data, "trainer": {"max_steps": 1}}
     (folder / "checkpoints").mkdir()
     state = {"state_dict": method.state_dict(), "experiment": experiment, "global_step": 1}
@@ -46,28 +46,28 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_every_request_and_seed_gives_a_picture(run, tmp_path):
+def test_every_request_and_seed_gives_a_image(run, tmp_path):
     out = tmp_path / "drawn"
     assert generate.main([str(run), "text-to-image", "a circle", "a star", "--num", "2", "--size", "8x12", "--out", str(out)]) == 0
-    pictures = [Image.open(out / f"{i:03d}-drawn.png") for i in range(4)]
-    assert {picture.size for picture in pictures} == {(12, 8)} and (out / "grid.png").is_file()
-    assert ImageChops.difference(pictures[0], pictures[1]).getbbox()  # another seed
+    images = [Image.open(out / f"{i:03d}-drawn.png") for i in range(4)]
+    assert {image.size for image in images} == {(12, 8)} and (out / "grid.png").is_file()
+    assert ImageChops.difference(images[0], images[1]).getbbox()  # another seed
     alone = tmp_path / "alone"
     words = ["text-to-image", "a star", "--seed", "1", "--size", "8x12", "--out", str(alone)]
     assert generate.main([str(run), *words]) == 0
-    difference = ImageChops.difference(Image.open(alone / "000-drawn.png"), pictures[3])
+    difference = ImageChops.difference(Image.open(alone / "000-drawn.png"), images[3])
     assert max(high for _, high in difference.getextrema()) <= 1
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["edit", "one.png", "Make it green.", "--guidance", "1", "--picture-guidance", "1", "--steps", "1"],
+        ["edit", "one.png", "Make it green.", "--guidance", "1", "--image-guidance", "1", "--steps", "1"],
         ["compose", "one.png", "two.png", "Both."],
         ["reconstruct", "one.png"],
     ],
 )
-def test_pictures_in_picture_out(run, tmp_path, words):
+def test_images_in_image_out(run, tmp_path, words):
     words = [str(run / word) if word.endswith(".png") else word for word in words]
     assert generate.main([str(run), *words, "--out", str(tmp_path / "o")]) == 0
     assert list((tmp_path / "o").glob("000-*.png"))
@@ -87,7 +87,7 @@ def test_prompts_from_a_file(run, tmp_path):
         (["edit", "x"], "found 1 words"),
         (["compose", "a", "b"], "found 2 words"),
         (["text-to-image", "x", "--size", "9"], "multiples of 2 px, found 9 x 9"),
-        (["text-to-image", "x", "--size", "big"], "accepted are 512 or 512x768"),
+        (["text-to-image", "x", "--size", "big"], "expected 512 or 512x768"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, capsys, words, expected):

@@ -1,4 +1,4 @@
-"""``generate RUN reconstruct``: pictures drawn again from the states of a language model."""
+"""``generate RUN reconstruct``: images drawn again from the states of a language model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from tests.tools.test_import_ross import EXPERIMENT
-from umm_zoo.build import build
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.generate import main
 
 
@@ -23,7 +23,7 @@ def run(tmp_path):
     return str(tmp_path / "run.ckpt")
 
 
-def test_pictures_are_written(run, tmp_path):
+def test_images_are_written(run, tmp_path):
     for name in ("one", "two"):
         Image.new("RGB", (20, 16), "red").save(tmp_path / f"{name}.png")
     out = tmp_path / "drawn"
@@ -34,6 +34,6 @@ def test_pictures_are_written(run, tmp_path):
     assert Image.open(out / "000-reconstruction.png").size == (6, 6) and (out / "grid.png").is_file()
 
 
-def test_no_picture_is_one_line(run, capsys):
+def test_no_image_is_one_line(run, capsys):
     assert main([run, "reconstruct"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

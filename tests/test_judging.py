@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from umm_zoo.judging import EndpointJudge, Judge, compare_captions, verdict
+from umm_zoo.benchmarks.judge import EndpointJudge, Judge, compare_captions, verdict
 
 
 class Longer(Judge):
     """Prefers the longer caption."""
 
-    def ask(self, picture: Image.Image, question: str) -> str:
+    def ask(self, image: Image.Image, question: str) -> str:
         first, second = question.split("A: ", 1)[1].split("\n\nB: ")
         letter = "A" if len(first) > len(second) else "B" if len(second) > len(first) else "T"
         return f"A has {len(first)} letters.\n{letter}"
@@ -32,29 +32,29 @@ class Always(Judge):
     def __init__(self, answer: str) -> None:
         self.answer = answer
 
-    def ask(self, picture: Image.Image, question: str) -> str:
+    def ask(self, image: Image.Image, question: str) -> str:
         return self.answer
 
 
-PICTURES = torch.zeros(3, 3, 8, 8)
+IMAGES = torch.zeros(3, 3, 8, 8)
 
 
 def test_a_choice_that_survives_the_swap_counts():
-    found = compare_captions(Longer(), PICTURES, ["a long one", "short", "same"], ["short", "a long one", "size"])
+    found = compare_captions(Longer(), IMAGES, ["a long one", "short", "same"], ["short", "a long one", "size"])
     assert (found.wins, found.ties, found.losses, found.invalid) == (1, 1, 1, 0)
     assert found.win_rate == 0.5 and found.first_share == 0.5
 
 
 def test_a_judge_that_always_takes_the_first_decides_nothing():
-    found = compare_captions(Always("Final answer: **A**"), PICTURES, ["x"] * 3, ["y"] * 3)
+    found = compare_captions(Always("Final answer: **A**"), IMAGES, ["x"] * 3, ["y"] * 3)
     assert (found.wins, found.ties, found.losses, found.first_share) == (0, 3, 0, 1.0)
 
 
 def test_answers_without_a_verdict_are_counted_apart():
-    found = compare_captions(Always("I cannot tell."), PICTURES, ["x"] * 3, ["y"] * 3)
+    found = compare_captions(Always("I cannot tell."), IMAGES, ["x"] * 3, ["y"] * 3)
     assert found.invalid == 3 and found.win_rate != found.win_rate
     with pytest.raises(ValueError, match="2 and 3 captions"):
-        compare_captions(Longer(), PICTURES, ["x"] * 2, ["y"] * 3)
+        compare_captions(Longer(), IMAGES, ["x"] * 2, ["y"] * 3)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_endpoint(server: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.
     url, asked = server
     monkeypatch.setenv("JUDGE_KEY", "secret")
     judge = EndpointJudge(f"{url}/", "some-model", "JUDGE_KEY")
-    found = compare_captions(judge, PICTURES[:1] + 1, ["a long caption"], ["short"])
+    found = compare_captions(judge, IMAGES[:1] + 1, ["a long caption"], ["short"])
     assert found.wins == 1 and len(asked) == 2
     assert asked[0]["path"] == "/v1/chat/completions" and asked[0]["key"] == "Bearer secret" and asked[0]["temperature"] == 0
     sent = asked[0]["messages"][0]["content"][1]["image_url"]["url"].removeprefix("data:image/png;base64,")

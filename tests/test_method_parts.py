@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from toy_parts import Body, Head, Toy, toy_experiment
 
-from umm_zoo.frozen import FrozenBackbone, freeze
-from umm_zoo.optimization import AdamW, Constant, WarmupCosine
+from umm_zoo.backbones.frozen import FrozenBackbone, freeze
+from umm_zoo.training.optimization import AdamW, Constant, WarmupCosine
 
 
 def toy(*trained: str, optimizer: AdamW | None = None) -> Toy:
@@ -32,7 +32,7 @@ def test_freezing_keeps_the_running_statistics() -> None:
 
 
 def test_misspelt_part_is_named() -> None:
-    with pytest.raises(ValueError, match=r"found 'haed', accepted are \['body', 'head'\]; did you mean 'head'\?"):
+    with pytest.raises(ValueError, match=r"found 'haed', expected \['body', 'head'\]; did you mean 'head'\?"):
         toy("haed")
 
 
@@ -63,7 +63,7 @@ def test_one_group_per_part_with_its_own_rate() -> None:
         ("head", 0.01, 0.2),
         ("head (vectors)", 0.01, 0.0),
     ]
-    with pytest.raises(ValueError, match="found 'haed', accepted are the trained parts"):
+    with pytest.raises(ValueError, match="found 'haed', expected the trained parts"):
         toy("head", optimizer=AdamW(lr=0.1, part_lr={"haed": 1.0})).configure_optimizers()
 
 

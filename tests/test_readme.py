@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from umm_zoo.batch import Tokens
-from umm_zoo.build import build_experiment
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.build import build_experiment
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main
 from umm_zoo.methods.wemmu import WeMMU
 from umm_zoo.testing import check_block

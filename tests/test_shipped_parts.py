@@ -17,14 +17,14 @@ import pytest
 import torch
 from torch import nn
 
-from data_pipelines.shapes import World, make_sample, render
 from tools.part_card import markdown
 from tools.probe import load_part, probe
 from umm_zoo.batch import Batch, Tokens
-from umm_zoo.methods.contrastive import captions
 from umm_zoo.metrics import Retrieval, normalise
-from umm_zoo.metrics.shapes_detector import ShapesDetector, true_scene
 from umm_zoo.objectives.contrast import WordSwaps
+from umm_zoo.pretraining.contrastive import captions
+from umm_zoo.shapes import World, make_sample, render
+from umm_zoo.shapes.detector import ShapesDetector, true_scene
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "experiments" / "tiny" / "weights"
@@ -43,8 +43,8 @@ LEAST_RIGHT = {"llava": 0.85, "vlm": 0.95}
 def scenes(count: int, task: str = "captions", mark_share: float = 0.2) -> Batch:
     """Held-out scenes with their ground truth."""
     samples = [make_sample(World(), SEED, "test", task, i, mark_share) for i in range(count)]
-    pictures = np.stack([render(World(), scene) for sample in samples for scene in sample.scenes])
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = np.stack([render(World(), scene) for sample in samples for scene in sample.scenes])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     conversations = [sample.row["conversations"] for sample in samples]
     counts = [len(sample.scenes) for sample in samples]
     return Batch([sample.key for sample in samples], conversations, images, counts, meta=[sample.row for sample in samples])
@@ -141,7 +141,7 @@ def test_coarse_attributes_can_be_read_linearly(name: str, attribute: str, least
 
 @pytest.mark.parametrize("name", ["clip", "clip2"])
 @torch.no_grad()
-def test_pictures_find_their_captions(name: str) -> None:
+def test_images_find_their_captions(name: str) -> None:
     batch = scenes(300)  # fewer candidates than the card's: easier, so its recall is a lower bound
     metric = Retrieval(kinds=["caption_long"])
     features = {"image_features": part(name)(batch.images), "text_features": part(name).encode_text(batch.answers())}
@@ -172,7 +172,7 @@ def test_captions_beat_those_with_one_wrong_word(name: str) -> None:
 @pytest.mark.parametrize("name", TALKING)
 @torch.no_grad()
 def test_questions_about_held_out_scenes_are_answered_as_well_as_the_card_says(name: str) -> None:
-    """Each kind of question that the card has a score of; two pictures where the part was taught to compare them."""
+    """Each kind of question that the card has a score of; two images where the part was taught to compare them."""
     rates = {key.rsplit("/", 1)[1]: rate for key, rate in stated(name).items() if key.startswith(("accuracy/", "answers/"))}
     hits: dict[str, list[bool]] = defaultdict(list)
     tasks = [("questions", 0.2 if "mark" in rates else 0.0, 280), ("two_images", 0.0, 80)][: 2 if "two_same" in rates else 1]

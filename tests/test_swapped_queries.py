@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from umm_zoo.build import build, check
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.testing import check_block
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from umm_zoo.evaluate import main as evaluate
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
-from umm_zoo.optimization import OptimizerFactory
+from umm_zoo.training.optimization import OptimizerFactory
 
 
 class Painter(Method):
-    """Says which of two colours a picture has, and draws it; its one weight is the brightness."""
+    """Says which of two colours an image has, and draws it; its one weight is the brightness."""
 
     def __init__(self, optimizer: OptimizerFactory) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class Painter(Method):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return {}
 
-    def redraw(self, pictures: Tensor, seeds: list[int]) -> tuple[list[str], Tensor]:
-        assert seeds == [42] * len(pictures)
-        red = pictures[:, 0].mean(dim=(1, 2)) > 0
-        drawn = torch.zeros_like(pictures)
+    def redraw(self, images: Tensor, seeds: list[int]) -> tuple[list[str], Tensor]:
+        assert seeds == [42] * len(images)
+        red = images[:, 0].mean(dim=(1, 2)) > 0
+        drawn = torch.zeros_like(images)
         drawn[:, 0] = self.layer.weight.item() * red[:, None, None]
         drawn[:, 1] = self.layer.weight.item() * ~red[:, None, None]
         return ["red" if found else "other" for found in red], drawn
@@ -56,8 +56,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.setdefault(Path(__file__).stem, sys.modules[__name__])
     tree = {
         "name": "painter",
-        "method": {"_target_": place(), "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 0.1}},
-        "data": {"_target_": "data_pipelines.shards.ShardData", "image_size": 8},
+        "method": {"_target_": place(), "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.1}},
+        "data": {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8},
         "trainer": {"max_steps": 1},
     }
     (tmp_path / "painter.yaml").write_text(yaml.safe_dump(tree))
@@ -66,10 +66,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     state = {"layer.weight": torch.full((1, 1), 0.5), "layer.bias": torch.zeros(1)}
     torch.save({"state_dict": state, "experiment": experiment.resolved(), "global_step": 7}, folder / "last.ckpt")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for name, colour in (("one", (255, 0, 0)), ("two", (0, 255, 0))):
-        Image.new("RGB", (12, 8), colour).save(pictures / f"{name}.png")
+        Image.new("RGB", (12, 8), colour).save(images / f"{name}.png")
     sizes = {"hidden_size": 12, "image_size": 8, "patch_size": 4}
     config = {**sizes, "num_hidden_layers": 1, "num_attention_heads": 2}
     node = {"_target_": "umm_zoo.backbones.features.DINOv2Features.from_config", "config": config}
@@ -77,8 +77,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs" / "painter"
 
 
-def test_scores_captions_and_pictures_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate([str(run), "unified-bench", "pictures", "encoders.yaml"]) == 0, capsys.readouterr().err
+def test_scores_captions_and_images_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate([str(run), "unified-bench", "images", "encoders.yaml"]) == 0, capsys.readouterr().err
     report = json.loads((run / "evaluation-1.json").read_text())
     scores = report["metrics"]
     assert set(scores) == {"a", "b", "unified"}
@@ -89,7 +89,7 @@ def test_scores_captions_and_pictures_are_kept(run: Path, capsys: pytest.Capture
     drawn = Image.open(run / "unified-bench-1" / "one.png")
     assert drawn.getpixel((0, 0)) == (191, 128, 128)  # the stored weight of a half
     assert (run / "unified-bench-1" / "grid.png").is_file()
-    assert evaluate([str(run), "unified-bench", "pictures", "encoders.yaml"]) == 0
+    assert evaluate([str(run), "unified-bench", "images", "encoders.yaml"]) == 0
     assert (run / "unified-bench-2").is_dir()
 
 
@@ -97,10 +97,10 @@ def test_scores_captions_and_pictures_are_kept(run: Path, capsys: pytest.Capture
     ("words", "expected"),
     [
         ([], "0 words behind the suite"),
-        (["nowhere"], "found no pictures"),
-        (["pictures"], "found no UnifiedScore among the metrics"),
-        (["pictures", "nothing.yaml"], "nothing.yaml: found no readable map"),
-        (["pictures", "list.yaml"], "encoders: found no map of nodes"),
+        (["nowhere"], "found no images"),
+        (["images"], "found no UnifiedScore among the metrics"),
+        (["images", "nothing.yaml"], "nothing.yaml: found no readable map"),
+        (["images", "list.yaml"], "encoders: found no map of nodes"),
     ],
 )
 def test_what_is_refused(run: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class Body(nn.Module):
@@ -81,7 +81,7 @@ class ToyData(LightningDataModule):
     def check(self) -> None:
         for shard in self.shards:
             if not Path(shard).is_file():
-                raise FileNotFoundError(f"train: found no shard at '{shard}', accepted is a tar file")
+                raise FileNotFoundError(f"train: found no shard at '{shard}', expected a tar file")
 
     def _loader(self, size: int) -> DataLoader[Any]:
         names: Any = [f"s{i:05d}" for i in range(size)]  # equal lengths: batches differ by their random numbers only
@@ -157,8 +157,8 @@ def toy_experiment() -> dict[str, Any]:
             "body": {"_target_": "toy_parts.Body", "in_dim": 4, "out_dim": "${vars.width}", "dropout": 0.5},
             "head": {"_target_": "toy_parts.Head", "in_dim": "${vars.width}"},
             "trained": ["body", "head"],
-            "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 0.01},
-            "schedule": {"_target_": "umm_zoo.optimization.WarmupCosine", "total_steps": 12},
+            "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.01},
+            "schedule": {"_target_": "umm_zoo.training.optimization.WarmupCosine", "total_steps": 12},
         },
         "data": {"_target_": "toy_parts.ToyData"},
         "metrics": {"loss": {"_target_": "toy_parts.MeanLoss"}},

@@ -140,7 +140,7 @@ def memory(device: Any) -> float:
 
 
 def request(options: argparse.Namespace, length: int) -> Any:
-    """Rows of a prompt of about so many tokens, and a picture to draw."""
+    """Rows of a prompt of about so many tokens, and an image to draw."""
     import torch
 
     from umm_zoo.batch import Batch, Conversation
@@ -164,7 +164,7 @@ def build_method(options: argparse.Namespace) -> Any:
     from umm_zoo.blocks.queries import LearnedQueries
     from umm_zoo.methods.metaquery import MetaQuery
     from umm_zoo.objectives.flow_matching import FlowMatching
-    from umm_zoo.optimization import AdamW
+    from umm_zoo.training.optimization import AdamW
 
     torch.manual_seed(0)
     width = options.width

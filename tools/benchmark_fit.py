@@ -28,12 +28,14 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
-from umm_zoo.build import build_experiment, check
-from umm_zoo.callbacks.record import RunRecord, seed_all
-from umm_zoo.callbacks.stop import StopOnSignal
-from umm_zoo.experiment import Experiment, UserError, load_experiment
-from umm_zoo.run_folder import RunFolder, circumstances
-from umm_zoo.trainer import make_trainer, quieten
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.build import build_experiment
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import Experiment, load_experiment
+from umm_zoo.training.record import RunRecord, seed_all
+from umm_zoo.training.run_folder import RunFolder, circumstances
+from umm_zoo.training.signals import StopOnSignal
+from umm_zoo.training.trainer import make_trainer, quieten
 
 
 class BareLoop:

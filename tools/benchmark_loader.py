@@ -1,9 +1,9 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
 All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-pictures stacked in bytes, as they go to the device that makes floats of them, and their captions; ``floats`` tells what that step
+images stacked in bytes, as they go to the device that makes floats of them, and their captions; ``floats`` tells what that step
 takes on the processor, whoever loads. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes
-as the loaders have, and sends nothing: no loader can be faster per process. ``files`` reads each of those pictures from a file
+as the loaders have, and sends nothing: no loader can be faster per process. ``files`` reads each of those images from a file
 first, still without a batch. They run in turns, a short block each, so that a busy
 machine slows all alike; a ratio is the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall;
 ``per_process``, the processor time of the processes that decode (the workers, or this one where there are none), which tells what
@@ -36,11 +36,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from data_pipelines.decoding import Square, decode_picture, to_signal
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.decoding import Square, decode_image, to_signal
+from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions
-from data_pipelines.write_shards import write_shards
-from umm_zoo.run_folder import circumstances
+from umm_zoo.training.run_folder import circumstances
 
 
 def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]:
@@ -54,7 +54,7 @@ def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]
             noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
             file = io.BytesIO()
             Image.fromarray(noisy).save(file, "JPEG", quality=90)
-            yield {"__key__": f"s{number:06d}", "jpg": file.getvalue(), "txt": f"A picture with the number {number}."}
+            yield {"__key__": f"s{number:06d}", "jpg": file.getvalue(), "txt": f"An image with the number {number}."}
 
     return [str(path) for path in write_shards(rows(), folder, "photos", -(-samples // shards)).shards]
 
@@ -76,7 +76,7 @@ def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterato
         wds.WebDataset(paths, shardshuffle=len(paths), empty_check=False, nodesplitter=None)
         .shuffle(1000, initial=batch_size)
         .to_tuple("jpg", "txt", "__key__")
-        .map_tuple(partial(decode_picture, size=size, resize=Square()), bytes.decode, str)
+        .map_tuple(partial(decode_image, size=size, resize=Square()), bytes.decode, str)
         .batched(batch_size, collation_fn=collate, partial=False)
         .repeat()
     )
@@ -85,18 +85,18 @@ def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterato
 
 
 def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[str]]:
-    """Pictures stacked, texts and keys as lists."""
-    pictures, texts, keys = zip(*rows, strict=True)
-    return torch.from_numpy(np.stack(pictures)), list(texts), list(keys)
+    """Images stacked, texts and keys as lists."""
+    images, texts, keys = zip(*rows, strict=True)
+    return torch.from_numpy(np.stack(images)), list(texts), list(keys)
 
 
 def floats_per_second(size: int, batch_size: int) -> float:
-    """Pictures per second that become floats on the processor."""
-    pictures = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8)
+    """Images per second that become floats on the processor."""
+    images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8)
     times = []
     for _ in range(20):
         began = time.perf_counter()
-        to_signal(pictures)
+        to_signal(images)
         times.append(time.perf_counter() - began)
     return batch_size / statistics.median(times)
 
@@ -113,12 +113,12 @@ class Decoding(IterableDataset[Tensor]):
         while True:
             for first in range(0, len(self.contents) - self.batch_size + 1, self.batch_size):
                 for content in self.contents[first : first + self.batch_size]:
-                    decode_picture(content.read_bytes() if isinstance(content, Path) else content, self.size, resize)
+                    decode_image(content.read_bytes() if isinstance(content, Path) else content, self.size, resize)
                 yield torch.empty(0)
 
 
 class DecodingFiles(Decoding):
-    """The same, each picture being read from a file of its own: no loader gets its bytes for nothing."""
+    """The same, each image being read from a file of its own: no loader gets its bytes for nothing."""
 
     def __init__(self, paths: list[str], size: int, batch_size: int) -> None:
         super().__init__(paths, size, batch_size)

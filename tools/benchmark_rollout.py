@@ -2,17 +2,17 @@
 
     python tools/benchmark_rollout.py [--batch 4] [--group 8] [--tokens 32] [--width 128] [--steps 5] [--repeats 3] [--device cpu]
 
-All arms train the same adapter of the same small Qwen2.5-VL from random weights on the same pictures, with the same prompt,
+All arms train the same adapter of the same small Qwen2.5-VL from random weights on the same images, with the same prompt,
 renderer and reward, and one AdamW step per rollout. Special tokens are never drawn, so every caption has all its tokens. ``ours``
-is ``GenerationForUnderstanding``: each picture is encoded once for its group, the prompt is read once, and log-probabilities under
+is ``GenerationForUnderstanding``: each image is encoded once for its group, the prompt is read once, and log-probabilities under
 the policy that wrote are not computed a second time. ``library`` repeats every prompt G times, captions with transformers' own
-``generate``, scores the captions once without and once with a gradient, and encodes every copy of every picture each time. ``trl``
+``generate``, scores the captions once without and once with a gradient, and encodes every copy of every image each time. ``trl``
 is TRL's ``GRPOTrainer`` with a processor of the library's classes; what it does by default and the others do not is switched off
-(gradient checkpointing, bfloat16, clipping of gradients, logging). It repeats prompts and pictures too, but scores once. Where TRL
+(gradient checkpointing, bfloat16, clipping of gradients, logging). It repeats prompts and images too, but scores once. Where TRL
 is not installed, ``trl`` is left out.
 
 Drawing and reward are the same code in all arms, in batches. ``update`` is the rest of a step: backward pass and optimiser, and in
-``trl`` also preparing the prompts a second time, its metrics and its own work. Reading pictures from its data set is not counted.
+``trl`` also preparing the prompts a second time, its metrics and its own work. Reading images from its data set is not counted.
 Each arm runs in a process of its own, in turns; the numbers are medians over the turns. ``start_mb`` is the memory before the first
 step: on the CPU ``trl``'s libraries are in it.
 """
@@ -63,11 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--batch", type=int, default=4, help="pictures of a step")
+    made.add_argument("--batch", type=int, default=4, help="images of a step")
     made.add_argument("--group", type=int, default=8, help="captions of each")
     made.add_argument("--tokens", type=int, default=32, help="longest caption")
     made.add_argument("--width", type=int, default=128, help="width of the language model, a multiple of 32")
-    made.add_argument("--size", type=int, default=64, help="side of the pictures, a multiple of 16")
+    made.add_argument("--size", type=int, default=64, help="side of the images, a multiple of 16")
     made.add_argument("--draw-steps", type=int, default=4, help="steps of drawing")
     made.add_argument("--steps", type=int, default=5, help="timed steps of a turn, after one that is not timed")
     made.add_argument("--repeats", type=int, default=3, help="turns of every arm")
@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     torch.manual_seed(0)
-    batch, method = pictures(options), build(options).to(options.device)
+    batch, method = random_images(options), build(options).to(options.device)
     run = (trl_run if options.arm == "trl" else own_run)(options, method, batch)
     before = memory(options.device)
     spent = run()
@@ -103,7 +103,7 @@ def memory(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def pictures(options: argparse.Namespace) -> Any:
+def random_images(options: argparse.Namespace) -> Any:
     """Noise in 8 bits, which a file would hold too."""
     import torch
 
@@ -201,12 +201,12 @@ def build(options: argparse.Namespace) -> Any:
     from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
     from umm_zoo.backbones.sd3 import StableDiffusion3
     from umm_zoo.blocks.connectors import MLPConnector
-    from umm_zoo.methods.caption_rl import GenerationForUnderstanding
-    from umm_zoo.methods.rendering import CaptionRenderer
+    from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
+    from umm_zoo.methods.uae.renderers import CaptionRenderer
     from umm_zoo.objectives.flow_matching import FlowMatching
     from umm_zoo.objectives.grpo import GRPO
-    from umm_zoo.optimization import AdamW
     from umm_zoo.rewards import ReconstructionReward
+    from umm_zoo.training.optimization import AdamW
 
     width, size = options.width, options.size
     heads = width // 32
@@ -264,7 +264,7 @@ def build(options: argparse.Namespace) -> Any:
     kind: type[GenerationForUnderstanding] = library_loop() if options.arm == "library" else GenerationForUnderstanding
     return kind(
         vlm,
-        CaptionRenderer(MLPConnector(width, 64, 128), decoder, codec, FlowMatching(), guidance=1.0, picture_size=size),
+        CaptionRenderer(MLPConnector(width, 64, 128), decoder, codec, FlowMatching(), guidance=1.0, image_size=size),
         ReconstructionReward(encoder),
         GRPO(kl_weight=0.0),
         AdamW(LEARNING_RATE),
@@ -284,16 +284,16 @@ def library_loop() -> Any:
 
     from umm_zoo.backbones.base import VLMInputs
     from umm_zoo.backbones.generation import Samples
-    from umm_zoo.methods.caption_rl import CaptionRollout, GenerationForUnderstanding
+    from umm_zoo.methods.uae.captioner_grpo import CaptionRollout, GenerationForUnderstanding
 
     class LibraryLoop(GenerationForUnderstanding):
         """Every copy of a prompt for itself."""
 
         @torch.no_grad()
         def roll_out(self, batch: Any) -> CaptionRollout:
-            vlm, pictures = self.vlm, batch.images
-            size = len(pictures) * self.group
-            copies = pictures.repeat_interleave(self.group, dim=0)
+            vlm, images = self.vlm, batch.images
+            size = len(images) * self.group
+            copies = images.repeat_interleave(self.group, dim=0)
             with self.phases("caption", self.device):
                 inputs = vlm.embed(self.caption_prompts(size), copies, [1] * size, for_generation=True)
                 sides = torch.tensor([[1, *(side // vlm.layout.patch_size for side in copies.shape[-2:])]] * size)
@@ -322,14 +322,14 @@ def library_loop() -> Any:
                 old = self._log_probs(inputs, tokens, mask)
             samples = Samples(tokens, mask, texts, old)
             with self.phases("draw", self.device):
-                drawn = self._drawn(samples, pictures, self.noise(len(pictures), self.group), torch.arange(size))
+                drawn = self._drawn(samples, images, self.noise(len(images), self.group), torch.arange(size))
             with self.phases("reward", self.device):
                 rewards = self.reward(drawn, batch).unflatten(0, (-1, self.group))
             advantages, weights = self.objective.advantage(rewards).flatten(), self.objective.aggregation(mask)
-            return CaptionRollout(batch, pictures, inputs, samples, drawn, rewards, advantages, weights)
+            return CaptionRollout(batch, images, inputs, samples, drawn, rewards, advantages, weights)
 
         def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
-            copies = rollout.pictures[groups]
+            copies = rollout.images[groups]
             return self.vlm.embed(self.caption_prompts(len(groups)), copies, [1] * len(groups), for_generation=True)
 
     return LibraryLoop

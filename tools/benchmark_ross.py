@@ -2,8 +2,8 @@
 
     python tools/benchmark_ross.py [--batch 16] [--grid 8] [--width 256] [--layers 6] [--head-width 128] [--repeats 3]
 
-All arms train the same language model from random weights on the same random pictures: ``baseline`` (next token only),
-``r-pixel``, ``r-latent`` (two-layer heads) and ``d`` (the transformer denoiser, 4 draws per picture). Every arm runs in a process
+All arms train the same language model from random weights on the same random images: ``baseline`` (next token only),
+``r-pixel``, ``r-latent`` (two-layer heads) and ``d`` (the transformer denoiser, 4 draws per image). Every arm runs in a process
 of its own, in turns, so that other load on the machine meets all of them; the numbers are medians over the turns. Peak memory
 (weights, gradients, moments, activations) is that of the accelerator, or of the process where there is none, less what the process
 held before the model was built.
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--batch", type=int, default=16, help="rows of a step, one picture each")
+    made.add_argument("--batch", type=int, default=16, help="rows of a step, one image each")
     made.add_argument("--grid", type=int, default=8, help="image tokens per side")
     made.add_argument("--width", type=int, default=256, help="width of the language model")
     made.add_argument("--layers", type=int, default=6, help="layers of the language model")
@@ -112,7 +112,7 @@ def build_method(options: argparse.Namespace) -> Any:
     from umm_zoo.methods.ross import ROSS
     from umm_zoo.objectives.gaussian import GaussianNoisePrediction
     from umm_zoo.objectives.regression import MeanSquaredError
-    from umm_zoo.optimization import AdamW
+    from umm_zoo.training.optimization import AdamW
 
     tower = {"model_type": "clip_vision_model", "image_size": 4 * options.grid, "patch_size": 4, "hidden_size": 128}
     tower |= {"intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}

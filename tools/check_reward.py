@@ -19,7 +19,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.evaluate import load_run
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import user_errors
 
 Objects = list[Mapping[str, Any]]
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="drawings of each caption (default: 4)")
     arguments = parser.parse_args(argv)
     with user_errors() as outcome:
-        from umm_zoo.build import build, build_data
+        from umm_zoo.experiment.build import build, build_data
 
         run = load_run(arguments.run)
         method = build(run.experiment.method, "method")

@@ -24,9 +24,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from umm_zoo.checkpoint_io import DESCRIPTION, load_checkpoint
-from umm_zoo.checkpoints import PARTIAL, damage
-from umm_zoo.experiment import UserError
+from umm_zoo.checkpoints.files import DESCRIPTION, load_checkpoint
+from umm_zoo.checkpoints.folder import PARTIAL, damage
+from umm_zoo.errors import UserError
 from umm_zoo.fit import user_errors
 
 
@@ -57,15 +57,15 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
     Raises:
         UserError: there is no such checkpoint, it is damaged, or it has no averages.
     """
-    accepted = "a run folder or a checkpoint that umm_zoo.fit has written"
+    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
     try:
         if source.suffix == ".ckpt" and source.exists() and (problem := damage(source)):
             raise ValueError(f"found a damaged checkpoint: {problem}")
         checkpoint = load_checkpoint(source, mapped=True)
     except (ValueError, OSError) as error:
-        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, accepted is {accepted}") from error
+        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
     if "experiment" not in checkpoint:
-        raise UserError(source, f"found a checkpoint without its experiment, accepted is {accepted}")
+        raise UserError(source, f"found a checkpoint without its experiment, expected {expected}")
     state: dict[str, Tensor] = dict(checkpoint["state_dict"])
     if averaged:
         for key, value in averages(checkpoint, source).items():
@@ -96,7 +96,7 @@ def averages(checkpoint: dict[str, Any], source: Path) -> dict[str, Tensor]:
         if name.startswith("EMA"):
             found: dict[str, Tensor] = state["averages"]
             return found
-    raise UserError(source, "--averaged: found no averages, accepted is a run with the callback umm_zoo.callbacks.EMA")
+    raise UserError(source, "--averaged: found no averages, expected a run with the callback umm_zoo.checkpoints.ema.EMA")
 
 
 if __name__ == "__main__":

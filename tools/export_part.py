@@ -32,9 +32,10 @@ from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
-from umm_zoo.build import build
+from umm_zoo.errors import UserError
 from umm_zoo.evaluate import load_run, validation
-from umm_zoo.experiment import UserError, load_experiment
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
 
 PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
@@ -56,7 +57,7 @@ def find_part(method: Any, source: str | Path) -> tuple[str, Part]:
     for name in PARTS:
         if isinstance(part := getattr(method, name, None), Part):
             return name, part
-    raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is one of {', '.join(PARTS)}")
+    raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, expected one of {', '.join(PARTS)}")
 
 
 def shrink(folder: Path, dtype: str) -> None:
@@ -116,7 +117,7 @@ def test_shards(experiment: dict[str, Any]) -> dict[str, str]:
     for name, source in (experiment["data"].get("val") or {}).items():
         shards = str(source["shards"])
         if "/val/" not in shards:
-            raise ValueError(f"data.val.{name}.shards: found '{shards}', accepted for --test is a path with /val/ in it")
+            raise ValueError(f"data.val.{name}.shards: found '{shards}', expected for --test is a path with /val/ in it")
         found[name] = shards.replace("/val/", "/test/")
     return found
 
@@ -128,7 +129,7 @@ def test_scores(run: Path, experiment: dict[str, Any], part: Part, name: str, ov
         ValueError, FileNotFoundError: there is no test split.
         UserError: an override does not fit.
     """
-    from data_pipelines.shards import ShardSource
+    from data_pipelines.shards.data import ShardSource
 
     shards = test_shards(experiment)
     samples = sum(len(ShardSource(pattern).open(source)) for source, pattern in shards.items())
@@ -171,7 +172,7 @@ def export(
     """
     method = Method.load(run)
     if not (run / "metrics.json").is_file():
-        raise ValueError(f"{run}: found no metrics.json, accepted is a run that has finished (go on with ckpt=last)")
+        raise ValueError(f"{run}: found no metrics.json, expected a run that has finished (go on with ckpt=last)")
     name, part = find_part(method, run)
     report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
@@ -189,7 +190,7 @@ def export(
         scores["test"] = test_scores(run, experiment, stored, name, overrides)
     probes = []
     if attributes and isinstance(stored, ImageDecoder):
-        raise ValueError(f"{run}: its part is a decoder, accepted for --probe are parts that look at pictures")
+        raise ValueError(f"{run}: its part is a decoder, expected for --probe are parts that look at images")
     if attributes:
         shards = probe_shards or next(iter(test_shards(experiment).values()))
         batches, cells = load_batches(shards, experiment["data"]["image_size"], 4000)

@@ -39,7 +39,7 @@ def scores_of(run: Path) -> dict[str, float]:
     """
     file = run / "metrics.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: found no such file, accepted is the folder of a finished run")
+        raise FileNotFoundError(f"{file}: found no such file, expected the folder of a finished run")
     metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
     return {name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")}
 

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from umm_zoo.blocks.denoisers import DenoiserHead
 from umm_zoo.blocks.transformer import position_table
-from umm_zoo.experiment import UserError, load_experiment
-from umm_zoo.method import load_checkpoint
+from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import load_experiment
 
 State = dict[str, Tensor]
 HEADS = 16  # hard-wired in the release, at every width
@@ -118,7 +119,7 @@ def sort_parts(state: Mapping[str, Tensor]) -> Release:
     if other:
         raise ValueError(
             f"mm_inv_projector.{other[0]}: this is the release's other denoiser (conditions added to the tokens, no modulation), "
-            "which none of its recipes builds; accepted is the modulated one, whose names start with mm_inv_projector.net."
+            "which none of its recipes builds; expected the modulated one, whose names start with mm_inv_projector.net."
         )
     unknown += [f"mm_inv_projector.{name}" for name in release.head if not name.startswith("net.")]
     if unknown:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data_pipelines.shapes.world import World
+from umm_zoo.shapes.scenes import World
 
 #: Options of the shapes command by the field of the world they set.
 _WORLD_OPTIONS = {
@@ -123,7 +123,7 @@ def _probe_table(probes: list[dict[str, Any]]) -> list[str]:
         rates = " | ".join(f"{100 * found[name]:.1f}" for name in ("linear", "mlp", "chance"))
         rows.append(f"| {found['attribute']} | {found['layer']} | {rates} | {found['num_test']} |")
     return [
-        f"Probes of its features of a cell, trained on other pictures of `{probes[0]['shards']}` (per cent right):",
+        f"Probes of its features of a cell, trained on other images of `{probes[0]['shards']}` (per cent right):",
         "",
         "| attribute | layer | linear | two layers | chance | n |",
         "|---|---|---|---|---|---|",

@@ -8,9 +8,9 @@
     python tools/probe.py pixels --shards … --attribute mark                               (the ceiling)
 
 An attribute of objects (colour, shape, size, mark …) is asked of every cell that holds one, from the features of that cell; an
-attribute of the scene (background, stripes) of each picture, from one vector. Of a vision-language model the states at the image
+attribute of the scene (background, stripes) of each image, from one vector. Of a vision-language model the states at the image
 tokens are read: what enters its language model (layer 0) or leaves it (layer -1); the question stands behind the image and cannot
-reach them. The probe learns on three quarters of the pictures and is scored on the rest; the best of a few weight decays is chosen
+reach them. The probe learns on three quarters of the images and is scored on the rest; the best of a few weight decays is chosen
 on a slice of the former. Printed beside it: chance (the commonest value of the scored rows) and the number of scored rows, from
 which the standard error follows.
 """
@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.features import FeatureEncoder
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation
-from umm_zoo.methods.pictures import picture_of_each_row
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, image_of_each_row
 
 #: Of an encoder: counted from its end, or ``pooled`` for its one vector. Of a vision-language model: 0 or -1.
 Layer = int | Literal["pooled"]
@@ -50,7 +49,7 @@ class ProbeResult:
 
     Args:
         attribute: what was asked.
-        linear: accuracy of a linear layer on held-out pictures.
+        linear: accuracy of a linear layer on held-out images.
         mlp: accuracy of two layers.
         chance: accuracy of always saying the commonest value.
         num_train: rows the probes learnt from.
@@ -91,7 +90,7 @@ def cell_features(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 def labelled_rows(
     batch: Batch, features: Tensor, grid: tuple[int, int], attribute: str, cells: list[str]
 ) -> tuple[Tensor, list[str], list[int]]:
-    """Features, values and picture numbers of all rows of a batch that have the attribute.
+    """Features, values and image numbers of all rows of a batch that have the attribute.
 
     Args:
         batch: rows with a scene.
@@ -104,7 +103,7 @@ def labelled_rows(
         ValueError: a row has no scene, or the ground truth no such attribute.
     """
     side = math.isqrt(len(cells))
-    vectors, values, pictures = [], [], []
+    vectors, values, images = [], [], []
     boards = cell_features(features, grid, side)
     for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
         scene = meta.get("scene")
@@ -113,15 +112,15 @@ def labelled_rows(
         if attribute in scene and attribute != "objects":
             vectors.append(boards[row].flatten())
             values.append(str(scene[attribute]))
-            pictures.append(row)
+            images.append(row)
             continue
         for item in scene["objects"]:
             if attribute not in item:
-                raise ValueError(f"attribute: found '{attribute}', accepted are {sorted({*item, *scene} - {'objects', 'jitter'})}")
+                raise ValueError(f"attribute: found '{attribute}', expected {sorted({*item, *scene} - {'objects', 'jitter'})}")
             vectors.append(boards[row, cells.index(item["cell"])])
             values.append(str(item[attribute]))
-            pictures.append(row)
-    return torch.stack(vectors) if vectors else features.new_zeros(0, 1), values, pictures
+            images.append(row)
+    return torch.stack(vectors) if vectors else features.new_zeros(0, 1), values, images
 
 
 def fit_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, hidden: int, steps: int = 400) -> float:
@@ -129,7 +128,7 @@ def fit_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes
 
     Args:
         train: features ``[n, D]`` and labels ``[n]``.
-        test: the same, of other pictures.
+        test: the same, of other images.
         classes: number of values.
         hidden: width of the hidden layer.
         steps: updates of 256 rows.
@@ -192,19 +191,19 @@ def part_features(part: nn.Module | None, images: Tensor, layer: Layer, cells: i
     elif isinstance(part, LatentCodec):
         board = part.encode(images).float()
     else:
-        accepted = "a FeatureEncoder, a LatentCodec or a VLMBackbone"
-        raise TypeError(f"part: found a {type(part).__name__}, accepted is {accepted}")
+        expected = "a FeatureEncoder, a LatentCodec or a VLMBackbone"
+        raise TypeError(f"part: found a {type(part).__name__}, expected {expected}")
     return board.flatten(2).transpose(1, 2), (board.shape[2], board.shape[3])
 
 
 def image_states(vlm: VLMBackbone, images: Tensor, layer: Layer) -> Features:
-    """What enters (layer 0) or leaves (-1) the language model at the image tokens of square pictures, and their grid.
+    """What enters (layer 0) or leaves (-1) the language model at the image tokens of square images, and their grid.
 
     Raises:
         ValueError: another layer.
     """
     if layer not in (0, -1):
-        raise ValueError(f"layer: found {layer} for a {type(vlm).__name__}, accepted are 0 (what enters its language model) and -1")
+        raise ValueError(f"layer: found {layer} for a {type(vlm).__name__}, expected 0 (what enters its language model) and -1")
     prompt: Conversation = [{"role": "user", "text": f"{IMAGE_MARKER}\nDescribe the image."}]
     inputs = vlm.embed([prompt] * len(images), images, [1] * len(images))
     states = inputs.embeddings if layer == 0 else vlm(inputs).hidden  # [B, L, D]
@@ -227,7 +226,7 @@ def probe(
 
     Args:
         part: an encoder, a codec, a vision-language model, or None for the pixels themselves.
-        batches: labelled pictures.
+        batches: labelled images.
         attribute: of the objects or of the scene.
         layer: of an encoder or a vision-language model.
         cells: names of the cells in reading order.
@@ -238,20 +237,20 @@ def probe(
     Raises:
         ValueError: fewer than 40 rows have the attribute.
     """
-    vectors, values, pictures, seen = [], [], [], 0
+    vectors, values, images, seen = [], [], [], 0
     if features is None:
-        features = [part_features(part, picture_of_each_row(batch), layer, len(cells)) for batch in batches]
+        features = [part_features(part, image_of_each_row(batch), layer, len(cells)) for batch in batches]
     for batch, (tokens, grid) in zip(batches, features, strict=True):
         some, names, rows = labelled_rows(batch, tokens, grid, attribute, cells)
         vectors.append(some)
         values += names
-        pictures += [seen + row for row in rows]
+        images += [seen + row for row in rows]
         seen += len(batch)
     if len(values) < 40:
-        raise ValueError(f"shards: found {len(values)} rows with '{attribute}', accepted are 40 or more")
+        raise ValueError(f"shards: found {len(values)} rows with '{attribute}', expected 40 or more")
     x, classes = torch.cat([some for some in vectors if len(some)]), sorted(set(values))
     y = torch.tensor([classes.index(value) for value in values])
-    test = torch.tensor(pictures) % 4 == 3  # by picture: two objects of one picture never stand on both sides
+    test = torch.tensor(images) % 4 == 3  # by image: two objects of one image never stand on both sides
     train_rows, test_rows = (x[~test], y[~test]), (x[test], y[test])
     chance = y[test].bincount().max().item() / int(test.sum())
     linear = fit_probe(train_rows, test_rows, len(classes), 0, steps)
@@ -265,8 +264,8 @@ def load_part(source: str) -> nn.Module | None:
     Raises:
         ValueError: the method has no encoder, tower, codec or vlm.
     """
-    from umm_zoo.build import build
-    from umm_zoo.experiment import load_experiment
+    from umm_zoo.experiment.build import build
+    from umm_zoo.experiment.file import load_experiment
     from umm_zoo.method import Method
 
     if source == "pixels":
@@ -288,15 +287,15 @@ def load_part(source: str) -> nn.Module | None:
         if isinstance(found := getattr(method, name, None), FeatureEncoder | LatentCodec | VLMBackbone):
             return found.eval()
     raise ValueError(
-        f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, accepted is an encoder, tower, codec or vlm"
+        f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, expected an encoder, tower, codec or vlm"
     )
 
 
 def load_batches(shards: str, image_size: int, limit: int) -> tuple[list[Batch], list[str]]:
-    """Labelled pictures of shards in their own order, and the names of the cells of their world (read from ``world.json``)."""
-    from data_pipelines.archive import expand
-    from data_pipelines.shapes.world import PLACES
-    from data_pipelines.shards import ShardData, ShardSource
+    """Labelled images of shards in their own order, and the names of the cells of their world (read from ``world.json``)."""
+    from data_pipelines.shards.archive import expand
+    from data_pipelines.shards.data import ShardData, ShardSource
+    from umm_zoo.shapes.scenes import PLACES
 
     data = ShardData(val={"probe": ShardSource(shards)}, image_size=image_size, val_batch_size=256)
     data.prepare_data()
@@ -329,7 +328,7 @@ def main() -> None:
         "enters its language model, -1 what leaves it (default -1)",
     )
     parser.add_argument("--image-size", type=int, default=32, help="pixels a side (default 32)")
-    parser.add_argument("--limit", type=int, default=4000, help="at most about this many pictures (default 4000)")
+    parser.add_argument("--limit", type=int, default=4000, help="at most about this many images (default 4000)")
     parser.add_argument("--steps", type=int, default=400, help="updates of each probe (default 400)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per attribute")
     arguments = parser.parse_args()

@@ -26,9 +26,8 @@ from tools.probe import Layer, load_batches, load_part, part_features, probe
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
-from umm_zoo.batch import Batch
-from umm_zoo.methods.pictures import picture_of_each_row
-from umm_zoo.run_folder import circumstances
+from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.training.run_folder import circumstances
 
 WEIGHTS = Path("experiments/tiny/weights")
 PIXELS = "pixels"
@@ -51,7 +50,7 @@ def probe_part(name: str, weights: Path, batches: list[Batch], cells: list[str],
     """One row per place and attribute."""
     part, rows = load_part(name if name == PIXELS else str(weights / name)), []
     for place, layer in places(part).items():
-        features = [part_features(part, picture_of_each_row(batch), layer, len(cells)) for batch in batches]
+        features = [part_features(part, image_of_each_row(batch), layer, len(cells)) for batch in batches]
         for attribute in ATTRIBUTES:
             found = probe(part, batches, attribute, layer, cells, steps=steps, features=features)
             rows.append({"part": name, "place": place, **vars(found)})
@@ -96,11 +95,11 @@ def markdown(report: dict[str, Any]) -> str:
         cells = [f"{100 * row['linear']:.1f} / {100 * row['mlp']:.1f}" for row in found]
         lost = [row["attribute"] for row in found if skill(row) < KEPT * skill(ceiling[row["attribute"]])]
         lines.append(f"| `{part}` | {place} | {' | '.join(cells)} | {', '.join(lost) or '-'} |")
-    objects, pictures = (next(row for row in rows if row["attribute"] == name) for name in ("colour", "background"))
+    objects, images = (next(row for row in rows if row["attribute"] == name) for name in ("colour", "background"))
     lines += [
         "",
         f"Per cent right of a linear / a two-layer probe on held-out scenes, n = {objects['num_test']} objects "
-        f"({pictures['num_test']} pictures for the background), learnt from {objects['num_train']} others; in brackets chance, the "
+        f"({images['num_test']} images for the background), learnt from {objects['num_train']} others; in brackets chance, the "
         f"commonest value. Lost: less than {100 * KEPT:.0f} % of what the pixels give above chance. "
         f"`{report['command']}`, commit {report['commit']}.",
         "",
@@ -116,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--shards", default="data/tiny/test/captions-*.tar", help="with 'scene' in their json (default: %(default)s)"
     )
-    parser.add_argument("--limit", type=int, default=1000, help="at most about this many pictures (default 1000)")
+    parser.add_argument("--limit", type=int, default=1000, help="at most about this many images (default 1000)")
     parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
     parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
     arguments = parser.parse_args(argv)

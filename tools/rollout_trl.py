@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on the method of benchmark_rollout.py: same model, pictures, renderer and reward, its own rollouts."""
+"""TRL's GRPOTrainer on the method of benchmark_rollout.py: same model, images, renderer and reward, its own rollouts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
 
 
 def trl_processor(vlm: Any) -> Any:
-    """The library's processor with the picture's patches and the prompt's tokens of a ``Qwen25VL``."""
+    """The library's processor with the image's patches and the prompt's tokens of a ``Qwen25VL``."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
     from transformers.processing_utils import ProcessorMixin
 
@@ -75,10 +75,10 @@ def trl_trainer(
             return list(method.reward(drawn, batch).tolist())
 
     levels = ((batch.images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    question = method.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the picture before the text
+    question = method.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the image before the text
     rows = {
         "prompt": [[{"role": "user", "content": question}]] * options.batch,
-        "image": [Image.fromarray(picture) for picture in levels],
+        "image": [Image.fromarray(image) for image in levels],
     }
     model = method.vlm.model
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".language_model." in name]

@@ -1,4 +1,4 @@
-"""Draw what the shipped parts do to scenes they have never seen: pictures for the README.
+"""Draw what the shipped parts do to scenes they have never seen: images for the README.
 
     python tools/show_parts.py codec --photos FOLDER         codec.png and codec-photos.png: original, round trip, difference
     python tools/show_parts.py llava vlm                     llava.png, vlm.png: captions and answers, right or wrong
@@ -24,17 +24,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
-from data_pipelines.shapes import World, make_sample, render
 from tools.probe import load_part
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.samples import card_of, to_pil
+from umm_zoo.shapes import World, make_sample, render
 
 WEIGHTS = Path("experiments/tiny/weights")
 SEED = 99  # the parts were trained on seeds 1 and 2
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def world_of(card: dict[str, Any]) -> World:
@@ -47,11 +47,11 @@ def world_of(card: dict[str, Any]) -> World:
 def held_out(world: World, task: str, indices: Sequence[int], mark_share: float = 0.2) -> Batch:
     """Samples of the test split of a seed that no part was trained on."""
     samples = [make_sample(world, SEED, "test", task, index, mark_share) for index in indices]
-    pictures = np.stack([render(world, scene) for sample in samples for scene in sample.scenes])
+    images = np.stack([render(world, scene) for sample in samples for scene in sample.scenes])
     return Batch(
         keys=[sample.key for sample in samples],
         conversations=[sample.row["conversations"] for sample in samples],
-        images=torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1,
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1,
         image_counts=[len(sample.scenes) for sample in samples],
         meta=[sample.row for sample in samples],
     )
@@ -68,13 +68,13 @@ def one_of_each_kind(world: World, task: str, count: int, mark_share: float) -> 
 
 @torch.no_grad()
 def round_trips(codec: LatentCodec, images: Tensor, names: list[str]) -> list[Card]:
-    """Original, round trip and four times their difference (grey is none), with the picture's own PSNR."""
+    """Original, round trip and four times their difference (grey is none), with the image's own PSNR."""
     drawn = codec.decode(codec.encode(images)).clamp(-1, 1)
     cards = []
     for name, original, found in zip(names, images, drawn, strict=True):
         decibels = 10 * math.log10(4 / max((found - original).square().mean().item(), 1e-9))
-        pictures = {"original": original, "round trip": found, "difference x 4": 2 * (found - original)}
-        drawings = {label: to_pil(picture) for label, picture in pictures.items()}
+        shown = {"original": original, "round trip": found, "difference x 4": 2 * (found - original)}
+        drawings = {label: to_pil(image) for label, image in shown.items()}
         cards.append(Card(f"{name}, {decibels:.1f} dB", "", None, "", None, drawings))
     return cards
 
@@ -96,26 +96,26 @@ def photos(source: str, size: int, count: int) -> tuple[Tensor, list[str]]:
     from umm_zoo.generate import load_image
 
     if source.endswith(".tar"):
-        from data_pipelines.shards import ShardData, ShardSource
+        from data_pipelines.shards.data import ShardData, ShardSource
 
         data = ShardData(val={"photos": ShardSource(source)}, image_size=size, val_batch_size=64)
         data.prepare_data()
         data.setup("validate")
-        found = [(picture, "photo") for batch in data.val_dataloader() if batch.images is not None for picture in batch.images]
+        found = [(image, "photo") for batch in data.val_dataloader() if batch.images is not None for image in batch.images]
         if not found:
-            raise FileNotFoundError(f"{source}: found no pictures, accepted are shards of samples with an input picture")
+            raise FileNotFoundError(f"{source}: found no images, expected shards of samples with an input image")
     else:
-        paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in PICTURES)
+        paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in IMAGES)
         if not paths:
-            raise FileNotFoundError(f"{source}: found no pictures, accepted is a folder of {', '.join(PICTURES)} or tar shards")
+            raise FileNotFoundError(f"{source}: found no images, expected a folder of {', '.join(IMAGES)} or tar shards")
         chosen = paths[:: max(1, len(paths) // count)]
         found = [(load_image(path, size), path.parent.name) for path in chosen[:count]]
     found = found[:: max(1, len(found) // count)][:count]
-    return torch.stack([picture for picture, _ in found]), [name for _, name in found]
+    return torch.stack([image for image, _ in found]), [name for _, name in found]
 
 
 def show(name: str, weights: Path, out: Path, photo_source: str | None, side: int) -> list[Path]:
-    """Draw one part; returns the files written, none where a part has no picture of its own."""
+    """Draw one part; returns the files written, none where a part has no image of its own."""
     part: Any = load_part(str(weights / name))
     file = weights / name / "card.json"
     card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -147,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="folders of the weights (default: all)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"where they are (default {WEIGHTS})")
-    parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of the pictures")
-    parser.add_argument("--photos", metavar="FOLDER", help="photos for the codec: a folder of pictures, or tar shards")
+    parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of the images")
+    parser.add_argument("--photos", metavar="FOLDER", help="photos for the codec: a folder of images, or tar shards")
     parser.add_argument("--side", type=int, default=128, help="pixels a side of a scene beside its answer (default 128)")
     arguments = parser.parse_args(argv)
     names = arguments.parts or sorted(folder.name for folder in arguments.weights.iterdir() if folder.is_dir())

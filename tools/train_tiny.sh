@@ -12,7 +12,7 @@ parts="$shipped tower_coarse" # some experiments ask for the last one
 for name in "$@"; do # all names first, before hours of training
   known=no
   for part in $parts; do [ "$name" = "$part" ] && known=yes; done
-  [ $known = yes ] || { echo "error: found no part '$name', accepted are: $parts" >&2; exit 2; }
+  [ $known = yes ] || { echo "error: found no part '$name', expected $parts" >&2; exit 2; }
 done
 bash tools/setup.sh
 [ $# -gt 0 ] || set -- $shipped

@@ -2,7 +2,7 @@
 
 Letters: B batch rows, M images of the whole batch (rows may hold zero, one or several), L sequence length, N image tokens or
 queries of one row, D language-model width, E condition width, C latent channels, h, w grid cells, H, W pixels, G group size,
-T generated tokens. Time t lies in [0, 1]: 0 is data, 1 is noise. Pictures are float tensors in [-1, 1].
+T generated tokens. Time t lies in [0, 1]: 0 is data, 1 is noise. Images are float tensors in [-1, 1].
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+
+from umm_zoo.errors import MistakeError
 
 #: Stands in the text of a user turn where an image goes; the k-th marker of a row is the row's k-th image.
 IMAGE_MARKER = "<image>"
@@ -69,12 +71,12 @@ class Batch:
             the answer that is trained and scored. Empty for rows without text.
         images: ``[M, 3, H, W]`` in [-1, 1], the input images of all rows, row after row; None where no row has one.
         image_counts: number of images of each row, summing to M.
-        targets: ``[B, 3, H, W]`` in [-1, 1], the picture a row asks for (text-to-image, editing); None where the task has none.
+        targets: ``[B, 3, H, W]`` in [-1, 1], the image a row asks for (text-to-image, editing); None where the task has none.
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
         extras: precomputed members of the shards by name, ``[B, …]`` or ``[M, …]`` each.
 
     Raises:
-        ValueError: lengths disagree, or the pictures have the wrong rank or dtype.
+        ValueError: lengths disagree, or the images have the wrong rank or dtype.
     """
 
     keys: list[str]
@@ -96,9 +98,9 @@ class Batch:
         if sum(self.image_counts) != num_images:
             raise ValueError(f"Batch.image_counts sum to {sum(self.image_counts)}, Batch.images holds {num_images}")
         for name in ("images", "targets"):
-            picture = getattr(self, name)
-            if picture is not None and (picture.ndim != 4 or picture.shape[1] != 3 or not picture.is_floating_point()):
-                raise ValueError(f"Batch.{name} must be floating [*, 3, H, W], found {picture.dtype} {list(picture.shape)}")
+            image = getattr(self, name)
+            if image is not None and (image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point()):
+                raise ValueError(f"Batch.{name} must be floating [*, 3, H, W], found {image.dtype} {list(image.shape)}")
         if self.targets is not None and len(self.targets) != size:
             raise ValueError(f"Batch.targets has {len(self.targets)} rows, Batch.keys has {size}")
 
@@ -139,3 +141,18 @@ def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
         if conversation[index]["role"] == "assistant":
             return conversation[:index], conversation[index]["text"]
     return conversation, ""
+
+
+def image_of_each_row(batch: Batch) -> Tensor:
+    """The first input image of each row, or the image it asks for where it has none, ``[B, 3, H, W]``.
+
+    Raises:
+        MistakeError: a row has neither.
+    """
+    chosen = []
+    for row, key in enumerate(batch.keys):
+        images = batch.images_of(row)
+        if not len(images) and batch.targets is None:
+            raise MistakeError(f"{key}: has no image; expected rows with an image or a target")
+        chosen.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
+    return torch.stack(chosen)

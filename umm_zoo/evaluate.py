@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.experiment import Experiment, Problem, UserError, experiment_from, nearest
+from umm_zoo.errors import Problem, UserError, nearest
+from umm_zoo.experiment.file import Experiment, experiment_from
 from umm_zoo.fit import user_errors
-from umm_zoo.run_folder import circumstances, writing
+from umm_zoo.training.run_folder import circumstances, writing
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
   python -m umm_zoo.evaluate runs/llava data.val.photos.shards=/data/test  other shards
   python -m umm_zoo.evaluate runs/llava trainer.limit_val_batches=10       a part of them
-  python -m umm_zoo.evaluate runs/uae/toy/stage2 unified-bench pictures [encoders.yaml]   caption, redraw, compare
+  python -m umm_zoo.evaluate runs/uae/toy/stage2 unified-bench images [encoders.yaml]   caption, redraw, compare
 
 The method is rebuilt from the experiment inside the checkpoint; key=value changes it. Scores are printed and written to
 evaluation-<n>.json in the run folder."""
@@ -116,21 +117,22 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     Raises:
         UserError: no checkpoint there, or an override that does not fit.
     """
-    from umm_zoo.build import check
-    from umm_zoo.method import checkpoint_path, load_checkpoint
+    from umm_zoo.checkpoints.files import load_checkpoint
+    from umm_zoo.checkpoints.folder import checkpoint_path
+    from umm_zoo.experiment.check import check
 
-    accepted = "a run folder or a checkpoint that umm_zoo.fit has written"
+    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
     try:
         checkpoint = load_checkpoint(source)
     except FileNotFoundError:
-        raise UserError(source, f"found no checkpoint there, accepted {accepted}") from None
+        raise UserError(source, f"found no checkpoint there, expected {expected}") from None
     except ValueError as error:
-        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, accepted {accepted}") from error
+        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
     if "experiment" not in checkpoint:
-        raise UserError(source, f"found a checkpoint without its experiment, accepted {accepted}")
+        raise UserError(source, f"found a checkpoint without its experiment, expected {expected}")
     for key in (text.partition("=")[0] for text in overrides):
         if key.split(".")[0] in ("vars", "after"):
-            raise UserError(source, f"{key}: found a key that has done its work, accepted those that it was filled into")
+            raise UserError(source, f"{key}: found a key that has done its work, expected those that it was filled into")
     experiment = experiment_from(checkpoint["experiment"], source, checkpoint.get("folders", ()), overrides)
     check(experiment)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
@@ -142,11 +144,12 @@ def validation(run: FinishedRun) -> dict[str, float]:
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import Checkpoint
 
-    from umm_zoo.build import build_arguments, build_experiment, find_target
     from umm_zoo.callbacks.metrics import MetricCallback
-    from umm_zoo.callbacks.record import RunRecord
-    from umm_zoo.mistakes import MistakeError
-    from umm_zoo.trainer import culprit, quieten
+    from umm_zoo.errors import MistakeError
+    from umm_zoo.experiment.build import build_arguments, build_experiment
+    from umm_zoo.experiment.targets import find_target
+    from umm_zoo.training.record import RunRecord
+    from umm_zoo.training.trainer import culprit, quieten
 
     quieten()
     experiment = run.experiment
@@ -185,8 +188,8 @@ def validation(run: FinishedRun) -> dict[str, float]:
 
 
 def unified_bench(run: FinishedRun) -> Mapping[str, float]:
-    """See ``umm_zoo.unified_bench``."""
-    from umm_zoo.unified_bench import unified_bench as score
+    """See ``umm_zoo.benchmarks.unified_bench``."""
+    from umm_zoo.benchmarks.unified_bench import unified_bench as score
 
     return score(run)
 

@@ -17,14 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.experiment import PLACES, Experiment, UserError, load_experiment, load_stage, parse_override
-from umm_zoo.run_folder import RunFolder, circumstances, few, writing
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import PLACES, Experiment, load_experiment, load_stage, parse_override
+from umm_zoo.training.run_folder import RunFolder, circumstances, few, writing
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule, Trainer
 
-    from umm_zoo.build import Built
-    from umm_zoo.callbacks.record import RunRecord
+    from umm_zoo.experiment.build import Built
+    from umm_zoo.training.record import RunRecord
 
 #: Errors of a write in the middle of a training that are the disk's.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ckpt, overrides = _split_ckpt(arguments.overrides, arguments.file)
         experiment = load_experiment(arguments.file, overrides)
         if arguments.check:
-            from umm_zoo.report import print_check
+            from umm_zoo.training.preview import print_check
 
             print_check(experiment, arguments.runs)
         else:
@@ -119,7 +120,7 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
         UserError: a mistake in the experiment or in what it is asked to do.
     """
     stages = earlier_stages(experiment)
-    from umm_zoo.build import check
+    from umm_zoo.experiment.check import check
 
     check(experiment)
     folder = RunFolder.of(experiment, runs)
@@ -157,15 +158,15 @@ def earlier_stages(experiment: Experiment) -> list[Experiment]:
     while here.after:
         path = Path(here.after)
         if not path.exists():
-            accepted = "an experiment file, a run folder or a checkpoint"
-            raise UserError(here.file, f"after: found '{here.after}', which does not exist, accepted {accepted}")
+            expected = "an experiment file, a run folder or a checkpoint"
+            raise UserError(here.file, f"after: found '{here.after}', which does not exist, expected {expected}")
         if path.suffix not in (".yaml", ".yml"):
             break
         stage = load_stage(path, here.overrides)
         line = [experiment, *stages, stage]
         if stage.name in [other.name for other in line[:-1]]:
             circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in line)
-            raise UserError(here.file, f"after: found a circle {circle}, accepted stages with different names that end somewhere")
+            raise UserError(here.file, f"after: found a circle {circle}, expected stages with different names that end somewhere")
         stages.append(stage)
         here = stage
     return stages
@@ -185,13 +186,13 @@ def _start_of(experiment: Experiment, stages: list[Experiment], runs: str | None
         again = " ".join(["python -m umm_zoo.fit", stage.file, *stage.overrides, "--again"])
         raise UserError(
             experiment.file,
-            f"after: found in {folder.path} a run of {stage.file} with other {few(different)}, accepted other run folders for the "
+            f"after: found in {folder.path} a run of {stage.file} with other {few(different)}, expected other run folders for the "
             f"whole curriculum (--runs DIR), or this stage anew: {again}",
         )
     if not _is_main_process() or "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
             experiment.file,
-            f"after: found that {stage.file} has not finished in {folder.path}, accepted a finished stage here: run it first",
+            f"after: found that {stage.file} has not finished in {folder.path}, expected a finished stage here: run it first",
         )
     print(f"{experiment.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
     ckpt = "last" if folder.checkpoints.newest() is not None else None
@@ -219,12 +220,12 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
     import lightning
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-    from umm_zoo.build import build_data, build_experiment
-    from umm_zoo.callbacks.record import RunRecord
-    from umm_zoo.callbacks.stop import StopOnSignal, Stopped
-    from umm_zoo.checkpoints import CheckpointError
-    from umm_zoo.mistakes import MistakeError
-    from umm_zoo.trainer import culprit, keep_rows, make_trainer, quieten
+    from umm_zoo.checkpoints.folder import CheckpointError
+    from umm_zoo.errors import MistakeError
+    from umm_zoo.experiment.build import build_data, build_experiment
+    from umm_zoo.training.record import RunRecord
+    from umm_zoo.training.signals import StopOnSignal, Stopped
+    from umm_zoo.training.trainer import culprit, keep_rows, make_trainer, quieten
 
     quieten()
     data = build_data(experiment)
@@ -322,7 +323,7 @@ def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
     Raises:
         UserError: there is no checkpoint, or its weights do not fit.
     """
-    from umm_zoo.method import load_checkpoint
+    from umm_zoo.checkpoints.files import load_checkpoint
 
     try:
         checkpoint = load_checkpoint(source, mapped=True)

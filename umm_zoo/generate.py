@@ -1,4 +1,4 @@
-"""``python -m umm_zoo.generate RUN VERB …``: use a finished run on pictures and texts of one's own."""
+"""``python -m umm_zoo.generate RUN VERB …``: use a finished run on images and texts of one's own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umm_zoo.experiment import UserError
+from umm_zoo.errors import UserError
 from umm_zoo.fit import user_errors
-from umm_zoo.run_folder import writing
-from umm_zoo.verbs import VERBS
-from umm_zoo.verbs.base import Model, Request, Result, Verb
+from umm_zoo.generation import VERBS
+from umm_zoo.generation.base import Model, Request, Result, Verb
+from umm_zoo.training.run_folder import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +34,7 @@ HELP = """examples:
 
 RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."} (caption and
 reconstruct need no question; for what is drawn, the question is the prompt, and a .txt file holds a prompt per line); its paths
-start from the file's own folder. --out DIR also writes results.jsonl and grid.png, and every drawn picture."""
+start from the file's own folder. --out DIR also writes results.jsonl and grid.png, and every drawn image."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS[arguments.verb]
     with user_errors(arguments.traceback) as outcome:
         if arguments.batch_size < 1:
-            raise UserError("--batch-size", f"found {arguments.batch_size}, accepted are positive whole numbers")
+            raise UserError("--batch-size", f"found {arguments.batch_size}, expected positive whole numbers")
         requests = verb.read(Path(arguments.batch), arguments) if arguments.batch else verb.requests(arguments.words, arguments)
         for path in (path for request in requests for path in request.images):
             if not path.is_file():
-                raise UserError(path, "found no such file, accepted is a picture")
+                raise UserError(path, "found no such file, expected an image")
         results = generate(arguments.run, verb, requests, arguments)
         if arguments.out:
             with writing(arguments.out, "--out DIR with a folder that can be written"):
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         own = verbs.add_parser(name, help=verb.help, description=verb.help)
-        own.add_argument("words", nargs="*", metavar="WORD", help="pictures and text")
+        own.add_argument("words", nargs="*", metavar="WORD", help="images and text")
         own.add_argument("--batch", metavar="FILE", help="take the requests from the lines of a JSONL file")
         own.add_argument("--out", metavar="DIR", help="write results.jsonl and grid.png")
         own.add_argument("--batch-size", type=int, default=16, metavar="N", help="requests at a time (default: 16)")
@@ -82,8 +82,8 @@ def generate(source: str | Path, verb: Verb, requests: list[Request], arguments:
     Raises:
         UserError: no such run, or its method cannot do it.
     """
+    from umm_zoo.errors import MistakeError
     from umm_zoo.evaluate import load_run
-    from umm_zoo.mistakes import MistakeError
 
     model = load_model(load_run(source), verb.needs, arguments.device, verb.deed)
     results: list[Result] = []
@@ -116,11 +116,11 @@ def load_model(run: FinishedRun, needs: str, device: str, deed: str = "") -> Mod
     Raises:
         UserError: the method has no function ``needs``, or the weights do not fit.
     """
-    from umm_zoo.build import build
+    from umm_zoo.experiment.build import build
 
     method: Method = build(run.experiment.method, "method")
     if not hasattr(method, needs):
-        raise UserError(run.path, f"found a {type(method).__name__}, which cannot {deed or needs}, accepted a method that can")
+        raise UserError(run.path, f"found a {type(method).__name__}, which cannot {deed or needs}, expected a method that can")
     try:
         method.carry(run.checkpoint["state_dict"])
     except ValueError as error:
@@ -133,21 +133,21 @@ def load_model(run: FinishedRun, needs: str, device: str, deed: str = "") -> Mod
     except (RuntimeError, AssertionError) as error:  # no such device; a torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UserError(
-            "--device", f"found '{device}' ({reason}), accepted is a device of this machine: cpu, cuda, cuda:1 ..."
+            "--device", f"found '{device}' ({reason}), expected a device of this machine: cpu, cuda, cuda:1 ..."
         ) from error
     return Model(method, lambda path: load_image(path, size, resize), device)
 
 
 def load_image(path: Path, size: int | None, resize: Callable[[Image.Image, int], Image.Image] | None = None) -> Tensor:
-    """A picture as ``[3, H, W]`` in [-1, 1].
+    """An image as ``[3, H, W]`` in [-1, 1].
 
     Args:
         path: any file that PIL opens; transparency is laid on white.
-        size: edge in pixels; None keeps the picture as it is.
-        resize: what the run's data did to its pictures; None cuts out the centre square.
+        size: edge in pixels; None keeps the image as it is.
+        resize: what the run's data did to its images; None cuts out the centre square.
 
     Raises:
-        UserError: not a picture.
+        UserError: not an image.
     """
     import numpy as np
     import torch
@@ -155,19 +155,19 @@ def load_image(path: Path, size: int | None, resize: Callable[[Image.Image, int]
 
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(path, f"found no readable picture ({type(error).__name__}), accepted are PNG, JPEG, WebP ...") from error
-    paper = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(paper, picture).convert("RGB")
+        raise UserError(path, f"found no readable image ({type(error).__name__}), expected PNG, JPEG, WebP ...") from error
+    paper = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(paper, image).convert("RGB")
     if size is not None:
         square = (lambda p, s: ImageOps.fit(p, (s, s), Image.Resampling.BICUBIC)) if resize is None else resize
-        picture = square(picture, size)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        image = square(image, size)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def write(results: list[Result], folder: Path) -> None:
-    """``results.jsonl``, one line per request, ``grid.png``, and every drawn picture as a file of its own."""
+    """``results.jsonl``, one line per request, ``grid.png``, and every drawn image as a file of its own."""
     from PIL import Image
 
     from umm_zoo.callbacks.cards import Card, draw_cards
@@ -179,14 +179,14 @@ def write(results: list[Result], folder: Path) -> None:
             file.write(json.dumps({**row, "answer": result.answer}, ensure_ascii=False) + "\n")
     cards = []
     for number, result in enumerate(results):
-        for name, picture in result.pictures.items():
-            picture.save(folder / f"{number:03d}-{name.replace(' ', '-')}.png")
-        pictures = {}
+        for name, image in result.images.items():
+            image.save(folder / f"{number:03d}-{name.replace(' ', '-')}.png")
+        shown = {}
         for path in result.request.images:
             with Image.open(path) as opened:
-                pictures[path.name] = opened.convert("RGB")
+                shown[path.name] = opened.convert("RGB")
         title = ", ".join(path.name for path in result.request.images)
-        cards.append(Card(title, result.request.question, result.answer, "", None, {**pictures, **result.pictures}))
+        cards.append(Card(title, result.request.question, result.answer, "", None, {**shown, **result.images}))
     if cards:
         draw_cards(cards, 192, 4).save(folder / "grid.png")
     print(f"written to {folder}")

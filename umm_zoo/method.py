@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
+from umm_zoo.backbones.frozen import FrozenBackbone, freeze
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
-from umm_zoo.checkpoint_io import load_checkpoint
-from umm_zoo.checkpoints import checkpoint_path
-from umm_zoo.frozen import FrozenBackbone, freeze
-from umm_zoo.optimization import OptimizerFactory, Schedule
-from umm_zoo.precomputing import Precomputable
+from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.checkpoints.folder import checkpoint_path
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class Method(LightningModule, ABC):
@@ -69,7 +69,7 @@ class Method(LightningModule, ABC):
             if name not in parts:
                 close = difflib.get_close_matches(name, parts, n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"method.trained: found '{name}', accepted are {sorted(parts)}{hint}")
+                raise ValueError(f"method.trained: found '{name}', expected {sorted(parts)}{hint}")
         seen: dict[int, str] = {}
         for name, part in parts.items():
             for parameter in part.parameters():
@@ -123,7 +123,7 @@ class Method(LightningModule, ABC):
     # -- sharding ------------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Share the weights out over the ranks where the strategy is ``umm_zoo.strategies.FullyShardedStrategy``."""
+        """Share the weights out over the ranks where the strategy is ``umm_zoo.training.sharding.FullyShardedStrategy``."""
         if self.device_mesh is None or isinstance(self, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -252,8 +252,8 @@ class Method(LightningModule, ABC):
             FileNotFoundError: no checkpoint there.
             TypeError: the checkpoint holds a method of another class than the one asked for.
         """
-        from umm_zoo.build import build  # strings become classes there; a method itself never needs it
-        from umm_zoo.experiment import use_folders
+        from umm_zoo.experiment.build import build  # strings become classes there; a method itself never needs it
+        from umm_zoo.experiment.file import use_folders
 
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
         use_folders(checkpoint.get("folders", []))

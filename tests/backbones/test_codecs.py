@@ -62,35 +62,35 @@ SANA = {
 CODECS = [(KLCodec, KL), (DCCodec, DC)]
 
 
-def pictures(*size: int) -> torch.Tensor:
+def random_images(*size: int) -> torch.Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.mark.parametrize(("kind", "config", "factor"), [(KLCodec, KL, 2), (DCCodec, DC, 4)])
 def test_shapes(kind: type[LatentCodec], config: dict, factor: int) -> None:
     codec = kind.from_config(config)
-    latents = codec.encode(pictures(3, 3, 8, 12))
+    latents = codec.encode(random_images(3, 3, 8, 12))
     assert codec.downsampling == factor
     assert latents.shape == (3, codec.latent_channels, 8 // factor, 12 // factor)
     assert codec.decode(latents).shape == (3, 3, 8, 12)
 
 
 def test_kl_scaling_and_shift_stand_in_the_right_order() -> None:
-    codec, images = KLCodec.from_config(KL), pictures(2, 3, 8, 8)
+    codec, images = KLCodec.from_config(KL), random_images(2, 3, 8, 8)
     raw = codec.model.encode(images).latent_dist.mean
     torch.testing.assert_close(codec.encode(images), (raw - 0.1159) * 0.3611)
     torch.testing.assert_close(codec.decode(codec.encode(images)), codec.model.decode(raw).sample, atol=1e-5, rtol=1e-4)
 
 
 def test_dc_only_scales() -> None:
-    codec, images = DCCodec.from_config(DC), pictures(2, 3, 8, 8)
+    codec, images = DCCodec.from_config(DC), random_images(2, 3, 8, 8)
     raw = codec.model.encode(images).latent
     torch.testing.assert_close(codec.encode(images, sample=True), raw * 0.41407)
     torch.testing.assert_close(codec.decode(raw * 0.41407), codec.model.decode(raw).sample, atol=1e-5, rtol=1e-4)
 
 
 def test_a_sample_is_the_library_s_own_draw() -> None:
-    codec, images = KLCodec.from_config(KL), pictures(2, 3, 8, 8)
+    codec, images = KLCodec.from_config(KL), random_images(2, 3, 8, 8)
     found = codec.encode(images, sample=True, generator=torch.Generator().manual_seed(4))
     raw = codec.model.encode(images).latent_dist.sample(generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(found, (raw - 0.1159) * 0.3611)
@@ -109,7 +109,7 @@ def test_round_trip_through_the_library_s_format(kind: type, config: dict, tmp_p
     again = kind.from_pretrained(tmp_path, config=config)
     for key, value in codec.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
-    images = pictures(2, 3, 8, 8)
+    images = random_images(2, 3, 8, 8)
     torch.testing.assert_close(codec.eval().encode(images), again.eval().encode(images))
 
 
@@ -165,8 +165,8 @@ def test_a_file_of_another_size_is_refused(tmp_path) -> None:
 def test_misspelt_key_and_wrong_size_are_one_line() -> None:
     with pytest.raises(ValueError, match="did you mean 'latent_channels'"):
         KLCodec.from_config({"latent_chanels": 4})
-    with pytest.raises(ValueError, match=r"found pictures of .* multiples of 2"):
-        KLCodec.from_config(KL).encode(pictures(1, 3, 7, 8))
+    with pytest.raises(ValueError, match=r"found images of .* multiples of 2"):
+        KLCodec.from_config(KL).encode(random_images(1, 3, 7, 8))
 
 
 def test_per_channel_statistics_are_refused() -> None:
@@ -190,9 +190,9 @@ def test_real_sizes_are_built_without_memory_or_files(kind: type, config: dict, 
     assert {p.device.type for p in codec.parameters()} == {"meta"}
 
 
-def test_half_precision_keeps_the_pictures_dtype(tmp_path) -> None:
+def test_half_precision_keeps_the_images_dtype(tmp_path) -> None:
     KLCodec.from_config(KL).save(tmp_path)
     codec = KLCodec.from_pretrained(tmp_path, dtype="bfloat16")
     assert codec.model.dtype == torch.bfloat16
-    assert codec.encode(pictures(1, 3, 8, 8)).dtype == torch.float32
+    assert codec.encode(random_images(1, 3, 8, 8)).dtype == torch.float32
     assert json.loads((tmp_path / "config.json").read_text())["scaling_factor"] == 0.3611

@@ -39,17 +39,17 @@ TINY = [
 ]
 
 
-def pictures(*size: int) -> torch.Tensor:
+def random_images(*size: int) -> torch.Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.mark.parametrize(("kind", "config", "width"), TINY)
 def test_shapes(kind: type[LibraryEncoder], config: dict, width: int) -> None:
     encoder = kind.from_config(config).eval()
-    images = pictures(2, 3, 12, 12)
+    images = random_images(2, 3, 12, 12)
     assert encoder(images).shape == (2, encoder.width) == (2, width)
     assert encoder.tokens(images).shape == encoder.tokens(images, layer=-2).shape == (2, 9, 16)
-    assert encoder(pictures(2, 3, 20, 31)).shape == (2, width)
+    assert encoder(random_images(2, 3, 20, 31)).shape == (2, width)
 
 
 @pytest.mark.parametrize(("kind", "config", "width"), TINY)
@@ -59,14 +59,14 @@ def test_round_trip_through_the_library_s_format(kind: type, config: dict, width
     again = kind.from_pretrained(tmp_path, config=config).eval()
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
-    images = pictures(4, 3, 12, 12)
+    images = random_images(4, 3, 12, 12)
     torch.testing.assert_close(encoder(images), again(images))
 
 
 def test_clip_is_the_library_s_forward(tmp_path) -> None:
     encoder = CLIPFeatures.from_config(TINY[0][1]).eval()
     encoder.save(tmp_path)
-    library, images = CLIPModel.from_pretrained(tmp_path).eval(), pictures(3, 3, 12, 12)
+    library, images = CLIPModel.from_pretrained(tmp_path).eval(), random_images(3, 3, 12, 12)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
     end, pad = 3, 0
@@ -80,7 +80,7 @@ def test_clip_is_the_library_s_forward(tmp_path) -> None:
 def test_siglip_is_the_library_s_forward(tmp_path) -> None:
     encoder = SigLIPFeatures.from_config(TINY[1][1]).eval()
     encoder.save(tmp_path)
-    library, images = SiglipModel.from_pretrained(tmp_path).eval(), pictures(3, 3, 12, 12)
+    library, images = SiglipModel.from_pretrained(tmp_path).eval(), random_images(3, 3, 12, 12)
     ids = encoder.text.tokenizer("blue")["input_ids"]
     ids = torch.tensor([[*ids, 3] + [0] * (9 - len(ids))])
     output = library(input_ids=ids, pixel_values=images)
@@ -92,7 +92,7 @@ def test_the_penultimate_layer_is_what_enters_the_last_block() -> None:
     encoder = CLIPVisionFeatures.from_config(VISION).eval()
     seen = []
     encoder.model.encoder.layers[-1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    images = pictures(2, 3, 12, 12)
+    images = random_images(2, 3, 12, 12)
     tokens = encoder.tokens(images, layer=-2)
     torch.testing.assert_close(tokens, seen[0][:, 1:])  # without the class token
 
@@ -101,7 +101,7 @@ def test_the_penultimate_layer_is_what_enters_the_last_block() -> None:
 def test_dino_pools_the_class_token_after_the_norm(kind_config: tuple) -> None:
     kind, config, _ = kind_config
     encoder = kind.from_config(config).eval()
-    images = pictures(2, 3, 12, 12)
+    images = random_images(2, 3, 12, 12)
     output = encoder.model(encoder.pixels(images)).last_hidden_state
     torch.testing.assert_close(encoder(images), output[:, 0])
     torch.testing.assert_close(encoder.tokens(images), output[:, -9:])
@@ -110,7 +110,7 @@ def test_dino_pools_the_class_token_after_the_norm(kind_config: tuple) -> None:
 def test_the_image_tower_of_a_whole_clip(tmp_path) -> None:
     whole = CLIPFeatures.from_config(TINY[0][1]).eval()
     whole.save(tmp_path)
-    tower, images = CLIPVisionFeatures.from_pretrained(tmp_path).eval(), pictures(2, 3, 12, 12)
+    tower, images = CLIPVisionFeatures.from_pretrained(tmp_path).eval(), random_images(2, 3, 12, 12)
     torch.testing.assert_close(tower.tokens(images), whole.tokens(images))
 
 
@@ -152,8 +152,8 @@ def test_resizing_crops_the_centre_or_squeezes() -> None:
 
 
 def test_layers_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="accepted are -4 to -1"):
-        CLIPVisionFeatures.from_config(VISION).tokens(pictures(1, 3, 12, 12), layer=-5)
+    with pytest.raises(ValueError, match="expected -4 to -1"):
+        CLIPVisionFeatures.from_config(VISION).tokens(random_images(1, 3, 12, 12), layer=-5)
 
 
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}

@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
+from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.templates import Plain, VicunaV1
-from umm_zoo.frozen import freeze
 
 CLIP = {
     "model_type": "clip_vision_model",
@@ -86,10 +86,10 @@ def test_loss_and_logits_are_the_librarys(vision, layer):
 def test_pixels_are_what_the_librarys_processor_makes(backbone):
     from transformers.models.clip import CLIPImageProcessorPil
 
-    picture = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
     processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
-    theirs = torch.as_tensor(processor(picture.permute(1, 2, 0).numpy(), return_tensors="np")["pixel_values"][0])
-    assert_close(backbone.normalise(picture[None] / 127.5 - 1)[0], theirs, atol=1e-5, rtol=1e-5)
+    theirs = torch.as_tensor(processor(image.permute(1, 2, 0).numpy(), return_tensors="np")["pixel_values"][0])
+    assert_close(backbone.normalise(image[None] / 127.5 - 1)[0], theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_only_answers_and_their_end_are_trained(backbone, images):
@@ -119,16 +119,16 @@ def test_logits_are_formed_only_at_labels(backbone, images):
 
 def test_padding_changes_no_row(backbone, images):
     together = backbone(backbone.embed(CONVERSATIONS, images, COUNTS))
-    for row, pictures in enumerate((images[:1], images[1:], None)):
-        alone = backbone(backbone.embed(CONVERSATIONS[row : row + 1], pictures, COUNTS[row : row + 1]))
+    for row, own in enumerate((images[:1], images[1:], None)):
+        alone = backbone(backbone.embed(CONVERSATIONS[row : row + 1], own, COUNTS[row : row + 1]))
         assert_close(together.nll[row], alone.nll[0], atol=1e-5, rtol=1e-5)
 
 
 def test_left_padded_generation_is_that_of_each_row_alone(backbone, images):
     together = backbone.generate(PROMPTS, images, COUNTS, max_new_tokens=12)
     alone = [
-        backbone.generate(PROMPTS[row : row + 1], pictures, COUNTS[row : row + 1], max_new_tokens=12)[0]
-        for row, pictures in enumerate((images[:1], images[1:], None))
+        backbone.generate(PROMPTS[row : row + 1], own, COUNTS[row : row + 1], max_new_tokens=12)[0]
+        for row, own in enumerate((images[:1], images[1:], None))
     ]
     assert together == alone and len(set(together)) == 3
 
@@ -227,7 +227,7 @@ def test_a_cut_never_goes_through_an_image(images):
         short.embed([[user("<image>a large red circle?")]], images[:1], [1], for_generation=True)
 
 
-def test_pictures_of_another_size_are_refused(backbone):
+def test_images_of_another_size_are_refused(backbone):
     with pytest.raises(ValueError, match="images are 16x16 pixels, the vision tower takes 12x12"):
         backbone.embed(CONVERSATIONS[:1], torch.zeros(1, 3, 16, 16), [1])
 

@@ -102,15 +102,15 @@ def test_a_part_that_is_not_what_was_stated_is_refused(sources):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"vision_config": TOWER}, "config.vision_config: .* accepted is a map with 'model_type'"),
+        ({"vision_config": TOWER}, "config.vision_config: .* expected a map with 'model_type'"),
         ({"vision_config": {**TOWER, "model_type": "clip_vison"}}, "model_type: found 'clip_vison'"),
         (
             {"vision_config": {"model_type": "dinov2"}},
-            r"found 'dinov2', accepted are \['clip_vision_model', 'siglip",
+            r"found 'dinov2', expected \['clip_vision_model', 'siglip",
         ),
         ({"text_config": {"model_type": "llama", "hiden_size": 8}}, "found 'hiden_size'.* did you mean 'hidden_size'"),
         ({"vision_feature_leyer": -1}, "did you mean 'vision_feature_layer'"),
-        ({"vision_feature_select_strategy": "full"}, "accepted for clip_vision_model is 'default'"),
+        ({"vision_feature_select_strategy": "full"}, "expected for clip_vision_model is 'default'"),
     ],
 )
 def test_wrong_configurations_are_refused(change, message):

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from umm_zoo.backbones.base import IGNORE
+from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
-from umm_zoo.frozen import freeze
 
-# One token per 8 pixels, so a 32-pixel picture is a grid of 4 x 4; attention windows of 2 x 2 tokens in the first vision block.
+# One token per 8 pixels, so a 32-pixel image is a grid of 4 x 4; attention windows of 2 x 2 tokens in the first vision block.
 TINY = {
     "tie_word_embeddings": True,
     "text_config": {
@@ -55,12 +55,12 @@ def vlm():
     return built.eval()
 
 
-def pictures(count, size=(32, 32)):
+def random_images(count, size=(32, 32)):
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count)) * 2 - 1
 
 
 def mixed_inputs(vlm):
-    return vlm.embed([CAPTION, PLAIN, EDIT], pictures(3), [1, 0, 2])
+    return vlm.embed([CAPTION, PLAIN, EDIT], random_images(3), [1, 0, 2])
 
 
 def library_forward(vlm, inputs, images):
@@ -78,7 +78,7 @@ def library_forward(vlm, inputs, images):
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_forward_is_the_librarys_forward(vlm, size):
-    images = pictures(3, size)
+    images = random_images(3, size)
     inputs = vlm.embed([CAPTION, PLAIN, EDIT], images, [1, 0, 2])
     output, expected = vlm(inputs), library_forward(vlm, inputs, images)
     real = inputs.attention_mask
@@ -89,7 +89,7 @@ def test_forward_is_the_librarys_forward(vlm, size):
 
 
 def test_positions_of_two_images_by_hand(vlm):
-    inputs = vlm.embed([[{"role": "user", "text": "<image><image>"}]], pictures(2, (16, 24)), [2])
+    inputs = vlm.embed([[{"role": "user", "text": "<image><image>"}]], random_images(2, (16, 24)), [2])
     places = inputs.image_mask[0].nonzero()[:, 0]
     first, second = places[:6], places[6:]  # 2 x 3 tokens each, with vision_end and vision_start between
     start = int(first[0])
@@ -107,7 +107,7 @@ def test_labels_are_the_answer_and_its_end(vlm):
 
 
 def test_images_go_to_their_own_rows(vlm):
-    images = pictures(3)
+    images = random_images(3)
     together = mixed_inputs(vlm)
     alone = vlm.embed([EDIT], images[1:], [2])
     assert_close(together.embeddings[2][together.attention_mask[2]], alone.embeddings[0], rtol=0, atol=1e-5)
@@ -117,12 +117,12 @@ def test_images_are_encoded_once_per_generation(vlm, monkeypatch):
     calls = []
     encode = vlm.encode_images
     monkeypatch.setattr(vlm, "encode_images", lambda images: calls.append(len(images)) or encode(images))
-    vlm.sample([QUESTION, PLAIN[:1]], pictures(1), [1, 0], num_samples=3, max_new_tokens=4)
+    vlm.sample([QUESTION, PLAIN[:1]], random_images(1), [1, 0], num_samples=3, max_new_tokens=4)
     assert calls == [1]
 
 
 def test_windows_hold_back_what_full_attention_lets_through(vlm):
-    images = pictures(1)
+    images = random_images(1)
     changed = images.clone()
     changed[..., 16:] = 0  # the right half; windows are 16 pixels wide
 
@@ -136,7 +136,7 @@ def test_windows_hold_back_what_full_attention_lets_through(vlm):
 
 
 def test_left_padded_batch_answers_like_single_rows(vlm):
-    images = pictures(1)
+    images = random_images(1)
     together = vlm.sample([QUESTION, PLAIN[:1]], images, [1, 0], 1, max_new_tokens=6, temperature=0.0)
     for row, single in enumerate([([QUESTION], images, [1]), ([PLAIN[:1]], None, [0])]):
         alone = vlm.sample(*single, 1, max_new_tokens=6, temperature=0.0)
@@ -146,7 +146,7 @@ def test_left_padded_batch_answers_like_single_rows(vlm):
 
 
 def test_greedy_answer_is_the_librarys(vlm):
-    images = pictures(2)
+    images = random_images(2)
     inputs = vlm.embed([QUESTION, QUESTION], images, [1, 1], for_generation=True)
     expected = vlm.model.generate(
         input_ids=inputs.token_ids,
@@ -164,7 +164,7 @@ def test_greedy_answer_is_the_librarys(vlm):
 
 
 def test_group_log_probs_are_those_of_a_whole_pass(vlm):
-    inputs = vlm.embed([QUESTION, PLAIN[:1]], pictures(1), [1, 0], for_generation=True)
+    inputs = vlm.embed([QUESTION, PLAIN[:1]], random_images(1), [1, 0], for_generation=True)
     samples = vlm.sample_from(inputs, 3, max_new_tokens=5, temperature=0.7, generator=torch.Generator().manual_seed(1))
     log_probs, mask = vlm.log_probs(vlm.with_answers(inputs, samples.tokens, samples.mask), temperature=0.7)
     assert len(samples.texts) == 6 and len({tuple(row) for row in samples.tokens[:3].tolist()}) > 1
@@ -174,7 +174,7 @@ def test_group_log_probs_are_those_of_a_whole_pass(vlm):
 
 @pytest.mark.parametrize("length", [1, 5])
 def test_answers_are_scored_from_the_cache_of_their_prompts(vlm, length, monkeypatch):
-    inputs = vlm.embed([QUESTION, PLAIN[:1]], pictures(1), [1, 0], for_generation=True)
+    inputs = vlm.embed([QUESTION, PLAIN[:1]], random_images(1), [1, 0], for_generation=True)
     samples = vlm.sample_from(inputs, 3, length, temperature=0.7, generator=torch.Generator().manual_seed(1))
     whole, mask = vlm.log_probs(vlm.with_answers(inputs, samples.tokens, samples.mask), temperature=1.3)
     prefix, seen = vlm.prefix(inputs), []
@@ -197,14 +197,14 @@ def test_log_probs_reach_the_language_model(vlm):
 
 @pytest.mark.parametrize("for_generation", [False, True])
 def test_prefix_and_continuation_are_one_pass(vlm, for_generation):
-    inputs = vlm.embed([QUESTION, PLAIN[:1]], pictures(1), [1, 0], for_generation)
+    inputs = vlm.embed([QUESTION, PLAIN[:1]], random_images(1), [1, 0], for_generation)
     prefix = vlm.prefix(inputs)
     tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
     new = (vlm._embedding(tokens), vlm.text_positions(prefix, 3))
     states = vlm.continue_from(prefix, *new)
     explicit = vlm.continue_from(prefix, *new, torch.ones(2, 3, 3, dtype=torch.bool).tril())
     assert_close(explicit, states, rtol=0, atol=1e-5)
-    for row, single in enumerate([([QUESTION], pictures(1), [1]), ([PLAIN[:1]], None, [0])]):
+    for row, single in enumerate([([QUESTION], random_images(1), [1]), ([PLAIN[:1]], None, [0])]):
         alone = vlm.embed(*single, for_generation=for_generation)
         whole = vlm(vlm.with_answers(alone, tokens[row : row + 1], torch.ones(1, 3, dtype=torch.bool))).hidden[0]
         assert_close(states[row], whole[-3:], rtol=0, atol=1e-5)
@@ -212,7 +212,7 @@ def test_prefix_and_continuation_are_one_pass(vlm, for_generation):
 
 
 def test_prefix_holds_no_graph_and_is_not_grown_by_its_users(vlm):
-    inputs = vlm.embed([QUESTION], pictures(1), [1])
+    inputs = vlm.embed([QUESTION], random_images(1), [1])
     prefix = vlm.prefix(inputs)
     length = inputs.token_ids.shape[1]
     queries = torch.randn(1, 4, 32, requires_grad=True)
@@ -223,7 +223,7 @@ def test_prefix_holds_no_graph_and_is_not_grown_by_its_users(vlm):
 
 
 def test_mask_among_new_tokens(vlm):
-    prefix = vlm.prefix(vlm.embed([QUESTION], pictures(1), [1]))
+    prefix = vlm.prefix(vlm.embed([QUESTION], random_images(1), [1]))
     queries, positions = torch.randn(1, 4, 32), vlm.grid_positions(prefix, vlm.image_grid(16, 16))
     changed = queries.clone()
     changed[:, -1] += 1
@@ -239,7 +239,7 @@ def test_mask_among_new_tokens(vlm):
 
 def test_grid_positions_are_those_of_one_more_image(vlm):
     opening = [{"role": "user", "text": "Draw:<image>"}]
-    inputs = vlm.embed([opening], pictures(1, (16, 24)), [1])
+    inputs = vlm.embed([opening], random_images(1, (16, 24)), [1])
     first = int(inputs.image_mask[0].nonzero()[0])
     cut = copy.copy(inputs)
     for name in ("token_ids", "embeddings", "attention_mask", "labels", "image_mask"):
@@ -279,7 +279,7 @@ def test_gradient_checkpointing_changes_neither_gradient_nor_answer(vlm):
     )
     assert other.model.model.visual.blocks[0].gradient_checkpointing
     assert_close(second, first, rtol=0, atol=1e-6)
-    asked = ([QUESTION], pictures(1), [1])
+    asked = ([QUESTION], random_images(1), [1])
     assert other.generate(*asked, max_new_tokens=5) == vlm.generate(*asked, max_new_tokens=5)
     assert other.training and other.model.model.language_model.layers[0].training
 
@@ -308,8 +308,8 @@ def test_text_alone_under_another_role(vlm):
 
 def test_users_mistakes_are_named(vlm):
     with pytest.raises(ValueError, match="row 0: found 1 <image> markers in the turns for 2 images"):
-        vlm.embed([QUESTION], pictures(2), [2])
+        vlm.embed([QUESTION], random_images(2), [2])
     with pytest.raises(ValueError, match="do not fit 1 conversations and 2 images"):
-        vlm.embed([QUESTION], pictures(2), [1])
+        vlm.embed([QUESTION], random_images(2), [1])
     with pytest.raises(ValueError, match="nothing is left to say"):
-        vlm.generate([CAPTION], pictures(1), [1], 3)
+        vlm.generate([CAPTION], random_images(1), [1], 3)

@@ -23,10 +23,10 @@ def test_two_images_and_two_answers():
         {"role": "assistant", "text": "colour"},
     ]
     ids, labels = encoded(turns)
-    picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    image = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
     assert TOKENIZER.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{picture}\nthen {picture}: same?<|im_end|>\n"
+        f"<|im_start|>user\n{image}\nthen {image}: same?<|im_end|>\n"
         "<|im_start|>assistant\nno<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\ncolour<|im_end|>\n"
     )
     assert TOKENIZER.decode([label for label in labels if label != IGNORE]) == "no<|im_end|>colour<|im_end|>"

@@ -1,4 +1,4 @@
-"""Cutting pictures for Qwen2.5-VL against the library's own processor."""
+"""Cutting images for Qwen2.5-VL against the library's own processor."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,17 @@ def library(layout):
 
 
 def bytes_and_tensor(height, width, count=2):
-    """8-bit pictures, smooth enough that resampling does not ring, as the library and as this package takes them."""
+    """8-bit images, smooth enough that resampling does not ring, as the library and as this package takes them."""
     coarse = torch.rand(count, 3, 4, 5, generator=torch.Generator().manual_seed(height))
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
     whole = (smooth * 255).round().byte()
-    return [np.asarray(picture.permute(1, 2, 0)) for picture in whole], whole.float() / 127.5 - 1
+    return [np.asarray(image.permute(1, 2, 0)) for image in whole], whole.float() / 127.5 - 1
 
 
 @pytest.mark.parametrize("layout", [TINY, PatchLayout(), PatchLayout(patch_size=6, merge_size=3, temporal_size=1)])
 def test_patches_are_the_processors(layout):
-    pictures, images = bytes_and_tensor(3 * layout.factor, 4 * layout.factor)
-    expected = library(layout)(pictures, return_tensors="pt")
+    pixels, images = bytes_and_tensor(3 * layout.factor, 4 * layout.factor)
+    expected = library(layout)(pixels, return_tensors="pt")
     assert_close(layout.patches(images), expected["pixel_values"], rtol=0, atol=1e-5)
     h, w = layout.grid(*images.shape[-2:])
     assert expected["image_grid_thw"].tolist() == [[1, h * layout.merge_size, w * layout.merge_size]] * 2
@@ -41,8 +41,8 @@ def test_patches_are_the_processors(layout):
 @pytest.mark.parametrize("size", [(30, 45), (9, 12), (120, 60)])
 def test_resized_patches_are_the_processors_to_its_rounding(size):
     layout = PatchLayout(patch_size=4, merge_size=2, min_tokens=4, max_tokens=60)
-    pictures, images = bytes_and_tensor(*size)
-    own, expected = layout.patches(images), library(layout)(pictures, return_tensors="pt")["pixel_values"]
+    pixels, images = bytes_and_tensor(*size)
+    own, expected = layout.patches(images), library(layout)(pixels, return_tensors="pt")["pixel_values"]
     assert own.shape == expected.shape
     assert (own - expected).abs().max() < 2.5 / 255 / 0.26  # it rounds to 8 bits after each of two passes; deviation .26 at least
 

@@ -191,7 +191,7 @@ def test_transformer_connector_is_bidirectional_knows_the_order_and_heeds_the_ma
     changed[:, 4] += 1
     first, second = (block(Tokens(values, mask), Grid(1, 5)).values[:, :4] for values in (x, changed))
     assert_close(first, second)
-    with pytest.raises(ValueError, match="accepted are 1 and 2"):
+    with pytest.raises(ValueError, match="expected 1 and 2"):
         TransformerConnector(8, 6, 2, 2, projection_layers=3)
     with pytest.raises(ValueError, match="multiple of 2 x heads"):
         TransformerConnector(8, 6, 2, 8)

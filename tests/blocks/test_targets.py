@@ -9,19 +9,19 @@ from torch.testing import assert_close
 
 from umm_zoo.backbones.codecs import KLCodec, LatentCodec
 from umm_zoo.backbones.features import CLIP_MEAN, CLIPVisionFeatures, DINOv2Features
+from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import MLPRegressionHead
 from umm_zoo.blocks.targets import (
     CodecLatents,
     NormalizedPixelPatches,
-    OtherPictures,
+    OtherImages,
     PixelPatches,
     PixelsThroughCodec,
     TeacherFeatures,
     patchify,
     unpatchify,
 )
-from umm_zoo.frozen import freeze
 from umm_zoo.objectives.regression import MeanSquaredError
 
 
@@ -65,9 +65,9 @@ def test_resizing_and_clamping():
 
 
 @pytest.mark.parametrize(("grid", "size"), [(24, 384), (27, 432)])
-def test_picture_size_of_the_paper(grid, size):
-    assert CodecLatents(AveragingCodec(downsampling=8), grid).picture_size == size
-    assert PixelPatches(grid).picture_size == size and PixelPatches(grid).channels == 768
+def test_image_size_of_the_paper(grid, size):
+    assert CodecLatents(AveragingCodec(downsampling=8), grid).image_size == size
+    assert PixelPatches(grid).image_size == size and PixelPatches(grid).channels == 768
 
 
 def test_latents_are_scaled_packed_and_of_the_mean_when_asked():
@@ -95,10 +95,10 @@ def test_posterior_is_drawn_anew_with_its_own_spread():
     assert torch.equal(first, target(images, torch.Generator().manual_seed(0)))
 
 
-def test_pictures_of_exact_predictions_are_the_codecs_round_trip():
+def test_images_of_exact_predictions_are_the_codecs_round_trip():
     codec = AveragingCodec()
     target, images = CodecLatents(codec, grid=3, sampled=False), torch.rand(2, 3, 12, 12)
-    assert_close(target.pictures(on_grid(target(images))), codec.decode(codec.encode(images)))
+    assert_close(target.images(on_grid(target(images))), codec.decode(codec.encode(images)))
 
 
 def test_round_trip_of_the_codec_is_without_noise():
@@ -115,16 +115,16 @@ def on_grid(tokens: Tensor) -> Tensor:
 
 def test_pixels_come_back():
     target, images = PixelPatches(grid=3, patch=4), torch.rand(2, 3, 12, 12)
-    assert torch.equal(target.pictures(on_grid(target(images))), images)
+    assert torch.equal(target.images(on_grid(target(images))), images)
 
 
-def test_normalized_patches_have_no_pictures():
+def test_normalized_patches_have_no_images():
     target = NormalizedPixelPatches(grid=3, patch=4)
     tokens = target(torch.rand(2, 3, 12, 12))
     assert_close(tokens.mean(-1), torch.zeros(2, 9), rtol=0, atol=1e-5)
     assert_close(tokens.std(-1, correction=0), torch.ones(2, 9), rtol=0, atol=1e-3)
-    with pytest.raises(ValueError, match="NormalizedPixelPatches has no pictures"):
-        target.pictures(on_grid(tokens))
+    with pytest.raises(ValueError, match="NormalizedPixelPatches has no images"):
+        target.images(on_grid(tokens))
 
 
 def test_gradient_passes_the_frozen_decoder_to_the_head():
@@ -137,13 +137,13 @@ def test_gradient_passes_the_frozen_decoder_to_the_head():
     assert all(p.grad is None for p in target.parameters())
 
 
-def test_pixels_through_the_codec_are_pictures():
+def test_pixels_through_the_codec_are_images():
     target = PixelsThroughCodec(AveragingCodec(), grid=3)
     latents = torch.randn(2, 12, 3, 3) * 0.1
     predicted = target.predictor(lambda condition: latents)(Tokens(torch.zeros(2, 9, 8)))
     assert predicted.shape == (2, 48, 3, 3)
     decoded = target.codec.decode(nn.functional.pixel_shuffle(latents, 2)).clamp(-1, 1)
-    assert torch.equal(target.pictures(predicted), decoded)
+    assert torch.equal(target.images(predicted), decoded)
 
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
@@ -159,20 +159,20 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "im
 def test_teachers_are_normalised_and_resized(teacher):
     images = torch.rand(2, 3, 24, 24)
     same, larger = TeacherFeatures(teacher, grid=4), TeacherFeatures(teacher, grid=6)
-    assert same.picture_size == 32 and same.channels == 16
+    assert same.image_size == 32 and same.channels == 16
     features = teacher.tokens(same.prepare(images))
     assert_close(same(images), nn.functional.layer_norm(features, (16,), eps=1e-6))
     assert larger(images).shape == (2, 36, 16)
     assert_close(larger(images).std(-1, correction=0), torch.ones(2, 36), rtol=0, atol=1e-3)
 
 
-def test_other_pictures_are_those_before_and_nothing_else_changes():
+def test_other_images_are_those_before_and_nothing_else_changes():
     images, own = torch.rand(3, 3, 12, 12), PixelPatches(3, 4)
-    target = OtherPictures(own)
+    target = OtherImages(own)
     assert torch.equal(target(images), own(images[[2, 0, 1]]))
     assert torch.equal(target.of_stored(own(images)), own(images[[2, 0, 1]]))
     assert torch.equal(target.round_trip(images), own.round_trip(images))
-    assert (target.grid, target.channels, target.picture_size) == (3, 48, 12)
+    assert (target.grid, target.channels, target.image_size) == (3, 48, 12)
 
 
 def test_targets_carry_no_gradient():

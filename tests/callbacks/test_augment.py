@@ -3,7 +3,7 @@ import torch
 from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
 
 
-def test_every_result_is_a_shift_or_a_mirrored_shift_of_its_own_picture():
+def test_every_result_is_a_shift_or_a_mirrored_shift_of_its_own_image():
     images = torch.rand(6, 3, 7, 5, generator=torch.Generator().manual_seed(0))
     changed = shift_and_flip(images, 2, True, torch.Generator().manual_seed(1))
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.rollouts import Collapsed, CollapseGuard, RolloutMetrics
-from umm_zoo.metrics.clauses import CaptionClauses
+from umm_zoo.shapes.caption_metrics import CaptionClauses
 
 SCENE = {"background": "grey", "objects": [{"cell": "top left", "size": "small", "colour": "red", "shape": "circle"}]}
 

@@ -37,11 +37,11 @@ def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[dict, Bat
 
 def test_a_grid_of_the_expected_size_is_written_under_the_run_folder(tmp_path: Path) -> None:
     rows = batch(["a"] * 5, ["red"] * 5)
-    validate(SampleGrid(num_samples=3, picture_size=70, cards_per_row=2), fake_trainer(tmp_path), ({"answers": ["red"] * 5}, rows))
-    with Image.open(tmp_path / "samples" / "step-000042.png") as picture:
-        card = 200 + 2 * (MARGIN + BORDER)  # the text sets the width: 64 pixels of picture are less
-        assert picture.width == MARGIN + 2 * (card + MARGIN)
-        assert picture.height > 2 * (64 + 3 * 18)
+    validate(SampleGrid(num_samples=3, image_size=70, cards_per_row=2), fake_trainer(tmp_path), ({"answers": ["red"] * 5}, rows))
+    with Image.open(tmp_path / "samples" / "step-000042.png") as image:
+        card = 200 + 2 * (MARGIN + BORDER)  # the text sets the width: 64 pixels of image are less
+        assert image.width == MARGIN + 2 * (card + MARGIN)
+        assert image.height > 2 * (64 + 3 * 18)
 
 
 def test_the_same_samples_of_every_kind_in_turn() -> None:
@@ -61,13 +61,13 @@ def test_nothing_is_written_in_the_sanity_check(tmp_path: Path) -> None:
 def test_a_card_holds_the_texts_and_the_verdict() -> None:
     card = card_of(1, {"answers": ["Red.", "blue"]}, batch(["a", "a"], ["red", "green"]), title="a")
     assert (card.question, card.answer, card.truth, card.right) == ("What is it?", "blue", "green", False)
-    assert list(card.pictures) == ["input"]
+    assert list(card.images) == ["input"]
 
 
 def test_columns_take_the_place_of_input_and_target() -> None:
     columns = {"original": torch.zeros(1, 3, 8, 8), "round trip": torch.ones(1, 3, 8, 8)}
     card = card_of(0, {"columns": columns}, batch(["a"], ["x"]), title="a")
-    assert list(card.pictures) == ["original", "round trip"]
+    assert list(card.images) == ["original", "round trip"]
     assert card.right is None
 
 
@@ -77,10 +77,10 @@ def test_the_border_tells_right_from_wrong(right: bool, colour: tuple[int, int, 
     assert draw_cards([card], 64, 1).getpixel((MARGIN, MARGIN)) == colour
 
 
-def test_pictures_become_eight_bit_and_small_ones_keep_hard_pixels() -> None:
-    picture = to_pil(torch.tensor([-1.0, 1.0, 3.0]).expand(3, 1, 3))
-    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 255, 255), (255, 255, 255)]
-    large = resized(picture, 10)
+def test_images_become_eight_bit_and_small_ones_keep_hard_pixels() -> None:
+    image = to_pil(torch.tensor([-1.0, 1.0, 3.0]).expand(3, 1, 3))
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 255, 255), (255, 255, 255)]
+    large = resized(image, 10)
     assert large.size == (9, 3)
     assert large.getpixel((2, 2)) == (0, 0, 0) and large.getpixel((3, 0)) == (255, 255, 255)
 

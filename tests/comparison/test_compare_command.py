@@ -20,9 +20,9 @@ import yaml
 
 from umm_zoo import compare
 from umm_zoo.comparison.children import Children
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main as fit
-from umm_zoo.run_folder import RunFolder
+from umm_zoo.training.run_folder import RunFolder
 
 COMPARE: dict[str, Any] = {
     "question": "Does dropout hurt?",

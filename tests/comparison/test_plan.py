@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from umm_zoo.comparison.plan import load_plan
-from umm_zoo.experiment import UserError
+from umm_zoo.errors import UserError
 
 BASE = """
 name: base
@@ -95,7 +95,7 @@ def test_seed_after_seed_and_earlier_stages_first(tmp_path: Path):
     [
         ("{_target_: some.Noisy}", "{_target_: some.Learned, num: 4}", "choices.noisy: found the same experiment as 'learned'"),
         ("vary:", "varry:", "did you mean 'vary'"),
-        ("seeds:", "contrasts: [[noisy, lerned]]\nseeds:", r"contrasts\.0: found \['noisy', 'lerned'\], accepted two of"),
+        ("seeds:", "contrasts: [[noisy, lerned]]\nseeds:", r"contrasts\.0: found \['noisy', 'lerned'\], expected two of"),
         ("seeds: [3, 5]", "seeds: [a]", "seeds: found"),
         ("base: base.yaml", "base: bass.yaml", "did you mean 'base.yaml'"),
         ("{value: {_target_: some.Noisy}}", "some.Noisy", "choices.noisy: found 'some.Noisy'"),

@@ -33,7 +33,7 @@ def test_json_reads_back_to_the_same_table(tmp_path: Path):
     assert Results.read(paths[2]).markdown() == paths[0].read_text()
 
 
-def test_plot_is_a_picture(tmp_path: Path):
+def test_plot_is_a_image(tmp_path: Path):
     assert example().write(tmp_path)[3].read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_shards import data_of, write_tar, write_world
 
-from data_pipelines.archive import RangeReader, expand, load_index
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.shards.archive import RangeReader, expand, load_index
+from data_pipelines.shards.data import ShardData, ShardSource
 
 
 def test_members_are_read_where_tarfile_finds_them(tmp_path):
@@ -49,7 +49,7 @@ def test_more_shards_than_files_may_be_open(tmp_path):
 
 def test_an_index_goes_to_the_cache_where_the_folder_is_read_only(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", {"k": {"json": b"{}"}})
-    from data_pipelines import shard_index
+    from data_pipelines.shards import index as shard_index
 
     real = shard_index._write
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines.blip3o import main, parser
-from data_pipelines.converting import run as run_command
-from data_pipelines.pairs import read_tar
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.converters.blip3o import main, parser
+from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters.pairs import read_tar
+from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import TextToImage
 
 
@@ -45,7 +45,7 @@ def read(shards: Path, task: TextToImage | None = None) -> list:
     return list(data.val_dataloader())
 
 
-def test_pairs_become_prompts_with_a_picture_to_draw_byte_for_byte(tmp_path):
+def test_pairs_become_prompts_with_a_image_to_draw_byte_for_byte(tmp_path):
     pairs(tmp_path / "in")
     run(tmp_path / "in", tmp_path / "out")
     (batch,) = read(tmp_path / "out/train")
@@ -94,13 +94,13 @@ def test_bad_pairs_are_left_out_and_a_cut_tar_gives_what_it_has(tmp_path):
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["reasons"] == {
         "tar cannot be read to its end": 3,
-        "damaged picture": 1,
-        "missing picture": 1,
+        "damaged image": 1,
+        "missing image": 1,
         "empty text": 1,
         "no text": 1,
         "text is not UTF-8": 1,
     }
-    assert report["left_out_items"]["0.tar/c"] == "missing picture: found txt"
+    assert report["left_out_items"]["0.tar/c"] == "missing image: found txt"
     assert report["notes"] == {"<image> removed from a text": 1}
     assert report["samples"] == {"train/text_to_image": 2 + 6}
 

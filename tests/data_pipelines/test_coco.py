@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines.coco import main, parser
-from data_pipelines.coco_objects import Objects, article, plural
-from data_pipelines.converting import run as run_command
-from data_pipelines.pairs import read_tar
+from data_pipelines.converters.coco import main, parser
+from data_pipelines.converters.coco_objects import Objects, article, plural
+from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters.pairs import read_tar
 
 NAMES = ["person", "dog", "cat", "car", "scissors", "bus", "cup", "fork"]
-#: Objects per picture: the first four are of more than three kinds.
+#: Objects per image: the first four are of more than three kinds.
 THERE = {
     7: ["person", "person", "dog", "cat", "car"],
     8: ["person", "dog", "cat", "cup"],
@@ -52,7 +52,7 @@ def rows(pattern: Path) -> list[dict]:
     ]
 
 
-def test_a_picture_has_one_of_its_captions_and_knows_the_others(tmp_path):
+def test_a_image_has_one_of_its_captions_and_knows_the_others(tmp_path):
     coco(tmp_path / "in", instances=False)
     report = run(tmp_path / "in", tmp_path / "out")
     assert report["samples"] == {"val2017/captions": 6}
@@ -81,7 +81,7 @@ def test_popular_and_adversarial_absent_objects_are_pope_s():
     there = {1: ["cup", "fork"], 2: ["cup", "fork"], 3: ["person", "car"], 4: ["person", "car"], 5: ["person"], 6: ["cup"]}
     annotations = [{"image_id": i, "category_id": NAMES.index(name)} for i, names in there.items() for name in names]
     objects = Objects.from_instances({"categories": categories, "annotations": annotations})
-    assert objects.popular(6)[:3] == ["person", "car", "fork"]  # in 3, 2 and 2 pictures
+    assert objects.popular(6)[:3] == ["person", "car", "fork"]  # in 3, 2 and 2 images
     assert objects.adversarial(6)[0] == "fork"  # the only one seen with a cup
     assert objects.absent(1) == ["bus", "car", "cat", "dog", "person", "scissors"]
 
@@ -104,16 +104,16 @@ def test_single_objects_beside_a_crowd_of_their_kind_cannot_be_counted():
     assert not objects.countable(5, most=1)
 
 
-def test_limits_choose_pictures_and_missing_ones_are_reported(tmp_path):
+def test_limits_choose_images_and_missing_ones_are_reported(tmp_path):
     coco(tmp_path / "in")
     (tmp_path / "in/val2017/000000000012.jpg").unlink()
     report = run(tmp_path / "in", tmp_path / "out", "--exists-images", 2, "--count-images", 1, "--images-per-shard", 4)
     assert (report["samples"]["val2017/captions"], report["samples"]["val2017/exists"]) == (5, 36)
-    assert report["left_out_items"]["val2017/captions/12"] == "missing picture: 000000000012.jpg"
+    assert report["left_out_items"]["val2017/captions/12"] == "missing image: 000000000012.jpg"
     assert report["shards"]["val2017/captions"] == 2
 
 
-def test_pictures_may_lie_elsewhere_and_splits_be_chosen(tmp_path):
+def test_images_may_lie_elsewhere_and_splits_be_chosen(tmp_path):
     coco(tmp_path / "in")
     (tmp_path / "in/val2017").rename(tmp_path / "photos")
     options = ("--images", tmp_path / "photos", "--splits", "val2017", "--without", "exists", "count")
@@ -131,7 +131,7 @@ def test_names_read_well_in_questions():
     ("change", "options", "message"),
     [
         (lambda at: None, ["--splits", "val2014"], "--splits: found 'val2014', there are val2017"),
-        (lambda at: (at / "val2017").rename(at / "elsewhere"), [], "no such folder of pictures"),
+        (lambda at: (at / "val2017").rename(at / "elsewhere"), [], "no such folder of images"),
         (lambda at: [path.unlink() for path in (at / "annotations").iterdir()], [], "neither captions_*.json nor instances_*.json"),
         (lambda at: (at / "annotations/captions_val2017.json").write_text("[]"), [], "the list 'images' is missing"),
         (lambda at: (at / "annotations/instances_val2017.json").write_text("{"), [], "cannot be parsed"),

@@ -6,7 +6,7 @@ import pytest
 from test_shards import data_of, png, write_tar, write_world
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Captions, Conversations, Editing, TextToImage
 
 
@@ -15,7 +15,7 @@ def turns(*texts: str, **more) -> bytes:
     return json.dumps({"conversations": [{"role": roles[n % 2], "text": text} for n, text in enumerate(texts)], **more}).encode()
 
 
-def test_llava_turns_and_several_pictures_keep_their_order():
+def test_llava_turns_and_several_images_keep_their_order():
     row = {"id": 7, "conversations": [{"from": "human", "value": "<image><image>\nWhich?"}, {"from": "gpt", "value": "b"}]}
     sample = Conversations()("k", {"1.jpg": b"B", "0.png": b"A", "json": json.dumps(row).encode()})
     assert sample.images == [b"A", b"B"] and sample.meta == {"id": 7}
@@ -31,7 +31,7 @@ def test_llava_turns_and_several_pictures_keep_their_order():
         {"txt": b"\xef\xbb\xbfA red dot.", "json": b'{"url": "u"}', "webp": b"X"},
     ],
 )
-def test_a_prompt_and_its_picture_in_every_layout(members):
+def test_a_prompt_and_its_image_in_every_layout(members):
     sample = TextToImage()("k", members)
     assert sample.conversation == [{"role": "user", "text": "A red dot."}] and (sample.images, sample.target) == ([], b"X")
 
@@ -52,12 +52,12 @@ def test_instructions_are_chosen_by_key():
     ("task", "members", "reason"),
     [
         (TextToImage(), {"txt": b" ", "jpg": b""}, "prompt is empty"),
-        (TextToImage(), {"json": turns("x")}, "no picture to draw"),
+        (TextToImage(), {"json": turns("x")}, "no image to draw"),
         (Editing(), {"json": turns("x"), "0.png": b""}, "without KEY.target.png"),
-        (Editing(), {"json": turns("x"), "target.png": b""}, "without an input picture"),
+        (Editing(), {"json": turns("x"), "target.png": b""}, "without an input image"),
         (Captions(), {"jpg": b""}, "'txt' is missing"),
-        (Captions(), {"txt": b"x"}, "no picture"),
-        (Conversations(), {"json": turns("<image>"), "0.png": b"", "0.jpg": b""}, "two input pictures are number 0"),
+        (Captions(), {"txt": b"x"}, "no image"),
+        (Conversations(), {"json": turns("<image>"), "0.png": b"", "0.jpg": b""}, "two input images are number 0"),
         (Captions(extras=["latents"]), {"txt": b"x", "jpg": b""}, "'latents.npy' is missing"),
     ],
 )
@@ -79,7 +79,7 @@ def test_targets_and_precomputed_arrays_reach_the_batch(tmp_path):
 def test_sources_with_and_without_targets_do_not_mix_in_silence(tmp_path):
     write_tar(tmp_path / "a.tar", {"k": {"txt": b"x", "png": png(5)}})
     sources = {"draw": ShardSource(str(tmp_path), TextToImage()), "tell": ShardSource(str(tmp_path), Captions())}
-    with pytest.raises(ValueError, match=r"draw/a.tar:k has a picture to draw, tell/a.tar:k of the same batch has none"):
+    with pytest.raises(ValueError, match=r"draw/a.tar:k has an image to draw, tell/a.tar:k of the same batch has none"):
         next(iter(ShardData(train=sources, batch_size=8).train_dataloader()))
 
 

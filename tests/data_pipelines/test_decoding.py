@@ -11,21 +11,21 @@ from data_pipelines.decoding import (
     Square,
     Squeeze,
     decode_array,
+    decode_image,
     decode_json,
-    decode_picture,
     decode_text,
     to_signal,
 )
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def decode(content: bytes, size: int = 4, resize=None, **options) -> np.ndarray:
-    return decode_picture(content, size, resize or Square("nearest"), **options)
+    return decode_image(content, size, resize or Square("nearest"), **options)
 
 
 def test_plain_pixels_survive_untouched():
@@ -40,10 +40,10 @@ def test_transparency_is_laid_on_white():
 
 
 def test_a_transparent_palette_is_laid_on_white():
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([9, 9, 9, 0, 0, 255])
-    assert decode(encoded(picture))[0, 0].tolist() == [0, 0, 255]
-    assert decode(encoded(picture, transparency=1))[0, 0].tolist() == [255] * 3
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([9, 9, 9, 0, 0, 255])
+    assert decode(encoded(image))[0, 0].tolist() == [0, 0, 255]
+    assert decode(encoded(image, transparency=1))[0, 0].tolist() == [255] * 3
 
 
 def test_transparency_of_a_plain_rgb_png_counts():
@@ -88,14 +88,14 @@ def test_an_animation_is_its_first_frame():
     ("content", "reason"),
     [
         (b"", "0 bytes"),
-        (b"GIF89a", "not a picture"),
-        (b"<html>404</html>", "not a picture"),
+        (b"GIF89a", "not an image"),
+        (b"<html>404</html>", "not an image"),
         (encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")[:900], "truncated"),
         (encoded(Image.effect_noise((64, 64), 90).convert("RGB"))[:900], "truncated"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_a_bad_sample(content, reason):
+def test_what_is_no_image_is_a_bad_sample(content, reason):
     with pytest.raises(BadSampleError, match=reason):
         decode(content)
 
@@ -130,14 +130,14 @@ def test_halving_in_the_jpeg_decoder_changes_next_to_nothing():
 
 
 def test_signal_runs_from_minus_one_to_one():
-    pictures = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
-    torch.testing.assert_close(to_signal(pictures), torch.tensor([-1.0, 1.0, -0.6]).reshape(1, 3, 1, 1))
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    torch.testing.assert_close(to_signal(images), torch.tensor([-1.0, 1.0, -0.6]).reshape(1, 3, 1, 1))
 
 
 def test_channels_come_to_the_front():
-    pictures = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
-    assert torch.equal(to_signal(pictures), pictures.permute(0, 3, 1, 2).float().sub(127.5).div(127.5))
-    assert to_signal(pictures).is_contiguous()
+    images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
+    assert torch.equal(to_signal(images), images.permute(0, 3, 1, 2).float().sub(127.5).div(127.5))
+    assert to_signal(images).is_contiguous()
 
 
 @pytest.mark.parametrize(

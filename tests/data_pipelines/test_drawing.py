@@ -1,4 +1,4 @@
-"""A sample's picture, shown and drawn again, or drawn from nothing."""
+"""A sample's image, shown and drawn again, or drawn from nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import pytest
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.drawing import Reconstruction, Unconditional
+from data_pipelines.generation_tasks import Reconstruction, Unconditional
 
 
-def test_the_picture_to_be_drawn_is_input_and_target():
+def test_the_image_to_be_drawn_is_input_and_target():
     members = {"json": json.dumps({"task": "edits", "scene": {"a": 1}, "target_scene": {"b": 2}}).encode(), "0.png": b"in", "target.png": b"out"}  # fmt: skip  # noqa: E501
     sample = Reconstruction()("key", members)
     assert sample.images == [b"out"] and sample.target == b"out"
@@ -18,12 +18,12 @@ def test_the_picture_to_be_drawn_is_input_and_target():
     assert sample.conversation == [{"role": "user", "text": "<image>\nReconstruct the image."}]
 
 
-def test_a_captioned_picture_serves_too():
+def test_a_captioned_image_serves_too():
     sample = Unconditional()("key", {"jpg": b"photo", "txt": b"a dog"})
     assert (sample.images, sample.target, sample.meta["task"]) == ([], b"photo", "unconditional")
     assert sample.conversation == [{"role": "user", "text": "Generate an image."}]
 
 
 def test_nothing_to_draw_is_a_bad_sample():
-    with pytest.raises(BadSampleError, match="no picture"):
+    with pytest.raises(BadSampleError, match="no image"):
         Reconstruction()("key", {"txt": b"a dog"})

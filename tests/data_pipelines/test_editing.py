@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines import tables
-from data_pipelines.converting import run as run_command
-from data_pipelines.editing import main, parser
-from data_pipelines.pairs import read_tar
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.converters import tables
+from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters.editing import main, parser
+from data_pipelines.converters.pairs import read_tar
+from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Editing
 
 
-def picture(value: int = 0, kind: str = "PNG") -> bytes:
+def image(value: int = 0, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (12, 8), (value, 50, 99)).save(file, kind)
     return file.getvalue()
@@ -22,7 +22,7 @@ def picture(value: int = 0, kind: str = "PNG") -> bytes:
 def folder_of(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(number, "JPEG" if name.endswith("jpg") else "PNG"))
+        (folder / name).write_bytes(image(number, "JPEG" if name.endswith("jpg") else "PNG"))
     return folder
 
 
@@ -60,10 +60,10 @@ def test_each_layout_gives_the_same_edit_with_its_bytes(tmp_path, row):
     (sample,) = samples(tmp_path / "out")
     assert sample["conversations"] == [{"role": "user", "text": "<image>\nMake it red."}]
     assert (sample["task"], sample["kind"]) == ("editing", "edit")
-    assert (sample["members"]["0.png"], sample["members"]["target.jpg"]) == (picture(0), picture(1, "JPEG"))
+    assert (sample["members"]["0.png"], sample["members"]["target.jpg"]) == (image(0), image(1, "JPEG"))
 
 
-def test_uniworld_s_references_and_its_picture_to_draw(tmp_path):
+def test_uniworld_s_references_and_its_image_to_draw(tmp_path):
     folder_of(tmp_path / "images", "a.png", "b.png", "c.png")
     turns = lambda asked, answer: [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]  # noqa: E731
     rows = [
@@ -75,11 +75,11 @@ def test_uniworld_s_references_and_its_picture_to_draw(tmp_path):
     ]
     report = convert(tmp_path, rows)
     assert report["kinds"] == {"edit": 1, "remove": 1, "text_to_image": 1}
-    assert report["reasons"] == {"no picture to draw": 1, "more markers than pictures": 1}
+    assert report["reasons"] == {"no image to draw": 1, "more markers than images": 1}
     first, second, third = samples(tmp_path / "out")
-    assert [first["members"][name] for name in ("0.png", "1.png", "target.png")] == [picture(0), picture(1), picture(2)]
+    assert [first["members"][name] for name in ("0.png", "1.png", "target.png")] == [image(0), image(1), image(2)]
     assert first["conversations"] == [{"role": "user", "text": "Put <image> on <image>."}]
-    assert second["members"]["target.png"] == picture(1) and "1.png" not in second["members"]
+    assert second["members"]["target.png"] == image(1) and "1.png" not in second["members"]
     assert third["conversations"] == [{"role": "user", "text": "A cat."}] and third["task"] == "text_to_image"
 
 
@@ -89,10 +89,10 @@ def test_turns_of_a_multi_turn_edit_are_samples_of_their_own(tmp_path):
     turns = [turn("0/a.png", "0/b.png", "One."), turn("0/b.png", "0/gone.png", "Two."), turn("0/b.png", "0/c.png", "Three.")]
     report = convert(tmp_path, [{"data": turns}])
     assert [(sample["key"], sample["turn"]) for sample in samples(tmp_path / "out")] == [("00000000-0", 0), ("00000000-2", 2)]
-    assert report["left_out_items"] == {"row 0, turn 1": "missing picture: 0/gone.png"}
+    assert report["left_out_items"] == {"row 0, turn 1": "missing image: 0/gone.png"}
 
 
-def test_keys_of_one_s_own_with_two_input_pictures_are_read_by_the_loader(tmp_path):
+def test_keys_of_one_s_own_with_two_input_images_are_read_by_the_loader(tmp_path):
     folder_of(tmp_path / "images", "me.png", "coat.png", "worn.png")
     rows = [{"person": "me.png", "garment": "coat.png", "text": "Wear it.", "worn": "worn.png", "score": 0.5, "id": 7}]
     convert(tmp_path, rows, "--input", "person", "garment", "--instruction", "text", "--target", "worn")
@@ -110,27 +110,27 @@ def test_what_is_not_understood_is_left_out_with_the_keys_found(tmp_path):
     rows += [{"x": 1}, {**good, "output": None}, {**good, "input": "list.json"}, 5]
     report = convert(tmp_path, rows)
     assert report["samples"] == {"train/editing": 1}
-    assert report["left_out_items"]["row 4"] == "no input picture: the row has x"
-    assert report["left_out_items"]["row 5"] == "no picture to draw: the row has input, instruction, output"
+    assert report["left_out_items"]["row 4"] == "no input image: the row has x"
+    assert report["left_out_items"]["row 5"] == "no image to draw: the row has input, instruction, output"
     assert report["reasons"] == {
-        "several pictures to draw": 1,
+        "several images to draw": 1,
         "empty instruction": 1,
-        "picture outside of the folder": 1,
-        "no input picture": 1,
-        "no picture to draw": 1,
-        "missing picture": 1,
+        "image outside of the folder": 1,
+        "no input image": 1,
+        "no image to draw": 1,
+        "missing image": 1,
         "row is no object": 1,
     }
 
 
-def test_parquet_with_picture_bytes_like_omniedit(tmp_path):
+def test_parquet_with_image_bytes_like_omniedit(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for file, numbers in (("train-0", range(20)), ("train-1", range(20, 23))):
         columns = {
             "omni_edit_id": [f"task_{n}" for n in numbers],
             "task": ["removal"] * len(numbers),
-            "src_img": [{"bytes": picture(n), "path": None} for n in numbers],
-            "edited_img": [{"bytes": picture(100 + n, "JPEG"), "path": "x.jpg"} for n in numbers],
+            "src_img": [{"bytes": image(n), "path": None} for n in numbers],
+            "edited_img": [{"bytes": image(100 + n, "JPEG"), "path": "x.jpg"} for n in numbers],
             "edited_prompt_list": [[f"Remove {n}.", f"Take {n} away."] for n in numbers],
             "o_score": [0.5] * len(numbers),
         }
@@ -143,8 +143,8 @@ def test_parquet_with_picture_bytes_like_omniedit(tmp_path):
     found = {sample["omni_edit_id"]: sample for sample in samples(tmp_path / "out")}
     assert found["task_21"]["conversations"][0]["text"] == "<image>\nTake 21 away."
     assert found["task_20"]["conversations"][0]["text"] == "<image>\nRemove 20."
-    assert all(s["members"]["0.png"] == picture(n) for n in range(23) for s in [found[f"task_{n}"]])
-    assert found["task_22"]["members"]["target.jpg"] == picture(122, "JPEG")
+    assert all(s["members"]["0.png"] == image(n) for n in range(23) for s in [found[f"task_{n}"]])
+    assert found["task_22"]["members"]["target.jpg"] == image(122, "JPEG")
 
 
 def test_parquet_with_names_like_imgedit(tmp_path):
@@ -154,7 +154,7 @@ def test_parquet_with_names_like_imgedit(tmp_path):
     parquet.write_table(arrow.table(columns), tmp_path / "remove.parquet")
     run(tmp_path / "remove.parquet", tmp_path / "out", "--images", tmp_path / "images")
     (sample,) = samples(tmp_path / "out")
-    assert sample["members"]["target.png"] == picture(1)
+    assert sample["members"]["target.png"] == image(1)
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -172,7 +172,7 @@ def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch, ca
         (["nowhere.json", "out"], "nowhere.json: no such file"),
         (["nowhere.parquet", "out"], "nowhere.parquet: no parquet file found there"),
         (["list.json", "out", "--images", "nowhere"], "--images: nowhere: no such folder"),
-        (["list.json", "out"], "nothing could be converted; the first reason: row 0: no input picture: the row has a"),
+        (["list.json", "out"], "nothing could be converted; the first reason: row 0: no input image: the row has a"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, message):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines import image_folder
-from data_pipelines.converting import run as run_command
-from data_pipelines.image_folder import main, parser, with_article
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.converters import image_folder
+from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters.image_folder import main, parser, with_article
+from data_pipelines.shards.data import ShardData, ShardSource
 
 
 def photos(folder: Path, counts: dict[str, int], size: tuple[int, int] = (9, 6)) -> None:
@@ -65,7 +65,7 @@ def test_damaged_files_are_left_out_and_named(tmp_path, capsys):
     assert len(rows(tmp_path / "out/train/captions-*.tar")) == 5
     report = json.loads((tmp_path / "out/conversion.json").read_text())
     assert list(report["shards"]["train/captions-000000"]["left_out"]) == ["dog/1.png"]
-    assert "dog/1.png: picture cannot be decoded" in capsys.readouterr().out
+    assert "dog/1.png: image cannot be decoded" in capsys.readouterr().out
 
 
 def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
     [
         (["nowhere", "out"], "nowhere: no such folder"),
         (["one", "out"], "found one class, 'cat'"),
-        (["empty", "out"], "no pictures in class folders"),
+        (["empty", "out"], "no images in class folders"),
         (["two", "full"], "not empty and holds no conversion"),
         (["two", "out", "--val-share", "1"], "--val-share: found 1.0"),
         (["two", "out", "--image-size", "0"], "--image-size: found 0"),
@@ -144,6 +144,14 @@ def test_the_article_follows_the_sound():
 
 def test_the_command_runs(tmp_path):
     photos(tmp_path / "in", {"cat": 2, "dog": 2})
-    command = [sys.executable, "-m", "data_pipelines.image_folder", str(tmp_path / "in"), str(tmp_path / "out"), "--val-share", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "data_pipelines.converters.image_folder",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        "--val-share",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0 and "train/questions" in done.stdout

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines import img2dataset
-from data_pipelines.img2dataset import main, parser
-from data_pipelines.pairs import read_tar
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.converters import img2dataset
+from data_pipelines.converters.img2dataset import main, parser
+from data_pipelines.converters.pairs import read_tar
+from data_pipelines.shards.data import ShardData, ShardSource
 
 
 def jpeg(value: int) -> bytes:
@@ -81,9 +81,9 @@ def test_rows_that_failed_or_lost_a_member_are_left_out_with_their_reason(tmp_pa
     assert report["samples"] == {"train/captions": 2}
     assert report["left_out_items"]["00000.tar/000000001"] == "status failed_to_resize: image decoding error"
     assert report["reasons"] == {
-        "missing picture": 1,
+        "missing image": 1,
         "status failed_to_resize": 1,
-        "damaged picture": 1,
+        "damaged image": 1,
         "json cannot be parsed": 1,
     }
 
@@ -96,7 +96,7 @@ def test_missing_and_broken_statistics_are_said(tmp_path):
     assert sorted(notes) == ["tar with an unreadable _stats.json", "tar without _stats.json (its download may not be finished)"]
 
 
-def test_pictures_may_be_drawn_and_shrunk(tmp_path):
+def test_images_may_be_drawn_and_shrunk(tmp_path):
     shard(tmp_path / "in", 0, 1)
     run(tmp_path / "in", tmp_path / "out", "--task", "text_to_image", "--image-size", 15)
     ((_, members),) = read_tar(tmp_path / "out/train/text_to_image-000000.tar")

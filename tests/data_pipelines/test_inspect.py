@@ -8,7 +8,7 @@ from PIL import Image
 from test_ledger import BAD, sample
 from test_shards import png, write_tar
 
-from data_pipelines.converting import run
+from data_pipelines.converters.converting import run
 from data_pipelines.inspect import inspect, main, parser
 
 

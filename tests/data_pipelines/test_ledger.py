@@ -5,8 +5,8 @@ import tarfile
 import pytest
 from test_shards import data_of, fit, png, write_tar
 
-from data_pipelines.ledger import Ledger, Skip, SourceCount, TooManySkipsError
-from data_pipelines.shards import ShardSource
+from data_pipelines.shards.data import ShardSource
+from data_pipelines.shards.ledger import Ledger, Skip, SourceCount, TooManySkipsError
 
 
 def sample(number: int, **changes) -> dict[str, bytes]:
@@ -19,16 +19,16 @@ def turns(*pairs) -> bytes:
 
 
 BAD = {
-    "truncated": (sample(0, **{"0.png": png(0, 64)[:60]}), "picture cannot be decoded"),
-    "empty": (sample(0, **{"0.png": b""}), "picture of 0 bytes"),
-    "html": (sample(0, **{"0.png": b"<html>"}), "not a picture of an accepted format (JPEG"),
+    "truncated": (sample(0, **{"0.png": png(0, 64)[:60]}), "image cannot be decoded"),
+    "empty": (sample(0, **{"0.png": b""}), "image of 0 bytes"),
+    "html": (sample(0, **{"0.png": b"<html>"}), "not an image of an expected format (JPEG"),
     "latin1": (sample(0, json=b'{"conversations": "\xe9"}'), "not UTF-8"),
     "broken": (sample(0, json=b"{"), "json cannot be parsed"),
     "listed": (sample(0, json=b"[]"), "json holds a list"),
     "mute": (sample(0, json=b"{}"), "no 'conversations'"),
     "odd": (sample(0, json=turns(("robot", "<image>"))), "role 'robot'"),
     "number": (sample(0, json=turns(("user", 5))), "text of a turn is a int"),
-    "marker": (sample(0, json=turns(("user", "no marker"))), "0 <image> markers in the user's turns, 1 pictures"),
+    "marker": (sample(0, json=turns(("user", "no marker"))), "0 <image> markers in the user's turns, 1 images"),
     "answered": (sample(0, json=turns(("user", "a?"), ("assistant", "<image>"))), "0 <image> markers in the user's turns"),
     "system": (sample(0, json=turns(("system", "<image>"), ("user", "<image>"))), "<image> in a system turn"),
     "long": (sample(0, json=turns(("user", "<image>" + "x" * 100_000))), "text of 1000"),
@@ -67,9 +67,7 @@ def test_one_bad_sample_of_each_kind_kills_nothing_and_is_named(tmp_path):
 
 def test_too_many_bad_samples_stop_the_run_with_their_list(tmp_path):
     data = data_of(damaged(tmp_path / "world"), batch_size=20 + len(BAD), max_skips=3)
-    with pytest.raises(
-        TooManySkipsError, match=r"max_skips: found 4 bad samples, accepted are 3 .*data\.json\): a/a\.tar:"
-    ) as caught:
+    with pytest.raises(TooManySkipsError, match=r"max_skips: found 4 bad samples, expected 3 .*data\.json\): a/a\.tar:") as caught:
         fit(data, tmp_path / "run", 1)
     assert "\n" not in str(caught.value)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines import llava_json
-from data_pipelines.converting import run as run_command
+from data_pipelines.converters import llava_json
+from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters.llava_json import main, parser, reconcile
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.llava_json import main, parser, reconcile
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.shards.data import ShardData, ShardSource
 
 
-def picture(path: Path, size: tuple[int, int] = (9, 6), kind: str = "JPEG") -> bytes:
+def image(path: Path, size: tuple[int, int] = (9, 6), kind: str = "JPEG") -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (len(path.name), 50, 99)).save(path, kind)
     return path.read_bytes()
@@ -46,8 +46,8 @@ def texts(members: dict[str, bytes], number: int) -> list[str]:
     return [turn["text"] for turn in json.loads(members[f"{number:08d}.json"])["conversations"]]
 
 
-def test_captions_of_the_558k_list_keep_their_pictures_byte_for_byte(tmp_path):
-    original = picture(tmp_path / "images/00453/004539375.jpg")
+def test_captions_of_the_558k_list_keep_their_images_byte_for_byte(tmp_path):
+    original = image(tmp_path / "images/00453/004539375.jpg")
     report = convert(tmp_path, [row("Describe.\n<image>", "a cat", id="004539375", image="00453/004539375.jpg")])
     found = members(tmp_path / "out/train/conversations-*.tar")
     assert found["00000000.0.jpg"] == original
@@ -59,7 +59,7 @@ def test_captions_of_the_558k_list_keep_their_pictures_byte_for_byte(tmp_path):
 
 def test_the_mix_with_text_only_and_multi_image_rows_is_read_back_by_the_loader(tmp_path):
     for name in ("coco/train2017/1.jpg", "gqa/images/2.jpg"):
-        picture(tmp_path / "images" / name)
+        image(tmp_path / "images" / name)
     rows = [
         row("<image>\nWhat is it?", "A dog.", "Where?", "Here.", id="a", image="coco/train2017/1.jpg"),
         row("Tell a joke.", "No.", id="b"),
@@ -75,18 +75,18 @@ def test_the_mix_with_text_only_and_multi_image_rows_is_read_back_by_the_loader(
 
 
 def test_json_lines_and_their_broken_line(tmp_path):
-    picture(tmp_path / "1.png", kind="PNG")
+    image(tmp_path / "1.png", kind="PNG")
     lines = [json.dumps(row("<image>\nWhat?", "that", id=n, image="1.png")) for n in range(3)]
     lines[1] = lines[1][:30]
     (tmp_path / "list.jsonl").write_text("\n\n".join(lines) + "\n")
-    run(tmp_path / "list.jsonl", tmp_path / "out")  # pictures beside the list
+    run(tmp_path / "list.jsonl", tmp_path / "out")  # images beside the list
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["samples"] == {"train/conversations": 2}
     assert report["reasons"] == {"line cannot be parsed": 1} and list(report["left_out_items"]) == ["row 1"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "pictures", "expected"),
+    ("asked", "images", "expected"),
     [
         (["What?"], 1, ["<image>\nWhat?"]),
         (["What?", "And here? <image>"], 2, ["<image>\nWhat?", "And here? <image>"]),
@@ -95,9 +95,9 @@ def test_json_lines_and_their_broken_line(tmp_path):
         (["Hello."], 0, ["Hello."]),
     ],
 )
-def test_markers_are_brought_in_line_with_the_pictures(asked, pictures, expected):
+def test_markers_are_brought_in_line_with_the_images(asked, images, expected):
     turns = [turn for text in asked for turn in ({"role": "user", "text": text}, {"role": "assistant", "text": "yes"})]
-    conversation, _ = reconcile(turns, pictures)
+    conversation, _ = reconcile(turns, images)
     assert [turn["text"] for turn in conversation if turn["role"] == "user"] == expected
 
 
@@ -112,14 +112,14 @@ def test_markers_outside_of_user_turns_do_not_count():
     assert len(repairs) == 3
 
 
-def test_more_markers_than_pictures_cannot_be_repaired():
+def test_more_markers_than_images_cannot_be_repaired():
     turns = [{"role": "user", "text": "<image> and <image>"}, {"role": "assistant", "text": "yes"}]
-    with pytest.raises(BadSampleError, match="more markers than pictures: 2 <image>, 1 pictures"):
+    with pytest.raises(BadSampleError, match="more markers than images: 2 <image>, 1 images"):
         reconcile(turns, 1)
 
 
 def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
-    whole = picture(tmp_path / "images/good.jpg")
+    whole = image(tmp_path / "images/good.jpg")
     (tmp_path / "images/cut.jpg").write_bytes(whole[:-40])
     (tmp_path / "secret.jpg").write_bytes(whole)
     (tmp_path / "images/zero.jpg").write_bytes(b"")
@@ -138,23 +138,23 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
     report = convert(tmp_path, rows)
     assert report["samples"] == {"train/conversations": 1}
     assert report["reasons"] == {
-        "damaged picture": 2,
-        "missing picture": 2,
-        "picture outside of the folder": 2,
-        "more markers than pictures": 1,
-        "bad picture name": 1,
+        "damaged image": 2,
+        "missing image": 2,
+        "image outside of the folder": 2,
+        "more markers than images": 1,
+        "bad image name": 1,
         "no question with an answer": 1,
         "'conversations' is a str, a list of turns is needed": 1,
         "row is no object": 1,
     }
     assert not report["notes"]
     assert report["left_out"] == len(rows) - 1
-    assert report["left_out_items"]["row 2"] == "missing picture: gone.jpg"
+    assert report["left_out_items"]["row 2"] == "missing image: gone.jpg"
 
 
-def test_pictures_may_be_shrunk_and_are_never_enlarged(tmp_path):
-    picture(tmp_path / "images/wide.jpg", (400, 200))
-    small = picture(tmp_path / "images/small.jpg", (40, 30))
+def test_images_may_be_shrunk_and_are_never_enlarged(tmp_path):
+    image(tmp_path / "images/wide.jpg", (400, 200))
+    small = image(tmp_path / "images/small.jpg", (40, 30))
     convert(tmp_path, [row("What?", "that", image="wide.jpg"), row("What?", "that", image="small.jpg")], "--image-size", 200)
     found = members(tmp_path / "out/train/conversations-*.tar")
     assert Image.open(io.BytesIO(found["00000000.0.jpg"])).size == (200, 100)
@@ -162,14 +162,14 @@ def test_pictures_may_be_shrunk_and_are_never_enlarged(tmp_path):
 
 
 def test_another_suffix_is_taken_and_the_content_decides_about_the_type(tmp_path):
-    original = picture(tmp_path / "images/ocr_vqa/1.png", kind="PNG")
+    original = image(tmp_path / "images/ocr_vqa/1.png", kind="PNG")
     convert(tmp_path, [row("What?", "that", image="ocr_vqa/1.jpg")])
     assert members(tmp_path / "out/train/conversations-*.tar")["00000000.0.png"] == original
 
 
-def test_a_picture_is_in_one_split_only(tmp_path):
+def test_a_image_is_in_one_split_only(tmp_path):
     for number in range(30):
-        picture(tmp_path / f"images/{number}.jpg")
+        image(tmp_path / f"images/{number}.jpg")
     convert(tmp_path, [row("What?", "that", image=f"{n % 30}.jpg") for n in range(60)], "--val-share", 0.4)
     files = {
         split: [json.loads(v)["files"][0] for n, v in members(tmp_path / f"out/{split}/*.tar").items() if n.endswith("json")]
@@ -182,10 +182,10 @@ def test_a_picture_is_in_one_split_only(tmp_path):
 def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     rows = [row("What?", "that", image=f"{n}.jpg") for n in range(10)]
     for number in range(10):
-        picture(tmp_path / f"images/{number}.jpg")
+        image(tmp_path / f"images/{number}.jpg")
     convert(tmp_path, rows, "--rows-per-shard", 3)
     (tmp_path / "out").rename(tmp_path / "whole")
-    reading, calls = llava_json.read_picture, []
+    reading, calls = llava_json.read_image, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -193,11 +193,11 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
             raise KeyboardInterrupt
         return reading(*arguments)
 
-    monkeypatch.setattr(llava_json, "read_picture", interrupted)
+    monkeypatch.setattr(llava_json, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path, rows, "--rows-per-shard", 3)
     convert(tmp_path, rows, "--rows-per-shard", 3)
-    assert len(calls) == 8 + 4  # the first six pictures are not read again
+    assert len(calls) == 8 + 4  # the first six images are not read again
     names = sorted(path.name for path in (tmp_path / "whole/train").iterdir())
     assert len(names) == 8
     assert all((tmp_path / "whole/train" / n).read_bytes() == (tmp_path / "out/train" / n).read_bytes() for n in names)
@@ -205,9 +205,9 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
 
 def test_a_conversion_stopped_in_its_first_shard_goes_on(tmp_path, monkeypatch):
     rows = [row("What?", "that", image="a.jpg")]
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     with monkeypatch.context() as patch:
-        patch.setattr(llava_json, "read_picture", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(llava_json, "read_image", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             convert(tmp_path, rows)
     (tmp_path / "out/train").mkdir(exist_ok=True)
@@ -215,13 +215,13 @@ def test_a_conversion_stopped_in_its_first_shard_goes_on(tmp_path, monkeypatch):
     assert convert(tmp_path, rows)["samples"] == {"train/conversations": 1}
 
 
-def test_retry_writes_the_shards_again_whose_pictures_have_arrived(tmp_path):
+def test_retry_writes_the_shards_again_whose_images_have_arrived(tmp_path):
     rows = [row("What?", "that", image=f"{n}.jpg") for n in range(4)]
     for number in (0, 1, 2):
-        picture(tmp_path / f"images/{number}.jpg")
+        image(tmp_path / f"images/{number}.jpg")
     assert convert(tmp_path, rows, "--rows-per-shard", 2)["left_out"] == 1
     first = (tmp_path / "out/train/conversations-000000.tar").stat().st_mtime_ns
-    picture(tmp_path / "images/3.jpg")
+    image(tmp_path / "images/3.jpg")
     assert convert(tmp_path, rows, "--rows-per-shard", 2)["left_out"] == 1
     report = convert(tmp_path, rows, "--rows-per-shard", 2, "--retry")
     assert report["left_out"] == 0 and report["samples"] == {"train/conversations": 4}
@@ -235,7 +235,7 @@ def test_retry_writes_the_shards_again_whose_pictures_have_arrived(tmp_path):
         ("", [], "the file is empty"),
         ("[]", [], "the list is empty"),
         ("[{]", [], "cannot be parsed"),
-        ("hello", [], "accepted are a JSON list of objects, or JSON Lines"),
+        ("hello", [], "expected a JSON list of objects, or JSON Lines"),
         ('{\n"rows":\n[]\n}', [], "holds one object"),
         ('[{"image": "1.jpg"}]', [], "nothing could be converted; the first reason: row 0: 'conversations' is a NoneType"),
         ("[{}]", ["--images", "nowhere"], "--images: nowhere: no such folder"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.mixing import BLOCK, ExhaustiveMixture, WeightedMixture, quotas
+from data_pipelines.shards.mixing import BLOCK, ExhaustiveMixture, WeightedMixture, quotas
 
 sources = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=4)
 quick = settings(max_examples=40, deadline=None)

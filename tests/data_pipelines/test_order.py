@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.loading import EndlessSlots
-from data_pipelines.order import ShardOrder, permutation, rank_slice
+from data_pipelines.shards.loading import EndlessSlots
+from data_pipelines.shards.order import ShardOrder, permutation, rank_slice
 
 shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 windows = st.integers(0, 14)
@@ -89,7 +89,7 @@ def test_the_order_is_frozen():
 
 
 def test_resume_far_into_the_stream_computes_one_window(monkeypatch):
-    from data_pipelines import order as module
+    from data_pipelines.shards import order as module
 
     asked = []
     real = module.permutation

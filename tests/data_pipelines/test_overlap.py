@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.converting import run as run_command
+from data_pipelines.converters.converting import run as run_command
 from data_pipelines.overlap import PromptIndex, main, parser, read_prompts, words_of
-from data_pipelines.write_shards import write_shards
+from data_pipelines.shards.writing import write_shards
 
 LONG = "a quiet harbour at dawn with three red boats moored along a wooden pier"
 

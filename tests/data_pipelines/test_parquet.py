@@ -5,24 +5,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines.converting import run as run_command
-from data_pipelines.pairs import read_tar
-from data_pipelines.parquet import main, parser
-from data_pipelines.shards import ShardData, ShardSource
-from data_pipelines.tables import Table
+from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters.pairs import read_tar
+from data_pipelines.converters.parquet import main, parser
+from data_pipelines.converters.tables import Table
+from data_pipelines.shards.data import ShardData, ShardSource
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def picture(value: int = 0, kind: str = "JPEG", size: tuple[int, int] = (12, 8)) -> bytes:
+def image(value: int = 0, kind: str = "JPEG", size: tuple[int, int] = (12, 8)) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, (value, 50, 99)).save(file, kind)
     return file.getvalue()
 
 
 def struct(value: int = 0, kind: str = "JPEG") -> dict:
-    return {"bytes": picture(value, kind), "path": None}
+    return {"bytes": image(value, kind), "path": None}
 
 
 def write(path: Path, row_group_size: int = 4, **columns: list) -> None:
@@ -41,24 +41,24 @@ def samples(out: Path) -> list[dict]:
     return [{**row, "turns": [turn["text"] for turn in row["conversations"]]} for row in rows]
 
 
-def test_captions_are_detected_and_pictures_kept_byte_for_byte(tmp_path):
+def test_captions_are_detected_and_images_kept_byte_for_byte(tmp_path):
     for file, numbers in (("a", range(6)), ("b", range(6, 11))):
-        pictures = [struct(n, "PNG" if n % 2 else "WEBP") for n in numbers]
-        write(tmp_path / f"in/{file}.parquet", image=pictures, caption=[f"text {n}" for n in numbers], score=[0.5] * len(numbers))
+        images = [struct(n, "PNG" if n % 2 else "WEBP") for n in numbers]
+        write(tmp_path / f"in/{file}.parquet", image=images, caption=[f"text {n}" for n in numbers], score=[0.5] * len(numbers))
     report = run(tmp_path / "in", tmp_path / "out", "--rows-per-shard", 3)
     assert report["samples"] == {"train/captions": 11} and report["shards"] == {"train/captions": 4}
     found = samples(tmp_path / "out")
     assert [sample["turns"] for sample in found] == [["<image>\nDescribe the image.", f"text {n}"] for n in range(11)]
-    assert (found[7]["members"]["0.png"], found[7]["score"]) == (picture(7, "PNG"), 0.5)
-    assert found[6]["members"]["0.webp"] == picture(6, "WEBP")
+    assert (found[7]["members"]["0.png"], found[7]["score"]) == (image(7, "PNG"), 0.5)
+    assert found[6]["members"]["0.webp"] == image(6, "WEBP")
 
 
 def test_plain_binary_columns_named_by_options_can_be_drawn(tmp_path):
-    write(tmp_path / "in.parquet", photo=[picture(3)], other=[picture(4)], title=["A blue field."], url=["http://a"])
+    write(tmp_path / "in.parquet", photo=[image(3)], other=[image(4)], title=["A blue field."], url=["http://a"])
     options = ("--task", "text_to_image", "--image", "photo", "--text", "title")
     run(tmp_path / "in.parquet", tmp_path / "out", *options)
     (sample,) = samples(tmp_path / "out")
-    assert sample["turns"] == ["A blue field."] and sample["members"]["target.jpg"] == picture(3) and sample["url"] == "http://a"
+    assert sample["turns"] == ["A blue field."] and sample["members"]["target.jpg"] == image(3) and sample["url"] == "http://a"
 
 
 def test_questions_take_the_most_frequent_answer_and_keep_all(tmp_path):
@@ -71,7 +71,7 @@ def test_questions_take_the_most_frequent_answer_and_keep_all(tmp_path):
     assert second["turns"] == ["<image>\nHow many?", "2"] and "answers" not in second
 
 
-def test_conversations_of_both_writings_with_lists_of_pictures_are_read_by_the_loader(tmp_path):
+def test_conversations_of_both_writings_with_lists_of_images_are_read_by_the_loader(tmp_path):
     llava = [[{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "that"}]]
     write(tmp_path / "llava.parquet", id=["x"], image=[struct(1)], conversations=llava)
     cauldron = [[{"user": "Which?", "assistant": "both", "source": "a"}], [{"user": "Why?", "assistant": "so", "source": "b"}]]
@@ -89,20 +89,20 @@ def test_edits_are_detected(tmp_path):
     write(tmp_path / "in.parquet", **columns)
     assert run(tmp_path / "in.parquet", tmp_path / "out")["kinds"] == {"colour": 1}
     (sample,) = samples(tmp_path / "out")
-    assert sample["members"]["0.jpg"] == picture(1) and sample["members"]["target.jpg"] == picture(2)
+    assert sample["members"]["0.jpg"] == image(1) and sample["members"]["target.jpg"] == image(2)
 
 
 def test_bad_cells_are_left_out_with_their_reason(tmp_path):
-    pictures = [struct(), None, {"bytes": picture()[:100], "path": None}, {"bytes": None, "path": "a.jpg"}, struct(), struct()]
-    write(tmp_path / "in.parquet", image=pictures, text=["a", "b", "c", "d", "", None])
+    images = [struct(), None, {"bytes": image()[:100], "path": None}, {"bytes": None, "path": "a.jpg"}, struct(), struct()]
+    write(tmp_path / "in.parquet", image=images, text=["a", "b", "c", "d", "", None])
     report = run(tmp_path / "in.parquet", tmp_path / "out")
     assert report["samples"] == {"train/captions": 1}
-    assert report["reasons"] == {"missing picture": 2, "damaged picture": 1, "empty text": 2}
+    assert report["reasons"] == {"missing image": 2, "damaged image": 1, "empty text": 2}
 
 
 def test_a_damaged_row_group_costs_its_own_rows_and_no_others(tmp_path):
     noise = [f"{n:03d}" + "".join(chr(97 + (n * k) % 26) for k in range(900)) for n in range(12)]
-    columns = {"image": [picture(n) for n in range(12)], "text": noise}
+    columns = {"image": [image(n) for n in range(12)], "text": noise}
     parquet.write_table(arrow.table(columns), tmp_path / "in.parquet", row_group_size=4, compression="gzip")
     content = bytearray((tmp_path / "in.parquet").read_bytes())
     group = parquet.ParquetFile(tmp_path / "in.parquet").metadata.row_group(1).column(0)
@@ -125,10 +125,10 @@ def test_rows_by_number_in_any_order(tmp_path):
     ("columns", "options", "message"),
     [
         ({"image": [b"x"], "text": ["a"]}, ["--text", "caption"], "--text: found 'caption', the columns are image, text"),
-        ({"image": [b"x"], "name": ["a"]}, [], "cannot tell what a row is; the columns are image (picture), name (text)"),
+        ({"image": [b"x"], "name": ["a"]}, [], "cannot tell what a row is; the columns are image (image), name (text)"),
         ({"left": [b"x"], "right": [b"x"], "text": ["a"]}, [], "cannot tell what a row is"),
         ({"image": [b"x"], "text": ["a"]}, ["--task", "vqa"], "cannot tell columns for vqa"),
-        ({"image": [b"x"], "text": ["a"]}, [], "nothing could be converted; the first reason: row 0: damaged picture"),
+        ({"image": [b"x"], "text": ["a"]}, [], "nothing could be converted; the first reason: row 0: damaged image"),
         ({"image": [b"x"], "text": ["a"]}, ["--rows-per-shard", "0"], "--rows-per-shard: found 0"),
     ],
 )

@@ -7,14 +7,14 @@ from safetensors.torch import load_file, save_file
 from test_shards import data_of, png, write_tar, write_world
 from torch import nn
 
-from data_pipelines.archive import RangeReader
 from data_pipelines.precompute import main, parser, run
-from data_pipelines.shards import ShardData
-from data_pipelines.stored import find_stored
+from data_pipelines.shards.archive import RangeReader
+from data_pipelines.shards.data import ShardData
+from data_pipelines.shards.stored import find_stored
 from umm_zoo import fit
+from umm_zoo.backbones.precomputable import Precomputable, weights_hash
 from umm_zoo.batch import Batch
-from umm_zoo.mistakes import MistakeError
-from umm_zoo.precomputing import Precomputable, weights_hash
+from umm_zoo.errors import MistakeError
 
 ROSS = "experiments/ross/toy/d-stage1.yaml"
 
@@ -52,7 +52,7 @@ def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when
 
     from umm_zoo.blocks.targets import CodecLatents
 
-    with monkeypatch.context() as patch:  # neither training nor validation encodes a picture with content again
+    with monkeypatch.context() as patch:  # neither training nor validation encodes an image with content again
         encoded = []
         real = CodecLatents.to_store
         patch.setattr(CodecLatents, "read", lambda *arguments: pytest.fail("a target was computed"))
@@ -159,7 +159,7 @@ def test_entries_of_the_same_text_are_stored_once_and_may_differ_in_length(tmp_p
 
 
 def precompute_slot(sample: int):
-    from data_pipelines.reading import Slot
+    from data_pipelines.shards.reading import Slot
 
     return Slot(sample, sample)
 
@@ -175,7 +175,7 @@ def test_the_hash_is_of_weights_buffers_and_types():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--only", "latents"], "--only: found 'latents', accepted are reconstruction_target"),
+        (["--only", "latents"], "--only: found 'latents', expected reconstruction_target"),
         (["--batch-size", "0"], "--batch-size: found 0"),
         (
             ["callbacks.flip={_target_: umm_zoo.callbacks.augment.ShiftAndFlip}"],
@@ -198,7 +198,7 @@ def test_a_method_without_frozen_outputs_says_so(tmp_path, capsys):
 
 
 def _sources(stage: str) -> list[str]:
-    from umm_zoo.experiment import load_experiment
+    from umm_zoo.experiment.file import load_experiment
 
     return list(load_experiment("experiments/llava/shapes.yaml").data[stage])
 

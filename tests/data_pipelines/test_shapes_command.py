@@ -4,10 +4,10 @@ import json
 import pytest
 from PIL import Image
 
-from data_pipelines.shapes.__main__ import main
-from data_pipelines.shapes.tasks import make_sample
-from data_pipelines.shapes.world import World
-from data_pipelines.shard_index import load_index
+from data_pipelines.shapes import main
+from data_pipelines.shards.index import load_index
+from umm_zoo.shapes.samples import make_sample
+from umm_zoo.shapes.scenes import World
 
 FEW = ["--train", "5", "--val", "3", "--test", "2", "--samples-per-shard", "4"]
 
@@ -37,10 +37,10 @@ def test_every_part_is_written_and_reads_back(tmp_path):
             row = json.loads(members["json"])
             assert key == expected.key and row == expected.row
             assert row["conversations"][0]["text"].count("<image>") == len(expected.scenes)
-            pictures = {member for member in members if member != "json"}
-            assert pictures == {f"{k}.png" for k in range(len(expected.scenes))} | ({"target.png"} if expected.target else set())
-            assert bool(pictures) == (task != "readings")
-            assert {Image.open(io.BytesIO(members[picture])).size for picture in pictures} <= {(32, 32)}
+            images = {member for member in members if member != "json"}
+            assert images == {f"{k}.png" for k in range(len(expected.scenes))} | ({"target.png"} if expected.target else set())
+            assert bool(images) == (task != "readings")
+            assert {Image.open(io.BytesIO(members[image])).size for image in images} <= {(32, 32)}
     assert {name.split("/")[0] for name in world["parts"]} == {"train", "val", "test", "heldout", "hybrid"}
     assert "train/pairs" not in world["parts"] and world["parts"]["val/pairs"]["samples"] == 4
     assert Image.open(tmp_path / "contact_sheet.png").size[0] > 500
@@ -76,14 +76,14 @@ def test_overwriting_leaves_nothing_of_the_old_world(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--colours", "3"], "num_colours: found 3, accepted 4"),
+        (["--colours", "3"], "num_colours: found 3, expected 4"),
         (["--cells", "two"], "--cells: invalid int value: 'two'"),
-        (["--tasks", "captions,quest"], "found 'quest', accepted captions"),
-        (["--train", "-1"], "found '-1', accepted a whole number"),
+        (["--tasks", "captions,quest"], "found 'quest', expected captions"),
+        (["--train", "-1"], "found '-1', expected a whole number"),
         (["--mark-share", "1.5"], "--mark-share: found 1.5"),
         (["--samples-per-shard", "0"], "--samples-per-shard: found 0"),
         (["--train", "0", "--val", "0", "--test", "0"], "nothing to write"),
-        (["--detail", "spot"], "detail: found 'spot', accepted mark, stripes, glyph"),
+        (["--detail", "spot"], "detail: found 'spot', expected mark, stripes, glyph"),
         (["--sead", "1"], "unrecognized arguments: --sead"),
     ],
 )

@@ -8,9 +8,9 @@ import pytest
 from test_archive import Ranges
 from test_shards import data_of, write_world
 
-from data_pipelines.addresses import expand, filesystem
-from data_pipelines.shard_cache import ShardCache
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.shards.addresses import expand, filesystem
+from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.data import ShardData, ShardSource
 
 fsspec = pytest.importorskip("fsspec")
 from fsspec.implementations.dirfs import DirFileSystem  # noqa: E402
@@ -165,7 +165,7 @@ def test_a_missing_extra_is_named_in_one_line(scheme, extra, monkeypatch):
 
 @pytest.mark.parametrize("address", ["ftp://a/x.tar", "simplecache::s3://a/x.tar", "https://a/x.tar::zip://b", "foo://x.tar"])
 def test_other_kinds_of_addresses_are_refused(address):
-    with pytest.raises(ValueError, match=r"found an address of the kind .*, accepted are files and http, https, s3, gs$"):
+    with pytest.raises(ValueError, match=r"found an address of the kind .*, expected files and http, https, s3, gs$"):
         expand(address)
 
 

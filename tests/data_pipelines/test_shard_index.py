@@ -3,8 +3,8 @@ import json
 import pytest
 from test_shards import data_of, write_tar, write_world
 
-from data_pipelines.shard_index import ShardIndex, StaleIndexError, build_index, load_index
-from data_pipelines.write_shards import index_tar
+from data_pipelines.shards.index import ShardIndex, StaleIndexError, build_index, load_index
+from data_pipelines.shards.writing import index_tar
 
 ROWS = {"a": {"json": b"{}", "0.png": b"p" * 900}, "dir/b": {"txt": b""}, "é": {"0.png": b"q", "json": b"[]"}}
 
@@ -47,7 +47,7 @@ def test_opening_reads_heads_alone_and_few_shards_are_kept(tmp_path, monkeypatch
     [
         (lambda text: text[: len(text) // 2], "cannot be read"),
         (lambda text: "nonsense", "cannot be read"),
-        (lambda text: text.replace('"version": 2', '"version": 9'), "index version 9, accepted are 1 and 2"),
+        (lambda text: text.replace('"version": 2', '"version": 9'), "index version 9, expected 1 and 2"),
         (lambda text: text.replace('"offsets": [', '"offsets": [7, '), "cannot be read"),
         (lambda text: text.replace('"keys"', '"ke"'), "cannot be read"),
     ],

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from data_pipelines.shards import ShardData, ShardSource
+from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Captions
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_shards import Recorder, data_of, fit, write_world
 
-from data_pipelines.loading import EndlessSlots, SequentialSlots
-from data_pipelines.order import ShardOrder
-from data_pipelines.shards import ShardSource
+from data_pipelines.shards.data import ShardSource
+from data_pipelines.shards.loading import EndlessSlots, SequentialSlots
+from data_pipelines.shards.order import ShardOrder
 
 
 class Writer(Recorder):

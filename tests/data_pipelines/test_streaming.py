@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_shards import fit, write_tar, write_world
 
-from data_pipelines import streaming
 from data_pipelines.decoding import Square
-from data_pipelines.shards import ShardSource
-from data_pipelines.streaming import Progress, ShardStream, StreamData
-from umm_zoo.mistakes import MistakeError
+from data_pipelines.shards import streaming
+from data_pipelines.shards.data import ShardSource
+from data_pipelines.shards.streaming import Progress, ShardStream, StreamData
+from umm_zoo.errors import MistakeError
 
 
 @pytest.fixture(scope="module")

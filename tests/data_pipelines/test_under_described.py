@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipelines.shapes import World, make_sample
-from data_pipelines.shapes.under_described import FullCaptions, UnderDescribed
-from data_pipelines.shapes.world import sample_scene
-from umm_zoo.metrics.clauses import clause_counts
+from data_pipelines.under_described import FullCaptions, UnderDescribed
+from umm_zoo.shapes import World, make_sample
+from umm_zoo.shapes.caption_metrics import clause_counts
+from umm_zoo.shapes.scenes import sample_scene
 
 
 def counts_of(task: UnderDescribed, number: int = 1500) -> np.ndarray:

@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from data_pipelines.shard_index import load_index
-from data_pipelines.write_shards import IndexedShardWriter, index_path, index_tar, split_member_name, write_index, write_shards
+from data_pipelines.shards.index import load_index
+from data_pipelines.shards.writing import IndexedShardWriter, index_path, index_tar, split_member_name, write_index, write_shards
 
 
 def some_samples(count):
@@ -94,11 +94,11 @@ def test_foreign_tar_with_long_names(tmp_path, kind):
     key = "folder/" + "k" * 180
     with tarfile.open(tmp_path / "x.tar", "w", format=kind) as tar:
         add(tar, f"./{key}.JSON", b"{}")
-        add(tar, f"./{key}.0.png", b"picture")
+        add(tar, f"./{key}.0.png", b"image")
     index = index_tar(tmp_path / "x.tar")
     assert [sample["key"] for sample in index["samples"]] == [key]
     offset, size = index["samples"][0]["members"]["0.png"]
-    assert (tmp_path / "x.tar").read_bytes()[offset : offset + size] == b"picture"
+    assert (tmp_path / "x.tar").read_bytes()[offset : offset + size] == b"image"
 
 
 def test_duplicates_and_strangers_are_reported(tmp_path):

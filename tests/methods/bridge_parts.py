@@ -1,4 +1,4 @@
-"""A bridge small enough for tests: 2 layers of width 32, 4 x 4 tokens per picture of 32 px, a codec of factor 2 and 2 channels."""
+"""A bridge small enough for tests: 2 layers of width 32, 4 x 4 tokens per image of 32 px, a codec of factor 2 and 2 channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries
 from umm_zoo.methods.metaquery import MetaQuery
 from umm_zoo.methods.wemmu import WeMMU
 from umm_zoo.objectives.flow_matching import FlowMatching
-from umm_zoo.optimization import AdamW
+from umm_zoo.training.optimization import AdamW
 
 VLM = {
     "tie_word_embeddings": True,
@@ -89,7 +89,7 @@ def wemmu(trained: list[str] | None = None, **blocks: Any) -> WeMMU:
         "optimizer": AdamW(1e-2),
         "trained": trained or ["pathway", "connector", "detail"],
         "detail": VAEDetail(2, 32),
-        "picture_size": 8,
+        "image_size": 8,
     }
     return WeMMU(**{**parts, **blocks})
 
@@ -105,7 +105,7 @@ def metaquery(**blocks: Any) -> MetaQuery:
         "objective": FlowMatching(num_steps=2),
         "optimizer": AdamW(1e-2),
         "trained": ["queries", "connector", "decoder"],
-        "picture_size": 8,
+        "image_size": 8,
     }
     return MetaQuery(**{**parts, **blocks})
 
@@ -114,7 +114,7 @@ PROMPTS = {0: "a red circle", 1: "<image>\nMake the circle green.", 2: "<image>\
 
 
 def requests(*counts: int, seed: int = 1, target: tuple[int, int] = (8, 8)) -> Batch:
-    """Rows with so many pictures each."""
+    """Rows with so many images each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(sum(counts), 3, 32, 32, generator=generator) * 2 - 1
     return Batch(

@@ -7,7 +7,7 @@ import torch
 from bridge_parts import requests
 
 from umm_zoo.batch import Batch, Tokens
-from umm_zoo.methods.branches import (
+from umm_zoo.methods.conditioning import (
     ConditionDropout,
     Guidance,
     Prompts,
@@ -22,7 +22,7 @@ def texts(batch):
     return [turns[0]["text"] for turns in batch.conversations]
 
 
-def test_tasks_by_pictures_and_by_statement():
+def test_tasks_by_images_and_by_statement():
     batch = requests(0, 1, 2, 1, 0)
     batch.meta[3]["task"], batch.meta[4]["task"] = "reconstruction", "unconditional"
     tasks = drawing_tasks(batch)
@@ -38,7 +38,7 @@ def test_versions_of_an_edit():
     assert texts(batch)[3] == "<image>\nMake the circle green."  # left as it was
 
 
-def test_black_pictures_keep_their_place():
+def test_black_images_keep_their_place():
     batch = requests(2, 1, 0)
     shown = Prompts("", "", black_images=True).apply(batch, ["text", "image", "nothing"])
     assert texts(shown) == [texts(batch)[0], "<image>", ""]
@@ -59,7 +59,7 @@ def test_shares_of_dropout():
     versions = dropout(["text_to_image"] * 10000, torch.Generator().manual_seed(1))
     assert versions.count("nothing") / 10000 == pytest.approx(0.2, abs=0.015)
     assert set(dropout(["reconstruction", "unconditional"] * 50)) == {"image", "nothing"}
-    with pytest.raises(ValueError, match="accepted are 0 to 1 in sum"):
+    with pytest.raises(ValueError, match="expected 0 to 1 in sum"):
         ConditionDropout(edit_text=0.6, edit_both=0.6)
 
 
@@ -73,7 +73,7 @@ def test_weights_are_those_of_the_objectives_guidance():
     assert Guidance(composition=None).weights("composition") == Guidance().weights("edit")
 
 
-def test_chosen_rows_keep_their_pictures():
+def test_chosen_rows_keep_their_images():
     batch = requests(1, 0, 2)
     batch.extras = {"latents": torch.arange(3.0), "of_images": torch.zeros(4)}
     chosen = select_rows(batch, [2, 0])

@@ -11,18 +11,18 @@ from torch.testing import assert_close
 
 from umm_zoo.backbones import qwen_stack
 from umm_zoo.backbones.codecs import KLCodec
+from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.blocks.connectors import PositionMLP
 from umm_zoo.blocks.details import VAEDetail
 from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
 from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries, ZeroQueries
-from umm_zoo.frozen import FrozenBackbone
-from umm_zoo.methods.branches import ConditionDropout, Guidance
-from umm_zoo.methods.reading import attention_bias
-from umm_zoo.mistakes import MistakeError
+from umm_zoo.errors import MistakeError
+from umm_zoo.methods.conditioning import ConditionDropout, Guidance
+from umm_zoo.methods.encoded_prompt import attention_bias
 
 
-def picture(seed=0):
+def image(seed=0):
     return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -50,7 +50,7 @@ def test_request_is_read_once_per_version_whatever_the_number_of_steps(monkeypat
         prefix = method.vlm.prefix
         with monkeypatch.context() as patch:
             patch.setattr(method.vlm, "prefix", lambda inputs, prefix=prefix, calls=calls: calls.append(1) or prefix(inputs))
-            method.sample(["Make it red."], [[picture()]], num_steps=steps)
+            method.sample(["Make it red."], [[image()]], num_steps=steps)
             assert len(calls) == 3  # nothing, image, full
             method.sample(["a red circle"], num_steps=steps)
             assert len(calls) == 5  # nothing, full
@@ -64,13 +64,13 @@ def test_versions_of_a_request_share_the_draw_of_the_queries(monkeypatch):
     monkeypatch.setattr(
         method, "condition", lambda reading, queries, grid: seen.append(queries) or condition(reading, queries, grid)
     )
-    method.sample(["Make it red."], [[picture()]])
+    method.sample(["Make it red."], [[image()]])
     assert len(seen) == 3 and all(torch.equal(own, seen[0]) for own in seen)
 
 
-def test_pictures_do_not_depend_on_how_many_are_drawn_at_a_time():
+def test_images_do_not_depend_on_how_many_are_drawn_at_a_time():
     method = wemmu()
-    prompts, shown = ["a red circle", "Make it red.", "", "Both."], [[], [picture()], [picture(1)], [picture(2), picture(3)]]
+    prompts, shown = ["a red circle", "Make it red.", "", "Both."], [[], [image()], [image(1)], [image(2), image(3)]]
     together = method.sample(prompts, shown, seed=7)
     for row in range(4):
         alone = method.sample([prompts[row]], [shown[row]], seed=7 + row)
@@ -147,25 +147,25 @@ def test_stored_latents_take_the_place_of_the_targets():
 def test_validation_repeats_itself_and_draws_every_row():
     method, batch = wemmu(measure_attention=True), requests(0, 1, 2, target=(4, 8))
     first, second = (method.validation_step(batch, 3) for _ in range(2))
-    assert torch.equal(first["pictures"], second["pictures"]) and torch.equal(first["flow"], second["flow"])
-    assert first["pictures"].shape == first["round_trips"].shape == (3, 3, 4, 8)
+    assert torch.equal(first["generated"], second["generated"]) and torch.equal(first["flow"], second["flow"])
+    assert first["generated"].shape == first["round_trips"].shape == (3, 3, 4, 8)
     assert first["counts"] == {"attention_bias": 2, "attention_log_bias": 2} and first["attention_bias"].isfinite()
     question = Batch(["q"], [[{"role": "user", "text": "Say yes."}, {"role": "assistant", "text": "yes"}]])
-    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers", "pictures", "other_pictures"}
+    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers", "generated", "other_images"}
 
 
 def test_sensitivity_compares_with_the_same_noise_under_the_instruction_to_change_nothing():
     method, batch = wemmu(measure_sensitivity=True), requests(1, 1, target=(32, 32))
     outputs = method.validation_step(batch, 0)
-    assert torch.equal(outputs["other_targets"], batch.images) and outputs["other_pictures"].shape == (2, 3, 32, 32)
+    assert torch.equal(outputs["other_targets"], batch.images) and outputs["other_images"].shape == (2, 3, 32, 32)
     unchanged = requests(1, 1, target=(32, 32))
     unchanged.meta = [{"task": "reconstruction"}] * 2
-    assert torch.equal(method.validation_step(unchanged, 0)["pictures"], outputs["other_pictures"])
-    assert method.validation_step(requests(0, 1, target=(32, 32)), 0)["other_pictures"] is None
+    assert torch.equal(method.validation_step(unchanged, 0)["generated"], outputs["other_images"])
+    assert method.validation_step(requests(0, 1, target=(32, 32)), 0)["other_images"] is None
 
 
-def test_attention_bias_is_what_queries_pay_to_a_picture_token_minus_a_word(monkeypatch):
-    method, batch = wemmu(), requests(0, 1)  # the first row shows no picture and does not count
+def test_attention_bias_is_what_queries_pay_to_a_image_token_minus_a_word(monkeypatch):
+    method, batch = wemmu(), requests(0, 1)  # the first row shows no image and does not count
     reading, queries = method.read(batch), torch.randn(2, 6, 32)
     weights = torch.zeros(2, 4, reading.num_details + 6, reading.prefix.attention_mask.shape[1] + reading.num_details + 6)
     weights[1, :, reading.num_details :, : reading.image_mask.shape[1]] = torch.where(reading.image_mask[1], 0.03, 0.01)
@@ -194,8 +194,8 @@ def test_users_mistakes_are_named():
     with pytest.raises(ValueError, match="2 prompts and 1 groups"):
         wemmu().sample(["x", "y"], [[]])
     with pytest.raises(ValueError, match="of one size"):
-        wemmu().sample(["x"], [[picture(), picture()[:, :16]]])
-    with pytest.raises(MistakeError, match="no picture to draw"):
+        wemmu().sample(["x"], [[image(), image()[:, :16]]])
+    with pytest.raises(MistakeError, match="no image to draw"):
         wemmu().training_losses(Batch(["a"], [[{"role": "user", "text": "x"}]]))
     with pytest.raises(RuntimeError, match="attach"):
         _ = ExpertPathway().stack

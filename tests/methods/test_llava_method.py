@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.methods.llava import LLaVA
-from umm_zoo.optimization import AdamW, Constant
+from umm_zoo.training.optimization import AdamW, Constant
 
 VISION = {
     "model_type": "clip_vision_model",

@@ -13,14 +13,14 @@ from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch, Tokens
 from umm_zoo.blocks.denoisers import AttentionRegressionHead, Denoiser, DenoiserHead, MLPRegressionHead, RegressionHead
 from umm_zoo.blocks.targets import CodecLatents, PixelPatches, PixelsThroughCodec, ReconstructionTarget, TeacherFeatures
-from umm_zoo.build import build as build_node
+from umm_zoo.experiment.build import build as build_node
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.methods.ross import ROSS
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.gaussian import GaussianNoisePrediction
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction, ReleasedReduction
 from umm_zoo.objectives.regression import MeanSquaredError, NegativeCosine
-from umm_zoo.optimization import AdamW
+from umm_zoo.training.optimization import AdamW
 
 TOWER = {
     "model_type": "clip_vision_model",
@@ -209,7 +209,7 @@ def test_rows_without_an_image_change_nothing_by_default():
     assert_close(reconstruction(method, mixed), reconstruction(method, alone))
 
 
-def test_released_reduction_counts_flat_pictures_under_a_zero_condition():
+def test_released_reduction_counts_flat_images_under_a_zero_condition():
     target, head, objective = VARIANTS["r-pixel"]()
     method = build(target, head, objective, reduction=ReleasedReduction())
     rows = batch((1, 0))
@@ -304,8 +304,8 @@ def test_cells_that_do_not_count():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_drawing(variant):
     method = build(*VARIANTS[variant]()).eval()
-    if not method.target.has_pictures:
-        with pytest.raises(ValueError, match="TeacherFeatures has no pictures"):
+    if not method.target.has_images:
+        with pytest.raises(ValueError, match="TeacherFeatures has no images"):
             method.reconstruct(batch().images)
         return
     images = batch().images
@@ -333,18 +333,18 @@ def test_validation_gives_columns_of_the_first_image_and_the_same_noise_every_ti
     with torch.no_grad():
         first, second = method.validation_step(rows, 0), method.validation_step(rows, 0)
         later = method.validation_step(rows, 1)
-        assert "columns" not in later and later["pictures"] is None
+        assert "columns" not in later and later["generated"] is None
     assert torch.equal(first["reconstruction_loss"], second["reconstruction_loss"])
     assert list(first["columns"]) == ["original", "round trip", "reconstruction"]
     assert torch.equal(first["columns"]["original"][1], rows.images[1]) and not first["columns"]["original"][2].any()
-    assert len(first["answers"]) == 3 and first["pictures"] is None  # the third row has no image
+    assert len(first["answers"]) == 3 and first["generated"] is None  # the third row has no image
 
 
 def test_validation_hands_out_reconstructions_with_their_originals_at_the_targets_size():
     method, rows = build(CodecLatents(codec(), 3, pack=1), DenoiserHead(24, 3, 2, 32, 1)).eval(), batch((1, 2))
     with torch.no_grad():
         found = method.validation_step(rows, 0)
-    assert torch.equal(found["pictures"], found["columns"]["reconstruction"]) and found["pictures"].shape == (2, 3, 6, 6)
+    assert torch.equal(found["generated"], found["columns"]["reconstruction"]) and found["generated"].shape == (2, 3, 6, 6)
     expected = nn.functional.interpolate(rows.images[:2], size=(6, 6), mode="bilinear", align_corners=False)
     assert torch.equal(found["originals"], expected)
 

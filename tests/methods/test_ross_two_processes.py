@@ -46,7 +46,7 @@ def work(rank: int, folder: str) -> None:
     wrapped = DistributedDataParallel(Loss(module))  # kept by name: its hooks die with it
     wrapped(half(rank)).backward()
     torch.save(gradients(module), Path(folder) / f"{rank}.pt")
-    for _ in range(2):  # one rank has pictures, the other has none: no rank may wait for a gradient that does not come
+    for _ in range(2):  # one rank has images, the other has none: no rank may wait for a gradient that does not come
         wrapped(batch((1, 1) if rank else (0, 0))).backward()
     dist.barrier()
     del wrapped  # before the group: once a rank that freed it afterwards never came back

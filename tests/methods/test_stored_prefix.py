@@ -11,11 +11,11 @@ import torch
 from bridge_parts import VLM, tiny_vlm, wemmu
 
 from data_pipelines import precompute
-from data_pipelines.drawing import Unconditional
-from data_pipelines.reading import Slot
-from data_pipelines.shapes.__main__ import main as write_shapes
-from data_pipelines.shards import ShardData, ShardSource
-from data_pipelines.stored import find_stored
+from data_pipelines.generation_tasks import Unconditional
+from data_pipelines.shapes import main as write_shapes
+from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.reading import Slot
+from data_pipelines.shards.stored import find_stored
 from data_pipelines.tasks import Editing, TextToImage
 from umm_zoo.backbones.prefix import Prefix
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
@@ -130,7 +130,7 @@ def test_training_reads_it_with_the_same_losses(world: Path, monkeypatch: pytest
     method = wemmu().train()
     batch, report = stored_batch(world, method)
     prompts = {conversation[0]["text"] for conversation in batch.conversations[:12]}
-    assert report.shared == len(prompts) + 1 < 12  # each text once, and the empty entry of rows with pictures
+    assert report.shared == len(prompts) + 1 < 12  # each text once, and the empty entry of rows with images
     losses = []
     for extras in ({}, batch.extras):
         plain = Batch(batch.keys, batch.conversations, batch.images, batch.image_counts, batch.targets, batch.meta, dict(extras))

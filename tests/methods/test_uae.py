@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from uae_parts import PROMPT, Redness, batch, first_stage, pictures, renderer, second_stage, third_stage, vlm
+from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, second_stage, third_stage, vlm
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
-from umm_zoo.methods.rendering import AnswerStatesReader, BaseTextReader, CaptionRenderer, TextOnlyReader
-from umm_zoo.methods.rollouts import IndependentNoise, SharedNoise
-from umm_zoo.mistakes import MistakeError
+from umm_zoo.errors import MistakeError
+from umm_zoo.methods.uae.renderers import AnswerStatesReader, BaseTextReader, CaptionRenderer, TextOnlyReader
+from umm_zoo.methods.uae.rollouts import IndependentNoise, SharedNoise
 from umm_zoo.objectives.grpo import GRPO, SequenceMean
 from umm_zoo.rewards import Reward
 
@@ -44,14 +44,14 @@ def test_a_caption_is_read_as_a_turn_of_its_own_role_with_the_opening_of_an_answ
     assert_close(found.values, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_text_alone_passes_and_the_answer_states_leak_the_picture():
+def test_text_alone_passes_and_the_answer_states_leak_the_image():
     model = vlm().eval()
     for reader, leaks in ((TextOnlyReader(), False), (AnswerStatesReader(), True)):
-        one, other = (reader(model, ["a red circle"], pictures(1, seed)).values for seed in (0, 1))
+        one, other = (reader(model, ["a red circle"], images(1, seed)).values for seed in (0, 1))
         assert torch.equal(one, other) != leaks
-    states = AnswerStatesReader()(model, ["a red circle", "red"], pictures(2))
+    states = AnswerStatesReader()(model, ["a red circle", "red"], images(2))
     assert states.mask.sum(1).tolist() == [len(model.tokenizer(text)["input_ids"]) + 1 for text in ("a red circle", "red")]
-    alone = AnswerStatesReader()(model, ["red"], pictures(2)[1:])
+    alone = AnswerStatesReader()(model, ["red"], images(2)[1:])
     assert_close(states.values[1, : states.mask[1].sum()], alone.values[0], atol=1e-5, rtol=1e-5)
 
 
@@ -64,14 +64,14 @@ def test_the_reader_of_the_base_model_does_not_see_the_adapter():
     assert not torch.allclose(TextOnlyReader()(model, ["red"], None, adapter).values, before)
 
 
-def test_a_marker_in_a_caption_is_text_that_asks_for_no_picture():
+def test_a_marker_in_a_caption_is_text_that_asks_for_no_image():
     assert TextOnlyReader()(vlm(), ["a <image> circle"], None).values.shape[0] == 1
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_depends_on_its_caption_and_seed_alone():
+def test_a_image_depends_on_its_caption_and_seed_alone():
     model, own = vlm().eval(), renderer().eval()
     together = own.draw(model, ["a red circle", "red", "red"], [4, 4, 5])
     assert together.shape == (3, 3, 8, 8) and together.abs().max() <= 1
@@ -94,17 +94,17 @@ def test_noise_of_a_group():
 
 
 def test_sizes_that_disagree_are_named():
-    with pytest.raises(ValueError, match="picture_size"):
-        renderer_of(picture_size=9)
+    with pytest.raises(ValueError, match="image_size"):
+        renderer_of(image_size=9)
     with pytest.raises(ValueError, match="markers"):
         first_stage(prompt="Describe the image.")
     with pytest.raises(ValueError, match="kl_weight"):
         second_stage(adapter=None, trained=["language_model"], objective=GRPO())
 
 
-def renderer_of(picture_size: int) -> CaptionRenderer:
+def renderer_of(image_size: int) -> CaptionRenderer:
     own = renderer()
-    return CaptionRenderer(own.connector, own.decoder, own.codec, own.objective, picture_size=picture_size)
+    return CaptionRenderer(own.connector, own.decoder, own.codec, own.objective, image_size=image_size)
 
 
 # -- the first stage ---------------------------------------------------------------------------------------------------------
@@ -131,11 +131,11 @@ def test_captions_are_left_out_for_guidance(monkeypatch):
 def test_validation_captions_redraws_and_compares_the_same_at_every_time(make):
     method = make(num_drawn_batches=1).eval()
     outputs, again = method.validation_step(batch(), 0), method.validation_step(batch(), 0)
-    assert outputs["pictures"].shape == outputs["oracle_pictures"].shape == outputs["originals"].shape == (2, 3, 8, 8)
-    assert outputs["answers"] == again["answers"] and torch.equal(outputs["pictures"], again["pictures"])
+    assert outputs["generated"].shape == outputs["oracle_images"].shape == outputs["originals"].shape == (2, 3, 8, 8)
+    assert outputs["answers"] == again["answers"] and torch.equal(outputs["generated"], again["generated"])
     assert torch.equal(outputs["loss"], again["loss"]) and outputs["caption_tokens"].shape == (2,)
     assert ("rewards" in outputs) == (method.reward is not None)
-    assert "pictures" not in method.validation_step(batch(), 1)
+    assert "generated" not in method.validation_step(batch(), 1)
 
 
 # -- the second stage --------------------------------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ def test_second_stage_gradient_is_the_policy_gradient():
     method.zero_grad()
     total = torch.zeros(())
     for row in range(6):  # each caption scored by itself, from the library's own logits
-        picture, tokens = rollout.pictures[row // 3][None], rollout.samples.tokens[row][rollout.samples.mask[row]]
-        inputs = method.vlm.embed([[{"role": "user", "text": PROMPT}]], picture, [1], for_generation=True)
+        image, tokens = rollout.images[row // 3][None], rollout.samples.tokens[row][rollout.samples.mask[row]]
+        inputs = method.vlm.embed([[{"role": "user", "text": PROMPT}]], image, [1], for_generation=True)
         whole = method.vlm.with_answers(inputs, tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
         hidden = method.vlm(whole).hidden[0, -len(tokens) - 1 : -1]
         chosen = method.vlm.model.lm_head(hidden).log_softmax(-1).gather(1, tokens[:, None])
@@ -215,7 +215,7 @@ def test_second_stage_watches_its_rollout():
     assert {"seconds/caption", "seconds/draw", "seconds/reward", "seconds/score"} <= losses.keys()
     assert_close(losses["reward_std"], method.rollout.rewards.std(dim=1).mean())
     outputs, rows = method.rollout_outputs()
-    assert len(outputs["answers"]) == len(outputs["pictures"]) == len(rows) == 2
+    assert len(outputs["answers"]) == len(outputs["generated"]) == len(rows) == 2
 
 
 class Alike(Reward):
@@ -250,7 +250,7 @@ def test_several_updates_on_one_rollout_leave_it_and_the_ratio_moves():
     assert method.rollout is not kept
 
 
-def test_the_picture_is_encoded_once_for_its_group(monkeypatch):
+def test_the_image_is_encoded_once_for_its_group(monkeypatch):
     method, sizes = second_stage(), []
     encode = method.vlm.encode_images
     monkeypatch.setattr(method.vlm, "encode_images", lambda images: sizes.append(len(images)) or encode(images))

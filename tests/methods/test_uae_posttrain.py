@@ -1,4 +1,4 @@
-"""GRPO on the words of a model whose pictures an existing bridge draws: UAE's later form."""
+"""GRPO on the words of a model whose images an existing bridge draws: UAE's later form."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uae_parts import Redness
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
 from umm_zoo.methods.bridge import Bridge
-from umm_zoo.methods.caption_rl import GenerationForUnderstanding
-from umm_zoo.methods.rendering import BridgeRenderer
+from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
+from umm_zoo.methods.uae.renderers import BridgeRenderer
 from umm_zoo.objectives.grpo import GRPO
-from umm_zoo.optimization import AdamW
+from umm_zoo.training.optimization import AdamW
 
 
 def method(bridge: Bridge) -> GenerationForUnderstanding:
@@ -41,7 +41,7 @@ def rows(count: int = 2) -> Batch:
 
 
 @torch.no_grad()
-def test_a_picture_depends_on_its_caption_and_seed_alone():
+def test_a_image_depends_on_its_caption_and_seed_alone():
     renderer = BridgeRenderer(wemmu()).eval()
     vlm = tiny_vlm()
     together = renderer.draw(vlm, ["a red circle", "red", "red", ""], [4, 4, 5, 4])
@@ -65,4 +65,4 @@ def test_only_the_words_are_trained(make):
 @torch.no_grad()
 def test_validation_without_a_decoder_of_its_own():
     outputs = method(wemmu()).eval().validation_step(rows(), 0)
-    assert outputs["pictures"].shape == (2, 3, 8, 8) and "loss" not in outputs and outputs["rewards"].shape == (2,)
+    assert outputs["generated"].shape == (2, 3, 8, 8) and "loss" not in outputs and outputs["rewards"].shape == (2,)

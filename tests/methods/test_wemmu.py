@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.pathways import ExpertPathway
 from umm_zoo.blocks.positions import CroppedTable2d
-from umm_zoo.methods.branches import Guidance
-from umm_zoo.methods.reading import Reading
+from umm_zoo.methods.conditioning import Guidance
+from umm_zoo.methods.encoded_prompt import Reading
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 
@@ -122,8 +122,8 @@ def test_03_truth_table_of_the_mask():
     first, second, queries = slice(0, cells), slice(cells, 2 * cells), slice(2 * cells, 2 * cells + 6)
     assert tokens.shape[1] == 2 * cells + 6
     row = mask[1]
-    assert row[first, first].all() and row[second, second].all()  # full inside a picture
-    assert row[second, first].all() and not row[first, second].any()  # causal between pictures
+    assert row[first, first].all() and row[second, second].all()  # full inside an image
+    assert row[second, first].all() and not row[first, second].any()  # causal between images
     assert not row[: 2 * cells, queries].any()  # no detail token sees a query
     assert row[queries].all()  # queries see all details and each other
     assert not mask[0, queries, : 2 * cells].any() and mask[0, queries, queries].all()  # padding is not seen
@@ -132,7 +132,7 @@ def test_03_truth_table_of_the_mask():
 
 
 def test_03_what_reaches_what():
-    """The same by gradients: text and picture reach queries and details, details reach queries, queries reach nothing else."""
+    """The same by gradients: text and image reach queries and details, details reach queries, queries reach nothing else."""
     method, batch = wemmu(), requests(1)
     reading = method.read(batch)
     tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, torch.randn(1, 4, 32), Grid(2, 2))
@@ -156,7 +156,7 @@ def test_04_details_stand_where_the_vision_tokens_stand_and_queries_form_the_nex
         assert positions[:, row, 32:].T.tolist() == expected
 
 
-def test_04_a_picture_is_read_at_the_size_whose_latent_is_the_towers_grid():
+def test_04_a_image_is_read_at_the_size_whose_latent_is_the_towers_grid():
     method, batch = wemmu(), requests(1)
     seen = []
     encode = method.codec.encode

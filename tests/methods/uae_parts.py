@@ -13,16 +13,16 @@ from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.sd3 import StableDiffusion3
 from umm_zoo.batch import Batch
 from umm_zoo.blocks.connectors import MLPConnector
-from umm_zoo.methods.caption_rl import GenerationForUnderstanding
-from umm_zoo.methods.decoder_rl import UnderstandingForGeneration
-from umm_zoo.methods.rendering import CaptionRenderer
-from umm_zoo.methods.uae import UAE
+from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
+from umm_zoo.methods.uae.decoder_grpo import UnderstandingForGeneration
+from umm_zoo.methods.uae.pretraining import UAE
+from umm_zoo.methods.uae.renderers import CaptionRenderer
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.grpo import GRPO
 from umm_zoo.objectives.solvers import Euler
-from umm_zoo.optimization import AdamW
 from umm_zoo.rewards import Reward
+from umm_zoo.training.optimization import AdamW
 
 VLM = {
     "tie_word_embeddings": True,
@@ -100,18 +100,18 @@ def renderer(guidance: float = 2.0, **arguments: Any) -> CaptionRenderer:
         KLCodec.from_config(CODEC),
         FlowMatching(num_steps=3, solver=Euler()),
         guidance=guidance,
-        picture_size=8,
+        image_size=8,
         **arguments,
     )
 
 
-def pictures(count: int, seed: int = 0) -> Tensor:
+def images(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def batch(count: int = 2, caption: str = "top left: a small red circle") -> Batch:
     rows = [[{"role": "user", "text": PROMPT}, {"role": "assistant", "text": caption}] for _ in range(count)]
-    return Batch([f"row{i}" for i in range(count)], rows, pictures(count), [1] * count)  # type: ignore[arg-type]
+    return Batch([f"row{i}" for i in range(count)], rows, images(count), [1] * count)  # type: ignore[arg-type]
 
 
 def first_stage(**arguments: Any) -> UAE:

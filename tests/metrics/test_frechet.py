@@ -7,7 +7,7 @@ from umm_zoo.metrics.frechet import FrechetDistance
 
 
 class Means(FeatureEncoder):
-    """Two numbers per picture: the mean of its red and of its green channel."""
+    """Two numbers per image: the mean of its red and of its green channel."""
 
     width, token_width, num_layers, grid, image_size = 2, 1, 1, Grid(1, 1), 4
 
@@ -18,12 +18,12 @@ class Means(FeatureEncoder):
         return self(images)[:, None]
 
 
-def pictures(values: torch.Tensor) -> torch.Tensor:
+def images(values: torch.Tensor) -> torch.Tensor:
     return torch.cat([values, torch.zeros(len(values), 1)], dim=1)[:, :, None, None].expand(-1, -1, 4, 4)
 
 
 def batch(values: torch.Tensor) -> Batch:
-    return Batch([str(i) for i in range(len(values))], [[] for _ in values], targets=pictures(values))
+    return Batch([str(i) for i in range(len(values))], [[] for _ in values], targets=images(values))
 
 
 def test_it_is_the_distance_of_two_gaussians() -> None:
@@ -33,12 +33,12 @@ def test_it_is_the_distance_of_two_gaussians() -> None:
     true = true @ torch.linalg.inv(torch.linalg.cholesky(true.T.cov())).T * 0.1  # covariance 0.01 times the identity
     drawn = true * torch.tensor([2.0, 1.0]) + torch.tensor([0.3, 0.0])
     metric = FrechetDistance(Means())
-    metric.update({"pictures": pictures(drawn[:20])}, batch(true[:20]))
-    metric.update({"pictures": pictures(drawn[20:])}, batch(true[20:]))
+    metric.update({"generated": images(drawn[:20])}, batch(true[:20]))
+    metric.update({"generated": images(drawn[20:])}, batch(true[20:]))
     assert float(metric.compute()) == pytest.approx(0.3**2 + 0.1**2, rel=1e-3)
 
 
-def test_without_pictures_it_is_not_a_number() -> None:
+def test_without_images_it_is_not_a_number() -> None:
     metric = FrechetDistance(Means())
-    metric.update({"pictures": None}, batch(torch.zeros(3, 2)))
+    metric.update({"generated": None}, batch(torch.zeros(3, 2)))
     assert metric.compute().isnan()

@@ -31,7 +31,7 @@ def all_metrics() -> dict[str, Metric]:
 def step(rows: range) -> tuple[dict[str, Any], Batch]:
     """The given rows of a fixed set of 19, and what a model makes of them."""
     generator = torch.Generator().manual_seed(1)
-    pictures, targets = (torch.rand(NUM_ROWS, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
+    images, targets = (torch.rand(NUM_ROWS, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
     features = torch.randn(2, NUM_ROWS, NUM_FEATURES, generator=generator)
     nll = torch.rand(NUM_ROWS, generator=generator) * 7
     kinds = ["only first rank" if i < 3 else "exists" if i % 2 else "only second rank" for i in range(NUM_ROWS)]
@@ -43,7 +43,7 @@ def step(rows: range) -> tuple[dict[str, Any], Batch]:
         "mark_accuracy": nll[chosen][[i % 3 == 0 for i in chosen]].mean(),  # no row of some batches: NaN, counted 0 times
         "counts": {"mark_accuracy": sum(i % 3 == 0 for i in chosen)},
         "num_tokens": torch.tensor([1 + i % 4 for i in chosen]),
-        "pictures": pictures[chosen],
+        "generated": images[chosen],
         "image_features": features[0, chosen],
         "text_features": features[0, chosen] + features[1, chosen],
     }

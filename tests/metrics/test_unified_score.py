@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
-from umm_zoo.metrics.clauses import CaptionClauses, clause_counts
 from umm_zoo.metrics.unified_score import UnifiedScore
+from umm_zoo.shapes.caption_metrics import CaptionClauses, clause_counts
 
 
 class Corner(FeatureEncoder):
@@ -29,15 +29,15 @@ class Corner(FeatureEncoder):
         return self(images)[:, None]
 
 
-def picture(first: tuple[float, float, float], last: tuple[float, float, float]) -> Tensor:
+def image(first: tuple[float, float, float], last: tuple[float, float, float]) -> Tensor:
     made = torch.zeros(3, 2, 2)
     made[:, 0, 0], made[:, 1, 1] = torch.tensor(first), torch.tensor(last)
     return made
 
 
 RED, GREEN, BOTH = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)
-ORIGINALS = torch.stack([picture(RED, RED), picture(GREEN, GREEN), picture(RED, GREEN)])
-DRAWN = torch.stack([picture(RED, GREEN), picture(RED, GREEN), picture(BOTH, GREEN)])
+ORIGINALS = torch.stack([image(RED, RED), image(GREEN, GREEN), image(RED, GREEN)])
+DRAWN = torch.stack([image(RED, GREEN), image(RED, GREEN), image(BOTH, GREEN)])
 
 
 def rows(count: int = 3) -> Batch:
@@ -50,31 +50,31 @@ def score(**arguments: object) -> UnifiedScore:
 
 def test_mean_per_encoder_and_their_plain_mean():
     metric = score()
-    metric.update({"pictures": DRAWN[:2], "originals": ORIGINALS[:2]}, rows(2))
-    metric.update({"pictures": DRAWN[2:], "originals": ORIGINALS[2:]}, rows(1))
+    metric.update({"generated": DRAWN[:2], "originals": ORIGINALS[:2]}, rows(2))
+    metric.update({"generated": DRAWN[2:], "originals": ORIGINALS[2:]}, rows(1))
     first, last = 100 * (1 + 0 + 0.5**0.5) / 3, 100 * (0 + 1 + 1) / 3
     expected = {"first": first, "last": last, "unified": (first + last) / 2}
     assert_close({name: float(value) for name, value in metric.compute().items()}, expected)
 
 
-def test_a_picture_and_itself_score_100():
-    metric = score(pictures="oracle_pictures")
-    metric.update({"oracle_pictures": ORIGINALS, "originals": ORIGINALS}, rows())
+def test_a_image_and_itself_score_100():
+    metric = score(images="oracle_images")
+    metric.update({"oracle_images": ORIGINALS, "originals": ORIGINALS}, rows())
     assert_close(metric.compute()["unified"].item(), 100.0)
 
 
 def test_rows_of_a_kind_only_and_nothing_without_rows():
     metric = score(kinds=["kind1"])
     assert metric.compute() == {}
-    metric.update({"pictures": DRAWN, "originals": ORIGINALS}, rows())
+    metric.update({"generated": DRAWN, "originals": ORIGINALS}, rows())
     assert metric.compute()["first"] == 0 and metric.compute()["last"] == 100
 
 
 def test_no_partner_is_an_error_and_not_left_out():
     with pytest.raises(ValueError, match="originals"):
-        score().update({"pictures": DRAWN}, rows())
-    with pytest.raises(ValueError, match="2 pictures"):
-        score().update({"pictures": DRAWN[:2], "originals": ORIGINALS}, rows())
+        score().update({"generated": DRAWN}, rows())
+    with pytest.raises(ValueError, match="2 images"):
+        score().update({"generated": DRAWN[:2], "originals": ORIGINALS}, rows())
     with pytest.raises(ValueError, match="unified"):
         UnifiedScore({"unified": Corner(0)})
 

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch import nn
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.optimization import AdamW, OptimizerFactory
+from umm_zoo.training.optimization import AdamW, OptimizerFactory
 
 class Line(Method):
     def __init__(self, optimizer: OptimizerFactory) -> None:
@@ -49,7 +49,7 @@ def tool() -> ModuleType:
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "benchmark_toy.py").write_text(TOY)
     monkeypatch.chdir(tmp_path)
-    method = {"_target_": "benchmark_toy.Line", "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 0.1}}
+    method = {"_target_": "benchmark_toy.Line", "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.1}}
     tree = {"method": method, "data": {"_target_": "benchmark_toy.Numbers"}}
     tree["trainer"] = {"accelerator": "cpu", "gradient_clip_val": 0.1, "enable_progress_bar": False}
     Path("toy.yaml").write_text(yaml.safe_dump(tree))

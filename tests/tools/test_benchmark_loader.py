@@ -10,11 +10,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from benchmark_loader import make_shards, measure, ours, plain, summary
 
 
-def test_both_loaders_end_in_the_same_pictures(tmp_path):
+def test_both_loaders_end_in_the_same_images(tmp_path):
     paths = make_shards(tmp_path, samples=12, edge=40, shards=3)
     mine, theirs = (next(loader(paths, 32, 12, 0)) for loader in (ours, plain))
     assert mine.shape == theirs.shape == (12, 32, 32, 3) and mine.dtype == theirs.dtype == torch.uint8
-    order = [sorted(range(12), key=lambda row, pictures=pictures: pictures[row].sum().item()) for pictures in (mine, theirs)]
+    order = [sorted(range(12), key=lambda row, images=images: images[row].sum().item()) for images in (mine, theirs)]
     assert mine[order[0]].equal(theirs[order[1]])
 
 

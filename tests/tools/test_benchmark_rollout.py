@@ -1,4 +1,4 @@
-"""The benchmark of rollouts runs all of its arms on the same prompts, pictures and trained parameters."""
+"""The benchmark of rollouts runs all of its arms on the same prompts, images and trained parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_arm_runs_and_its_phases_are_the_step(arm: str):
 def test_trl_asks_scores_and_trains_what_ours_does(tmp_path: Path):
     pytest.importorskip("trl")
     options = tool.parser().parse_args([*SMALL, "--arm", "trl"])
-    batch, method = tool.pictures(options), tool.build(options)
+    batch, method = tool.random_images(options), tool.build(options)
     trainer = trl_trainer(options, method, batch, str(tmp_path), tool.RANK, tool.ALPHA, tool.LEARNING_RATE)
     ours = tool.build(tool.parser().parse_args([*SMALL, "--arm", "ours"]))
     trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in (trainer.model, ours)]

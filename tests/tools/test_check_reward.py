@@ -24,7 +24,7 @@ LARGE = {"cell": "top right", "size": "large", "colour": "blue", "shape": "squar
 
 
 class Clauses:
-    """Draws as bright a picture as its caption has objects, and a little brighter from later seeds."""
+    """Draws as bright an image as its caption has objects, and a little brighter from later seeds."""
 
     def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
         levels = [0.1 * text.count(" a ") + 0.01 * (seed // 1000) for text, seed in zip(captions, seeds, strict=True)]

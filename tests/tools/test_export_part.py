@@ -10,11 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from data_pipelines.shapes.__main__ import main as make_shapes
+from data_pipelines.shapes import main as make_shapes
 from tools import export_part
 from tools.part_card import world_commands
 from tools.probe import load_part
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import run as fit
 from umm_zoo.method import Method
 
@@ -30,22 +30,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     numbers = ["--seed", "7", "--train", "16", "--val", "8", "--test", "60", "--heldout", "0", "--samples-per-shard", "50"]
     assert make_shapes([str(folder / "world"), "--tasks", "captions", "--shapes", "3", *numbers]) == 0
-    source = {"_target_": "data_pipelines.shards.ShardSource"}
+    source = {"_target_": "data_pipelines.shards.data.ShardSource"}
     experiment = {
         "name": "parts/first",
         "method": {
-            "_target_": "umm_zoo.methods.supervised_tower.SupervisedTower",
+            "_target_": "umm_zoo.pretraining.supervised_tower.SupervisedTower",
             "tower": {"_target_": "umm_zoo.backbones.features.CLIPVisionFeatures.from_config", "config": VISION, "image_size": 32},
             "labels": {
-                "_target_": "umm_zoo.methods.supervised_tower.CellLabels",
+                "_target_": "umm_zoo.pretraining.supervised_tower.CellLabels",
                 "cells": CELLS,
                 "attributes": {"size": ["small", "large"]},
             },
             "trained": ["tower", "heads"],
-            "optimizer": {"_target_": "umm_zoo.optimization.AdamW", "lr": 1e-3},
+            "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3},
         },
         "data": {
-            "_target_": "data_pipelines.shards.ShardData",
+            "_target_": "data_pipelines.shards.data.ShardData",
             "train": {"captions": {**source, "shards": f"{folder}/world/train/captions-*.tar"}},
             "val": {"captions": {**source, "shards": f"{folder}/world/val/captions-*.tar"}},
             "image_size": 32,
@@ -157,12 +157,12 @@ def test_unfinished_runs_and_missing_test_splits_are_refused(run: Path, tmp_path
         export_part.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
     report.rename(run / "hidden.json")
     try:
-        with pytest.raises(SystemExit, match=r"found no metrics\.json, accepted is a run that has finished"):
+        with pytest.raises(SystemExit, match=r"found no metrics\.json, expected a run that has finished"):
             export_part.main([str(run), "--out", str(tmp_path / "out")])
     finally:
         (run / "hidden.json").rename(report)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"found 'elsewhere/a\.tar', accepted for --test is a path with /val/"):
+    with pytest.raises(ValueError, match=r"found 'elsewhere/a\.tar', expected for --test is a path with /val/"):
         export_part.test_shards({"data": {"val": {"a": {"shards": "elsewhere/a.tar"}}}})
     with pytest.raises(SystemExit, match=r"export_part: .*metrcs"):
         export_part.main([str(run), "--out", str(tmp_path / "out"), "--test", "--set", "metrcs.a=1"])

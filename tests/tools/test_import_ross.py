@@ -13,8 +13,8 @@ from tests.references.ross_reference import denoise, denoiser_weights
 from tools import import_ross
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import position_table
-from umm_zoo.build import build
-from umm_zoo.experiment import load_experiment
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.methods.ross import ROSS
 
 
@@ -169,9 +169,9 @@ method:
         up_block_types: [UpDecoderBlock2D]}
   head: {_target_: umm_zoo.blocks.denoisers.DenoiserHead, condition_dim: 24, grid: 3, channels: 8, width: 32}
   objective: {_target_: umm_zoo.objectives.gaussian.GaussianNoisePrediction}
-  optimizer: {_target_: umm_zoo.optimization.AdamW, lr: 1.0e-3}
+  optimizer: {_target_: umm_zoo.training.optimization.AdamW, lr: 1.0e-3}
   trained: [projector, language_model, head]
-data: {_target_: data_pipelines.shards.ShardData, image_size: 12}
+data: {_target_: data_pipelines.shards.data.ShardData, image_size: 12}
 trainer: {max_steps: 1}
 """
 

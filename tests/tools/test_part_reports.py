@@ -1,4 +1,4 @@
-"""The table of probes and the pictures of parts, on numbers and parts made for it."""
+"""The table of probes and the images of parts, on numbers and parts made for it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.shapes import World
-from data_pipelines.shapes.__main__ import main as make_shapes
+from data_pipelines.shapes import main as make_shapes
 from tools import probe_parts, show_parts, update_readme
 from tools.probe import image_states, part_features
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.llava import LlavaBackbone
+from umm_zoo.shapes import World
 
 TOWER = {
     "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
@@ -73,7 +73,7 @@ def test_image_states_are_what_enters_and_leaves_the_language_model() -> None:
     prompt = [{"role": "user", "text": "<image>\nWhat colour?"}]  # another question behind the image changes nothing
     inputs = model.embed([prompt, prompt], images, [1, 1])
     torch.testing.assert_close(leaving, model(inputs).hidden[inputs.image_mask].view(2, 16, 24))
-    with pytest.raises(ValueError, match=r"accepted are 0 .* and -1"):
+    with pytest.raises(ValueError, match=r"expected 0 .* and -1"):
         image_states(model, images, -2)
 
 
@@ -90,7 +90,7 @@ def test_round_trips_show_four_times_the_difference() -> None:
     codec = KLCodec.from_config({"latent_channels": 3, "block_out_channels": [8], "norm_num_groups": 4})
     codec.encode, codec.decode = (lambda images: images), (lambda latents: latents + 0.125)
     (card,) = show_parts.round_trips(codec, torch.zeros(1, 3, 8, 8), ["scene"])
-    levels = {name: picture.getpixel((0, 0))[0] for name, picture in card.pictures.items()}
+    levels = {name: image.getpixel((0, 0))[0] for name, image in card.images.items()}
     # 4 * 0.125 / 2 in [-1, 1] is a quarter of the way from grey to white
     assert levels == {"original": 128, "round trip": 143, "difference x 4": 159} and card.title == "scene, 24.1 dB"
 
@@ -100,7 +100,7 @@ def test_every_kind_of_question_is_shown() -> None:
     assert sorted(meta["kind"] for meta in batch.meta) == ["colour", "count", "exists", "mark", "position", "shape", "size"]
 
 
-def test_pictures_of_a_codec_and_a_language_model_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_a_codec_and_a_language_model_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, photos = tmp_path / "weights", tmp_path / "photos" / "cat"
     photos.mkdir(parents=True)
     for name, colour in (("a.png", "red"), ("b.jpg", "blue")):

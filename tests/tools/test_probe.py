@@ -74,7 +74,7 @@ def test_the_same_probe_twice_gives_the_same_number() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="found 'color', accepted are \\['background', 'cell', 'colour'\\]"):
+    with pytest.raises(ValueError, match="found 'color', expected \\['background', 'cell', 'colour'\\]"):
         probe_tool.probe(None, [batch()], "color", -1, CELLS)
-    with pytest.raises(ValueError, match="accepted are 40 or more"):
+    with pytest.raises(ValueError, match="expected 40 or more"):
         probe_tool.probe(None, [batch(10)], "colour", -1, CELLS)

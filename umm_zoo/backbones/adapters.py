@@ -60,7 +60,7 @@ class LoRA(nn.Module):
     ) -> None:
         super().__init__()
         if rank < 1:
-            raise ValueError(f"LoRA.rank: found {rank}, accepted are 1 or more")
+            raise ValueError(f"LoRA.rank: found {rank}, expected 1 or more")
         self.rank, self.alpha = rank, alpha
         self.targets, self.excluded = None if targets is None else tuple(targets), tuple(excluded)
         self.layers = nn.ModuleDict()
@@ -82,7 +82,7 @@ class LoRA(nn.Module):
                 layer.register_forward_hook(self._hook(addition))
         if not len(self.layers):
             some = sorted({name.rpartition(".")[2] for name in found})
-            raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, accepted are ends of layer names such as {some}")
+            raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, expected ends of layer names such as {some}")
         network.requires_grad_(False)
 
     def _wants(self, name: str) -> bool:
@@ -140,7 +140,7 @@ class LoRA(nn.Module):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if (config["r"], config["lora_alpha"]) != (self.rank, self.alpha):
             found = f"rank {config['r']} and alpha {config['lora_alpha']}"
-            raise ValueError(f"{folder}: found {found}, accepted are {self.rank} and {self.alpha}")
+            raise ValueError(f"{folder}: found {found}, expected {self.rank} and {self.alpha}")
         tensors = load_file(folder / WEIGHTS)
         wanted = {}
         for key, addition in self.layers.items():

@@ -57,7 +57,7 @@ class VLMBackbone(nn.Module, ABC):
 
     Attributes:
         width: language-model width D.
-        image_size: side of the square pictures the vision tower takes, in pixels; None where any size will do.
+        image_size: side of the square images the vision tower takes, in pixels; None where any size will do.
     """
 
     width: int

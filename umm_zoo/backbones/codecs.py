@@ -1,4 +1,4 @@
-"""Image codecs of diffusers behind one interface: pictures to the latents a decoder is trained on, and back."""
+"""Image codecs of diffusers behind one interface: images to the latents a decoder is trained on, and back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from diffusers.models import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
 from umm_zoo.backbones.diffusers_loading import built, loaded
-from umm_zoo.mistakes import MistakeError
+from umm_zoo.errors import MistakeError
 
 
 class LatentCodec(nn.Module, ABC):
-    """Compresses pictures to normalised latents and back; scaling and shift live here and nowhere else.
+    """Compresses images to normalised latents and back; scaling and shift live here and nowhere else.
 
     ``encode`` gives ``(z - shift) * scaling`` of the network's own latent z, about zero mean and unit deviation, and ``decode``
     undoes it. Subclasses implement the network's own side, ``posterior`` and ``expand``.
@@ -48,7 +48,7 @@ class LatentCodec(nn.Module, ABC):
 
     @abstractmethod
     def expand(self, latents: Tensor) -> Tensor:
-        """Pictures of the network's own (neither shifted nor scaled) latents."""
+        """Images of the network's own (neither shifted nor scaled) latents."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
@@ -70,7 +70,7 @@ class LatentCodec(nn.Module, ABC):
         return self.normalise(draw(mean, log_variance, generator) if sample else mean).to(images.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of normalised latents, in about [-1, 1]."""
+        """Images of normalised latents, in about [-1, 1]."""
         return self.expand(latents / self.scaling.to(latents.dtype) + self.shift.to(latents.dtype)).to(latents.dtype)
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class LatentCodec(nn.Module, ABC):
     def _check(self, images: Tensor) -> None:
         if any(side % self.downsampling for side in images.shape[-2:]):
             raise MistakeError(
-                f"data.image_size: found pictures of {list(images.shape[-2:])} pixels, accepted by {type(self).__name__} are "
+                f"data.image_size: found images of {list(images.shape[-2:])} pixels, expected by {type(self).__name__} are "
                 f"multiples of {self.downsampling}"
             )
 
@@ -121,7 +121,7 @@ class KLCodec(LatentCodec):
     def __init__(self, model: AutoencoderKL) -> None:
         config: Any = model.config
         if config.latents_mean is not None or config.latents_std is not None:
-            raise ValueError("KLCodec: config has latents_mean or latents_std; accepted are scaling_factor and shift_factor")
+            raise ValueError("KLCodec: config has latents_mean or latents_std; expected scaling_factor and shift_factor")
         factor = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(config.latent_channels, factor, config.scaling_factor, config.shift_factor or 0.0)
         self.model = model

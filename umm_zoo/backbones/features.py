@@ -1,6 +1,6 @@
 """Pretrained image encoders behind one interface, for rewards, reconstruction targets, metrics and language models.
 
-Normalisation and resizing live inside: every encoder takes the pictures of a batch, in [-1, 1] and of any size.
+Normalisation and resizing live inside: every encoder takes the images of a batch, in [-1, 1] and of any size.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
-    """Square pictures of ``size``, as the stock image processors make them (antialiased).
+    """Square images of ``size``, as the stock image processors make them (antialiased).
 
     Args:
         images: ``[B, 3, H, W]``; returned as they are where they already have the size.
         size: side of the result in pixels.
-        crop_from: length the shorter side gets before the centre is cut out; None squeezes the whole picture into the square.
+        crop_from: length the shorter side gets before the centre is cut out; None squeezes the whole image into the square.
         mode: ``bicubic`` or ``bilinear``.
 
     Shape:
@@ -60,15 +60,15 @@ class FeatureEncoder(nn.Module, ABC):
     """A pretrained image encoder.
 
     Shape:
-        - forward: ``[B, 3, H, W]`` in [-1, 1] to ``[B, F]``, one vector per picture
-        - tokens: the same pictures to ``[B, N, D]``, patch tokens in raster order, without class and register tokens
+        - forward: ``[B, 3, H, W]`` in [-1, 1] to ``[B, F]``, one vector per image
+        - tokens: the same images to ``[B, N, D]``, patch tokens in raster order, without class and register tokens
 
     Attributes:
         width: F.
         token_width: D.
         num_layers: number of transformer blocks.
         grid: the patch grid, N = h * w.
-        image_size: side of the square pictures the network itself sees, in pixels.
+        image_size: side of the square images the network itself sees, in pixels.
     """
 
     width: int
@@ -79,7 +79,7 @@ class FeatureEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """One vector per picture, ``[B, F]``, not normalised."""
+        """One vector per image, ``[B, F]``, not normalised."""
 
     @abstractmethod
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
@@ -91,7 +91,7 @@ class LibraryEncoder(FeatureEncoder):
 
     Args:
         model: the library's network.
-        image_size: side of the square pictures it sees; None takes ``stock_size``, or the config's where that is smaller.
+        image_size: side of the square images it sees; None takes ``stock_size``, or the config's where that is smaller.
 
     Raises:
         ValueError: ``image_size`` is smaller than a patch.
@@ -113,7 +113,7 @@ class LibraryEncoder(FeatureEncoder):
         vision = getattr(model.config, "vision_config", model.config)
         size = image_size or min(vision.image_size, self.stock_size or vision.image_size)
         if size < vision.patch_size:
-            raise ValueError(f"{type(self).__name__}.image_size: found {size}, accepted is {vision.patch_size} (a patch) or more")
+            raise ValueError(f"{type(self).__name__}.image_size: found {size}, expected {vision.patch_size} (a patch) or more")
         self.image_size = size  # what does not fill a patch is left out: SigLIP's 384 pixels are 27 patches of 14
         self.grid = Grid(size // vision.patch_size, size // vision.patch_size)
         self.token_width, self.num_layers = vision.hidden_size, vision.num_hidden_layers
@@ -160,7 +160,7 @@ class LibraryEncoder(FeatureEncoder):
             ValueError: there is no such layer.
         """
         if not -self.num_layers - 1 <= layer <= -1:
-            raise ValueError(f"{type(self).__name__}.layer: found {layer}, accepted are {-self.num_layers - 1} to -1")
+            raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
         output = self.vision(self.pixels(images), output_hidden_states=layer != -1)
         return self.patches(output, layer).to(images.dtype)
 
@@ -226,7 +226,7 @@ class DINOv2Features(LibraryEncoder):
 class DINOv3Features(DINOv2Features):
     """DINOv2's successor (Siméoni et al., 2025, arXiv 2508.10104): rotary positions and register tokens.
 
-    The stock processor squeezes the picture to 224 x 224, bilinearly.
+    The stock processor squeezes the image to 224 x 224, bilinearly.
     """
 
     kind, config_kind = DINOv3ViTModel, DINOv3ViTConfig
@@ -239,7 +239,7 @@ class TextImageEncoder(LibraryEncoder):
     Args:
         model: the library's network.
         text: turns strings into token ids the way the text tower wants them.
-        image_size: side of the square pictures it sees; None takes the config's.
+        image_size: side of the square images it sees; None takes the config's.
     """
 
     def __init__(self, model: PreTrainedModel, text: TextEncoding, image_size: int | None = None) -> None:
@@ -260,7 +260,7 @@ class TextImageEncoder(LibraryEncoder):
 
         Args:
             config: the library's keys, with ``text_config`` and ``vision_config`` inside.
-            image_size: side of the square pictures; None takes the config's.
+            image_size: side of the square images; None takes the config's.
             dtype: of the weights.
             attention: implementation.
             tokenizer: name or folder; None is the shipped one.
@@ -284,7 +284,7 @@ class TextImageEncoder(LibraryEncoder):
         Args:
             source: folder or name.
             config: for the meta device.
-            image_size: side of the square pictures; None takes the config's.
+            image_size: side of the square images; None takes the config's.
             dtype: of the weights.
             attention: implementation.
             tokenizer: name or folder; None is the one inside ``source``, or the shipped one where a folder holds none.
@@ -309,7 +309,7 @@ class TextImageEncoder(LibraryEncoder):
         return pooled
 
     def forward(self, images: Tensor) -> Tensor:
-        """The picture in the space it shares with the texts."""
+        """The image in the space it shares with the texts."""
         pooled: Tensor = self.model.get_image_features(pixel_values=self.pixels(images)).pooler_output
         return pooled.to(images.dtype)
 
@@ -326,7 +326,7 @@ class CLIPFeatures(TextImageEncoder):
 
 
 class SigLIPFeatures(TextImageEncoder):
-    """SigLIP with both towers (Zhai et al., 2023, arXiv 2303.15343); pictures are squeezed to the square, not cropped.
+    """SigLIP with both towers (Zhai et al., 2023, arXiv 2303.15343); images are squeezed to the square, not cropped.
 
     There is no class token: ``forward`` gives the attention-pooled vector. Texts are padded to the full length without a mask, as
     in its training.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from umm_zoo.backbones.base import IGNORE, VLMBackbone, VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.generation import decode
 from umm_zoo.backbones.llava_loading import (
     Dtype,
@@ -26,8 +27,7 @@ from umm_zoo.backbones.loading import find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.templates import ChatML, ChatTemplate, encode, pad, stop_ids
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
-from umm_zoo.frozen import FrozenBackbone
-from umm_zoo.mistakes import MistakeError
+from umm_zoo.errors import MistakeError
 
 
 class LanguageModel(nn.Module):
@@ -54,7 +54,7 @@ class LlavaBackbone(VLMBackbone):
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
 
     Attributes:
-        grid: the image tokens of one picture, in raster order.
+        grid: the image tokens of one image, in raster order.
     """
 
     image_size: int
@@ -270,16 +270,16 @@ class LlavaBackbone(VLMBackbone):
     # -- inputs ------------------------------------------------------------------------------------------------------------------
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pictures in [-1, 1] to what the tower takes: shifted and scaled per colour. Shape: ``[M, 3, H, W]`` both."""
+        """Images in [-1, 1] to what the tower takes: shifted and scaled per colour. Shape: ``[M, 3, H, W]`` both."""
         return ((images + 1) / 2 - self.image_mean) / self.image_std
 
     def image_grid(self, height: int, width: int) -> Grid:
-        """Grid of tokens that a picture of that many pixels becomes."""
+        """Grid of tokens that an image of that many pixels becomes."""
         patch = cast(int, self.config.vision_config.patch_size)
         return Grid(height // patch, width // patch)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Pictures ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, N, D]``.
+        """Images ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, N, D]``.
 
         Raises:
             ValueError: they have another size than the tower's.
@@ -334,7 +334,7 @@ class LlavaBackbone(VLMBackbone):
         if markers != num_images:
             raise MistakeError(f"found {markers} {IMAGE_MARKER} markers in the user turns for {num_images} images", row)
         if for_generation and conversation and conversation[-1]["role"] == "assistant":
-            raise MistakeError("found an assistant turn at the end, accepted is a question that is left to answer", row)
+            raise MistakeError("found an assistant turn at the end, expected a question that is left to answer", row)
         pieces = self.template.render(conversation, for_generation)
         image_id = self.config.image_token_id
         ids, labels = encode(self.tokenizer, pieces, image_id, self.grid.num_cells)
@@ -343,7 +343,7 @@ class LlavaBackbone(VLMBackbone):
             what = f"{lost.count(image_id)} image tokens" if image_id in lost else "the end of a question"
             raise MistakeError(
                 f"found {len(ids)} tokens, of which max_length {self.max_length} would cut off {what}; "
-                "accepted are shorter texts or a larger method.vlm.max_length",
+                "expected shorter texts or a larger method.vlm.max_length",
                 row,
             )
         return ids[: self.max_length], labels[: self.max_length]

@@ -50,12 +50,12 @@ def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaCon
         values.setdefault("image_token_index", load_tokenizer().get_vocab()[IMAGE_MARKER])
     kind = values["vision_config"].model_type
     if kind not in TOWERS:
-        raise ValueError(f"config.vision_config.model_type: found '{kind}', accepted are {sorted(TOWERS)}")
+        raise ValueError(f"config.vision_config.model_type: found '{kind}', expected {sorted(TOWERS)}")
     strategy = "default" if TOWERS[kind][0] else "full"
     found = values.setdefault("vision_feature_select_strategy", strategy)
     if found != strategy:
         raise ValueError(
-            f"config.vision_feature_select_strategy: found '{found}', accepted for {kind} is '{strategy}' (one feature per patch)"
+            f"config.vision_feature_select_strategy: found '{found}', expected for {kind} is '{strategy}' (one feature per patch)"
         )
     config = LlavaConfig(**values)
     vision: Any = config.vision_config
@@ -67,11 +67,11 @@ def _part_config(where: str, part: Any, shipped_tokenizer: bool) -> PreTrainedCo
     if isinstance(part, PreTrainedConfig):
         return part
     if not isinstance(part, Mapping) or "model_type" not in part:
-        raise ValueError(f"{where}: found {part!s:.60}, accepted is a map with 'model_type'")
+        raise ValueError(f"{where}: found {part!s:.60}, expected a map with 'model_type'")
     fields = dict(part)
     kind = fields.pop("model_type")
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"{where}.model_type: found '{kind}', accepted is a transformers model type such as llama")
+        raise ValueError(f"{where}.model_type: found '{kind}', expected a transformers model type such as llama")
     if shipped_tokenizer:
         tokens = load_tokenizer()
         fields = {

@@ -30,10 +30,10 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises:
         ValueError: ``name`` is none of torch's floating dtypes for weights.
     """
-    accepted = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    if name not in accepted:
-        raise ValueError(f"dtype: found '{name}', accepted are {sorted(accepted)}")
-    return accepted[name]
+    expected = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in expected:
+        raise ValueError(f"dtype: found '{name}', expected {sorted(expected)}")
+    return expected[name]
 
 
 def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Collection[str] = ()) -> None:
@@ -63,14 +63,14 @@ def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Colle
         raise ValueError(f"{source}: the weights do not fit the model: {'; '.join(problems)}")
 
 
-def assert_known(where: str, config: Mapping[str, Any], accepted: Collection[str]) -> None:
+def assert_known(where: str, config: Mapping[str, Any], expected: Collection[str]) -> None:
     """Refuse a misspelt configuration key; the libraries accept and ignore it.
 
     Raises:
-        ValueError: a key is not in ``accepted`` (keys that begin with an underscore are the libraries' own marks).
+        ValueError: a key is not in ``expected`` (keys that begin with an underscore are the libraries' own marks).
     """
     for key in config:
-        if key not in accepted and not key.startswith("_"):
-            close = difflib.get_close_matches(key, accepted, n=1)
+        if key not in expected and not key.startswith("_"):
+            close = difflib.get_close_matches(key, expected, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise ValueError(f"{where}: found '{key}', accepted are {sorted(accepted)}{hint}")
+            raise ValueError(f"{where}: found '{key}', expected {sorted(expected)}{hint}")

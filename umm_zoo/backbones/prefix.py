@@ -115,7 +115,7 @@ class PrefixBackbone(VLMBackbone, ABC):
 
     @abstractmethod
     def image_grid(self, height: int, width: int) -> Grid:
-        """Grid of tokens that a picture of that many pixels becomes."""
+        """Grid of tokens that an image of that many pixels becomes."""
 
     @abstractmethod
     def text_positions(self, prefix: Prefix, num_tokens: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from umm_zoo.backbones.base import IGNORE, VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, repeat_rows
 from umm_zoo.backbones.loading import assert_complete, find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone, evaluation_mode
@@ -21,14 +22,13 @@ from umm_zoo.backbones.qwen_stack import QwenStack
 from umm_zoo.backbones.templates import encode, pad, special_id, stop_ids
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
-from umm_zoo.frozen import FrozenBackbone
-from umm_zoo.mistakes import MistakeError
+from umm_zoo.errors import MistakeError
 
 
 class Qwen25VL(PrefixBackbone):
     """A vision transformer with windowed attention, a merger of 2 x 2 patches, and a causal language model with M-RoPE.
 
-    Pictures may have any size; the picture's token grid follows from it (``image_grid``). Build it with ``from_pretrained`` or
+    Images may have any size; the image's token grid follows from it (``image_grid``). Build it with ``from_pretrained`` or
     ``from_config``.
 
     Reference: Bai et al., "Qwen2.5-VL Technical Report" (arXiv 2502.13923).
@@ -36,7 +36,7 @@ class Qwen25VL(PrefixBackbone):
     Args:
         model: the library's model.
         tokenizer: None only on the meta device, where nothing is run.
-        layout: how pictures are resized and cut.
+        layout: how images are resized and cut.
         system_prompt: put before a conversation without a system turn; None puts none.
         gradient_checkpointing: recompute the layers of trained parts in the backward pass instead of storing them.
     """
@@ -91,7 +91,7 @@ class Qwen25VL(PrefixBackbone):
             config: ``text_config`` and ``vision_config`` as in the library's ``config.json``; token ids left out are the
                 tokenizer's.
             tokenizer: name or folder; None is the one shipped with this package.
-            min_tokens, max_tokens: smaller and larger pictures are resized.
+            min_tokens, max_tokens: smaller and larger images are resized.
             system_prompt: put before a conversation without a system turn; None puts none.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
             attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
@@ -189,7 +189,7 @@ class Qwen25VL(PrefixBackbone):
         return self
 
     def image_grid(self, height: int, width: int) -> Grid:
-        """Grid of tokens that a picture of that many pixels becomes."""
+        """Grid of tokens that an image of that many pixels becomes."""
         return self.layout.grid(height, width)
 
     @property
@@ -199,7 +199,7 @@ class Qwen25VL(PrefixBackbone):
     # -- inputs ------------------------------------------------------------------------------------------------------------------
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Pictures ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, h*w, D]`` in raster order."""
+        """Images ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, h*w, D]`` in raster order."""
         grid = self.image_grid(*images.shape[-2:])
         merge = self.layout.merge_size
         sizes = torch.tensor([[1, grid.h * merge, grid.w * merge]], device=images.device).expand(len(images), -1)
@@ -431,6 +431,6 @@ def _loaded(source: str, dtype: str, attention: str) -> Qwen2_5_VLForConditional
         model, info = load(source, dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{source}: no Qwen2.5-VL checkpoint, accepted is a model name or folder ({reason})") from error
+        raise FileNotFoundError(f"{source}: no Qwen2.5-VL checkpoint, expected a model name or folder ({reason})") from error
     assert_complete(source, info)
     return cast(Qwen2_5_VLForConditionalGeneration, model)

@@ -1,6 +1,6 @@
-"""Pictures as the Qwen2-VL family's vision tower takes them, computed from tensors with plain torch.
+"""Images as the Qwen2-VL family's vision tower takes them, computed from tensors with plain torch.
 
-The library's own processors start from files or PIL pictures (and its faster one needs torchvision); training data arrives here
+The library's own processors start from files or PIL images (and its faster one needs torchvision); training data arrives here
 as a batch of tensors, and rewards or reconstructions even arrive with a gradient.
 """
 
@@ -24,16 +24,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """How a picture is resized, normalised and cut.
+    """How an image is resized, normalised and cut.
 
     The tower takes flattened patches in groups of ``merge_size x merge_size`` neighbours, because its merger turns each group into
-    one language-model token; the groups are in raster order. A still picture fills all ``temporal_size`` frames of a patch.
+    one language-model token; the groups are in raster order. A still image fills all ``temporal_size`` frames of a patch.
 
     Args:
         patch_size: pixels per patch side (14 in the published models).
         merge_size: patches per token side.
         temporal_size: frames per patch.
-        min_tokens, max_tokens: bounds on the tokens of a picture; smaller and larger pictures are resized. The defaults are the
+        min_tokens, max_tokens: bounds on the tokens of an image; smaller and larger images are resized. The defaults are the
             published ``min_pixels`` 3,136 and ``max_pixels`` 12,845,056 counted in tokens of 28 x 28 pixels, so that they fit
             any patch size.
     """
@@ -50,13 +50,13 @@ class PatchLayout:
         return self.patch_size * self.merge_size
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels that a picture is resized to: multiples of ``factor``, aspect ratio nearly kept.
+        """Height and width in pixels that an image is resized to: multiples of ``factor``, aspect ratio nearly kept.
 
         Raises:
             ValueError: one side is more than 200 times the other.
         """
         if max(height, width) > 200 * min(height, width):
-            raise ValueError(f"picture of {height} x {width} pixels: one side is more than 200 times the other")
+            raise ValueError(f"image of {height} x {width} pixels: one side is more than 200 times the other")
         factor, pixels = self.factor, height * width
         smallest, largest = self.min_tokens * factor**2, self.max_tokens * factor**2
         rounded = round(height / factor) * factor, round(width / factor) * factor
@@ -72,14 +72,14 @@ class PatchLayout:
         return rounded
 
     def grid(self, height: int, width: int) -> Grid:
-        """Grid of language-model tokens of a picture of that size."""
+        """Grid of language-model tokens of an image of that size."""
         height, width = self.resized(height, width)
         return Grid(height // self.factor, width // self.factor)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Resize, normalise and cut pictures; differentiable.
+        """Resize, normalise and cut images; differentiable.
 
-        The library rounds resized pictures to 8 bits; here they stay continuous.
+        The library rounds resized images to 8 bits; here they stay continuous.
 
         Shape:
             - images: ``[M, 3, H, W]`` in [-1, 1]
@@ -93,7 +93,7 @@ class PatchLayout:
         pixels = (pixels - mean) / std  # [M, 3, H, W]
         (h, w), m, p = self.grid(*size), self.merge_size, self.patch_size
         cut = pixels.view(-1, 3, h, m, p, w, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)  # [M, h, w, m, m, 3, p, p]
-        cut = cut.unsqueeze(6).expand(*cut.shape[:6], self.temporal_size, p, p)  # a still picture fills every frame
+        cut = cut.unsqueeze(6).expand(*cut.shape[:6], self.temporal_size, p, p)  # a still image fills every frame
         return cut.reshape(-1, 3 * self.temporal_size * p * p)
 
     # -- the library's file ------------------------------------------------------------------------------------------------------

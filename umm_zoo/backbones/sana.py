@@ -36,7 +36,7 @@ class Sana(ImageDecoder):
         super().__init__()
         config: Any = model.config
         if config.guidance_embeds:
-            raise ValueError("Sana: config has guidance_embeds = True (Sana-Sprint); accepted are networks without")
+            raise ValueError("Sana: config has guidance_embeds = True (Sana-Sprint); expected networks without")
         self.model, self.condition_rms = model, condition_rms
         self.condition_dim, self.latent_channels, self.patch = config.caption_channels, config.in_channels, config.patch_size
 

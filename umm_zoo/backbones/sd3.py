@@ -33,7 +33,7 @@ class MaskedJointAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Args: attention_mask: ``[B, 1, 1, h*w + N]`` bool. The second attention of SD3.5-medium sees the picture alone."""
+        """Args: attention_mask: ``[B, 1, 1, h*w + N]`` bool. The second attention of SD3.5-medium sees the image alone."""
         size, count = hidden_states.shape[:2]
 
         def split(x: Tensor, norm: Any) -> Tensor:  # [B, N, D] -> [B, heads, N, D / heads]
@@ -61,7 +61,7 @@ class MaskedJointAttention:
 class StableDiffusion3(ImageDecoder):
     """SD3's multimodal diffusion transformer (Esser et al., 2024, arXiv 2403.03206): UAE's decoder, in its 3.5-large size.
 
-    Text tokens of width 4096 pass every block beside those of the picture; their positions are their order only. The network also
+    Text tokens of width 4096 pass every block beside those of the image; their positions are their order only. The network also
     wants one vector of the whole text. UAE gives it a constant, that of the empty string under the two CLIP text encoders, and
     needs no text encoder after that.
 

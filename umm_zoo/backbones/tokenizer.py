@@ -35,7 +35,7 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"tokenizer: found '{source}', accepted is a model name or folder with one ({reason})") from error
+        raise FileNotFoundError(f"tokenizer: found '{source}', expected a model name or folder with one ({reason})") from error
     if tokenizer.pad_token is None:  # Llama and Vicuna have none; padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

@@ -27,7 +27,7 @@ from umm_zoo.blocks.queries import (
 from umm_zoo.blocks.targets import (
     CodecLatents,
     NormalizedPixelPatches,
-    OtherPictures,
+    OtherImages,
     PixelPatches,
     PixelsThroughCodec,
     ReconstructionTarget,
@@ -55,7 +55,7 @@ __all__ = [
     "NoPosition",
     "NoisyQueries",
     "NormalizedPixelPatches",
-    "OtherPictures",
+    "OtherImages",
     "PerturbedGridQueries",
     "PixelPatches",
     "PixelsThroughCodec",

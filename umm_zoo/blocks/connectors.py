@@ -177,7 +177,7 @@ class TransformerConnector(_NormalisedConnector):
     ) -> None:
         super().__init__()
         if projection_layers not in (1, 2):
-            raise ValueError(f"TransformerConnector.projection_layers: found {projection_layers}, accepted are 1 and 2")
+            raise ValueError(f"TransformerConnector.projection_layers: found {projection_layers}, expected 1 and 2")
         self.in_dim, self.out_dim = in_dim, out_dim
         inner = width or in_dim
         self.enter = nn.Identity() if inner == in_dim else nn.Linear(in_dim, inner)

@@ -1,4 +1,4 @@
-"""Fine detail of the input pictures for the language model, beside what its own vision tower says."""
+"""Fine detail of the input images for the language model, beside what its own vision tower says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from umm_zoo.blocks.transformer import as_tokens
 
 
 class DetailBranch(nn.Module, ABC):
-    """Turns codec latents of input pictures into tokens for the query pathway, one per token of the vision tower.
+    """Turns codec latents of input images into tokens for the query pathway, one per token of the vision tower.
 
-    The method resizes each picture so that its latent has the tower's token grid, and gives both tokens of a place the same
+    The method resizes each image so that its latent has the tower's token grid, and gives both tokens of a place the same
     position ids.
 
     Attributes:
@@ -34,7 +34,7 @@ class DetailBranch(nn.Module, ABC):
         """Make the tokens."""
 
     def example_inputs(self) -> tuple[Tensor]:
-        """Latents of a picture that is not square, for ``umm_zoo.testing.check_block``."""
+        """Latents of an image that is not square, for ``umm_zoo.testing.check_block``."""
         return (torch.randn(2, self.latent_channels, 3, 4),)
 
 

@@ -146,7 +146,7 @@ class SineCosine2d(PositionEmbedding):
     def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__()
         if width % 4:
-            raise ValueError(f"SineCosine2d.width: found {width}, accepted are multiples of 4")
+            raise ValueError(f"SineCosine2d.width: found {width}, expected multiples of 4")
         self.width, self.scale = width, scale
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
@@ -171,7 +171,7 @@ class Rotary2d(PositionEmbedding):
     def __init__(self, width: int) -> None:
         super().__init__()
         if width % 4:
-            raise ValueError(f"Rotary2d.width: found {width}, accepted are multiples of 4")
+            raise ValueError(f"Rotary2d.width: found {width}, expected multiples of 4")
         self.width = width
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
@@ -188,7 +188,7 @@ class Rotary2d(PositionEmbedding):
 class ConcatenatedCoordinates(PositionEmbedding):
     """Appends the height and width of each token's centre, in (-1, 1), to its channels and projects back.
 
-    Unlike a table it knows no size: the same place in a larger picture has the same coordinates.
+    Unlike a table it knows no size: the same place in a larger image has the same coordinates.
 
     Shape:
         See ``PositionEmbedding``.

@@ -31,7 +31,7 @@ class QuerySampler(nn.Module, ABC):
     random: bool = False
 
     def grid_for(self, grid: Grid) -> Grid:
-        """The grid that the queries form when a picture of ``grid`` is to be drawn; the same one unless the count is fixed."""
+        """The grid that the queries form when an image of ``grid`` is to be drawn; the same one unless the count is fixed."""
         return grid
 
     @abstractmethod
@@ -70,7 +70,7 @@ class NoisyQueries(QuerySampler):
 
 
 class LearnedQueries(QuerySampler):
-    """A fixed number of learned embeddings, the same for every prompt and every size of picture.
+    """A fixed number of learned embeddings, the same for every prompt and every size of image.
 
     MetaQuery and OpenUni use 256 (MetaQuery's code defaults to 64). Their grid is square where the number is, else one row.
 
@@ -101,7 +101,7 @@ class LearnedQueries(QuerySampler):
 
 
 class LearnedGridQueries(QuerySampler):
-    """One learned embedding per cell, as many as the picture has: a table of which the centre is used.
+    """One learned embedding per cell, as many as the image has: a table of which the centre is used.
 
     WeMMU's ablation "learnable, dynamic number"; how its queries follow the size is not published. The centre crop is that of the
     connector's position table, the only reading that fits the name.

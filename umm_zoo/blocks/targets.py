@@ -28,43 +28,43 @@ def unpatchify(tokens: Tensor, patch: int) -> Tensor:
 
 
 class ReconstructionTarget(nn.Module, ABC):
-    """One target vector per image token, computed from the picture that the vision tower saw.
+    """One target vector per image token, computed from the image that the vision tower saw.
 
-    A subclass implements ``read``, and ``pictures`` where a prediction can be looked at. No gradient flows into a target.
+    A subclass implements ``read``, and ``images`` where a prediction can be looked at. No gradient flows into a target.
 
     Shape:
-        - images: ``[M, 3, H, W]`` in [-1, 1], at any size; clamped and resized to ``picture_size``
+        - images: ``[M, 3, H, W]`` in [-1, 1], at any size; clamped and resized to ``image_size``
         - output: ``[M, grid*grid, F]``
 
     Attributes:
         grid: image tokens per side.
         channels: values a head predicts per token.
-        picture_size: side of the square picture that ``read`` receives, in pixels.
-        has_pictures: whether ``pictures`` is possible.
+        image_size: side of the square image that ``read`` receives, in pixels.
+        has_images: whether ``images`` is possible.
         worth_storing: whether computing targets costs enough that they are better read from the shards.
     """
 
     grid: int
     channels: int
-    picture_size: int
-    has_pictures: bool = True
+    image_size: int
+    has_images: bool = True
     worth_storing: bool = False
 
     @abstractmethod
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
-        """``[M, 3, picture_size, picture_size]`` -> ``[M, grid*grid, F]``."""
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """``[M, 3, image_size, image_size]`` -> ``[M, grid*grid, F]``."""
 
-    def pictures(self, predicted: Tensor) -> Tensor:
-        """Predictions on the grid, ``[M, F, grid, grid]`` -> pictures ``[M, 3, H, W]`` in [-1, 1].
+    def images(self, predicted: Tensor) -> Tensor:
+        """Predictions on the grid, ``[M, F, grid, grid]`` -> images ``[M, 3, H, W]`` in [-1, 1].
 
         Raises:
-            ValueError: this target cannot be turned back into a picture.
+            ValueError: this target cannot be turned back into an image.
         """
-        raise ValueError(f"{type(self).__name__} has no pictures: its targets cannot be turned back into pixels")
+        raise ValueError(f"{type(self).__name__} has no images: its targets cannot be turned back into pixels")
 
     def prepare(self, images: Tensor) -> Tensor:
         """Clamp to [-1, 1] and resize bilinearly, without antialiasing, as ROSS's release does before its codec."""
-        size = (self.picture_size, self.picture_size)
+        size = (self.image_size, self.image_size)
         images = images.float().clamp(-1, 1)
         if images.shape[-2:] == size:
             return images
@@ -80,9 +80,9 @@ class ReconstructionTarget(nn.Module, ABC):
         """The images as they would look if every prediction were exact.
 
         Raises:
-            ValueError: this target cannot be turned back into a picture.
+            ValueError: this target cannot be turned back into an image.
         """
-        return self.pictures(as_map(self(images)))
+        return self.images(as_map(self(images)))
 
     def to_store(self, images: Tensor) -> Tensor:
         """What ``of_stored`` makes targets of, one entry per image, without a random draw."""
@@ -104,10 +104,10 @@ class ReconstructionTarget(nn.Module, ABC):
 
 
 class PixelPatches(ReconstructionTarget):
-    """The picture's own pixels in [-1, 1], a patch per token (ROSS^R-Pixel, section 3.2).
+    """The image's own pixels in [-1, 1], a patch per token (ROSS^R-Pixel, section 3.2).
 
-    The paper does not say the patch size or the normalisation; 16 x 16 of the picture resized to 16 pixels per token is our choice,
-    because that is the picture the release gives its codec.
+    The paper does not say the patch size or the normalisation; 16 x 16 of the image resized to 16 pixels per token is our choice,
+    because that is the image the release gives its codec.
 
     Shape:
         ``[M, 3, H, W]`` -> ``[M, grid*grid, 3*patch*patch]``.
@@ -116,13 +116,13 @@ class PixelPatches(ReconstructionTarget):
     def __init__(self, grid: int, patch: int = 16) -> None:
         super().__init__()
         self.grid, self.patch = grid, patch
-        self.channels, self.picture_size = 3 * patch**2, grid * patch
+        self.channels, self.image_size = 3 * patch**2, grid * patch
 
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Cut into patches."""
-        return patchify(pictures, self.patch)
+        return patchify(images, self.patch)
 
-    def pictures(self, predicted: Tensor) -> Tensor:
+    def images(self, predicted: Tensor) -> Tensor:
         """Put the patches together."""
         return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
 
@@ -130,24 +130,24 @@ class PixelPatches(ReconstructionTarget):
 class NormalizedPixelPatches(PixelPatches):
     """Pixel patches, each brought to zero mean and unit deviation (He et al., 2022, arXiv 2111.06377).
 
-    Our alternative to ``PixelPatches``; a patch's own mean and deviation are lost, so there are no pictures.
+    Our alternative to ``PixelPatches``; a patch's own mean and deviation are lost, so there are no images.
     """
 
-    has_pictures = False
+    has_images = False
 
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Cut and normalise."""
-        return F.layer_norm(patchify(pictures, self.patch), (self.channels,), eps=1e-6)
+        return F.layer_norm(patchify(images, self.patch), (self.channels,), eps=1e-6)
 
-    def pictures(self, predicted: Tensor) -> Tensor:
+    def images(self, predicted: Tensor) -> Tensor:
         """Not possible."""
-        return ReconstructionTarget.pictures(self, predicted)
+        return ReconstructionTarget.images(self, predicted)
 
 
 class CodecLatents(ReconstructionTarget):
     """Latents of a frozen image codec, every ``pack`` x ``pack`` window packed into one token (ROSS^D and ROSS^R-Latent).
 
-    The picture is resized so that the packed latent has the tower's grid (384 or 432 pixels with FLUX's codec at a grid of 24 or
+    The image is resized so that the packed latent has the tower's grid (384 or 432 pixels with FLUX's codec at a grid of 24 or
     27). Inside a token the channel index is ``4 c + 2 row + column``, FLUX's own order.
 
     Shape:
@@ -166,11 +166,11 @@ class CodecLatents(ReconstructionTarget):
         super().__init__()
         self.codec, self.grid, self.pack, self.sampled = codec, grid, pack, sampled
         self.channels = codec.latent_channels * pack**2
-        self.picture_size = grid * pack * codec.downsampling
+        self.image_size = grid * pack * codec.downsampling
 
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Encode and pack."""
-        return patchify(self.codec.encode(pictures, sample=self.sampled, generator=generator), self.pack)
+        return patchify(self.codec.encode(images, sample=self.sampled, generator=generator), self.pack)
 
     @torch.no_grad()
     def to_store(self, images: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class CodecLatents(ReconstructionTarget):
         return through_codec(self.codec, self.prepare(images))
 
     @torch.no_grad()
-    def pictures(self, predicted: Tensor) -> Tensor:
+    def images(self, predicted: Tensor) -> Tensor:
         """Unpack and decode."""
         return self.codec.decode(F.pixel_shuffle(predicted, self.pack)).clamp(-1, 1)
 
@@ -212,11 +212,11 @@ class PixelsThroughCodec(ReconstructionTarget):
         super().__init__()
         self.codec, self.grid, self.pack = codec, grid, pack
         self.patch = pack * codec.downsampling
-        self.channels, self.picture_size = codec.latent_channels * pack**2, grid * self.patch
+        self.channels, self.image_size = codec.latent_channels * pack**2, grid * self.patch
 
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Cut into patches."""
-        return patchify(pictures, self.patch)
+        return patchify(images, self.patch)
 
     def predictor(self, head: Predictor) -> Predictor:
         """The head, then unpacking, the decoder and the same cut into patches."""
@@ -231,16 +231,16 @@ class PixelsThroughCodec(ReconstructionTarget):
         """Through the codec and back: a head that predicts latents can come no closer."""
         return through_codec(self.codec, self.prepare(images))
 
-    def pictures(self, predicted: Tensor) -> Tensor:
+    def images(self, predicted: Tensor) -> Tensor:
         """Put the patches together."""
         return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
 
 
-class OtherPictures(ReconstructionTarget):
-    """Targets of another picture of the batch than the states come from: a control, not the paper's.
+class OtherImages(ReconstructionTarget):
+    """Targets of another image of the batch than the states come from: a control, not the paper's.
 
-    Nothing about the picture seen can be learned from them, while the objective, its cost and the statistics of the targets stay.
-    The pictures of a batch are moved round by one; a batch of one picture has no other.
+    Nothing about the image seen can be learned from them, while the objective, its cost and the statistics of the targets stay.
+    The images of a batch are moved round by one; a batch of one image has no other.
 
     Shape:
         That of ``target``.
@@ -248,40 +248,40 @@ class OtherPictures(ReconstructionTarget):
 
     def __init__(self, target: ReconstructionTarget) -> None:
         super().__init__()
-        self.target, self.has_pictures = target, target.has_pictures
-        self.grid, self.channels, self.picture_size = target.grid, target.channels, target.picture_size
+        self.target, self.has_images = target, target.has_images
+        self.grid, self.channels, self.image_size = target.grid, target.channels, target.image_size
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Targets of the picture before."""
+        """Targets of the image before."""
         targets: Tensor = self.target(images, generator)
         return targets.roll(1, 0)
 
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """The target's own."""
-        return self.target.read(pictures, generator)
+        return self.target.read(images, generator)
 
     def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Stored targets of the picture before."""
+        """Stored targets of the image before."""
         return self.target.of_stored(stored, generator).roll(1, 0)
 
     def predictor(self, head: Predictor) -> Predictor:
         """The target's own."""
         return self.target.predictor(head)
 
-    def pictures(self, predicted: Tensor) -> Tensor:
+    def images(self, predicted: Tensor) -> Tensor:
         """The target's own."""
-        return self.target.pictures(predicted)
+        return self.target.images(predicted)
 
     def round_trip(self, images: Tensor) -> Tensor:
-        """The picture's own round trip: what is looked at is the picture seen."""
+        """The image's own round trip: what is looked at is the image seen."""
         return self.target.round_trip(images)
 
 
 @torch.no_grad()
-def through_codec(codec: LatentCodec, pictures: Tensor) -> Tensor:
-    """Pictures encoded without noise and decoded, ``[M, 3, H, W]`` in [-1, 1]."""
-    with torch.autocast(pictures.device.type, enabled=False):
-        return codec.decode(codec.encode(pictures)).clamp(-1, 1)
+def through_codec(codec: LatentCodec, images: Tensor) -> Tensor:
+    """Images encoded without noise and decoded, ``[M, 3, H, W]`` in [-1, 1]."""
+    with torch.autocast(images.device.type, enabled=False):
+        return codec.decode(codec.encode(images)).clamp(-1, 1)
 
 
 class TeacherFeatures(ReconstructionTarget):
@@ -294,21 +294,21 @@ class TeacherFeatures(ReconstructionTarget):
         ``[M, 3, H, W]`` -> ``[M, grid*grid, F]``.
 
     Args:
-        teacher: frozen. It receives pictures of exactly its own size, so that nothing is cropped away and cells stay in place.
+        teacher: frozen. It receives images of exactly its own size, so that nothing is cropped away and cells stay in place.
         grid: image tokens per side.
     """
 
-    has_pictures = False
+    has_images = False
     worth_storing = True
 
     def __init__(self, teacher: FeatureEncoder, grid: int) -> None:
         super().__init__()
-        self.teacher, self.grid, self.picture_size = teacher, grid, teacher.image_size
+        self.teacher, self.grid, self.image_size = teacher, grid, teacher.image_size
         self.channels = teacher.token_width
 
-    def read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Encode, resize, normalise."""
-        features = as_map(self.teacher.tokens(pictures).float())  # [M, F, k, k]
+        features = as_map(self.teacher.tokens(images).float())  # [M, F, k, k]
         if features.shape[-1] != self.grid:
             features = F.interpolate(features, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
         return F.layer_norm(as_tokens(features), (self.channels,), eps=1e-6)
@@ -317,7 +317,7 @@ class TeacherFeatures(ReconstructionTarget):
 __all__ = [
     "CodecLatents",
     "NormalizedPixelPatches",
-    "OtherPictures",
+    "OtherImages",
     "PixelPatches",
     "PixelsThroughCodec",
     "ReconstructionTarget",

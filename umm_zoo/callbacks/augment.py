@@ -1,4 +1,4 @@
-"""Random changes to training pictures that leave their answers true."""
+"""Random changes to training images that leave their answers true."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from umm_zoo.batch import Batch
 
 
 class ShiftAndFlip(Callback):
-    """Shifts every training picture by a few pixels and mirrors half of them; validation pictures stay as they are.
+    """Shifts every training image by a few pixels and mirrors half of them; validation images stay as they are.
 
     For photos of things; not for worlds whose answers say left and right. The draw is a pure function of the seed, the rank and the
-    batch, so a resumed run sees the same pictures.
+    batch, so a resumed run sees the same images.
 
     Args:
         max_shift: largest shift in pixels along each axis; what moves in repeats the border.
-        flip: mirror half of the pictures.
+        flip: mirror half of the images.
         seed: of the draws.
     """
 
-    #: Outputs stored for the unchanged pictures must not be trained on.
-    changes_pictures = True
+    #: Outputs stored for the unchanged images must not be trained on.
+    changes_images = True
 
     def __init__(self, max_shift: int = 4, flip: bool = True, seed: int = 0) -> None:
         self.max_shift, self.flip, self.seed = max_shift, flip, seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Replace the input pictures of the batch."""
+        """Replace the input images of the batch."""
         if isinstance(batch, Batch) and batch.images is not None:
             place = (self.seed * 1_000_003 + trainer.global_rank) * 1_000_003 + batch_idx
             batch.images = shift_and_flip(batch.images, self.max_shift, self.flip, torch.Generator().manual_seed(place))
 
 
 def shift_and_flip(images: Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each picture shifted and perhaps mirrored by its own draw. Shape: ``[M, 3, H, W]`` both."""
+    """Each image shifted and perhaps mirrored by its own draw. Shape: ``[M, 3, H, W]`` both."""
     num, _, height, width = images.shape
     padded = F.pad(images, (max_shift,) * 4, mode="replicate")
     shifts = torch.randint(0, 2 * max_shift + 1, (num, 2), generator=generator).tolist()

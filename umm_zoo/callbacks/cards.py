@@ -1,4 +1,4 @@
-"""Draws samples as cards: pictures above, question, answer and truth below. PIL only."""
+"""Draws samples as cards: images above, question, answer and truth below. PIL only."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_WIDTH = 1800
 
 @dataclass
 class Card:
-    """One sample: named pictures beside each other and the texts below. ``right`` is None where there is no verdict."""
+    """One sample: named images beside each other and the texts below. ``right`` is None where there is no verdict."""
 
     title: str
     question: str
     answer: str | None
     truth: str
     right: bool | None
-    pictures: dict[str, Image.Image]
+    images: dict[str, Image.Image]
 
 
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_lines: int = MAX_LINES) -> list[str]:
@@ -55,14 +55,14 @@ def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.Image
     return lines
 
 
-def resized(picture: Image.Image, side: int) -> Image.Image:
+def resized(image: Image.Image, side: int) -> Image.Image:
     """Enlarged by the largest whole factor that keeps it within ``side`` (hard pixels), or shrunk smoothly to it."""
-    longest = max(picture.size)
+    longest = max(image.size)
     if longest <= side:
         factor = side // longest
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    size = (max(1, picture.width * side // longest), max(1, picture.height * side // longest))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, image.width * side // longest), max(1, image.height * side // longest))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _draw_card(card: Card, side: int, width: int) -> Image.Image:
@@ -77,20 +77,20 @@ def _draw_card(card: Card, side: int, width: int) -> Image.Image:
     if card.truth:
         texts += [(line, INK) for line in wrap("truth: " + card.truth, inner, font)]
     top = BORDER + MARGIN + LINE
-    pictures = {name: resized(picture, side) for name, picture in card.pictures.items()}
-    picture_height = max((picture.height for picture in pictures.values()), default=0)
-    named = len(pictures) > 1
-    text_top = top + picture_height + (LINE if named else 0) + MARGIN // 2
+    images = {name: resized(image, side) for name, image in card.images.items()}
+    image_height = max((image.height for image in images.values()), default=0)
+    named = len(images) > 1
+    text_top = top + image_height + (LINE if named else 0) + MARGIN // 2
     sheet = Image.new("RGB", (width, text_top + LINE * len(texts) + MARGIN + BORDER), PAPER)
     pen = ImageDraw.Draw(sheet)
     colour = OPEN if card.right is None else RIGHT if card.right else WRONG
     pen.rectangle((0, 0, sheet.width - 1, sheet.height - 1), outline=colour, width=BORDER)
     left = BORDER + MARGIN
     pen.text((left, BORDER + MARGIN // 2), wrap(card.title, inner, small, max_lines=1)[0], FAINT, small)
-    for name, picture in pictures.items():
-        sheet.paste(picture, (left, top))
+    for name, image in images.items():
+        sheet.paste(image, (left, top))
         if named:
-            pen.text((left, top + picture_height + 1), wrap(name, side, small, max_lines=1)[0], FAINT, small)
+            pen.text((left, top + image_height + 1), wrap(name, side, small, max_lines=1)[0], FAINT, small)
         left += side + MARGIN
     for index, (line, ink) in enumerate(texts):
         pen.text((BORDER + MARGIN, text_top + index * LINE), line, ink, font)
@@ -99,7 +99,7 @@ def _draw_card(card: Card, side: int, width: int) -> Image.Image:
 
 def draw_cards(cards: list[Card], side: int, cards_per_row: int) -> Image.Image:
     """Lay cards out in rows of equal width, as many beside each other as asked for and as fit in ``MAX_WIDTH`` pixels."""
-    most = max(len(card.pictures) for card in cards)
+    most = max(len(card.images) for card in cards)
     width = max(most * (side + MARGIN) - MARGIN, MIN_TEXT_WIDTH) + 2 * (MARGIN + BORDER)
     cards_per_row = max(1, min(cards_per_row, len(cards), MAX_WIDTH // (width + MARGIN)))
     drawn = [_draw_card(card, side, width) for card in cards]

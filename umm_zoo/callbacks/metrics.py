@@ -35,7 +35,7 @@ class MetricCallback(Callback):
     def __init__(self, metrics: dict[str, Metric], prefix: str = "val", show_table: bool = True) -> None:
         for name, metric in metrics.items():
             if not isinstance(metric, Metric):
-                raise TypeError(f"metrics.{name}: found a {type(metric).__name__}, accepted is a torchmetrics.Metric")
+                raise TypeError(f"metrics.{name}: found a {type(metric).__name__}, expected a torchmetrics.Metric")
         self.metrics, self.prefix, self.show_table = dict(metrics), prefix, show_table
         self.values: dict[str, float] = {}  # of the last validation
 

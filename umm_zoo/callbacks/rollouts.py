@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from umm_zoo.experiment import UserError
+from umm_zoo.errors import UserError
 
 
 class RolloutMetrics(Callback):

@@ -1,4 +1,4 @@
-"""Pictures of what a method does, saved at every validation."""
+"""Images of what a method does, saved at every validation."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class _Chosen:
 
 
 class SampleGrid(Callback):
-    """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: pictures, question, answer and truth of fixed samples.
+    """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: images, question, answer and truth of fixed samples.
 
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
-    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The pictures of a sample are ``outputs["columns"]`` (name
+    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The images of a sample are ``outputs["columns"]`` (name
     -> [B, 3, H, W], such as original, round trip, reconstruction) where the method returns them; otherwise its input images, the
-    drawn one (``outputs["pictures"]``) and the target. Small pictures are enlarged without smoothing. Rank 0 draws its own samples.
+    drawn one (``outputs["generated"]``) and the target. Small images are enlarged without smoothing. Rank 0 draws its own samples.
 
     Args:
         num_samples: cards in a grid.
-        picture_size: side in pixels to which small pictures are enlarged (by a whole factor) and large ones shrunk; 192 is a
+        image_size: side in pixels to which small images are enlarged (by a whole factor) and large ones shrunk; 192 is a
             multiple of 32, 48, 64 and 96.
         cards_per_row: cards beside each other, fewer where they would not fit.
 
@@ -55,11 +55,11 @@ class SampleGrid(Callback):
         ValueError: a number is not positive.
     """
 
-    def __init__(self, num_samples: int = 16, picture_size: int = 192, cards_per_row: int = 4) -> None:
-        for name, value in (("num_samples", num_samples), ("picture_size", picture_size), ("cards_per_row", cards_per_row)):
+    def __init__(self, num_samples: int = 16, image_size: int = 192, cards_per_row: int = 4) -> None:
+        for name, value in (("num_samples", num_samples), ("image_size", image_size), ("cards_per_row", cards_per_row)):
             if value < 1:
-                raise ValueError(f"SampleGrid.{name}: found {value}, accepted is 1 or more")
-        self.num_samples, self.picture_size, self.cards_per_row = num_samples, picture_size, cards_per_row
+                raise ValueError(f"SampleGrid.{name}: found {value}, expected 1 or more")
+        self.num_samples, self.image_size, self.cards_per_row = num_samples, image_size, cards_per_row
         self._chosen = _Chosen(num_samples)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +91,7 @@ class SampleGrid(Callback):
             return
         path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_cards(cards, self.picture_size, self.cards_per_row).save(path)
+        draw_cards(cards, self.image_size, self.cards_per_row).save(path)
 
 
 def card_of(row: int, outputs: Mapping[str, Any], batch: Batch, title: str) -> Card:
@@ -100,12 +100,12 @@ def card_of(row: int, outputs: Mapping[str, Any], batch: Batch, title: str) -> C
     truth = batch.answers()[row]
     answer = outputs["answers"][row] if outputs.get("answers") is not None else None
     right = normalise(answer) == normalise(truth) if answer is not None and truth else None
-    columns: dict[str, Tensor] = {name: pictures[row] for name, pictures in (outputs.get("columns") or {}).items()}
+    columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.get("columns") or {}).items()}
     if not columns:
         images = batch.images_of(row)
         columns = {"input" if len(images) == 1 else f"input {i + 1}": image for i, image in enumerate(images)}
-        if outputs.get("pictures") is not None:
-            columns["drawn"] = outputs["pictures"][row]
+        if outputs.get("generated") is not None:
+            columns["drawn"] = outputs["generated"][row]
         target = outputs.get("originals", batch.targets)
         if target is not None:
             columns["target"] = target[row]
@@ -115,11 +115,11 @@ def card_of(row: int, outputs: Mapping[str, Any], batch: Batch, title: str) -> C
         answer=answer,
         truth=truth,
         right=right,
-        pictures={name: to_pil(picture) for name, picture in columns.items()},
+        images={name: to_pil(image) for name, image in columns.items()},
     )
 
 
-def to_pil(picture: Tensor) -> Image.Image:
-    """A picture [3, H, W] in [-1, 1] as 8-bit RGB; values outside are clamped."""
-    levels = (picture.detach().float().clamp(-1, 1) + 1) * 127.5
+def to_pil(image: Tensor) -> Image.Image:
+    """An image [3, H, W] in [-1, 1] as 8-bit RGB; values outside are clamped."""
+    levels = (image.detach().float().clamp(-1, 1) + 1) * 127.5
     return Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")

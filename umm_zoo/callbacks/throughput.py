@@ -40,7 +40,7 @@ class Throughput(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"Throughput.every_n_steps: found {every_n_steps}, accepted is 1 or more")
+            raise ValueError(f"Throughput.every_n_steps: found {every_n_steps}, expected 1 or more")
         self.every_n_steps = every_n_steps
         self.values: dict[str, float] = {}  # the last entry
         self._on_cuda = self._stepping = False

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.experiment import Experiment, Problem, UserError, load_experiment, nearest
+from umm_zoo.errors import Problem, UserError, nearest
+from umm_zoo.experiment.file import Experiment, load_experiment
 
 KEYS = ("question", "decision", "base", "vary", "also", "choices", "contrasts", "seeds", "metrics", "set")
 _CHOICE_KEYS = ("experiment", "value", "set")
@@ -107,10 +108,10 @@ def _read(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(
-            file, f"found text that is not YAML ({getattr(error, 'problem', error)}), accepted a compare file"
+            file, f"found text that is not YAML ({getattr(error, 'problem', error)}), expected a compare file"
         ) from None
     if not isinstance(tree, dict):
-        raise UserError(file, f"found a {type(tree).__name__}, accepted a map with the keys {', '.join(KEYS)}")
+        raise UserError(file, f"found a {type(tree).__name__}, expected a map with the keys {', '.join(KEYS)}")
     problems = [Problem(str(k), "an unknown key", ", ".join(KEYS), nearest(str(k), KEYS)) for k in tree if k not in KEYS]
     for key, kind in (("question", str), ("base", str), ("vary", str), ("choices", dict), ("seeds", list), ("metrics", dict)):
         if not isinstance(tree.get(key), kind) or not tree[key]:
@@ -136,8 +137,8 @@ def _choice_overrides(file: Path, tree: Mapping[str, Any], name: str, choice: An
     """The experiment file of a choice and its overrides in the order they apply."""
     where = f"choices.{name}"
     if not isinstance(choice, dict) or not choice or any(key not in _CHOICE_KEYS for key in choice):
-        accepted = "a map with 'value' (put at the varied path), 'experiment' (a file) or 'set' (path: value)"
-        raise UserError(file, [Problem(where, repr(choice), accepted)])
+        expected = "a map with 'value' (put at the varied path), 'experiment' (a file) or 'set' (path: value)"
+        raise UserError(file, [Problem(where, repr(choice), expected)])
     settings = dict(tree.get("set", {}))
     if "value" in choice:
         settings[tree["vary"]] = choice["value"]

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid, Tokens, Turn
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
+from umm_zoo.errors import MistakeError
 from umm_zoo.method import Method
-from umm_zoo.methods.branches import (
+from umm_zoo.methods.conditioning import (
     ConditionDropout,
     Guidance,
     Prompts,
@@ -28,13 +30,11 @@ from umm_zoo.methods.branches import (
     select_rows,
     stated_version,
 )
-from umm_zoo.methods.reading import Reading, attention_bias, read
+from umm_zoo.methods.encoded_prompt import Reading, attention_bias, read
 from umm_zoo.methods.stored_prefix import PREFIX, stored_prefixes
-from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
-from umm_zoo.optimization import OptimizerFactory, Schedule
-from umm_zoo.precomputing import Precomputable
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class Bridge(Method):
@@ -42,7 +42,7 @@ class Bridge(Method):
 
     The model reads the request once, without gradients and keeping no activations; query tokens read its keys and values on the
     ``pathway``; the ``connector`` turns their states into the decoder's condition; the decoder carries noise to the target's
-    latent. Text-to-image, reconstruction, unconditional drawing, editing and composing of any number of pictures differ only in the
+    latent. Text-to-image, reconstruction, unconditional drawing, editing and composing of any number of images differ only in the
     request (``branches.drawing_tasks``). What the model answers to questions stays the same bit for bit.
 
     Subclasses say which blocks and defaults make a paper.
@@ -53,18 +53,18 @@ class Bridge(Method):
         pathway: who reads them.
         connector: from states to condition.
         decoder: draws.
-        codec: pictures to latents and back; frozen unless listed.
+        codec: images to latents and back; frozen unless listed.
         objective: how the decoder is trained and sampled.
         optimizer: builds the optimiser over the trained parts.
         trained: names among ``queries``, ``pathway``, ``connector``, ``detail``, ``decoder``.
         schedule: learning rate over the steps; None is constant.
-        detail: tokens of the input pictures' own latents for the pathway; None for none.
+        detail: tokens of the input images' own latents for the pathway; None for none.
         guidance: scales of sampling.
         dropout: what training leaves out at random.
         prompts: what stands in its place.
-        picture_size: side in pixels of what ``sample`` draws when nothing else is said.
+        image_size: side in pixels of what ``sample`` draws when nothing else is said.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
-        measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
+        measure_attention: also return how far queries look at image rather than text (costs a second pass of the pathway).
         measure_sensitivity: also draw edits as reconstructions, from the same noise (costs a second drawing).
         max_new_tokens: longest answer in validation, to rows that have one.
 
@@ -88,7 +88,7 @@ class Bridge(Method):
         guidance: Guidance,
         dropout: ConditionDropout,
         prompts: Prompts,
-        picture_size: int,
+        image_size: int,
         num_drawn_batches: int | None,
         measure_attention: bool,
         measure_sensitivity: bool,
@@ -98,7 +98,7 @@ class Bridge(Method):
         self.vlm, self.queries, self.pathway, self.connector = vlm, queries, pathway, connector
         self.decoder, self.codec, self.objective, self.detail = decoder, codec, objective, detail
         self.guidance, self.dropout, self.prompts = guidance, dropout, prompts
-        self.picture_size, self.num_drawn_batches = picture_size, num_drawn_batches
+        self.image_size, self.num_drawn_batches = image_size, num_drawn_batches
         self.measure_attention, self.measure_sensitivity = measure_attention, measure_sensitivity
         self.max_new_tokens = max_new_tokens
         self._num_tokens = torch.zeros((), dtype=torch.long)
@@ -138,21 +138,21 @@ class Bridge(Method):
         return {**self.vlm.parts(), **{name: part for name, part in named.items() if part is not None}}
 
     def precomputable(self) -> dict[str, Precomputable]:
-        """``latents`` of the pictures to draw, while the codec is frozen; ``prefix`` of requests in words alone, if asked for."""
+        """``latents`` of the images to draw, while the codec is frozen; ``prefix`` of requests in words alone, if asked for."""
         latents = {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
         return {**latents, PREFIX: stored_prefixes(self.vlm)}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 
     def latent_grid(self, height: int, width: int) -> Grid:
-        """Cells of the latent of a picture of that size.
+        """Cells of the latent of an image of that size.
 
         Raises:
             ValueError: a side is not a multiple of the codec's factor.
         """
         factor = self.codec.downsampling
         if height % factor or width % factor:
-            raise ValueError(f"pictures to draw must be multiples of {factor} px, found {height} x {width}")
+            raise ValueError(f"images to draw must be multiples of {factor} px, found {height} x {width}")
         return Grid(height // factor, width // factor)
 
     def read(self, batch: Batch) -> Reading:
@@ -190,7 +190,7 @@ class Bridge(Method):
         """``loss`` of the objective, and its other terms.
 
         Raises:
-            MistakeError: the batch has no pictures to draw.
+            MistakeError: the batch has no images to draw.
         """
         shown = self.prompts.apply(batch, self.dropout(drawing_tasks(batch)))
         latents = self.target_latents(batch)
@@ -202,7 +202,7 @@ class Bridge(Method):
 
     @torch.no_grad()
     def target_latents(self, batch: Batch) -> Tensor:
-        """Latents of the pictures to draw, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
+        """Latents of the images to draw, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
 
         Raises:
             MistakeError: there is nothing to draw.
@@ -210,7 +210,7 @@ class Bridge(Method):
         if "latents" in batch.extras:
             return batch.extras["latents"].float()
         if batch.targets is None:
-            raise MistakeError("found no picture to draw (KEY.target.png)", row=0)
+            raise MistakeError("found no image to draw (KEY.target.png)", row=0)
         return self.codec.encode(batch.targets)
 
     def batch_tokens(self, batch: Batch) -> Tensor:
@@ -222,9 +222,9 @@ class Bridge(Method):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """What metrics read.
 
-        Rows with a picture to draw: ``loss`` and ``flow`` (the plain error) under the same noise at every validation, ``pictures``
+        Rows with an image to draw: ``loss`` and ``flow`` (the plain error) under the same noise at every validation, ``images``
         as drawn with guidance from noise that depends on the row alone, ``round_trips`` of the codec; with ``measure_attention``
-        also ``attention_bias`` and ``attention_log_bias``, with ``measure_sensitivity`` ``other_pictures`` and ``other_targets``:
+        also ``attention_bias`` and ``attention_log_bias``, with ``measure_sensitivity`` ``other_images`` and ``other_targets``:
         edits drawn from the same noise as reconstructions, and their sources. Rows without: ``answers``, ``nll`` and
         ``num_tokens`` of the frozen model.
         """
@@ -238,10 +238,10 @@ class Bridge(Method):
         queries = self.draw_queries(reading, grid, generators)
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs: dict[str, Any] = dict(self.objective(self.decoder, latents, self.condition(reading, queries, grid), generator))
-        outputs |= {"pictures": None, "other_pictures": None}  # which metrics of pictures leave out
+        outputs |= {"generated": None, "other_images": None}  # which metrics of images leave out
         if self.num_drawn_batches is None or batch_idx < self.num_drawn_batches:
             height, width = batch.targets.shape[-2:]
-            outputs["pictures"] = self.draw(batch, _row_seeds(batch), size=(height, width))
+            outputs["generated"] = self.draw(batch, _row_seeds(batch), size=(height, width))
             outputs["round_trips"] = self.codec.decode(latents).to(batch.targets.dtype)
             outputs |= self._sensitivity_outputs(batch, (height, width))
             if self.measure_attention:
@@ -254,14 +254,14 @@ class Bridge(Method):
             return {}
         images = batch.images
         if set(drawing_tasks(batch)) != {"edit"} or images is None or tuple(images.shape[-2:]) != size:
-            return {"other_pictures": None}
+            return {"other_images": None}
         unchanged = replace(batch, meta=[{**meta, "task": "reconstruction"} for meta in batch.meta])
-        return {"other_pictures": self.draw(unchanged, _row_seeds(batch), size=size), "other_targets": images}
+        return {"other_images": self.draw(unchanged, _row_seeds(batch), size=size), "other_targets": images}
 
     def _language_outputs(self, batch: Batch) -> dict[str, Any]:
         output = self.vlm(self.vlm.inputs_of(batch))
         answers = self.answer(batch) if self.max_new_tokens else [""] * len(batch)
-        nothing = {"pictures": None, "other_pictures": None}  # which metrics of pictures leave out
+        nothing = {"generated": None, "other_images": None}  # which metrics of images leave out
         return {"nll": output.nll, "num_tokens": output.num_tokens, "answers": answers, **nothing}
 
     # -- use -----------------------------------------------------------------------------------------------------------------
@@ -282,41 +282,41 @@ class Bridge(Method):
         guidance: Guidance | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Draw pictures.
+        """Draw images.
 
-        A prompt alone is text-to-image, with one picture an edit, with several a composition. With an empty prompt, pictures are
+        A prompt alone is text-to-image, with one image an edit, with several a composition. With an empty prompt, images are
         reconstructed, and without any the model draws what it likes.
 
-            pictures = WeMMU.load("runs/wemmu/toy/stage4").sample(["Make the circle green."], [[picture]], seed=3)
+            images = WeMMU.load("runs/wemmu/toy/stage4").sample(["Make the circle green."], [[image]], seed=3)
 
         Args:
-            prompts: one per picture to be drawn.
-            images: for each prompt, its input pictures ``[3, H, W]`` in [-1, 1], all of one size.
-            seed: the k-th picture is drawn from seed + k, so that it does not depend on how many are drawn at a time.
+            prompts: one per image to be drawn.
+            images: for each prompt, its input images ``[3, H, W]`` in [-1, 1], all of one size.
+            seed: the k-th image is drawn from seed + k, so that it does not depend on how many are drawn at a time.
             num_steps: of the sampler; None is the objective's own.
             guidance: scales; None is the method's own.
-            size: height and width in pixels; None is the method's ``picture_size``.
+            size: height and width in pixels; None is the method's ``image_size``.
 
         Returns:
             ``[len(prompts), 3, H, W]`` in [-1, 1].
 
         Raises:
-            ValueError: as many lists of pictures as prompts are needed; a marker too many; a size that the codec cannot draw.
+            ValueError: as many lists of images as prompts are needed; a marker too many; a size that the codec cannot draw.
         """
         shown = [[] for _ in prompts] if images is None else [list(group) for group in images]
         if len(shown) != len(prompts):
-            raise ValueError(f"sample: found {len(prompts)} prompts and {len(shown)} groups of pictures")
+            raise ValueError(f"sample: found {len(prompts)} prompts and {len(shown)} groups of images")
         batch = drawing_batch(list(prompts), shown).to(self.device)
         return self.draw(batch, [seed + row for row in range(len(prompts))], num_steps, guidance, size)
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw pictures ``[M, 3, H, W]`` again from what queries and details make of them, in their own size."""
+        """Draw images ``[M, 3, H, W]`` again from what queries and details make of them, in their own size."""
         seed = int(torch.randint(2**31, (), generator=generator, device=None if generator is None else generator.device))
         return self.sample([""] * len(images), [[image] for image in images], seed, size=(images.shape[-2], images.shape[-1]))
 
     @torch.no_grad()
     def round_trip(self, images: Tensor) -> Tensor:
-        """Pictures through the codec and back: the best that a reconstruction could be."""
+        """Images through the codec and back: the best that a reconstruction could be."""
         return self.codec.decode(self.codec.encode(images)).clamp(-1, 1)
 
     @torch.no_grad()
@@ -334,10 +334,10 @@ class Bridge(Method):
         one draw of the queries, so that they differ by the condition alone.
         """
         guidance = guidance or self.guidance
-        grid = self.latent_grid(*(size or (self.picture_size, self.picture_size)))
+        grid = self.latent_grid(*(size or (self.image_size, self.image_size)))
         tasks = drawing_tasks(batch)
         factor = self.codec.downsampling
-        pictures = torch.empty(len(batch), 3, grid.h * factor, grid.w * factor, device=self.device)
+        images = torch.empty(len(batch), 3, grid.h * factor, grid.w * factor, device=self.device)
         for task in dict.fromkeys(tasks):
             rows = [row for row, own in enumerate(tasks) if own == task]
             generators = self._generators([seeds[row] for row in rows])
@@ -345,8 +345,8 @@ class Bridge(Method):
             shape = (self.decoder.latent_channels, *grid)
             noise = torch.stack([torch.randn(shape, generator=own, device=own.device) for own in generators])
             latents = self.objective.sample(self.decoder, (len(rows), *shape), branches, noise=noise, num_steps=num_steps)
-            pictures[rows] = self.codec.decode(latents).clamp(-1, 1).to(pictures.dtype)
-        return pictures
+            images[rows] = self.codec.decode(latents).clamp(-1, 1).to(images.dtype)
+        return images
 
     def _branches(self, batch: Batch, weights: dict[Version, float], generators: list[torch.Generator], grid: Grid) -> list[Branch]:
         branches: list[Branch] = []
@@ -366,7 +366,7 @@ def drawing_batch(prompts: list[str], images: list[list[Tensor]]) -> Batch:
     """Requests as a batch; markers are put in front of a prompt that has none.
 
     Raises:
-        ValueError: pictures of different sizes.
+        ValueError: images of different sizes.
     """
     conversations: list[Conversation] = []
     meta: list[dict[str, Any]] = []
@@ -376,7 +376,7 @@ def drawing_batch(prompts: list[str], images: list[list[Tensor]]) -> Batch:
         meta.append({"task": "reconstruction" if shown else "unconditional"} if not prompt.strip() else {})
     every = [image for shown in images for image in shown]
     if len({image.shape for image in every}) > 1:
-        raise ValueError(f"pictures of one call must be of one size, found {sorted({tuple(image.shape) for image in every})}")
+        raise ValueError(f"images of one call must be of one size, found {sorted({tuple(image.shape) for image in every})}")
     return Batch(
         keys=[f"prompt {row}" for row in range(len(prompts))],
         conversations=conversations,

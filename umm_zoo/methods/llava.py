@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class LLaVA(Method):

@@ -9,10 +9,10 @@ from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
-from umm_zoo.methods.branches import ConditionDropout, Guidance, Prompts
 from umm_zoo.methods.bridge import Bridge
+from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts
 from umm_zoo.objectives.flow_matching import FlowMatching
-from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class MetaQuery(Bridge):
@@ -20,10 +20,10 @@ class MetaQuery(Bridge):
 
     The paper's blocks: ``LearnedQueries`` (256 in its configurations), ``FrozenPathway`` (causal, placed as the next words),
     ``TransformerConnector`` of 24 layers, Sana 1.6B. OpenUni is the same bridge with a connector of 6 layers. One draw of the loss
-    per picture, times uniform.
+    per image, times uniform.
 
-    Guidance as in its code: 3.0 for text, 1.5 for pictures in the three-term form; a part of the request is left out of every tenth
-    row, pictures replaced by black ones.
+    Guidance as in its code: 3.0 for text, 1.5 for images in the three-term form; a part of the request is left out of every tenth
+    row, images replaced by black ones.
 
     Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256); Wu et al., "OpenUni" (arXiv
     2505.23661).
@@ -34,7 +34,7 @@ class MetaQuery(Bridge):
         pathway: ``FrozenPathway`` in the paper.
         connector: ``TransformerConnector`` in the paper.
         decoder: Sana 1.6B in the paper; trained, in OpenUni from its second stage on.
-        codec: the decoder's own; pictures to latents and back.
+        codec: the decoder's own; images to latents and back.
         objective: ``FlowMatching`` in the paper.
         optimizer: builds the optimiser over the trained parts; AdamW with betas 0.9 and 0.95 in the code.
         trained: names among ``queries``, ``connector``, ``detail``, ``decoder``; the pathway has nothing to train.
@@ -42,10 +42,10 @@ class MetaQuery(Bridge):
         detail: not in the paper; None for none.
         guidance: scales of sampling; None is the code's.
         dropout: what training leaves out at random; None is a tenth of each kind, as in the code.
-        prompts: what stands in its place; None is nothing for words and black for pictures.
-        picture_size: side in pixels of what ``sample`` draws when nothing else is said.
+        prompts: what stands in its place; None is nothing for words and black for images.
+        image_size: side in pixels of what ``sample`` draws when nothing else is said.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
-        measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
+        measure_attention: also return how far queries look at image rather than text (costs a second pass of the pathway).
         measure_sensitivity: also draw edits as reconstructions, from the same noise (costs a second drawing).
         max_new_tokens: longest answer in validation, to rows that have one.
 
@@ -69,7 +69,7 @@ class MetaQuery(Bridge):
         guidance: Guidance | None = None,
         dropout: ConditionDropout | None = None,
         prompts: Prompts | None = None,
-        picture_size: int = 512,
+        image_size: int = 512,
         num_drawn_batches: int | None = None,
         measure_attention: bool = False,
         measure_sensitivity: bool = False,
@@ -90,7 +90,7 @@ class MetaQuery(Bridge):
             guidance or Guidance(3.0, 1.5, 3.0, None),
             dropout or ConditionDropout(0.1, 0.1, 0.1, 0.1, 0.1),
             prompts or Prompts("", "", black_images=True),
-            picture_size,
+            image_size,
             num_drawn_batches,
             measure_attention,
             measure_sensitivity,

@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
+from umm_zoo.errors import MistakeError
 from umm_zoo.method import Method
-from umm_zoo.mistakes import MistakeError
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
 from umm_zoo.objectives.regression import Regression
-from umm_zoo.optimization import OptimizerFactory, Schedule
-from umm_zoo.precomputing import Precomputable
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
 _PRECOMPUTED = "reconstruction_target"
@@ -29,7 +29,7 @@ class ROSS(Method):
     """Next-token prediction plus reconstruction of the input image from the language model's states at its tokens.
 
     The last states after the final norm, at the image positions and unshifted, pass a LayerNorm without affine and are the
-    condition of a head, which denoises or regresses a target of the same picture (section 3). The sum of both losses is minimised,
+    condition of a head, which denoises or regresses a target of the same image (section 3). The sum of both losses is minimised,
     with weight 1. Head and target exist for training only: answering is LLaVA's. Several images per row are reconstructed one by
     one (the release takes one per row).
 
@@ -40,7 +40,7 @@ class ROSS(Method):
     Reference: Wang et al., "Reconstructive Visual Instruction Tuning" (arXiv 2410.09575).
 
     Args:
-        vlm: the model that is trained; every picture must take as many tokens as the target has.
+        vlm: the model that is trained; every image must take as many tokens as the target has.
         target: what is reconstructed.
         head: a ``Denoiser``, or a ``RegressionHead`` under a regression objective.
         objective: how the head is trained, and how a trained one draws.
@@ -109,14 +109,14 @@ class ROSS(Method):
         if self.stored_targets is not None or "target" in self.trained or not self.target.worth_storing:
             return {}
         target = self.target
-        settings = {"kind": type(target).__name__.removeprefix("Frozen"), "picture_size": target.picture_size}
+        settings = {"kind": type(target).__name__.removeprefix("Frozen"), "image_size": target.image_size}
         settings |= {name: getattr(target, name, None) for name in ("grid", "channels", "pack", "sampled")}
 
         def compute(batch: Batch) -> Tensor:
             if batch.images is not None:
                 return target.to_store(batch.images)
             device = next(target.parameters(), torch.empty(0)).device
-            return target.to_store(torch.zeros(0, 3, target.picture_size, target.picture_size, device=device))
+            return target.to_store(torch.zeros(0, 3, target.image_size, target.image_size, device=device))
 
         return {_PRECOMPUTED: Precomputable(target, compute, "image", settings)}
 
@@ -178,18 +178,18 @@ class ROSS(Method):
         """For every sample of the reconstruction loss, in the order of the rows, whether it is an image."""
         if self.reduction.counts_rows_without_image:
             return torch.tensor([flag for count in batch.image_counts for flag in ([True] * count or [False])])
-        # without any image the head still runs, on a flat picture that is then masked: all ranks must touch the same parameters
+        # without any image the head still runs, on a flat image that is then masked: all ranks must touch the same parameters
         return torch.tensor([True] * sum(batch.image_counts) or [False])
 
     def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Targets ``[S, N, F]``, those of a flat picture in the tower's mean colour where there is no image."""
+        """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
         if has_image.all() and self.stored_targets is not None:
             return self.target.of_stored(_extra(batch, self.stored_targets))
         if self.stored_targets is None and _PRECOMPUTED in batch.extras:
             return self.target.of_stored(self._with_flat(batch.extras[_PRECOMPUTED].to(has_image.device), has_image), generator)
         images = batch.images
         if images is None or not has_image.all():
-            size = (self.target.picture_size,) * 2 if images is None else images.shape[-2:]
+            size = (self.target.image_size,) * 2 if images is None else images.shape[-2:]
             mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
             flat = (2 * mean - 1).expand(len(has_image), 3, *size).clone()
             if images is not None:
@@ -201,11 +201,11 @@ class ROSS(Method):
         return targets
 
     def _with_flat(self, stored: Tensor, has_image: Tensor) -> Tensor:
-        """Stored entries ``[M, …]`` in their places among the samples ``[S, …]``, those of a flat picture in the others."""
+        """Stored entries ``[M, …]`` in their places among the samples ``[S, …]``, those of a flat image in the others."""
         if has_image.all():
             return stored
         mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
-        flat = (2 * mean - 1).expand(1, 3, self.target.picture_size, self.target.picture_size)
+        flat = (2 * mean - 1).expand(1, 3, self.target.image_size, self.target.image_size)
         entry = self.target.to_store(flat)
         whole = entry.expand(len(has_image), *entry.shape[1:]).clone()
         if len(stored):
@@ -217,7 +217,7 @@ class ROSS(Method):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """As LLaVA's; also both losses alone, under the same noise at every validation.
 
-        Of the first batches ``columns`` to look at, and ``pictures`` (reconstructions) with their ``originals`` at the target's
+        Of the first batches ``columns`` to look at, and ``images`` (reconstructions) with their ``originals`` at the target's
         size; both are of a row's first image, and None where nothing was drawn or a row has no image.
         """
         inputs = self.vlm.inputs_of(batch)
@@ -231,17 +231,17 @@ class ROSS(Method):
             "nll": output.nll,
             "num_tokens": output.num_tokens,
             "answers": self.answer(batch) if self.max_new_tokens else [""] * len(batch),
-            "pictures": None,
+            "generated": None,
             "originals": None,
         }
-        if batch.images is not None and self.target.has_pictures and batch_idx < self.num_drawn_batches:
+        if batch.images is not None and self.target.has_images and batch_idx < self.num_drawn_batches:
             drawn = self._draw(self.image_states(output.hidden, inputs.image_mask), generator)
             outputs["columns"] = _first_of_each_row(
                 {"original": batch.images, "round trip": self.round_trip(batch.images), "reconstruction": drawn},
                 batch.image_counts,
             )
             if all(batch.image_counts):
-                outputs["pictures"] = outputs["columns"]["reconstruction"]
+                outputs["generated"] = outputs["columns"]["reconstruction"]
                 seen = _first_of_each_row({"original": self.target.prepare(batch.images)}, batch.image_counts)
                 outputs["originals"] = seen["original"]
         return outputs
@@ -258,31 +258,31 @@ class ROSS(Method):
         """Draw the images of a batch from the language model's states, ``[M, 3, H, W]`` in [-1, 1] at the target's size.
 
         Raises:
-            ValueError: the target cannot be turned back into a picture.
+            ValueError: the target cannot be turned back into an image.
         """
         inputs = self.vlm.inputs_of(batch)
         return self._draw(self.image_states(self.vlm(inputs).hidden, inputs.image_mask), generator)
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw pictures ``[M, 3, H, W]`` again from what the language model makes of them.
+        """Draw images ``[M, 3, H, W]`` again from what the language model makes of them.
 
         What follows an image cannot reach its states (attention is causal), so no question is needed.
 
         Raises:
-            ValueError: the target cannot be turned back into a picture.
+            ValueError: the target cannot be turned back into an image.
         """
         keys = [f"image {i}" for i in range(len(images))]
         conversations: list[Conversation] = [[{"role": "user", "text": IMAGE_MARKER}] for _ in keys]
         return self.sample(Batch(keys, conversations, images, [1] * len(keys)), generator)
 
     def round_trip(self, images: Tensor) -> Tensor:
-        """Pictures through the target and back: the best that a reconstruction could be."""
+        """Images through the target and back: the best that a reconstruction could be."""
         return self.target.round_trip(images)
 
     @torch.no_grad()
     def _draw(self, states: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = (len(states), self.target.channels, self.target.grid, self.target.grid)
-        return self.target.pictures(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator))
+        return self.target.images(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator))
 
 
 def _extra(batch: Batch, name: str) -> Tensor:
@@ -291,12 +291,12 @@ def _extra(batch: Batch, name: str) -> Tensor:
     return batch.extras[name]
 
 
-def _first_of_each_row(pictures: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:
+def _first_of_each_row(images: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:
     """``[M, 3, H, W]`` -> ``[B, 3, H, W]`` each; a row without an image gets a grey one."""
     starts = [sum(counts[:row]) for row in range(len(counts))]
     return {
         name: torch.stack(
             [values[start] if count else torch.zeros_like(values[0]) for start, count in zip(starts, counts, strict=True)]
         )
-        for name, values in pictures.items()
+        for name, values in images.items()
     }

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Conversation, Turn
-from umm_zoo.precomputing import Precomputable
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute --only prefix`` stored.
 PREFIX = "prefix"
@@ -25,9 +25,9 @@ _DIGITS = 3
 
 
 def stored_prefixes(vlm: PrefixBackbone) -> Precomputable:
-    """Keys and values of prompts without pictures, for ``Method.precomputable``; prompts of the same text share one entry.
+    """Keys and values of prompts without images, for ``Method.precomputable``; prompts of the same text share one entry.
 
-    Rows with pictures get an empty entry: theirs would hardly repeat. At 3B a token takes 74 kB (37 with ``--half``), so this is
+    Rows with images get an empty entry: theirs would hardly repeat. At 3B a token takes 74 kB (37 with ``--half``), so this is
     stored only when asked for. A shard that several tasks read gets the entries of the first: list the one with words before
     reconstruction and unconditional drawing, whose own prompts are read in training as ever.
     """

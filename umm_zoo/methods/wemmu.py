@@ -9,10 +9,10 @@ from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
-from umm_zoo.methods.branches import ConditionDropout, Guidance, Prompts
 from umm_zoo.methods.bridge import Bridge
+from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts
 from umm_zoo.objectives.flow_matching import FlowMatching
-from umm_zoo.optimization import OptimizerFactory, Schedule
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class WeMMU(Bridge):
@@ -23,8 +23,8 @@ class WeMMU(Bridge):
     their input when editing is added later; noise leaves nothing to settle. The ablations are other blocks in the same slots.
 
     Four stages: (1) pathway, connector and detail warm up under ``ContrastiveFlowMatching`` on reconstruction, text-to-image and
-    unconditional drawing, the decoder frozen; (2) the decoder joins under ``FlowMatching``; (3) single-picture editing; (4) editing
-    with several pictures. Guidance: 4.0 for text; 2.0 and 3.0 in the three-term form for edits; 3.0 for several pictures.
+    unconditional drawing, the decoder frozen; (2) the decoder joins under ``FlowMatching``; (3) single-image editing; (4) editing
+    with several images. Guidance: 4.0 for text; 2.0 and 3.0 in the three-term form for edits; 3.0 for several images.
 
     Not published, so our choice: learning rates, task shares, dropout, sampler, the prompts of the guidance branches, and what
     stands between request and queries. See each block for its own.
@@ -38,7 +38,7 @@ class WeMMU(Bridge):
         pathway: ``ExpertPathway`` in the paper.
         connector: ``PositionMLP`` in the paper.
         decoder: Sana 1.6B in the paper; frozen in stage 1.
-        codec: the decoder's own; pictures to latents and back.
+        codec: the decoder's own; images to latents and back.
         objective: ``ContrastiveFlowMatching`` in stage 1, then ``FlowMatching``.
         optimizer: builds the optimiser over the trained parts; AdamW with betas 0.9 and 0.95 in the paper.
         trained: names among ``queries``, ``pathway``, ``connector``, ``detail``, ``decoder``.
@@ -47,9 +47,9 @@ class WeMMU(Bridge):
         guidance: scales of sampling; None is the paper's.
         dropout: what training leaves out at random; None is 10 % of the words of text-to-image.
         prompts: what stands in its place; None is ``Prompts()``.
-        picture_size: side in pixels of what ``sample`` draws when nothing else is said.
+        image_size: side in pixels of what ``sample`` draws when nothing else is said.
         num_drawn_batches: batches of each validation that are drawn; None draws all.
-        measure_attention: also return how far queries look at picture rather than text (costs a second pass of the pathway).
+        measure_attention: also return how far queries look at image rather than text (costs a second pass of the pathway).
         measure_sensitivity: also draw edits as reconstructions, from the same noise (costs a second drawing).
         max_new_tokens: longest answer in validation, to rows that have one.
 
@@ -73,7 +73,7 @@ class WeMMU(Bridge):
         guidance: Guidance | None = None,
         dropout: ConditionDropout | None = None,
         prompts: Prompts | None = None,
-        picture_size: int = 512,
+        image_size: int = 512,
         num_drawn_batches: int | None = None,
         measure_attention: bool = False,
         measure_sensitivity: bool = False,
@@ -94,7 +94,7 @@ class WeMMU(Bridge):
             guidance or Guidance(),
             dropout or ConditionDropout(),
             prompts or Prompts(),
-            picture_size,
+            image_size,
             num_drawn_batches,
             measure_attention,
             measure_sensitivity,

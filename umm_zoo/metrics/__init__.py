@@ -5,18 +5,18 @@ Each one's ``update`` takes ``(outputs, batch)`` and picks its rows by ``batch.m
 
 from umm_zoo.metrics.answers import AnswerAccuracy, normalise
 from umm_zoo.metrics.frechet import FrechetDistance
+from umm_zoo.metrics.images import PSNR
 from umm_zoo.metrics.means import Means
 from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
-from umm_zoo.metrics.pictures import PSNR
 from umm_zoo.metrics.prior import LanguagePrior
 from umm_zoo.metrics.reconstruction import Reconstruction
 from umm_zoo.metrics.retrieval import Retrieval
 from umm_zoo.metrics.rows import RowMetric
-from umm_zoo.metrics.shapes_detector import ShapesDetector
-from umm_zoo.metrics.shapes_editing import EditPixels, EditSuccess, InstructionSensitivity
-from umm_zoo.metrics.shapes_geneval import SceneMatch, ShapesGenEval
 from umm_zoo.metrics.yes_no import YesNo
+from umm_zoo.shapes.detector import ShapesDetector
+from umm_zoo.shapes.editing_metrics import EditPixels, EditSuccess, InstructionSensitivity
+from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval
 
 __all__ = [
     "PSNR",

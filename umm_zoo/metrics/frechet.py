@@ -1,4 +1,4 @@
-"""Fréchet distance of drawn from true pictures in the features of any encoder."""
+"""Fréchet distance of drawn from true images in the features of any encoder."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
-from umm_zoo.frozen import freeze
+from umm_zoo.errors import MistakeError
 from umm_zoo.metrics.rows import chosen_rows, required
-from umm_zoo.mistakes import MistakeError
 
 
 class FrechetDistance(FrechetInceptionDistance):
     """FID (Heusel et al., 2017, arXiv 1706.08500) with one of our encoders as its network, as CLIP-FID and FD-DINOv2 do.
 
-    Sums and products of features add up exactly over batches and ranks. With fewer pictures than features (in number) the
-    covariances are singular and the value is only comparable at equal numbers. A batch whose ``pictures`` is None is left out.
+    Sums and products of features add up exactly over batches and ranks. With fewer images than features (in number) the
+    covariances are singular and the value is only comparable at equal numbers. A batch whose ``images`` is None is left out.
 
     Args:
-        encoder: takes pictures in [-1, 1]; it is frozen.
+        encoder: takes images in [-1, 1]; it is frozen.
         kinds: count these kinds only.
         tasks: count these tasks only.
 
     Raises:
-        ValueError: ``outputs`` has no ``pictures``, or there is neither ``outputs["originals"]`` nor ``batch.targets``.
+        ValueError: ``outputs`` has no ``images``, or there is neither ``outputs["originals"]`` nor ``batch.targets``.
     """
 
     full_state_update = False
 
     def __init__(self, encoder: FeatureEncoder, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        encoder.num_features = encoder.width  # type: ignore[assignment]  # the library would try a picture of 299 px otherwise
+        encoder.num_features = encoder.width  # type: ignore[assignment]  # the library would try an image of 299 px otherwise
         super().__init__(feature=freeze(encoder))
         self.kinds, self.tasks = kinds, tasks
-        self.orig_dtype = torch.float64  # the library forgets it on a rank without pictures
+        self.orig_dtype = torch.float64  # the library forgets it on a rank without images
 
     @torch.no_grad()
     def update(self, outputs: dict[str, Any], batch: Batch) -> None:  # type: ignore[override]
-        """Add ``outputs["pictures"]`` and the true ones."""
-        if "pictures" in outputs and outputs["pictures"] is None:
+        """Add ``outputs["generated"]`` and the true ones."""
+        if "generated" in outputs and outputs["generated"] is None:
             return
-        pictures, originals = required(outputs, "pictures", self), outputs.get("originals", batch.targets)
+        images, originals = required(outputs, "generated", self), outputs.get("originals", batch.targets)
         if originals is None:
-            raise MistakeError("metrics.FrechetDistance: found no true pictures, accepted are rows with KEY.target.png")
+            raise MistakeError("metrics.FrechetDistance: found no true images, expected rows with KEY.target.png")
         rows = chosen_rows(batch, self.kinds, self.tasks)
         if rows:
             super().update(originals[rows].float().clamp(-1, 1), real=True)
-            super().update(pictures[rows].float().clamp(-1, 1), real=False)
+            super().update(images[rows].float().clamp(-1, 1), real=False)
 
     def compute(self) -> Tensor:
-        """The distance; NaN with fewer than two pictures."""
+        """The distance; NaN with fewer than two images."""
         if int(self.fake_features_num_samples) < 2:
             return torch.tensor(torch.nan)
         return super().compute()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import MistakeError
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, words_to_name
-from umm_zoo.mistakes import MistakeError
 
 
 class Means(RowMetric):

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import MistakeError
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, required
-from umm_zoo.mistakes import MistakeError
 
 
 class PairedAccuracy(RowMetric):
     """MMVP's accuracy (Tong et al., 2024, arXiv 2401.06209, section 2): a pair is right when both of its rows are.
 
-    The two rows of a pair show pictures that differ in one detail and ask the same question, so answering from language alone gives
+    The two rows of a pair show images that differ in one detail and ask the same question, so answering from language alone gives
     one right and one wrong, and scores nothing. Rows share ``meta["pair"]``; rows without it are left out. They may arrive in
     different batches and on different ranks. ``compute`` gives ``paired``, ``single`` (accuracy over the same rows), and
     ``incomplete``, the number of pairs of which only one row was seen: excluded from both accuracies, never guessed.
@@ -51,7 +51,7 @@ class PairedAccuracy(RowMetric):
             return {}
         _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
         if (sizes > 2).any():
-            raise MistakeError(f"metrics.PairedAccuracy: {int((sizes > 2).sum())} pairs have more than two rows, accepted are two")
+            raise MistakeError(f"metrics.PairedAccuracy: {int((sizes > 2).sum())} pairs have more than two rows, expected two")
         right = torch.zeros_like(sizes).index_add(0, pair, records[:, 1])
         complete = sizes == 2
         values = {"incomplete": (~complete).sum().double()}

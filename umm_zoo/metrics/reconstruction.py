@@ -1,4 +1,4 @@
-"""How much of a picture survives, its fine detail apart."""
+"""How much of an image survives, its fine detail apart."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import MistakeError
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, required
-from umm_zoo.mistakes import MistakeError
 
-#: Mean squared error of half an 8-bit level where pictures lie in [-1, 1]; below it decibels say nothing.
+#: Mean squared error of half an 8-bit level where images lie in [-1, 1]; below it decibels say nothing.
 _FLOOR = (1 / 255) ** 2
 
 
 class Reconstruction(RowMetric):
-    """PSNR of whole pictures and of their high band alone, each beside the ceiling that the codec sets.
+    """PSNR of whole images and of their high band alone, each beside the ceiling that the codec sets.
 
     The high band is what a 3 x 3 binomial blur takes away: edges and marks of one or two pixels. ``compute`` gives ``psnr`` and
-    ``high_band`` in decibels (peak 2, means over pictures), and where the method returns ``outputs["round_trips"]``, the codec's
-    decoded encodings of the true pictures, also ``psnr_ceiling`` and ``high_band_ceiling``: what a decoder that reproduces every
-    latent would reach. A batch whose ``pictures`` is None is left out.
+    ``high_band`` in decibels (peak 2, means over images), and where the method returns ``outputs["round_trips"]``, the codec's
+    decoded encodings of the true images, also ``psnr_ceiling`` and ``high_band_ceiling``: what a decoder that reproduces every
+    latent would reach. A batch whose ``images`` is None is left out.
 
     Args:
         kinds: count these kinds only.
         tasks: count these tasks only.
 
     Raises:
-        ValueError: ``outputs`` has no ``pictures``, there is nothing true to compare with, or shapes differ.
+        ValueError: ``outputs`` has no ``images``, there is nothing true to compare with, or shapes differ.
     """
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
@@ -37,21 +37,21 @@ class Reconstruction(RowMetric):
         self.kinds, self.tasks = kinds, tasks
 
     def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Compare ``outputs["pictures"]`` with ``outputs["originals"]``, or with the batch's targets where there are none."""
-        if "pictures" in outputs and outputs["pictures"] is None:
+        """Compare ``outputs["generated"]`` with ``outputs["originals"]``, or with the batch's targets where there are none."""
+        if "generated" in outputs and outputs["generated"] is None:
             return
-        pictures, originals = required(outputs, "pictures", self), outputs.get("originals", batch.targets)
+        images, originals = required(outputs, "generated", self), outputs.get("originals", batch.targets)
         trips = outputs.get("round_trips")
-        if originals is None or originals.shape != pictures.shape:
+        if originals is None or originals.shape != images.shape:
             found = "nothing" if originals is None else list(originals.shape)
-            raise MistakeError(f"metrics.Reconstruction: pictures are {list(pictures.shape)}, to compare with there is {found}")
+            raise MistakeError(f"metrics.Reconstruction: images are {list(images.shape)}, to compare with there is {found}")
         rows = chosen_rows(batch, self.kinds, self.tasks)
-        values = decibels(pictures[rows], originals[rows])
+        values = decibels(images[rows], originals[rows])
         nothing = torch.full_like(values, torch.nan)
         self.add_rows(torch.cat([values, nothing if trips is None else decibels(trips[rows], originals[rows])], dim=1))
 
     def compute(self) -> dict[str, Tensor]:
-        """Means over pictures; ceilings only where round trips were given, nothing without rows."""
+        """Means over images; ceilings only where round trips were given, nothing without rows."""
         records = self.records()
         if not len(records):
             return {}
@@ -60,15 +60,15 @@ class Reconstruction(RowMetric):
         return {name: value for name, value in means.items() if not value.isnan()}
 
 
-def decibels(pictures: Tensor, originals: Tensor) -> Tensor:
-    """PSNR of whole pictures and of their high band, ``[B, 2]``."""
-    difference = pictures.double().clamp(-1, 1) - originals.double()
+def decibels(images: Tensor, originals: Tensor) -> Tensor:
+    """PSNR of whole images and of their high band, ``[B, 2]``."""
+    difference = images.double().clamp(-1, 1) - originals.double()
     errors = torch.stack([part.square().flatten(1).mean(dim=1) for part in (difference, high_band(difference))], dim=1)
     return 10 * torch.log10(4 / errors.clamp(min=_FLOOR))
 
 
-def high_band(pictures: Tensor) -> Tensor:
+def high_band(images: Tensor) -> Tensor:
     """What a 3 x 3 binomial blur takes away, ``[B, C, H, W]``; borders are repeated."""
-    line = torch.tensor([0.25, 0.5, 0.25], dtype=pictures.dtype, device=pictures.device)
-    kernel = (line[:, None] * line[None, :]).expand(pictures.shape[1], 1, 3, 3)
-    return pictures - F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), kernel, groups=pictures.shape[1])
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+    kernel = (line[:, None] * line[None, :]).expand(images.shape[1], 1, 3, 3)
+    return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=images.shape[1])

@@ -1,4 +1,4 @@
-"""Whether pictures and texts find each other."""
+"""Whether images and texts find each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIE = 1e-6  # cosines closer than this are the same: rounding must not decide b
 class Retrieval(RowMetric):
     """Recall at 1 of image-text retrieval among all rows of the set, by cosine similarity.
 
-    ``compute`` gives ``image_to_text`` and ``text_to_image``. Row i of the pictures belongs to row i of the texts. Equal best
+    ``compute`` gives ``image_to_text`` and ``text_to_image``. Row i of the images belongs to row i of the texts. Equal best
     candidates share the point, as if one were drawn: two rows with the same caption score 1/2 each, and a collapsed model scores
     chance. The value depends on the number of rows, so compare on one set only.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.mistakes import MistakeError
+from umm_zoo.errors import MistakeError
 
 #: A name is kept in a record as this many 64-bit words of UTF-8.
 NAME_WORDS = 4
@@ -65,7 +65,7 @@ def name_to_words(name: str) -> list[int]:
     """
     raw = name.encode()
     if len(raw) > 8 * NAME_WORDS:
-        raise MistakeError(f"metrics: the kind '{name}' has {len(raw)} bytes, accepted are at most {8 * NAME_WORDS}")
+        raise MistakeError(f"metrics: the kind '{name}' has {len(raw)} bytes, expected at most {8 * NAME_WORDS}")
     raw = raw.ljust(8 * NAME_WORDS, b"\0")
     return [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
 

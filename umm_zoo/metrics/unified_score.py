@@ -1,4 +1,4 @@
-"""How alike drawn and original pictures are to several image encoders: UAE's Unified-Score."""
+"""How alike drawn and original images are to several image encoders: UAE's Unified-Score."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
-from umm_zoo.frozen import freeze
 from umm_zoo.metrics.rows import chosen_rows, required
 
 
 class UnifiedScore(Metric):
-    """100 times the cosine of features, averaged over pictures for each encoder; ``unified`` is the encoders' plain mean.
+    """100 times the cosine of features, averaged over images for each encoder; ``unified`` is the encoders' plain mean.
 
-    Unified-Bench's first protocol: a picture is captioned, drawn again from the caption alone, and compared with itself. The
+    Unified-Bench's first protocol: an image is captioned, drawn again from the caption alone, and compared with itself. The
     paper's encoders are CLIP ViT-L/14 (projected), LongCLIP-L, DINOv2-large and DINOv3-L (class tokens). The encoder that the
     reward uses measures what was trained for; the self-supervised ones are the fair columns.
 
-    Every picture has a partner and every encoder sees every pair: there is no way to leave one out (the released scorer does so
+    Every image has a partner and every encoder sees every pair: there is no way to leave one out (the released scorer does so
     silently).
 
     Reference: Yan et al., 2025, arXiv 2509.09666, section 4.
 
     Args:
         encoders: by the name of their column.
-        pictures: name of the drawn pictures in the outputs, ``[B, 3, H, W]`` in [-1, 1] (``oracle_pictures`` for those drawn from
+        images: name of the drawn images in the outputs, ``[B, 3, H, W]`` in [-1, 1] (``oracle_images`` for those drawn from
             true captions).
         kinds, tasks: count these rows only.
 
     Raises:
-        ValueError: no encoder, a column called ``unified``, or ``outputs`` without drawn pictures and ``originals``.
+        ValueError: no encoder, a column called ``unified``, or ``outputs`` without drawn images and ``originals``.
     """
 
     full_state_update = False
@@ -45,24 +45,24 @@ class UnifiedScore(Metric):
     def __init__(
         self,
         encoders: dict[str, FeatureEncoder],
-        pictures: str = "pictures",
+        images: str = "generated",
         kinds: list[str] | None = None,
         tasks: list[str] | None = None,
     ) -> None:
         super().__init__()
         if not encoders or "unified" in encoders:
-            raise ValueError(f"UnifiedScore.encoders: found {sorted(encoders)}, accepted are one or more, none called 'unified'")
+            raise ValueError(f"UnifiedScore.encoders: found {sorted(encoders)}, expected one or more, none called 'unified'")
         self.encoders = nn.ModuleDict({name: freeze(encoder) for name, encoder in encoders.items()})
-        self.pictures, self.kinds, self.tasks = pictures, kinds, tasks
+        self.images, self.kinds, self.tasks = images, kinds, tasks
         self.add_state("totals", torch.zeros(len(encoders), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Compare ``outputs[pictures]`` with ``outputs["originals"]``, row by row."""
-        drawn, originals = required(outputs, self.pictures, self), required(outputs, "originals", self)
+        """Compare ``outputs[images]`` with ``outputs["originals"]``, row by row."""
+        drawn, originals = required(outputs, self.images, self), required(outputs, "originals", self)
         if len(drawn) != len(batch) or len(originals) != len(batch):
-            raise ValueError(f"metrics.UnifiedScore: {len(drawn)} pictures and {len(originals)} originals for {len(batch)} rows")
+            raise ValueError(f"metrics.UnifiedScore: {len(drawn)} images and {len(originals)} originals for {len(batch)} rows")
         if rows := chosen_rows(batch, self.kinds, self.tasks):
             self.totals += self.cosines(drawn[rows], originals[rows]).double().sum(dim=1)
             self.count += len(rows)

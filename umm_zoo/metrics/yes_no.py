@@ -1,4 +1,4 @@
-"""Yes/no questions about what is in a picture."""
+"""Yes/no questions about what is in an image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import MistakeError
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, name_to_words, rates_by_name, required
-from umm_zoo.mistakes import MistakeError
 
 _YES, _NO, _UNPARSED = 1, 0, -1
 
@@ -48,7 +48,7 @@ class YesNo(RowMetric):
         for row in chosen_rows(batch, self.kinds):
             truth = parse_yes_no(truths[row])
             if truth == _UNPARSED:
-                raise MistakeError(f"found the true answer '{truths[row]}', accepted are yes and no", row)
+                raise MistakeError(f"found the true answer '{truths[row]}', expected yes and no", row)
             negative = str(batch.meta[row].get("negative") or "")
             records.append([truth, parse_yes_no(answers[row]), *name_to_words(negative)])
         self.add_rows(records)

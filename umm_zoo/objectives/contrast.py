@@ -1,4 +1,4 @@
-"""Losses that pull matching pictures and texts together, with negatives that differ in one attribute; and where those come from."""
+"""Losses that pull matching images and texts together, with negatives that differ in one attribute; and where those come from."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ContrastiveLoss(nn.Module, ABC):
 
     Shape:
         - images, texts: ``[B, F]`` unit vectors; row i of both belongs together
-        - negatives: ``[B, K, F]`` unit vectors of texts that are wrong about picture i; K may be 0
+        - negatives: ``[B, K, F]`` unit vectors of texts that are wrong about image i; K may be 0
         - scale, bias: ``[]``, of the logits ``scale * cosine + bias``
-        - same: ``[B, B]`` bool, True where text j is just as true of picture i as its own (equal captions), the diagonal included
+        - same: ``[B, B]`` bool, True where text j is just as true of image i as its own (equal captions), the diagonal included
         - valid: ``[B, K]`` bool, False where a row has fewer than K negatives
         - output: ``[]``
     """
@@ -35,13 +35,13 @@ class SoftmaxContrast(ContrastiveLoss):
     """Symmetric InfoNCE (Radford et al., 2021, arXiv 2103.00020, figure 3), the row's own hard negatives among its texts.
 
     The extra texts stand in the image-to-text direction alone, as in NegCLIP (Yuksekgonul et al., 2023, arXiv 2210.01936): they
-    have no picture of their own.
+    have no image of their own.
     """
 
     def forward(
         self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
     ) -> Tensor:
-        """Cross-entropy against the own text and the own picture; equally true ones are left out of the sum."""
+        """Cross-entropy against the own text and the own image; equally true ones are left out of the sum."""
         logits = scale * images @ texts.T + bias  # [B, B]
         twins = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(twins, float("-inf"))
@@ -66,11 +66,11 @@ class SigmoidContrast(ContrastiveLoss):
 
 
 class HardNegatives(ABC):
-    """Where the texts come from that are almost, but not, true of a row's picture."""
+    """Where the texts come from that are almost, but not, true of a row's image."""
 
     @abstractmethod
     def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
-        """For each row some texts that are wrong about its picture, possibly none."""
+        """For each row some texts that are wrong about its image, possibly none."""
 
 
 class StoredNegatives(HardNegatives):
@@ -108,7 +108,7 @@ class WordSwaps(HardNegatives):
 
     def __init__(self, groups: list[list[str]], num: int = 4) -> None:
         if any(len(group) < 2 for group in groups):
-            raise ValueError(f"WordSwaps.groups: accepted are lists of two words or more, found {groups}")
+            raise ValueError(f"WordSwaps.groups: expected lists of two words or more, found {groups}")
         self.num = num
         self.others = {word: [other for other in group if other != word] for group in groups for word in group}
         longest_first = sorted(self.others, key=len, reverse=True)

@@ -196,10 +196,10 @@ class FlowGRPO:
         trained_steps: tuple[int, int] | None = None,
     ) -> None:
         if noise_level <= 0:
-            raise ValueError(f"noise_level: found {noise_level}, accepted are positive numbers: without noise there is no policy")
+            raise ValueError(f"noise_level: found {noise_level}, expected positive numbers: without noise there is no policy")
         first, stop = trained_steps or (0, int(0.99 * num_steps))
         if not 0 <= first < stop <= num_steps:
-            raise ValueError(f"trained_steps: found {[first, stop]}, accepted are 0 <= first < stop <= {num_steps}")
+            raise ValueError(f"trained_steps: found {[first, stop]}, expected 0 <= first < stop <= {num_steps}")
         self.times = shifted_times(num_steps, shift)
         self.noise_level, self.clip, self.kl_weight = noise_level, clip, kl_weight
         self.advantage = advantage or BatchStandardised()

@@ -148,12 +148,12 @@ class FlowMatching(Objective):
 class ContrastiveFlowMatching(FlowMatching):
     """Flow matching that also pushes the velocity away from that of another sample (Stoica et al., 2025, arXiv 2506.05350).
 
-    ``|v - v+|^2 - weight |v - v-|^2`` per element, v- being noise minus data of another sample of the batch, its own picture and
+    ``|v - v+|^2 - weight |v - v-|^2`` per element, v- being noise minus data of another sample of the batch, its own image and
     its own noise. WeMMU trains its first stage with it. Negatives are drawn uniformly from all other samples.
 
     With negatives independent of the condition the minimiser is an affine map of the plain one,
     ``(v + weight mu) / (1 - weight)``, mu being the mean latent: the loss is not comparable with flow matching's and may be
-    negative, so the plain error is logged as ``flow`` beside it. Two rows of a batch that show the same picture are false negatives
+    negative, so the plain error is logged as ``flow`` beside it. Two rows of a batch that show the same image are false negatives
     of each other.
 
     Args:
@@ -180,7 +180,7 @@ class ContrastiveFlowMatching(FlowMatching):
     ) -> None:
         super().__init__(times, num_steps, sampling_shift, solver)
         if not 0 <= weight < 1:
-            raise ValueError(f"ContrastiveFlowMatching.weight: found {weight}, accepted is 0 or more and below 1")
+            raise ValueError(f"ContrastiveFlowMatching.weight: found {weight}, expected 0 or more and below 1")
         self.weight, self.gather_below = weight, gather_below
 
     def terms(
@@ -210,7 +210,7 @@ class ContrastiveFlowMatching(FlowMatching):
             pool, first = self._pool(velocity)
         if len(pool) < 2:
             if training:
-                raise ValueError("ContrastiveFlowMatching: found a batch of one, accepted are two rows or more over all ranks")
+                raise ValueError("ContrastiveFlowMatching: found a batch of one, expected two rows or more over all ranks")
             return velocity
         own = first + torch.arange(len(velocity), device=velocity.device)
         away = torch.randint(1, len(pool), (len(velocity),), generator=generator, device=velocity.device)

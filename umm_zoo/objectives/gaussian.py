@@ -114,7 +114,7 @@ class GaussianNoisePrediction(Objective):
     steps; the variance is not learned. Released code; the paper's main text states neither T, the schedule nor the draws.
 
     Sampling is ancestral, over all steps, from pure noise, without clipping, as in the release. Its first step multiplies an error
-    of the prediction by 31.6, so pictures come out better with ``first_index`` 998 or with ``clip``.
+    of the prediction by 31.6, so images come out better with ``first_index`` 998 or with ``clip``.
 
     Reference: Wang et al., 2024, arXiv 2410.09575; Ho et al., 2020, arXiv 2006.11239.
 

@@ -28,7 +28,7 @@ def guide(unconditional: Tokens, conditional: Tokens, scale: float) -> list[Bran
 def guide_edit(
     unconditional: Tokens, reconstruction: Tokens, edit: Tokens, reconstruction_scale: float, edit_scale: float
 ) -> list[Branch]:
-    """``v_unc + a (v_rec - v_unc) + b (v_edit - v_rec)``: the picture's share and the instruction's are set apart.
+    """``v_unc + a (v_rec - v_unc) + b (v_edit - v_rec)``: the image's share and the instruction's are set apart.
 
     WeMMU's form for editing, with a = 2 and b = 3 there (our reading: v_rec is the prediction under the task "reconstruct");
     introduced by Brooks et al., 2023, arXiv 2211.09800, equation 3.

@@ -11,7 +11,7 @@ class Reduction(ABC):
     """From the losses ``[R, B]`` and ``has_image [B]`` to a scalar.
 
     Attributes:
-        counts_rows_without_image: whether such rows take part, with a zero condition and a flat picture; a method then
+        counts_rows_without_image: whether such rows take part, with a zero condition and a flat image; a method then
             appends them to the batch.
     """
 
@@ -41,7 +41,7 @@ class MeanOverImages(Reduction):
 class ReleasedReduction(Reduction):
     """What ROSS's release computes: the mean over all rows first, then a factor of almost 1, or 0 when no row holds an image.
 
-    Rows without an image therefore add the loss of denoising a flat grey picture from a zero condition. For parity with the
+    Rows without an image therefore add the loss of denoising a flat grey image from a zero condition. For parity with the
     release only.
     """
 

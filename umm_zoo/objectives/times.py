@@ -70,7 +70,7 @@ class ShiftedTimes(TimeSampler):
 
     def __init__(self, shift: float, times: TimeSampler | None = None) -> None:
         if shift <= 0:
-            raise ValueError(f"ShiftedTimes.shift: found {shift}, accepted is more than 0")
+            raise ValueError(f"ShiftedTimes.shift: found {shift}, expected more than 0")
         self.shift, self.times = shift, times or UniformTimes()
 
     def __call__(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:

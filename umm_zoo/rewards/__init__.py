@@ -1,7 +1,7 @@
-"""Rewards for drawn pictures: ``(candidates [R, 3, H, W], batch) -> [R]``, higher is better."""
+"""Rewards for drawn images: ``(candidates [R, 3, H, W], batch) -> [R]``, higher is better."""
 
-from umm_zoo.rewards.base import Reward, group_size, source_pictures
+from umm_zoo.rewards.base import Reward, group_size
 from umm_zoo.rewards.combining import ShuffledReward, WeightedReward
 from umm_zoo.rewards.reconstruction import ReconstructionReward
 
-__all__ = ["ReconstructionReward", "Reward", "ShuffledReward", "WeightedReward", "group_size", "source_pictures"]
+__all__ = ["ReconstructionReward", "Reward", "ShuffledReward", "WeightedReward", "group_size"]

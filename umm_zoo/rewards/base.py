@@ -1,4 +1,4 @@
-"""What a reward is: how much a drawn picture is worth, given what it was drawn from."""
+"""What a reward is: how much a drawn image is worth, given what it was drawn from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from umm_zoo.batch import Batch
 
 
 class Reward(nn.Module, ABC):
-    """Scores candidate pictures; higher is better. Used without gradient, and it has no parameters to train.
+    """Scores candidate images; higher is better. Used without gradient, and it has no parameters to train.
 
-    The batch has B rows, the candidates are R = B * G pictures, the G of one row next to each other: what concerns the row alone
-    (its picture's features, say) need be computed once. A subclass of one's own is used by its dotted path; ``umm_zoo.testing``'s
+    The batch has B rows, the candidates are R = B * G images, the G of one row next to each other: what concerns the row alone
+    (its image's features, say) need be computed once. A subclass of one's own is used by its dotted path; ``umm_zoo.testing``'s
     ``check_reward`` puts it through the contract.
 
     Shape:
@@ -31,7 +31,7 @@ class Reward(nn.Module, ABC):
         """The rewards, detached.
 
         Raises:
-            ValueError: the candidates are not a whole number of pictures per row, or another number of rewards comes back.
+            ValueError: the candidates are not a whole number of images per row, or another number of rewards comes back.
         """
         if not len(batch) or len(candidates) % len(batch):
             raise ValueError(f"{type(self).__name__}: found {len(candidates)} candidates for {len(batch)} rows")
@@ -44,18 +44,3 @@ class Reward(nn.Module, ABC):
 def group_size(candidates: Tensor, batch: Batch) -> int:
     """G, the number of candidates per row."""
     return len(candidates) // len(batch)
-
-
-def source_pictures(batch: Batch) -> Tensor:
-    """The picture that each row is about, its first image or else its target: ``[B, 3, H, W]``.
-
-    Raises:
-        ValueError: a row has none.
-    """
-    pictures = []
-    for row, key in enumerate(batch.keys):
-        images = batch.images_of(row)
-        if not len(images) and batch.targets is None:
-            raise ValueError(f"{key}: has no picture to compare with")
-        pictures.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
-    return torch.stack(pictures)

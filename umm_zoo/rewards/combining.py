@@ -24,7 +24,7 @@ class WeightedReward(Reward):
         super().__init__()
         weights = dict.fromkeys(rewards, 1.0) if weights is None else dict(weights)
         if not rewards or rewards.keys() != weights.keys():
-            raise ValueError(f"WeightedReward: weights are of {sorted(weights)}, accepted are those of {sorted(rewards)}")
+            raise ValueError(f"WeightedReward: weights are of {sorted(weights)}, expected those of {sorted(rewards)}")
         self.rewards, self.weights = nn.ModuleDict(rewards), weights
 
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
@@ -34,7 +34,7 @@ class WeightedReward(Reward):
 
 
 class ShuffledReward(Reward):
-    """Every candidate is compared with another row's source: the control in which nothing about the picture can be learned.
+    """Every candidate is compared with another row's source: the control in which nothing about the image can be learned.
 
     What grows under it (the length of captions, say) does so without any help of the reward. Row i is compared with row i + 1.
 
@@ -52,6 +52,6 @@ class ShuffledReward(Reward):
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
         """The reward of candidates moved on by one row, moved back."""
         if len(batch) < 2:
-            raise ValueError("ShuffledReward: found a batch of one row, accepted are two or more per rank")
+            raise ValueError("ShuffledReward: found a batch of one row, expected two or more per rank")
         group = group_size(candidates, batch)
         return self.reward(candidates.roll(group, dims=0), batch).roll(-group, dims=0)

@@ -1,4 +1,4 @@
-"""How well a picture that was drawn from a caption brings back the picture that the caption describes."""
+"""How well an image that was drawn from a caption brings back the image that the caption describes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.backbones.features import FeatureEncoder
-from umm_zoo.batch import Batch
-from umm_zoo.frozen import freeze
-from umm_zoo.rewards.base import Reward, group_size, source_pictures
+from umm_zoo.backbones.frozen import freeze
+from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.rewards.base import Reward, group_size
 
 
 class ReconstructionReward(Reward):
     """The cosine of the features of candidate and source, in [-1, 1]: UAE's only reward, without threshold, length or format term.
 
-    Both pictures go through the same preprocessing, the encoder's own, which is also that of the benchmark. (The released reward
+    Both images go through the same preprocessing, the encoder's own, which is also that of the benchmark. (The released reward
     code divides the candidate by 255 once too often and squeezes where the benchmark crops.)
 
     Reference: Yan et al., 2025, arXiv 2509.09666, section 2.
@@ -30,5 +30,5 @@ class ReconstructionReward(Reward):
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
         """The source of a row is encoded once for its whole group."""
         drawn = self.encoder(candidates.clamp(-1, 1)).float()  # [R, F]
-        source = self.encoder(source_pictures(batch).to(candidates)).float()  # [B, F]
+        source = self.encoder(image_of_each_row(batch).to(candidates)).float()  # [B, F]
         return F.cosine_similarity(drawn, source.repeat_interleave(group_size(candidates, batch), dim=0), dim=1)

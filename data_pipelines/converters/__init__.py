@@ -1,0 +1,1 @@
+"""One converter for each public layout of data, to tar shards."""

@@ -1,0 +1,79 @@
+"""``python -m data_pipelines.blip3o SRC OUT``: tars of ``KEY.jpg`` and ``KEY.txt``, as BLIP3-o publishes its data, for drawing.
+
+Such tars can be trained on as they are; then they only need an index each, and nothing is copied::
+
+    python -m data_pipelines.blip3o BLIP3o-Pretrain-Long-Caption --in-place
+
+after which an experiment names them with the task ``{_target_: data_pipelines.tasks.TextToImage}``. With a second folder they are
+checked image by image, and rewritten in this project's layout, one tar for each::
+
+    python -m data_pipelines.blip3o BLIP3o-60k shards/blip3o-60k
+    python -m data_pipelines.blip3o 'BLIP3o-Pretrain/sa_{000000..000049}.tar' shards/sa --image-size 1024 --task captions
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_pipelines.converters.converting import Parser, add_options, check_numbers, run
+from data_pipelines.converters.pairs import TASKS, convert_tars, find_tars
+from data_pipelines.shards.index import load_index
+from data_pipelines.tasks import IMAGE_TYPES
+
+
+def index_in_place(tars: list[Path]) -> None:
+    """Index every tar and print how many of its samples are pairs, by the names of their members.
+
+    Raises:
+        ValueError: a tar cannot be indexed.
+    """
+    pairs, others = 0, list[str]()
+    for tar in tars:
+        index = load_index(str(tar))
+        for number in range(len(index)):
+            names = index.names(number)
+            if "txt" in names and any(kind in names for kind in IMAGE_TYPES):
+                pairs += 1
+            else:
+                others.append(f"{tar.name}/{index.key(number)}")
+    print(f"{len(tars)} tars indexed, {pairs} pairs of image and text")
+    if others:
+        print(f"{len(others)} samples without image or text (skipped in training): {', '.join(others[:5])}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_pipelines.blip3o",
+        description="Tars of images and texts to samples for drawing: OUT/train/text_to_image-000000.tar and so on.",
+        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("source", type=Path, metavar="SRC", help="a folder of tars, one tar, a glob or a {000..015} range")
+    made.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write into")
+    made.add_argument("--in-place", action="store_true", help="write nothing but an index beside each tar")
+    made.add_argument("--task", choices=TASKS, default="text_to_image", help="whether the image is to be drawn or described")
+    add_options(made, per_shard=None)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Index or convert, and report.
+
+    Raises:
+        ValueError: arguments that do not fit, or nothing that could be converted.
+        FileNotFoundError: there is no tar.
+    """
+    check_numbers(arguments)
+    if arguments.in_place == (arguments.out is not None):
+        raise ValueError("OUT: give either a folder to write into, or --in-place")
+    tars = find_tars(arguments.source)
+    if arguments.in_place:
+        index_in_place(tars)
+        return
+    convert_tars(arguments, tars)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(lambda: main(parser().parse_args())))

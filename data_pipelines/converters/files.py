@@ -1,0 +1,113 @@
+"""An image on its way into a shard: found valid and kept byte for byte, or shrunk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from data_pipelines.decoding import MAX_PIXELS, BadSampleError, open_image, to_rgb
+from data_pipelines.tasks import IMAGE_TYPES
+
+#: How members of these formats are called; images of other formats are stored as PNG.
+_KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
+#: Up to this edge a shrunken image is stored without loss; above, JPEG saves nine tenths of the space.
+_LOSSLESS = 128
+_JPEG_QUALITY = 95
+
+
+def stored_image(content: bytes, size: int | None = None, edge: Callable[[Iterable[int]], int] = max) -> tuple[str, bytes]:
+    """File type and bytes to store: ``content`` itself, or the image shrunk until its ``edge`` is ``size`` (never enlarged).
+
+    All of the image is decoded, so that a damaged file is found now and not in the training.
+
+    Args:
+        content: untrusted bytes.
+        size: None keeps every image as it is.
+        edge: ``max`` measures the long edge, ``min`` the short one.
+
+    Raises:
+        BadSampleError: the bytes are no image that a loader would accept.
+    """
+    with open_image(content, MAX_PIXELS) as image:
+        scale = 1.0 if size is None else size / edge(image.size)
+        if scale >= 1 and image.format in _KINDS:
+            if image.format == "JPEG":  # an eighth of the resolution: the whole stream is still read, in a fraction of the time
+                image.draft(None, (1, 1))
+            kind = _KINDS[image.format]
+            image.load()
+            return kind, content
+        image.load()
+        upright = to_rgb(image)
+        if scale < 1:
+            width, height = (max(1, round(length * scale)) for length in upright.size)
+            upright = upright.resize((width, height), Image.Resampling.BICUBIC)
+    lossless = scale >= 1 or max(upright.size) <= _LOSSLESS
+    file = io.BytesIO()
+    upright.save(file, "PNG" if lossless else "JPEG", quality=_JPEG_QUALITY)
+    return "png" if lossless else "jpg", file.getvalue()
+
+
+def read_image(folder: Path, name: object, size: int | None = None) -> tuple[str, bytes]:
+    """`stored_image` of the file that a row names, inside ``folder`` and nowhere else.
+
+    Where the file is missing but one with another image suffix is there, that one is taken (the images of OCR-VQA are named
+    ``.jpg`` in LLaVA's lists and come as ``.gif`` and ``.png`` too).
+
+    Raises:
+        BadSampleError: the name leads out of the folder, or the file is missing or damaged.
+    """
+    path = inside(folder, name)
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        others = [path.with_suffix(f".{kind}") for kind in IMAGE_TYPES] if path.name else []
+        other = next((candidate for candidate in others if candidate.is_file()), None)
+        if other is None:
+            raise BadSampleError(f"missing image: {name}") from None
+        content = other.read_bytes()
+    except OSError as error:
+        raise BadSampleError(f"unreadable image: {name} ({error.strerror})") from error
+    try:
+        return stored_image(content, size)
+    except BadSampleError as error:
+        raise BadSampleError(f"damaged image: {name}: {error}") from error
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The file called ``name`` under ``folder``; an absolute path counts when it begins with the folder's.
+
+    Raises:
+        BadSampleError: no usable name, or one that leads out of the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise BadSampleError(f"bad image name: {name!r}"[:200])
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() and path.is_relative_to(folder.absolute().as_posix()):
+        path = path.relative_to(folder.absolute().as_posix())
+    if path.is_absolute() or ".." in path.parts:
+        raise BadSampleError(f"image outside of the folder: {name}"[:300])
+    return folder / path
+
+
+def image_of(cell: Any, folder: Path | None, size: int | None = None) -> tuple[str, bytes]:
+    """`stored_image` of a cell as data sets write it: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder``.
+
+    Raises:
+        BadSampleError: the cell is empty or none of these, or its image cannot be used.
+    """
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(content, bytes | bytearray):
+        try:
+            return stored_image(bytes(content), size)
+        except BadSampleError as error:
+            raise BadSampleError(f"damaged image: {error}") from error
+    name = cell.get("path") if isinstance(cell, dict) else cell
+    if not name:
+        raise BadSampleError("missing image: the cell is empty")
+    if folder is None:
+        raise BadSampleError(f"missing image: only a name, {str(name)[:80]!r}, and no --images folder")
+    return read_image(folder, name, size)

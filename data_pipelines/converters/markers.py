@@ -1,0 +1,42 @@
+"""``<image>`` markers brought in line with the images of a conversation."""
+
+from __future__ import annotations
+
+from data_pipelines.decoding import BadSampleError
+from umm_zoo.batch import IMAGE_MARKER, Conversation
+
+
+def place_markers(conversation: Conversation, images: int) -> list[str]:
+    """Change the turns until the user's hold exactly one marker per image, and say what was changed.
+
+    As LLaVA's own loader does, a single marker is moved to the front of its turn; missing ones are added in front of the first user
+    turn; markers of several images stay where they are, since the text around them may depend on it.
+
+    Raises:
+        BadSampleError: there are more markers than images, or no user turn.
+    """
+    repairs = []
+    asked = [turn for turn in conversation if turn["role"] == "user"]
+    if not asked:
+        raise BadSampleError("no user turn")
+    for turn in conversation:
+        if turn["role"] != "user" and IMAGE_MARKER in turn["text"]:
+            turn["text"] = turn["text"].replace(IMAGE_MARKER, "").strip()
+            repairs.append(f"{IMAGE_MARKER} outside of user turns removed")
+    markers = sum(turn["text"].count(IMAGE_MARKER) for turn in asked)
+    if markers > images:
+        raise BadSampleError(f"more markers than images: {markers} {IMAGE_MARKER}, {images} images")
+    if images == markers == 1:
+        turn = next(turn for turn in asked if IMAGE_MARKER in turn["text"])
+        moved = f"{IMAGE_MARKER}\n{turn['text'].replace(IMAGE_MARKER, '').strip()}"
+        repairs += [f"{IMAGE_MARKER} moved to the front of its turn"] * (turn["text"].strip() != moved)
+        turn["text"] = moved
+    if markers < images:
+        asked[0]["text"] = f"{IMAGE_MARKER}\n" * (images - markers) + asked[0]["text"].strip()
+        repairs.append(f"missing {IMAGE_MARKER} added in front")
+    return repairs
+
+
+def without_markers(text: str) -> str:
+    """A caption or prompt that cannot be mistaken for one with images in it."""
+    return text.replace(IMAGE_MARKER, "").strip()

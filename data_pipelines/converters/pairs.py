@@ -1,0 +1,156 @@
+"""Tars of image and text pairs that others made (``KEY.jpg``, ``KEY.txt``, sometimes ``KEY.json``), read in one pass.
+
+Members are read, never extracted: a name cannot become a path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.converters.converting import LeftOut, Noted, Part, convert, print_report
+from data_pipelines.converters.files import stored_image
+from data_pipelines.converters.markers import without_markers
+from data_pipelines.decoding import BadSampleError, decode_json, decode_text
+from data_pipelines.shards.archive import expand
+from data_pipelines.shards.writing import split_member_name
+from data_pipelines.tasks import IMAGE_TYPES
+from umm_zoo.batch import IMAGE_MARKER
+
+#: What a pair becomes, and the instruction of a caption.
+TASKS = ("text_to_image", "captions")
+INSTRUCTION = "Describe the image."
+_MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
+_MAX_CHARACTERS = 1_000_000
+_BLOCK = 512
+
+
+def find_tars(source: Path) -> list[Path]:
+    """The tars of a folder and its sub-folders, or what a glob or ``{000..015}`` range means, in sorted order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*.tar") if path.is_file() and not path.name.startswith("."))
+        if not found:
+            raise FileNotFoundError(f"{source}: no tar file in this folder")
+        return found
+    return [Path(path) for path in expand(str(source))]
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample; members of one sample stand side by side, as every writer of this layout puts them.
+
+    Raises:
+        BadSampleError: no plain tar, or cut short; the samples before the cut have been given.
+    """
+    key, members, end, cut = "", dict[str, bytes](), 0, ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
+                end = member.offset_data + member.size
+                found, extension = split_member_name(member.name)
+                if not found or not member.isreg() or member.issparse() or member.size > _MAX_MEMBER:
+                    continue
+                if found != key:
+                    if members:
+                        yield key, members
+                    key, members = found, {}
+                stream = tar.extractfile(member)
+                content = b"" if stream is None else stream.read()
+                if len(content) < member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                members.setdefault(extension, content)
+        if path.stat().st_size < end + _BLOCK:
+            raise tarfile.ReadError("no end marker, perhaps cut short")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        cut = str(error)
+    if members:
+        yield key, members
+    if cut:
+        raise BadSampleError(f"tar cannot be read to its end: {cut}")
+
+
+def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterator[dict[str, Any] | LeftOut | Noted]:
+    """The samples of one tar, and what is left out of it.
+
+    Args:
+        path: the tar.
+        number: first part of the new keys, since tars of different downloads may repeat theirs.
+        task: one of `TASKS`.
+        size: longest edge of an image; None keeps every image as it is.
+
+    Raises:
+        BadSampleError: the tar is cut short.
+    """
+    for place, (key, members) in enumerate(read_tar(path)):
+        try:
+            sample, noted = _pair(members, task, size)
+        except BadSampleError as error:
+            yield LeftOut(f"{path.name}/{key}", str(error))
+            continue
+        yield from noted
+        sample["json"]["origin"] = f"{path.name}/{key}"
+        yield {"__key__": f"{number:06d}-{place:08d}", **sample}
+
+
+def convert_tars(
+    arguments: argparse.Namespace,
+    tars: list[Path],
+    samples: Callable[[Path, int, str, int | None], Iterator[dict[str, Any] | LeftOut | Noted]] = convert_tar,
+) -> None:
+    """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report.
+
+    Args:
+        arguments: of the command: out, task, image_size, overwrite, retry.
+        tars: what is converted.
+        samples: what one tar gives.
+
+    Raises:
+        ValueError: nothing that could be converted.
+    """
+    part = Part(
+        f"train/{arguments.task}",
+        list(enumerate(tars)),
+        lambda item: samples(item[1], item[0], arguments.task, arguments.image_size),
+        lambda item: str(item[1]),
+        items_per_shard=1,
+    )
+    kept = {"task": arguments.task, "image_size": arguments.image_size}
+    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
+
+
+def _pair(members: dict[str, bytes], task: str, size: int | None) -> tuple[dict[str, Any], list[Noted]]:
+    meta = decode_json(members["json"], _MAX_CHARACTERS) if "json" in members else {}
+    status = meta.pop("status", "success")
+    if status != "success":
+        raise BadSampleError(f"status {status}: {meta.get('error_message') or 'no message'}")
+    text = decode_text(members["txt"], _MAX_CHARACTERS) if "txt" in members else meta.get("caption")
+    if not isinstance(text, str) or not text.strip():
+        raise BadSampleError("no text" if text is None else "empty text")
+    image = next((members[kind] for kind in IMAGE_TYPES if kind in members), None)
+    if image is None:
+        raise BadSampleError(f"missing image: found {', '.join(sorted(members))}")
+    try:
+        kind, content = stored_image(image, size)
+    except BadSampleError as error:
+        raise BadSampleError(f"damaged image: {error}") from error
+    plain = without_markers(text)
+    noted = [Noted(f"{IMAGE_MARKER} removed from a text")] * (plain != text.strip())
+    free = {name: value for name, value in meta.items() if name not in _DROPPED and isinstance(value, str | int | float)}
+    row: dict[str, Any] = {"task": "text_to_image" if task == "text_to_image" else "caption", "kind": task}
+    if task == "text_to_image":
+        row["conversations"] = [{"role": "user", "text": plain}]
+        return {"json": {**free, **row}, f"target.{kind}": content}, noted
+    asked = {"role": "user", "text": f"{IMAGE_MARKER}\n{INSTRUCTION}"}
+    row["conversations"] = [asked, {"role": "assistant", "text": plain}]
+    return {"json": {**free, **row}, f"0.{kind}": content}, noted
+
+
+#: The caption is in the conversation already; the rest repeats the image's own header or the key.
+_DROPPED = ("caption", "error_message", "exif", "key", "conversations")

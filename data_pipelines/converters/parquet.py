@@ -1,0 +1,231 @@
+"""``python -m data_pipelines.parquet SRC OUT``: Hugging Face parquet files that hold their images as bytes.
+
+::
+
+    python -m data_pipelines.parquet cc3m/data shards/cc3m
+    python -m data_pipelines.parquet 'vqa/train-*.parquet' shards/vqa --question question --answer multiple_choice_answer
+    python -m data_pipelines.parquet llava-onevision/figureqa shards/figureqa
+    python -m data_pipelines.parquet art shards/art --task text_to_image --image image --text title
+
+An image column holds bytes, or structs ``{"bytes", "path"}`` as the datasets library writes them, or lists of either. What a row
+becomes is detected by the names and types of the columns, and printed; options overrule it:
+
+* ``editing``: an image to be drawn and an instruction, under the names that data_pipelines.converters.editing knows;
+* ``conversations``: a column of turns (from/value, role/content), or ``texts`` of ``{"user", "assistant"}`` (The Cauldron);
+* ``vqa``: question and answer (of a list of answers the most frequent one; all of them in ``answers``);
+* ``captions``: a text; with ``--task text_to_image`` the image is to be drawn instead of described.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.converters.converting import LeftOut, Noted, Parser, add_options, check_numbers, run
+from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, TARGETS, Keys, convert_rows, samples_of
+from data_pipelines.converters.files import image_of
+from data_pipelines.converters.llava_json import reconcile
+from data_pipelines.converters.markers import place_markers, without_markers
+from data_pipelines.converters.pairs import INSTRUCTION
+from data_pipelines.converters.tables import Table
+from data_pipelines.decoding import BadSampleError
+from data_pipelines.tasks import read_turns
+from umm_zoo.batch import Conversation, Turn
+
+TASKS = ("captions", "text_to_image", "vqa", "conversations", "editing")
+_IMAGES = ("image", "images", "jpg", "png", "webp", "img", "picture", "pictures", "image_bytes")
+_TEXTS = ("caption", "captions", "text", "txt", "TEXT", "prompt", "description", "sentence", "sentences", "title", "label_text")
+_QUESTIONS = ("question", "questions", "query")
+_ANSWERS = ("multiple_choice_answer", "answer", "answers", "label")
+_TURNS = ("conversations", "conversation", "messages", "texts")
+_LONGEST_NOTE = 2000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are read, and what a row becomes."""
+
+    task: str
+    image: str | None
+    text: str | None = None
+    answer: str | None = None
+
+    def __str__(self) -> str:
+        parts = {"image": self.image, "text": self.text, "answer": self.answer}
+        return f"{self.task}: " + ", ".join(f"{what} in '{name}'" for what, name in parts.items() if name)
+
+
+def choose_columns(kinds: dict[str, str], arguments: argparse.Namespace) -> Columns:
+    """What the user named, and for the rest what the columns look like.
+
+    Args:
+        kinds: kind of each column, by name.
+        arguments: of the command line.
+
+    Raises:
+        ValueError: a named column is not there, or nothing can be detected.
+    """
+    for option in ("image", "text", "question", "answer", "turns"):
+        name = getattr(arguments, option)
+        if name is not None and name not in kinds:
+            raise ValueError(f"--{option}: found '{name}', the columns are {', '.join(kinds)}")
+    images = [name for name, kind in kinds.items() if kind == "image"]
+    image = arguments.image or _known(_IMAGES, images) or (images[0] if len(images) == 1 else None)
+    texts = [name for name, kind in kinds.items() if kind in ("text", "number", "turns")]
+    question = arguments.question or _known(_QUESTIONS, texts)
+    answer = arguments.answer or _known(_ANSWERS, [name for name in kinds if name != question])
+    turns = arguments.turns or _known(_TURNS, [name for name, kind in kinds.items() if kind == "turns"])
+    text = arguments.text or _known(_TEXTS, texts)
+    edited = _known(TARGETS, images) and _known(INPUTS, images) and _known(INSTRUCTIONS, texts)
+    found = {"editing": edited, "conversations": turns, "vqa": question and answer, "captions": image and text}
+    named = {"conversations": arguments.turns, "vqa": arguments.question, "captions": arguments.text}
+    task = arguments.task or next((task for task, name in named.items() if name), None)
+    task = task or next((task for task, there in found.items() if there), None)
+    listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    if task is None or not found["captions" if task == "text_to_image" else task]:
+        wanted = f"columns for {task}" if task else "what a row is"
+        raise ValueError(f"cannot tell {wanted}; the columns are {listed}; name them with --image, --text, --question, --answer")
+    if task == "editing":
+        return Columns(task, None)
+    if image is None and task != "conversations":
+        raise ValueError(f"cannot tell the image's column; the columns are {listed}; name it with --image")
+    read = {"vqa": question, "conversations": turns}.get(task, text)
+    return Columns(task, image, read, answer if task == "vqa" else None)
+
+
+def _known(names: Sequence[str], there: Sequence[str]) -> str | None:
+    return next((name for name in names if name in there), None)
+
+
+def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | None) -> Iterator[dict[str, Any] | Noted]:
+    """The sample of one row.
+
+    Raises:
+        BadSampleError: a cell is empty, or its image cannot be used.
+    """
+    cells = row.get(columns.image) if columns.image else None
+    cells = [cell for cell in (cells if isinstance(cells, list) else [cells]) if cell is not None]
+    text = row.get(columns.text or "")
+    extra: dict[str, Any] = {}
+    repairs: list[str] = []
+    conversation: Conversation
+    if columns.task == "conversations":
+        conversation, repairs = reconcile(_turns(text), len(cells))
+    elif not cells:
+        raise BadSampleError("missing image: the cell is empty")
+    elif columns.task == "vqa":
+        answer, extra = _answer(row.get(columns.answer or ""))
+        conversation = [Turn(role="user", text=_words(text, number)), Turn(role="assistant", text=answer)]
+        place_markers(conversation, len(cells))
+    elif columns.task == "captions":
+        caption = without_markers(_words(text, number))
+        conversation = [Turn(role="user", text=INSTRUCTION), Turn(role="assistant", text=caption)]
+        place_markers(conversation, len(cells))
+    else:
+        conversation = [Turn(role="user", text=without_markers(_words(text, number)))]
+    used = {columns.image, columns.text, columns.answer, "task", "kind", "conversations"}
+    free = {name: value for name, value in row.items() if name not in used and _is_note(value)}
+    task, kind = _NAMES[columns.task]
+    sample: dict[str, Any] = {"__key__": f"{number:08d}"}
+    sample["json"] = {**free, **extra, "task": task, "kind": kind, "conversations": conversation}
+    if columns.task == "text_to_image" and len(cells) != 1:
+        raise BadSampleError(f"several images to draw: {len(cells)}")
+    for place, cell in enumerate(cells):
+        suffix, content = image_of(cell, None, size)
+        sample[f"target.{suffix}" if columns.task == "text_to_image" else f"{place}.{suffix}"] = content
+    yield from map(Noted, repairs)
+    yield sample
+
+
+_NAMES = {
+    "captions": ("caption", "caption"),
+    "text_to_image": ("text_to_image", "text_to_image"),
+    "vqa": ("questions", "vqa"),
+    "conversations": ("conversation", "conversation"),
+}
+
+
+def _is_note(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _LONGEST_NOTE)
+
+
+def _words(cell: Any, number: int) -> str:
+    """A text, or of a list of equally good ones the one that the row's number chooses."""
+    if isinstance(cell, list) and cell:
+        cell = cell[number % len(cell)]
+    if not isinstance(cell, str) or not cell.strip():
+        raise BadSampleError(f"empty text: {cell!r}"[:200])
+    return cell.strip()
+
+
+def _answer(cell: Any) -> tuple[str, dict[str, Any]]:
+    """The most frequent of several answers (VQAv2's are ``{"answer": …}``); the first of those wins that are equally frequent."""
+    answers = [item.get("answer") if isinstance(item, dict) else item for item in (cell if isinstance(cell, list) else [cell])]
+    told = [str(answer).strip() for answer in answers if isinstance(answer, str | int | float) and str(answer).strip()]
+    if not told:
+        raise BadSampleError(f"empty answer: {cell!r}"[:200])
+    return Counter(told).most_common(1)[0][0], {"answers": told} if len(told) > 1 else {}
+
+
+def _turns(cell: Any) -> Conversation:
+    """Turns in any of the usual writings."""
+    if isinstance(cell, list) and cell and all(isinstance(turn, dict) and "user" in turn for turn in cell):
+        cell = [
+            {"role": role, "text": turn[role]} for turn in cell for role in ("user", "assistant") if isinstance(turn.get(role), str)
+        ]
+    return read_turns(cell)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_pipelines.parquet",
+        description="Parquet files with images as bytes to shards: OUT/train/TASK-000000.tar and so on.",
+        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("source", type=Path, metavar="SRC", help="a parquet file, a folder of them, or a glob")
+    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
+    made.add_argument("--task", choices=TASKS, help="what a row becomes (where None: detected)")
+    made.add_argument("--image", metavar="COLUMN", help="column of the image or images (where None: detected)")
+    made.add_argument("--text", metavar="COLUMN", help="column of the caption or prompt (where None: detected)")
+    made.add_argument("--question", metavar="COLUMN", help="column of the question (where None: detected)")
+    made.add_argument("--answer", metavar="COLUMN", help="column of the answer or answers (where None: detected)")
+    made.add_argument("--turns", metavar="COLUMN", help="column of a conversation's turns (where None: detected)")
+    add_options(made, "rows")
+    return made
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Convert and report.
+
+    Raises:
+        ValueError: an argument outside its range, or columns that cannot be told.
+        FileNotFoundError: there is no file.
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    from rich.console import Console
+
+    check_numbers(arguments)
+    table, size = Table(arguments.source), arguments.image_size
+    try:
+        columns = choose_columns(table.kinds, arguments)
+    except ValueError as error:
+        raise ValueError(f"{arguments.source}: {error}") from error
+    Console(stderr=True).print(str(columns), highlight=False, markup=False)
+    make: Callable[[int], Iterator[dict[str, Any] | LeftOut | Noted]]
+    if columns.task == "editing":
+        make = lambda number: samples_of(table[number], number, Keys(), None, size)  # noqa: E731
+    else:
+        unread = {name for name, kind in table.kinds.items() if kind == "image"} - {columns.image}
+        table.columns = [name for name in table.kinds if name not in unread]
+        make = lambda number: sample_of(table[number], number, columns, size)  # noqa: E731
+    convert_rows(arguments, table, columns.task, make)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(lambda: main(parser().parse_args())))

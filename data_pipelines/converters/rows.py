@@ -1,0 +1,91 @@
+"""Rows of a JSON list or of a JSON Lines file; of the latter only byte offsets are held, so that millions of rows fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.decoding import BadSampleError
+
+
+class Rows:
+    """The rows of one file by number.
+
+    Args:
+        path: ``.json`` with one list of objects, or ``.jsonl`` with one object per line (told apart by the first character).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is neither, or it is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.path = path
+        self.unreadable: dict[str, str] = {}
+        self._rows: list[Any] = []
+        self._offsets = array("q")
+        with open(path, "rb") as stream:
+            head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if head[:1] == b"[":
+            self._rows = self._read_list()
+        elif head[:1] == b"{":
+            self._find_lines()
+        elif not head:
+            raise ValueError(f"{path}: the file is empty")
+        else:
+            raise ValueError(f"{path}: begins with {head[:20]!r}; expected a JSON list of objects, or JSON Lines")
+        if not len(self):
+            raise ValueError(f"{path}: the list is empty")
+
+    def __len__(self) -> int:
+        return len(self._rows) or len(self._offsets)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """One row.
+
+        Raises:
+            BadSampleError: the line cannot be parsed, or the row is no object.
+        """
+        row = self._rows[number] if self._rows else self._parse(self._offsets[number])
+        if not isinstance(row, dict):
+            raise BadSampleError(f"row is no object: a {type(row).__name__}")
+        return row
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, by which a conversion that goes on knows that it is still the same one."""
+        with open(self.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _read_list(self) -> list[Any]:
+        try:
+            rows: list[Any] = json.loads(self.path.read_text(encoding="utf-8-sig"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: cannot be parsed ({error})") from error
+        return rows
+
+    def _find_lines(self) -> None:
+        offset = 0
+        with open(self.path, "rb") as stream:
+            for line in stream:
+                if line.strip():
+                    self._offsets.append(offset)
+                offset += len(line)
+        if len(self._offsets) > 1:
+            try:
+                self._parse(self._offsets[0])
+            except BadSampleError:  # an indented object over many lines, not JSON Lines
+                raise ValueError(f"{self.path}: holds one object; expected a JSON list of objects, or JSON Lines") from None
+
+    def _parse(self, offset: int) -> Any:
+        with open(self.path, "rb") as stream:
+            stream.seek(offset)
+            line = stream.readline()
+        try:
+            return json.loads(line.decode("utf-8-sig"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadSampleError(f"line cannot be parsed: {str(error)[:120]}") from error

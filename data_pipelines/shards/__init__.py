@@ -1,0 +1,1 @@
+"""Tar shards: their index, the order of their samples, reading, loading and writing."""

@@ -1,0 +1,117 @@
+"""Random access into plain tar shards through their indexes, local or remote.
+
+A shard is read with range reads alone: nothing is extracted, so a member's name can never become a path, and no shard can start a
+program (``pipe:`` addresses of webdataset are refused).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Any
+
+from data_pipelines.shards.addresses import expand, filesystem, is_remote
+from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.index import HOW_TO_INDEX, ShardIndex, StaleIndexError, build_index, load_index, load_indexes
+
+_MAX_OPEN = 64
+_BLOCK = 512
+#: Members of one sample lie side by side; they are fetched in one read unless more than this many bytes of others lie between.
+_MAX_GAP = 1 << 16
+
+
+class RangeReader:
+    """Reads byte ranges of files; keeps the files used last open, one set per process.
+
+    Args:
+        cache: where whole remote shards are kept; None reads every range from afar.
+    """
+
+    def __init__(self, cache: ShardCache | None = None) -> None:
+        self.cache = cache
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"cache": self.cache}  # a worker opens its own files
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        RangeReader.__init__(self, state["cache"])
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` on; fewer only where the file ends."""
+        if is_remote(path):
+            if self.cache is not None and (kept := self.cache.read(path, offset, length)) is not None:
+                return kept
+            content: bytes = filesystem(path).cat_file(path, start=offset, end=offset + length)
+            return content
+        return os.pread(self._descriptor(path), length, offset)
+
+    def members(self, index: ShardIndex, sample: int) -> dict[str, bytes]:
+        """All members of a sample by name.
+
+        Raises:
+            StaleIndexError: the tar does not hold there what its index says.
+        """
+        wanted = index.members(sample)
+        if not wanted:
+            return {}
+        first = min(offset for _, offset, _ in wanted) - _BLOCK  # the tar header in front is read along, to check the index
+        last = max(offset + length for _, offset, length in wanted)
+        if last - first <= sum(length + 3 * _BLOCK for _, _, length in wanted) + _MAX_GAP:
+            span = self.read(index.path, first, last - first)
+            parts = [(name, offset - first, length, span) for name, offset, length in wanted]
+        else:
+            parts = [
+                (name, _BLOCK, length, self.read(index.path, offset - _BLOCK, length + _BLOCK)) for name, offset, length in wanted
+            ]
+        content: dict[str, bytes] = {}
+        for name, start, length, span in parts:
+            content[name] = span[start : start + length]
+            if len(content[name]) != length or _stated_size(span[start - _BLOCK : start]) != length:
+                hint = HOW_TO_INDEX.format(path=index.path)
+                raise StaleIndexError(
+                    f"{index.path}: the tar holds no member '{index.key(sample)}.{name}' of {length} bytes where its index says; "
+                    f"the file changed or was cut short; {hint}"
+                )
+        return content
+
+    def _descriptor(self, path: str) -> int:
+        if self._process != os.getpid():  # after a fork: the parent's descriptors still work, but closing is the parent's business
+            self._open, self._process = OrderedDict(), os.getpid()
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        self._open[path] = os.open(path, os.O_RDONLY)
+        if len(self._open) > _MAX_OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        return self._open[path]
+
+    def __del__(self) -> None:
+        if self._process == os.getpid():
+            for descriptor in self._open.values():
+                os.close(descriptor)
+
+
+def _stated_size(header: bytes) -> int:
+    """The size field of a tar header (octal digits, or base 256 for members over 8 GiB); -1 where there is none."""
+    field = header[124:136]
+    if len(field) == 12 and field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.rstrip(b"\0 ").lstrip(b" ") or b"x", 8)
+    except ValueError:
+        return -1
+
+
+__all__ = [
+    "RangeReader",
+    "ShardIndex",
+    "StaleIndexError",
+    "build_index",
+    "expand",
+    "filesystem",
+    "is_remote",
+    "load_index",
+    "load_indexes",
+]

@@ -1,0 +1,145 @@
+"""A bounded folder of whole remote shards, shared by all processes of a machine."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipelines.shards.addresses import filesystem
+
+log = logging.getLogger(__name__)
+
+#: A file's time of use is written at most this often, in seconds: it decides only about what goes first.
+_TOUCH_EVERY = 1.0
+_TRIES = 3
+
+
+class ShardCache:
+    """Keeps remote shards in a folder; those used longest ago make room.
+
+    A shard is fetched under another name, its room taken beforehand, and renamed when it is whole, so neither a reader nor a crash
+    meets half a shard and the folder never exceeds its bound. Where there is no room (a shard larger than the bound, or all of it
+    being fetched into by others) the caller reads ranges from afar.
+
+    Args:
+        folder: made if need be; must lie on a local disk (file locks).
+        gigabytes: most that the folder may hold, in units of 10^9 bytes.
+
+    Raises:
+        ValueError: no room at all.
+    """
+
+    def __init__(self, folder: str | Path, gigabytes: float) -> None:
+        if gigabytes <= 0:
+            raise ValueError(f"data.cache_gb: found {gigabytes}, expected positive numbers")
+        self.folder, self.bound = Path(folder), int(gigabytes * 1e9)
+        self._touched: dict[str, float] = {}
+        self._refused: set[str] = set()
+
+    def read(self, path: str, offset: int, length: int) -> bytes | None:
+        """A byte range of a remote shard, which is fetched first if need be; None where there is no room for it."""
+        for _ in range(_TRIES):
+            place = self._place(path)
+            try:
+                # opened anew each time: a file held open would take room after its eviction
+                with open(place, "rb", buffering=0) as file:
+                    self._touch(place)
+                    return os.pread(file.fileno(), length, offset)
+            except FileNotFoundError:
+                if not self._fetch(path, place):
+                    return None
+        return None  # others evict it faster than it can be opened: the cache is too small for all who use it
+
+    def size(self) -> int:
+        """Bytes that the folder holds, shards that are being fetched included."""
+        if not self.folder.is_dir():
+            return 0
+        with _locked(self.folder / ".lock"):  # or a shard could be met under both its names, while it is renamed
+            return sum(size for _, size, _ in self._files())
+
+    def _place(self, path: str) -> Path:
+        return self.folder / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
+
+    def _touch(self, place: Path) -> None:
+        now = time.monotonic()
+        if now - self._touched.get(place.name, -_TOUCH_EVERY) >= _TOUCH_EVERY:
+            self._touched[place.name] = now
+            os.utime(place)
+
+    def _fetch(self, path: str, place: Path) -> bool:
+        """Whether the shard is there now."""
+        if path in self._refused:
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(place.with_suffix(".lock")):
+            if place.exists():  # another process has fetched it while this one waited
+                return True
+            files = filesystem(path)
+            size = int(files.size(path) or 0)
+            partial = place.with_suffix(f".{size}.partial")
+            if not self._reserve(partial, size):
+                if size > self.bound:
+                    self._refused.add(path)
+                    log.warning("%s: its %d bytes exceed data.cache_gb; it is read by ranges", path, size)
+                return False
+            try:
+                files.get_file(path, str(partial))
+                if (found := partial.stat().st_size) != size:
+                    raise OSError(f"{path}: {found} of {size} bytes arrived")
+                with _locked(self.folder / ".lock"):
+                    os.replace(partial, place)
+            finally:
+                partial.unlink(missing_ok=True)
+        return True
+
+    def _reserve(self, partial: Path, size: int) -> bool:
+        """Make room by evicting, and take it: a partial file counts with the size in its name."""
+        with _locked(self.folder / ".lock"):
+            files = sorted(self._files())
+            held = sum(other for _, other, file in files if file != partial)
+            for _, other, file in files:
+                if held + size <= self.bound:
+                    break
+                if file != partial and (file.suffix == ".tar" or _abandoned(file)):
+                    file.unlink(missing_ok=True)
+                    held -= other
+            if held + size > self.bound:
+                return False
+            partial.touch()
+            return True
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(time of last use, size, file) of every shard, whole or being fetched."""
+        found = []
+        for file in self.folder.glob("*.*"):
+            if file.suffix in (".tar", ".partial"):
+                try:
+                    state = file.stat()
+                except FileNotFoundError:  # evicted or renamed by another process
+                    continue
+                size = int(file.name.split(".")[1]) if file.suffix == ".partial" else state.st_size
+                found.append((state.st_mtime, size, file))
+        return found
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with open(file, "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _abandoned(partial: Path) -> bool:
+    """Whether the process that fetched into this file is gone."""
+    with open(partial.with_name(partial.name.split(".")[0] + ".lock"), "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

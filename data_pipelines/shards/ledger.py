@@ -1,0 +1,158 @@
+"""The ledger: what a run read, skipped and repeated, per source, in ``data.json`` of the run folder.
+
+Reads need no bookkeeping: they follow from the position in the order. Skips are written down one by one, by each rank in its own
+file, at the moment they are met; a position that is read again after a crash leaves the same line, which counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from umm_zoo.errors import MistakeError
+
+_LISTED = 3
+
+
+class TooManySkipsError(MistakeError):
+    """More bad samples than ``max_skips``: the data is damaged, not a sample."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sample that was not used.
+
+    Args:
+        stage: ``train`` or ``val``.
+        source: name of the source.
+        shard: path of the tar.
+        key: the sample's key.
+        reason: what is wrong with it.
+        position: where in the order it stood.
+        substitute: the sample that was repeated in its place; only where a whole micro-batch was bad, for a rank cannot train on
+            nothing. Empty otherwise: the batch was smaller by this sample.
+    """
+
+    stage: str
+    source: str
+    shard: str
+    key: str
+    reason: str = field(compare=False)  # the place tells skips apart; a resumed run may word or fill it otherwise
+    position: int
+    substitute: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.source}/{os.path.basename(self.shard)}:{self.key}: {self.reason}"
+
+
+@dataclass
+class SourceCount:
+    """Size of a source, and how often the order has drawn from it so far."""
+
+    samples: int
+    drawn: int
+
+
+class Ledger:
+    """Collects skips, stops the run when they exceed ``max_skips``, and writes ``data.json``.
+
+    Args:
+        max_skips: bad samples of one stage after which a rank stops the run.
+        rank: this process; rank 0 writes ``data.json``.
+    """
+
+    def __init__(self, max_skips: int, rank: int = 0) -> None:
+        self.max_skips, self.rank = max_skips, rank
+        self.folder: Path | None = None
+        self.skips: dict[Skip, None] = {}  # a set that keeps its order
+
+    def open(self, folder: str | Path) -> None:
+        """Write to ``folder`` from now on, what was collected so far included."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for skip in self.skips:
+            self._append(skip)
+
+    def start_afresh(self, num_ranks: int) -> None:
+        """Forget what an earlier run left in the folder; each rank sees to its own file, so none waits for another."""
+        if self.folder is None:
+            return
+        for path in self._files():
+            owner = int(path.name.split(".")[2])
+            if owner == self.rank or (self.rank == 0 and owner >= num_ranks):
+                path.unlink()
+        for skip in self.skips:
+            self._append(skip)
+
+    def add(self, skip: Skip) -> bool:
+        """Record a skip; return whether it is new.
+
+        Raises:
+            TooManySkipsError: one too many.
+        """
+        if skip in self.skips:
+            return False
+        self.skips[skip] = None
+        self._append(skip)
+        same = [other for other in self.skips if other.stage == skip.stage]
+        if len(same) > self.max_skips:
+            shown = "; ".join(str(other) for other in same[:_LISTED])
+            more = f"; and {len(same) - _LISTED} more" if len(same) > _LISTED else ""
+            where = f" (all of them in {self.folder / 'data.json'})" if self.folder else ""
+            raise TooManySkipsError(
+                f"data.max_skips: found {len(same)} bad samples, expected {self.max_skips}{where}: {shown}{more}"
+            )
+        return True
+
+    def write(self, position: int, train: dict[str, SourceCount], val: dict[str, int]) -> None:
+        """Write ``data.json`` whole, under a temporary name first.
+
+        Args:
+            position: samples of the training order consumed by the whole job.
+            train: counts of the training sources.
+            val: sizes of the validation sources.
+        """
+        if self.folder is None or self.rank != 0:
+            return
+        skips = self._merged()
+        content = {"position": position, "train": {}, "val": {}}
+        for name, count in train.items():
+            met = [skip for skip in skips if (skip.stage, skip.source) == ("train", name) and skip.position < position]
+            content["train"][name] = {  # type: ignore[index]
+                "samples": count.samples,
+                "drawn": count.drawn,
+                "read": count.drawn - len(met),
+                "skipped": len(met),
+                "repeated": max(0, count.drawn - count.samples),
+                "substituted": sum(bool(skip.substitute) for skip in met),
+                "epochs": round(count.drawn / count.samples, 4),
+                "skips": [asdict(skip) for skip in met],
+            }
+        for name, size in val.items():
+            met = [skip for skip in skips if (skip.stage, skip.source) == ("val", name)]
+            content["val"][name] = {"samples": size, "skipped": len(met), "skips": [asdict(skip) for skip in met]}  # type: ignore[index]
+        path = self.folder / "data.json"
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _append(self, skip: Skip) -> None:
+        if self.folder is not None:
+            with open(self.folder / f"data.skips.{self.rank}.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(skip), ensure_ascii=False) + "\n")
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("data.skips.[0-9]*.jsonl")) if self.folder is not None else []
+
+    def _merged(self) -> list[Skip]:
+        """The skips of every rank, of this run and of the runs that it resumes, each once, by position."""
+        merged = dict(self.skips)
+        for path in self._files():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    merged.setdefault(Skip(**json.loads(line)))
+                except (json.JSONDecodeError, TypeError):
+                    continue  # the last line of a rank that was killed while writing it; the sample will be met again
+        return sorted(merged, key=lambda skip: (skip.stage, skip.position))

@@ -1,0 +1,133 @@
+"""The order of samples, as a pure function of (seed, epoch, position).
+
+Nothing here reads a file, knows a rank or keeps a state: position ``p`` of the endless stream holds the same sample whoever asks,
+so a run resumes by remembering one number, and ranks, workers and micro-batches cannot change what the whole job sees.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Permutations of this many windows are kept; a stream walks through windows one after the other.
+_KEPT_WINDOWS = 4
+
+
+class Stream(Protocol):
+    """An endless stream of sample numbers."""
+
+    def take(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The sample numbers at positions ``start`` to ``stop - 1``."""
+
+    def counts(self, position: int) -> list[int]:
+        """How many of the first ``position`` samples came from each source."""
+
+
+def permutation(size: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of ``range(size)`` that depends on nothing but ``size`` and the numbers in ``key``.
+
+    ``RandomState`` and not ``Generator``: numpy promises that the former's numbers never change between releases, and an order
+    that changed with an upgrade would break every resume.
+    """
+    words = [word for number in key for word in (number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF)]
+    return np.random.RandomState(words).permutation(size).astype(np.int64)
+
+
+class ShardOrder:
+    """Every sample once per epoch, shuffled over shards and within windows of shards.
+
+    Shards are permuted anew each epoch, cut into windows of ``window`` shards, and the samples of a window are shuffled together:
+    reading stays local (at most ``window`` shards are open at a time) while neighbours in a shard are torn apart. Position ``p``
+    lies in epoch ``p // num_samples``.
+
+    Args:
+        sizes: number of samples of each shard; samples are numbered through in this order.
+        seed: chooses the order.
+        window: shards whose samples are shuffled together; 0 keeps every epoch in the written order.
+
+    Raises:
+        ValueError: there is no sample at all, or a negative window.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int = 0, window: int = 16) -> None:
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.num_samples = int(self.sizes.sum())
+        if self.num_samples < 1:
+            raise ValueError(f"order: found {len(self.sizes)} shards with {self.num_samples} samples, at least one is needed")
+        if window < 0:
+            raise ValueError(f"order.window: found {window}, expected 0 (no shuffling) and positive numbers of shards")
+        self.seed, self.window = seed, window
+        self._first = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])  # number of each shard's first sample
+        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._windows: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+
+    def counts(self, position: int) -> list[int]:
+        """All of them came from the one source."""
+        return [position]
+
+    def take(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The sample numbers at positions ``start`` to ``stop - 1``; only the windows they lie in are computed."""
+        pieces = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            epoch, offset = divmod(start, self.num_samples)
+            end = min(stop, (epoch + 1) * self.num_samples)
+            pieces.append(self._within(epoch, offset, offset + end - start))
+            start = end
+        return np.concatenate(pieces)
+
+    def _within(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        if self.window == 0:
+            return np.arange(start, stop, dtype=np.int64)
+        shards, borders = self._shards(epoch)
+        first = int(np.searchsorted(borders, start, side="right")) - 1
+        pieces = []
+        for window in range(first, len(borders) - 1):
+            low, high = int(borders[window]), int(borders[window + 1])
+            if low >= stop:
+                break
+            pieces.append(self._samples(epoch, window, shards)[max(start - low, 0) : min(stop, high) - low])
+        return np.concatenate(pieces)
+
+    def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's permuted shards, and the positions at which its windows begin (and the last ends)."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            shards = permutation(len(self.sizes), self.seed, epoch)
+            ends = np.cumsum(self.sizes[shards])
+            borders = np.concatenate([[0], ends[self.window - 1 :: self.window]])
+            if borders[-1] != self.num_samples:
+                borders = np.append(borders, self.num_samples)
+            self._epoch = (epoch, shards, borders)
+        return self._epoch[1], self._epoch[2]
+
+    def _samples(self, epoch: int, window: int, shards: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shuffled sample numbers of one window."""
+        if (epoch, window) not in self._windows:
+            chosen = shards[window * self.window : (window + 1) * self.window]
+            samples = np.concatenate([np.arange(self._first[s], self._first[s] + self.sizes[s]) for s in chosen])
+            self._windows[epoch, window] = samples[permutation(len(samples), self.seed, epoch, window + 1)]
+            while len(self._windows) > _KEPT_WINDOWS:
+                self._windows.popitem(last=False)
+        return self._windows[epoch, window]
+
+
+def rank_slice(batch_size: int, accumulation: int, micro_batch: int, num_ranks: int, rank: int) -> slice:
+    """The part of a global batch that ``rank`` reads in its ``micro_batch``-th of ``accumulation`` micro-batches.
+
+    Micro-batch after micro-batch and within it rank after rank, the slices put the global batch together again in its order.
+
+    Raises:
+        ValueError: the global batch does not divide evenly.
+    """
+    shares = accumulation * num_ranks
+    if batch_size % shares or batch_size < shares:
+        raise ValueError(
+            f"data.batch_size: found {batch_size}, which {num_ranks} ranks x {accumulation} micro-batches "
+            f"(trainer.accumulate_grad_batches) cannot share out evenly; expected multiples of {shares}"
+        )
+    size = batch_size // shares
+    first = (micro_batch * num_ranks + rank) * size
+    return slice(first, first + size)

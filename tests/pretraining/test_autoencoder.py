@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from umm_zoo.backbones.codecs import DCCodec, KLCodec
+from umm_zoo.backbones.features import CLIPVisionFeatures
+from umm_zoo.backbones.frozen import FrozenBackbone
+from umm_zoo.batch import Batch
+from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning, kl_to_standard_normal
+from umm_zoo.training.optimization import AdamW
+
+KL = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "scaling_factor": 1.0,
+}
+DC = {
+    "encoder_block_types": "ResBlock",
+    "decoder_block_types": "ResBlock",
+    "encoder_block_out_channels": [8, 16],
+    "decoder_block_out_channels": [8, 16],
+    "encoder_layers_per_block": [1, 1],
+    "decoder_layers_per_block": [1, 1],
+    "encoder_qkv_multiscales": [[], []],
+    "decoder_qkv_multiscales": [[], []],
+    "attention_head_dim": 8,
+    "latent_channels": 8,
+}
+VISION = {
+    "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+
+
+def batch(rows: int = 3, targets: bool = False) -> Batch:
+    images = torch.rand(rows, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    given = {"targets": images} if targets else {"images": images, "image_counts": [1] * rows}
+    return Batch([f"row{i}" for i in range(rows)], [[] for _ in range(rows)], **given)
+
+
+def test_kl_against_torch() -> None:
+    mean, log_variance = torch.randn(5, 2), torch.randn(5, 2)
+    own = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(own, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), expected)
+
+
+@pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
+def test_every_parameter_learns_and_the_judge_is_frozen(codec) -> None:
+    judge = CLIPVisionFeatures.from_config(VISION)
+    method = Autoencoder(codec(), ["codec"], AdamW(1e-3), perceptual=judge)
+    losses = method.training_losses(batch())
+    losses["loss"].backward()
+    assert {"l1", "mse", "perceptual"} <= set(losses)
+    assert isinstance(method.perceptual, FrozenBackbone)
+    for name, parameter in method.codec.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(parameter.grad is None for parameter in judge.parameters())
+
+
+def test_the_loss_is_the_weighted_sum() -> None:
+    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3), l1_weight=2.0, mse_weight=3.0, kl_weight=0.5)
+    losses = method.training_losses(batch())
+    torch.testing.assert_close(losses["loss"], 2 * losses["l1"] + 3 * losses["mse"] + 0.5 * losses["kl"])
+
+
+def test_targets_are_reconstructed_too() -> None:
+    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3)).eval()
+    outputs = method.validation_step(batch(targets=True), 0)
+    assert torch.equal(outputs["originals"], batch(targets=True).targets)
+    assert outputs["generated"].shape == (3, 3, 8, 8)
+
+
+def test_it_learns_one_batch_and_normalises_its_latents() -> None:
+    torch.manual_seed(0)
+    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(5e-3), kl_weight=1e-6, statistics_momentum=0.8)
+    optimizer = method.configure_optimizers()
+    first = method.training_losses(batch())["loss"].item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        method.training_losses(batch())["loss"].backward()
+        optimizer.step()
+    assert method.training_losses(batch())["loss"].item() < 0.6 * first
+    with torch.no_grad():
+        latents = method.codec.eval().encode(batch().images)
+    assert abs(latents.mean()) < 0.1 and abs(latents.std() - 1) < 0.15
+
+
+def test_a_row_without_a_image_is_named() -> None:
+    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3))
+    with pytest.raises(ValueError, match="row0: has no image"):
+        method.validation_step(Batch(["row0"], [[]]), 0)
+
+
+@pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
+def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
+    method = DecoderTuning(codec(), ["decoder"], AdamW(1e-2))
+    images = batch().images
+    latents, decoded = method.codec.encode(images), method.codec.decode(method.codec.encode(images))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    first = last = None
+    for _ in range(20):
+        loss = method.training_losses(batch())["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        first, last = loss.item() if first is None else first, loss.item()
+    assert torch.equal(method.codec.encode(images), latents)
+    assert not torch.equal(method.codec.decode(latents), decoded)
+    assert last < first
+
+
+def test_the_encoder_cannot_be_tuned() -> None:
+    with pytest.raises(ValueError, match=r"expected \['decoder'\]"):
+        DecoderTuning(KLCodec.from_config(KL), ["encoder", "decoder"], AdamW(1e-3))

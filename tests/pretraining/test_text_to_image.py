@@ -1,0 +1,152 @@
+import pytest
+import torch
+
+from umm_zoo.backbones.codecs import KLCodec
+from umm_zoo.backbones.sana import Sana
+from umm_zoo.backbones.text_encoder import TextEncoder, until_end
+from umm_zoo.batch import Batch
+from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.pretraining.text_to_image import TextToImage
+from umm_zoo.training.optimization import AdamW
+
+CODEC = {
+    "block_out_channels": [4, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1, "latent_channels": 5, "norm_num_groups": 2, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+SANA = {
+    "in_channels": 5, "out_channels": 5, "sample_size": 4, "num_attention_heads": 3, "attention_head_dim": 8,
+    "num_cross_attention_heads": 2, "cross_attention_head_dim": 12, "cross_attention_dim": 24, "caption_channels": 16,
+    "num_layers": 2, "mlp_ratio": 1.0,
+}  # fmt: skip
+T5 = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2, "num_layers": 1, "dropout_rate": 0.0}
+TRAINED = ["text_encoder", "decoder"]
+
+
+def method(drop_text: float = 0.1, width: int = 16, channels: int = 5, lr: float = 3e-3) -> TextToImage:
+    torch.manual_seed(0)
+    return TextToImage(
+        TextEncoder.from_config({**T5, "d_model": width}),
+        Sana.from_config(SANA),
+        KLCodec.from_config({**CODEC, "latent_channels": channels}),
+        FlowMatching(num_steps=4),
+        TRAINED,
+        AdamW(lr),
+        drop_text=drop_text,
+    )
+
+
+def batch(texts: list[str], latents: torch.Tensor | None = None) -> Batch:
+    conversations = [[{"role": "user", "text": text}] for text in texts]
+    targets = torch.rand(len(texts), 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    extras = {} if latents is None else {"latents": latents}
+    return Batch([f"row{i}" for i in range(len(texts))], conversations, targets=targets, extras=extras)
+
+
+def test_every_trained_parameter_gets_a_gradient_and_the_codec_none() -> None:
+    drawing = method()
+    drawing.training_losses(batch(["a red circle", "two blue squares"]))["loss"].backward()
+    for name, parameter in drawing.named_parameters():
+        if name.startswith("codec"):
+            assert parameter.grad is None and not parameter.requires_grad
+        else:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@torch.no_grad()
+def test_the_condition_has_the_root_mean_square_of_the_decoder() -> None:
+    drawing = method()
+    condition = drawing.condition(["a red circle", "top left: a small blue square"])
+    rms = condition.values.square().mean(dim=-1).sqrt()
+    torch.testing.assert_close(rms, torch.full_like(rms, drawing.decoder.condition_rms), atol=1e-3, rtol=0)
+    assert condition.mask is not None and condition.mask.sum(dim=1)[0] < condition.mask.sum(dim=1)[1]
+
+
+@torch.no_grad()
+def test_padding_does_not_change_a_prompt() -> None:
+    drawing = method().eval()
+    alone = drawing.condition(["a red circle"])
+    beside = drawing.condition(["a red circle", "top left: a small blue square; background: grey"])
+    length = alone.values.shape[1]
+    torch.testing.assert_close(beside.values[:1, :length], alone.values, atol=1e-5, rtol=1e-5)
+
+
+def test_the_mask_ends_with_the_first_end_token() -> None:
+    ids = torch.tensor([[5, 6, 3, 3], [5, 3, 0, 0], [5, 6, 7, 8]])
+    assert until_end(ids, 3).int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_prompts_are_dropped_at_the_stated_rate() -> None:
+    seen: list[str] = []
+    drawing = method(drop_text=0.25)
+    drawing.text_encoder.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    with torch.no_grad():
+        for _ in range(10):
+            drawing.training_losses(batch(["a red circle"] * 60, torch.zeros(60, 5, 1, 1)))
+    assert 0.17 < sum(text == "" for text in seen) / len(seen) < 0.33
+
+
+def test_stored_latents_stand_for_the_images() -> None:
+    drawing, data = method().eval(), batch(["a red circle", "a blue square"])
+    with torch.no_grad():
+        stored = batch(["a red circle", "a blue square"], drawing.codec.encode(data.targets))
+        stored.targets = None
+        torch.testing.assert_close(drawing.validation_step(stored, 3)["loss"], drawing.validation_step(data, 3)["loss"])
+
+
+def test_validation_draws_images_and_is_repeatable() -> None:
+    drawing, data = method().eval(), batch(["a red circle", "a blue square", "three squares"])
+    first, second = (drawing.validation_step(data, 2) for _ in range(2))
+    assert first["generated"].shape == (3, 3, 8, 8) and first["generated"].abs().max() <= 1
+    assert torch.equal(first["generated"], second["generated"]) and torch.equal(first["loss"], second["loss"])
+
+
+def test_guidance_of_zero_is_the_empty_prompt() -> None:
+    drawing, seeded = method().eval(), lambda: torch.Generator().manual_seed(0)
+    plain = drawing.draw(["", ""], (8, 8), seeded(), guidance=1.0)
+    torch.testing.assert_close(drawing.draw(["a circle", "a square"], (8, 8), seeded(), guidance=0.0), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_it_learns_which_latent_a_prompt_asks_for() -> None:
+    drawing = method(drop_text=0.0, lr=1e-2)
+    latents = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 5, 4, 4)
+    data = batch(["a red circle", "a blue square"] * 8, latents.repeat(8, 1, 1, 1))
+    optimizer, losses = drawing.configure_optimizers(), []
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss = drawing.training_losses(data)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
+    drawn = drawing.eval().objective.sample(drawing.decoder, (2, 5, 4, 4), drawing.condition(["a red circle", "a blue square"]))
+    assert drawn[0].mean() > 0.5 and drawn[1].mean() < -0.5
+
+
+def test_the_text_encoder_is_left_behind() -> None:
+    drawing = method()
+    left = set(drawing._part_keys(list(drawing.left_behind)))
+    assert left and all(key.startswith("text_encoder.") for key in left)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"width": 24}, "text_encoder.width is 24"), ({"channels": 4}, "codec has 4")])
+def test_parts_that_do_not_fit_are_refused(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        method(**arguments)
+
+
+def test_rows_without_prompt_or_image_are_named() -> None:
+    with pytest.raises(ValueError, match="found no prompt"):
+        method().training_losses(batch(["a circle", ""]))
+    nothing = batch(["a circle"])
+    nothing.targets = None
+    with pytest.raises(ValueError, match="without an image to draw"):
+        method().training_losses(nothing)
+
+
+def test_a_text_encoder_is_read_back(tmp_path) -> None:
+    encoder = method().text_encoder
+    encoder.model.save_pretrained(tmp_path)
+    encoder.text.tokenizer.save_pretrained(tmp_path)
+    again = TextEncoder.from_pretrained(str(tmp_path)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(["a red circle"]).values, encoder.eval()(["a red circle"]).values)

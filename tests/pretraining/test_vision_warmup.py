@@ -1,0 +1,179 @@
+"""The stage that teaches a language model's vision side to name what stands in each cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.build import Built
+from umm_zoo.experiment.file import Experiment
+from umm_zoo.fit import carry
+from umm_zoo.methods.llava import LLaVA
+from umm_zoo.pretraining.supervised_tower import CellLabels
+from umm_zoo.pretraining.vision_warmup import VisionWarmup
+from umm_zoo.training.optimization import AdamW
+
+CELLS = ["top left", "top right", "bottom left", "bottom right"]
+COLOURS = ["red", "green"]
+TINY = {
+    "tie_word_embeddings": True,
+    "text_config": {
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    },
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "window_size": 16,
+        "fullatt_block_indexes": [0],
+        "out_hidden_size": 32,
+        "initializer_range": 0.06,
+    },
+}
+
+
+def batch(rows: int = 8) -> Batch:
+    """Row i has one object in cell i mod 4, red in the first four rows, green in the next."""
+    images, meta = -torch.ones(rows, 3, 32, 32), []
+    for row in range(rows):
+        cell, colour = row % 4, row // 4 % 2
+        y, x = divmod(cell, 2)
+        images[row, colour, y * 16 + 4 : y * 16 + 12, x * 16 + 4 : x * 16 + 12] = 1.0
+        meta.append({"scene": {"objects": [{"cell": CELLS[cell], "colour": COLOURS[colour]}]}})
+    return Batch([f"row{i}" for i in range(rows)], [[] for _ in range(rows)], images, [1] * rows, meta=meta)
+
+
+def vlm(seed: int) -> Qwen25VL:
+    torch.manual_seed(seed)
+    return Qwen25VL.from_config(TINY)
+
+
+def warmup(trained: tuple[str, ...] = ("vision_tower", "projector", "heads")) -> VisionWarmup:
+    return VisionWarmup(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), list(trained), AdamW(3e-3))
+
+
+def after(seed: int = 1, **text: int) -> Built:
+    """A stage over the same model that trains its language model and projector."""
+    torch.manual_seed(seed)
+    model = Qwen25VL.from_config({**TINY, "text_config": {**TINY["text_config"], **text}})
+    return Built(LLaVA(model, AdamW(1e-3), ["projector", "language_model"]), None, {}, {})  # type: ignore[arg-type]
+
+
+def saved(method: VisionWarmup, folder: Path) -> Path:
+    checkpoint = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def train(method: VisionWarmup, data: Batch) -> None:
+    optimizer = method.configure_optimizers()
+    for _ in range(40):
+        optimizer.zero_grad()
+        method.training_losses(data)["loss"].backward()
+        optimizer.step()
+
+
+def reached(part: nn.Module) -> list[bool]:
+    return [p.grad is not None and bool(p.grad.any()) for p in part.parameters()]
+
+
+def test_gradients_reach_vision_and_heads_only() -> None:
+    method = warmup(("vision_tower", "projector", "language_model", "heads"))
+    method.training_losses(batch())["loss"].backward()
+    parts = method.parts()
+    assert not any(reached(parts["language_model"]))
+    for name in ("vision_tower", "projector", "heads"):
+        assert all(reached(parts[name])), name
+
+
+def test_the_loss_is_the_sum_of_its_terms() -> None:
+    losses = warmup().training_losses(batch())
+    assert set(losses) == {"loss", "colour", "occupied"}
+    torch.testing.assert_close(losses["loss"], losses["colour"] + losses["occupied"])
+
+
+def test_objects_and_their_colours_are_learnt() -> None:
+    method, data = warmup(), batch()
+    first = method.training_losses(data)["loss"].item()
+    train(method, data)
+    outputs = method.eval().validation_step(data, 0)
+    assert outputs["colour_accuracy"] == outputs["occupied_accuracy"] == 1
+    assert outputs["loss"] < 0.2 * first
+    assert outputs["counts"]["colour_accuracy"] == outputs["counts"]["colour"] == 4 * 8  # the four tokens of each object's cell
+    assert outputs["counts"]["occupied_accuracy"] == 16 * 8
+
+
+def test_a_later_stage_takes_the_vision_and_leaves_the_heads(tmp_path: Path) -> None:
+    first, second = warmup(), after()
+    carry(second, saved(first, tmp_path), Experiment(file="second.yaml"))
+    theirs, own = first.state_dict(), second.method.state_dict()
+    same = {key for key in own if key in theirs and torch.equal(own[key], theirs[key])}
+    trained: dict[str, Tensor] = {key: theirs[key] for key in first.kept_keys() if not key.startswith("heads.")}
+    assert trained and set(trained) <= same
+    kept = second.method.kept_keys()
+    assert set(trained) <= kept  # the vision tower, frozen in this stage, is in its checkpoints
+    assert not any(key.startswith("heads.") for key in kept)
+
+
+def test_the_checkpoint_itself_still_holds_the_heads(tmp_path: Path) -> None:
+    first = warmup()
+    checkpoint = torch.load(saved(first, tmp_path), weights_only=True)
+    heads = {f"heads.{key}" for key in first.heads.state_dict()}
+    assert set(checkpoint["left_behind"]) == heads and heads <= set(checkpoint["state_dict"])
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    class Unmarked(VisionWarmup):
+        left_behind = ()
+
+    method = Unmarked(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), ["heads"], AdamW(1e-3))
+    with pytest.raises(UserError, match=r"second\.yaml: after: tensor 'heads\..*' of the earlier stage has no place"):
+        carry(after(), saved(method, tmp_path), Experiment(file="second.yaml"))
+
+
+def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused() -> None:
+    data = batch()
+    for row, meta in enumerate(data.meta):
+        meta["scene"]["background"] = "dark" if row % 3 else "light"
+        data.images[row, 2] = -1.0 if row % 3 else 1.0  # type: ignore[index]
+    method = VisionWarmup(
+        vlm(0),
+        CellLabels(CELLS, {"colour": COLOURS}),
+        ["vision_tower", "projector", "heads"],
+        AdamW(3e-3),
+        scene_attributes={"background": ["dark", "light"]},
+    )
+    train(method, data)
+    outputs = method.eval().validation_step(data, 0)
+    assert outputs["background_accuracy"] == 1 and outputs["counts"]["background_accuracy"] == 16 * 8
+    data.meta[2]["scene"]["background"] = "striped"
+    with pytest.raises(ValueError, match=r"row2: ground truth has 'striped', expected \['dark', 'light'\]"):
+        method.training_losses(data)
+    del data.meta[3]["scene"]["background"]
+    data.meta[2]["scene"]["background"] = "dark"
+    with pytest.raises(ValueError, match="row3: its scene has no 'background', found \\['objects'\\]"):
+        method.training_losses(data)
+
+
+def test_an_attribute_of_the_scene_may_not_hide_an_object_s() -> None:
+    for name in ("colour", "occupied"):
+        with pytest.raises(ValueError, match=f"VisionWarmup.scene_attributes: found '{name}'"):
+            VisionWarmup(
+                vlm(0), CellLabels(CELLS, {"colour": COLOURS}), ["heads"], AdamW(1e-3), scene_attributes={name: ["a", "b"]}
+            )

@@ -1,0 +1,124 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from umm_zoo.shapes import World, make_sample, render
+from umm_zoo.shapes.rendering import cell_box
+from umm_zoo.shapes.scenes import Object
+
+WORLDS = {
+    "small": World(),
+    "big": World(cells=3, num_colours=8, num_shapes=4, max_objects=4),
+    "large": World(cells=3, num_colours=5, num_shapes=3, image_size=64, detail="glyph"),
+}
+CASES = [
+    ("edits", "train"),
+    ("edits", "heldout"),
+    ("hybrid_edits", "hybrid"),
+    ("compositions", "train"),
+    ("compositions", "heldout"),
+]
+
+
+def find(scene, words):
+    """The one object that a phrase of an instruction fits, by an oracle of its own."""
+    if words.startswith("object at the "):
+        found = [item for item in scene.objects if item.cell == words.removeprefix("object at the ")]
+    else:
+        found = [item for item in scene.objects if f"{item.size} {item.colour} {item.shape}".endswith(words)]
+    assert len(found) == 1, words
+    return found[0]
+
+
+def carry_out(world, scenes, start, text):
+    """Objects and background after an instruction, worked out from its words alone."""
+    scene, objects, background = scenes[0], list(start[0]), start[1]
+
+    def put(old, new):
+        objects[objects.index(old)] = new
+
+    rules = {
+        r"make the background (\w+)": None,
+        r"make the (.+) (\w+)": lambda name, colour: put(find(scene, name), replace(find(scene, name), colour=colour)),
+        r"turn the (.+) into an? (\w+)": lambda name, shape: put(find(scene, name), replace(find(scene, name), shape=shape)),
+        r"move the (.+) to the (.+)": lambda name, cell: put(find(scene, name), replace(find(scene, name), cell=cell)),
+        r"remove the (.+)": lambda name: objects.remove(find(scene, name)),
+        r"add an? (\w+) (\w+) (\w+) at the (.+)": lambda size, colour, shape, cell: objects.append(
+            Object(shape, colour, size, cell, world.marks[0])
+        ),
+        r"replace the (.+) in the first image with the (.+) of the second image": lambda name, guest: put(
+            find(scene, name), replace(find(scenes[1], guest), cell=find(scene, name).cell, jitter=find(scene, name).jitter)
+        ),
+        r"put the (.+) of the second image into the first image at the (.+)": lambda guest, cell: objects.append(
+            replace(find(scenes[1], guest), cell=cell)
+        ),
+    }
+    for pattern, rule in rules.items():
+        match = re.fullmatch(pattern, text[0].lower() + text[1:])
+        if match:
+            if rule is None:
+                return objects, match[1]
+            rule(*match.groups())
+            return objects, background
+    raise AssertionError(text)
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize(("task", "split"), CASES)
+def test_the_target_is_what_the_instruction_says(world, task, split):
+    for i in range(90):
+        sample = make_sample(world, 0, split, task, i)
+        text = sample.row["conversations"][0]["text"].removeprefix("<image>\n" * len(sample.scenes))
+        state = (list(sample.scenes[0].objects), sample.scenes[0].background)
+        for part in text.removesuffix(".").split(" and "):
+            state = carry_out(world, sample.scenes, state, part)
+        assert sorted(state[0], key=lambda item: world.places.index(item.cell)) == list(sample.target.objects)
+        assert (state[1], sample.scenes[0].stripes) == (sample.target.background, sample.target.stripes)
+        assert sample.row["target_scene"] == sample.target.to_json()
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize(("task", "split"), CASES)
+def test_pixels_outside_the_edited_cells_are_identical(world, task, split):
+    for i in range(60):
+        sample = make_sample(world, 0, split, task, i)
+        if "background" in sample.row["edit"]:
+            continue
+        before, after = render(world, sample.scenes[0]), render(world, sample.target)
+        assert (before != after).any()
+        for cell in sample.row["edited_cells"]:
+            before[cell_box(world, cell)] = after[cell_box(world, cell)]
+        np.testing.assert_array_equal(before, after)
+
+
+def test_edit_kinds_take_turns():
+    rows = [make_sample(World(), 0, "train", "edits", i).row for i in range(12)]
+    assert [row["kind"] for row in rows] == 2 * ["recolour", "reshape", "move", "add", "remove", "background"]
+    assert all(len(row["conversations"]) == 1 and "target_scene" in row for row in rows)
+
+
+def test_hybrids_are_two_kinds_at_once_and_only_in_their_split():
+    kinds = {make_sample(WORLDS["big"], 0, "hybrid", "hybrid_edits", i).row["edit"] for i in range(200)}
+    assert all(len(set(kind.split("+"))) == 2 for kind in kinds) and len(kinds) > 20
+    assert not any("+" in make_sample(WORLDS["big"], 0, "train", "edits", i).row["edit"] for i in range(60))
+
+
+def test_descriptions_of_edits_tell_what_changed():
+    world = WORLDS["big"]
+    for i in range(3, 240, 4):
+        sample = make_sample(world, 0, "val", "two_images", i)
+        assert sample.row["kind"] == "describe_edit"
+        first, second = sample.scenes
+        text = re.sub(r"^recolour the (.+) to (\w+)$", r"make the \1 \2", sample.row["conversations"][1]["text"])
+        objects, background = carry_out(world, (first,), (list(first.objects), first.background), text)
+        assert set(objects) == set(second.objects) and background == second.background
+
+
+def test_an_inserted_object_brings_its_mark():
+    for i in range(1, 40, 2):
+        sample = make_sample(World(), 0, "train", "compositions", i)
+        new = set(sample.target.objects) - set(sample.scenes[0].objects)
+        assert len(new) == 1
+        assert any(replace(new.copy().pop(), cell=item.cell) == item for item in sample.scenes[1].objects)

@@ -1,0 +1,89 @@
+"""Metrics of drawn scenes: two processes with uneven rows must give what one process gives."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics import Metric
+from values_over_ranks import values_by_rank, values_of
+
+from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.batch import Batch, Grid
+from umm_zoo.metrics import (
+    EditPixels,
+    EditSuccess,
+    FrechetDistance,
+    InstructionSensitivity,
+    Reconstruction,
+    SceneMatch,
+    ShapesGenEval,
+)
+from umm_zoo.shapes import World, make_sample, render
+
+WORLD = World()
+#: The kinds of rows come one after the other, so that ranks see different ones; the last case leaves a rank without rows.
+TASKS = ["edits"] * 7 + ["geneval"] * 6 + ["text_to_image"] * 4
+SPLITS = {"uneven": [range(0, 5), range(5, 17)], "one rank without rows": [range(17), range(0)]}
+
+
+class ThreeMeans(FeatureEncoder):
+    """Means of the channels."""
+
+    width, token_width, num_layers, grid, image_size = 3, 1, 1, Grid(1, 1), 32
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3))
+
+    def tokens(self, images: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        return self(images)[:, None]
+
+
+def all_metrics() -> dict[str, Metric]:
+    return {
+        "geneval": ShapesGenEval(),
+        "scenes": SceneMatch(kinds=["text_to_image"]),
+        "edits": EditSuccess(),
+        "pixels": EditPixels(tasks=["edits"]),
+        "sensitivity": InstructionSensitivity(tasks=["edits"]),
+        "reconstruction": Reconstruction(),
+        "frechet": FrechetDistance(ThreeMeans()),
+    }
+
+
+def image(*scenes: Any) -> torch.Tensor:
+    return torch.from_numpy(np.stack([render(WORLD, scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def step(rows: range) -> tuple[dict[str, Any], Batch]:
+    """The given rows; every third is drawn as asked, the others as some other scene, all a little wrong."""
+    samples = [make_sample(WORLD, 3, "test", TASKS[i], i) for i in rows]
+    targets = image(*[sample.target for sample in samples])
+    others = image(*[make_sample(WORLD, 3, "test", "edits", 100 + i).target for i in rows])
+    told = torch.tensor([i % 3 == 0 for i in rows])[:, None, None, None]
+    drawn = torch.where(told, targets, others) * torch.tensor([1 - i / 100 for i in rows])[:, None, None, None]
+    inputs = [scene for sample in samples for scene in sample.scenes]
+    batch = Batch(
+        [sample.key for sample in samples],
+        [sample.row["conversations"] for sample in samples],
+        image(*inputs) if inputs else None,
+        [len(sample.scenes) for sample in samples],
+        targets,
+        [{**sample.row, "task": TASKS[i]} for i, sample in zip(rows, samples, strict=True)],
+    )
+    outputs = {"generated": drawn, "other_images": others, "other_targets": -targets, "round_trips": targets * 0.9}
+    return outputs, batch
+
+
+@pytest.fixture(scope="module")
+def by_rank() -> list[dict[str, dict[str, float]]]:
+    return values_by_rank(all_metrics, step, SPLITS)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_has_the_value_of_one_process(by_rank: list[dict[str, dict[str, float]]], rank: int, split: str) -> None:
+    expected = values_of(all_metrics, step, range(len(TASKS)))
+    assert len(expected) > 25 and 0 < expected["geneval/overall"] < 1 and 0 < expected["edits/overall"] < 1
+    assert by_rank[rank][split] == pytest.approx(expected, abs=1e-6)
+    assert list(by_rank[rank][split]) == list(expected)  # ranks that log in another order would wait for each other

@@ -1,0 +1,58 @@
+"""What a method lets be computed once and stored beside the data: outputs of frozen parts that depend on a sample alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.batch import Batch
+
+
+@dataclass(frozen=True)
+class Precomputable:
+    """One output of a frozen part. Where it was stored, the batch brings it in ``Batch.extras`` under the name that it has in
+    ``Method.precomputable()``; the method reads it there, or computes it as always where it is absent.
+
+    Args:
+        part: whose weights decide about the output.
+        compute: one entry per input image or per row: a tensor, or a list of tensors ``[L_i, …]`` of different lengths. These
+            come back end to end, with their lengths in ``extras["<name>.lengths"]``. May not draw random numbers: what a training
+            draws anew (a sample of a posterior) is drawn from what is stored.
+        per: what an entry belongs to, ``image`` or ``row``.
+        settings: plain values that decide as well and are no weights.
+        same: a text for each row; rows of the same text share one stored entry (states of a repeated prompt). None stores one each.
+        by_default: stored whenever the command runs; otherwise only where ``--only`` names it, because it takes much room.
+    """
+
+    part: nn.Module
+    compute: Callable[[Batch], Tensor | list[Tensor]]
+    per: Literal["image", "row"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    same: Callable[[Batch], list[str]] | None = None
+    by_default: bool = True
+
+    def counts(self, batch: Batch) -> list[int]:
+        """Entries of each row."""
+        return batch.image_counts if self.per == "image" else [1] * len(batch)
+
+    def fingerprint(self, transform: Mapping[str, Any]) -> str:
+        """Hash of the weights, the settings, and the transform that images come through."""
+        told = json.dumps({"settings": dict(self.settings), "transform": dict(transform)}, sort_keys=True)
+        return hashlib.sha256((weights_hash(self.part) + told).encode()).hexdigest()
+
+
+@torch.no_grad()
+def weights_hash(part: nn.Module) -> str:
+    """SHA-256 of names, types, shapes and bytes of all parameters and buffers, those that checkpoints leave out included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*part.named_parameters(), *part.named_buffers()]):
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a sharded one
+        digest.update(f"{name} {whole.dtype} {list(whole.shape)}".encode())
+        digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

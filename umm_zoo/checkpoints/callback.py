@@ -1,0 +1,59 @@
+"""The checkpoints that a run is continued from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from umm_zoo.checkpoints.folder import CheckpointFolder
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves every so many steps and at the end, always right after a training batch, and keeps the newest few.
+
+    Lightning's ``ModelCheckpoint`` would also save after a validation and at the end of an epoch. A run continued from the end of
+    an epoch starts a new one, with a new iterator and other random numbers: it is no longer the run that was not interrupted.
+
+    Args:
+        every_n_train_steps: optimiser steps between two savings.
+        keep: checkpoints that stay, the newest included.
+        folder: where to; None is ``checkpoints`` in the run folder.
+
+    Raises:
+        ValueError: every_n_train_steps or keep is not positive.
+    """
+
+    def __init__(self, every_n_train_steps: int, keep: int = 2, folder: str | Path | None = None) -> None:
+        if every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps: found {every_n_train_steps}, expected 1 or more")
+        self.every_n_train_steps = every_n_train_steps
+        self.checkpoints = CheckpointFolder(folder or "checkpoints", keep)
+        self._placed = folder is not None
+        self._saved_step = 0  # no need to save what has taken no step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        if not self._placed:
+            self.checkpoints.path = Path(trainer.default_root_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What a run is resumed from exists already."""
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        """Save every so many steps, and after the last one."""
+        step = trainer.global_step
+        if step % self.every_n_train_steps == 0 or step == trainer.max_steps:
+            self._save_if_new(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what a run that ended before ``max_steps`` has reached."""
+        self._save_if_new(trainer)
+
+    def _save_if_new(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved_step:  # gradients may be accumulating
+            self.checkpoints.save(trainer)
+            self._saved_step = trainer.global_step

@@ -1,0 +1,248 @@
+"""The checkpoints of a run on disk: which one is the latest, whether it is intact, and how a new one takes its place.
+
+A checkpoint is written under a temporary name, read back, flushed to the disk and renamed; then the marker ``LATEST`` changes; then
+older checkpoints are removed. Whatever kills a run, and whenever, ``LATEST`` names a whole checkpoint. Nothing here imports torch:
+commands look into run folders before they load it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+#: The marker: names of checkpoints, newest first, one per line.
+LATEST = "LATEST"
+#: What ends the name of a checkpoint that is being written or removed.
+PARTIAL = ".partial"
+#: The table of contents of a sharded checkpoint, which is a folder.
+INDEX = "index.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written, or there is none that is intact."""
+
+
+class CheckpointFolder:
+    """``<run>/checkpoints/``: some ``step-<n>.ckpt`` (a file, or a folder where the strategy shards), and ``LATEST``.
+
+    Args:
+        path: the folder; it need not exist.
+        keep: how many checkpoints stay, the newest included. More than one, for disks do lose what they were given.
+
+    Raises:
+        ValueError: keep is not positive.
+    """
+
+    def __init__(self, path: str | Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep: found {keep}, expected 1 or more")
+        self.path, self.keep = Path(path), keep
+
+    # -- reading -------------------------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Every checkpoint in the order in which they are tried: those that ``LATEST`` lists, then other steps, then the rest."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if path.suffix == ".ckpt"]
+        found.sort(key=lambda path: (step_of(path.name), path.stat().st_mtime), reverse=True)
+        listed = [name for name in self._listed() if (self.path / name).exists()]
+        return listed + [path.name for path in found if path.name not in listed]
+
+    def newest(self) -> Path | None:
+        """The checkpoint that ``LATEST`` names, without a look inside; None where there is none at all."""
+        names = self.names()
+        return self.path / names[0] if names else None
+
+    def latest(self) -> Path | None:
+        """The newest intact checkpoint, None where there is none at all; a note on stderr says what had to be passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none of them is intact.
+        """
+        passed = []
+        listed = self._listed()
+        if listed and not (self.path / listed[0]).exists():
+            passed.append(f"{self.path / listed[0]} is missing")
+        names = self.names()
+        for name in names:
+            problem = damage(self.path / name)
+            if problem is None:
+                if passed:
+                    print(f"note: {'; '.join(passed)}; taking {self.path / name}", file=sys.stderr, flush=True)
+                return self.path / name
+            passed.append(f"{self.path / name} is damaged ({problem})")
+        if names:
+            raise CheckpointError(f"found no intact checkpoint: {'; '.join(passed)}")
+        return None
+
+    def _listed(self) -> list[str]:
+        marker = self.path / LATEST
+        text = marker.read_text(encoding="utf-8", errors="replace") if marker.is_file() else ""
+        return [line for line in text.splitlines() if re.fullmatch(r"[\w.-]+\.ckpt", line)]
+
+    # -- writing -------------------------------------------------------------------------------------------------------------
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write the checkpoint of the current step, make it the latest, remove old ones; all ranks call it together.
+
+        Raises:
+            CheckpointError: on every rank, where it could not be written; the earlier checkpoints are untouched.
+        """
+        path: Path = trainer.strategy.broadcast(self._free(trainer.global_step))
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        problem = None
+        try:  # Trainer.save_checkpoint would leave the other ranks waiting where this one fails
+            trainer.strategy.save_checkpoint(checkpoint, path)
+            if trainer.is_global_zero:
+                self.publish(path)
+        except (CheckpointError, OSError) as error:
+            problem = str(error)
+        if problem := trainer.strategy.broadcast(problem):
+            raise CheckpointError(problem)
+        return path
+
+    def _free(self, step: int) -> Path:
+        """A file of this name is replaced in one go; a folder cannot be, so another name is found."""
+        path, number = self.path / f"step-{step:08d}.ckpt", 1
+        while path.is_dir():
+            number += 1
+            path = self.path / f"step-{step:08d}-{number}.ckpt"
+        return path
+
+    def publish(self, path: Path) -> None:
+        """Let ``LATEST`` name a checkpoint that has been written and verified, and remove what is no longer needed.
+
+        Checkpoints of later steps are no longer listed: the run has gone back and takes another way.
+        """
+        earlier = [name for name in self._listed() if name != path.name and step_of(name) <= step_of(path.name)]
+        kept = [path.name, *(name for name in earlier if (self.path / name).exists())][: self.keep]
+        marker, partial = self.path / LATEST, self.path / (LATEST + PARTIAL)
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write("".join(f"{name}\n" for name in kept))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, marker)
+        sync(self.path)
+        for other in [*self.path.glob("step-*.ckpt"), *self.path.glob(f"*{PARTIAL}")]:
+            if other.name not in kept:
+                remove(other)
+
+
+def step_of(name: str) -> int:
+    """The optimiser step in the name of a checkpoint, -1 where there is none."""
+    match = re.match(r"step-(\d+)", name)
+    return int(match[1]) if match else -1
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; a folder first gets the name of something unfinished, for it does not go in one go."""
+    if path.is_dir():
+        doomed = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
+        if doomed != path:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's entries to the disk (where the system can), so that a rename outlives a power cut."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse
+        pass
+    finally:
+        os.close(handle)
+
+
+# -- verification --------------------------------------------------------------------------------------------------------------
+
+_SEEN: dict[tuple[str, int, int], str | None] = {}
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint on disk, None where every byte is what was written.
+
+    A file is an archive that stores a checksum of each entry (``torch.save`` writes it and ``torch.load`` never looks); a folder
+    has the checksums of its files in ``index.json``.
+    """
+    try:
+        state = path.stat()
+        if path.is_dir():
+            return _damage_of_folder(path)
+        key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+        if key not in _SEEN:
+            _SEEN[key] = _damage_of_file(path)
+        return _SEEN[key]
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        return f"cannot be read: {error}"
+
+
+def _damage_of_file(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except zipfile.BadZipFile:
+        return "empty" if path.stat().st_size == 0 else "cut short"
+    return f"'{bad}' is not what was written" if bad else None
+
+
+def _damage_of_folder(path: Path) -> str | None:
+    index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
+    for name, entry in index["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"'{name}' is missing"
+        if file.stat().st_size != entry["size"]:
+            return f"'{name}' is cut short"
+        if checksum(file) != entry["crc32"]:
+            return f"'{name}' is not what was written"
+    return None
+
+
+def checksum(file: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def checkpoint_path(source: str | Path) -> Path:
+    """The newest intact checkpoint of a run folder, or the checkpoint itself (a file, or the folder of a sharded one).
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are some, all damaged.
+    """
+    source = Path(source)
+    if source.is_file() or (source / INDEX).is_file():
+        return source
+    folder = source if source.name == "checkpoints" else source / "checkpoints"
+    try:
+        path = CheckpointFolder(folder).latest()
+    except CheckpointError as error:
+        raise ValueError(f"{source}: {error}") from error
+    if path is None:
+        raise FileNotFoundError(f"{source}: no checkpoint found (looked for {folder / 'step-*.ckpt'})")
+    return path
+
+
+__all__ = ["CheckpointError", "CheckpointFolder", "checkpoint_path", "checksum", "damage", "remove", "step_of", "sync"]

@@ -1,0 +1,1 @@
+"""The experiment file: reading it, checking it whole against the classes it names, and building what it says."""

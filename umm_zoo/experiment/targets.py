@@ -1,0 +1,151 @@
+"""Dotted paths of an experiment file: the class or classmethod at each, and what its signature says.
+
+A dotted path is code: only classes and classmethods may be targets, and a stranger's file should be read before it is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from umm_zoo.errors import Problem, nearest
+from umm_zoo.experiment.types import TARGET, describe_slot
+
+
+class TargetError(Exception):
+    """A dotted path that cannot be a target; ``problem`` says why."""
+
+    def __init__(self, found: str, expected: str, meant: str | None = None) -> None:
+        self.problem = Problem("", found, expected, meant)
+        super().__init__(str(self.problem))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class or classmethod, and what its signature says.
+
+    Args:
+        call: what is called with the arguments of the node.
+        kind: the class of the object that comes out.
+        hints: annotation per argument name (``inspect.Parameter.empty`` where there is none).
+        required: arguments without a default.
+        open: whether it takes arguments that its signature does not name (only libraries do).
+    """
+
+    call: Callable[..., Any]
+    kind: type
+    hints: dict[str, Any]
+    required: tuple[str, ...]
+    open: bool
+
+
+@cache
+def find_target(path: str) -> Target:
+    """The class or classmethod at a dotted path.
+
+    Raises:
+        TargetError: nothing is there, or something that is neither.
+    """
+    expected = "the dotted path of a class or classmethod"
+    parts = path.split(".")
+    if not all(part.isidentifier() for part in parts) or len(parts) < 2:
+        raise TargetError(f"'{path}'", expected + " (package.module.Class)")
+    module, rest = _import_longest(parts)
+    here: Any = module
+    for index, part in enumerate(rest):
+        if not hasattr(here, part):
+            owner = ".".join(parts[: len(parts) - len(rest) + index])
+            names = [name for name in dir(here) if not name.startswith("_")]
+            if inspect.ismodule(here) and hasattr(here, "__path__"):
+                names += [info.name for info in pkgutil.iter_modules(here.__path__)]
+            meant = nearest(part, names)
+            raise TargetError(f"'{path}', but {owner} has no '{part}'", expected, f"{owner}.{meant}" if meant else None)
+        here = getattr(here, part)
+    return _target_of(here, path)
+
+
+def _import_longest(parts: list[str]) -> tuple[Any, list[str]]:
+    """The deepest module that ``parts`` starts with, and the attributes that remain."""
+    path, expected = ".".join(parts), "an importable module"
+    module = None
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name == name:
+                return _or_no_module(module, parts, end - 1)
+            raise TargetError(f"'{path}', whose module needs '{error.name}', which is not installed", expected) from None
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TargetError(f"'{path}', whose module {name} fails on import ({reason})", expected) from None
+    return module, []
+
+
+def _or_no_module(module: Any, parts: list[str], end: int) -> tuple[Any, list[str]]:
+    if module is None:
+        meant = nearest(parts[0], [info.name for info in pkgutil.iter_modules()])
+        where = "neither installed, nor beside the experiment file, nor in the current directory"
+        raise TargetError(f"'{'.'.join(parts)}', but module '{parts[0]}' is {where}", "an importable module", meant)
+    return module, parts[end:]
+
+
+def _target_of(found: Any, path: str) -> Target:
+    if inspect.isclass(found):
+        if inspect.isabstract(found):
+            raise TargetError(f"'{path}', an abstract class", describe_slot(found).removeprefix("a node of "))
+        return _read_signature(found, found, found.__init__)
+    if inspect.ismethod(found) and inspect.isclass(found.__self__):
+        return _read_signature(found, _returned(found), found.__func__)
+    kind = "a module" if inspect.ismodule(found) else "a function" if callable(found) else f"an object of {type(found).__name__}"
+    raise TargetError(f"'{path}', which is {kind}", "a class or a classmethod")
+
+
+def _returned(method: Any) -> type:
+    """The class that a classmethod says it returns; its own class where it says ``Self`` or nothing."""
+    hint = _hints(method.__func__).get("return")
+    return hint if inspect.isclass(hint) and not issubclass(method.__self__, hint) else method.__self__
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, AttributeError, TypeError):  # a name imported for type checkers only: such slots are not checked
+        return {key: value for key, value in getattr(function, "__annotations__", {}).items() if not isinstance(value, str)}
+
+
+def _read_signature(call: Any, kind: type, function: Any) -> Target:
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except ValueError:  # written in C without a signature
+        return Target(call, kind, {}, (), True)
+    if getattr(function, "__module__", "") == "torch.nn.modules.module":
+        return Target(call, kind, {}, (), False)  # no constructor of its own, and torch's takes nothing
+    hints = _hints(function)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return Target(
+        call,
+        kind,
+        {p.name: hints.get(p.name, inspect.Parameter.empty) for p in named},
+        tuple(p.name for p in named if p.default is p.empty),
+        any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
+
+
+def class_of(node: Mapping[str, Any]) -> type | None:
+    """The class that a node makes; None where its target cannot be found."""
+    try:
+        return find_target(str(node[TARGET])).kind
+    except TargetError:
+        return None
+
+
+def forget_modules() -> None:
+    """Forget which targets were found, for callers that change modules while running (tests, notebooks)."""
+    find_target.cache_clear()

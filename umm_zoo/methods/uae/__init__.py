@@ -1,0 +1,1 @@
+"""UAE: captioner and decoder as an auto-encoder, in three stages."""

@@ -1,0 +1,1 @@
+"""Methods that train parts, before any paper's method uses them."""

@@ -1,0 +1,143 @@
+"""Training of an image codec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.backbones.codecs import LatentCodec, draw
+from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.method import Method
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of N(mean, variance) from N(0, 1) in nats, averaged over all elements, ``[]``."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+class Autoencoder(Method):
+    """Reconstruct images through a codec with a slight pull of its latents towards a standard normal.
+
+    The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G) without the adversarial term, which
+    needs far more data than a small codec: pixel distance, distance of a frozen encoder's features, KL. The codec's shift and
+    scaling follow the running statistics of its latents, so that any checkpoint of the run can be used as it is.
+
+    Args:
+        codec: the network that is trained.
+        trained: names of trained parts (``codec``).
+        optimizer: its optimiser.
+        schedule: of the learning rate.
+        perceptual: a frozen encoder whose patch features the reconstruction should share; None for none.
+        l1_weight: of the mean absolute difference of pixels.
+        mse_weight: of the mean squared difference (it is what PSNR measures).
+        kl_weight: of the KL term per latent element, in nats. The paper's code has 1e-6 on sums over an image; ours (on means) is
+            larger, because a small world needs a smooth latent space more than the last decibel.
+        perceptual_weight: of the mean squared distance of LayerNormed features.
+        statistics_momentum: of the running latent statistics (our choice).
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        perceptual: FeatureEncoder | None = None,
+        l1_weight: float = 1.0,
+        mse_weight: float = 0.0,
+        kl_weight: float = 1e-4,
+        perceptual_weight: float = 0.1,
+        statistics_momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.codec, self.perceptual = codec, perceptual
+        self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
+        self.perceptual_weight, self.statistics_momentum = perceptual_weight, statistics_momentum
+        self.train_only(trained, optimizer, schedule)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``codec``, and ``perceptual`` where there is one."""
+        return {"codec": self.codec} | ({"perceptual": self.perceptual} if self.perceptual is not None else {})
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruct every image of the batch, inputs and targets."""
+        images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
+        mean, log_variance = self.codec.posterior(images)
+        self.codec.track_statistics(mean, self.statistics_momentum)
+        return self._losses(images, mean, log_variance, draw(mean, log_variance))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """``images`` are reconstructions from the posterior mean, ``originals`` what they should be."""
+        images = image_of_each_row(batch)
+        mean, log_variance = self.codec.posterior(images)
+        losses = self._losses(images, mean, log_variance, mean)
+        reconstructed = self.codec.decode(self.codec.normalise(mean))
+        return {**losses, "generated": reconstructed.clamp(-1, 1), "originals": images}
+
+    def _losses(self, images: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
+        found = self.codec.expand(latents).to(images.dtype)
+        losses = {"l1": F.l1_loss(found, images), "mse": F.mse_loss(found, images)}
+        loss = self.l1_weight * losses["l1"] + self.mse_weight * losses["mse"]
+        if log_variance is not None:
+            losses["kl"] = kl_to_standard_normal(mean, log_variance)
+            loss = loss + self.kl_weight * losses["kl"]
+        if self.perceptual is not None:
+            with torch.no_grad():
+                wanted = self.perceptual.tokens(images)
+            seen = self.perceptual.tokens(found)
+            losses["perceptual"] = F.mse_loss(F.layer_norm(seen, seen.shape[-1:]), F.layer_norm(wanted, wanted.shape[-1:]))
+            loss = loss + self.perceptual_weight * losses["perceptual"]
+        return {"loss": loss, **losses}
+
+
+class DecoderTuning(Autoencoder):
+    """Train a codec's decoder on while its latents stay what they are, bit for bit.
+
+    What Stable Diffusion's ``ft-MSE`` decoders are to its codec: whatever was trained on the latents goes on to fit, and its
+    images become sharper. Noise is added to the latents, because those that a generator draws are never quite true.
+
+    Args:
+        codec: whose decoder is trained.
+        trained: names of trained parts (``decoder``).
+        optimizer: its optimiser.
+        schedule: of the learning rate.
+        l1_weight: of the mean absolute difference of pixels.
+        mse_weight: of the mean squared difference.
+        noise: standard deviation of what is added to normalised latents while training (our choice).
+
+    Raises:
+        ValueError: the encoder is to be trained.
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        l1_weight: float = 1.0,
+        mse_weight: float = 4.0,
+        noise: float = 0.1,
+    ) -> None:
+        self.noise = noise
+        super().__init__(codec, trained, optimizer, schedule, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
+        if trained != ["decoder"]:
+            raise ValueError(f"method.trained: found {trained}, expected ['decoder'], for the latents must not change")
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``decoder``, and ``encoder`` with whatever else the codec has."""
+        decoder = self.codec.model.decoder
+        return {"decoder": decoder, "encoder": nn.ModuleList(part for part in self.codec.model.children() if part is not decoder)}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruct every image of the batch from its latents and a little noise."""
+        images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
+        with torch.no_grad():
+            mean, log_variance = self.codec.posterior(images)
+            noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
+        return self._losses(images, mean, log_variance, noisy)

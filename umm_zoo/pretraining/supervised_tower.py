@@ -1,0 +1,204 @@
+"""Training of a vision tower on ground truth, so that what its features carry is known."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.backbones.features import LibraryEncoder
+from umm_zoo.batch import Batch, Grid, image_of_each_row
+from umm_zoo.errors import MistakeError
+from umm_zoo.method import Method
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
+
+#: Label of a cell that says nothing: no object there, or the attribute is not labelled in this image.
+UNLABELLED = -100
+
+
+class CellLabels:
+    """Ground truth of a scene as one class per cell and attribute, from ``meta["scene"]["objects"]``.
+
+    Args:
+        cells: names of the cells in reading order, a square number of them.
+        attributes: name of each attribute of an object and its values.
+        shares: share of the images in which an attribute is labelled, 1 where not named. The choice is a function of the row's
+            name, so an image is labelled in every epoch or in none.
+
+    Raises:
+        ValueError: the number of cells is not a square, or ``shares`` names an unknown attribute.
+    """
+
+    def __init__(self, cells: list[str], attributes: dict[str, list[str]], shares: dict[str, float] | None = None) -> None:
+        self.cells, self.attributes, self.shares = cells, attributes, dict(shares or {})
+        self.side = math.isqrt(len(cells))
+        if self.side**2 != len(cells):
+            raise ValueError(f"CellLabels.cells: found {len(cells)}, expected a square number")
+        for name in self.shares:
+            if name not in attributes:
+                raise ValueError(f"CellLabels.shares: found '{name}', expected {sorted(attributes)}")
+
+    def __call__(self, batch: Batch, everything: bool = False) -> dict[str, Tensor]:
+        """Labels ``[B, cells]`` of each attribute, ``UNLABELLED`` where there is none.
+
+        Args:
+            batch: rows with a scene.
+            everything: ignore ``shares``, for evaluation.
+
+        Raises:
+            ValueError: a row has no scene, or an object's attribute a value that is not listed.
+        """
+        labels = {name: torch.full((len(batch), len(self.cells)), UNLABELLED) for name in self.attributes}
+        for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
+            if "scene" not in meta:
+                raise MistakeError(f"{key}: has no 'scene' in its ground truth, found {sorted(meta)}")
+            for item in meta["scene"]["objects"]:
+                for name, values in self.attributes.items():
+                    if everything or zlib.crc32(f"{name} {key}".encode()) < self.shares.get(name, 1.0) * 2**32:
+                        labels[name][row, _index(self.cells, item["cell"], key)] = _index(values, item[name], key)
+        return labels
+
+    def occupied(self, batch: Batch) -> Tensor:
+        """Which cells hold an object, ``[B, cells]`` of 0 and 1."""
+        occupied = torch.zeros(len(batch), len(self.cells), dtype=torch.long)
+        for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
+            for item in meta["scene"]["objects"]:
+                occupied[row, _index(self.cells, item["cell"], key)] = 1
+        return occupied
+
+
+def cell_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    """Mean feature of each cell of a square board, ``[B, N, D]`` in raster order to ``[B, side * side, D]``."""
+    B, _, D = tokens.shape
+    board = tokens.transpose(1, 2).reshape(B, D, grid.h, grid.w)
+    return F.adaptive_avg_pool2d(board, side).flatten(2).transpose(1, 2)
+
+
+def labels_of_tokens(labels: Tensor, grid: Grid, side: int) -> Tensor:
+    """The label of the cell in which each token's centre lies, ``[B, side * side]`` to ``[B, h * w]``, both in raster order."""
+    rows = ((torch.arange(grid.h, device=labels.device) + 0.5) * side / grid.h).long()
+    columns = ((torch.arange(grid.w, device=labels.device) + 0.5) * side / grid.w).long()
+    return labels[:, (rows[:, None] * side + columns).flatten()]
+
+
+def labels_of_scene(batch: Batch, name: str, values: list[str]) -> Tensor:
+    """One class per row, ``[B]``, from ``meta["scene"][name]``.
+
+    Raises:
+        ValueError: a row's scene has no such attribute, or a value that is not listed.
+    """
+    found = []
+    for key, meta in zip(batch.keys, batch.meta, strict=True):
+        if name not in (scene := meta.get("scene", {})):
+            raise MistakeError(f"{key}: its scene has no '{name}', found {sorted(scene)}")
+        found.append(_index(values, scene[name], key))
+    return torch.tensor(found)
+
+
+def _index(values: list[str], value: str, key: str) -> int:
+    if value not in values:
+        raise MistakeError(f"{key}: ground truth has '{value}', expected {values}")
+    return values.index(value)
+
+
+class SupervisedTower(Method):
+    """Name each attribute of the object in each cell, from patch features of the last and the last but one layer.
+
+    LLaVA and ROSS look through the last but one layer of a frozen tower. A reconstruction loss can only help a language model with
+    what that layer carries, so a toy needs a tower of which this is known: one trained with the fine detail among its attributes,
+    and as a control one trained without. Each cell's features are averaged, and a linear layer behind a LayerNorm names the
+    attribute; so what is learnt can be read out linearly. Attributes are asked of cells that hold an object; a further head
+    says which do.
+
+    Args:
+        tower: trained.
+        labels: where the ground truth of cells comes from.
+        trained: names of trained parts (``tower``, ``heads``).
+        optimizer: of both.
+        schedule: of the learning rate.
+        scene_attributes: attributes of the whole scene and their values, named from the pooled vector (it trains the final norm).
+        layers: whose features are read.
+    """
+
+    def __init__(
+        self,
+        tower: LibraryEncoder,
+        labels: CellLabels,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        scene_attributes: dict[str, list[str]] | None = None,
+        layers: tuple[int, ...] = (-2, -1),
+    ) -> None:
+        super().__init__()
+        self.tower, self.labels, self.layers = tower, labels, list(layers)
+        self.scene_attributes = dict(scene_attributes or {})
+        heads: dict[str, nn.Module] = {
+            f"{name}_{-layer}": nn.Sequential(nn.LayerNorm(tower.token_width), nn.Linear(tower.token_width, len(values)))
+            for layer in layers
+            for name, values in labels.attributes.items()
+        }
+        heads |= {f"{name}_scene": nn.Linear(tower.width, len(values)) for name, values in self.scene_attributes.items()}
+        heads |= {
+            f"occupied_{-layer}": nn.Sequential(nn.LayerNorm(tower.token_width), nn.Linear(tower.token_width, 2))
+            for layer in layers
+        }
+        self.heads = nn.ModuleDict(heads)
+        self.train_only(trained, optimizer, schedule)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``tower`` and ``heads``."""
+        return {"tower": self.tower, "heads": self.heads}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of each attribute, averaged over the labelled cells, summed over attributes and layers."""
+        return self._losses(batch, everything=False)[0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The losses over all labels, ``NAME_accuracy`` of each attribute by the first of ``layers``, and ``counts`` of both."""
+        losses, found, labels = self._losses(batch, everything=True)
+        accuracy, counts = accuracies(found, labels)
+        of_losses = {name: counts[f"{name.rsplit('_', 1)[0]}_accuracy"] for name in losses if name != "loss"}
+        return {**losses, **accuracy, "counts": {**of_losses, **counts}}
+
+    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
+        images = image_of_each_row(batch)
+        labels = {name: values.to(images.device) for name, values in self.labels(batch, everything).items()}
+        labels["occupied"] = self.labels.occupied(batch).to(images.device)
+        losses: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
+        output = self.tower.vision(self.tower.pixels(images), output_hidden_states=True)
+        for layer in self.layers:
+            cells = cell_means(self.tower.patches(output, layer), self.tower.grid, self.labels.side)  # [B, cells, D]
+            for name, wanted in labels.items():
+                logits = self.heads[f"{name}_{-layer}"](cells)  # [B, cells, values]
+                losses[f"{name}_{-layer}"] = labelled_cross_entropy(logits, wanted)
+                found.setdefault(name, logits.argmax(dim=-1))
+        if self.scene_attributes:
+            pooled = self.tower.pooled(output)  # [B, F]
+            for name, values in self.scene_attributes.items():
+                labels[name] = labels_of_scene(batch, name, values).to(pooled.device)
+                logits = self.heads[f"{name}_scene"](pooled)  # [B, values]
+                losses[f"{name}_scene"] = F.cross_entropy(logits, labels[name])
+                found[name] = logits.argmax(dim=-1)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
+
+
+def accuracies(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """``NAME_accuracy`` over what is labelled, and how much that is (0, and the accuracy NaN, where nothing is)."""
+    right = {f"{name}_accuracy": (found[name] == labels)[labels != UNLABELLED].float() for name, labels in wanted.items()}
+    return {name: hits.mean() for name, hits in right.items()}, {name: hits.numel() for name, hits in right.items()}
+
+
+def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over labelled cells; 0, still connected to the logits, where there is none."""
+    labelled = labels != UNLABELLED
+    if not labelled.any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits[labelled], labels[labelled])

@@ -1,0 +1,94 @@
+"""Teaches the vision side of a language model what is in an image, before the language model learns to talk about it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.batch import Batch, Grid, image_of_each_row
+from umm_zoo.method import Method
+from umm_zoo.pretraining.supervised_tower import CellLabels, accuracies, labelled_cross_entropy, labels_of_scene, labels_of_tokens
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
+
+
+class _SeesImages(Protocol):
+    def encode_images(self, images: Tensor) -> Tensor: ...
+
+    def image_grid(self, height: int, width: int) -> Grid: ...
+
+
+class VisionWarmup(Method):
+    """Name, from each image token as it enters the language model, each attribute of the object in whose cell it lies.
+
+    A vision tower that starts from nothing together with its language model leaves the plateau of guessing only after thousands of
+    steps; public models start from a pretrained tower. This gives a toy that start in a minute. A stage that comes ``after`` takes
+    the model and leaves the heads behind. Our choice; no paper prescribes it.
+
+    Args:
+        vlm: a backbone with ``encode_images`` and ``image_grid``.
+        labels: where the ground truth of cells comes from.
+        trained: names among the model's parts and ``heads``.
+        optimizer: of the trained parts.
+        schedule: of the learning rate.
+        scene_attributes: attributes of the whole scene and their values; every token names them.
+
+    Raises:
+        ValueError: an attribute of the scene has the name of an object's, or ``occupied``.
+    """
+
+    left_behind = ("heads",)
+
+    def __init__(
+        self,
+        vlm: VLMBackbone,
+        labels: CellLabels,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        scene_attributes: dict[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vlm, self.labels = vlm, labels
+        self.scene_attributes = dict(scene_attributes or {})
+        if taken := sorted({*labels.attributes, "occupied"} & set(self.scene_attributes)):
+            raise ValueError(f"VisionWarmup.scene_attributes: found '{taken[0]}', expected names that no object's attribute has")
+        named = {**labels.attributes, **self.scene_attributes}
+        sizes = {**{name: len(values) for name, values in named.items()}, "occupied": 2}
+        self.heads = nn.ModuleDict(
+            {name: nn.Sequential(nn.LayerNorm(vlm.width), nn.Linear(vlm.width, size)) for name, size in sizes.items()}
+        )
+        self.train_only(trained, optimizer, schedule)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of the backbone, and ``heads``."""
+        return {**self.vlm.parts(), "heads": self.heads}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of each attribute over the labelled tokens, and their sum."""
+        return self._losses(batch, everything=False)[0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The losses over all labels, ``NAME_accuracy`` of each attribute, and ``counts`` of both."""
+        losses, found, labels = self._losses(batch, everything=True)
+        accuracy, counts = accuracies(found, labels)
+        of_losses = {name: counts[f"{name}_accuracy"] for name in losses if name != "loss"}
+        return {**losses, **accuracy, "counts": {**of_losses, **counts}}
+
+    def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
+        images = image_of_each_row(batch)
+        eyes = cast(_SeesImages, self.vlm)
+        tokens = eyes.encode_images(images)  # [B, N, D]
+        grid = eyes.image_grid(*images.shape[-2:])
+        labels = {**self.labels(batch, everything), "occupied": self.labels.occupied(batch)}
+        labels = {name: labels_of_tokens(wanted.to(tokens.device), grid, self.labels.side) for name, wanted in labels.items()}
+        for name, values in self.scene_attributes.items():
+            wanted = labels_of_scene(batch, name, values).to(tokens.device)
+            labels[name] = wanted[:, None].expand(-1, tokens.shape[1])
+        logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
+        losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
+        found = {name: values.argmax(dim=-1) for name, values in logits.items()}
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels

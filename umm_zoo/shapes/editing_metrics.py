@@ -1,0 +1,191 @@
+"""Did an edit of a shapes scene do what it was told, and nothing else?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+from umm_zoo.errors import MistakeError
+from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, name_to_words, rates_by_name, required
+from umm_zoo.shapes.detector import Detection, true_scene
+from umm_zoo.shapes.geneval_metrics import ShapesMetric
+from umm_zoo.shapes.geometry import cell_boxes
+
+#: Mean squared error of half an 8-bit level where images lie in [-1, 1]; below it PSNR says nothing.
+_FLOOR = (1 / 255) ** 2
+
+
+class EditSuccess(ShapesMetric):
+    """Share of edits whose edited cells, and background where it was edited, show what they should, by kind.
+
+    Over rows with ``meta["edit"]``. Edits of two kinds at once (``recolour+move``) are counted together as ``hybrid``, every
+    other by its kind. ``compute`` gives one rate per kind, ``overall`` (the mean over rows) and ``untouched``, the share
+    of edits after which everything else is still there as well.
+
+    Args:
+        detector: of the world that the model draws; None is for the smaller one.
+        kinds: count these kinds only.
+        tasks: count these tasks only.
+
+    Raises:
+        ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.
+    """
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Score ``outputs["generated"]``."""
+        records = []
+        for row, seen in self.detections(outputs, batch, "edit").items():
+            meta = batch.meta[row]
+            truth = true_scene(meta["target_scene"])
+            done = edit_done(seen, truth, meta["edited_cells"], "background" in meta["edit"].split("+"))
+            records.append([int(done), *name_to_words(edit_kind(meta)), int(seen.shows(truth))])
+        self.add_rows(records)
+
+    def compute(self) -> dict[str, Tensor]:
+        """One rate per kind, ``overall`` and ``untouched``; nothing without rows."""
+        records = self.records()
+        if not len(records):
+            return {}
+        return {"overall": records[:, 0].double().mean(), "untouched": records[:, -1].double().mean(), **self.rates()}
+
+
+class EditPixels(RowMetric):
+    """How edits treat pixels: what must change and what must not.
+
+    Over rows with ``meta["edited_cells"]``, M being those cells (the whole image where the background changes too):
+
+    - ``copy_index``: mean of ``|y - target|^2 / (|y - target|^2 + |y - source|^2)`` over M; 0 is a perfect edit, 1 a copy of the
+      source. The source is the row's first image.
+    - ``preservation``: PSNR in decibels against the target outside M, averaged over rows that have an outside.
+    - ``copy_index/KIND``, ``preservation/KIND``: the same by kind.
+
+    Args:
+        cells: of the board, per side.
+        kinds: count these kinds only.
+        tasks: count these tasks only.
+
+    Raises:
+        ValueError: ``outputs`` has no ``images``, or the batch no targets or images of their size.
+    """
+
+    def __init__(self, cells: int = 2, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__()
+        self.cells, self.kinds, self.tasks = cells, kinds, tasks
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Compare ``outputs["generated"]`` with targets and sources."""
+        if "generated" in outputs and outputs["generated"] is None:
+            return
+        images: Tensor = required(outputs, "generated", self)
+        records = []
+        for row in chosen_rows(batch, self.kinds, self.tasks):
+            meta = batch.meta[row]
+            if "edited_cells" not in meta:
+                continue
+            source, target = _sides(batch, row, images)
+            drawn = images[row].double().clamp(-1, 1)
+            inside = edited_mask(meta, self.cells, drawn.shape[-1]).to(drawn.device)
+            to_target, to_source = ((drawn - other).square().mean(dim=0) for other in (target, source))
+            near, far = to_target[inside].sum(), to_source[inside].sum()
+            index = near / (near + far).clamp(min=1e-12)
+            outside = to_target[~inside]
+            kept = 10 * torch.log10(4 / outside.mean().clamp(min=_FLOOR)) if len(outside) else near.new_tensor(torch.nan)
+            values = torch.stack([index, kept]).cpu()
+            records.append([*name_to_words(edit_kind(meta)), *values.view(torch.int64).tolist()])  # bits: records are whole numbers
+        self.add_rows(records)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``copy_index`` and ``preservation``, in all and by kind; nothing without rows."""
+        records = self.records()
+        if not len(records):
+            return {}
+        index, kept = records[:, NAME_WORDS:].contiguous().view(torch.float64).T
+        names, outside = records[:, :NAME_WORDS], ~kept.isnan()
+        values = {"copy_index": index.mean(), "preservation": kept.nanmean()}
+        values |= {f"copy_index/{kind}": value for kind, value in rates_by_name(index, names).items()}
+        return values | {f"preservation/{kind}": value for kind, value in rates_by_name(kept[outside], names[outside]).items()}
+
+
+class InstructionSensitivity(RowMetric):
+    """How far another instruction moves the image, measured by how far it should: 0 where the text is ignored, 1 as it should be.
+
+    ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, drawn from the same noise. The method chooses the second
+    instruction and draws its image (a ``Bridge`` takes "change nothing", whose target is the source): it returns
+    ``outputs["other_images"]`` and ``outputs["other_targets"]``, ``[B, 3, H, W]`` each. A batch whose ``other_images`` is None
+    is left out. ``compute`` gives the ratio of sums over all rows.
+
+    Args:
+        kinds: count these kinds only.
+        tasks: count these tasks only.
+
+    Raises:
+        ValueError: one of the images is missing.
+    """
+
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__(torch.float64)
+        self.kinds, self.tasks = kinds, tasks
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Compare two drawings with two targets."""
+        if "other_images" in outputs and outputs["other_images"] is None:
+            return
+        rows = chosen_rows(batch, self.kinds, self.tasks)
+        names = ("generated", "other_images", "other_targets")
+        drawn, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
+        targets = batch.targets
+        if targets is None:
+            raise MistakeError(f"metrics.{type(self).__name__}: found no targets, expected rows with KEY.target.png")
+        moved = (drawn - other).square().flatten(1).sum(dim=1)
+        should = (targets[rows].double() - wanted).square().flatten(1).sum(dim=1)
+        self.add_rows(torch.stack([moved, should], dim=1))
+
+    def compute(self) -> Tensor:
+        """The ratio; NaN without rows."""
+        records = self.records()
+        if not len(records):
+            return torch.tensor(torch.nan)
+        moved, should = records.sum(dim=0)
+        return moved / should
+
+
+def edit_kind(meta: Mapping[str, Any]) -> str:
+    """The kind of an edit: ``hybrid`` where it is two at once."""
+    kind = str(meta.get("edit") or meta.get("kind") or "edit")
+    return "hybrid" if "+" in kind else kind
+
+
+def edit_done(seen: Detection, truth: Detection, cells: list[str], background: bool) -> bool:
+    """Whether the edited cells, and the background if it was edited, are as they should be; marks aside."""
+    for cell in cells:
+        found, wanted = seen.at(cell), truth.at(cell)
+        if (found is None) != (wanted is None) or (found is not None and wanted is not None and not found.same(wanted)):
+            return False
+    return not background or seen.background == truth.background
+
+
+def edited_mask(meta: Mapping[str, Any], cells: int, image_size: int) -> Tensor:
+    """``[H, W]`` bool, True where an edit may change the image: its cells, or everything where the background changes."""
+    everywhere = "background" in str(meta.get("edit", "")).split("+") or not meta["edited_cells"]
+    mask = torch.full((image_size, image_size), everywhere, dtype=torch.bool)
+    boxes = cell_boxes(cells, image_size)
+    for cell in meta["edited_cells"]:
+        mask[boxes[cell]] = True
+    return mask
+
+
+def _sides(batch: Batch, row: int, generated: Tensor) -> tuple[Tensor, Tensor]:
+    images = batch.images_of(row)
+    if batch.targets is None or not len(images):
+        raise MistakeError(f"metrics.EditPixels: {batch.keys[row]} has no source or no target, expected rows of editing tasks")
+    source, target = images[0].double(), batch.targets[row].double()
+    if not source.shape == target.shape == generated.shape[1:]:
+        raise MistakeError(
+            f"metrics.EditPixels: source {list(source.shape)}, target {list(target.shape)} and image {list(generated.shape[1:])} "
+            "must have one shape"
+        )
+    return source, target

@@ -1,0 +1,133 @@
+"""Edits of a scene: one change, two at once (held out), and changes that bring in an object of a second image.
+
+Whatever an edit does not name stays as it was, marks and jitter and the background's texture included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from umm_zoo.shapes.language import full_phrase, refer, with_article
+from umm_zoo.shapes.scenes import BACKGROUNDS, Object, Scene, World, pick
+
+EDITS = ("recolour", "reshape", "move", "add", "remove", "background")
+COMPOSITIONS = ("replace_subject", "insert_object")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change and its outcome.
+
+    Args:
+        kind: one of `EDITS` or `COMPOSITIONS`, or two joined by ``+``.
+        instruction: what a user says: ``Make the circle green.``
+        description: what a viewer of both images says: ``recolour the circle to green``.
+        target: the scene that results, exactly.
+        cells: the cells whose pixels may change; empty where the background changes.
+    """
+
+    kind: str
+    instruction: str
+    description: str
+    target: Scene
+    cells: tuple[str, ...] = ()
+
+
+def with_objects(scene: Scene, world: World, objects: list[Object]) -> Scene:
+    """The scene with other objects, put into reading order."""
+    return replace(scene, objects=tuple(sorted(objects, key=lambda item: world.places.index(item.cell))))
+
+
+def _swap(scene: Scene, world: World, old: Object, new: Object | None) -> Scene:
+    rest = [item for item in scene.objects if item is not old]
+    return with_objects(scene, world, rest if new is None else [*rest, new])
+
+
+def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.Generator) -> Edit | None:
+    """Draw an edit of one kind; None where this scene allows none (no free cell, no object, no other colour)."""
+    if kind == "background":
+        name = pick(rng, [background for background in BACKGROUNDS if background != scene.background])
+        return Edit(kind, f"Make the background {name}.", f"make the background {name}", replace(scene, background=name))
+    free = [cell for cell in world.places if scene.at(cell) is None]
+    if kind == "add":
+        if not free:
+            return None
+        shape, colour = pick(rng, world.combinations(split))
+        # The words cannot say where the new object's mark lies, so it is always the first value, and there is no jitter.
+        item = Object(shape, colour, pick(rng, world.sizes), pick(rng, free), world.marks[0])
+        what = f"{with_article(full_phrase(item))} at the {item.cell}"
+        return Edit(kind, f"Add {what}.", f"add {what}", with_objects(scene, world, [*scene.objects, item]), (item.cell,))
+    if not scene.objects:
+        return None
+    item = pick(rng, scene.objects)
+    name = refer(scene, item)
+    if kind == "remove":
+        return Edit(kind, f"Remove the {name}.", f"remove the {name}", _swap(scene, world, item, None), (item.cell,))
+    if kind == "move":
+        if not free:
+            return None
+        cell = pick(rng, free)
+        target = _swap(scene, world, item, replace(item, cell=cell))
+        where = f"the {name} to the {cell}"
+        return Edit(kind, f"Move {where}.", f"move {where}", target, (item.cell, cell))
+    allowed = set(world.combinations(split)) - {item.combination}
+    if kind == "recolour":
+        values = [colour for colour in world.colours if (item.shape, colour) in allowed]
+        if not values:
+            return None
+        colour = pick(rng, values)
+        target = _swap(scene, world, item, replace(item, colour=colour))
+        return Edit(kind, f"Make the {name} {colour}.", f"recolour the {name} to {colour}", target, (item.cell,))
+    if kind == "reshape":
+        values = [shape for shape in world.shapes if (shape, item.colour) in allowed]
+        if not values:
+            return None
+        shape = pick(rng, values)
+        target = _swap(scene, world, item, replace(item, shape=shape))
+        what = f"the {name} into {with_article(shape)}"
+        return Edit(kind, f"Turn {what}.", f"turn {what}", target, (item.cell,))
+    raise ValueError(f"edit kind: found {kind!r}, expected {', '.join(EDITS)}")
+
+
+def make_hybrid(world: World, scene: Scene, split: str, rng: np.random.Generator) -> Edit | None:
+    """Two edits of different kinds in one instruction, of different cells; both are worded for the scene as it is."""
+    first_kind, second_kind = (EDITS[i] for i in rng.permutation(len(EDITS))[:2].tolist())
+    first = make_edit(world, scene, split, first_kind, rng)
+    if first is None:
+        return None
+    second = make_edit(world, first.target, split, second_kind, rng)
+    if second is None or set(first.cells) & set(second.cells):
+        return None
+    # The second must mean the same before the first has been carried out: its objects go by the same name there.
+    for item in filter(None, map(scene.at, second.cells)):
+        if refer(scene, item) != refer(first.target, item):
+            return None
+    words = [f"{text[0].lower()}{text[1:-1]}" for text in (first.instruction, second.instruction)]
+    instruction = f"{words[0][0].upper()}{words[0][1:]} and {words[1]}."
+    description = f"{first.description} and {second.description}"
+    return Edit(f"{first.kind}+{second.kind}", instruction, description, second.target, first.cells + second.cells)
+
+
+def make_composition(world: World, scene: Scene, other: Scene, kind: str, rng: np.random.Generator) -> Edit | None:
+    """Bring an object of a second image into the first, with its own mark; None where the first has no room."""
+    guest = pick(rng, other.objects)
+    guest_name = refer(other, guest)
+    if kind == "replace_subject":
+        item = pick(rng, scene.objects)
+        arrived = replace(guest, cell=item.cell, jitter=item.jitter)
+        if arrived == item:
+            return None
+        target = _swap(scene, world, item, arrived)
+        words = f"eplace the {refer(scene, item)} in the first image with the {guest_name} of the second image"
+        return Edit(kind, f"R{words}.", f"r{words}", target, (item.cell,))
+    if kind == "insert_object":
+        free = [cell for cell in world.places if scene.at(cell) is None]
+        if not free:
+            return None
+        cell = pick(rng, free)
+        target = with_objects(scene, world, [*scene.objects, replace(guest, cell=cell)])
+        words = f"ut the {guest_name} of the second image into the first image at the {cell}"
+        return Edit(kind, f"P{words}.", f"p{words}", target, (cell,))
+    raise ValueError(f"composition kind: found {kind!r}, expected {', '.join(COMPOSITIONS)}")

@@ -1,0 +1,97 @@
+"""Words: phrases that name one object of a scene and no other, and captions whose clauses name the place first.
+
+Nothing here ever speaks of the fine detail (the mark, the stripes, the glyph): it must be seen, not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from umm_zoo.shapes.scenes import Object, Scene, pick
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+#: Sets of attributes that can name an object, the preferred first.
+_WAYS = (
+    ("shape",),
+    ("colour", "shape"),
+    ("size", "colour", "shape"),
+    ("cell",),
+    ("colour",),
+    ("size", "shape"),
+    ("size", "colour"),
+)
+#: The ways a fixed reference uses, in order; the last always works.
+_CANONICAL = _WAYS[:4]
+
+
+def with_article(phrase: str) -> str:
+    """``a red circle``, ``an orange circle``."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def plural(noun: str) -> str:
+    """``circles``."""
+    return f"{noun}s"
+
+
+def phrase(item: Object, attributes: Collection[str]) -> str:
+    """Name an object by some of its attributes: ``red circle``, ``small object``, ``object at the top left``."""
+    if "cell" in attributes:
+        return f"object at the {item.cell}"
+    words = [getattr(item, name) for name in ("size", "colour") if name in attributes]
+    return " ".join([*words, item.shape if "shape" in attributes else "object"])
+
+
+def full_phrase(item: Object) -> str:
+    """``small red circle``."""
+    return f"{item.size} {item.colour} {item.shape}"
+
+
+def _fits(scene: Scene, item: Object, attributes: Iterable[str]) -> bool:
+    return len(scene.matching(**{name: getattr(item, name) for name in attributes})) == 1
+
+
+def refer(scene: Scene, item: Object, rng: np.random.Generator | None = None, avoid: Collection[str] = ()) -> str | None:
+    """A phrase that fits this object of the scene and no other.
+
+    Args:
+        rng: draws among all phrases that fit; None gives the one fixed phrase, the shortest of ``circle``,
+            ``red circle``, ``small red circle`` and ``object at the top left``.
+        avoid: attributes that the phrase must not give away, because they are asked for.
+
+    Returns:
+        The phrase, or None where no phrase without the avoided attributes singles the object out.
+    """
+    ways = _CANONICAL if rng is None else _WAYS
+    fitting = [way for way in ways if not set(way) & set(avoid) and _fits(scene, item, way)]
+    if not fitting:
+        return None
+    return phrase(item, fitting[0] if rng is None else pick(rng, fitting))
+
+
+def clause(item: Object) -> str:
+    """``top left: a small red circle``; a causal reader knows where before it reads what."""
+    return f"{item.cell}: {with_article(full_phrase(item))}"
+
+
+def long_caption(scene: Scene, rng: np.random.Generator | None = None, separator: str = "; ") -> str:
+    """Every object in a clause of its own, then the background.
+
+    Args:
+        rng: shuffles the clauses of the objects; None keeps reading order.
+        separator: stands between clauses.
+    """
+    order = range(len(scene.objects)) if rng is None else rng.permutation(len(scene.objects)).tolist()
+    clauses = [clause(scene.objects[i]) for i in order]
+    return separator.join([*clauses, f"background: {scene.background}"])
+
+
+def short_caption(scene: Scene) -> str:
+    """The objects in reading order by colour and shape alone: ``a red circle and a blue square``."""
+    names = [with_article(phrase(item, ("colour", "shape"))) for item in scene.objects]
+    if len(names) < 2:
+        return names[0] if names else f"a {scene.background} background"
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,198 @@
+"""Questions about one image, each with exactly one right answer, and how far their wording alone would carry a guesser."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from umm_zoo.shapes.language import NUMBERS, plural, refer, with_article
+from umm_zoo.shapes.scenes import Object, Scene, World, pick
+
+#: How POPE chooses what it asks for in vain: anything absent, what is common elsewhere, what resembles the objects present.
+NEGATIVES = ("random", "popular", "adversarial")
+#: Kinds of coarse questions with their shares; existence counts double because it has three settings.
+COARSE_SHARES = {"colour": 1, "shape": 1, "size": 1, "count": 1, "position": 1, "exists": 2}
+#: Questions are mixed in blocks of this many, so shares and the yes/no balance are exact in every block.
+BLOCK = 100
+_ASKED = {"colour": "colour", "shape": "shape", "size": "size", "position": "cell", "mark": "mark"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its one answer, its kind, and what a metric wants to know besides."""
+
+    text: str
+    answer: str
+    kind: str
+    meta: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the question at one place of a block has to be; ``answer`` and ``negative`` are for existence alone."""
+
+    kind: str
+    answer: str = ""
+    negative: str = ""
+
+
+@lru_cache(maxsize=4096)
+def question_plan(seed: int, stream: int, block: int, mark_share: float) -> tuple[Slot, ...]:
+    """The `BLOCK` slots of one block in a random order.
+
+    Args:
+        mark_share: share of the questions that ask for the fine detail; the rest keeps `COARSE_SHARES`.
+
+    Raises:
+        ValueError: the share is not in [0, 1].
+    """
+    if not 0 <= mark_share <= 1:
+        raise ValueError(f"mark_share: found {mark_share}, expected 0 to 1")
+    rest = BLOCK - round(BLOCK * mark_share)
+    slots = [Slot("mark")] * (BLOCK - rest)
+    num_pairs = round(rest * COARSE_SHARES["exists"] / sum(COARSE_SHARES.values()) / 2)
+    for i in range(num_pairs):
+        negative = NEGATIVES[(i + block) % len(NEGATIVES)]
+        slots += [Slot("exists", "yes", negative), Slot("exists", "no", negative)]
+    plain = [kind for kind in COARSE_SHARES if kind != "exists"]
+    slots += [Slot(plain[(i + block) % len(plain)]) for i in range(rest - 2 * num_pairs)]
+    order = np.random.default_rng([seed, stream, block]).permutation(BLOCK).tolist()
+    return tuple(slots[i] for i in order)
+
+
+def ask(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Generator) -> Question | None:
+    """A question of the slot's kind about a scene, or None where this scene has no unambiguous one."""
+    if slot.kind == "exists":
+        return _exists(world, scene, split, slot, rng)
+    if slot.kind == "count":
+        return _count(world, scene, rng)
+    item = pick(rng, scene.objects)
+    return ask_about(world, scene, item, slot.kind, rng)
+
+
+def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.random.Generator) -> Question | None:
+    """A question of kind colour, shape, size, position or mark about one object of the scene."""
+    name = refer(scene, item, rng, avoid=(_ASKED[kind],))
+    if name is None:
+        return None
+    answer = getattr(item, _ASKED[kind])
+    text = {
+        "colour": f"What colour is the {name}?",
+        "shape": f"What shape is the {name}?",
+        "size": f"What size is the {name}?",
+        "position": f"Where is the {name}?",
+        "mark": mark_question(world, name),
+    }[kind]
+    return Question(text, answer, kind, (("about", item.cell),))
+
+
+def mark_question(world: World, name: str) -> str:
+    """How the fine detail of an object is asked for, by the world's kind of detail."""
+    return {
+        "mark": f"Where is the mark on the {name}?",
+        "stripes": f"Which way do the stripes on the {name} run?",
+        "glyph": f"Which glyph is on the {name}?",
+    }[world.detail]
+
+
+def _count(world: World, scene: Scene, rng: np.random.Generator) -> Question:
+    wanted: dict[str, str] = {}
+    draw = rng.random()
+    if draw > 0.7:
+        wanted["colour"] = pick(rng, scene.objects).colour
+    elif draw > 0.35:
+        wanted["shape"] = pick(rng, world.shapes)
+    noun = " ".join([*([wanted["colour"]] if "colour" in wanted else []), plural(wanted.get("shape", "object"))])
+    return Question(f"How many {noun} are there?", NUMBERS[len(scene.matching(**wanted))], "count")
+
+
+def _exists(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Generator) -> Question | None:
+    present = {item.combination for item in scene.objects}
+    if slot.answer == "yes":
+        pair = pick(rng, sorted(present))
+    else:
+        candidates = absent_pairs(world, scene, split, slot.negative)
+        if not candidates:
+            return None
+        pair = pick(rng, candidates)
+    shape, colour = pair
+    text = f"Is there {with_article(f'{colour} {shape}')}?"
+    return Question(text, slot.answer, "exists", (("negative", slot.negative),))
+
+
+def absent_pairs(world: World, scene: Scene, split: str, negative: str) -> list[tuple[str, str]]:
+    """The (shape, colour) pairs a setting of POPE asks for in vain.
+
+    ``random``: any that the split may show; ``popular``: the frequent ones; ``adversarial``: those that recombine the
+    attributes of objects present, or else share one attribute with one. Outside the held-out split, held-out pairs are
+    never asked for: their answer would always be no.
+    """
+    present = {item.combination for item in scene.objects}
+    absent = [pair for pair in world.combinations(split) if pair not in present]
+    if negative == "popular":
+        return [pair for pair in absent if pair in world.popular]
+    if negative == "adversarial":
+        shapes, colours = ({pair[i] for pair in present} for i in (0, 1))
+        crossed = [pair for pair in absent if pair[0] in shapes and pair[1] in colours]
+        return crossed or [pair for pair in absent if pair[0] in shapes or pair[1] in colours]
+    return absent
+
+
+def mark_pair(world: World, scene: Scene, rng: np.random.Generator) -> tuple[Question, list[tuple[Scene, str]]]:
+    """Two scenes that differ in one object's fine detail alone, and the one question that tells them apart (MMVP).
+
+    Returns:
+        The question about the first scene, and (scene, answer) of both.
+    """
+    item = pick(rng, scene.objects)
+    other = replace(item, mark=pick(rng, [mark for mark in world.marks if mark != item.mark]))
+    changed = replace(scene, objects=tuple(other if one is item else one for one in scene.objects))
+    name = refer(scene, item, rng)
+    question = Question(mark_question(world, name or f"object at the {item.cell}"), item.mark, "mark_pair", (("about", item.cell),))
+    return question, [(scene, item.mark), (changed, other.mark)]
+
+
+def language_prior(train_jsons: Iterable[Mapping[str, Any]], eval_jsons: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How often a guesser who never looks is right: the most frequent training answer to the same words.
+
+    Words never met in training get the most frequent answer of their kind, or else of all. Ties go to the answer that is
+    first in the alphabet.
+
+    Args:
+        train_jsons: the ``json`` members of the training samples, as dicts.
+        eval_jsons: those of the samples to be guessed.
+
+    Returns:
+        Accuracy per kind, and ``all``.
+    """
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for row in train_jsons:
+        text, answer = _last_exchange(row)
+        by_text[text][answer] += 1
+        by_kind[row.get("kind", "")][answer] += 1
+        overall[answer] += 1
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for row in eval_jsons:
+        text, answer = _last_exchange(row)
+        kind = row.get("kind", "")
+        counts = by_text.get(text) or by_kind.get(kind) or overall
+        guess = min(counts, key=lambda candidate: (-counts[candidate], candidate)) if counts else None
+        for name in (kind, "all"):
+            right[name] += guess == answer
+            asked[name] += 1
+    return {name: right[name] / asked[name] for name in asked}
+
+
+def _last_exchange(row: Mapping[str, Any]) -> tuple[str, str]:
+    turns = row["conversations"]
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise ValueError(f"language_prior: a sample must end with an assistant turn, found {turns!r}")
+    return turns[-2]["text"], turns[-1]["text"]

@@ -1,0 +1,243 @@
+"""What a scene is, how hard the world is, and how scenes are drawn at random without ever leaking between splits."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+#: In the order in which a world takes them; a world of four colours has the first four.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (222, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (50, 80, 230),
+    "yellow": (245, 220, 50),
+    "purple": (150, 55, 185),
+    "orange": (245, 140, 25),
+    "cyan": (60, 210, 220),
+    "pink": (250, 150, 195),
+}
+SHAPES = ("circle", "square", "triangle", "diamond")
+SIZES = ("small", "large")
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "grey": (128, 128, 128),
+    "beige": (206, 196, 172),
+    "brown": (98, 78, 62),
+    "slate": (72, 86, 102),
+}
+STRIPES = ("horizontal", "vertical", "rising", "falling")
+#: The fine detail of an object, by kind. No caption ever names it.
+DETAILS: dict[str, tuple[str, ...]] = {
+    "mark": ("top left", "top right", "bottom left", "bottom right"),
+    "stripes": STRIPES,
+    "glyph": ("plus", "times", "minus", "bar"),
+}
+PLACES: dict[int, tuple[str, ...]] = {
+    2: ("top left", "top right", "bottom left", "bottom right"),
+    3: tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")),
+}
+#: Largest shift of an object from the middle of its cell, in eighths of a pixel of a 32-px image.
+MAX_JITTER = 2
+#: Streams of random numbers, one per split. ``hybrid`` draws the same scenes as ``test`` does, for edits never trained on.
+SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "heldout": 3, "hybrid": 4}
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object; ``mark`` is its fine detail and ``jitter`` its shift in eighths of a pixel of a 32-px image."""
+
+    shape: str
+    colour: str
+    size: str
+    cell: str
+    mark: str
+    jitter: tuple[int, int] = (0, 0)
+
+    @property
+    def combination(self) -> tuple[str, str]:
+        """The pair (shape, colour), the unit in which combinations are held out."""
+        return self.shape, self.colour
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background and its objects in reading order; ``stripes`` is the faint texture of the background."""
+
+    background: str
+    stripes: str
+    objects: tuple[Object, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, the exact ground truth as the shards store it."""
+        return {**asdict(self), "objects": [{**asdict(item), "jitter": list(item.jitter)} for item in self.objects]}
+
+    @classmethod
+    def from_json(cls, scene: dict[str, Any]) -> Scene:
+        """The inverse of `to_json`."""
+        objects = tuple(Object(**{**item, "jitter": tuple(item["jitter"])}) for item in scene["objects"])
+        return cls(scene["background"], scene["stripes"], objects)
+
+    def coarse(self) -> str:
+        """Everything but the fine detail and the jitter, as one string; splits are made by it."""
+        items = (f"{item.cell},{item.size},{item.colour},{item.shape}" for item in self.objects)
+        return "|".join((self.background, *items))
+
+    def at(self, cell: str) -> Object | None:
+        """The object of a cell, if there is one."""
+        return next((item for item in self.objects if item.cell == cell), None)
+
+    def matching(self, **attributes: str) -> list[Object]:
+        """The objects that have every attribute given, such as ``colour="red"``."""
+        return [item for item in self.objects if all(getattr(item, name) == value for name, value in attributes.items())]
+
+
+@dataclass(frozen=True)
+class World:
+    """How hard the world is.
+
+    Args:
+        cells: 2 for a board of 2x2 cells, 3 for 3x3; at most one object lies in a cell.
+        num_colours: the first 4 to 8 of `COLOURS`.
+        num_shapes: the first 2 to 4 of `SHAPES`.
+        max_objects: scenes hold 1 to this many objects (1 to 4).
+        image_size: 32 or 64 pixels a side.
+        detail: ``mark`` (a dot of 2 px at one of four places of each object), ``stripes`` or ``glyph``.
+        sizes: ``("small", "large")`` or one of the two.
+
+    Raises:
+        ValueError: an argument lies outside these ranges.
+    """
+
+    cells: int = 2
+    num_colours: int = 4
+    num_shapes: int = 2
+    max_objects: int = 3
+    image_size: int = 32
+    detail: str = "mark"
+    sizes: tuple[str, ...] = SIZES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+        expected: dict[str, tuple[Any, ...]] = {
+            "cells": tuple(PLACES),
+            "num_colours": tuple(range(4, len(COLOURS) + 1)),
+            "num_shapes": tuple(range(2, len(SHAPES) + 1)),
+            "max_objects": (1, 2, 3, 4),
+            "image_size": (32, 64),
+            "detail": tuple(DETAILS),
+            "sizes": (SIZES, ("small",), ("large",)),
+        }
+        for name, values in expected.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"World.{name}: found {getattr(self, name)!r}, expected {', '.join(map(str, values))}")
+
+    @cached_property
+    def colours(self) -> tuple[str, ...]:
+        """Names of the colours of this world."""
+        return tuple(COLOURS)[: self.num_colours]
+
+    @cached_property
+    def shapes(self) -> tuple[str, ...]:
+        """Names of the shapes of this world."""
+        return SHAPES[: self.num_shapes]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Names of the cells in reading order."""
+        return PLACES[self.cells]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The values that the fine detail of an object can take."""
+        return DETAILS[self.detail]
+
+    @cached_property
+    def heldout(self) -> frozenset[tuple[str, str]]:
+        """One (shape, colour) of each shape that train, val and test never show; every colour still appears there."""
+        return frozenset((shape, self.colours[(2 * i + 3) % self.num_colours]) for i, shape in enumerate(self.shapes))
+
+    @cached_property
+    def popular(self) -> frozenset[tuple[str, str]]:
+        """One (shape, colour) of each shape that appears twice as often as the others (POPE's popular negatives)."""
+        return frozenset((shape, self.colours[2 * i % self.num_colours]) for i, shape in enumerate(self.shapes))
+
+    @cached_property
+    def _weighted(self) -> dict[bool, tuple[tuple[str, str], ...]]:
+        every = [(shape, colour) for shape in self.shapes for colour in self.colours]
+        heavy = [pair for pair in every for _ in range(2 if pair in self.popular else 1)]
+        return {True: tuple(heavy), False: tuple(pair for pair in heavy if pair not in self.heldout)}
+
+    def combinations(self, split: str) -> tuple[tuple[str, str], ...]:
+        """The (shape, colour) pairs that a split may show, without repeats."""
+        return tuple(dict.fromkeys(self._weighted[split == "heldout"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments as plain values, for ``world.json``."""
+        return {**asdict(self), "sizes": list(self.sizes)}
+
+
+def sample_stream(seed: int, split: str, task: str, index: int) -> np.random.Generator:
+    """The random numbers of one sample: a pure function of its four names, shared with no other sample."""
+    return np.random.default_rng([seed, SPLIT_STREAMS[split], zlib.crc32(task.encode()), index])
+
+
+def split_of(scene: Scene) -> str:
+    """The split to which a scene without held-out combinations belongs: 80% train, 10% val, 10% test.
+
+    It is decided by the scene's coarse content alone, so a test scene has no twin in train under any seed, and two
+    scenes that differ only in a mark lie in the same split.
+    """
+    bucket = zlib.crc32(scene.coarse().encode()) % 10
+    return "train" if bucket < 8 else "val" if bucket == 8 else "test"
+
+
+def pick(rng: np.random.Generator, values: Any) -> Any:
+    """One of a sequence, uniformly; unlike ``rng.choice`` it keeps the type and is quick on short sequences."""
+    return values[int(rng.random() * len(values))]
+
+
+def random_jitter(rng: np.random.Generator) -> tuple[int, int]:
+    """A shift in eighths of a pixel, each axis uniform in [-MAX_JITTER, MAX_JITTER]."""
+    dx, dy = rng.integers(-MAX_JITTER, MAX_JITTER + 1, size=2).tolist()
+    return dx, dy
+
+
+def sample_scene(world: World, split: str, rng: np.random.Generator, min_objects: int = 1, max_objects: int | None = None) -> Scene:
+    """Draw a scene of a split.
+
+    Args:
+        min_objects: fewest objects.
+        max_objects: most objects; None takes the world's.
+
+    Raises:
+        ValueError: no scene of this split exists within 10,000 draws.
+    """
+    most = min(world.max_objects if max_objects is None else max_objects, world.cells**2)
+    wanted = "test" if split == "hybrid" else split
+    for _ in range(10_000):
+        scene = _draw(world, split, rng, min(min_objects, most), most)
+        if split == "heldout" or split_of(scene) == wanted:
+            return scene
+    raise ValueError(f"the world {world.to_json()} has no scene of {min_objects} to {most} objects in the split {split!r}")
+
+
+def _draw(world: World, split: str, rng: np.random.Generator, least: int, most: int) -> Scene:
+    count = least + int(rng.random() * (most - least + 1))
+    cells = np.sort(rng.permutation(world.cells**2)[:count]).tolist()
+    pool = world._weighted[split == "heldout"]
+    choice = rng.random((count, 3)).tolist()
+    shifts = rng.integers(-MAX_JITTER, MAX_JITTER + 1, size=(count, 2)).tolist()
+    objects = []
+    for cell, (a, b, c), (dx, dy) in zip(cells, choice, shifts, strict=True):
+        shape, colour = pool[int(a * len(pool))]
+        size = world.sizes[int(b * len(world.sizes))]
+        objects.append(Object(shape, colour, size, world.places[cell], world.marks[int(c * len(world.marks))], (dx, dy)))
+    if split == "heldout" and not any(item.combination in world.heldout for item in objects):
+        lucky = int(rng.random() * count)
+        shape, colour = pick(rng, sorted(world.heldout))
+        objects[lucky] = replace(objects[lucky], shape=shape, colour=colour)
+    background = tuple(BACKGROUNDS)[int(rng.random() * len(BACKGROUNDS))]
+    return Scene(background, pick(rng, STRIPES), tuple(objects))

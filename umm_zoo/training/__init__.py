@@ -1,0 +1,1 @@
+"""Training of an experiment: the trainer, the run folder, optimisers, sharding, signals, records."""

@@ -1,0 +1,116 @@
+"""Optimisers and schedules as slots: small factories that a method calls once its parameter groups are known."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class OptimizerFactory(ABC):
+    """Makes the optimiser of a method from its trained parts."""
+
+    @abstractmethod
+    def build(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> Optimizer:
+        """Args: parts: name of each trained part and its parameters. Returns: one optimiser with a named group per part."""
+
+
+class AdamW(OptimizerFactory):
+    """Decoupled weight decay Adam (Loshchilov and Hutter, 2019, arXiv 1711.05101), one parameter group per part.
+
+    Args:
+        lr: learning rate of every part that ``part_lr`` does not name.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: applied to tensors of two or more dimensions; to all of them if ``decay_vectors``.
+        part_lr: learning rate by part name, for instance ``{denoiser: 1.0e-4}``.
+        decay_vectors: also decay biases and norm scales (our default is not to; with weight_decay 0 it does not matter).
+
+    Raises:
+        ValueError: ``part_lr`` names a part that is not trained.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        part_lr: dict[str, float] | None = None,
+        decay_vectors: bool = False,
+    ) -> None:
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.part_lr, self.decay_vectors = dict(part_lr or {}), decay_vectors
+
+    def build(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> Optimizer:
+        """One group per part, split in two where biases and norms are not decayed."""
+        for name in self.part_lr:
+            if name not in parts:
+                raise ValueError(f"optimizer.part_lr: found '{name}', expected the trained parts {sorted(parts)}")
+        groups = []
+        for name, parameters in parts.items():
+            lr = self.part_lr.get(name, self.lr)
+            matrices = [p for p in parameters if p.ndim >= 2 or self.decay_vectors]
+            vectors = [p for p in parameters if p.ndim < 2 and not self.decay_vectors]
+            if matrices:
+                groups.append({"params": matrices, "lr": lr, "weight_decay": self.weight_decay, "name": name})
+            if vectors:
+                groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0, "name": f"{name} (vectors)"})
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
+
+
+class Schedule(ABC):
+    """A learning-rate multiplier as a function of the optimiser step."""
+
+    @abstractmethod
+    def factor(self, step: int) -> float:
+        """The multiplier of every group's own learning rate at ``step`` (0 is the first update)."""
+
+    def build(self, optimizer: Optimizer) -> LambdaLR:
+        """The torch scheduler, stepped once per optimiser step."""
+        return LambdaLR(optimizer, self.factor)
+
+
+class Constant(Schedule):
+    """Linear warm-up over ``warmup_steps``, then the learning rate itself."""
+
+    def __init__(self, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
+
+    def factor(self, step: int) -> float:
+        """(step + 1) / warmup_steps, at most 1."""
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up, then half a cosine down to ``final_factor`` (Loshchilov and Hutter, 2017, arXiv 1608.03983).
+
+    Args:
+        total_steps: optimiser steps of the whole run; write ``${trainer.max_steps}``. It comes from the experiment, never from the
+            trainer: reading ``estimated_stepping_batches`` makes Lightning 2.6 forget the loader's position on resume.
+        warmup_ratio: share of the steps spent warming up.
+        final_factor: multiplier at the end.
+
+    Raises:
+        ValueError: total_steps is not positive or warmup_ratio not in [0, 1).
+    """
+
+    def __init__(self, total_steps: int, warmup_ratio: float = 0.03, final_factor: float = 0.0) -> None:
+        if total_steps < 1 or not 0 <= warmup_ratio < 1:
+            raise ValueError(
+                f"schedule: total_steps must be >= 1 and warmup_ratio in [0, 1), found {total_steps} and {warmup_ratio}"
+            )
+        self.total_steps, self.final_factor = total_steps, final_factor
+        self.warmup_steps = math.ceil(total_steps * warmup_ratio)
+
+    def factor(self, step: int) -> float:
+        """Rises linearly from 1/warmup_steps to 1, then follows the cosine."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,103 @@
+"""``fit --check``: what an experiment would train, how much memory that takes at least, and the file with everything filled in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from torch import nn
+
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.build import Built, build_experiment
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import Experiment
+from umm_zoo.fit import check_data, earlier_stages
+from umm_zoo.method import Method
+from umm_zoo.training.run_folder import RunFolder
+
+#: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
+_TRAINED_COPIES = 3
+
+
+def print_check(experiment: Experiment, runs: str | None = None) -> None:
+    """Check, build on the meta device (no memory, no weights read), and print the report.
+
+    Missing shards are a warning here and an error in ``fit``: an experiment of paper size can be checked on a laptop.
+
+    Raises:
+        UserError: the experiment is wrong.
+    """
+    for stage in earlier_stages(experiment):
+        check(stage)
+    check(experiment)
+    with torch.device("meta"):
+        built = build_experiment(experiment)
+    console = Console(soft_wrap=False, width=None if Console().is_terminal else 120)
+    console.print(_parameter_table(experiment, built.method))
+    for line in _memory_lines(built.method):
+        console.print(line, highlight=False)
+    for line in _data_warnings(built, experiment):
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
+    console.print(f"run folder: {RunFolder.of(experiment, runs).path}", highlight=False, soft_wrap=True)
+    console.print("the experiment with everything filled in:", highlight=False)
+    console.print(Syntax(experiment.to_yaml(), "yaml", background_color="default", word_wrap=True))
+
+
+def _parameter_table(experiment: Experiment, method: Method) -> Table:
+    table = Table(title=f"{experiment.name}: {type(method).__name__}", title_justify="left")
+    table.add_column("part")
+    for column in ("trained", "frozen", "weights"):
+        table.add_column(column, justify="right")
+    rows = {name: list(part.parameters()) for name, part in method.parts().items()}
+    for name, parameters in rows.items():
+        table.add_row(name, *_counts(parameters))
+    table.add_section()
+    table.add_row("all", *_counts(p for parameters in rows.values() for p in parameters))
+    return table
+
+
+def _counts(parameters: Iterable[nn.Parameter]) -> tuple[str, str, str]:
+    parameters = list(parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    return f"{trained:,}", f"{frozen:,}", _bytes(sum(_size(p) for p in parameters))
+
+
+def _memory_lines(method: Method) -> list[str]:
+    by_type: Counter[str] = Counter()
+    for tensor in {id(t): t for t in [*method.parameters(), *method.buffers()]}.values():
+        by_type[str(tensor.dtype).removeprefix("torch.")] += _size(tensor)
+    trained = _TRAINED_COPIES * sum(_size(p) for p in method.parameters() if p.requires_grad)
+    weights = sum(by_type.values())
+    detail = ", ".join(f"{name} {_bytes(size)}" for name, size in by_type.most_common())
+    return [
+        f"memory, at least: {_bytes(weights + trained)} per process",
+        f"  weights and buffers {_bytes(weights)} ({detail or 'none'})",
+        f"  gradients and AdamW's two moments of the trained parameters {_bytes(trained)}",
+        "  not counted: activations, the batch, what a library works with; sharded strategies need less",
+    ]
+
+
+def _data_warnings(built: Built, experiment: Experiment) -> list[str]:
+    try:
+        check_data(built.data, experiment)
+    except UserError as error:
+        return [f"{line} (fit will refuse this)" for line in error.lines()]
+    return []
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _bytes(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+        value /= 1024
+    raise AssertionError

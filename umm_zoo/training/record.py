@@ -1,0 +1,124 @@
+"""What a run must remember to be continued exactly: its experiment, its random numbers, the time it has taken."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+
+from umm_zoo.batch import Batch
+from umm_zoo.experiment.file import Experiment
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, numpy's and torch's global generators, in types that ``weights_only`` loading admits."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what ``random_state`` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class RunRecord(Callback):
+    """Writes the resolved experiment and each rank's random states into every checkpoint, and puts the states back on resume.
+
+    Validation draws from its own seed, the same each time: scores of different steps are comparable, and a run that validates more
+    often trains on the same random numbers. Ranks train on different random numbers. A data set that draws from the global
+    generators of the training process itself is not covered; ``ShardData`` draws none.
+
+    Args:
+        experiment: stored under the key ``experiment`` as a plain dict.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.began = False  # whether training has taken up its first batch: mistakes before that are the user's
+        self.keys: list[str] = []  # of the batch in work: a mistake in one of its rows is named by them
+        self.seconds = 0.0  # of this run, over all the sessions it took
+        self._clock = time.monotonic()
+        self._states: list[dict[str, Any]] | None = None
+        self._after_batch: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add ``experiment``, ``folders`` (where its dotted paths are found), ``random_states`` and ``seconds``."""
+        own: dict[str, Any] = self._after_batch if trainer.validating and self._after_batch else random_state()
+        states: list[Any] = [own]
+        if dist.is_available() and dist.is_initialized() and trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            dist.all_gather_object(states, own)
+        checkpoint["experiment"] = self.experiment.resolved()
+        checkpoint["folders"] = list(self.experiment.folders)
+        checkpoint["random_states"] = states
+        checkpoint["seconds"] = self.elapsed()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the states until training starts."""
+        self._states = checkpoint.get("random_states")
+        self.seconds = float(checkpoint.get("seconds", 0.0))
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, earlier sessions included."""
+        return self.seconds + time.monotonic() - self._clock
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
+        self._clock = time.monotonic()
+        self.began = True
+        if self._states is not None and len(self._states) != trainer.world_size:
+            self._states = None
+        if self._states is not None:
+            set_random_state(self._states[trainer.global_rank])
+        else:
+            seed_all(self.experiment.seed + 7919 * trainer.global_rank + 104729 * trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Restore once more: where a validation was due, Lightning has opened its loader since, which draws a number."""
+        self.keys = batch.keys if isinstance(batch, Batch) else []
+        if self._states is not None:
+            set_random_state(self._states[trainer.global_rank])
+            self._states = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Remember the states: a validation that follows draws numbers before its first hook."""
+        self._after_batch = random_state()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give validation its own seed."""
+        self.began = True
+        seed_all(self.experiment.seed + 7919 * trainer.global_rank)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Remember the batch's keys."""
+        self.keys = batch.keys if isinstance(batch, Batch) else []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continue training's random numbers where they stopped."""
+        if self._after_batch is not None and not trainer.sanity_checking:
+            set_random_state(self._after_batch)

@@ -1,0 +1,208 @@
+"""The folder of one run: what is written there, and whether a new run may use it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from umm_zoo.checkpoints.folder import CheckpointError, CheckpointFolder
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import Experiment
+
+
+@contextmanager
+def writing(
+    path: str | Path, instead: str = "a folder that can be written (--runs DIR, or the variable UMM_ZOO_RUNS)"
+) -> Iterator[None]:
+    """Around writes to ``path``.
+
+    Raises:
+        UserError: the place cannot be written, or its disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = "" if error.filename in (None, str(path)) else f", {error.filename}"
+        raise UserError(path, f"found a place that cannot be written ({error.strerror}{where}), expected {instead}") from error
+
+
+class RunFolder:
+    """The folder ``<runs>/<name>/``: the resolved experiment, checkpoints, logs, samples, and in the end ``metrics.json``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.logs = self.path / "logs"
+        self.metrics_file = self.path / "metrics.json"
+        self.experiment_file = self.path / "experiment.yaml"
+
+    @classmethod
+    def of(cls, experiment: Experiment, runs: str | Path | None = None) -> RunFolder:
+        """The folder of an experiment below ``runs`` (default: the environment variable UMM_ZOO_RUNS, else ``runs``)."""
+        return cls(Path(runs or os.environ.get("UMM_ZOO_RUNS") or "runs") / experiment.name)
+
+    def finished(self) -> bool:
+        """Whether a run came to its end here."""
+        return self.metrics_file.is_file()
+
+    def differences(self, experiment: Experiment) -> list[str]:
+        """Dotted keys in which the stored experiment differs from ``experiment``."""
+        try:
+            stored = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError):  # damaged: as different as can be
+            stored = {}
+        stored = stored if isinstance(stored, Mapping) else {}
+        return sorted(_differences(_comparable(stored), _comparable(experiment.resolved()), ""))
+
+    def stored_name(self) -> str | None:
+        """The name in the stored experiment, read from its own line alone: a comparison asks every run there is."""
+        if not self.experiment_file.is_file():
+            return None
+        with self.experiment_file.open(encoding="utf-8", errors="replace") as lines:
+            return next((line[5:].strip().strip("'\"") for line in lines if line.startswith("name:")), None)
+
+    def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
+        """What to do with the folder.
+
+        Args:
+            experiment: the one to run.
+            ckpt: ``last``, the path of a checkpoint, or None.
+            again: throw away what is there.
+
+        Raises:
+            UserError: the folder holds another experiment or an unfinished run, or there is nothing to resume.
+        """
+        if self.path.exists() and not self.experiment_file.is_file() and (not self.path.is_dir() or any(self.path.glob("*.*"))):
+            raise UserError(self.path, "found files that no run wrote, expected a run folder or a new one (name=… or --runs DIR)")
+        if again and not ckpt:
+            return "fresh"
+        different = self.differences(experiment) if self.experiment_file.is_file() else []
+        if ckpt is None:
+            if self.checkpoints.newest() is None and not self.finished():
+                return "fresh"  # a run that died before its first checkpoint has nothing to lose
+            options = "expected name=… for another folder, --again to start over"
+            if different:
+                raise UserError(
+                    self.path,
+                    f"found a run of another experiment (other {few(different)}), {options}, ckpt=last to continue it all the same",
+                )
+            if self.finished():
+                return "finished"
+            raise UserError(self.path, f"found an unfinished run of this experiment, expected ckpt=last to continue it, {options}")
+        if not (self.checkpoints.newest() if ckpt == "last" else Path(ckpt).exists()):
+            where = f"checkpoint in {self.checkpoints.path}" if ckpt == "last" else "such file"
+            expected = "expected 'last' or the path of a checkpoint"
+            raise UserError(experiment.file, f"ckpt: found '{ckpt}', but there is no {where}, {expected}")
+        return "finished" if ckpt == "last" and self.finished() and not different else "resume"
+
+    def resume_path(self, ckpt: str) -> Path:
+        """The checkpoint that ``ckpt=…`` means: for ``last`` the newest intact one.
+
+        Raises:
+            UserError: none is intact.
+        """
+        if ckpt != "last":
+            return Path(ckpt)
+        try:
+            latest = self.checkpoints.latest()
+        except CheckpointError as error:
+            raise UserError(self.path, f"{error}, expected --again to start over") from error
+        if latest is None:
+            raise UserError(self.path, "ckpt: found 'last', but there is no checkpoint any more")
+        return latest
+
+    def begin(self, experiment: Experiment, fresh: bool) -> None:
+        """Make the folder ready; a fresh start removes what an earlier run wrote."""
+        if fresh:
+            for left in (self.experiment_file, self.metrics_file, *self.path.glob("evaluation-*.json")):
+                left.unlink(missing_ok=True)
+            for folder in ("checkpoints", "logs", "samples"):  # and nothing else: the folder may hold other runs or a user's notes
+                shutil.rmtree(self.path / folder, ignore_errors=True)
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self.metrics_file.unlink(missing_ok=True)
+        self.experiment_file.write_text(experiment.to_yaml(), encoding="utf-8")
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write ``metrics.json``, whole or not at all."""
+        partial = self.metrics_file.with_suffix(".partial")
+        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.metrics_file)
+
+    def advice(self) -> str:
+        """How to go on with a training that a mistake has ended."""
+        if kept := self.checkpoints.newest():
+            return f"{kept} is kept; continue from it with ckpt=last"
+        return f"{self.path} holds no checkpoint yet; start again"
+
+    def rows_until(self, step: int) -> tuple[list[str], list[dict[str, str]]]:
+        """Header and rows of ``logs/metrics.csv`` up to ``step``: what a resumed run keeps."""
+        file = self.logs / "metrics.csv"
+        if not file.is_file():
+            return [], []
+        with file.open(newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < step]
+        return list(reader.fieldnames or []), rows
+
+
+def circumstances() -> dict[str, Any]:
+    """Commit, library versions and machine, as ``metrics.json`` records them."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "lightning", "transformers", "diffusers", "torchmetrics", "umm_zoo"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    machine: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"commit": _commit(), "versions": versions, "machine": machine}
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with ``+`` where it has been changed since; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed.strip() else "")
+
+
+def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Through YAML and back, and ``after`` by its file name: the same project may lie elsewhere today."""
+    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
+    return {**plain, "after": Path(plain["after"]).name if plain.get("after") else None}
+
+
+def _differences(old: Any, new: Any, where: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            d for key in {**old, **new} for d in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    return [] if old == new else [where]
+
+
+def few(keys: list[str]) -> str:
+    """The first three of some keys."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

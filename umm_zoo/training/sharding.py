@@ -1,0 +1,160 @@
+"""Training with weights, gradients and optimiser states shared out over the ranks (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from umm_zoo.checkpoints.files import load_checkpoint, reason
+from umm_zoo.checkpoints.folder import INDEX, PARTIAL, CheckpointError, damage, remove, sync
+from umm_zoo.checkpoints.sharded import (
+    SavedTensor,
+    ShardedCheckpoint,
+    box_of,
+    local_box,
+    put_back,
+    take_out,
+    write_pieces,
+    write_rest,
+)
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """Every rank holds a slice of each tensor and gathers a block's weights only while it computes with them.
+
+    The method says which blocks (``Method.sharded_blocks``). Batches, losses and clipping are those of ordinary data-parallel
+    training. A checkpoint is a folder: each rank's slices as safetensors, everything else in one plain file; written under a
+    temporary name, verified, renamed. It can be resumed with any number of ranks and without sharding, and a single file can be
+    resumed with it; ``tools/consolidate.py`` makes one file of weights.
+
+    While validation goes on the weights are whole on every rank (ranks may differ in their numbers of batches and generated tokens,
+    and must not wait for each other): they must fit beside the optimiser's slices.
+    """
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Yes: our files are read slice by slice."""
+        return True
+
+    def setup_environment(self) -> None:
+        """All devices are data-parallel."""
+        if self._data_parallel_size == "auto":
+            self._data_parallel_size = self.num_nodes * self.num_processes
+        if self._tensor_parallel_size == "auto":
+            self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    # -- saving --------------------------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This rank's slices."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """This rank's slices, numbered as the optimiser numbers its parameters: as without sharding."""
+        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return inner.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
+        """Write the folder; every rank calls this.
+
+        Raises:
+            CheckpointError: on every rank, where one could not write.
+        """
+        path = Path(self.broadcast(filepath))
+        partial = path.with_name(path.name + PARTIAL)
+        if self.is_global_zero:
+            remove(partial)
+            partial.mkdir(parents=True)
+        self.barrier()
+        pieces: dict[str, Any] = {}
+        rest = take_out(checkpoint, pieces)
+        mine: tuple[str | None, Any] = (None, None)
+        try:
+            mine = (None, (*write_pieces(partial, self.global_rank, pieces), {key: piece for key, (piece, _) in pieces.items()}))
+        except Exception as error:  # safetensors has its own class for what the disk says
+            mine = (reason(error), None)
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, mine)
+        problem = next((found for found, _ in gathered if found), None)
+        if self.is_global_zero and problem is None:
+            try:
+                write_rest(partial, rest, [written for _, written in gathered])
+                remove(path)
+                partial.rename(path)
+                sync(path.parent)
+            except Exception as error:
+                problem = reason(error)
+        if problem := self.broadcast(problem):
+            if self.is_global_zero:
+                remove(partial)
+            raise CheckpointError(f"{path} could not be written: {problem}")
+
+    # -- loading -------------------------------------------------------------------------------------------------------------
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """A sharded checkpoint, its tensors left on disk; or a single file, mapped into memory.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        problem = self.broadcast(damage(path) if self.is_global_zero and path.exists() else None)
+        if problem:
+            raise ValueError(f"{path}: found a damaged checkpoint: {problem}")
+        if not (path / INDEX).is_file():
+            return load_checkpoint(path, mapped=True)
+        checkpoint = ShardedCheckpoint(path)
+        lazily = checkpoint.lazy()
+        other = {key: value for key, value in checkpoint.rest().items() if key not in ("state_dict", "optimizer_states")}
+        return lazily | put_back(other, lambda key: checkpoint.tensor(key).full())
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy this rank's part of each tensor; which keys there must be, the method has checked."""
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        with torch.no_grad():
+            for key, saved in checkpoint["state_dict"].items():
+                if key not in own:
+                    continue
+                target = own[key]
+                if isinstance(target, DTensor):
+                    target.to_local().copy_(box_of(saved, *local_box(target)).reshape(target.to_local().shape))
+                else:
+                    target.copy_(_full(saved))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give each parameter's slice its part of the saved states."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                number: {slot: _for_parameter(value, parameters[number]) for slot, value in slots.items()}
+                for number, slots in saved["state"].items()
+            }
+            optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+
+def _full(saved: SavedTensor | Tensor) -> Tensor:
+    return saved.full() if isinstance(saved, SavedTensor) else saved
+
+
+def _for_parameter(saved: Any, parameter: Tensor) -> Any:
+    """A slot of the optimiser's state, sliced as its parameter is."""
+    if not isinstance(saved, (SavedTensor, Tensor)):
+        return saved
+    if not isinstance(parameter, DTensor) or tuple(saved.shape) != tuple(parameter.shape):
+        return _full(saved)
+    local = box_of(saved, *local_box(parameter)).clone().to(parameter.to_local().device)
+    return DTensor.from_local(
+        local, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )

@@ -1,0 +1,148 @@
+"""Ctrl-C, SIGTERM and a cluster's warning: finish the batch, save, stop."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from umm_zoo.checkpoints.folder import CheckpointFolder
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Training was asked to stop.
+
+    Args:
+        signum: the signal that asked.
+        step: optimiser steps taken.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
+        self.signum, self.step = signum, step
+        self.checkpoint: Path | None = None  # what has been saved on the way out
+        self.requeued: str | None = None  # the SLURM job that will go on
+
+    def __str__(self) -> str:
+        going_on = f"SLURM job {self.requeued} is requeued and goes on" if self.requeued else "continue with ckpt=last"
+        return f"{super().__str__()}; saved {self.checkpoint}; {going_on}"
+
+
+class StopOnSignal(Callback):
+    """Saves a checkpoint after the batch in which SIGINT or SIGTERM arrived, then raises ``Stopped`` on every rank.
+
+    Under SLURM the signal with which the cluster warns that a job's time is running out (``sbatch --signal=USR1@120``; another one
+    by Lightning's ``SLURMEnvironment(requeue_signal=…)``) does the same and has the job requeued.
+
+    Lightning's own handling does not save, and broadcasts from inside the signal handler, which can hang beside a collective.
+    A second Ctrl-C interrupts at once, without saving. During validation the checkpoint is that of the training batch before it;
+    several ranks finish the validation first.
+
+    Args:
+        checkpoints: where to.
+    """
+
+    def __init__(self, checkpoints: CheckpointFolder) -> None:
+        self.checkpoints = checkpoints
+        self._received = 0
+        self._requeue_signal = 0
+        self._before: dict[int, Any] = {}
+        self._val_progress: dict[str, Any] = {}
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._received != self._requeue_signal or not self._received:  # a SIGTERM that comes after a warning changes nothing
+            self._received = signum
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, which has just registered its own handlers."""
+        if threading.current_thread() is threading.main_thread():
+            self._requeue_signal = requeue_signal(trainer)
+            numbers = {signal.SIGINT, signal.SIGTERM, *filter(None, [self._requeue_signal])}
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Before Lightning gives back its own, or it would be its handlers that stay."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop here if any rank was asked to."""
+        self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.state_dict())
+        if signum := self._agreed(trainer):
+            raise Stopped(signum, trainer.global_step)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop a validation too: it may be long. Several ranks go on to its end, for they cannot ask each other in the middle: one
+        may have a batch more than another, and its question would meet the other's metrics."""
+        if self._before and self._received and trainer.world_size == 1:
+            raise Stopped(self._received, trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save; callbacks that exchange the weights for a validation stand before this one, and have put them back."""
+        if isinstance(exception, Stopped):
+            if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
+                trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
+            exception.checkpoint = self.checkpoints.save(trainer)
+            if exception.signum == self._requeue_signal and trainer.is_global_zero:
+                exception.requeued = requeue()
+        self._give_back()
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that reached any rank, 0 for none."""
+        if trainer.world_size == 1 or not dist.is_initialized():
+            return self._received
+        signum = torch.tensor([self._received], device=trainer.strategy.root_device)
+        dist.all_reduce(signum, op=dist.ReduceOp.MAX)
+        return int(signum.item())
+
+
+def requeue_signal(trainer: Trainer) -> int:
+    """The signal after which this SLURM job is to be requeued, 0 where there is no such job."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        return int(environment.requeue_signal or 0) if environment.auto_requeue else 0
+    return int(signal.SIGUSR1) if slurm_job() else 0
+
+
+def slurm_job() -> str | None:
+    """The SLURM job that this process belongs to, as ``scontrol`` names it; None in an interactive one."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return job if re.fullmatch(r"[0-9_]+", job) else None
+
+
+def requeue() -> str | None:
+    """Ask SLURM to run this job again; returns its name, None (and says why) where it refuses."""
+    job = slurm_job()
+    if job is None:
+        return None
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False, timeout=60)
+        problem = (done.stderr or done.stdout).strip() if done.returncode else None
+    except (OSError, subprocess.SubprocessError) as error:
+        problem = str(error)
+    if problem is not None:
+        print(f"SLURM job {job} could not be requeued: {problem}", flush=True)
+        return None
+    return job
