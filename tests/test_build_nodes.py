@@ -11,7 +11,8 @@ import toy_parts
 from torch import nn
 
 from umm_zoo.batch import Grid
-from umm_zoo.experiment.build import BuildError, build
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.build import build
 from umm_zoo.experiment.targets import TargetError, find_target
 from umm_zoo.experiment.types import describe_slot, mismatches
 from umm_zoo.training.optimization import AdamW, OptimizerFactory, Schedule
@@ -88,7 +89,7 @@ def test_null_in_a_map_of_objects_removes_the_entry() -> None:
 
 def test_constructor_error_names_the_node() -> None:
     inner = {"_target_": "umm_zoo.training.optimization.WarmupCosine", "total_steps": 0}
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(UserError) as caught:
         build(node("Holder", anything=[{"deep": inner}]), "method")
     (line,) = caught.value.lines()
     assert line.startswith(

@@ -3,44 +3,99 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake of a user: where it stands, what was found, what is expected, what may have been meant."""
+    """One thing that a user can mend.
+
+    Args:
+        where: dotted path in an experiment, file, or key of a sample.
+        found: what stands there; a whole sentence where ``expected`` is empty.
+        expected: what should stand there.
+        hint: how to get on.
+    """
 
     where: str
     found: str
-    expected: str
-    meant: str | None = None
+    expected: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
-        hint = f"; did you mean '{self.meant}'?" if self.meant else ""
-        where = f"{self.where}: " if self.where else ""
-        return f"{where}found {self.found}, expected {self.expected}{hint}"
+        said = f"found {self.found}, expected {self.expected}" if self.expected else self.found
+        text = f"{self.where}: {said}" if self.where else said
+        return f"{text}; {self.hint}" if self.hint else text
 
 
-class UserError(Exception):
-    """A mistake that its author can mend: commands print one line per problem, without a traceback, and exit with code 2.
+class UserError(ValueError):
+    """What a user can mend: a misspelt key, a damaged shard, a sample longer than the model reads, weights that do not fit.
+
+    Commands print it as one line per problem, without a traceback, and exit with code 2. Raise it for nothing else: every other
+    error is taken for a bug and keeps its traceback. Who catches it may know more: ``locate`` adds the file or the sample's key.
+
+        raise UserError("data.batch_size", "0", "a positive whole number")
+        raise UserError("", "3,000 tokens", "at most 2,048", row=4)      # the row of a batch, whose key the command knows
 
     Args:
-        file: the experiment file, or whatever else is wrong.
-        problems: what is wrong with it.
-        advice: how to go on, for a line below them.
+        where: dotted path in the experiment, file, or key of a sample; empty where only the caller knows.
+        found: what stands there (a whole sentence where ``expected`` is empty), or several problems below ``where``.
+        expected: what should stand there.
+        hint: how to get on.
+        row: row of the batch in work that it is about.
+        advice: what to do next, for a line of its own below all others.
     """
 
-    def __init__(self, file: str | Path, problems: Sequence[Problem | str] | str, advice: str = "") -> None:
-        self.file, self.advice = str(file), advice
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.lines()))
+    def __init__(
+        self,
+        where: str | Path,
+        found: str | Sequence[Problem],
+        expected: str = "",
+        hint: str = "",
+        *,
+        row: int | None = None,
+        advice: str = "",
+    ) -> None:
+        self.row, self.advice = row, advice
+        self.file = "" if isinstance(found, str) else str(where)
+        self.problems = [Problem(str(where), found, expected, hint)] if isinstance(found, str) else list(found)
+        super().__init__(where, found)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """``<file>: <path>: found …, expected …; did you mean …?``, one line per problem."""
-        return [f"{self.file}: {' '.join(str(problem).split())}" for problem in self.problems]
+        """``<file>: <where>: found …, expected …; <hint>``, one line per problem."""
+        return [" ".join((f"{self.file}: {problem}" if self.file else str(problem)).split()) for problem in self.problems]
+
+    def locate(self, file: str | Path = "", place: str = "", keys: Sequence[str] = (), advice: str = "") -> None:
+        """Add what the one who caught it knows.
+
+        Args:
+            file: the experiment file or run, for the front of every line.
+            place: part of the experiment (``data``, ``method`` …) where the error names none.
+            keys: of the batch in work; that of ``row`` is named.
+            advice: what to do next, where the error says nothing about it.
+        """
+        if self.row is not None:
+            place = keys[self.row] if self.row < len(keys) else f"row {self.row}"
+        self.problems = [problem if problem.where else replace(problem, where=place) for problem in self.problems]
+        self.file = self.file or str(file)
+        self.advice, self.row = self.advice or advice, None
+
+
+@contextmanager
+def locating(file: str | Path = "", place: str = "") -> Iterator[None]:
+    """Add a place to the user errors that pass through; see ``UserError.locate``."""
+    try:
+        yield
+    except UserError as error:
+        error.locate(file, place)
+        raise
 
 
 def nearest(word: str, known: Iterable[Any]) -> str | None:
@@ -49,24 +104,21 @@ def nearest(word: str, known: Iterable[Any]) -> str | None:
     return close[0] if close else None
 
 
+def did_you_mean(word: str | None, known: Iterable[Any] | None = None) -> str:
+    """A hint at the right word: ``word`` itself, or the one of ``known`` that it misspells; empty where there is none."""
+    meant = word if word is None or known is None else nearest(word, known)
+    return f"did you mean '{meant}'?" if meant else ""
+
+
 #: Parts of an experiment that a message may begin with; one that begins otherwise speaks of the data.
 _PLACES = ("data", "metrics", "method", "callbacks", "trainer")
 
 
-class MistakeError(ValueError):
-    """A shard that has vanished, a sample longer than the model reads, a metric that the method does not feed.
-
-    Commands print it as one line and exit with code 2, in the middle of a training too, where every other error is taken for a bug
-    and keeps its traceback. Raise it for what the owner of data or experiment can mend, and nothing else.
-
-    Args:
-        message: where, what was found, what is expected.
-        row: row of the batch in work, where the one who raises knows no keys.
-    """
+class MistakeError(UserError):
+    """Former name of a ``UserError`` in mid-run; to go when the last of them is a ``UserError``."""
 
     def __init__(self, message: str, row: int | None = None) -> None:
-        super().__init__(message)
-        self.row = row
+        super().__init__("", message, row=row)
 
     def __str__(self) -> str:
         return super().__str__() if self.row is None else f"row {self.row}: {super().__str__()}"
@@ -77,7 +129,7 @@ class MistakeError(ValueError):
         Args:
             keys: of the batch in work; that of ``row`` is named.
         """
-        text = super().__str__()
+        text = self.problems[0].found
         if "Original Traceback" in text:  # torch raises a worker's error again, with the worker's traceback for a message
             text = text.strip().splitlines()[-1].partition(": ")[2]
         if self.row is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.errors import Problem, UserError, nearest
+from umm_zoo.errors import Problem, UserError, did_you_mean
 from umm_zoo.experiment.file import Experiment, experiment_from
 from umm_zoo.fit import user_errors
 from umm_zoo.training.run_folder import circumstances, writing
@@ -85,7 +85,7 @@ def evaluate(source: str | Path, suite: str = "validation", arguments: Sequence[
         UserError: no such run or suite, or an override that does not fit.
     """
     if suite not in SUITES:
-        raise UserError(source, [Problem("", f"an unknown suite '{suite}'", ", ".join(SUITES), nearest(suite, SUITES))])
+        raise UserError(source, [Problem("", f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))])
     run = load_run(source, overrides)
     run.arguments = list(arguments)
     began = time.monotonic()

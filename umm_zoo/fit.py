@@ -265,13 +265,13 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
     except CheckpointError as error:
         if not trainer.is_global_zero:
             return 0
-        raise UserError(experiment.file, f"checkpoint: {error}", folder.advice()) from error
+        raise UserError(experiment.file, f"checkpoint: {error}", advice=folder.advice()) from error
     except (ValueError, TypeError, OSError) as error:
         if record.began and isinstance(error, MistakeError):
-            raise UserError(experiment.file, error.line(record.keys), folder.advice()) from error
+            raise UserError(experiment.file, error.line(record.keys), advice=folder.advice()) from error
         if record.began and isinstance(error, OSError) and error.errno in NO_ROOM:
             found = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-            raise UserError(folder.path, f"found that nothing more can be written ({found})", folder.advice()) from error
+            raise UserError(folder.path, f"found that nothing more can be written ({found})", advice=folder.advice()) from error
         if record.began:
             raise
         for file, content in before.items():  # a resume that is refused leaves the run as it was

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError, nearest
+from umm_zoo.errors import Problem, UserError, did_you_mean
 from umm_zoo.experiment.file import Experiment, load_experiment
 
 KEYS = ("question", "decision", "base", "vary", "also", "choices", "contrasts", "seeds", "metrics", "set")
@@ -102,8 +102,9 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        near = nearest(file.name, (p.name for p in file.parent.glob("*.y*ml"))) if file.parent.is_dir() else None
-        raise UserError(file, [Problem("", "no such file", "a compare file", near)])
+        raise UserError(
+            file, "no such file", "a compare file", did_you_mean(file.name, (p.name for p in file.parent.glob("*.y*ml")))
+        )
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -112,7 +113,7 @@ def _read(file: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(tree, dict):
         raise UserError(file, f"found a {type(tree).__name__}, expected a map with the keys {', '.join(KEYS)}")
-    problems = [Problem(str(k), "an unknown key", ", ".join(KEYS), nearest(str(k), KEYS)) for k in tree if k not in KEYS]
+    problems = [Problem(str(k), "an unknown key", ", ".join(KEYS), did_you_mean(str(k), KEYS)) for k in tree if k not in KEYS]
     for key, kind in (("question", str), ("base", str), ("vary", str), ("choices", dict), ("seeds", list), ("metrics", dict)):
         if not isinstance(tree.get(key), kind) or not tree[key]:
             problems.append(Problem(key, repr(tree.get(key)), f"a {kind.__name__} that is not empty"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import Target, TargetError, find_target
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from umm_zoo.method import Method
 
 _USER_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
-
-
-class BuildError(UserError):
-    """A constructor refused its arguments."""
 
 
 @dataclass
@@ -43,17 +39,20 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
         path: where the node stands, for messages.
 
     Raises:
-        BuildError: no such target, or a constructor raised ValueError, TypeError, OSError, ImportError.
+        UserError: no such target, or a constructor raised ValueError, TypeError, OSError, ImportError.
     """
     try:
         target = find_target(str(node[TARGET]))
     except TargetError as error:
-        raise BuildError(path or str(node[TARGET]), [error.problem]) from None
+        raise UserError(path or str(node[TARGET]), [error.problem]) from None
     arguments = build_arguments(target, node, path)
     try:
         return target.call(**arguments)
+    except UserError as error:
+        error.locate(place=path)
+        raise
     except _USER_MISTAKES as error:
-        raise BuildError(path or str(node[TARGET]), f"{node[TARGET]}: {error or type(error).__name__}") from error
+        raise UserError(path or str(node[TARGET]), f"{node[TARGET]}: {error or type(error).__name__}") from error
 
 
 def build_arguments(target: Target, node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -96,11 +95,9 @@ def build_data(experiment: Experiment) -> LightningDataModule:
         UserError: its constructor, or one below it, refused its arguments.
     """
     experiment.use_folders()
-    try:
+    with locating(experiment.file):
         data: LightningDataModule = build(experiment.data, "data")
         return data
-    except BuildError as error:
-        raise UserError(experiment.file, error.lines()) from error
 
 
 def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
@@ -114,12 +111,10 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
         UserError: a constructor refused its arguments; the line names the node.
     """
     experiment.use_folders()
-    try:
+    with locating(experiment.file):
         return Built(
             build(experiment.method, "method"),
             data if data is not None else build_data(experiment),
             {name: build(node, f"callbacks.{name}") for name, node in experiment.callbacks.items()},
             {name: build(node, f"metrics.{name}") for name, node in experiment.metrics.items()},
         )
-    except BuildError as error:
-        raise UserError(experiment.file, error.lines()) from error

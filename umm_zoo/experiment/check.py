@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from umm_zoo.errors import Problem, UserError, nearest
+from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import Target, TargetError, class_of, find_target
 from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot, is_node, mismatches
@@ -64,7 +64,7 @@ def _inside(value: Any, path: str) -> list[Problem]:
         target = find_target(value[TARGET])
     except TargetError as error:
         wrong = error.problem
-        return [Problem(f"{path}.{TARGET}", wrong.found, wrong.expected, wrong.meant), *below]
+        return [Problem(f"{path}.{TARGET}", wrong.found, wrong.expected, wrong.hint), *below]
     return _argument_problems(target, value, path) + below
 
 
@@ -82,7 +82,11 @@ def _argument_problems(target: Target, node: Mapping[str, Any], path: str) -> li
             misspelt.add(meant)
             short = meant is not None and len(known) > 12
             expected = f"{len(known)} others" if short else ", ".join(known) or "none"
-            problems.append(Problem(f"{path}.{key}", f"an unknown argument '{key}'", f"the arguments of {name}: {expected}", meant))
+            problems.append(
+                Problem(
+                    f"{path}.{key}", f"an unknown argument '{key}'", f"the arguments of {name}: {expected}", did_you_mean(meant)
+                )
+            )
     for key in target.required:
         if key not in node and key not in misspelt:
             problems.append(Problem(f"{path}.{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))

@@ -23,7 +23,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
-from umm_zoo.errors import Problem, UserError, nearest
+from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.types import TARGET, describe, mismatches
 
 #: Maps from a free name to a node; ``null`` removes an entry.
@@ -144,10 +144,11 @@ def experiment_from(
 
 def _read(file: Path) -> dict[str, Any]:
     if file.is_dir():
-        raise UserError(file, Problem("", "a folder", "an experiment file").__str__())
+        raise UserError(file, "a folder", "an experiment file")
     if not file.is_file():
-        near = nearest(file.name, (p.name for p in file.parent.glob("*.y*ml"))) if file.parent.is_dir() else None
-        raise UserError(file, str(Problem("", "no such file", "an experiment file", near)))
+        raise UserError(
+            file, "no such file", "an experiment file", did_you_mean(file.name, (p.name for p in file.parent.glob("*.y*ml")))
+        )
     try:
         tree = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=False)
     except GrammarParseError as error:
@@ -171,7 +172,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _unknown(key: str, known: Iterable[str], where: str = "") -> Problem:
     known = list(known)
     path = f"{where}.{key}" if where else key
-    return Problem(path, f"an unknown key '{key}'", f"{', '.join(map(str, known)) or 'none'}", nearest(key, known))
+    return Problem(path, f"an unknown key '{key}'", f"{', '.join(map(str, known)) or 'none'}", did_you_mean(key, known))
 
 
 def _read_with_bases(file: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], list[str]]:
@@ -190,7 +191,9 @@ def _read_with_bases(file: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any
         path = file.parent / base
         if not path.is_file():
             near = nearest(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else None
-            raise UserError(file, [Problem("base", f"'{base}', which is no file", f"a path relative to {file.parent}/", near)])
+            raise UserError(
+                file, [Problem("base", f"'{base}', which is no file", f"a path relative to {file.parent}/", did_you_mean(near))]
+            )
         tree, more = _read_with_bases(path, (*below, file.resolve()))
         tree.pop("name", None)
         merged = merge(merged, tree)
@@ -295,7 +298,7 @@ def _unresolved(config: Any, where: str, known: list[str]) -> Iterable[Problem]:
             raw = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[index]
             wanted = re.search(r"Interpolation key '([^']*)' not found", str(error))
             reason = "" if wanted else f" ({(str(error).splitlines() or ['?'])[0]})"
-            meant = nearest(wanted[1], known) if wanted else None
+            meant = did_you_mean(nearest(wanted[1], known)) if wanted else ""
             yield Problem(path, f"'{raw}', which leads to nothing{reason}", "an interpolation of a key of this experiment", meant)
         else:
             if isinstance(value, (DictConfig, ListConfig)):

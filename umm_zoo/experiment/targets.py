@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from umm_zoo.errors import Problem, nearest
+from umm_zoo.errors import Problem, did_you_mean, nearest
 from umm_zoo.experiment.types import TARGET, describe_slot
 
 
@@ -22,7 +22,7 @@ class TargetError(Exception):
     """A dotted path that cannot be a target; ``problem`` says why."""
 
     def __init__(self, found: str, expected: str, meant: str | None = None) -> None:
-        self.problem = Problem("", found, expected, meant)
+        self.problem = Problem("", found, expected, did_you_mean(meant))
         super().__init__(str(self.problem))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
-from umm_zoo.errors import Problem, nearest
+from umm_zoo.errors import Problem, did_you_mean, nearest
 
 #: Key of a node that names its class.
 TARGET = "_target_"
@@ -81,7 +81,7 @@ def mismatches(value: Any, hint: Any, where: str, class_of: ClassOf = lambda nod
     if hint in (Any, inspect.Parameter.empty, object) or isinstance(hint, (TypeVar, str)):
         return []
     origin, inner = get_origin(hint), get_args(hint)
-    wrong = [Problem(where, describe(value), describe_slot(hint), _hint_for(value, hint))]
+    wrong = [Problem(where, describe(value), describe_slot(hint), did_you_mean(_hint_for(value, hint)))]
     if origin in (Union, types.UnionType):
         return _union_mismatches(value, inner, where, class_of, wrong)
     if is_node(value):
