@@ -9,7 +9,6 @@ unfinished shard.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import sys
 import time
@@ -26,7 +25,7 @@ from data_pipelines.converters.converting import Parser
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.reading import OpenSource, Row, SampleReader, stack
-from data_pipelines.shards.stored import SAME, base_folder, folder_of, stem_of
+from data_pipelines.shards.stored import base_folder, folder_of, stem_of
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
@@ -51,7 +50,6 @@ class Stored:
 
     samples: int = 0
     left_out: int = 0
-    shared: int = 0
     bytes: int = 0
     seconds: float = 0.0
     folders: set[str] = field(default_factory=set)
@@ -102,7 +100,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Stored]:
     for name in arguments.only or ():
         if name not in items:
             raise UserError(arguments.experiment, f"--only: found '{name}', expected {', '.join(items) or 'none'}")
-    items = {name: item for name, item in items.items() if (name in arguments.only if arguments.only else item.by_default)}
+    items = {name: item for name, item in items.items() if name in (arguments.only or items)}
     if not items:
         kind = type(method).__name__
         raise UserError(arguments.experiment, f"method: found {kind}, which has no frozen output that is worth storing here")
@@ -216,7 +214,6 @@ def _store_shard(
     arguments: argparse.Namespace,
     advance: Any,
 ) -> None:
-    pool = _Pool(name, folder, stem_of(index))
     with IndexedShardWriter(folder, stem_of(index), sys.maxsize) as writer:
         for start in range(0, len(samples), arguments.batch_size):
             rows: list[tuple[str, Row]] = []
@@ -225,52 +222,26 @@ def _store_shard(
                     rows.append((index.key(sample - samples.start), reader.read(sample)))
                 except BadSampleError:  # training meets it too, and says why
                     report.left_out += 1
-            for key, members in _entries(name, item, rows, pool, arguments):
+            for key, members in _entries(name, item, rows, arguments.half):
                 writer.write({"__key__": key, **members})
                 report.samples += 1
             advance(min(arguments.batch_size, len(samples) - start))
-        pool.close()  # before the shard that refers to it appears
         if not writer.summary.samples:
             writer.write({"__key__": "none", f"{name}.none": b""})  # a shard without one usable sample was looked at, too
-    report.shared += pool.written
 
 
-def _entries(
-    name: str, item: Precomputable, rows: list[tuple[str, Row]], pool: _Pool, arguments: argparse.Namespace
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _entries(name: str, item: Precomputable, rows: list[tuple[str, Row]], half: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each row."""
     if not rows:
         return
     batch = stack([row for _, row in rows], []).batch().to(_device(item))
-    digests = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in item.same(batch)] if item.same else []
-    if digests and all(digest in pool for digest in digests):
-        made: list[dict[str, bytes]] = [{} for _ in rows]
-    else:
-        with torch.no_grad():
-            made = _members(name, item.compute(batch), item.counts(batch), arguments.half)
-    for place, (key, _) in enumerate(rows):
-        if digests:
-            pool.add(digests[place], made[place])
-            yield key, {f"{name}.{SAME}": digests[place].encode()}
-        else:
-            yield key, made[place]
-
-
-def _members(name: str, values: Tensor | list[Tensor], counts: list[int], half: bool) -> list[dict[str, bytes]]:
-    """The members of each row: its entries, and their lengths where they differ."""
+    counts = batch.image_counts if item.per == "image" else [1] * len(batch)
+    with torch.no_grad():
+        values = item.compute(batch)
     if len(values) != sum(counts):
         raise ValueError(f"precomputable '{name}': found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}")
-    made, first = [], 0
-    for count in counts:
-        part = values[first : first + count]
-        first += count
-        if isinstance(part, Tensor):
-            made.append({f"{name}.npy": _npy(part, half)})
-        else:
-            lengths = torch.tensor([len(entry) for entry in part])
-            whole = torch.cat(part) if part else values[0][:0] if len(values) else torch.zeros(0)
-            made.append({f"{name}.npy": _npy(whole, half), f"{name}.lengths.npy": _npy(lengths, False)})
-    return made
+    for (key, _), part in zip(rows, values.split(counts), strict=True):
+        yield key, {f"{name}.npy": _npy(part, half)}
 
 
 def _npy(values: Tensor, half: bool) -> bytes:
@@ -280,32 +251,6 @@ def _npy(values: Tensor, half: bool) -> bytes:
     file = io.BytesIO()
     np.save(file, values.numpy(), allow_pickle=False)
     return file.getvalue()
-
-
-class _Pool:
-    """Entries that rows share, in tars of their own: ``same-SHARD-000000.tar`` holds those first met in that shard."""
-
-    def __init__(self, name: str, folder: Path, stem: str) -> None:
-        self.written = 0
-        self._known = {
-            key
-            for tar in folder.glob(f"{SAME}-*.tar")
-            if not tar.name.startswith(f"{SAME}-{stem}-")
-            for key in load_index(str(tar)).keys()  # noqa: SIM118 - no dict
-        }
-        self._writer = IndexedShardWriter(folder, f"{SAME}-{stem}", sys.maxsize)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._known
-
-    def add(self, digest: str, members: dict[str, bytes]) -> None:
-        if digest not in self._known:
-            self._writer.write({"__key__": digest, **members})
-            self._known.add(digest)
-            self.written += 1
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _device(item: Precomputable) -> torch.device:
@@ -318,8 +263,6 @@ def _device(item: Precomputable) -> torch.device:
 def _print(name: str, report: Stored) -> None:
     folders = ", ".join(sorted(report.folders))
     print(f"{name}: {report.samples:,} samples, {report.bytes / 1e6:,.1f} MB, {report.seconds:.1f} s, in {folders}")
-    if report.shared:
-        print(f"  {report.shared:,} different entries written, shared by all samples of the same text")
     if report.left_out:
         print(f"  {report.left_out:,} samples cannot be used; training skips them and names them in data.json")
 

@@ -1,8 +1,8 @@
-"""Outputs of frozen parts stored beside the shards: where they lie, whether they are of these weights, and how they are read.
+"""Outputs of frozen parts stored beside the shards.
 
-``FOLDER/precomputed/NAME-HASH/SHARD-CONTENT-000000.tar`` holds, for every usable sample of ``FOLDER/SHARD.tar``, the members
-``KEY.NAME.npy`` (and ``KEY.NAME.lengths.npy`` for entries of different lengths), in WebDataset's plain layout with an index beside
-it. HASH is of weights, settings and transform, CONTENT of the tar itself. The originals stay untouched.
+``FOLDER/precomputed/NAME-HASH/SHARD-CONTENT-000000.tar`` holds, for every usable sample of ``FOLDER/SHARD.tar``, the member
+``KEY.NAME.npy``, in WebDataset's plain layout with an index beside it. HASH is of weights, settings and transform, CONTENT of the
+tar itself. The originals stay untouched.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from data_pipelines.shards.index import ShardIndex, load_index
 from umm_zoo.errors import MistakeError
 
 FOLDER = "precomputed"
-#: Member that holds, in place of an entry, the name under which rows of the same text share one.
-SAME = "same"
-_KEPT_SHARED_BYTES = 128e6
 _KEPT_NUMBERS = 64
 _HOW = "`python -m data_pipelines.precompute EXPERIMENT --only {}`"
 
@@ -66,14 +63,7 @@ class StoredOutputs:
     def __init__(self, name: str, places: dict[str, Path]) -> None:
         self.name = name
         self.sides = {shard: load_index(str(place)) for shard, place in places.items()}
-        self.pools = {
-            str(folder): [load_index(str(tar)) for tar in sorted(folder.glob(f"{SAME}-*.tar"))]
-            for folder in {place.parent for place in places.values()}
-        }
         self._numbers: OrderedDict[str, dict[str, int]] = OrderedDict()
-        self._shared: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
-        self._shared_bytes = 0
-        self._in_pool: dict[str, dict[str, tuple[ShardIndex, int]]] = {}
 
     def read(self, files: RangeReader, index: ShardIndex, number: int) -> dict[str, Tensor]:
         """The entries of a sample, by the name in ``Batch.extras``; the first dimension counts entries.
@@ -88,9 +78,7 @@ class StoredOutputs:
                 raise BadSampleError(f"no stored '{self.name}' for this sample, which could not be used when they were made")
             number = numbers[key]
         members = files.members(side, number)
-        if (digest := members.get(f"{self.name}.{SAME}")) is not None:
-            return self._of_pool(files, os.path.dirname(side.path), digest.decode())
-        return _arrays(members)
+        return {name.removesuffix(".npy"): decode_array(content) for name, content in members.items() if name.endswith(".npy")}
 
     def _numbers_of(self, side: ShardIndex) -> dict[str, int]:
         if side.path not in self._numbers:
@@ -98,29 +86,6 @@ class StoredOutputs:
             while len(self._numbers) > _KEPT_NUMBERS:
                 self._numbers.popitem(last=False)
         return self._numbers[side.path]
-
-    def _of_pool(self, files: RangeReader, folder: str, digest: str) -> dict[str, Tensor]:
-        if (folder, digest) not in self._shared:
-            if folder not in self._in_pool:
-                pool = self.pools[folder]
-                self._in_pool[folder] = {key: (tar, number) for tar in pool for number, key in enumerate(tar.keys())}
-            if digest not in self._in_pool[folder]:
-                raise MistakeError(
-                    f"{folder}: found no stored '{self.name}' of the text {digest}; {_HOW.format(self.name)} makes it again"
-                )
-            self._shared[folder, digest] = _arrays(files.members(*self._in_pool[folder][digest]))
-            self._shared_bytes += _size(self._shared[folder, digest])
-            while self._shared_bytes > _KEPT_SHARED_BYTES and len(self._shared) > 1:
-                self._shared_bytes -= _size(self._shared.popitem(last=False)[1])
-        return self._shared[folder, digest]
-
-
-def _size(entry: dict[str, Tensor]) -> int:
-    return sum(values.nbytes for values in entry.values())
-
-
-def _arrays(members: dict[str, bytes]) -> dict[str, Tensor]:
-    return {name.removesuffix(".npy"): decode_array(content) for name, content in members.items() if name.endswith(".npy")}
 
 
 def any_stored(name: str, indexes: Sequence[ShardIndex], where: str | None) -> bool:

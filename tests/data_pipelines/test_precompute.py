@@ -2,19 +2,14 @@ import csv
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from test_shards import data_of, png, write_tar, write_world
+from test_shards import png, write_tar, write_world
 from torch import nn
 
 from data_pipelines.precompute import main, parser, run
-from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.data import ShardData
-from data_pipelines.shards.stored import find_stored
 from umm_zoo import fit
-from umm_zoo.backbones.precomputable import Precomputable, weights_hash
-from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
+from umm_zoo.backbones.precomputable import weights_hash
 
 ROSS = "experiments/ross/toy/d-stage1.yaml"
 
@@ -112,56 +107,6 @@ def test_a_stopped_run_goes_on_and_a_finished_one_computes_nothing(tmp_path, mon
     assert len(calls) == 3 and first.stat().st_mtime_ns == written and len(list((tmp_path / "precomputed").glob("*/*.tar"))) == 2
     run(arguments)
     assert len(calls) == 3
-
-
-class Words(nn.Module):
-    """States of different lengths for every text, and how often they were computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(2.0))
-        self.calls = 0
-
-    def compute(self, batch: Batch) -> list[torch.Tensor]:
-        self.calls += 1
-        return [self.weight * torch.arange(len(answer) + 1.0)[:, None] for answer in batch.answers()]
-
-
-def test_entries_of_the_same_text_are_stored_once_and_may_differ_in_length(tmp_path):
-    from data_pipelines import precompute
-
-    for shard in range(2):
-        samples = {f"k{shard}{n}": {**_caption("abc" if n % 2 else "five"), "0.png": png(n)} for n in range(6)}
-        for n, members in enumerate(samples.values()):
-            if n % 2:
-                members.pop("0.png")
-        write_tar(tmp_path / f"p-{shard}.tar", samples)
-    words = Words()
-    item = Precomputable(words, words.compute, "row", same=lambda batch: batch.answers())
-    data = data_of(tmp_path)
-    arguments = parser().parse_args(["x", "--batch-size", "2"])
-    fingerprint = item.fingerprint(data.transform())
-    report = precompute.Stored()
-    precompute._store("states", item, fingerprint, "train", data._open_train(), data, report, arguments)
-    assert (report.samples, report.shared, words.calls) == (12, 2, 1)
-    indexes = [index for source in data._open_train() for index in source.indexes]
-    stored = find_stored("states", fingerprint, indexes, None)
-    reader = data.reader("train", data._open_train())
-    reader.stored = [stored]
-    batch = reader.__getitems__([precompute_slot(n) for n in range(3)]).batch()
-    assert batch.extras["states.lengths"].tolist() == [5, 4, 5]
-    assert batch.extras["states"][:, 0].tolist() == [0, 2, 4, 6, 8, 0, 2, 4, 6, 0, 2, 4, 6, 8]
-    assert stored.read(RangeReader(), indexes[1], 1)["states"].shape == (4, 1)
-    with torch.no_grad():
-        words.weight += 1
-    with pytest.raises(MistakeError, match="of other weights"):
-        find_stored("states", item.fingerprint(data.transform()), indexes, None)
-
-
-def precompute_slot(sample: int):
-    from data_pipelines.shards.reading import Slot
-
-    return Slot(sample, sample)
 
 
 def test_the_hash_is_of_weights_buffers_and_types():

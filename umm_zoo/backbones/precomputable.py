@@ -1,4 +1,4 @@
-"""What a method lets be computed once and stored beside the data: outputs of frozen parts that depend on a sample alone."""
+"""Outputs of frozen parts that depend on a sample alone, to be computed once and stored beside the data."""
 
 from __future__ import annotations
 
@@ -21,25 +21,16 @@ class Precomputable:
 
     Args:
         part: whose weights decide about the output.
-        compute: one entry per input image or per row: a tensor, or a list of tensors ``[L_i, …]`` of different lengths. These
-            come back end to end, with their lengths in ``extras["<name>.lengths"]``. May not draw random numbers: what a training
-            draws anew (a sample of a posterior) is drawn from what is stored.
+        compute: a tensor with one entry per input image or per row. May not draw random numbers: what a training draws anew (a
+            sample of a posterior) is drawn from what is stored.
         per: what an entry belongs to, ``image`` or ``row``.
         settings: plain values that decide as well and are no weights.
-        same: a text for each row; rows of the same text share one stored entry (states of a repeated prompt). None stores one each.
-        by_default: stored whenever the command runs; otherwise only where ``--only`` names it, because it takes much room.
     """
 
     part: nn.Module
-    compute: Callable[[Batch], Tensor | list[Tensor]]
+    compute: Callable[[Batch], Tensor]
     per: Literal["image", "row"]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    same: Callable[[Batch], list[str]] | None = None
-    by_default: bool = True
-
-    def counts(self, batch: Batch) -> list[int]:
-        """Entries of each row."""
-        return batch.image_counts if self.per == "image" else [1] * len(batch)
 
     def fingerprint(self, transform: Mapping[str, Any]) -> str:
         """Hash of the weights, the settings, and the transform that images come through."""

@@ -108,11 +108,6 @@ class PrefixBackbone(VLMBackbone, ABC):
     def prefix(self, inputs: VLMInputs) -> Prefix:
         """Read a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
 
-    @property
-    @abstractmethod
-    def cache_shape(self) -> tuple[int, int, int]:
-        """Layers, key-value heads and head size of what ``prefix`` keeps."""
-
     @abstractmethod
     def image_grid(self, height: int, width: int) -> Grid:
         """Grid of tokens that an image of that many pixels becomes."""

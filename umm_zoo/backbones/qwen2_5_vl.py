@@ -285,12 +285,6 @@ class Qwen25VL(PrefixBackbone):
         last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return Prefix(cache, inputs.attention_mask, inputs.position_ids.amax(dim=(0, 2)) + 1, last_hidden)
 
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        """Layers, key-value heads and head size."""
-        config = self.model.config.text_config
-        return config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-
     def text_positions(self, prefix: Prefix, num_tokens: int) -> Tensor:
         """M-RoPE ids ``[3, B, N]`` of text behind the prompt: all three the running index."""
         steps = torch.arange(num_tokens, device=prefix.next_position.device)

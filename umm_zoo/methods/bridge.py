@@ -31,7 +31,6 @@ from umm_zoo.methods.conditioning import (
     stated_version,
 )
 from umm_zoo.methods.encoded_prompt import Reading, attention_bias, read
-from umm_zoo.methods.stored_prefix import PREFIX, stored_prefixes
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
@@ -138,9 +137,8 @@ class Bridge(Method):
         return {**self.vlm.parts(), **{name: part for name, part in named.items() if part is not None}}
 
     def precomputable(self) -> dict[str, Precomputable]:
-        """``latents`` of the images to draw, while the codec is frozen; ``prefix`` of requests in words alone, if asked for."""
-        latents = {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
-        return {**latents, PREFIX: stored_prefixes(self.vlm)}
+        """``latents`` of the images to draw, while the codec is frozen."""
+        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 

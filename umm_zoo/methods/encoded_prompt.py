@@ -14,7 +14,6 @@ from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Tokens
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
-from umm_zoo.methods.stored_prefix import PREFIX, prefix_with_stored, stored_rows
 
 
 @dataclass
@@ -77,11 +76,10 @@ def read(vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, b
     """Read the prompts of a batch up to the opening of an answer; only detail tokens carry a gradient.
 
     That the prompt ends with the opening of an assistant turn, and that nothing stands between it and the queries, is our choice.
-    What was stored of text-only prompts (``stored_prefixes``) is used where it is of the very tokens that stand in the batch.
     """
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
-        prefix = prefix_with_stored(vlm, inputs, stored_rows(batch)) if PREFIX in batch.extras else vlm.prefix(inputs)
+        prefix = vlm.prefix(inputs)
     details, positions, blocks, unused = _details(vlm, codec, detail, batch, inputs)
     context = Tokens(inputs.embeddings, inputs.attention_mask)
     return Reading(context, prefix, inputs.image_mask, details, positions, blocks, unused)
