@@ -31,11 +31,13 @@ def bases_of(file: str) -> set[str]:
 
 
 def states_a_method(file: str) -> bool:
-    return "method" in read(file) or any(states_a_method(base) for base in bases_of(file))
+    method = read(file).get("method")
+    own = isinstance(method, dict) and "_target_" in method
+    return own or any(states_a_method(base) for base in bases_of(file))
 
 
 COMPARISONS = [file for file in FILES if {"question", "choices"} & set(read(file))]
-#: What other files build on and that states no method is no experiment of its own.
+#: What other files build on and that names no method is no experiment of its own.
 PARTIAL = {base for file in FILES for base in bases_of(file) if not states_a_method(base)}
 EXPERIMENTS = [file for file in FILES if file not in COMPARISONS and file not in PARTIAL]
 
