@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_experiment_files import EXPERIMENTS
 
 from data_pipelines.shards.data import ShardData
 from umm_zoo.experiment.build import build_experiment
@@ -20,7 +21,7 @@ LAYER = 2 * 2048 * 2048 + 2048 + 2 * (2048 * 256 + 256) + 3 * 2048 * 11008 + 2 *
 COPY = 36 * LAYER + 2048
 
 
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/paper/*.yaml") if path.stem != "base")
+FILES = [file.removeprefix("experiments/") for file in EXPERIMENTS if "/paper/" in file]
 
 
 @pytest.mark.parametrize("file", FILES)
