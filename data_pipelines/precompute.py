@@ -29,9 +29,9 @@ from data_pipelines.shards.stored import base_folder, folder_of, stem_of
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError, UserError
+from umm_zoo.errors import MistakeError, UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
-from umm_zoo.fit import check_data, user_errors
+from umm_zoo.fit import check_data
 
 if TYPE_CHECKING:
     from data_pipelines.shards.data import ShardData

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import user_errors
 from umm_zoo.evaluate import load_run
 from umm_zoo.experiment.file import load_experiment
-from umm_zoo.fit import user_errors
 
 Objects = list[Mapping[str, Any]]
 COLOURS = ("red", "green", "blue", "yellow")

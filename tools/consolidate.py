@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from umm_zoo.checkpoints.files import DESCRIPTION, load_checkpoint
 from umm_zoo.checkpoints.folder import PARTIAL, damage
-from umm_zoo.errors import UserError
-from umm_zoo.fit import user_errors
+from umm_zoo.errors import UserError, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from umm_zoo.comparison.children import Children
 from umm_zoo.comparison.plan import Plan, Step, load_plan
-from umm_zoo.fit import user_errors
+from umm_zoo.errors import user_errors
 from umm_zoo.training.run_folder import RunFolder
 
 HELP = """A compare file names a question, a base experiment, the one path that varies, its choices, seeds and metrics:

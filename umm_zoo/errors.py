@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import json
+import multiprocessing
+import signal
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+#: What constructors and libraries raise over values that they refuse; a user error where it is known whose values they were.
+REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -48,25 +56,45 @@ class UserError(ValueError):
         hint: how to get on.
         row: row of the batch in work that it is about.
         advice: what to do next, for a line of its own below all others.
+        message: text that ends in a line of ``to_json``, in place of all others: torch raises the error of a loader's worker again
+            as ``UserError(message=…)``, with the worker's traceback for the text.
     """
 
     def __init__(
         self,
-        where: str | Path,
-        found: str | Sequence[Problem],
+        where: str | Path = "",
+        found: str | Sequence[Problem] = "",
         expected: str = "",
         hint: str = "",
         *,
         row: int | None = None,
         advice: str = "",
+        message: str = "",
     ) -> None:
         self.row, self.advice = row, advice
         self.file = "" if isinstance(found, str) else str(where)
         self.problems = [Problem(str(where), found, expected, hint)] if isinstance(found, str) else list(found)
+        if message:
+            problems, self.file, self.row, self.advice = json.loads(message.strip().splitlines()[-1])
+            self.problems = [Problem(*fields) for fields in problems]
         super().__init__(where, found)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def to_json(self) -> str:
+        """Everything that it says, as one line."""
+        return json.dumps([[astuple(problem) for problem in self.problems], self.file, self.row, self.advice])
+
+    @property
+    def message(self) -> str:
+        """The text; that the class has this attribute tells torch which argument to raise a worker's error again with."""
+        return str(self)
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        """What stands below the traceback: in a loader's worker the line that ``message`` needs."""
+        return [self.to_json()] if multiprocessing.parent_process() else []
 
     def lines(self) -> list[str]:
         """``<file>: <where>: found …, expected …; <hint>``, one line per problem."""
@@ -89,13 +117,44 @@ class UserError(ValueError):
 
 
 @contextmanager
-def locating(file: str | Path = "", place: str = "") -> Iterator[None]:
-    """Add a place to the user errors that pass through; see ``UserError.locate``."""
+def locating(file: str | Path = "", place: str = "", refusals: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Add a place to the user errors that pass through (see ``UserError.locate``), and make user errors of ``refusals``."""
     try:
         yield
     except UserError as error:
         error.locate(file, place)
         raise
+    except refusals as error:
+        refused = UserError(place, str(error) or type(error).__name__)
+        refused.locate(file)
+        raise refused from error
+
+
+class Outcome:
+    """The exit code of a command."""
+
+    code = 0
+
+
+@contextmanager
+def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
+    """Print a ``UserError`` as ``error: …`` lines and make the exit code 2; Ctrl-C outside training makes it 130."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except UserError as error:
+        if show_traceback:
+            traceback.print_exc()
+        print_error(error)
+        outcome.code = 2
+    except KeyboardInterrupt:
+        print("stopped by SIGINT outside training; nothing was saved", file=sys.stderr)
+        outcome.code = 128 + signal.SIGINT
+
+
+def print_error(error: UserError) -> None:
+    """The lines of an error on stderr, and below them its advice."""
+    print(*(f"error: {line}" for line in error.lines()), *filter(None, [error.advice]), sep="\n", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, known: Iterable[Any]) -> str | None:
@@ -131,7 +190,7 @@ class MistakeError(UserError):
         """
         text = self.problems[0].found
         if "Original Traceback" in text:  # torch raises a worker's error again, with the worker's traceback for a message
-            text = text.strip().splitlines()[-1].partition(": ")[2]
+            text = UserError(message=text).problems[0].found
         if self.row is not None:
             text = f"{keys[self.row] if self.row < len(keys) else f'row {self.row}'}: {text}"
         return text if text.startswith(tuple(f"{place}{mark}" for place in _PLACES for mark in ".:")) else f"data: {text}"

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.errors import Problem, UserError, did_you_mean
+from umm_zoo.errors import Problem, UserError, did_you_mean, user_errors
 from umm_zoo.experiment.file import Experiment, experiment_from
-from umm_zoo.fit import user_errors
 from umm_zoo.training.run_folder import circumstances, writing
 
 HELP = """examples:

@@ -10,14 +10,13 @@ import statistics
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import PLACES, Experiment, load_experiment, load_stage, parse_override
 from umm_zoo.training.run_folder import RunFolder, circumstances, few, writing
 
@@ -83,31 +82,6 @@ def _split_ckpt(overrides: Sequence[str], file: str) -> tuple[str | None, list[s
         else:
             rest.append(text)
     return ckpt, rest
-
-
-class Outcome:
-    """The exit code of a command."""
-
-    code = 0
-
-
-@contextmanager
-def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
-    """Print a ``UserError`` as ``error: …`` lines and make the exit code 2; Ctrl-C outside training makes it 130."""
-    outcome = Outcome()
-    try:
-        yield outcome
-    except UserError as error:
-        if show_traceback:
-            traceback.print_exc()
-        for line in error.lines():
-            print(f"error: {line}", file=sys.stderr)
-        if error.advice:
-            print(error.advice, file=sys.stderr)
-        outcome.code = 2
-    except KeyboardInterrupt:
-        print("stopped by SIGINT outside training; nothing was saved", file=sys.stderr)
-        outcome.code = 128 + signal.SIGINT
 
 
 # -- running -----------------------------------------------------------------------------------------------------------------
@@ -370,7 +344,7 @@ def _is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-__all__ = ["carry", "check_data", "earlier_stages", "main", "run", "user_errors"]
+__all__ = ["carry", "check_data", "earlier_stages", "main", "run"]
 
 if __name__ == "__main__":
     sys.exit(main())

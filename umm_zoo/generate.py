@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umm_zoo.errors import UserError
-from umm_zoo.fit import user_errors
+from umm_zoo.errors import UserError, user_errors
 from umm_zoo.generation import VERBS
 from umm_zoo.generation.base import Model, Request, Result, Verb
 from umm_zoo.training.run_folder import writing
