@@ -90,6 +90,41 @@ def test_seed_after_seed_and_earlier_stages_first(tmp_path: Path):
     assert [step.label for step in steps] == [f"{name}-seed{seed}" for seed in (3, 5) for name in ("first", "learned", "noisy")]
 
 
+STAGES = {
+    "first": BASE.replace("{_target_: some.Learned, num: 4}", '"${vars.queries}"').replace(
+        "max_steps: 3", 'max_steps: "${vars.steps}"'
+    )
+    + "vars: {width: 6, queries: {_target_: some.Learned, num: 4}, steps: 3}\n",
+    "second": "base: first.yaml\nafter: first.yaml\ntrainer: {max_steps: 2}\n",
+}
+IN_VARS = COMPARE.replace("base: base.yaml", "base: second.yaml").replace(
+    "{value: {_target_: some.Noisy}}", '{set: {vars.queries: {_target_: some.Noisy, width: "${vars.width}"}}}'
+)
+
+
+def test_a_variable_of_a_choice_holds_for_its_earlier_stages(tmp_path: Path):
+    plan = load_plan(written(tmp_path, IN_VARS, **STAGES))
+    found = [[step.experiment.method["queries"] for step in run.steps] for run in plan.runs if run.seed == 3]
+    assert found == [[{"_target_": "some.Learned", "num": 4}] * 2, [{"_target_": "some.Noisy", "width": 6}] * 2]
+
+
+def test_a_variable_hides_no_difference(tmp_path: Path):
+    compare = IN_VARS.replace("{vars.queries:", "{vars.steps: 9, vars.queries:")
+    with pytest.raises(UserError, match=r"trainer\.max_steps: found 3 and 9 .*stage 1"):
+        load_plan(written(tmp_path, compare + "also: [vars]\n", **STAGES))
+
+
+def test_of_a_choices_other_settings_only_the_place_reaches_earlier_stages(tmp_path: Path):
+    plan = load_plan(written(tmp_path, IN_VARS + "set: {trainer.max_steps: 8, trainer.devices: 2}\n", **STAGES))
+    trainers = [[step.experiment.trainer for step in run.steps] for run in plan.runs]
+    assert trainers == [[{"max_steps": 3, "devices": 2}, {"max_steps": 8, "devices": 2}]] * 4
+
+
+def test_stages_in_a_circle_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"second\.yaml: after: found '.*second\.yaml', which leads in a circle"):
+        load_plan(written(tmp_path, IN_VARS, **STAGES | {"second": "base: first.yaml\nafter: second.yaml\n"}))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

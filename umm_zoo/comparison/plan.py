@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from umm_zoo.errors import Problem, UserError, did_you_mean
-from umm_zoo.experiment.file import Experiment, load_experiment
+from umm_zoo.experiment.file import Experiment, load_experiment, load_stage
 
 KEYS = ("question", "decision", "base", "vary", "also", "choices", "contrasts", "seeds", "metrics", "set")
 _CHOICE_KEYS = ("experiment", "value", "set")
@@ -88,7 +88,7 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
     runs, reference = [], None
     for name, (experiment, overrides) in choices.items():
         for seed in tree["seeds"]:
-            chain = _chain(experiment, [*overrides, f"seed={seed}"], seed)
+            chain = _chain(experiment, [*overrides, f"seed={seed}"])
             if reference is None:
                 reference = (name, chain)
             if seed == tree["seeds"][0]:
@@ -161,12 +161,14 @@ def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
     )
 
 
-def _chain(file: Path, overrides: list[str], seed: int) -> list[Experiment]:
-    """The experiment and what it stands on, earliest first. An earlier stage takes the seed and none of the other overrides."""
-    experiment = load_experiment(file, overrides)
-    if experiment.after is None or not Path(experiment.after).suffix.startswith(".y"):
-        return [experiment]
-    return [*_chain(Path(experiment.after), [f"seed={seed}"], seed), experiment]
+def _chain(file: Path, overrides: list[str]) -> list[Experiment]:
+    """The experiment and what it stands on, earliest first; an earlier stage takes what ``load_stage`` says it takes."""
+    chain = [load_experiment(file, overrides)]
+    while (after := chain[0].after) and Path(after).suffix in (".yaml", ".yml"):
+        if after in [stage.file for stage in chain]:
+            raise UserError(chain[0].file, [Problem("after", f"'{after}', which leads in a circle", "stages that end somewhere")])
+        chain.insert(0, load_stage(after, chain[0].overrides))
+    return chain
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
