@@ -1,10 +1,9 @@
-"""What every method (paper) shares: named parts, which of them are trained, how they are optimised, saved and loaded."""
+"""What every method (paper) shares: named parts, a training loss, validation outputs, and which weights a checkpoint holds."""
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,39 +11,53 @@ import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from umm_zoo.backbones.frozen import FrozenBackbone, freeze
+from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint
-from umm_zoo.checkpoints.folder import checkpoint_path
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.errors import UserError, did_you_mean
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.file import use_folders
+from umm_zoo.outputs import Outputs, Wanted
+
+#: Makes optimiser and schedule from the parameters of each trained part, in the form that Lightning takes.
+MakeOptimizer = Callable[[Mapping[str, Sequence[nn.Parameter]]], Any]
 
 
 class Method(LightningModule, ABC):
     """A paper as a LightningModule over built blocks.
 
-    A subclass stores its blocks, then calls ``self.train_only(...)`` as the last line of its constructor. It implements ``parts``,
-    ``training_losses`` and ``validation_step``; the latter returns a dict of what its metrics need (see ``callbacks/metrics.py``).
+    A subclass implements ``parts``, ``training_losses`` and ``validation_step``. It knows no optimiser, no trainer and no file:
+    ``train_only`` gives it what the ``training`` map of an experiment says.
 
     Checkpoints hold the trained parts and those that an earlier stage of the curriculum trained, and nothing else: large frozen
     backbones are rebuilt from their own files.
 
     Attributes:
-        left_behind: parts that only this stage needs; a stage that comes after it does not take them over.
+        makes: names of what ``validation_step`` makes, fields of ``Outputs`` and scalars alike; None where it does not say.
+        stage_only: parts that only this stage needs; a stage that comes after it does not take them over.
+        wanted: what the run's metrics and callbacks want of a validation.
+        num_tokens: tokens that the last training batch was made of, padding not counted; None where nobody counts.
     """
 
-    left_behind: ClassVar[tuple[str, ...]] = ()
+    stage_only: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False  # frozen parts are absent on purpose; on_load_checkpoint compares the keys itself
         self.trained: list[str] = []
-        self._carried: set[str] = set()
+        self.wanted = Wanted()
+        self.num_tokens: Tensor | None = None
+        self._make_optimizer: MakeOptimizer | None = None
+        self._inherited: set[str] = set()  # keys that an earlier stage trained
         self._keys: dict[str, set[str]] = {}  # of state_dict, by part: taken once, for a strategy may replace the tensors later
-        self._whole = False  # whether sharded weights are whole at present
+
+    @property
+    def makes(self) -> Collection[str] | None:
+        """Names of what ``validation_step`` makes; None where the method does not say."""
+        return None
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
@@ -54,22 +67,37 @@ class Method(LightningModule, ABC):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of one training batch, each logged as ``train/<name>``; ``loss`` is the one minimised."""
 
+    @abstractmethod
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """What metrics and callbacks read."""
+
     def precomputable(self) -> dict[str, Precomputable]:
         """What ``data_pipelines.precompute`` may store beside the data, by its name in ``Batch.extras``; frozen parts only."""
         return {}
 
-    def train_only(self, trained: list[str], optimizer: OptimizerFactory, schedule: Schedule | None) -> None:
-        """Freeze every part not named in ``trained`` and remember how the others are optimised.
+    def check_trained(self, trained: Sequence[str]) -> None:
+        """Refuse parts that this method never trains.
 
         Raises:
-            ValueError: a name is not a part, or a parameter stands in no part or in two.
+            UserError: ``training.trained`` names one.
+        """
+
+    def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
+        """Freeze every part not named in ``trained``.
+
+        Args:
+            trained: names of parts.
+            make_optimizer: called when a training starts.
+
+        Raises:
+            UserError: a name is not a part, or one that this method never trains.
+            ValueError: a parameter stands in no part or in two.
         """
         parts = self.parts()
         for name in trained:
             if name not in parts:
-                close = difflib.get_close_matches(name, parts, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"method.trained: found '{name}', expected {sorted(parts)}{hint}")
+                raise UserError("training.trained", f"'{name}'", f"{sorted(parts)}", did_you_mean(name, parts))
+        self.check_trained(trained)
         seen: dict[int, str] = {}
         for name, part in parts.items():
             for parameter in part.parameters():
@@ -81,14 +109,13 @@ class Method(LightningModule, ABC):
         for name, part in parts.items():
             if name not in trained:
                 freeze(part)
-        self.trained = list(trained)
-        self._optimizer, self._schedule = optimizer, schedule
+        self.trained, self._make_optimizer = list(trained), make_optimizer
         state = self.state_dict(keep_vars=True)
         for name, part in parts.items():
             inside = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
             self._keys[name] = {key for key, tensor in state.items() if id(tensor) in inside}
 
-    # -- training ------------------------------------------------------------------------------------------------------------
+    # -- Lightning's hooks ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log every term, return the loss."""
@@ -98,16 +125,20 @@ class Method(LightningModule, ABC):
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
-        """The optimiser of the experiment over one group per trained part, and its schedule, stepped per update."""
+        """What the ``training`` map of the experiment makes of the trained parts.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._make_optimizer is None:
+            raise UserError("training", "nothing", "the trained parts and an optimizer")
         parts = self.parts()
-        trained = {name: [p for p in parts[name].parameters() if p.requires_grad] for name in self.trained}
-        optimizer = self._optimizer.build(trained)
-        if self._schedule is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._schedule.build(optimizer), "interval": "step"},
-        }
+        return self._make_optimizer({name: [p for p in parts[name].parameters() if p.requires_grad] for name in self.trained})
+
+    def configure_model(self) -> None:
+        """Let a strategy that shares weights out over the ranks do so."""
+        if self.device_mesh is not None:
+            self.trainer.strategy.shard(self)  # type: ignore[attr-defined]
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -120,67 +151,15 @@ class Method(LightningModule, ABC):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    # -- sharding ------------------------------------------------------------------------------------------------------------
-
-    def configure_model(self) -> None:
-        """Share the weights out over the ranks where the strategy is ``umm_zoo.training.sharding.FullyShardedStrategy``."""
-        if self.device_mesh is None or isinstance(self, FSDPModule):
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for block in self.sharded_blocks():
-            fully_shard(block, mesh=mesh)
-        fully_shard(self, mesh=mesh)
-        register_fsdp_forward_method(self, "training_step")
-        register_fsdp_forward_method(self, "validation_step")
-
-    def sharded_blocks(self) -> list[nn.Module]:
-        """Modules whose weights are gathered only while they compute; everything else is gathered for the whole step.
-
-        Elements of the outermost ``ModuleList``s, such as the layers of a transformer. A block must be called through its
-        ``forward`` and share no parameter with the rest; override this where that does not hold.
-        """
-        owners: dict[int, int] = {}
-        for _, parameter in self.named_parameters(remove_duplicate=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        blocks: list[nn.Module] = []
-        inside: set[int] = set()
-        for module in self.modules():  # parents come first
-            if not isinstance(module, nn.ModuleList) or id(module) in inside:
-                continue
-            inside |= {id(child) for child in module.modules()}
-            for block in module:
-                parameters = list(block.parameters())
-                if parameters and all(owners[id(p)] == 1 for p in parameters) and not isinstance(block, nn.ModuleList):
-                    blocks.append(block)
-        return blocks
-
-    def on_validation_start(self) -> None:
-        """Gather sharded weights for the whole validation: ranks may have different numbers of batches and generated tokens."""
-        self.gather_weights(True)
-
-    def on_validation_end(self) -> None:
-        """Share them out again."""
-        self.gather_weights(False)
-
-    def gather_weights(self, whole: bool) -> None:
-        """Make sharded weights whole on every rank until further notice, or share them out again; all ranks call it together."""
-        if not isinstance(self, FSDPModule) or whole == self._whole:
-            return
-        self._whole = whole
-        for module in self.modules():
-            if isinstance(module, FSDPModule):
-                module.set_reshard_after_forward(not whole, recurse=False)
-                module.unshard() if whole else module.reshard()
-
     # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
-    def _part_keys(self, names: Iterable[str]) -> set[str]:
+    def part_keys(self, names: Iterable[str]) -> set[str]:
         """Keys of ``state_dict`` that belong to the given parts (parameters and persistent buffers)."""
         return {key for name in names for key in self._keys.get(name, ())}
 
-    def kept_keys(self) -> set[str]:
-        """Keys that a checkpoint of this run holds: parts trained now, and what was carried over from earlier stages."""
-        return self._part_keys(self.trained) | self._carried
+    def checkpoint_keys(self) -> set[str]:
+        """Keys that a checkpoint of this run holds: parts trained now, and those that earlier stages trained."""
+        return self.part_keys(self.trained) | self._inherited
 
     def run_state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights, optimiser, random numbers and data position, on each rank of its own.
@@ -195,10 +174,10 @@ class Method(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop every frozen tensor that can be rebuilt."""
-        kept = self.kept_keys()
+        kept = self.checkpoint_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
         checkpoint["state_keys"] = sorted(kept)  # some strategies take the weights away before on_load_checkpoint
-        checkpoint["left_behind"] = sorted(self._part_keys(self.left_behind))
+        checkpoint["stage_only"] = sorted(self.part_keys(self.stage_only))
         trainer = self._trainer
         own = self.run_state()
         states: list[Any] = [own]
@@ -209,14 +188,18 @@ class Method(LightningModule, ABC):
             checkpoint["run_states"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose keys are not exactly those expected: ``strict_loading=False`` would take it silently."""
-        saved, expected = set(checkpoint.get("state_dict") or checkpoint.get("state_keys", ())), self.kept_keys()
-        found = saved - (self._part_keys(self._keys) - expected)  # an earlier stage's part, frozen here
+        """Refuse a checkpoint whose keys are not exactly those expected: ``strict_loading=False`` would take it silently.
+
+        Raises:
+            UserError: trained tensors are missing, or others have no place here.
+        """
+        saved, expected = set(checkpoint.get("state_dict") or checkpoint.get("state_keys", ())), self.checkpoint_keys()
+        found = saved - (self.part_keys(self._keys) - expected)  # an earlier stage's part, frozen here
         if missing := sorted(expected - saved):
-            raise ValueError(f"checkpoint: {len(missing)} trained tensors are missing, such as '{missing[0]}'")
+            raise UserError("checkpoint", f"{len(missing)} trained tensors are missing, such as '{missing[0]}'")
         if unexpected := sorted(found - expected):
-            raise ValueError(f"checkpoint: {len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
-        self._carried |= saved - self._part_keys(self.trained)
+            raise UserError("checkpoint", f"{len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
+        self._inherited |= saved - self.part_keys(self.trained)
         states = checkpoint.get("run_states", [])
         if self._trainer is not None and states:
             if len(states) == self._trainer.world_size:
@@ -224,22 +207,20 @@ class Method(LightningModule, ABC):
             else:
                 rank_zero_warn(f"run_state of {len(states)} ranks is left out: there are {self._trainer.world_size} now")
 
-    def carry(self, state: Mapping[str, Tensor]) -> None:
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Start from the trained weights of an earlier stage (or of a finished run), and keep them in this run's checkpoints.
 
         Raises:
-            ValueError: a tensor has no place here or another shape.
+            UserError: a tensor has no place here or another shape.
         """
         own = self.state_dict()
         for key, value in state.items():
             if key not in own:
-                close = difflib.get_close_matches(key, own, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"after: tensor '{key}' of the earlier stage has no place in this method{hint}")
+                raise UserError("", f"tensor '{key}' of the earlier stage has no place in this method", hint=did_you_mean(key, own))
             if own[key].shape != value.shape:
-                raise ValueError(f"after: '{key}' is {list(value.shape)} in the earlier stage, {list(own[key].shape)} here")
+                raise UserError("", f"'{key}' is {list(value.shape)} in the earlier stage, {list(own[key].shape)} here")
         self.load_state_dict(dict(state), strict=False)
-        self._carried |= set(state)
+        self._inherited |= set(state)
 
     @classmethod
     def load(cls, source: str | Path) -> Method:
@@ -252,16 +233,10 @@ class Method(LightningModule, ABC):
             FileNotFoundError: no checkpoint there.
             TypeError: the checkpoint holds a method of another class than the one asked for.
         """
-        from umm_zoo.experiment.build import build  # strings become classes there; a method itself never needs it
-        from umm_zoo.experiment.file import use_folders
-
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
         use_folders(checkpoint.get("folders", []))
         method = build(checkpoint["experiment"]["method"])
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, asked for a {cls.__name__}")
-        method.carry(checkpoint["state_dict"])
+        method.load_weights(checkpoint["state_dict"])
         return method.eval()
-
-
-__all__ = ["FrozenBackbone", "Method", "checkpoint_path", "freeze", "load_checkpoint"]

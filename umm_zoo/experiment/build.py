@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from umm_zoo.errors import UserError, locating
-from umm_zoo.experiment.file import Experiment
+from umm_zoo.errors import UserError
 from umm_zoo.experiment.targets import Target, TargetError, find_target
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
 
-if TYPE_CHECKING:
-    from lightning import Callback, LightningDataModule
-    from torchmetrics import Metric
-
-    from umm_zoo.method import Method
-
 _USER_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
-
-
-@dataclass
-class Built:
-    """The objects of an experiment."""
-
-    method: Method
-    data: LightningDataModule
-    callbacks: dict[str, Callback]
-    metrics: dict[str, Metric]
 
 
 def build(node: Mapping[str, Any], path: str = "") -> Any:
@@ -86,35 +68,3 @@ def _element_slots(origin: Any, inner: tuple[Any, ...], size: int) -> list[Any]:
     if origin is tuple and len(inner) == size and Ellipsis not in inner:
         return list(inner)
     return [inner[0] if inner else Any] * size
-
-
-def build_data(experiment: Experiment) -> LightningDataModule:
-    """Build the data module of a checked experiment.
-
-    Raises:
-        UserError: its constructor, or one below it, refused its arguments.
-    """
-    experiment.use_folders()
-    with locating(experiment.file):
-        data: LightningDataModule = build(experiment.data, "data")
-        return data
-
-
-def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
-    """Build the parts of a checked experiment. The method comes first, so that its weights depend on the seed alone.
-
-    Args:
-        experiment: what to build.
-        data: the data module, where it has been built already.
-
-    Raises:
-        UserError: a constructor refused its arguments; the line names the node.
-    """
-    experiment.use_folders()
-    with locating(experiment.file):
-        return Built(
-            build(experiment.method, "method"),
-            data if data is not None else build_data(experiment),
-            {name: build(node, f"callbacks.{name}") for name, node in experiment.callbacks.items()},
-            {name: build(node, f"metrics.{name}") for name, node in experiment.metrics.items()},
-        )

@@ -12,6 +12,8 @@ from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import Target, TargetError, class_of, find_target
 from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot, is_node, mismatches
 
+#: Class whose arguments the map ``training`` holds.
+TRAINING = "umm_zoo.training.setup.TrainingSetup"
 #: What the commands give to the trainer themselves, and where an experiment file says it instead.
 RESERVED = {"callbacks": "the map 'callbacks' of the experiment", "default_root_dir": "the option --runs of the command"}
 
@@ -31,6 +33,7 @@ def check(experiment: Experiment) -> None:
         else:
             problems += mismatches(node, kind, path, class_of)
         problems += _inside(node, path)
+    problems += _training_problems(experiment.training)
     problems += _trainer_problems(experiment.trainer)
     if problems:
         raise UserError(experiment.file, problems)
@@ -91,6 +94,11 @@ def _argument_problems(target: Target, node: Mapping[str, Any], path: str) -> li
         if key not in node and key not in misspelt:
             problems.append(Problem(f"{path}.{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))
     return problems
+
+
+def _training_problems(training: Mapping[str, Any]) -> list[Problem]:
+    node = {TARGET: TRAINING, **training}
+    return _inside(node, "training")
 
 
 def _trainer_problems(trainer: Mapping[str, Any]) -> list[Problem]:

@@ -45,6 +45,7 @@ class Experiment:
         seed: seeds the weights, and with the rank added the noise of training.
         vars: free values for interpolation, ``${vars.steps}``.
         method: node of a ``umm_zoo.method.Method``.
+        training: which parts are trained, and how: arguments of ``umm_zoo.training.setup.TrainingSetup``.
         data: node of a ``LightningDataModule``.
         callbacks: name -> node of a Lightning callback; ``checkpoint`` and ``progress`` replace the built-in ones.
         metrics: name -> node of a torchmetrics metric, scored at every validation.
@@ -59,6 +60,7 @@ class Experiment:
     seed: int = 0
     vars: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class Experiment:
 
 #: Keys of an experiment file.
 ENVELOPE = (*(f.name for f in fields(Experiment) if f.name not in _ASIDE), "base")
-_MAPS = ("vars", "method", "data", "callbacks", "metrics", "trainer")
+_MAPS = ("vars", "method", "training", "data", "callbacks", "metrics", "trainer")
 
 
 def use_folders(folders: Iterable[str]) -> None:

@@ -1,0 +1,152 @@
+"""What a method's validation gives to metrics and callbacks, and the capabilities that a method may have.
+
+Capabilities are protocols of one or two functions. ``generate``, sample callbacks, benchmarks and rewards ask for them and for nothing
+else, so that any method that has the function can be used, a stranger's too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from umm_zoo.batch import Batch
+
+#: Outputs that cost a further pass of the model; they are made only where a metric of the run reads them.
+ON_REQUEST = frozenset({"attention", "unchanged"})
+
+
+@dataclass
+class QueryAttention:
+    """Mean attention that queries pay to one token of a kind, before and after the logarithm, and over how many rows.
+
+    Shape:
+        - bias: scalar, attention to a token of the image minus attention to a token of text; log_bias: of the logarithms.
+    """
+
+    bias: Tensor
+    log_bias: Tensor
+    num_rows: int
+
+
+@dataclass
+class Outputs:
+    """What ``validation_step`` made of a batch of B rows. A field that was not made is None.
+
+    Args:
+        scalars: losses and rates by name, each a mean over something.
+        counts: over how many of what a scalar is a mean; one that is not named counts each row once.
+        answers: B texts.
+        nll: ``[B]``, sum of the negative log-likelihoods of a row's answer tokens, in nats.
+        num_tokens: ``[B]``, answer tokens of each row.
+        generated: ``[B, 3, H, W]`` in [-1, 1], what the method made of each row: the image asked for, or its reconstruction.
+        references: ``[B, 3, H, W]``, what ``generated`` should be; None where that is ``Batch.targets``.
+        round_trips: ``[B, 3, H, W]``, the references through the codec alone: the best that could be.
+        unchanged: ``[B, 3, H, W]``, edits generated from the same noise with an instruction to change nothing.
+        unchanged_references: ``[B, 3, H, W]``, what ``unchanged`` should be.
+        from_true_captions: ``[B, 3, H, W]``, images generated from the true captions: the ceiling of those from the model's own.
+        caption_tokens: ``[B]``, lengths of the captions in ``answers``.
+        rewards: ``[B]``.
+        image_features, text_features: ``[B, F]``.
+        attention: how far queries look at the image rather than at the text.
+        columns: images by name, ``[B, 3, H, W]`` each, in place of input, generated and reference in a sample grid.
+    """
+
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    answers: list[str] | None = None
+    nll: Tensor | None = None
+    num_tokens: Tensor | None = None
+    generated: Tensor | None = None
+    references: Tensor | None = None
+    round_trips: Tensor | None = None
+    unchanged: Tensor | None = None
+    unchanged_references: Tensor | None = None
+    from_true_captions: Tensor | None = None
+    caption_tokens: Tensor | None = None
+    rewards: Tensor | None = None
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+    attention: QueryAttention | None = None
+    columns: dict[str, Tensor] | None = None
+
+    def references_of(self, batch: Batch) -> Tensor | None:
+        """What ``generated`` should be, ``[B, 3, H, W]``."""
+        return batch.targets if self.references is None else self.references
+
+
+#: Fields that a metric may read and a method declare; every other name is that of a scalar.
+FIELDS = frozenset(f.name for f in fields(Outputs)) - {"scalars", "counts"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run wants of ``validation_step``; the run's callbacks fill it in before a validation.
+
+    Args:
+        on_request: names among ``ON_REQUEST`` that a metric reads.
+        max_new_tokens: longest answer; 0 makes none.
+        num_generated_batches: batches of each validation whose images are generated; None is all.
+    """
+
+    on_request: frozenset[str] = frozenset()
+    max_new_tokens: int = 64
+    num_generated_batches: int | None = None
+
+    def generates(self, batch_idx: int) -> bool:
+        """Whether images of this batch are to be generated."""
+        return self.num_generated_batches is None or batch_idx < self.num_generated_batches
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are generated, where it is not the method's own way.
+
+    Args:
+        num_steps: of the sampler.
+        guidance: how strongly the request is followed; 1 is no guidance.
+        image_guidance: how strongly the input images are, for methods that guide towards them apart.
+        size: height and width in pixels.
+    """
+
+    num_steps: int | None = None
+    guidance: float | None = None
+    image_guidance: float | None = None
+    size: tuple[int, int] | None = None
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """A method that answers prompts in words."""
+
+    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
+        """One answer per row; a row's own last answer is not looked at."""
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A method that makes the image that a row asks for."""
+
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1], or as many images of other sizes as a list; an image depends on its row and seed alone."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A method that makes an image again from what its model makes of it."""
+
+    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
+        """``[M, 3, H, W]`` again, in [-1, 1]."""
+
+    def round_trip(self, images: Tensor) -> Tensor:
+        """The best that a reconstruction could be: the images through the codec alone."""
+
+
+@runtime_checkable
+class RollsOut(Protocol):
+    """A method that trains on its own samples."""
+
+    def rollout_outputs(self) -> tuple[Outputs, Batch] | None:
+        """The first sample of each row of the last rollout, and its batch; None before the first."""

@@ -1,0 +1,114 @@
+"""The objects of an experiment, and how its method is trained: which parts, with which optimiser and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning import Callback, LightningDataModule
+from torch import nn
+from torchmetrics import Metric
+
+from umm_zoo.errors import UserError, locating
+from umm_zoo.experiment.build import build, build_arguments
+from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.targets import find_target
+from umm_zoo.method import Method
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
+
+
+class TrainingSetup:
+    """The ``training`` map of an experiment. A method is built, generates and is scored without it.
+
+    Args:
+        trained: names of the parts that are trained; all others are frozen.
+        optimizer: builds the optimiser over them.
+        schedule: learning rate over the steps; None is constant.
+    """
+
+    def __init__(self, trained: list[str], optimizer: OptimizerFactory, schedule: Schedule | None = None) -> None:
+        self.trained, self.optimizer, self.schedule = list(trained), optimizer, schedule
+
+    def prepare(self, method: Method) -> None:
+        """Freeze what is not trained, and let the method ask here for its optimiser.
+
+        Raises:
+            UserError: a name is not a part, or one that this method never trains.
+        """
+        method.train_only(self.trained, self.build)
+
+    def build(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> Any:
+        """Optimiser and schedule (stepped per update) over the parameters of each trained part, as Lightning wants them."""
+        optimizer = self.optimizer.build(parameters)
+        if self.schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule.build(optimizer), "interval": "step"}}
+
+
+@dataclass
+class Built:
+    """The objects of an experiment; those parts of the method that are not trained are frozen."""
+
+    method: Method
+    data: LightningDataModule
+    callbacks: dict[str, Callback]
+    metrics: dict[str, Metric]
+
+
+def build_data(experiment: Experiment) -> LightningDataModule:
+    """Build the data module of a checked experiment.
+
+    Raises:
+        UserError: its constructor, or one below it, refused its arguments.
+    """
+    experiment.use_folders()
+    with locating(experiment.file):
+        data: LightningDataModule = build(experiment.data, "data")
+        return data
+
+
+def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
+    """Build the parts of a checked experiment. The method comes first, so that its weights depend on the seed alone.
+
+    Args:
+        experiment: what to build.
+        data: the data module, where it has been built already.
+
+    Raises:
+        UserError: a constructor refused its arguments, a metric reads what the method does not make; the line names the node.
+    """
+    experiment.use_folders()
+    with locating(experiment.file):
+        method: Method = build(experiment.method, "method")
+        built = Built(
+            method,
+            data if data is not None else build_data(experiment),
+            {name: build(node, f"callbacks.{name}") for name, node in experiment.callbacks.items()},
+            {name: build(node, f"metrics.{name}") for name, node in experiment.metrics.items()},
+        )
+        if experiment.training:
+            setup = find_target("umm_zoo.training.setup.TrainingSetup")
+            with locating(place="training"):
+                setup.call(**build_arguments(setup, experiment.training, "training")).prepare(method)
+        check_outputs(method, built.metrics)
+    return built
+
+
+def check_outputs(method: Method, metrics: Mapping[str, Metric]) -> None:
+    """Refuse a metric that reads what the method does not make; one that does not say what it reads is taken as it is.
+
+    Raises:
+        UserError: names metric, output and method.
+    """
+    makes = method.makes
+    for name, metric in metrics.items():
+        for wanted in reads(metric) if makes is not None else ():
+            if wanted not in makes:
+                found = f"a {type(metric).__name__}, which reads '{wanted}'; {type(method).__name__} does not make it"
+                raise UserError(f"metrics.{name}", found, f"a metric of {', '.join(sorted(makes))}")
+
+
+def reads(metric: Metric) -> frozenset[str]:
+    """What a metric says that it reads of ``Outputs``: fields, and scalars by name."""
+    return frozenset(getattr(metric, "reads", ()))
