@@ -7,14 +7,15 @@ T generated tokens. Time t lies in [0, 1]: 0 is data, 1 is noise. Images are flo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 
 #: Stands in the text of a user turn where an image goes; the k-th marker of a row is the row's k-th image.
 IMAGE_MARKER = "<image>"
@@ -40,6 +41,18 @@ class Grid(NamedTuple):
     def num_cells(self) -> int:
         """Number of tokens, h * w."""
         return self.h * self.w
+
+
+class Task(StrEnum):
+    """What a row asks for."""
+
+    TEXT_TO_IMAGE = "text_to_image"
+    EDIT = "edit"  #: change the one input image as an instruction says
+    COMPOSE = "compose"  #: one image of several input images
+    RECONSTRUCT = "reconstruct"  #: the input image again
+    UNCONDITIONAL = "unconditional"  #: any image
+    CAPTION = "caption"
+    QUESTION = "question"
 
 
 @dataclass
@@ -73,6 +86,8 @@ class Batch:
         image_counts: number of images of each row, summing to M.
         targets: ``[B, 3, H, W]`` in [-1, 1], the image a row asks for (text-to-image, editing); None where the task has none.
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
+        tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
+            text-to-image, an edit or a composition by the number of input images.
         extras: precomputed members of the shards by name, ``[B, …]`` or ``[M, …]`` each.
 
     Raises:
@@ -85,13 +100,15 @@ class Batch:
     image_counts: list[int] = field(default_factory=list)
     targets: Tensor | None = None
     meta: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = len(self.keys)
         self.image_counts = self.image_counts or [0] * size
         self.meta = self.meta or [{} for _ in range(size)]
-        for name in ("conversations", "image_counts", "meta"):
+        self.tasks = self.tasks or [task_of(count, self.targets is not None) for count in self.image_counts]
+        for name in ("conversations", "image_counts", "meta", "tasks"):
             if len(getattr(self, name)) != size:
                 raise ValueError(f"Batch.{name} has {len(getattr(self, name))} rows, Batch.keys has {size}")
         num_images = 0 if self.images is None else len(self.images)
@@ -135,6 +152,13 @@ class Batch:
         return [split_answer(conversation)[1] for conversation in self.conversations]
 
 
+def task_of(num_images: int, has_target: bool) -> Task:
+    """What a row with that many input images asks for, if nothing else is said."""
+    if not has_target:
+        return Task.QUESTION
+    return Task.TEXT_TO_IMAGE if num_images == 0 else Task.EDIT if num_images == 1 else Task.COMPOSE
+
+
 def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
     """Split a conversation into (everything before the last assistant turn, that turn's text)."""
     for index in range(len(conversation) - 1, -1, -1):
@@ -143,16 +167,47 @@ def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
     return conversation, ""
 
 
+def request_batch(prompts: Sequence[str], images: Sequence[Sequence[Tensor]] | None = None) -> Batch:
+    """Requests for images as a batch; markers are put in front of a prompt that has none.
+
+    A prompt alone is text-to-image, with one image an edit, with several a composition. An empty prompt asks for a reconstruction
+    of its images, and without any for whatever the model likes.
+
+    Raises:
+        ValueError: as many groups of images as prompts are needed, images of one size.
+    """
+    shown = [[] for _ in prompts] if images is None else [list(group) for group in images]
+    if len(shown) != len(prompts):
+        raise ValueError(f"found {len(prompts)} prompts and {len(shown)} groups of images")
+    conversations: list[Conversation] = []
+    tasks: list[Task] = []
+    for prompt, group in zip(prompts, shown, strict=True):
+        marked = prompt if IMAGE_MARKER in prompt else "\n".join([IMAGE_MARKER] * len(group) + ([prompt] if prompt else []))
+        conversations.append([Turn(role="user", text=marked)])
+        empty = Task.RECONSTRUCT if group else Task.UNCONDITIONAL
+        tasks.append(task_of(len(group), True) if prompt.strip() else empty)
+    every = [image for group in shown for image in group]
+    if len({image.shape for image in every}) > 1:
+        raise ValueError(f"images of one call must be of one size, found {sorted({tuple(image.shape) for image in every})}")
+    return Batch(
+        keys=[f"prompt {row}" for row in range(len(prompts))],
+        conversations=conversations,
+        images=torch.stack(every) if every else None,
+        image_counts=[len(group) for group in shown],
+        tasks=tasks,
+    )
+
+
 def image_of_each_row(batch: Batch) -> Tensor:
     """The first input image of each row, or the image it asks for where it has none, ``[B, 3, H, W]``.
 
     Raises:
-        MistakeError: a row has neither.
+        UserError: a row has neither.
     """
     chosen = []
     for row, key in enumerate(batch.keys):
         images = batch.images_of(row)
         if not len(images) and batch.targets is None:
-            raise MistakeError(f"{key}: has no image; expected rows with an image or a target")
+            raise UserError(key, "no image", "an image or a target")
         chosen.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
     return torch.stack(chosen)

@@ -200,7 +200,7 @@ def test_prefix_and_continuation_are_one_pass(vlm, for_generation):
     inputs = vlm.embed([QUESTION, PLAIN[:1]], random_images(1), [1, 0], for_generation)
     prefix = vlm.prefix(inputs)
     tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    new = (vlm._embedding(tokens), vlm.text_positions(prefix, 3))
+    new = (vlm._embedding(tokens), prefix.text_positions(3))
     states = vlm.continue_from(prefix, *new)
     explicit = vlm.continue_from(prefix, *new, torch.ones(2, 3, 3, dtype=torch.bool).tril())
     assert_close(explicit, states, rtol=0, atol=1e-5)
@@ -216,15 +216,15 @@ def test_prefix_holds_no_graph_and_is_not_grown_by_its_users(vlm):
     prefix = vlm.prefix(inputs)
     length = inputs.token_ids.shape[1]
     queries = torch.randn(1, 4, 32, requires_grad=True)
-    states = vlm.continue_from(prefix, queries, vlm.text_positions(prefix, 4))
+    states = vlm.continue_from(prefix, queries, prefix.text_positions(4))
     assert prefix.cache.get_seq_length() == length and not prefix.cache.layers[0].keys.requires_grad
     assert torch.autograd.grad(states.sum(), queries)[0].abs().sum() > 0
-    assert_close(vlm.continue_from(prefix, queries, vlm.text_positions(prefix, 4)), states)
+    assert_close(vlm.continue_from(prefix, queries, prefix.text_positions(4)), states)
 
 
 def test_mask_among_new_tokens(vlm):
     prefix = vlm.prefix(vlm.embed([QUESTION], random_images(1), [1]))
-    queries, positions = torch.randn(1, 4, 32), vlm.grid_positions(prefix, vlm.image_grid(16, 16))
+    queries, positions = torch.randn(1, 4, 32), prefix.grid_positions(vlm.image_grid(16, 16))
     changed = queries.clone()
     changed[:, -1] += 1
     causal = torch.ones(1, 4, 4, dtype=torch.bool).tril()
@@ -245,7 +245,7 @@ def test_grid_positions_are_those_of_one_more_image(vlm):
     for name in ("token_ids", "embeddings", "attention_mask", "labels", "image_mask"):
         setattr(cut, name, getattr(inputs, name)[:, :first])
     cut.position_ids = inputs.position_ids[..., :first]
-    grid = vlm.grid_positions(vlm.prefix(cut), vlm.image_grid(16, 24))
+    grid = vlm.prefix(cut).grid_positions(vlm.image_grid(16, 24))
     assert_close(grid, inputs.position_ids[..., first : first + 6])
 
 

@@ -129,7 +129,7 @@ def test_metaquery_reads_its_queries_as_the_next_words_of_the_frozen_model():
     queries = method.draw_queries(reading, Grid(4, 4))
     assert queries.shape == (2, 5, 32)  # fixed, whatever is drawn
     tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, queries, method.queries.grid_for(Grid(4, 4)))
-    expected = method.vlm.continue_from(reading.prefix, tokens, method.vlm.text_positions(reading.prefix, 5))
+    expected = method.vlm.continue_from(reading.prefix, tokens, reading.prefix.text_positions(5))
     assert torch.equal(mask, torch.ones(5, 5).tril().bool().expand(2, -1, -1))
     assert_close(method.pathway(tokens, reading.prefix, positions, mask), expected)
     method.train().training_losses(batch)["loss"].backward()

@@ -219,7 +219,7 @@ def test_07_the_expert_starts_as_the_frozen_model():
     first.position_ids = inputs.position_ids[..., :6]
     prefix = vlm.prefix(first)
     count = inputs.embeddings.shape[1] - 6
-    states = pathway(inputs.embeddings[:, 6:], prefix, vlm.text_positions(prefix, count), pathway.among(count)[None])
+    states = pathway(inputs.embeddings[:, 6:], prefix, prefix.text_positions(count), pathway.among(count)[None])
     assert_close(states, vlm(inputs).hidden[:, 6:], rtol=0, atol=1e-5)
 
 

@@ -53,6 +53,19 @@ class Prefix:
             last_hidden=self.last_hidden.repeat_interleave(times, 0),
         )
 
+    def text_positions(self, num_tokens: int) -> Tensor:
+        """M-RoPE ids ``[3, B, N]`` of text behind the prompt: all three the running index."""
+        steps = torch.arange(num_tokens, device=self.next_position.device)
+        return (self.next_position[:, None] + steps).expand(3, -1, -1)
+
+    def grid_positions(self, grid: Grid) -> Tensor:
+        """M-RoPE ids ``[3, B, h*w]`` of a token grid behind the prompt, as if one more image stood there."""
+        device = self.next_position.device
+        rows = torch.arange(grid.h, device=device).repeat_interleave(grid.w)
+        columns = torch.arange(grid.w, device=device).repeat(grid.h)
+        offsets = torch.stack([torch.zeros_like(rows), rows, columns])  # [3, h*w]
+        return self.next_position[:, None] + offsets[:, None]
+
     def mask_with(self, mask: Tensor) -> Tensor:
         """Which keys N new tokens may attend to: the whole prompt but its padding, and each other as ``mask`` says.
 
@@ -111,14 +124,6 @@ class PrefixBackbone(VLMBackbone, ABC):
     @abstractmethod
     def image_grid(self, height: int, width: int) -> Grid:
         """Grid of tokens that an image of that many pixels becomes."""
-
-    @abstractmethod
-    def text_positions(self, prefix: Prefix, num_tokens: int) -> Tensor:
-        """Position ids ``[3, B, N]`` of text behind the prompt."""
-
-    @abstractmethod
-    def grid_positions(self, prefix: Prefix, grid: Grid) -> Tensor:
-        """Position ids ``[3, B, h*w]`` of a token grid behind the prompt, as if one more image stood there."""
 
     @abstractmethod
     def language_stack(self, copied: bool) -> LanguageStack:

@@ -285,19 +285,6 @@ class Qwen25VL(PrefixBackbone):
         last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return Prefix(cache, inputs.attention_mask, inputs.position_ids.amax(dim=(0, 2)) + 1, last_hidden)
 
-    def text_positions(self, prefix: Prefix, num_tokens: int) -> Tensor:
-        """M-RoPE ids ``[3, B, N]`` of text behind the prompt: all three the running index."""
-        steps = torch.arange(num_tokens, device=prefix.next_position.device)
-        return (prefix.next_position[:, None] + steps).expand(3, -1, -1)
-
-    def grid_positions(self, prefix: Prefix, grid: Grid) -> Tensor:
-        """M-RoPE ids ``[3, B, h*w]`` of a token grid behind the prompt, as if one more image stood there."""
-        device = prefix.next_position.device
-        rows = torch.arange(grid.h, device=device).repeat_interleave(grid.w)
-        columns = torch.arange(grid.w, device=device).repeat(grid.h)
-        offsets = torch.stack([torch.zeros_like(rows), rows, columns])  # [3, h*w]
-        return prefix.next_position[:, None] + offsets[:, None]
-
     def language_stack(self, copied: bool) -> QwenStack:
         """The layers and final norm of the language model, or a trainable copy of them without the token embeddings."""
         language = self.model.model.language_model
@@ -396,7 +383,7 @@ class Qwen25VL(PrefixBackbone):
         prompts = prefix.repeat(len(tokens) // len(prefix.next_position))
         hidden = prompts.last_hidden[:, None]  # [R, 1, D], predicts the first token
         if tokens.shape[1] > 1:
-            places = self.text_positions(prompts, tokens.shape[1] - 1)
+            places = prompts.text_positions(tokens.shape[1] - 1)
             hidden = torch.cat([hidden, self.continue_from(prompts, self._embedding(tokens[:, :-1]), places)], dim=1)
         logits = self.model.lm_head(hidden[mask]).float() / temperature  # [K, vocabulary]
         chosen = logits.gather(1, tokens[mask][:, None]).squeeze(1) - logits.logsumexp(-1)

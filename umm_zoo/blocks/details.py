@@ -1,8 +1,9 @@
-"""Fine detail of the input images for the language model, beside what its own vision tower says."""
+"""Detail branches: tokens of fine detail of the input images, beside those of the vision tower."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,39 @@ from torch import Tensor, nn
 from umm_zoo.batch import Grid
 from umm_zoo.blocks.positions import PositionEmbedding
 from umm_zoo.blocks.transformer import as_tokens
+
+
+@dataclass
+class Details:
+    """K tokens of fine detail of a row's input images, beside those of the vision tower.
+
+    Shape:
+        - tokens: ``[B, K, D]``, zeros on padding
+        - positions: ``[3, B, K]``, those of the vision tower's tokens of the same places
+        - images: ``[B, K]``, which image of the row a token belongs to, -1 on padding
+        - unused: scalar zero that depends on the branch where no image does, for all ranks must touch the same parameters
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    images: Tensor
+    unused: Tensor | None = None
+
+    @classmethod
+    def none(cls, like: Tensor, unused: Tensor | None = None) -> Details:
+        """No tokens, beside ``[B, *, D]`` of the same width and type."""
+        positions = torch.zeros(3, len(like), 0, dtype=torch.long, device=like.device)
+        return cls(like.new_zeros(len(like), 0, like.shape[-1]), positions, positions[0], unused)
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.tokens.shape[1]
+
+    @property
+    def mask(self) -> Tensor:
+        """``[B, K]`` bool, False on padding."""
+        return self.images >= 0
 
 
 class DetailBranch(nn.Module, ABC):

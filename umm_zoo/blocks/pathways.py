@@ -1,4 +1,4 @@
-"""Who turns query tokens into states: the layers that run over them while they read what the frozen model made of the prompt."""
+"""Query pathways: the layers that turn query tokens into states while they attend to what the frozen model made of the prompt."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.prefix import LanguageStack, Prefix, PrefixBackbone
 from umm_zoo.batch import Grid
+from umm_zoo.blocks.details import Details
 
 
 class QueryPathway(nn.Module, ABC):
-    """Runs ``[detail tokens | queries]`` behind a prompt that the frozen model has read once.
+    """Layers that run over ``[detail tokens | queries]`` behind a prompt that the frozen model has encoded once.
 
-    Prompt tokens never attend to these, so the prompt's keys and values are constants here: nothing is stored for its backward
-    pass, and what the frozen model says stays the same bit for bit. A subclass implements ``attach``, which the method calls with
-    its backbone (two nodes of an experiment file cannot share an object), and may change ``among`` and ``positions``.
+    It decides where these stand and who attends to whom: all to the whole prompt; detail tokens to their own image and to those
+    before it, and to no query; queries to every detail token, and to each other as ``among`` says. Prompt tokens never attend to
+    them, so the prompt's keys and values are constants here: nothing is stored for its backward pass, and what the frozen model
+    says stays the same bit for bit. A subclass implements ``attach``, which the method calls with its backbone (two nodes of an
+    experiment file cannot share an object), and may change ``among`` and ``positions``.
 
     Shape:
-        - tokens: ``[B, K + N, D]``; positions: ``[3, B, K + N]``
-        - mask: ``[B, K + N, K + N]`` bool, True where the row may attend to the column
-        - output: ``[B, K + N, D]``
+        - prefix: of B prompts; details: K tokens per row, or None
+        - queries: ``[B, N, D]`` on ``grid``, N = h*w
+        - output: ``[B, N, D]``, states of the queries after the final norm
 
     Args:
         bidirectional: queries attend to each other; otherwise each to itself and those before it.
@@ -54,22 +57,48 @@ class QueryPathway(nn.Module, ABC):
         ones = torch.ones(num_queries, num_queries, dtype=torch.bool, device=device)
         return ones if self.bidirectional else ones.tril()
 
-    def positions(self, vlm: PrefixBackbone, prefix: Prefix, grid: Grid) -> Tensor:
+    def positions(self, prefix: Prefix, grid: Grid) -> Tensor:
         """Position ids of the queries, ``[3, B, h*w]``."""
-        return vlm.grid_positions(prefix, grid) if self.grid_positions else vlm.text_positions(prefix, grid.num_cells)
+        return prefix.grid_positions(grid) if self.grid_positions else prefix.text_positions(grid.num_cells)
 
-    def forward(self, tokens: Tensor, prefix: Prefix, positions: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> Tensor:
         """Run the layers."""
-        return self.stack(tokens, prefix, positions, mask, self.gradient_checkpointing)
+        tokens, positions, mask = self.arrange(prefix, details, queries, grid)
+        states = self.stack(tokens, prefix, positions, mask, self.gradient_checkpointing)
+        return states[:, tokens.shape[1] - queries.shape[1] :]
 
-    def attention(self, tokens: Tensor, prefix: Prefix, positions: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        """Attention weights layer after layer, ``[B, heads, K + N, L + K + N]``; no gradient."""
-        return self.stack.attention(tokens, prefix, positions, mask)
+    def attention(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> Iterator[Tensor]:
+        """Attention that queries pay, layer after layer, ``[B, heads, N, L + K + N]``; no gradient."""
+        tokens, positions, mask = self.arrange(prefix, details, queries, grid)
+        for weights in self.stack.attention(tokens, prefix, positions, mask):
+            yield weights[:, :, tokens.shape[1] - queries.shape[1] :]
 
-    def example_inputs(self) -> tuple[Tensor, Prefix, Tensor, Tensor]:
-        """Five tokens behind a random prompt of four, for ``umm_zoo.testing.check_block``."""
-        positions = torch.arange(4, 9).expand(3, 2, 5)
-        return torch.randn(2, 5, self.stack.width), self.stack.example_prefix(2, 4), positions, self.among(5).expand(2, -1, -1)
+    def arrange(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """``[details | queries]``, their position ids, and who may attend to whom.
+
+        Returns:
+            tokens ``[B, K+N, D]``, positions ``[3, B, K+N]``, mask ``[B, K+N, K+N]`` bool.
+        """
+        size, count = queries.shape[:2]
+        details = details or Details.none(queries)
+        if details.unused is not None:
+            queries = queries + details.unused.to(queries.dtype)
+        dtype = torch.promote_types(details.tokens.dtype, queries.dtype)
+        tokens = torch.cat([details.tokens.to(dtype), queries.to(dtype)], dim=1)
+        positions = torch.cat([details.positions, self.positions(prefix, grid)], dim=-1)
+        images, real = details.images, details.mask
+        inside = (images[:, :, None] >= images[:, None]) & real[:, None]  # [B, K, K]
+        inside |= torch.eye(details.count, dtype=torch.bool, device=inside.device)  # padding sees something, itself
+        upper = torch.cat([inside, inside.new_zeros(size, details.count, count)], dim=-1)
+        among = self.among(count, inside.device).expand(size, -1, -1)
+        lower = torch.cat([real[:, None].expand(-1, count, -1), among], dim=-1)
+        return tokens, positions, torch.cat([upper, lower], dim=1)
+
+    def example_inputs(self) -> tuple[Prefix, Details, Tensor, Grid]:
+        """Two detail tokens and six queries behind a random prompt of four, for ``umm_zoo.testing.check_block``."""
+        width, positions = self.stack.width, torch.tensor([1, 2]).expand(3, 2, 2)
+        details = Details(torch.randn(2, 2, width), positions, torch.tensor([[0, 0], [0, -1]]))
+        return self.stack.example_prefix(2, 4), details, torch.randn(2, 6, width), Grid(2, 3)
 
 
 class ExpertPathway(QueryPathway):

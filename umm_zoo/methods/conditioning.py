@@ -1,6 +1,6 @@
-"""Requests with something left out: what training drops to, and what guidance compares.
+"""Conditioning modes: requests with something left out, as training drops it and as guidance compares it.
 
-A request has words and maybe images. Its four versions are ``full``, ``image`` (the images without the instruction), ``text``
+A request has words and maybe images. The four modes are ``full``, ``image`` (the images without the instruction), ``text``
 (the instruction without the images) and ``nothing``.
 """
 
@@ -13,31 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Turn
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Task, Turn
 
-Version = Literal["full", "image", "text", "nothing"]
-DrawingTask = Literal["unconditional", "text_to_image", "reconstruction", "edit", "composition"]
-
-#: Values of ``meta["task"]`` that the images of a row cannot tell.
-_STATED: tuple[DrawingTask, ...] = ("unconditional", "reconstruction")
+#: What of a request the model gets to see.
+ConditioningMode = Literal["full", "image", "text", "nothing"]
 
 
-def drawing_tasks(batch: Batch) -> list[DrawingTask]:
-    """What each row asks to be drawn: as ``meta["task"]`` says for reconstruction and unconditional rows, else by its images.
-
-    No image is text-to-image, one an edit, several a composition.
-    """
-    tasks: list[DrawingTask] = []
-    for meta, count in zip(batch.meta, batch.image_counts, strict=True):
-        stated = next((task for task in _STATED if meta.get("task") == task), None)
-        tasks.append(stated or ("text_to_image" if count == 0 else "edit" if count == 1 else "composition"))
-    return tasks
-
-
-def stated_version(task: DrawingTask) -> Version:
-    """The version that a task trains: reconstruction is ``image``, unconditional ``nothing``."""
-    versions: dict[DrawingTask, Version] = {"unconditional": "nothing", "reconstruction": "image"}
-    return versions.get(task, "full")
+def mode_of(task: Task) -> ConditioningMode:
+    """The mode that a task trains: reconstruction is ``image``, unconditional ``nothing``."""
+    modes: dict[Task, ConditioningMode] = {Task.UNCONDITIONAL: "nothing", Task.RECONSTRUCT: "image"}
+    return modes.get(task, "full")
 
 
 @dataclass(frozen=True)
@@ -57,17 +42,17 @@ class Prompts:
     reconstruction: str = "Reconstruct the image."
     black_images: bool = False
 
-    def apply(self, batch: Batch, versions: Sequence[Version]) -> Batch:
-        """The batch with each row in the given version; answers are dropped."""
+    def apply(self, batch: Batch, modes: Sequence[ConditioningMode]) -> Batch:
+        """The batch with each row in the given mode; answers are dropped."""
         conversations: list[Conversation] = []
         images: list[Tensor] = []
         counts: list[int] = []
-        for row, (prompt, version) in enumerate(zip(batch.prompts(), versions, strict=True)):
+        for row, (prompt, mode) in enumerate(zip(batch.prompts(), modes, strict=True)):
             shown = batch.images_of(row)
-            if version in ("text", "nothing"):
+            if mode in ("text", "nothing"):
                 shown = torch.full_like(shown, -1.0) if self.black_images else shown[:0]
-            if version in ("image", "nothing"):
-                words = self.reconstruction if version == "image" else self.unconditional
+            if mode in ("image", "nothing"):
+                words = self.reconstruction if mode == "image" else self.unconditional
                 prompt = [Turn(role="user", text="\n".join([IMAGE_MARKER] * len(shown) + ([words] if words else [])))]
             elif not len(shown):
                 prompt = [Turn(role=turn["role"], text=turn["text"].replace(IMAGE_MARKER, "").strip()) for turn in prompt]
@@ -87,6 +72,7 @@ class ConditionDropout:
         text_to_image: share of text-to-image rows that lose their words.
         reconstruction: share of reconstruction rows that lose their image.
         edit_text, edit_image, edit_both: share of rows with images and an instruction that lose one of the two, or both.
+        prompts: what stands in the place of what was left out; None is ``Prompts()``.
 
     Raises:
         ValueError: a share is negative, or those of one task exceed one.
@@ -99,40 +85,42 @@ class ConditionDropout:
         edit_text: float = 0.0,
         edit_image: float = 0.0,
         edit_both: float = 0.0,
+        prompts: Prompts | None = None,
     ) -> None:
-        edits: list[tuple[Version, float]] = [("image", edit_text), ("text", edit_image), ("nothing", edit_both)]
-        self.shares: dict[DrawingTask, list[tuple[Version, float]]] = {
-            "text_to_image": [("nothing", text_to_image)],
-            "reconstruction": [("nothing", reconstruction)],
-            "edit": edits,
-            "composition": edits,
+        self.prompts = prompts or Prompts()
+        edits: list[tuple[ConditioningMode, float]] = [("image", edit_text), ("text", edit_image), ("nothing", edit_both)]
+        self.shares: dict[Task, list[tuple[ConditioningMode, float]]] = {
+            Task.TEXT_TO_IMAGE: [("nothing", text_to_image)],
+            Task.RECONSTRUCT: [("nothing", reconstruction)],
+            Task.EDIT: edits,
+            Task.COMPOSE: edits,
         }
         for task, shares in self.shares.items():
             if min(share for _, share in shares) < 0 or sum(share for _, share in shares) > 1:
                 raise ValueError(f"dropout: found shares {[share for _, share in shares]} for {task}, expected 0 to 1 in sum")
 
-    def __call__(self, tasks: Sequence[DrawingTask], generator: torch.Generator | None = None) -> list[Version]:
-        """The version of each row."""
-        versions = []
+    def __call__(self, tasks: Sequence[Task], generator: torch.Generator | None = None) -> list[ConditioningMode]:
+        """The mode of each row."""
+        modes = []
         for task, number in zip(tasks, torch.rand(len(tasks), generator=generator, device="cpu").tolist(), strict=True):
-            version = stated_version(task)
+            mode = mode_of(task)
             for other, share in self.shares.get(task, []):
                 if 0 <= number < share:
-                    version = other
+                    mode = other
                 number -= share
-            versions.append(version)
-        return versions
+            modes.append(mode)
+        return modes
 
 
 class Guidance:
-    """How strongly each part of a request is followed, and so the weight of each version's prediction.
+    """How strongly each part of a request is followed, and so the weight of each mode's prediction.
 
-    With e the prediction under a version: text-to-image ``e_nothing + text (e_full - e_nothing)``; a reconstruction ``e_nothing +
+    With e the prediction under a mode: text-to-image ``e_nothing + text (e_full - e_nothing)``; a reconstruction ``e_nothing +
     reconstruction (e_image - e_nothing)``; an edit ``e_nothing + reconstruction (e_image - e_nothing) + edit (e_full - e_image)``;
     a composition of several images ``e_nothing + composition (e_full - e_nothing)``, or the form of edits where ``composition``
     is None (MetaQuery).
 
-    The defaults are WeMMU's; that its "rec" branch is the version ``image`` and its "unc" branch ``nothing`` is our reading.
+    The defaults are WeMMU's; that its "rec" branch is the mode ``image`` and its "unc" branch ``nothing`` is our reading.
 
     Args:
         text, reconstruction, edit, composition: the scales; 1 everywhere is no guidance.
@@ -146,20 +134,29 @@ class Guidance:
         """The prediction under the full request alone."""
         return cls(1.0, 1.0, 1.0, 1.0)
 
-    def weights(self, task: DrawingTask) -> dict[Version, float]:
-        """Weight of each version that counts; they add up to one."""
-        weights: dict[Version, float]
-        if task == "unconditional":
+    def changed(self, scale: float | None, image_scale: float | None) -> Guidance:
+        """The same with other scales of what is asked for and of input images, where they are given."""
+        if scale is None and image_scale is None:
+            return self
+        image = self.reconstruction if image_scale is None else image_scale
+        if scale is None:
+            return Guidance(self.text, image, self.edit, self.composition)
+        return Guidance(scale, image, scale, scale)
+
+    def weights(self, task: Task) -> dict[ConditioningMode, float]:
+        """Weight of each mode that counts; they add up to one."""
+        weights: dict[ConditioningMode, float]
+        if task is Task.UNCONDITIONAL:
             weights = {"nothing": 1.0}
-        elif task == "reconstruction":
+        elif task is Task.RECONSTRUCT:
             weights = {"nothing": 1 - self.reconstruction, "image": self.reconstruction}
-        elif task == "text_to_image":
+        elif task is Task.TEXT_TO_IMAGE:
             weights = {"nothing": 1 - self.text, "full": self.text}
-        elif task == "composition" and self.composition is not None:
+        elif task is Task.COMPOSE and self.composition is not None:
             weights = {"nothing": 1 - self.composition, "full": self.composition}
         else:
             weights = {"nothing": 1 - self.reconstruction, "image": self.reconstruction - self.edit, "full": self.edit}
-        return {version: weight for version, weight in weights.items() if weight}
+        return {mode: weight for mode, weight in weights.items() if weight}
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -173,5 +170,6 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
         image_counts=[batch.image_counts[row] for row in rows],
         targets=None if batch.targets is None else batch.targets[index.to(batch.targets.device)],
         meta=[batch.meta[row] for row in rows],
+        tasks=[batch.tasks[row] for row in rows],
         extras={name: value[index.to(value.device)] for name, value in batch.extras.items() if len(value) == len(batch)},
     )

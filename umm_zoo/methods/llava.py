@@ -1,8 +1,8 @@
-"""Visual instruction tuning, the baseline of the understanding methods."""
+"""LLaVA: visual instruction tuning, the baseline of the understanding methods."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 
 class LLaVA(Method):
@@ -23,25 +23,11 @@ class LLaVA(Method):
 
     Args:
         vlm: the model; its parts are the method's.
-        optimizer: builds the optimiser over the trained parts.
-        trained: names among ``vision_tower``, ``projector``, ``language_model``.
-        schedule: learning rate over the steps; None is constant.
-        max_new_tokens: longest answer in validation (our choice: enough for one clause); 0 to only measure the loss.
     """
 
-    def __init__(
-        self,
-        vlm: VLMBackbone,
-        optimizer: OptimizerFactory,
-        trained: list[str],
-        schedule: Schedule | None = None,
-        max_new_tokens: int = 16,
-    ) -> None:
+    def __init__(self, vlm: VLMBackbone) -> None:
         super().__init__()
         self.vlm = vlm
-        self.max_new_tokens = max_new_tokens
-        self._num_tokens = torch.zeros((), dtype=torch.long)
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone."""
@@ -50,22 +36,22 @@ class LLaVA(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, the mean over all answer tokens of the batch."""
         inputs = self.vlm.inputs_of(batch)
-        self._num_tokens = inputs.attention_mask.sum()
+        self.num_tokens = inputs.attention_mask.sum()
         return {"loss": self.vlm(inputs).loss}
 
-    def batch_tokens(self, batch: Batch) -> Tensor:
-        """Tokens that the last training batch was made of, image tokens included and padding not; ``callbacks.Throughput`` asks."""
-        return self._num_tokens
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", "nll", "num_tokens", "answers")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Teacher-forced ``loss``, ``nll`` and ``num_tokens`` [B], and greedy ``answers`` to the last question of each row."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Teacher-forced ``loss``, ``nll`` and ``num_tokens``, and greedy ``answers`` to the last question of each row."""
         output = self.vlm(self.vlm.inputs_of(batch))
-        answers = self.answer(batch) if self.max_new_tokens else [""] * len(batch)
-        return {"loss": output.loss, "nll": output.nll, "num_tokens": output.num_tokens, "answers": answers}
+        longest = self.wanted.max_new_tokens
+        answers = self.answer(batch, longest) if longest else [""] * len(batch)
+        return Outputs({"loss": output.loss}, nll=output.nll, num_tokens=output.num_tokens, answers=answers)
 
     @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int | None = None, temperature: float = 0.0) -> list[str]:
+    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
         """Answers to a batch of prompts; a row's own last answer is not looked at."""
-        return self.vlm.generate(
-            batch.prompts(), batch.images, batch.image_counts, max_new_tokens or self.max_new_tokens, temperature
-        )
+        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)

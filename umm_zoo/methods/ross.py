@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,14 @@ from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
-from umm_zoo.errors import MistakeError
 from umm_zoo.method import Method
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
 from umm_zoo.objectives.regression import Regression
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
-_PRECOMPUTED = "reconstruction_target"
+PRECOMPUTED = "reconstruction_target"
 
 
 class ROSS(Method):
@@ -44,17 +43,8 @@ class ROSS(Method):
         target: what is reconstructed.
         head: a ``Denoiser``, or a ``RegressionHead`` under a regression objective.
         objective: how the head is trained, and how a trained one draws.
-        optimizer: builds the optimiser over the trained parts.
-        trained: names among ``vision_tower``, ``projector``, ``language_model``, ``head``.
-        schedule: learning rate over the steps; None is constant.
         weight: of the reconstruction; 1 in the paper.
         reduction: how the losses of a batch become one; None is ``MeanOverImages``.
-        stored_targets: name in ``Batch.extras`` of targets that were computed beforehand (``latents`` for a codec's); None computes
-            them.
-        stored_cells: name in ``Batch.extras`` of ``[M, grid, grid]`` masks, True where a cell counts; None counts all, padding
-            included, as the release does.
-        max_new_tokens: longest answer in validation; 0 to only measure the losses.
-        num_drawn_batches: batches of each validation whose reconstructions are drawn, for the sample grid (our choice: one).
 
     Raises:
         ValueError: sizes of the blocks disagree, or the head is not of the kind that the objective calls.
@@ -66,24 +56,13 @@ class ROSS(Method):
         target: ReconstructionTarget,
         head: Denoiser | RegressionHead,
         objective: Objective,
-        optimizer: OptimizerFactory,
-        trained: list[str],
-        schedule: Schedule | None = None,
         weight: float = 1.0,
         reduction: Reduction | None = None,
-        stored_targets: str | None = None,
-        stored_cells: str | None = None,
-        max_new_tokens: int = 16,
-        num_drawn_batches: int = 1,
     ) -> None:
         super().__init__()
         self.vlm, self.target, self.head, self.objective = vlm, target, head, objective
         self.weight, self.reduction = weight, reduction or MeanOverImages()
-        self.stored_targets, self.stored_cells = stored_targets, stored_cells
-        self.max_new_tokens, self.num_drawn_batches = max_new_tokens, num_drawn_batches
-        self._num_tokens = torch.zeros((), dtype=torch.long)
         self._check_blocks()
-        self.train_only(trained, optimizer, schedule)
 
     def _check_blocks(self) -> None:
         if isinstance(self.head, RegressionHead) != isinstance(self.objective, Regression):
@@ -106,7 +85,7 @@ class ROSS(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``reconstruction_target``: what the target is made of, where a frozen network computes it."""
-        if self.stored_targets is not None or "target" in self.trained or not self.target.worth_storing:
+        if "target" in self.trained or not self.target.worth_storing:
             return {}
         target = self.target
         settings = {"kind": type(target).__name__.removeprefix("Frozen"), "image_size": target.image_size}
@@ -118,25 +97,20 @@ class ROSS(Method):
             device = next(target.parameters(), torch.empty(0)).device
             return target.to_store(torch.zeros(0, 3, target.image_size, target.image_size, device=device))
 
-        return {_PRECOMPUTED: Precomputable(target, compute, "image", settings)}
+        return {PRECOMPUTED: Precomputable(target, compute, "image", settings)}
 
     # -- losses --------------------------------------------------------------------------------------------------------------
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss = language_loss + weight * reconstruction_loss``, and the two alone."""
         inputs = self.vlm.inputs_of(batch)
-        self._num_tokens = inputs.attention_mask.sum()
+        self.num_tokens = inputs.attention_mask.sum()
         output = self.vlm(inputs)
-        reconstruction = self.reconstruction_loss(batch, output.hidden, inputs.image_mask)
-        return {
-            "loss": output.loss + self.weight * reconstruction,
-            "language_loss": output.loss,
-            "reconstruction_loss": reconstruction,
-        }
+        return self._losses(output.loss, self.reconstruction_loss(batch, output.hidden, inputs.image_mask))
 
-    def batch_tokens(self, batch: Batch) -> Tensor:
-        """Tokens that the last training batch was made of, image tokens included and padding not; ``callbacks.Throughput`` asks."""
-        return self._num_tokens
+    def _losses(self, language: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        loss = language + self.weight * reconstruction
+        return {"loss": loss, "language_loss": language, "reconstruction_loss": reconstruction}
 
     def reconstruction_loss(
         self, batch: Batch, hidden: Tensor, image_mask: Tensor, generator: torch.Generator | None = None
@@ -152,13 +126,8 @@ class ROSS(Method):
         has_image = self._samples(batch).to(hidden.device)  # [S], one entry per image, and per row without where those take part
         states = self.image_states(hidden, image_mask)  # [M, N, D]
         condition = states.new_zeros(len(has_image), *states.shape[1:]).masked_scatter(has_image[:, None, None], states)
-        targets = self._targets(batch, has_image, generator)
-        cells = None
-        if self.stored_cells is not None:
-            stored = _extra(batch, self.stored_cells).bool()  # [M, grid, grid]
-            cells = stored.new_ones(len(has_image), *stored.shape[1:])
-            cells[has_image] = stored
-        losses = self.objective.losses(self.target.predictor(self.head), as_map(targets), Tokens(condition), generator, cells)
+        targets = as_map(self._targets(batch, has_image, generator))
+        losses = self.objective.losses(self.target.predictor(self.head), targets, Tokens(condition), generator)
         return self.reduction(losses, has_image)
 
     def image_states(self, hidden: Tensor, image_mask: Tensor) -> Tensor:
@@ -183,88 +152,67 @@ class ROSS(Method):
 
     def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
-        if has_image.all() and self.stored_targets is not None:
-            return self.target.of_stored(_extra(batch, self.stored_targets))
-        if self.stored_targets is None and _PRECOMPUTED in batch.extras:
-            return self.target.of_stored(self._with_flat(batch.extras[_PRECOMPUTED].to(has_image.device), has_image), generator)
+        if PRECOMPUTED in batch.extras:
+            stored = batch.extras[PRECOMPUTED].to(has_image.device)
+            if not has_image.all():
+                entry = self.target.to_store(self._flat(1, (self.target.image_size,) * 2, has_image.device))
+                whole = entry.expand(len(has_image), *entry.shape[1:]).clone()
+                whole[has_image] = stored.to(whole)
+                stored = whole
+            return self.target.of_stored(stored, generator)
         images = batch.images
         if images is None or not has_image.all():
-            size = (self.target.image_size,) * 2 if images is None else images.shape[-2:]
-            mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
-            flat = (2 * mean - 1).expand(len(has_image), 3, *size).clone()
+            size = (self.target.image_size,) * 2 if images is None else tuple(images.shape[-2:])
+            flat = self._flat(len(has_image), size, has_image.device)
             if images is not None:
                 flat[has_image] = images.to(flat)
             images = flat
-        targets = self.target(images, generator)
-        if batch.images is not None and self.stored_targets is not None:
-            targets[has_image] = self.target.of_stored(_extra(batch, self.stored_targets)).to(targets)
-        return targets
+        return self.target(images, generator)
 
-    def _with_flat(self, stored: Tensor, has_image: Tensor) -> Tensor:
-        """Stored entries ``[M, …]`` in their places among the samples ``[S, …]``, those of a flat image in the others."""
-        if has_image.all():
-            return stored
-        mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
-        flat = (2 * mean - 1).expand(1, 3, self.target.image_size, self.target.image_size)
-        entry = self.target.to_store(flat)
-        whole = entry.expand(len(has_image), *entry.shape[1:]).clone()
-        if len(stored):
-            whole[has_image] = stored.to(whole)
-        return whole
+    def _flat(self, count: int, size: tuple[int, ...], device: torch.device) -> Tensor:
+        """Images ``[count, 3, H, W]`` in the vision tower's mean colour."""
+        mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=device).reshape(1, -1, 1, 1)
+        return (2 * mean - 1).expand(count, 3, *size).clone()
 
     # -- looking at it -------------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        images = ("generated", "references", "columns") if self.target.has_images else ()
+        return ("loss", "language_loss", "reconstruction_loss", "nll", "num_tokens", "answers", *images)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """As LLaVA's; also both losses alone, under the same noise at every validation.
 
-        Of the first batches ``columns`` to look at, and ``images`` (reconstructions) with their ``originals`` at the target's
-        size; both are of a row's first image, and None where nothing was drawn or a row has no image.
+        ``columns`` to look at, and ``generated`` (reconstructions) with their ``references`` at the target's size, both of a row's
+        first image; the latter two only where every row has an image.
         """
         inputs = self.vlm.inputs_of(batch)
         output = self.vlm(inputs)
         generator = torch.Generator(output.hidden.device).manual_seed(batch_idx)
-        reconstruction = self.reconstruction_loss(batch, output.hidden, inputs.image_mask, generator)
-        outputs: dict[str, Any] = {
-            "loss": output.loss + self.weight * reconstruction,
-            "language_loss": output.loss,
-            "reconstruction_loss": reconstruction,
-            "nll": output.nll,
-            "num_tokens": output.num_tokens,
-            "answers": self.answer(batch) if self.max_new_tokens else [""] * len(batch),
-            "generated": None,
-            "originals": None,
-        }
-        if batch.images is not None and self.target.has_images and batch_idx < self.num_drawn_batches:
-            drawn = self._draw(self.image_states(output.hidden, inputs.image_mask), generator)
-            outputs["columns"] = _first_of_each_row(
-                {"original": batch.images, "round trip": self.round_trip(batch.images), "reconstruction": drawn},
-                batch.image_counts,
-            )
+        losses = self._losses(output.loss, self.reconstruction_loss(batch, output.hidden, inputs.image_mask, generator))
+        longest = self.wanted.max_new_tokens
+        answers = self.answer(batch, longest) if longest else [""] * len(batch)
+        outputs = Outputs(losses, nll=output.nll, num_tokens=output.num_tokens, answers=answers)
+        if batch.images is not None and self.target.has_images and self.wanted.generates(batch_idx):
+            made = self._generate(self.image_states(output.hidden, inputs.image_mask), generator)
+            columns = {"original": batch.images, "round trip": self.round_trip(batch.images), "reconstruction": made}
+            outputs.columns = _first_of_each_row(columns, batch.image_counts)
             if all(batch.image_counts):
-                outputs["generated"] = outputs["columns"]["reconstruction"]
+                outputs.generated = outputs.columns["reconstruction"]
                 seen = _first_of_each_row({"original": self.target.prepare(batch.images)}, batch.image_counts)
-                outputs["originals"] = seen["original"]
+                outputs.references = seen["original"]
         return outputs
 
     @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int | None = None, temperature: float = 0.0) -> list[str]:
+    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
         """Answers to a batch of prompts; a row's own last answer is not looked at, and neither head nor target is used."""
-        return self.vlm.generate(
-            batch.prompts(), batch.images, batch.image_counts, max_new_tokens or self.max_new_tokens, temperature
-        )
+        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     @torch.no_grad()
-    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the images of a batch from the language model's states, ``[M, 3, H, W]`` in [-1, 1] at the target's size.
-
-        Raises:
-            ValueError: the target cannot be turned back into an image.
-        """
-        inputs = self.vlm.inputs_of(batch)
-        return self._draw(self.image_states(self.vlm(inputs).hidden, inputs.image_mask), generator)
-
-    def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw images ``[M, 3, H, W]`` again from what the language model makes of them.
+    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
+        """Images ``[M, 3, H, W]`` again from what the language model makes of them, at the target's size.
 
         What follows an image cannot reach its states (attention is causal), so no question is needed.
 
@@ -273,22 +221,18 @@ class ROSS(Method):
         """
         keys = [f"image {i}" for i in range(len(images))]
         conversations: list[Conversation] = [[{"role": "user", "text": IMAGE_MARKER}] for _ in keys]
-        return self.sample(Batch(keys, conversations, images, [1] * len(keys)), generator)
+        inputs = self.vlm.inputs_of(Batch(keys, conversations, images, [1] * len(keys)))
+        states = self.image_states(self.vlm(inputs).hidden, inputs.image_mask)
+        return self._generate(states, torch.Generator(states.device).manual_seed(seed))
 
     def round_trip(self, images: Tensor) -> Tensor:
         """Images through the target and back: the best that a reconstruction could be."""
         return self.target.round_trip(images)
 
     @torch.no_grad()
-    def _draw(self, states: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _generate(self, states: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = (len(states), self.target.channels, self.target.grid, self.target.grid)
         return self.target.images(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator))
-
-
-def _extra(batch: Batch, name: str) -> Tensor:
-    if name not in batch.extras:
-        raise MistakeError(f"{batch.keys[0]}: the batch has no stored '{name}', found {sorted(batch.extras)}")
-    return batch.extras[name]
 
 
 def _first_of_each_row(images: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:

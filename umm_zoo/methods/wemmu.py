@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.batch import Batch, Grid
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.methods.bridge import Bridge
-from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts
+from umm_zoo.methods.conditioning import ConditionDropout, Guidance
 from umm_zoo.objectives.flow_matching import FlowMatching
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class WeMMU(Bridge):
@@ -40,21 +42,13 @@ class WeMMU(Bridge):
         decoder: Sana 1.6B in the paper; frozen in stage 1.
         codec: the decoder's own; images to latents and back.
         objective: ``ContrastiveFlowMatching`` in stage 1, then ``FlowMatching``.
-        optimizer: builds the optimiser over the trained parts; AdamW with betas 0.9 and 0.95 in the paper.
-        trained: names among ``queries``, ``pathway``, ``connector``, ``detail``, ``decoder``.
-        schedule: learning rate over the steps; None is constant.
         detail: ``VAEDetail`` in the paper; None for none.
         guidance: scales of sampling; None is the paper's.
-        dropout: what training leaves out at random; None is 10 % of the words of text-to-image.
-        prompts: what stands in its place; None is ``Prompts()``.
-        image_size: side in pixels of what ``sample`` draws when nothing else is said.
-        num_drawn_batches: batches of each validation that are drawn; None draws all.
-        measure_attention: also return how far queries look at image rather than text (costs a second pass of the pathway).
-        measure_sensitivity: also draw edits as reconstructions, from the same noise (costs a second drawing).
-        max_new_tokens: longest answer in validation, to rows that have one.
+        dropout: what training leaves out at random, and what stands in its place; None is 10 % of the words of text-to-image.
+        image_size: side in pixels of what ``sample`` generates when nothing else is said.
 
     Raises:
-        ValueError: sizes of the blocks disagree, or a part of the vision-language model is to be trained.
+        ValueError: sizes of the blocks disagree.
     """
 
     def __init__(
@@ -66,37 +60,27 @@ class WeMMU(Bridge):
         decoder: ImageDecoder,
         codec: LatentCodec,
         objective: FlowMatching,
-        optimizer: OptimizerFactory,
-        trained: list[str],
-        schedule: Schedule | None = None,
         detail: DetailBranch | None = None,
         guidance: Guidance | None = None,
         dropout: ConditionDropout | None = None,
-        prompts: Prompts | None = None,
         image_size: int = 512,
-        num_drawn_batches: int | None = None,
-        measure_attention: bool = False,
-        measure_sensitivity: bool = False,
-        max_new_tokens: int = 0,
     ) -> None:
-        super().__init__(
-            vlm,
-            queries,
-            pathway,
-            connector,
-            decoder,
-            codec,
-            objective,
-            optimizer,
-            trained,
-            schedule,
-            detail,
-            guidance or Guidance(),
-            dropout or ConditionDropout(),
-            prompts or Prompts(),
-            image_size,
-            num_drawn_batches,
-            measure_attention,
-            measure_sensitivity,
-            max_new_tokens,
-        )
+        super().__init__(vlm)
+        self.queries, self.pathway, self.connector, self.detail = queries, pathway, connector, detail
+        self.decoder, self.codec, self.objective = decoder, codec, objective
+        self.guidance, self.dropout = guidance or Guidance(), dropout or ConditionDropout()
+        self.image_size = image_size
+        self.join()
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Flow matching of the target's latent, conditioned on what fresh noise made of the request.
+
+        Raises:
+            UserError: the batch has no images to generate.
+        """
+        prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
+        latents = self.target_latents(batch)  # [B, C, h, w]
+        grid = Grid(*latents.shape[-2:])
+        queries = self.draw_queries(prompt, grid)  # [B, N, D], drawn anew at every step
+        self.num_tokens = self.count_tokens(prompt, queries)
+        return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,12 @@ class Objective(ABC):
     """Turns a network, clean latents and a condition into a loss, and the trained network back into latents.
 
     A subclass implements ``losses`` (one value per sample, so that a method can leave samples out) and ``sample``.
+
+    Attributes:
+        makes: names of the scalars that a call gives.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("loss",)
 
     @abstractmethod
     def losses(

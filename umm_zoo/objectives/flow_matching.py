@@ -40,6 +40,8 @@ class FlowMatching(Objective):
         ValueError: fewer than one step, or a shift that is not positive.
     """
 
+    makes = ("loss", "flow")
+
     def __init__(
         self,
         times: TimeSampler | None = None,
@@ -168,6 +170,8 @@ class ContrastiveFlowMatching(FlowMatching):
     Raises:
         ValueError: a weight outside [0, 1), or one that has no other sample to be contrasted with while training.
     """
+
+    makes = ("loss", "flow", "contrast")
 
     def __init__(
         self,

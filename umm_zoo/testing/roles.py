@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,20 +50,24 @@ def _check_shapes(block: nn.Module, grid: Grid) -> None:
 
 def _check_pathway(block: QueryPathway) -> None:
     name = type(block).__name__
-    tokens, prefix, positions, mask = block.example_inputs()
-    tokens = tokens.to(next(block.stack.parameters()).dtype)
+    prefix, details, queries, grid = block.example_inputs()
+    queries = queries.to(next(block.stack.parameters()).dtype)
     layers: list[Any] = list(prefix.cache.layers)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
-    block(tokens, prefix, positions, mask)
+    first = block(prefix, details, queries, grid)
     for layer, (keys, values) in zip(layers, before, strict=True):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values), (
             f"{name}: expected the prompt's keys and values to stay as they are, found others"
         )
-    alone = torch.eye(tokens.shape[1], dtype=torch.bool).expand(len(tokens), -1, -1)
-    changed = tokens.clone()
-    changed[:, -1] += 1
-    first, second = (block(each, prefix, positions, alone)[:, :-1] for each in (tokens, changed))
-    assert torch.allclose(first, second, atol=1e-5), f"{name}: expected the mask to be heeded, found a token that sees past it"
+    _expect(block, grid, first, tuple(queries.shape))
+    changed = replace(details, tokens=details.tokens + 9.0 * ~details.mask[..., None])
+    second = block(prefix, changed, queries, grid)
+    assert torch.allclose(first, second, atol=1e-5), f"{name}: expected padding of details to be masked, found a query that sees it"
+    if not block.bidirectional:
+        changed_queries = queries.clone()
+        changed_queries[:, -1] += 1
+        later = block(prefix, details, changed_queries, grid)[:, :-1]
+        assert torch.allclose(first[:, :-1], later, atol=1e-5), f"{name}: expected causal queries, found one that sees a later one"
 
 
 def _expect(block: nn.Module, grid: Grid, found: Tensor, shape: tuple[int, ...]) -> None:
