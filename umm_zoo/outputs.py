@@ -1,7 +1,7 @@
 """What a method's validation gives to metrics and callbacks, and the capabilities that a method may have.
 
-Capabilities are protocols of one or two functions. ``generate``, sample callbacks, benchmarks and rewards ask for them and for nothing
-else, so that any method that has the function can be used, a stranger's too.
+Capabilities are protocols of one or two functions. ``generate``, sample callbacks, benchmarks and rewards ask for them and for
+nothing else, so that any method that has the function can be used, a stranger's too.
 """
 
 from __future__ import annotations

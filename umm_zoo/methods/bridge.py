@@ -96,9 +96,7 @@ class Bridge(Method):
     def check_trained(self, trained: Sequence[str]) -> None:
         """The vision-language model is frozen for good."""
         if own := sorted(set(trained) & set(self.vlm.parts())):
-            raise UserError(
-                "training.trained", f"'{own[0]}'", "parts outside the vision-language model, which a bridge keeps frozen"
-            )
+            raise UserError("training.trained", f"'{own[0]}'", "other parts than the vision-language model's")
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate, while the codec is frozen."""
@@ -107,7 +105,7 @@ class Bridge(Method):
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
-        """What the frozen model makes of the requests of a batch in the given modes; detail tokens carry a gradient, nothing else."""
+        """What the frozen model makes of requests in the given modes; detail tokens carry a gradient, nothing else."""
         return encode_prompt(self.vlm, self.codec, self.detail, self.dropout.prompts.apply(batch, modes))
 
     def draw_queries(self, prompt: EncodedPrompt, grid: Grid, generators: Sequence[torch.Generator] | None = None) -> Tensor:

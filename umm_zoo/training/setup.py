@@ -101,9 +101,10 @@ def check_outputs(method: Method, metrics: Mapping[str, Metric]) -> None:
     Raises:
         UserError: names metric, output and method.
     """
-    makes = method.makes
+    if (makes := method.makes) is None:
+        return
     for name, metric in metrics.items():
-        for wanted in reads(metric) if makes is not None else ():
+        for wanted in sorted(reads(metric)):
             if wanted not in makes:
                 found = f"a {type(metric).__name__}, which reads '{wanted}'; {type(method).__name__} does not make it"
                 raise UserError(f"metrics.{name}", found, f"a metric of {', '.join(sorted(makes))}")
