@@ -17,7 +17,7 @@ from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import CheckpointFolder, damage
 
 SAVING = "callbacks.checkpoint={_target_: umm_zoo.checkpoints.callback.LastCheckpoint, every_n_train_steps: 3}"
-AVERAGED = "callbacks.ema={_target_: umm_zoo.checkpoints.ema.EMA, decay: 0.9}"
+AVERAGED = "callbacks.ema={_target_: umm_zoo.training.ema.EMA, decay: 0.9}"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from umm_zoo.checkpoints.folder import CheckpointFolder, damage
 from umm_zoo.method import Method
 
 SHARDED = "trainer.strategy={_target_: umm_zoo.training.sharding.FullyShardedStrategy}"
-AVERAGED = "callbacks.ema={_target_: umm_zoo.checkpoints.ema.EMA, decay: 0.9}"
+AVERAGED = "callbacks.ema={_target_: umm_zoo.training.ema.EMA, decay: 0.9}"
 
 
 def saving(every: int) -> str:

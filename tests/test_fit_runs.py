@@ -116,7 +116,7 @@ def test_signal_saves_says_where_and_resumes_exactly(
 
 
 def test_stop_during_validation_saves_the_weights_of_training(file: str) -> None:
-    averaged = "callbacks.ema={_target_: umm_zoo.checkpoints.ema.EMA}"
+    averaged = "callbacks.ema={_target_: umm_zoo.training.ema.EMA}"
     assert main([file, "name=whole", "trainer.max_steps=2", averaged]) == 0
     stopping = recorded("x.txt", signal_at=2, in_validation=True)
     assert main([file, "trainer.max_steps=2", averaged, stopping]) == 143

@@ -95,7 +95,7 @@ def averages(checkpoint: dict[str, Any], source: Path) -> dict[str, Tensor]:
         if name.startswith("EMA"):
             found: dict[str, Tensor] = state["averages"]
             return found
-    raise UserError(source, "--averaged: found no averages, expected a run with the callback umm_zoo.checkpoints.ema.EMA")
+    raise UserError(source, "--averaged: found no averages, expected a run with the callback umm_zoo.training.ema.EMA")
 
 
 if __name__ == "__main__":

@@ -87,12 +87,12 @@ class Wanted:
 
     Args:
         on_request: names among ``ON_REQUEST`` that a metric reads.
-        max_new_tokens: longest answer; 0 makes none.
+        max_new_tokens: longest answer (our choice: enough for one clause); 0 makes none.
         num_generated_batches: batches of each validation whose images are generated; None is all.
     """
 
     on_request: frozenset[str] = frozenset()
-    max_new_tokens: int = 64
+    max_new_tokens: int = 16
     num_generated_batches: int | None = None
 
     def generates(self, batch_idx: int) -> bool:

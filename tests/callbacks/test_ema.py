@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from umm_zoo.checkpoints.ema import EMA
+from umm_zoo.training.ema import EMA
 
 
 class Ramp(LightningModule):

@@ -9,6 +9,7 @@ from typing import Any
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.moved import Moved, where_now
 from umm_zoo.experiment.targets import Target, TargetError, class_of, find_target
 from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot, is_node, mismatches
 
@@ -35,6 +36,9 @@ def check(experiment: Experiment) -> None:
         problems += _inside(node, path)
     problems += _training_problems(experiment.training)
     problems += _trainer_problems(experiment.trainer)
+    if moved := [problem for problem in problems if isinstance(problem, Moved)]:
+        found = f"{len(moved)} keys or classes of an earlier version, such as {moved[0].where} ({moved[0].hint})"
+        raise UserError(experiment.file, found, "those of this one", "python tools/migrate_experiment.py FILE rewrites a file")
     if problems:
         raise UserError(experiment.file, problems)
 
@@ -66,8 +70,10 @@ def _inside(value: Any, path: str) -> list[Problem]:
     try:
         target = find_target(value[TARGET])
     except TargetError as error:
-        wrong = error.problem
-        return [Problem(f"{path}.{TARGET}", wrong.found, wrong.expected, wrong.hint), *below]
+        wrong, where = error.problem, f"{path}.{TARGET}"
+        if moved := where_now(value[TARGET]):
+            return [Moved(where, wrong.found, wrong.expected, moved), *below]
+        return [Problem(where, wrong.found, wrong.expected, wrong.hint), *below]
     return _argument_problems(target, value, path) + below
 
 
@@ -81,6 +87,9 @@ def _argument_problems(target: Target, node: Mapping[str, Any], path: str) -> li
         if key in target.hints:
             problems += mismatches(value, target.hints[key], f"{path}.{key}", class_of)
         elif not target.open:
+            if moved := where_now(f"{path}.{key}"):
+                problems.append(Moved(f"{path}.{key}", f"an unknown argument '{key}'", "", moved))
+                continue
             meant = nearest(str(key), known)
             misspelt.add(meant)
             short = meant is not None and len(known) > 12
