@@ -145,6 +145,14 @@ class Reconstructs(Protocol):
 
 
 @runtime_checkable
+class ReconstructsFromCaptions(Protocol):
+    """A method that describes an image in words and makes it again from them."""
+
+    def reconstruct_from_captions(self, images: Tensor, seeds: Sequence[int]) -> tuple[list[str], Tensor]:
+        """The likeliest caption of each image ``[M, 3, H, W]``, and ``[M, 3, H', W']`` in [-1, 1] generated from it and its seed."""
+
+
+@runtime_checkable
 class RollsOut(Protocol):
     """A method that trains on its own samples."""
 
