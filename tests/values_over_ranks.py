@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,9 +11,10 @@ import torch.multiprocessing as mp
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
+from umm_zoo.outputs import Outputs
 
 #: The given rows of a fixed set, and what a model makes of them.
-Step = Callable[[range], tuple[dict[str, Any], Batch]]
+Step = Callable[[range], tuple[Outputs, Batch]]
 MakeMetrics = Callable[[], dict[str, Metric]]
 
 

@@ -7,6 +7,7 @@ import torch
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics import AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, YesNo, normalise
+from umm_zoo.outputs import Outputs
 
 
 def batch(rows: list[tuple[str, str, dict]], source: str = "toy") -> Batch:
@@ -42,9 +43,9 @@ def test_normalise_drops_only_case_punctuation_and_space(found: str, truth: str,
 def test_answer_accuracy_by_kind_and_overall() -> None:
     metric = AnswerAccuracy()
     rows = [("?", "red", {"kind": "colour"}), ("?", "blue", {"kind": "colour"}), ("?", "3", {"kind": "count"}), ("p", "", {})]
-    metric.update({"answers": ["Red.", "red", "3", "anything"]}, batch(rows))
-    metric.update({"answers": ["three"]}, batch([("?", "3", {"kind": "count"})]))
-    metric.update({"answers": ["yes"]}, batch([("?", "yes", {"task": "vqa"})]))
+    metric.update(Outputs(answers=["Red.", "red", "3", "anything"]), batch(rows))
+    metric.update(Outputs(answers=["three"]), batch([("?", "3", {"kind": "count"})]))
+    metric.update(Outputs(answers=["yes"]), batch([("?", "yes", {"task": "vqa"})]))
     expected = {"overall": 3 / 5, "colour": 1 / 2, "count": 1 / 2, "vqa": 1.0}
     assert as_floats(metric.compute()) == pytest.approx(expected)
 
@@ -52,13 +53,13 @@ def test_answer_accuracy_by_kind_and_overall() -> None:
 def test_answer_accuracy_of_chosen_tasks() -> None:
     metric = AnswerAccuracy(tasks=["vqa"])
     rows = [("?", "a", {"task": "vqa", "kind": "k"}), ("?", "long text", {"task": "caption", "kind": "short"})]
-    metric.update({"answers": ["a", "other"]}, batch(rows))
+    metric.update(Outputs(answers=["a", "other"]), batch(rows))
     assert as_floats(metric.compute()) == {"overall": 1.0, "k": 1.0}
 
 
 def test_a_missing_output_is_named() -> None:
-    with pytest.raises(ValueError, match=r"AnswerAccuracy.*'answers'.*\['loss'\]"):
-        AnswerAccuracy().update({"loss": 1}, batch([("?", "a", {})]))
+    with pytest.raises(ValueError, match=r"AnswerAccuracy: found the outputs \['loss'\], expected 'answers'"):
+        AnswerAccuracy().update(Outputs({"loss": torch.tensor(1.0)}), batch([("?", "a", {})]))
 
 
 def test_yes_no_five_numbers_by_hand() -> None:
@@ -68,7 +69,7 @@ def test_yes_no_five_numbers_by_hand() -> None:
     negatives = [None] * 4 + ["random", "random", "adversarial", "adversarial"]
     metric = YesNo()
     rows = [("?", t, {"kind": "exists", "negative": n}) for t, n in zip(truths, negatives, strict=True)]
-    metric.update({"answers": [*answers, "red"]}, batch([*rows, ("?", "red", {"kind": "colour"})]))
+    metric.update(Outputs(answers=[*answers, "red"]), batch([*rows, ("?", "red", {"kind": "colour"})]))
     assert as_floats(metric.compute()) == pytest.approx(
         {
             "accuracy": 5 / 8,
@@ -85,7 +86,7 @@ def test_yes_no_five_numbers_by_hand() -> None:
 
 def test_yes_no_without_a_yes_is_zero_not_nan() -> None:
     metric = YesNo(kinds=["q"])
-    metric.update({"answers": ["no"]}, batch([("?", "yes", {"kind": "q"})]))
+    metric.update(Outputs(answers=["no"]), batch([("?", "yes", {"kind": "q"})]))
     values = as_floats(metric.compute())
     assert (values["precision"], values["recall"], values["f1"]) == (0, 0, 0)
 
@@ -93,25 +94,25 @@ def test_yes_no_without_a_yes_is_zero_not_nan() -> None:
 def test_paired_needs_both_rows_right_whatever_batch_they_come_in() -> None:
     metric = PairedAccuracy()
     first = [("?", "yes", {"pair": 1}), ("?", "yes", {"pair": 2}), ("?", "yes", {"pair": 3}), ("?", "yes", {})]
-    metric.update({"answers": ["yes", "yes", "yes", "no"]}, batch(first))
-    metric.update({"answers": ["yes", "no"]}, batch([("?", "no", {"pair": 1}), ("?", "no", {"pair": 2})]))
+    metric.update(Outputs(answers=["yes", "yes", "yes", "no"]), batch(first))
+    metric.update(Outputs(answers=["yes", "no"]), batch([("?", "no", {"pair": 1}), ("?", "no", {"pair": 2})]))
     assert as_floats(metric.compute()) == {"incomplete": 1.0, "paired": 0.5, "single": 0.75}
 
 
 def test_paired_keeps_sources_apart_and_refuses_triples() -> None:
     metric = PairedAccuracy()
     for source in ("a", "b"):
-        metric.update({"answers": ["x", "x"]}, batch([("?", "x", {"pair": 0}), ("?", "x", {"pair": 0})], source))
+        metric.update(Outputs(answers=["x", "x"]), batch([("?", "x", {"pair": 0}), ("?", "x", {"pair": 0})], source))
     assert as_floats(metric.compute())["paired"] == 1.0
-    metric.update({"answers": ["x"]}, batch([("?", "x", {"pair": 0})], "a"))
-    with pytest.raises(ValueError, match="more than two rows"):
+    metric.update(Outputs(answers=["x"]), batch([("?", "x", {"pair": 0})], "a"))
+    with pytest.raises(ValueError, match="found 1 pairs of more than two rows, expected two"):
         metric.compute()
 
 
 def test_perplexity_weighs_tokens_not_batches() -> None:
     metric = Perplexity()
-    metric.update({"nll": torch.tensor([2.0, 4.0]), "num_tokens": torch.tensor([1, 9])}, batch([("?", "a", {})] * 2))
-    metric.update({"nll": torch.tensor([1.5]), "num_tokens": torch.tensor([5])}, batch([("?", "a", {})]))
+    metric.update(Outputs(nll=torch.tensor([2.0, 4.0]), num_tokens=torch.tensor([1, 9])), batch([("?", "a", {})] * 2))
+    metric.update(Outputs(nll=torch.tensor([1.5]), num_tokens=torch.tensor([5])), batch([("?", "a", {})]))
     assert float(metric.compute()) == pytest.approx(math.exp(7.5 / 15))
 
 
@@ -119,7 +120,7 @@ def test_bound_of_the_language_prior_is_the_best_constant_answer_per_question() 
     rows = [("<image>\nColour?", answer, {"kind": "colour"}) for answer in ("red", "Red.", "blue")]
     rows += [("<image>\nHow many?", answer, {"kind": "count"}) for answer in ("1", "2", "3", "3")]
     metric = LanguagePrior()
-    metric.update({}, batch(rows))
+    metric.update(Outputs(), batch(rows))
     values = as_floats(metric.compute())
     assert values["in_set_bound"] == pytest.approx(4 / 7)
     assert list(values) == ["held_out", "colour", "count", "in_set_bound"]  # what is to be quoted stands first in every table
@@ -130,7 +131,7 @@ def test_held_out_prior_is_not_fooled_by_questions_asked_once() -> None:
     # every question text is new, four answers in equal numbers: the bound is 1, what can be known is the kind's answers only
     rows = [(f"question {i}", "abcd"[i % 4], {"kind": "k"}) for i in range(400)]
     metric = LanguagePrior()
-    metric.update({}, batch(rows))
+    metric.update(Outputs(), batch(rows))
     values = as_floats(metric.compute())
     assert values["in_set_bound"] == 1.0
     assert 0.1 < values["held_out"] < 0.3
@@ -139,12 +140,12 @@ def test_held_out_prior_is_not_fooled_by_questions_asked_once() -> None:
 def test_held_out_prior_finds_what_the_text_gives_away() -> None:
     rows = [(f"question {i % 5}", f"answer {i % 5}", {"kind": "k"}) for i in range(200)]
     metric = LanguagePrior()
-    metric.update({}, batch(rows))
+    metric.update(Outputs(), batch(rows))
     assert as_floats(metric.compute())["held_out"] == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("metric", [AnswerAccuracy(), YesNo(), PairedAccuracy(), LanguagePrior()])
 def test_without_rows_there_is_no_value(metric: AnswerAccuracy) -> None:
-    metric.update({"answers": []}, batch([]))
+    metric.update(Outputs(answers=[]), batch([]))
     assert metric.compute() == {}

@@ -4,6 +4,7 @@ import torch
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics.frechet import FrechetDistance
+from umm_zoo.outputs import Outputs
 
 
 class Means(FeatureEncoder):
@@ -33,12 +34,12 @@ def test_it_is_the_distance_of_two_gaussians() -> None:
     true = true @ torch.linalg.inv(torch.linalg.cholesky(true.T.cov())).T * 0.1  # covariance 0.01 times the identity
     drawn = true * torch.tensor([2.0, 1.0]) + torch.tensor([0.3, 0.0])
     metric = FrechetDistance(Means())
-    metric.update({"generated": images(drawn[:20])}, batch(true[:20]))
-    metric.update({"generated": images(drawn[20:])}, batch(true[20:]))
+    metric.update(Outputs(generated=images(drawn[:20])), batch(true[:20]))
+    metric.update(Outputs(generated=images(drawn[20:])), batch(true[20:]))
     assert float(metric.compute()) == pytest.approx(0.3**2 + 0.1**2, rel=1e-3)
 
 
 def test_without_images_it_is_not_a_number() -> None:
     metric = FrechetDistance(Means())
-    metric.update({"generated": None}, batch(torch.zeros(3, 2)))
+    metric.update(Outputs(), batch(torch.zeros(3, 2)))
     assert metric.compute().isnan()

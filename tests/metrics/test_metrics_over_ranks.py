@@ -1,14 +1,23 @@
 """Two processes with uneven rows must give what one process gives."""
 
-from typing import Any
-
 import pytest
 import torch
 from torchmetrics import Metric
 from values_over_ranks import values_by_rank, values_of
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import PSNR, AnswerAccuracy, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
+from umm_zoo.metrics import (
+    PSNR,
+    AnswerAccuracy,
+    AttentionBias,
+    LanguagePrior,
+    Means,
+    PairedAccuracy,
+    Perplexity,
+    Retrieval,
+    YesNo,
+)
+from umm_zoo.outputs import Outputs, QueryAttention
 
 #: Rows of each rank: uneven, and a kind that only one of them sees; the last case leaves a rank without rows.
 SPLITS = {"uneven": [range(0, 4), range(4, 19)], "one rank without rows": [range(19), range(0)]}
@@ -18,6 +27,7 @@ NUM_ROWS, NUM_FEATURES = 19, 5
 def all_metrics() -> dict[str, Metric]:
     return {
         "answers": AnswerAccuracy(),
+        "attention": AttentionBias(),
         "yes_no": YesNo(kinds=["exists"]),
         "means": Means(),
         "paired": PairedAccuracy(),
@@ -28,7 +38,7 @@ def all_metrics() -> dict[str, Metric]:
     }
 
 
-def step(rows: range) -> tuple[dict[str, Any], Batch]:
+def step(rows: range) -> tuple[Outputs, Batch]:
     """The given rows of a fixed set of 19, and what a model makes of them."""
     generator = torch.Generator().manual_seed(1)
     images, targets = (torch.rand(NUM_ROWS, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))
@@ -36,17 +46,18 @@ def step(rows: range) -> tuple[dict[str, Any], Batch]:
     nll = torch.rand(NUM_ROWS, generator=generator) * 7
     kinds = ["only first rank" if i < 3 else "exists" if i % 2 else "only second rank" for i in range(NUM_ROWS)]
     chosen = list(rows)
-    outputs = {
-        "answers": ["yes" if i % 3 else "no" if i % 5 else "perhaps" for i in chosen],
-        "nll": nll[chosen],
-        "loss": nll[chosen].mean(),
-        "mark_accuracy": nll[chosen][[i % 3 == 0 for i in chosen]].mean(),  # no row of some batches: NaN, counted 0 times
-        "counts": {"mark_accuracy": sum(i % 3 == 0 for i in chosen)},
-        "num_tokens": torch.tensor([1 + i % 4 for i in chosen]),
-        "generated": images[chosen],
-        "image_features": features[0, chosen],
-        "text_features": features[0, chosen] + features[1, chosen],
-    }
+    seen = nll[chosen][[i % 3 == 0 for i in chosen]]  # nothing in some batches: a mean that is NaN, counted 0 times
+    outputs = Outputs(
+        {"loss": nll[chosen].mean(), "mark_accuracy": seen.mean()},
+        {"mark_accuracy": len(seen)},
+        answers=["yes" if i % 3 else "no" if i % 5 else "perhaps" for i in chosen],
+        nll=nll[chosen],
+        num_tokens=torch.tensor([1 + i % 4 for i in chosen]),
+        generated=images[chosen],
+        image_features=features[0, chosen],
+        text_features=features[0, chosen] + features[1, chosen],
+        attention=QueryAttention(seen.mean(), -seen.mean(), len(seen)),
+    )
     batch = Batch(
         keys=[f"toy/0:{i}" for i in chosen],
         conversations=[

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics.unified_score import UnifiedScore
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.caption_metrics import CaptionClauses, clause_counts
 
 
@@ -37,7 +38,7 @@ def image(first: tuple[float, float, float], last: tuple[float, float, float]) -
 
 RED, GREEN, BOTH = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)
 ORIGINALS = torch.stack([image(RED, RED), image(GREEN, GREEN), image(RED, GREEN)])
-DRAWN = torch.stack([image(RED, GREEN), image(RED, GREEN), image(BOTH, GREEN)])
+GENERATED = torch.stack([image(RED, GREEN), image(RED, GREEN), image(BOTH, GREEN)])
 
 
 def rows(count: int = 3) -> Batch:
@@ -50,31 +51,33 @@ def score(**arguments: object) -> UnifiedScore:
 
 def test_mean_per_encoder_and_their_plain_mean():
     metric = score()
-    metric.update({"generated": DRAWN[:2], "originals": ORIGINALS[:2]}, rows(2))
-    metric.update({"generated": DRAWN[2:], "originals": ORIGINALS[2:]}, rows(1))
+    metric.update(Outputs(generated=GENERATED[:2], references=ORIGINALS[:2]), rows(2))
+    metric.update(Outputs(generated=GENERATED[2:], references=ORIGINALS[2:]), rows(1))
     first, last = 100 * (1 + 0 + 0.5**0.5) / 3, 100 * (0 + 1 + 1) / 3
     expected = {"first": first, "last": last, "unified": (first + last) / 2}
     assert_close({name: float(value) for name, value in metric.compute().items()}, expected)
 
 
 def test_a_image_and_itself_score_100():
-    metric = score(images="oracle_images")
-    metric.update({"oracle_images": ORIGINALS, "originals": ORIGINALS}, rows())
+    metric = score(images="from_true_captions")
+    metric.update(Outputs(generated=GENERATED, from_true_captions=ORIGINALS, references=ORIGINALS), rows())
     assert_close(metric.compute()["unified"].item(), 100.0)
 
 
 def test_rows_of_a_kind_only_and_nothing_without_rows():
     metric = score(kinds=["kind1"])
     assert metric.compute() == {}
-    metric.update({"generated": DRAWN, "originals": ORIGINALS}, rows())
+    metric.update(Outputs(generated=GENERATED, references=ORIGINALS), rows())
     assert metric.compute()["first"] == 0 and metric.compute()["last"] == 100
 
 
 def test_no_partner_is_an_error_and_not_left_out():
-    with pytest.raises(ValueError, match="originals"):
-        score().update({"generated": DRAWN}, rows())
-    with pytest.raises(ValueError, match="2 images"):
-        score().update({"generated": DRAWN[:2], "originals": ORIGINALS}, rows())
+    with pytest.raises(ValueError, match="no true images"):
+        score().update(Outputs(generated=GENERATED), rows())
+    with pytest.raises(ValueError, match=r"found \[2, 3, 2, 2\] generated, \[3, 3, 2, 2\] to compare with, 3 rows"):
+        score().update(Outputs(generated=GENERATED[:2], references=ORIGINALS), rows())
+    with pytest.raises(ValueError, match="'from_true_captions' among"):
+        score(images="from_true_captions").update(Outputs(generated=GENERATED, references=ORIGINALS), rows())
     with pytest.raises(ValueError, match="unified"):
         UnifiedScore({"unified": Corner(0)})
 
@@ -109,7 +112,7 @@ def test_rates_over_captions():
     metric = CaptionClauses()
     batch = Batch(["a", "b", "c"], [[]] * 3, meta=[{"scene": SCENE}, {"scene": SCENE}, {}])
     texts = ["top left: a small red circle", "top right: a large blue square; bottom left: a small red square", "no scene"]
-    metric.update({"answers": texts}, batch)
+    metric.update(Outputs(answers=texts), batch)
     found = {name: float(value) for name, value in metric.compute().items()}
     expected = {"precision": 2 / 3, "recall": 2 / 6, "small": 1 / 4, "large": 1 / 2, "faithful": 1 / 2, "background": 0.0}
     assert_close({name: found[name] for name in expected}, expected)

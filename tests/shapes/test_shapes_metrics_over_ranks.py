@@ -19,6 +19,7 @@ from umm_zoo.metrics import (
     SceneMatch,
     ShapesGenEval,
 )
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample, render
 
 WORLD = World()
@@ -55,7 +56,7 @@ def image(*scenes: Any) -> torch.Tensor:
     return torch.from_numpy(np.stack([render(WORLD, scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def step(rows: range) -> tuple[dict[str, Any], Batch]:
+def step(rows: range) -> tuple[Outputs, Batch]:
     """The given rows; every third is drawn as asked, the others as some other scene, all a little wrong."""
     samples = [make_sample(WORLD, 3, "test", TASKS[i], i) for i in rows]
     targets = image(*[sample.target for sample in samples])
@@ -71,7 +72,7 @@ def step(rows: range) -> tuple[dict[str, Any], Batch]:
         targets,
         [{**sample.row, "task": TASKS[i]} for i, sample in zip(rows, samples, strict=True)],
     )
-    outputs = {"generated": drawn, "other_images": others, "other_targets": -targets, "round_trips": targets * 0.9}
+    outputs = Outputs(generated=drawn, unchanged=others, unchanged_references=-targets, round_trips=targets * 0.9)
     return outputs, batch
 
 

@@ -1,12 +1,13 @@
-"""torchmetrics metrics over what a method's ``validation_step`` returns; ``callbacks.MetricCallback`` holds them.
+"""torchmetrics metrics over what a method's ``validation_step`` makes; ``callbacks.MetricCallback`` holds them.
 
 Each one's ``update`` takes ``(outputs, batch)`` and picks its rows by ``batch.meta``; each sums exactly over batches and ranks.
+``reads`` names what it needs of ``Outputs``, so that a method that does not make it is refused before a run.
 """
 
 from umm_zoo.metrics.answers import AnswerAccuracy, normalise
 from umm_zoo.metrics.frechet import FrechetDistance
 from umm_zoo.metrics.images import PSNR
-from umm_zoo.metrics.means import Means
+from umm_zoo.metrics.means import AttentionBias, Means
 from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
 from umm_zoo.metrics.prior import LanguagePrior
@@ -21,6 +22,7 @@ from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval
 __all__ = [
     "PSNR",
     "AnswerAccuracy",
+    "AttentionBias",
     "EditPixels",
     "EditSuccess",
     "FrechetDistance",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
 
 from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name, required
+from umm_zoo.outputs import Outputs
 
 # All that is neither word nor space, except a decimal point or comma inside a number and the minus before one.
 _PUNCTUATION = re.compile(r"(?!(?<=\d)[.,](?=\d))(?!(?<!\w)-(?=\d))[^\w\s]")
@@ -33,15 +33,17 @@ class AnswerAccuracy(RowMetric):
         tasks: score these tasks only; long captions, for instance, are nothing to compare word by word.
 
     Raises:
-        ValueError: ``outputs`` has no ``answers``, or a kind is called "overall" or is longer than 32 bytes.
+        UserError: there are no ``answers``, or a kind is called "overall" or is longer than 32 bytes.
     """
+
+    reads = ("answers",)
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__()
         self.kinds, self.tasks = kinds, tasks
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Compare ``outputs["answers"]`` (B texts) with the batch's own."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Compare ``answers`` with the batch's own."""
         answers, truths = required(outputs, "answers", self), batch.answers()
         records = []
         for row in chosen_rows(batch, self.kinds, self.tasks):

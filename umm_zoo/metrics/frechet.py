@@ -1,8 +1,6 @@
-"""Fréchet distance of drawn from true images in the features of any encoder."""
+"""Fréchet distance of generated from true images in the features of any encoder."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +9,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
-from umm_zoo.metrics.rows import chosen_rows, required
+from umm_zoo.metrics.rows import chosen_rows, generated_pairs
+from umm_zoo.outputs import Outputs
 
 
 class FrechetDistance(FrechetInceptionDistance):
     """FID (Heusel et al., 2017, arXiv 1706.08500) with one of our encoders as its network, as CLIP-FID and FD-DINOv2 do.
 
     Sums and products of features add up exactly over batches and ranks. With fewer images than features (in number) the
-    covariances are singular and the value is only comparable at equal numbers. A batch whose ``images`` is None is left out.
+    covariances are singular and the value is only comparable at equal numbers. Batches without ``generated`` are left out.
 
     Args:
         encoder: takes images in [-1, 1]; it is frozen.
@@ -27,9 +25,10 @@ class FrechetDistance(FrechetInceptionDistance):
         tasks: count these tasks only.
 
     Raises:
-        ValueError: ``outputs`` has no ``images``, or there is neither ``outputs["originals"]`` nor ``batch.targets``.
+        UserError: there is nothing true to compare with.
     """
 
+    reads = ("generated",)
     full_state_update = False
 
     def __init__(self, encoder: FeatureEncoder, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
@@ -39,16 +38,12 @@ class FrechetDistance(FrechetInceptionDistance):
         self.orig_dtype = torch.float64  # the library forgets it on a rank without images
 
     @torch.no_grad()
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:  # type: ignore[override]
-        """Add ``outputs["generated"]`` and the true ones."""
-        if "generated" in outputs and outputs["generated"] is None:
-            return
-        images, originals = required(outputs, "generated", self), outputs.get("originals", batch.targets)
-        if originals is None:
-            raise MistakeError("metrics.FrechetDistance: found no true images, expected rows with KEY.target.png")
-        rows = chosen_rows(batch, self.kinds, self.tasks)
-        if rows:
-            super().update(originals[rows].float().clamp(-1, 1), real=True)
+    def update(self, outputs: Outputs, batch: Batch) -> None:  # type: ignore[override]
+        """Add ``generated`` and the true ones."""
+        pairs, rows = generated_pairs(outputs, batch, self, same_size=False), chosen_rows(batch, self.kinds, self.tasks)
+        if pairs is not None and rows:
+            images, references = pairs
+            super().update(references[rows].float().clamp(-1, 1), real=True)
             super().update(images[rows].float().clamp(-1, 1), real=False)
 
     def compute(self) -> Tensor:

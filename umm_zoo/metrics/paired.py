@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, required
+from umm_zoo.outputs import Outputs
 
 
 class PairedAccuracy(RowMetric):
@@ -25,16 +24,18 @@ class PairedAccuracy(RowMetric):
         kinds: count these kinds only.
 
     Raises:
-        ValueError: ``outputs`` has no ``answers``, or more than two rows share a pair (a repeated sample, or two data sets with the
-            same names).
+        UserError: there are no ``answers``, or more than two rows share a pair (a repeated sample, or two data sets with the same
+            names).
     """
+
+    reads = ("answers",)
 
     def __init__(self, kinds: list[str] | None = None) -> None:
         super().__init__()
         self.kinds = kinds
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Compare ``outputs["answers"]`` (B texts) with the batch's own."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Compare ``answers`` with the batch's own."""
         answers, truths = required(outputs, "answers", self), batch.answers()
         records = []
         for row in chosen_rows(batch, self.kinds):
@@ -51,7 +52,7 @@ class PairedAccuracy(RowMetric):
             return {}
         _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
         if (sizes > 2).any():
-            raise MistakeError(f"metrics.PairedAccuracy: {int((sizes > 2).sum())} pairs have more than two rows, expected two")
+            raise UserError("metrics.PairedAccuracy", f"{int((sizes > 2).sum())} pairs of more than two rows", "two")
         right = torch.zeros_like(sizes).index_add(0, pair, records[:, 1])
         complete = sizes == 2
         values = {"incomplete": (~complete).sum().double()}

@@ -1,8 +1,6 @@
-"""How well the answers' tokens are predicted."""
+"""Perplexity of true answers."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +8,7 @@ from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import chosen_rows, required
+from umm_zoo.outputs import Outputs
 
 
 class Perplexity(Metric):
@@ -21,9 +20,10 @@ class Perplexity(Metric):
         kinds, tasks: count these rows only.
 
     Raises:
-        ValueError: ``outputs`` lacks ``nll`` or ``num_tokens`` ([B] each, sums per row in nats and in tokens).
+        UserError: there is no ``nll`` or no ``num_tokens``.
     """
 
+    reads = ("nll", "num_tokens")
     full_state_update = False
     higher_is_better = False
     nll: Tensor
@@ -36,8 +36,8 @@ class Perplexity(Metric):
         self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_tokens", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Add the chosen rows of ``outputs["nll"]`` and ``outputs["num_tokens"]``."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Add the chosen rows of ``nll`` and ``num_tokens``."""
         rows = chosen_rows(batch, self.kinds, self.tasks)
         self.nll += required(outputs, "nll", self)[rows].double().sum()
         self.num_tokens += required(outputs, "num_tokens", self)[rows].double().sum()

@@ -1,8 +1,6 @@
-"""What can be answered without looking."""
+"""Accuracy of answers that are given without looking."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +8,7 @@ from torch import Tensor
 from umm_zoo.batch import IMAGE_MARKER, Batch
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, kind_of, name_to_words, rates_by_name
+from umm_zoo.outputs import Outputs
 
 
 class LanguagePrior(RowMetric):
@@ -30,7 +29,7 @@ class LanguagePrior(RowMetric):
         super().__init__()
         self.kinds, self.tasks = kinds, tasks
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+    def update(self, outputs: Outputs, batch: Batch) -> None:
         """Note the questions and true answers; ``outputs`` is not read."""
         prompts, truths = batch.prompts(), batch.answers()
         records = []

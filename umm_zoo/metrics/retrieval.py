@@ -1,8 +1,6 @@
-"""Whether images and texts find each other."""
+"""Retrieval of images by texts, and of texts by images."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, required
+from umm_zoo.outputs import Outputs
 
 _TIE = 1e-6  # cosines closer than this are the same: rounding must not decide between equal captions
 
@@ -18,24 +17,26 @@ class Retrieval(RowMetric):
     """Recall at 1 of image-text retrieval among all rows of the set, by cosine similarity.
 
     ``compute`` gives ``image_to_text`` and ``text_to_image``. Row i of the images belongs to row i of the texts. Equal best
-    candidates share the point, as if one were drawn: two rows with the same caption score 1/2 each, and a collapsed model scores
-    chance. The value depends on the number of rows, so compare on one set only.
+    candidates share the point: two rows with the same caption score 1/2 each, and a collapsed model scores chance. The value
+    depends on the number of rows, so compare on one set only.
 
     Args:
         kinds, tasks: count these rows only.
 
     Raises:
-        ValueError: ``outputs`` lacks ``image_features`` or ``text_features``, [B, F] each.
+        UserError: there are no ``image_features`` or no ``text_features``.
     """
+
+    reads = ("image_features", "text_features")
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__(dtype=torch.float32)
         self.kinds, self.tasks = kinds, tasks
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Keep ``outputs["image_features"]`` and ``outputs["text_features"]``."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Keep ``image_features`` and ``text_features``."""
         rows = chosen_rows(batch, self.kinds, self.tasks)
-        features = [required(outputs, name, self)[rows].float() for name in ("image_features", "text_features")]
+        features = [required(outputs, name, self)[rows].float() for name in self.reads]
         self.add_rows(torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1))
 
     def compute(self) -> dict[str, Tensor]:

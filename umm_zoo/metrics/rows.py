@@ -1,4 +1,4 @@
-"""What the metrics share: choosing rows by their ground truth, and records of rows that meet again at ``compute``."""
+"""Parts that metrics share: the choice of rows by their ground truth, and records of rows that meet again at ``compute``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
+from umm_zoo.outputs import FIELDS, Outputs
 
 #: A name is kept in a record as this many 64-bit words of UTF-8.
 NAME_WORDS = 4
@@ -20,15 +21,39 @@ NAME_WORDS = 4
 RESERVED = ("overall", "held_out", "in_set_bound")
 
 
-def required(outputs: Mapping[str, Any], name: str, metric: Metric) -> Any:
-    """``outputs[name]``.
+def required(outputs: Outputs, name: str, metric: Metric) -> Any:
+    """The field ``name``.
 
     Raises:
-        MistakeError: the method's validation step did not return it.
+        UserError: the method's validation step did not make it.
     """
-    if name not in outputs or outputs[name] is None:
-        raise MistakeError(f"metrics.{type(metric).__name__}: validation_step must return '{name}', found {sorted(outputs)}")
-    return outputs[name]
+    if (value := getattr(outputs, name)) is None:
+        made = sorted([*outputs.scalars, *(field for field in FIELDS if getattr(outputs, field) is not None)])
+        raise UserError(f"metrics.{type(metric).__name__}", f"the outputs {made}", f"'{name}' among what validation_step returns")
+    return value
+
+
+def generated_pairs(outputs: Outputs, batch: Batch, metric: Metric, same_size: bool = True) -> tuple[Tensor, Tensor] | None:
+    """``generated`` and what it should be, ``[B, 3, H, W]`` each; None where nothing was generated for the batch.
+
+    Args:
+        outputs: of a batch.
+        batch: the batch.
+        metric: for messages.
+        same_size: both must have one size in pixels.
+
+    Raises:
+        UserError: there is nothing to compare with, or shapes differ.
+    """
+    if outputs.generated is None:
+        return None
+    images, references = outputs.generated, outputs.references_of(batch)
+    if references is None:
+        raise UserError(f"metrics.{type(metric).__name__}", "no true images", "rows with KEY.target.png, or 'references'")
+    if not len(images) == len(references) == len(batch) or (same_size and images.shape != references.shape):
+        found = f"{list(images.shape)} generated, {list(references.shape)} to compare with, {len(batch)} rows"
+        raise UserError(f"metrics.{type(metric).__name__}", found, "two images per row" + ", of one size" * same_size)
+    return images, references
 
 
 def chosen_rows(batch: Batch, kinds: list[str] | None, tasks: list[str] | None = None) -> list[int]:
@@ -44,11 +69,11 @@ def kind_of(meta: Mapping[str, Any]) -> str:
     """The kind of a row, its task where it has none.
 
     Raises:
-        MistakeError: it is the name of a mean.
+        UserError: it is the name of a mean.
     """
     kind = str(meta.get("kind") or meta.get("task") or "other")
     if kind in RESERVED:
-        raise MistakeError(f"metrics: a sample has the kind '{kind}'; the names {RESERVED} stand for means over kinds")
+        raise UserError("metrics", f"a sample of the kind '{kind}'", f"another name: {', '.join(RESERVED)} are means over kinds")
     return kind
 
 
@@ -61,11 +86,11 @@ def name_to_words(name: str) -> list[int]:
     """A short name as ``NAME_WORDS`` 64-bit numbers, so that it can travel between ranks and be read on all of them.
 
     Raises:
-        MistakeError: it is longer than 32 bytes.
+        UserError: it is longer than 32 bytes.
     """
     raw = name.encode()
     if len(raw) > 8 * NAME_WORDS:
-        raise MistakeError(f"metrics: the kind '{name}' has {len(raw)} bytes, expected at most {8 * NAME_WORDS}")
+        raise UserError("metrics", f"the kind '{name}' of {len(raw)} bytes", f"at most {8 * NAME_WORDS}")
     raw = raw.ljust(8 * NAME_WORDS, b"\0")
     return [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
 
@@ -90,8 +115,12 @@ class RowMetric(Metric):
 
     Args:
         dtype: of the records.
+
+    Attributes:
+        reads: names of what ``update`` needs of a batch's outputs, fields and scalars alike.
     """
 
+    reads: tuple[str, ...] = ()
     full_state_update = False
     higher_is_better = True
     rows: list[Tensor] | Tensor

@@ -1,8 +1,8 @@
-"""How alike drawn and original images are to several image encoders: UAE's Unified-Score."""
+"""Likeness of generated and original images to several image encoders: UAE's Unified-Score."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,29 +12,30 @@ from torchmetrics import Metric
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import chosen_rows, required
+from umm_zoo.metrics.rows import chosen_rows, generated_pairs, required
+from umm_zoo.outputs import Outputs
 
 
 class UnifiedScore(Metric):
     """100 times the cosine of features, averaged over images for each encoder; ``unified`` is the encoders' plain mean.
 
-    Unified-Bench's first protocol: an image is captioned, drawn again from the caption alone, and compared with itself. The
+    Unified-Bench's first protocol: an image is captioned, generated from the caption alone, and compared with itself. The
     paper's encoders are CLIP ViT-L/14 (projected), LongCLIP-L, DINOv2-large and DINOv3-L (class tokens). The encoder that the
     reward uses measures what was trained for; the self-supervised ones are the fair columns.
 
-    Every image has a partner and every encoder sees every pair: there is no way to leave one out (the released scorer does so
-    silently).
+    Every generated image has a partner and every encoder sees every pair: there is no way to leave one out (the released scorer
+    does so silently).
 
     Reference: Yan et al., 2025, arXiv 2509.09666, section 4.
 
     Args:
         encoders: by the name of their column.
-        images: name of the drawn images in the outputs, ``[B, 3, H, W]`` in [-1, 1] (``oracle_images`` for those drawn from
-            true captions).
+        images: which images are compared.
         kinds, tasks: count these rows only.
 
     Raises:
-        ValueError: no encoder, a column called ``unified``, or ``outputs`` without drawn images and ``originals``.
+        ValueError: no encoder, or a column called ``unified``.
+        UserError: a batch of generated images lacks those to compare, or what they should be.
     """
 
     full_state_update = False
@@ -45,7 +46,7 @@ class UnifiedScore(Metric):
     def __init__(
         self,
         encoders: dict[str, FeatureEncoder],
-        images: str = "generated",
+        images: Literal["generated", "from_true_captions"] = "generated",
         kinds: list[str] | None = None,
         tasks: list[str] | None = None,
     ) -> None:
@@ -53,23 +54,23 @@ class UnifiedScore(Metric):
         if not encoders or "unified" in encoders:
             raise ValueError(f"UnifiedScore.encoders: found {sorted(encoders)}, expected one or more, none called 'unified'")
         self.encoders = nn.ModuleDict({name: freeze(encoder) for name, encoder in encoders.items()})
-        self.images, self.kinds, self.tasks = images, kinds, tasks
+        self.images, self.reads, self.kinds, self.tasks = images, (images,), kinds, tasks
         self.add_state("totals", torch.zeros(len(encoders), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @torch.no_grad()
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Compare ``outputs[images]`` with ``outputs["originals"]``, row by row."""
-        drawn, originals = required(outputs, self.images, self), required(outputs, "originals", self)
-        if len(drawn) != len(batch) or len(originals) != len(batch):
-            raise ValueError(f"metrics.UnifiedScore: {len(drawn)} images and {len(originals)} originals for {len(batch)} rows")
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Compare the images with what they should be, row by row."""
+        if (pairs := generated_pairs(outputs, batch, self, same_size=False)) is None:
+            return
+        images, references = required(outputs, self.images, self), pairs[1]
         if rows := chosen_rows(batch, self.kinds, self.tasks):
-            self.totals += self.cosines(drawn[rows], originals[rows]).double().sum(dim=1)
+            self.totals += self.cosines(images[rows], references[rows]).double().sum(dim=1)
             self.count += len(rows)
 
-    def cosines(self, drawn: Tensor, originals: Tensor) -> Tensor:
+    def cosines(self, images: Tensor, references: Tensor) -> Tensor:
         """``[number of encoders, B]``."""
-        return torch.stack([cosines_under(encoder, drawn, originals) for encoder in self.encoders.values()])  # type: ignore[arg-type]
+        return torch.stack([cosines_under(encoder, images, references) for encoder in self.encoders.values()])  # type: ignore[arg-type]
 
     def compute(self) -> dict[str, Tensor]:
         """One score per encoder and their mean; empty when nothing was seen."""
@@ -80,6 +81,6 @@ class UnifiedScore(Metric):
 
 
 @torch.no_grad()
-def cosines_under(encoder: FeatureEncoder, drawn: Tensor, originals: Tensor) -> Tensor:
+def cosines_under(encoder: FeatureEncoder, images: Tensor, references: Tensor) -> Tensor:
     """Cosine of the features of each pair, ``[B]``."""
-    return F.cosine_similarity(encoder(drawn.clamp(-1, 1)).float(), encoder(originals.clamp(-1, 1)).float(), dim=1)
+    return F.cosine_similarity(encoder(images.clamp(-1, 1)).float(), encoder(references.clamp(-1, 1)).float(), dim=1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import RowMetric, chosen_rows, name_to_words, rates_by_name, required
+from umm_zoo.outputs import Outputs
 
 _YES, _NO, _UNPARSED = 1, 0, -1
 
@@ -34,21 +33,23 @@ class YesNo(RowMetric):
         kinds: question kinds that are counted.
 
     Raises:
-        ValueError: ``outputs`` has no ``answers``, or the truth of a counted row is neither yes nor no.
+        UserError: there are no ``answers``, or the truth of a counted row is neither yes nor no.
     """
+
+    reads = ("answers",)
 
     def __init__(self, kinds: list[str] | None = None) -> None:
         super().__init__()
         self.kinds = ["exists"] if kinds is None else kinds
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Read ``outputs["answers"]`` (B texts)."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Compare ``answers`` with the batch's own."""
         answers, truths = required(outputs, "answers", self), batch.answers()
         records = []
         for row in chosen_rows(batch, self.kinds):
             truth = parse_yes_no(truths[row])
             if truth == _UNPARSED:
-                raise MistakeError(f"found the true answer '{truths[row]}', expected yes and no", row)
+                raise UserError("", f"the true answer '{truths[row]}'", "yes or no", row=row)
             negative = str(batch.meta[row].get("negative") or "")
             records.append([truth, parse_yes_no(answers[row]), *name_to_words(negative)])
         self.add_rows(records)

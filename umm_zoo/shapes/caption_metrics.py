@@ -1,4 +1,4 @@
-"""What captions of the shapes world say, clause by clause, against the scene."""
+"""Metrics of captions of the shapes world, clause by clause against the scene."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import chosen_rows, required
+from umm_zoo.outputs import Outputs
 
 
 class ClauseCounts(NamedTuple):
@@ -58,25 +59,25 @@ class CaptionClauses(Metric):
     ``background``, ``mentioned`` (clauses per caption) and ``words``. Rows without ``meta["scene"]`` are left out.
 
     Args:
-        captions: name of the texts in the outputs.
         kinds, tasks: count these rows only.
 
     Raises:
-        ValueError: ``outputs`` lacks the texts.
+        UserError: there are no ``answers``.
     """
 
+    reads = ("answers",)
     full_state_update = False
     higher_is_better = True
     sums: Tensor
 
-    def __init__(self, captions: str = "answers", kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__()
-        self.captions, self.kinds, self.tasks = captions, kinds, tasks
+        self.kinds, self.tasks = kinds, tasks
         self.add_state("sums", torch.zeros(len(ClauseCounts._fields) + 2, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+    def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare each row's text with its scene."""
-        texts = required(outputs, self.captions, self)
+        texts = required(outputs, "answers", self)
         for row in chosen_rows(batch, self.kinds, self.tasks):
             if (scene := batch.meta[row].get("scene")) is not None:
                 counts = clause_counts(texts[row], scene)

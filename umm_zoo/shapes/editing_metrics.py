@@ -11,6 +11,7 @@ from torch import Tensor
 from umm_zoo.batch import Batch
 from umm_zoo.errors import MistakeError
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, name_to_words, rates_by_name, required
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.detector import Detection, true_scene
 from umm_zoo.shapes.geneval_metrics import ShapesMetric
 from umm_zoo.shapes.geometry import cell_boxes
@@ -30,13 +31,10 @@ class EditSuccess(ShapesMetric):
         detector: of the world that the model draws; None is for the smaller one.
         kinds: count these kinds only.
         tasks: count these tasks only.
-
-    Raises:
-        ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.
     """
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Score ``outputs["generated"]``."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Score ``generated``."""
         records = []
         for row, seen in self.detections(outputs, batch, "edit").items():
             meta = batch.meta[row]
@@ -69,18 +67,19 @@ class EditPixels(RowMetric):
         tasks: count these tasks only.
 
     Raises:
-        ValueError: ``outputs`` has no ``images``, or the batch no targets or images of their size.
+        UserError: the batch has no targets or images of the generated ones' size.
     """
+
+    reads = ("generated",)
 
     def __init__(self, cells: int = 2, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__()
         self.cells, self.kinds, self.tasks = cells, kinds, tasks
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Compare ``outputs["generated"]`` with targets and sources."""
-        if "generated" in outputs and outputs["generated"] is None:
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Compare ``generated`` with targets and sources."""
+        if (images := outputs.generated) is None:
             return
-        images: Tensor = required(outputs, "generated", self)
         records = []
         for row in chosen_rows(batch, self.kinds, self.tasks):
             meta = batch.meta[row]
@@ -114,28 +113,30 @@ class InstructionSensitivity(RowMetric):
     """How far another instruction moves the image, measured by how far it should: 0 where the text is ignored, 1 as it should be.
 
     ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, drawn from the same noise. The method chooses the second
-    instruction and draws its image (a ``Bridge`` takes "change nothing", whose target is the source): it returns
-    ``outputs["other_images"]`` and ``outputs["other_targets"]``, ``[B, 3, H, W]`` each. A batch whose ``other_images`` is None
-    is left out. ``compute`` gives the ratio of sums over all rows.
+    instruction and draws its image (a ``Bridge`` takes "change nothing", whose target is the source): it makes
+    ``unchanged`` and ``unchanged_references``. Batches without ``unchanged`` are left out. ``compute`` gives the ratio of sums over
+    all rows.
 
     Args:
         kinds: count these kinds only.
         tasks: count these tasks only.
 
     Raises:
-        ValueError: one of the images is missing.
+        UserError: one of the images is missing.
     """
+
+    reads = ("generated", "unchanged")
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__(torch.float64)
         self.kinds, self.tasks = kinds, tasks
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+    def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare two drawings with two targets."""
-        if "other_images" in outputs and outputs["other_images"] is None:
+        if outputs.unchanged is None:
             return
         rows = chosen_rows(batch, self.kinds, self.tasks)
-        names = ("generated", "other_images", "other_targets")
+        names = ("generated", "unchanged", "unchanged_references")
         drawn, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
         targets = batch.targets
         if targets is None:

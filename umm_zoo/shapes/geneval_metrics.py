@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name, required
+from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.detector import Detection, Found, ShapesDetector, true_scene
 from umm_zoo.shapes.geometry import PLACES
 
@@ -17,7 +18,7 @@ from umm_zoo.shapes.geometry import PLACES
 class ShapesMetric(RowMetric):
     """What the metrics on drawn scenes share: a detector, and a rate of success per kind.
 
-    A batch whose ``outputs["generated"]`` is None is left out: methods may draw the first batches of a validation only.
+    Batches without ``generated`` are left out: a run may generate for the first batches of a validation only.
 
     Args:
         detector: None is for the smaller world (2 x 2 cells, 4 colours, 2 shapes).
@@ -25,17 +26,18 @@ class ShapesMetric(RowMetric):
         tasks: count these tasks only.
     """
 
+    reads = ("generated",)
+
     def __init__(
         self, detector: ShapesDetector | None = None, kinds: list[str] | None = None, tasks: list[str] | None = None
     ) -> None:
         super().__init__()
         self.detector, self.kinds, self.tasks = detector or ShapesDetector(), kinds, tasks
 
-    def detections(self, outputs: Mapping[str, Any], batch: Batch, needed: str) -> dict[int, Detection]:
+    def detections(self, outputs: Outputs, batch: Batch, needed: str) -> dict[int, Detection]:
         """By row, of the rows of the chosen kinds and tasks whose ground truth holds ``needed``."""
-        if "generated" in outputs and outputs["generated"] is None:
+        if (images := outputs.generated) is None:
             return {}
-        images: Tensor = required(outputs, "generated", self)
         rows = [row for row in chosen_rows(batch, self.kinds, self.tasks) if needed in batch.meta[row]]
         return dict(zip(rows, self.detector(images[rows]), strict=True)) if rows else {}
 
@@ -57,13 +59,10 @@ class ShapesGenEval(ShapesMetric):
         detector: of the world that the model draws; None is for the smaller one.
         kinds: count these categories only.
         tasks: count these tasks only.
-
-    Raises:
-        ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.
     """
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Score ``outputs["generated"]``."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Score ``generated``."""
         records = []
         for row, detection in self.detections(outputs, batch, "requirement").items():
             right = fulfils(detection, batch.meta[row]["requirement"], self.detector.cells)
@@ -87,13 +86,10 @@ class SceneMatch(ShapesMetric):
         detector: of the world that the model draws; None is for the smaller one.
         kinds: count these kinds only; prompts that leave something open cannot be scored so.
         tasks: count these tasks only.
-
-    Raises:
-        ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.
     """
 
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Score ``outputs["generated"]``."""
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Score ``generated``."""
         records = []
         for row, seen in self.detections(outputs, batch, "target_scene").items():
             truth = true_scene(batch.meta[row]["target_scene"])
