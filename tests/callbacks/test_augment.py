@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import torch
 
+from umm_zoo.batch import Batch
 from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
 
 
@@ -24,10 +27,6 @@ def test_draws_depend_on_the_generator_alone_and_no_shift_no_flip_is_the_identit
 
 
 def test_the_callback_changes_the_batch_and_repeats_itself():
-    from types import SimpleNamespace
-
-    from umm_zoo.batch import Batch
-
     images = torch.rand(2, 3, 8, 8)
     results = []
     for index in (3, 3, 4):

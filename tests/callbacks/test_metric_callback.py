@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
-from umm_zoo.callbacks.metrics import MetricCallback
-from umm_zoo.metrics import AnswerAccuracy, Perplexity, YesNo
+from umm_zoo.callbacks import MetricCallback, Validation
+from umm_zoo.errors import UserError
+from umm_zoo.method import Method
+from umm_zoo.metrics import AnswerAccuracy, AttentionBias, Perplexity, YesNo
+from umm_zoo.outputs import Outputs
 
 ANSWERS = ["red", "blue", "red", "red", "red"]
 
@@ -24,21 +27,22 @@ def rows(indices: list[int]) -> Batch:
     )
 
 
-class Toy(LightningModule):
+class Toy(Method):
     """Answers "red"; each row costs (its index + 1) nats over two tokens."""
 
-    def __init__(self, outputs: str = "mapping") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.layer, self.outputs = nn.Linear(1, 1), outputs
+        self.layer = nn.Linear(1, 1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.layer(torch.ones(1, 1)).sum()
+    def parts(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        if self.outputs == "tensor":
-            return torch.zeros(())
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.layer(torch.ones(1, 1)).sum()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         nll = torch.tensor([float(key.split(":")[1]) + 1 for key in batch.keys])
-        return {"answers": ["Red"] * len(batch), "nll": nll, "num_tokens": torch.full((len(batch),), 2)}
+        return Outputs(answers=["Red"] * len(batch), nll=nll, num_tokens=torch.full((len(batch),), 2))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -77,17 +81,35 @@ def test_values_are_logged_in_validate_and_printed(tmp_path: Path, capsys: pytes
 
 def test_metrics_are_not_in_the_checkpoint(tmp_path: Path) -> None:
     scores = MetricCallback({"answers": AnswerAccuracy()}, show_table=False)
-    run = trainer(tmp_path, scores, max_epochs=1)
-    run.fit(Toy(), loader(), loader())
+    run, method = trainer(tmp_path, scores, max_epochs=1), Toy()
+    method.train_only(["layer"])
+    run.fit(method, loader(), loader())
     run.save_checkpoint(tmp_path / "toy.ckpt")
     saved = torch.load(tmp_path / "toy.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {"layer.weight", "layer.bias"}
     assert saved["callbacks"].get("MetricCallback", {}) == {}
 
 
-def test_an_output_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"Toy\.validation_step must return a dict"):
-        trainer(tmp_path, MetricCallback({"answers": AnswerAccuracy()})).validate(Toy("tensor"), loader(), verbose=False)
+def test_something_else_than_outputs_is_refused(tmp_path: Path) -> None:
+    class Old(Toy):
+        def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+            return {"answers": ["Red"] * len(batch)}
+
+    with pytest.raises(UserError, match=r"^method: validation_step of Old returned a dict, expected Outputs$"):
+        trainer(tmp_path, MetricCallback({"answers": AnswerAccuracy()})).validate(Old(), loader(), verbose=False)
+
+
+def test_the_method_learns_what_the_callbacks_want_of_it(tmp_path: Path) -> None:
+    scores = MetricCallback({"answers": AnswerAccuracy(), "attention": AttentionBias()}, show_table=False)
+    method = Toy()
+    trainer(tmp_path, scores, Validation(max_new_tokens=5, num_generated_batches=2)).validate(method, loader(), verbose=False)
+    assert method.wanted.on_request == {"attention"} and method.wanted.max_new_tokens == 5
+    assert [method.wanted.generates(batch) for batch in (0, 1, 2)] == [True, True, False]
+
+
+def test_a_negative_number_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Validation\.num_generated_batches: found -1"):
+        Validation(num_generated_batches=-1)
 
 
 def test_a_metric_that_is_none_is_refused() -> None:

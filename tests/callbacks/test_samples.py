@@ -10,6 +10,7 @@ from PIL import Image, ImageFont
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.cards import BORDER, MARGIN, RIGHT, WRONG, Card, draw_cards, resized, wrap
 from umm_zoo.callbacks.samples import SampleGrid, card_of, to_pil
+from umm_zoo.outputs import Outputs
 
 
 def batch(kinds: list[str], truths: list[str]) -> Batch:
@@ -28,7 +29,7 @@ def fake_trainer(folder: Path, sanity_checking: bool = False) -> SimpleNamespace
     return SimpleNamespace(default_root_dir=str(folder), global_step=42, is_global_zero=True, sanity_checking=sanity_checking)
 
 
-def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[dict, Batch]) -> None:
+def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[Outputs, Batch]) -> None:
     grid.on_validation_start(trainer, None)  # type: ignore[arg-type]
     for index, (outputs, rows) in enumerate(steps):
         grid.on_validation_batch_end(trainer, None, outputs, rows, index)  # type: ignore[arg-type]
@@ -37,7 +38,9 @@ def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[dict, Bat
 
 def test_a_grid_of_the_expected_size_is_written_under_the_run_folder(tmp_path: Path) -> None:
     rows = batch(["a"] * 5, ["red"] * 5)
-    validate(SampleGrid(num_samples=3, image_size=70, cards_per_row=2), fake_trainer(tmp_path), ({"answers": ["red"] * 5}, rows))
+    validate(
+        SampleGrid(num_samples=3, image_size=70, cards_per_row=2), fake_trainer(tmp_path), (Outputs(answers=["red"] * 5), rows)
+    )
     with Image.open(tmp_path / "samples" / "step-000042.png") as image:
         card = 200 + 2 * (MARGIN + BORDER)  # the text sets the width: 64 pixels of image are less
         assert image.width == MARGIN + 2 * (card + MARGIN)
@@ -49,24 +52,31 @@ def test_the_same_samples_of_every_kind_in_turn() -> None:
     trainer = fake_trainer(Path("unused"), sanity_checking=False)
     for index, kinds in enumerate((["a", "a", "a"], ["a", "b", "b"], ["a", "c", "c"])):
         rows = batch(kinds, [f"{index}{row}" for row in range(3)])
-        grid.on_validation_batch_end(trainer, None, {}, rows, index)  # type: ignore[arg-type]
+        grid.on_validation_batch_end(trainer, None, Outputs(), rows, index)  # type: ignore[arg-type]
     assert [(card.title, card.truth) for card in grid._chosen.cards()] == [("a", "00"), ("b", "11"), ("c", "21"), ("a", "01")]
 
 
 def test_nothing_is_written_in_the_sanity_check(tmp_path: Path) -> None:
-    validate(SampleGrid(), fake_trainer(tmp_path, sanity_checking=True), ({"answers": ["x"]}, batch(["a"], ["x"])))
+    validate(SampleGrid(), fake_trainer(tmp_path, sanity_checking=True), (Outputs(answers=["x"]), batch(["a"], ["x"])))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_holds_the_texts_and_the_verdict() -> None:
-    card = card_of(1, {"answers": ["Red.", "blue"]}, batch(["a", "a"], ["red", "green"]), title="a")
+    card = card_of(1, Outputs(answers=["Red.", "blue"]), batch(["a", "a"], ["red", "green"]), title="a")
     assert (card.question, card.answer, card.truth, card.right) == ("What is it?", "blue", "green", False)
     assert list(card.images) == ["input"]
 
 
+def test_a_generated_image_stands_between_input_and_target() -> None:
+    made = torch.zeros(1, 3, 8, 8)
+    card = card_of(0, Outputs(generated=made, references=made + 1), batch(["a"], ["x"]), title="a")
+    assert list(card.images) == ["input", "generated", "target"]
+    assert card.images["target"].getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_columns_take_the_place_of_input_and_target() -> None:
     columns = {"original": torch.zeros(1, 3, 8, 8), "round trip": torch.ones(1, 3, 8, 8)}
-    card = card_of(0, {"columns": columns}, batch(["a"], ["x"]), title="a")
+    card = card_of(0, Outputs(columns=columns), batch(["a"], ["x"]), title="a")
     assert list(card.images) == ["original", "round trip"]
     assert card.right is None
 

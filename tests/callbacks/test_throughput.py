@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.throughput import Throughput
+from umm_zoo.method import Method
+from umm_zoo.outputs import Outputs
 
 DATA, FORWARD, STEP, VALIDATION = 0.006, 0.012, 0.009, 0.2
 
@@ -30,20 +32,22 @@ class SlowSGD(torch.optim.SGD):
         return loss
 
 
-class Slow(LightningModule):
+class Slow(Method):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(1, 1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def parts(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         Clock.wait(FORWARD)
-        return self.layer(torch.ones(1, 1)).sum()
+        self.num_tokens = torch.tensor(7 * len(batch))
+        return {"loss": self.layer(torch.ones(1, 1)).sum()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         Clock.wait(VALIDATION)
-
-    def batch_tokens(self, batch: Batch) -> Tensor:
-        return torch.tensor(7 * len(batch))
+        return Outputs()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return SlowSGD(self.parameters(), lr=0.1)

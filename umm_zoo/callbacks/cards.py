@@ -1,4 +1,4 @@
-"""Draws samples as cards: images above, question, answer and truth below. PIL only."""
+"""Samples as cards: images above, question, answer and truth below. PIL only."""
 
 from __future__ import annotations
 

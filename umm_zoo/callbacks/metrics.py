@@ -1,8 +1,9 @@
-"""Scores a method while it trains."""
+"""Metrics of a method while it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import rich
@@ -12,6 +13,9 @@ from rich.table import Table
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
+from umm_zoo.method import Method
+from umm_zoo.outputs import ON_REQUEST, Outputs
 
 
 class MetricCallback(Callback):
@@ -21,7 +25,7 @@ class MetricCallback(Callback):
     exact over ranks: torchmetrics adds up the states, nothing is averaged per batch or per rank. A value that is not a number (no
     row of that kind was seen) is not logged. Lightning's sanity check is not scored.
 
-    ``validation_step`` of the method must return a mapping; what each metric reads from it, the metric says.
+    ``validation_step`` of the method must return ``Outputs``; what each metric reads of them, the metric says.
 
     Args:
         metrics: by the name they are logged under.
@@ -38,6 +42,12 @@ class MetricCallback(Callback):
                 raise TypeError(f"metrics.{name}: found a {type(metric).__name__}, expected a torchmetrics.Metric")
         self.metrics, self.prefix, self.show_table = dict(metrics), prefix, show_table
         self.values: dict[str, float] = {}  # of the last validation
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the method for what it makes only where a metric reads it."""
+        if isinstance(pl_module, Method):
+            read = {name for metric in self.metrics.values() for name in getattr(metric, "reads", ())}
+            pl_module.wanted = replace(pl_module.wanted, on_request=pl_module.wanted.on_request | ON_REQUEST & read)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move to the model's device and forget what an interrupted validation left."""
@@ -57,15 +67,13 @@ class MetricCallback(Callback):
         """Update every metric.
 
         Raises:
-            TypeError: ``validation_step`` returned no mapping.
+            UserError: ``validation_step`` returned something else than ``Outputs``.
         """
         if trainer.sanity_checking:
             return
-        if not isinstance(outputs, Mapping):
-            raise TypeError(
-                f"{type(pl_module).__name__}.validation_step must return a dict of outputs for the metrics, "
-                f"found {type(outputs).__name__}"
-            )
+        if not isinstance(outputs, Outputs):
+            what = f"validation_step of {type(pl_module).__name__} returned a {type(outputs).__name__}, expected Outputs"
+            raise UserError("method", what)
         for metric in self.metrics.values():
             metric.update(outputs, batch)
 

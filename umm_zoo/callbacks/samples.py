@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +16,7 @@ from umm_zoo.batch import IMAGE_MARKER, Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.metrics.answers import normalise
 from umm_zoo.metrics.rows import kind_of
+from umm_zoo.outputs import Outputs
 
 
 @dataclass
@@ -41,9 +41,9 @@ class SampleGrid(Callback):
     """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: images, question, answer and truth of fixed samples.
 
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
-    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The images of a sample are ``outputs["columns"]`` (name
-    -> [B, 3, H, W], such as original, round trip, reconstruction) where the method returns them; otherwise its input images, the
-    drawn one (``outputs["generated"]``) and the target. Small images are enlarged without smoothing. Rank 0 draws its own samples.
+    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The images of a sample are ``Outputs.columns`` where the
+    method makes them (such as original, round trip, reconstruction); otherwise its input images, the generated one and the target.
+    Small images are enlarged without smoothing. Rank 0 saves its own samples.
 
     Args:
         num_samples: cards in a grid.
@@ -78,14 +78,14 @@ class SampleGrid(Callback):
         """Keep the rows that are still wanted."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        outputs = outputs if isinstance(outputs, Mapping) else {}
+        outputs = outputs if isinstance(outputs, Outputs) else Outputs()
         for row, meta in enumerate(batch.meta):
             kind = kind_of(meta)
             if self._chosen.wants(kind):
                 self._chosen.add(kind, card_of(row, outputs, batch, title=kind))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw and save."""
+        """Lay out and save."""
         cards = self._chosen.cards()
         if trainer.sanity_checking or not trainer.is_global_zero or not cards:
             return
@@ -94,21 +94,20 @@ class SampleGrid(Callback):
         draw_cards(cards, self.image_size, self.cards_per_row).save(path)
 
 
-def card_of(row: int, outputs: Mapping[str, Any], batch: Batch, title: str) -> Card:
+def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:
     """One row of a batch and of what the method made of it, as a card."""
     question = next((turn["text"] for turn in reversed(batch.prompts()[row]) if turn["role"] == "user"), "")
     truth = batch.answers()[row]
-    answer = outputs["answers"][row] if outputs.get("answers") is not None else None
+    answer = None if outputs.answers is None else outputs.answers[row]
     right = normalise(answer) == normalise(truth) if answer is not None and truth else None
-    columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.get("columns") or {}).items()}
+    columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.columns or {}).items()}
     if not columns:
         images = batch.images_of(row)
         columns = {"input" if len(images) == 1 else f"input {i + 1}": image for i, image in enumerate(images)}
-        if outputs.get("generated") is not None:
-            columns["drawn"] = outputs["generated"][row]
-        target = outputs.get("originals", batch.targets)
-        if target is not None:
-            columns["target"] = target[row]
+        if outputs.generated is not None:
+            columns["generated"] = outputs.generated[row]
+        if (references := outputs.references_of(batch)) is not None:
+            columns["target"] = references[row]
     return Card(
         title=title,
         question=" ".join(question.replace(IMAGE_MARKER, " ").split()),

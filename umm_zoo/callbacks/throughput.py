@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes."""
+"""Speed of a run, and where its time goes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.method import Method
 
 PHASES = ("data", "forward_backward", "optimiser")
 
@@ -21,8 +22,8 @@ Stamp = float | torch.cuda.Event
 class Throughput(Callback):
     """Logs ``throughput/...`` every few steps: samples and tokens per second, the split of the step time, peak memory.
 
-    - ``samples_per_s``, over all ranks; ``tokens_per_s`` where the method has a ``batch_tokens(batch)`` that returns the number of
-      tokens of a batch (an int, or a tensor that is read only at log steps; it is called every step, so it should be cheap).
+    - ``samples_per_s``, over all ranks; ``tokens_per_s`` where the method counts them in ``num_tokens`` (a tensor, read only at log
+      steps).
     - ``step_ms``, mean over the steps since the last entry, and its parts ``data_ms`` (from the end of one step to the start of the
       next: waiting for the loader, moving the batch, other callbacks such as one that writes a checkpoint), ``forward_backward_ms``
       and ``optimiser_ms`` (clipping, the update, the end of the step). The parts add up to the step. Validation is not counted.
@@ -51,7 +52,7 @@ class Throughput(Callback):
         self._mark = mark
         self._spans: list[tuple[str, Stamp, Stamp]] = []
         self._steps = self._samples = 0
-        self._tokens: Tensor | int | None = None
+        self._tokens: Tensor | None = None
 
     def _now(self) -> Stamp:
         if not self._on_cuda:
@@ -87,10 +88,8 @@ class Throughput(Callback):
         self._close("optimiser" if self._stepping else "forward_backward")
         self._steps += 1
         self._samples += len(batch)
-        count = getattr(pl_module, "batch_tokens", None)
-        if count is not None:
-            tokens = count(batch)
-            self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        if isinstance(pl_module, Method) and pl_module.num_tokens is not None:
+            self._tokens = pl_module.num_tokens if self._tokens is None else self._tokens + pl_module.num_tokens
         if self._steps >= self.every_n_steps:
             self._log(trainer)
 
