@@ -123,10 +123,10 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
     import lightning
 
     from data_pipelines.shards.data import ShardData
-    from umm_zoo.experiment.build import build_data, build_experiment
     from umm_zoo.experiment.check import check
     from umm_zoo.fit import carry
     from umm_zoo.training.run_folder import RunFolder
+    from umm_zoo.training.setup import build_data, build_experiment
     from umm_zoo.training.trainer import quieten
 
     quieten()

@@ -14,7 +14,7 @@ from data_pipelines.shards.writing import write_shards
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 
 class Layer(nn.Module):
@@ -45,9 +45,6 @@ class Chain(Method):
         self,
         width: int,
         depth: int,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         noise: float = 0.0,
         adapter: LoRA | None = None,
     ) -> None:
@@ -58,7 +55,6 @@ class Chain(Method):
         if adapter is not None:
             adapter.attach(self.stack)
         self.own, self.rollouts = torch.Generator().manual_seed(5), []  # type: ignore[var-annotated]
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module] = {"stack": self.stack, "head": self.head}
@@ -82,9 +78,9 @@ class Chain(Method):
             goal = goal + self.noise * self.rollouts.pop()
         return {"loss": (self.head(self.stack(x))[:, 0] - goal).square().mean()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         loss = self.training_losses(batch)["loss"] if not self.noise else self.head(self.stack(self._features(batch))).mean()
-        return {"loss": loss + 0 * torch.rand(())}
+        return Outputs({"loss": loss + 0 * torch.rand(())})
 
     def run_state(self) -> dict[str, Any]:
         return {"own": self.own.get_state(), "rollouts": self.rollouts} if self.noise else {}
@@ -107,7 +103,7 @@ class MeanLosses(Callback):
                 stream.write(f"{trainer.global_step} {float(loss).hex()}\n")
 
 
-def chain_experiment(folder: Path, **method: Any) -> str:
+def chain_experiment(folder: Path, trained: list[str] | None = None, **method: Any) -> str:
     """Write shards and an experiment file of these parts into ``folder``; returns the file's name."""
     for split, count in (("train", 23), ("val", 5)):
         samples = [
@@ -121,10 +117,12 @@ def chain_experiment(folder: Path, **method: Any) -> str:
             "_target_": "chain_parts.Chain",
             "width": 6,
             "depth": 3,
-            "trained": ["stack", "head"],
+            **method,
+        },
+        "training": {
+            "trained": ["stack", "head"] if trained is None else trained,
             "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.01, "weight_decay": 0.1},
             "schedule": {"_target_": "umm_zoo.training.optimization.WarmupCosine", "total_steps": 100, "warmup_ratio": 0.1},
-            **method,
         },
         "data": {
             "_target_": "data_pipelines.shards.data.ShardData",

@@ -123,7 +123,7 @@ def test_another_content_than_was_to_be_written_is_noticed(tmp_path: Path) -> No
 def test_keys_of_a_part_outlive_its_tensors() -> None:
     method = Toy(Body(4, 3), Head(3), ["head"], AdamW(lr=0.1), None)
     method.head.linear = nn.Linear(3, 1)  # as a strategy does that puts its own tensors in
-    assert method.kept_keys() == {"head.linear.weight", "head.linear.bias"}
+    assert method.checkpoint_keys() == {"head.linear.weight", "head.linear.bias"}
 
 
 def test_a_strategy_that_takes_the_weights_away_is_resumed() -> None:

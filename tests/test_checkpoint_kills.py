@@ -33,7 +33,7 @@ class Trial:
     def __init__(self, nursery: Nursery, folder: Path, steps: int) -> None:
         self.nursery, self.folder = nursery, folder
         file = chain_experiment(folder, noise=0.3)
-        length = [f"trainer.max_steps={steps}", f"method.schedule.total_steps={steps}"]
+        length = [f"trainer.max_steps={steps}", f"training.schedule.total_steps={steps}"]
         self.argv = [file, SAVING, AVERAGED, *length, "trainer.val_check_interval=7"]
         self.checkpoints = CheckpointFolder(folder / "runs" / "chain" / "checkpoints")
         self.kills = 0

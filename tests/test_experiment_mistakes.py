@@ -44,9 +44,9 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
         ["method.head: found a node of toy_parts.Body", "expected a node of a toy_parts.Head"],
     ),
     "abstract class": (
-        ("method.optimizer._target_", "umm_zoo.training.optimization.OptimizerFactory"),
+        ("training.optimizer._target_", "umm_zoo.training.optimization.OptimizerFactory"),
         [
-            "method.optimizer._target_: found 'umm_zoo.training.optimization.OptimizerFactory', an abstract class",
+            "training.optimizer._target_: found 'umm_zoo.training.optimization.OptimizerFactory', an abstract class",
             "umm_zoo.training.optimization.AdamW",
         ],
     ),
@@ -75,13 +75,13 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
         ("method.head.scales", [1.0, 2.0, 3.0]),
         ["method.head.scales: found a list of 3, expected a list of 2 (a number, a number)"],
     ),
-    "wrong element": (("method.trained", ["body", 7]), ["method.trained[1]: found 7 (a whole number), expected text"]),
+    "wrong element": (("training.trained", ["body", 7]), ["training.trained[1]: found 7 (a whole number), expected text"]),
     "unknown module": (
         ("method.body._target_", "toy_partz.Body"),
         ["method.body._target_: found 'toy_partz.Body', but module 'toy_partz' is neither installed", "did you mean 'toy_parts'?"],
     ),
     "unknown submodule": (
-        ("method.optimizer._target_", "umm_zoo.training.optimisation.AdamW"),
+        ("training.optimizer._target_", "umm_zoo.training.optimisation.AdamW"),
         [
             "'umm_zoo.training.optimisation.AdamW', but umm_zoo.training has no 'optimisation'",
             "did you mean 'umm_zoo.training.optimization'?",
@@ -96,8 +96,8 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
         ["method.head._target_: found 'toy_parts.make_head', which is a function, expected a class or a classmethod"],
     ),
     "map in the place of a list": (
-        ("method.trained", {"body": 1}),
-        ["method.trained: found a map of body, expected a list of text"],
+        ("training.trained", {"body": 1}),
+        ["training.trained: found a map of body, expected a list of text"],
     ),
     "list in the place of a map": (
         ("metrics", [{"_target_": "toy_parts.MeanLoss"}]),
@@ -144,8 +144,8 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
         ["method: toy_parts.Toy: body.out_dim is 3 and head.in_dim is 5, they must be equal"],
     ),
     "unknown part": (
-        ("method.trained", ["body", "haed"]),
-        ["method: toy_parts.Toy: method.trained: found 'haed', expected ['body', 'head']; did you mean 'head'?"],
+        ("training.trained", ["body", "haed"]),
+        ["method: toy_parts.Toy: training.trained: found 'haed', expected ['body', 'head']; did you mean 'head'?"],
     ),
     "trainer refuses": (("trainer.accelerator", "abacus"), ["trainer: ", "abacus"]),
 }
@@ -199,7 +199,10 @@ def test_what_is_missing_is_named(path: str, expected: str, folder: Path, capsys
         ("vars.widht=3", "vars.widht: found an unknown key 'widht', expected width; did you mean 'width'?"),
         ("metrics.los.reduce=3", "metrics.los: found an unknown key 'los', expected loss; did you mean 'loss'?"),
         ("method.body.dim=3", "method.body.dim: found an unknown argument 'dim'"),
-        ("method.trained.0=head", "method.trained.0: found the element '0' of a list at method.trained, expected the whole list"),
+        (
+            "training.trained.0=head",
+            "training.trained.0: found the element '0' of a list at training.trained, expected the whole list",
+        ),
         ("max_steps", "found 'max_steps' on the command line, expected key=value"),
         ("seed=[1", "seed: found '[1' on the command line, expected a YAML value"),
         ("ckpt=last", "ckpt: found 'last', but there is no checkpoint in runs/e/checkpoints"),

@@ -29,7 +29,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(shards: Path, runs: Path, devices: int) -> dict[str, float]:
     overrides = [f"vars.data={shards}", f"name=ranks{devices}", f"trainer.devices={devices}", "trainer.accelerator=cpu"]
     overrides += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=4", "data.val_batch_size=1"]
-    overrides += ["method.optimizer.lr=0.0", "method.max_new_tokens=2", *(["trainer.strategy=ddp"] if devices > 1 else [])]
+    overrides += [
+        "training.optimizer.lr=0.0",
+        "callbacks.validation.max_new_tokens=2",
+        *(["trainer.strategy=ddp"] if devices > 1 else []),
+    ]
     command = [sys.executable, "-m", "umm_zoo.fit", "experiments/llava/shapes.yaml", "--runs", str(runs), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

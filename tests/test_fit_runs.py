@@ -59,7 +59,7 @@ def test_run_folder_holds_everything(file: str) -> None:
 
 
 def test_checkpoint_is_plain_and_rebuilds_the_method(file: str) -> None:
-    assert main([file, "method.trained=[head]"]) == 0
+    assert main([file, "training.trained=[head]"]) == 0
     checkpoint = load_checkpoint("runs/toy")  # weights_only: nothing but plain values and tensors
     assert checkpoint["experiment"]["method"]["head"] == {"_target_": "toy_parts.Head", "in_dim": 3}
     assert set(checkpoint["state_dict"]) == {"head.linear.weight", "head.linear.bias"}
@@ -137,9 +137,9 @@ def test_finished_run_is_left_alone(file: str, capsys: pytest.CaptureFixture[str
 
 def test_another_experiment_is_not_overwritten(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file]) == 0
-    assert main([file, "seed=4", "method.optimizer.lr=0.5"]) == 2
+    assert main([file, "seed=4", "training.optimizer.lr=0.5"]) == 2
     error = capsys.readouterr().err
-    assert "error: runs/toy: found a run of another experiment (other method.optimizer.lr, seed)" in error
+    assert "error: runs/toy: found a run of another experiment (other training.optimizer.lr, seed)" in error
     assert "expected name=… for another folder, --again to start over, ckpt=last to continue it all the same" in error
 
 
@@ -186,7 +186,7 @@ def test_after_runs_the_earlier_stage_once_and_starts_from_it(file: str, capsys:
     assert torch.equal(Method.load("runs/stage2").state_dict()["body.linear.bias"], first["body.linear.bias"])
 
 
-CURRICULUM = "seed=5", "vars.width=6", "method.optimizer.lr=0.02", "trainer.devices=1"
+CURRICULUM = "seed=5", "vars.width=6", "training.optimizer.lr=0.02", "trainer.devices=1"
 
 
 def test_vars_seed_and_place_reach_the_earlier_stages(file: str) -> None:
@@ -225,7 +225,7 @@ def test_after_may_name_a_run_folder_or_a_checkpoint(file: str) -> None:
     assert main([file]) == 0
     weights = load_checkpoint("runs/toy")["state_dict"]
     for number, after in enumerate(("runs/toy", "runs/toy/checkpoints/step-00000004.ckpt")):
-        assert main([file, f"name=later{number}", f"after={after}", "method.optimizer.lr=0.0"]) == 0
+        assert main([file, f"name=later{number}", f"after={after}", "training.optimizer.lr=0.0"]) == 0
         later = load_checkpoint(f"runs/later{number}")["state_dict"]
         assert all(torch.equal(later[key], weights[key]) for key in weights)
 
@@ -237,7 +237,7 @@ def test_after_of_another_shape_is_refused(file: str, capsys: pytest.CaptureFixt
 
 
 def test_resume_into_another_method_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([file, "method.trained=[head]"]) == 0
+    assert main([file, "training.trained=[head]"]) == 0
     assert main([file, "ckpt=last", "trainer.max_steps=9"]) == 2
     assert "toy.yaml: method: checkpoint: 2 trained tensors are missing, such as 'body.linear.bias'" in capsys.readouterr().err
     assert Path("runs/toy/metrics.json").is_file()  # the finished run is still what it was
@@ -259,7 +259,7 @@ def test_error_within_training_keeps_its_traceback(file: str, monkeypatch: pytes
 
 
 def test_check_builds_without_memory_and_reports(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [file, "--check", "method.body.in_dim=3000000", "method.trained=[head]", "data.shards=[nowhere.tar]"]
+    argv = [file, "--check", "method.body.in_dim=3000000", "training.trained=[head]", "data.shards=[nowhere.tar]"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert [word for word in out.split() if word in ("9,000,003", "4")] == ["9,000,003", "4", "9,000,003", "4"][

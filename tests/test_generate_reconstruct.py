@@ -18,7 +18,7 @@ def run(tmp_path):
     file.write_text(EXPERIMENT.replace("GaussianNoisePrediction}", "GaussianNoisePrediction, sampling_steps: 3, first_index: 998}"))
     experiment = load_experiment(file, [])
     method = build(experiment.method)
-    state = {key: value for key, value in method.state_dict().items() if key in method.kept_keys()}
+    state = {key: value for key, value in method.state_dict().items() if key in method.checkpoint_keys()}
     torch.save({"state_dict": state, "experiment": experiment.resolved()}, tmp_path / "run.ckpt")
     return str(tmp_path / "run.ckpt")
 

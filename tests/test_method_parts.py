@@ -10,11 +10,15 @@ from torch import nn
 from toy_parts import Body, Head, Toy, toy_experiment
 
 from umm_zoo.backbones.frozen import FrozenBackbone, freeze
+from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW, Constant, WarmupCosine
+from umm_zoo.training.setup import TrainingSetup
 
 
 def toy(*trained: str, optimizer: AdamW | None = None) -> Toy:
-    return Toy(Body(4, 3, dropout=0.5), Head(3), list(trained), optimizer or AdamW(lr=0.1), WarmupCosine(10))
+    method = Toy(Body(4, 3, dropout=0.5), Head(3))
+    TrainingSetup(list(trained), optimizer or AdamW(lr=0.1), WarmupCosine(10)).prepare(method)
+    return method
 
 
 def test_untrained_parts_are_frozen_by_type_and_cannot_be_woken() -> None:
@@ -50,7 +54,7 @@ def test_parameter_in_no_part_or_in_two_is_refused() -> None:
         (Twice, "'body' and 'both' share a parameter"),
     ):
         with pytest.raises(ValueError, match=words):
-            kind(Body(4, 3), Head(3), ["body"], AdamW(lr=0.1), None)
+            kind(Body(4, 3), Head(3)).train_only(["body"])
 
 
 def test_one_group_per_part_with_its_own_rate() -> None:
@@ -75,14 +79,14 @@ def test_schedules_follow_their_formula() -> None:
         WarmupCosine(0)
 
 
-def test_checkpoint_holds_trained_and_carried_parts_only() -> None:
+def test_checkpoint_holds_trained_and_inherited_parts_only() -> None:
     first, second = toy("body"), toy("head")
     checkpoint = {"state_dict": dict(first.state_dict())}
     first.on_save_checkpoint(checkpoint)
     assert set(checkpoint["state_dict"]) == {"body.linear.weight", "body.linear.bias"}
-    second.carry(checkpoint["state_dict"])
+    second.load_weights(checkpoint["state_dict"])
     assert torch.equal(second.body.linear.weight, first.body.linear.weight)
-    assert second.kept_keys() == set(second.state_dict())
+    assert second.checkpoint_keys() == set(second.state_dict())
 
 
 def test_checkpoint_that_lacks_or_adds_keys_is_refused() -> None:
@@ -95,22 +99,22 @@ def test_checkpoint_that_lacks_or_adds_keys_is_refused() -> None:
     method.on_load_checkpoint({"state_dict": state})
 
 
-def test_weights_carried_over_survive_a_resume() -> None:
+def test_weights_of_an_earlier_stage_survive_a_resume() -> None:
     first, second = toy("body"), toy("head")
-    second.carry({key: v for key, v in first.state_dict().items() if key.startswith("body")})
+    second.load_weights({key: v for key, v in first.state_dict().items() if key.startswith("body")})
     checkpoint = {"state_dict": dict(second.state_dict())}
     second.on_save_checkpoint(checkpoint)
     resumed = toy("head")
     resumed.on_load_checkpoint(checkpoint)
-    assert resumed.kept_keys() == set(checkpoint["state_dict"]) == set(first.state_dict())
+    assert resumed.checkpoint_keys() == set(checkpoint["state_dict"]) == set(first.state_dict())
 
 
-def test_carry_refuses_what_does_not_fit() -> None:
+def test_weights_that_do_not_fit_are_refused() -> None:
     method = toy("head")
-    with pytest.raises(ValueError, match=r"after: tensor 'haed.linear.bias' .* did you mean 'head.linear.bias'\?"):
-        method.carry({"haed.linear.bias": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"after: 'head.linear.bias' is \[2\] in the earlier stage, \[1\] here"):
-        method.carry({"head.linear.bias": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"tensor 'haed.linear.bias' .* did you mean 'head.linear.bias'\?"):
+        method.load_weights({"haed.linear.bias": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"'head.linear.bias' is \[2\] in the earlier stage, \[1\] here"):
+        method.load_weights({"head.linear.bias": torch.ones(2)})
 
 
 def test_load_says_what_it_looked_for(tmp_path: Path) -> None:
@@ -128,3 +132,8 @@ def test_load_asks_for_its_own_class(tmp_path: Path) -> None:
     assert isinstance(Toy.load(tmp_path / "a.ckpt"), Toy)
     with pytest.raises(TypeError, match="holds a Toy, asked for a Other"):
         Other.load(tmp_path / "a.ckpt")
+
+
+def test_a_method_without_a_training_map_says_so() -> None:
+    with pytest.raises(UserError, match="training: found nothing, expected the trained parts and an optimizer"):
+        Toy(Body(4, 3), Head(3)).configure_optimizers()

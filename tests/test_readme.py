@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from umm_zoo.batch import Tokens
-from umm_zoo.experiment.build import build_experiment
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main
 from umm_zoo.methods.wemmu import WeMMU
 from umm_zoo.testing import check_block
+from umm_zoo.training.setup import build_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_its_drawing_from_python_draws(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_its_error_line_is_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = next(body.strip() for kind, body in BLOCKS if not kind)
-    assert main(["mine.yaml", "--check", "method.optimizer.learning_rate=0.1"]) == 2
+    assert main(["mine.yaml", "--check", "training.optimizer.learning_rate=0.1"]) == 2
     assert capsys.readouterr().err.strip() == shown
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 
 class Body(nn.Module):
@@ -47,20 +47,11 @@ def make_head(in_dim: int) -> Head:
 
 
 class Toy(Method):
-    def __init__(
-        self,
-        body: Body,
-        head: Head,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
-        bias: float = 0.0,
-    ) -> None:
+    def __init__(self, body: Body, head: Head, bias: float = 0.0) -> None:
         super().__init__()
         if body.out_dim != head.in_dim:
             raise ValueError(f"body.out_dim is {body.out_dim} and head.in_dim is {head.in_dim}, they must be equal")
         self.body, self.head, self.bias = body, head, bias
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"body": self.body, "head": self.head}
@@ -69,8 +60,12 @@ class Toy(Method):
         x = torch.tensor([[float(len(key))] * self.body.linear.in_features for key in batch.keys], device=self.device)
         return {"loss": (self.head(self.body(x + 0.1 * torch.randn_like(x))) - 1 + self.bias).square().mean()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return {"loss": self.training_losses(batch)["loss"]}
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return ("loss",)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        return Outputs(self.training_losses(batch))
 
 
 class ToyData(LightningDataModule):
@@ -95,8 +90,10 @@ class ToyData(LightningDataModule):
 
 
 class MeanLoss(torchmetrics.MeanMetric):
-    def update(self, outputs: dict[str, Any], batch: Batch) -> None:  # type: ignore[override]
-        super().update(outputs["loss"], len(batch))
+    reads = ("loss",)
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:  # type: ignore[override]
+        super().update(outputs.scalars["loss"], len(batch))
 
 
 class Losses(Callback):
@@ -156,6 +153,8 @@ def toy_experiment() -> dict[str, Any]:
             "_target_": "toy_parts.Toy",
             "body": {"_target_": "toy_parts.Body", "in_dim": 4, "out_dim": "${vars.width}", "dropout": 0.5},
             "head": {"_target_": "toy_parts.Head", "in_dim": "${vars.width}"},
+        },
+        "training": {
             "trained": ["body", "head"],
             "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.01},
             "schedule": {"_target_": "umm_zoo.training.optimization.WarmupCosine", "total_steps": 12},

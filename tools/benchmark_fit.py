@@ -29,11 +29,11 @@ from lightning import Callback
 from torch import Tensor
 
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.build import build_experiment
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.training.record import RunRecord, seed_all
 from umm_zoo.training.run_folder import RunFolder, circumstances
+from umm_zoo.training.setup import build_experiment
 from umm_zoo.training.signals import StopOnSignal
 from umm_zoo.training.trainer import make_trainer, quieten
 

@@ -89,11 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="drawings of each caption (default: 4)")
     arguments = parser.parse_args(argv)
     with user_errors() as outcome:
-        from umm_zoo.experiment.build import build, build_data
+        from umm_zoo.experiment.build import build
+        from umm_zoo.training.setup import build_data
 
         run = load_run(arguments.run)
         method = build(run.experiment.method, "method")
-        method.carry(run.checkpoint["state_dict"])
+        method.load_weights(run.checkpoint["state_dict"])
         reward = build(load_experiment(arguments.experiment).method["reward"], "method.reward")
         data: Any = build_data(run.experiment)
         data.val_batch_size = arguments.scenes

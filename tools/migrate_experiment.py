@@ -64,12 +64,13 @@ def migrated(text: str, file: Path) -> str:
         if any(line.strip() and not line.strip().startswith("#") for line in body):
             out += [*method.comments, head, *body]
         else:
-            out += [*method.comments, *body]
+            out += [*_without_blank_end(method.comments), *body]
         if moved["training"]:
-            out = [*_without_blank_end(out), *(["\n"] if out else []), "training:\n", *_without_blank_end(moved["training"]), "\n"]
+            gap = [] if not out or out[-1].lstrip().startswith("#") else ["\n"]
+            out = [*_without_blank_end(out), *gap, "training:\n", *_without_blank_end(moved["training"]), "\n"]
     if moved["validation"]:
         out = _with_validation(out, moved["validation"])
-    return "".join(out)
+    return re.sub(r"\n{3,}", "\n\n", "".join(out))
 
 
 class Block:
@@ -112,7 +113,11 @@ def _without_blank_end(lines: list[str]) -> list[str]:
 
 def _with_validation(lines: list[str], settings: list[str]) -> list[str]:
     """The settings under ``callbacks.validation``."""
-    node = ["  validation:\n", "    _target_: umm_zoo.callbacks.Validation\n", *(f"  {line}" for line in _without_blank_end(settings))]
+    node = [
+        "  validation:\n",
+        "    _target_: umm_zoo.callbacks.Validation\n",
+        *(f"  {line}" for line in _without_blank_end(settings)),
+    ]
     for index, line in enumerate(lines):
         if line.rstrip() == "callbacks:":
             return [*lines[: index + 1], *node, *lines[index + 1 :]]

@@ -145,9 +145,10 @@ def validation(run: FinishedRun) -> dict[str, float]:
 
     from umm_zoo.callbacks.metrics import MetricCallback
     from umm_zoo.errors import MistakeError
-    from umm_zoo.experiment.build import build_arguments, build_experiment
+    from umm_zoo.experiment.build import build_arguments
     from umm_zoo.experiment.targets import find_target
     from umm_zoo.training.record import RunRecord
+    from umm_zoo.training.setup import build_experiment
     from umm_zoo.training.trainer import culprit, quieten
 
     quieten()
@@ -155,7 +156,7 @@ def validation(run: FinishedRun) -> dict[str, float]:
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment)
     try:
-        built.method.carry(run.checkpoint["state_dict"])
+        built.method.load_weights(run.checkpoint["state_dict"])
     except ValueError as error:
         raise UserError(experiment.file, str(error).replace("after: ", "", 1)) from error
     record = RunRecord(experiment)

@@ -23,8 +23,8 @@ from umm_zoo.training.run_folder import RunFolder, circumstances, few, writing
 if TYPE_CHECKING:
     from lightning import LightningDataModule, Trainer
 
-    from umm_zoo.experiment.build import Built
     from umm_zoo.training.record import RunRecord
+    from umm_zoo.training.setup import Built
 
 #: Errors of a write in the middle of a training that are the disk's.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -196,8 +196,8 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
 
     from umm_zoo.checkpoints.folder import CheckpointError
     from umm_zoo.errors import MistakeError
-    from umm_zoo.experiment.build import build_data, build_experiment
     from umm_zoo.training.record import RunRecord
+    from umm_zoo.training.setup import build_data, build_experiment
     from umm_zoo.training.signals import StopOnSignal, Stopped
     from umm_zoo.training.trainer import culprit, keep_rows, make_trainer, quieten
 
@@ -301,8 +301,8 @@ def carry(built: Built, source: str | Path, experiment: Experiment) -> None:
 
     try:
         checkpoint = load_checkpoint(source, mapped=True)
-        left = set(checkpoint.get("left_behind", ()))
-        built.method.carry({key: value for key, value in checkpoint["state_dict"].items() if key not in left})
+        left = set(checkpoint.get("stage_only", ()))
+        built.method.load_weights({key: value for key, value in checkpoint["state_dict"].items() if key not in left})
     except (ValueError, OSError) as error:
         raise UserError(experiment.file, str(error) if str(error).startswith("after") else f"after: {error}") from error
 

@@ -121,7 +121,7 @@ def load_model(run: FinishedRun, needs: str, device: str, deed: str = "") -> Mod
     if not hasattr(method, needs):
         raise UserError(run.path, f"found a {type(method).__name__}, which cannot {deed or needs}, expected a method that can")
     try:
-        method.carry(run.checkpoint["state_dict"])
+        method.load_weights(run.checkpoint["state_dict"])
     except ValueError as error:
         raise UserError(run.path, str(error)) from error
     data = run.experiment.data

@@ -214,14 +214,14 @@ def test_detail_is_one_linear_layer_per_cell():
 
 def test_the_prefix_is_read_and_not_written():
     pathway = attached(ExpertPathway)
-    tokens, prefix, places, mask = pathway.example_inputs()
+    prefix, details, queries, grid = pathway.example_inputs()
     before = [layer.keys.shape for layer in prefix.cache.layers]
-    first = pathway(tokens, prefix, places, mask)
+    first = pathway(prefix, details, queries, grid)
     assert [layer.keys.shape for layer in prefix.cache.layers] == before
-    assert torch.equal(pathway(tokens, prefix, places, mask), first)
-    weights = list(pathway.attention(tokens, prefix, places, mask))
-    assert len(weights) == 2 and weights[0].shape == (2, 2, 5, 9)
-    assert_close(weights[1].sum(-1), torch.ones(2, 2, 5))
+    assert torch.equal(pathway(prefix, details, queries, grid), first)
+    weights = list(pathway.attention(prefix, details, queries, grid))
+    assert len(weights) == 2 and weights[0].shape == (2, 2, 6, 4 + 2 + 6)
+    assert_close(weights[1].sum(-1), torch.ones(2, 2, 6))
     assert not weights[0][0, :, :, 0].any()  # padding of the first row
     assert pathway.stack._config._attn_implementation == "sdpa"  # restored
 

@@ -17,7 +17,7 @@ ROSS = "experiments/ross/toy/d-stage1.yaml"
 def options(world: Path, *more: str) -> list[str]:
     shards = [f"data.{stage}.captions.shards={world}" for stage in ("train", "val")]
     sizes = ["data.batch_size=4", "data.val_batch_size=5", "trainer.accelerator=cpu", "trainer.max_steps=3"]
-    return [ROSS, *shards, *sizes, "trainer.val_check_interval=3", "method.max_new_tokens=0", *more]
+    return [ROSS, *shards, *sizes, "trainer.val_check_interval=3", "callbacks.validation.max_new_tokens=0", *more]
 
 
 def losses(arguments: list[str], runs: Path) -> list[float]:

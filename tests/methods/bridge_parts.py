@@ -15,10 +15,10 @@ from umm_zoo.blocks.connectors import PositionMLP, TransformerConnector
 from umm_zoo.blocks.details import VAEDetail
 from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
 from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries
+from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt
 from umm_zoo.methods.metaquery import MetaQuery
 from umm_zoo.methods.wemmu import WeMMU
 from umm_zoo.objectives.flow_matching import FlowMatching
-from umm_zoo.training.optimization import AdamW
 
 VLM = {
     "tie_word_embeddings": True,
@@ -86,15 +86,15 @@ def wemmu(trained: list[str] | None = None, **blocks: Any) -> WeMMU:
         "decoder": Sana.from_config(SANA),
         "codec": KLCodec.from_config(CODEC),
         "objective": FlowMatching(num_steps=2),
-        "optimizer": AdamW(1e-2),
-        "trained": trained or ["pathway", "connector", "detail"],
         "detail": VAEDetail(2, 32),
         "image_size": 8,
     }
-    return WeMMU(**{**parts, **blocks})
+    method = WeMMU(**{**parts, **blocks})
+    method.train_only(trained or ["pathway", "connector", "detail"])
+    return method
 
 
-def metaquery(**blocks: Any) -> MetaQuery:
+def metaquery(trained: list[str] | None = None, **blocks: Any) -> MetaQuery:
     parts: dict[str, Any] = {
         "vlm": tiny_vlm(),
         "queries": LearnedQueries(32, 5),
@@ -103,11 +103,16 @@ def metaquery(**blocks: Any) -> MetaQuery:
         "decoder": Sana.from_config(SANA),
         "codec": KLCodec.from_config(CODEC),
         "objective": FlowMatching(num_steps=2),
-        "optimizer": AdamW(1e-2),
-        "trained": ["queries", "connector", "decoder"],
         "image_size": 8,
     }
-    return MetaQuery(**{**parts, **blocks})
+    method = MetaQuery(**{**parts, **blocks})
+    method.train_only(trained or ["queries", "connector", "decoder"])
+    return method
+
+
+def encoded(method: WeMMU | MetaQuery, batch: Batch) -> EncodedPrompt:
+    """The requests of a batch as they are, nothing left out."""
+    return encode_prompt(method.vlm, method.codec, method.detail, batch)
 
 
 PROMPTS = {0: "a red circle", 1: "<image>\nMake the circle green.", 2: "<image>\n<image>\nPut the star of the second in the first."}

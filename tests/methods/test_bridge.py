@@ -1,4 +1,4 @@
-"""The bridge around any blocks: what it reads, draws, keeps and refuses."""
+"""The bridge around any blocks: what it encodes, generates, keeps and refuses."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import math
 
 import pytest
 import torch
-from bridge_parts import CODEC, metaquery, requests, tiny_vlm, wemmu
+from bridge_parts import CODEC, encoded, metaquery, requests, tiny_vlm, wemmu
 from torch.testing import assert_close
 
 from umm_zoo.backbones import qwen_stack
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.frozen import FrozenBackbone
-from umm_zoo.batch import Batch, Grid
+from umm_zoo.batch import Batch, Grid, Task
 from umm_zoo.blocks.connectors import PositionMLP
 from umm_zoo.blocks.details import VAEDetail
 from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
 from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries, ZeroQueries
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance
-from umm_zoo.methods.encoded_prompt import attention_bias
+from umm_zoo.methods.encoded_prompt import query_attention
+from umm_zoo.outputs import Wanted
 
 
 def image(seed=0):
@@ -30,7 +31,7 @@ def test_a_row_does_not_depend_on_the_others():
     method = wemmu()
     together, grid = requests(0, 2, 1), Grid(3, 4)
     queries = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0))
-    values = method.condition(method.read(together), queries, grid).values
+    values = method.condition(encoded(method, together), queries, grid).values
     start = 0
     for row, count in enumerate(together.image_counts):
         alone = Batch(
@@ -40,10 +41,11 @@ def test_a_row_does_not_depend_on_the_others():
             [count],
         )
         start += count
-        assert_close(method.condition(method.read(alone), queries[row : row + 1], grid).values[0], values[row], rtol=0, atol=1e-4)
+        own = method.condition(encoded(method, alone), queries[row : row + 1], grid)
+        assert_close(own.values[0], values[row], rtol=0, atol=1e-4)
 
 
-def test_request_is_read_once_per_version_whatever_the_number_of_steps(monkeypatch):
+def test_request_is_encoded_once_per_mode_whatever_the_number_of_steps(monkeypatch):
     method = wemmu()
     for steps in (1, 5):
         calls = []
@@ -58,17 +60,15 @@ def test_request_is_read_once_per_version_whatever_the_number_of_steps(monkeypat
             assert len(calls) == 6
 
 
-def test_versions_of_a_request_share_the_draw_of_the_queries(monkeypatch):
+def test_modes_of_a_request_share_the_draw_of_the_queries(monkeypatch):
     method, seen = wemmu(), []
     condition = method.condition
-    monkeypatch.setattr(
-        method, "condition", lambda reading, queries, grid: seen.append(queries) or condition(reading, queries, grid)
-    )
+    monkeypatch.setattr(method, "condition", lambda prompt, queries, grid: seen.append(queries) or condition(prompt, queries, grid))
     method.sample(["Make it red."], [[image()]])
     assert len(seen) == 3 and all(torch.equal(own, seen[0]) for own in seen)
 
 
-def test_images_do_not_depend_on_how_many_are_drawn_at_a_time():
+def test_images_do_not_depend_on_how_many_are_generated_at_a_time():
     method = wemmu()
     prompts, shown = ["a red circle", "Make it red.", "", "Both."], [[], [image()], [image(1)], [image(2), image(3)]]
     together = method.sample(prompts, shown, seed=7)
@@ -84,7 +84,7 @@ def test_checkpoints_hold_the_trained_parts_alone():
     checkpoint = {"state_dict": method.state_dict()}
     method.on_save_checkpoint(checkpoint)
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"pathway", "connector", "detail"}
-    assert not {key.split(".")[0] for key in metaquery().kept_keys()} & {"vlm", "codec", "pathway"}
+    assert not {key.split(".")[0] for key in metaquery().checkpoint_keys()} & {"vlm", "codec", "pathway"}
 
 
 def test_frozen_parts_stay_in_evaluation_mode():
@@ -117,21 +117,22 @@ def test_no_activation_of_the_request_is_kept():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
         losses = method.training_losses(requests(1, target=(4, 8)))  # 16 details and 8 queries
-    length = method.read(requests(1)).prefix.attention_mask.shape[1]
+    length = encoded(method, requests(1)).prefix.attention_mask.shape[1]
     widths = {32, 40, 64}
     assert losses["loss"].requires_grad and length not in (24, 8) and (1, 24, 32) in kept
     assert not [shape for shape in kept if len(shape) == 3 and shape[1] == length and shape[2] in widths]
 
 
-def test_metaquery_reads_its_queries_as_the_next_words_of_the_frozen_model():
+def test_metaquery_runs_its_queries_as_the_next_words_of_the_frozen_model():
     method, batch = metaquery(), requests(0, 1)
-    reading = method.read(batch)
-    queries = method.draw_queries(reading, Grid(4, 4))
+    prompt = encoded(method, batch)
+    queries = method.draw_queries(prompt, Grid(4, 4))
     assert queries.shape == (2, 5, 32)  # fixed, whatever is drawn
-    tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, queries, method.queries.grid_for(Grid(4, 4)))
-    expected = method.vlm.continue_from(reading.prefix, tokens, reading.prefix.text_positions(5))
+    placed = prompt.prefix, prompt.details, queries, method.queries.grid_for(Grid(4, 4))
+    tokens, _, mask = method.pathway.arrange(*placed)
+    expected = method.vlm.continue_from(prompt.prefix, tokens, prompt.prefix.text_positions(5))
     assert torch.equal(mask, torch.ones(5, 5).tril().bool().expand(2, -1, -1))
-    assert_close(method.pathway(tokens, reading.prefix, positions, mask), expected)
+    assert_close(method.pathway(*placed), expected)
     method.train().training_losses(batch)["loss"].backward()
     assert method.queries.table.grad.abs().sum(-1).all()
     assert not any(p.grad is not None for p in method.vlm.parameters())
@@ -144,38 +145,43 @@ def test_stored_latents_take_the_place_of_the_targets():
     assert_close(method.target_latents(batch), latents + 1)
 
 
-def test_validation_repeats_itself_and_draws_every_row():
-    method, batch = wemmu(measure_attention=True), requests(0, 1, 2, target=(4, 8))
+def test_validation_repeats_itself_and_generates_what_is_wanted():
+    method, batch = wemmu(), requests(0, 1, 2, target=(4, 8))
+    method.wanted = Wanted(frozenset({"attention"}))
     first, second = (method.validation_step(batch, 3) for _ in range(2))
-    assert torch.equal(first["generated"], second["generated"]) and torch.equal(first["flow"], second["flow"])
-    assert first["generated"].shape == first["round_trips"].shape == (3, 3, 4, 8)
-    assert first["counts"] == {"attention_bias": 2, "attention_log_bias": 2} and first["attention_bias"].isfinite()
+    assert torch.equal(first.generated, second.generated) and torch.equal(first.scalars["flow"], second.scalars["flow"])
+    assert first.generated.shape == first.round_trips.shape == (3, 3, 4, 8)
+    assert first.attention.num_rows == 2 and first.attention.bias.isfinite()
     question = Batch(["q"], [[{"role": "user", "text": "Say yes."}, {"role": "assistant", "text": "yes"}]])
-    assert set(method.validation_step(question, 0)) == {"nll", "num_tokens", "answers", "generated", "other_images"}
+    answered = method.validation_step(question, 0)
+    assert answered.generated is None and len(answered.answers) == len(answered.nll) == len(answered.num_tokens) == 1
+    method.wanted = Wanted(num_generated_batches=3)
+    later = method.validation_step(batch, 3)
+    assert later.generated is None and later.attention is None and torch.equal(later.scalars["flow"], first.scalars["flow"])
 
 
 def test_sensitivity_compares_with_the_same_noise_under_the_instruction_to_change_nothing():
-    method, batch = wemmu(measure_sensitivity=True), requests(1, 1, target=(32, 32))
+    method, batch = wemmu(), requests(1, 1, target=(32, 32))
+    method.wanted = Wanted(frozenset({"unchanged"}))
     outputs = method.validation_step(batch, 0)
-    assert torch.equal(outputs["other_targets"], batch.images) and outputs["other_images"].shape == (2, 3, 32, 32)
+    assert torch.equal(outputs.unchanged_references, batch.images) and outputs.unchanged.shape == (2, 3, 32, 32)
     unchanged = requests(1, 1, target=(32, 32))
-    unchanged.meta = [{"task": "reconstruction"}] * 2
-    assert torch.equal(method.validation_step(unchanged, 0)["generated"], outputs["other_images"])
-    assert method.validation_step(requests(0, 1, target=(32, 32)), 0)["other_images"] is None
+    unchanged.tasks = [Task.RECONSTRUCT] * 2
+    assert torch.equal(method.validation_step(unchanged, 0).generated, outputs.unchanged)
+    assert method.validation_step(requests(0, 1, target=(32, 32)), 0).unchanged is None
 
 
-def test_attention_bias_is_what_queries_pay_to_a_image_token_minus_a_word(monkeypatch):
+def test_attention_bias_is_what_queries_pay_to_an_image_token_minus_a_word(monkeypatch):
     method, batch = wemmu(), requests(0, 1)  # the first row shows no image and does not count
-    reading, queries = method.read(batch), torch.randn(2, 6, 32)
-    weights = torch.zeros(2, 4, reading.num_details + 6, reading.prefix.attention_mask.shape[1] + reading.num_details + 6)
-    weights[1, :, reading.num_details :, : reading.image_mask.shape[1]] = torch.where(reading.image_mask[1], 0.03, 0.01)
-    weights[1, :, : reading.num_details] = 0.5  # what details attend to is not asked
+    prompt, queries = encoded(method, batch), torch.randn(2, 6, 32)
+    weights = torch.zeros(2, 4, 6, prompt.prefix.attention_mask.shape[1] + prompt.details.count + 6)
+    weights[1, :, :, : prompt.image_mask.shape[1]] = torch.where(prompt.image_mask[1], 0.03, 0.01)
     halves = torch.where(torch.arange(4)[:, None, None] < 2, 1.0, 2.0)  # heads differ: the mean of logarithms, not of shares
     monkeypatch.setattr(method.pathway, "attention", lambda *_: iter([weights, weights * halves]))
-    found = attention_bias(method.pathway, method.vlm, reading, queries, Grid(2, 3))
-    assert_close(float(found["attention_bias"]), 0.02 * (1 + 1.5) / 2)
-    assert_close(float(found["attention_log_bias"]), math.log(3))
-    assert found["counts"] == {"attention_bias": 1, "attention_log_bias": 1}
+    found = query_attention(method.pathway, prompt, queries, Grid(2, 3))
+    assert_close(float(found.bias), 0.02 * (1 + 1.5) / 2)
+    assert_close(float(found.log_bias), math.log(3))
+    assert found.num_rows == 1
 
 
 def test_users_mistakes_are_named():
@@ -187,7 +193,7 @@ def test_users_mistakes_are_named():
         wemmu(detail=VAEDetail(3, 32))
     with pytest.raises(ValueError, match=r"codec.latent_channels is 4, decoder.latent_channels is 2"):
         wemmu(codec=KLCodec.from_config({**CODEC, "latent_channels": 4}))
-    with pytest.raises(ValueError, match=r"method.trained: found 'language_model'"):
+    with pytest.raises(ValueError, match=r"training.trained: found 'language_model'"):
         wemmu(["pathway", "language_model"])
     with pytest.raises(ValueError, match="multiples of 2 px, found 5 x 8"):
         wemmu().sample(["x"], size=(5, 8))
@@ -195,7 +201,7 @@ def test_users_mistakes_are_named():
         wemmu().sample(["x", "y"], [[]])
     with pytest.raises(ValueError, match="of one size"):
         wemmu().sample(["x"], [[image(), image()[:, :16]]])
-    with pytest.raises(MistakeError, match="no image to draw"):
+    with pytest.raises(UserError, match="no image to generate"):
         wemmu().training_losses(Batch(["a"], [[{"role": "user", "text": "x"}]]))
     with pytest.raises(RuntimeError, match="attach"):
         _ = ExpertPathway().stack
@@ -203,8 +209,8 @@ def test_users_mistakes_are_named():
 
 def test_connector_starts_at_the_decoders_own_scale():
     method = wemmu()
-    reading = method.read(requests(0, 1))
-    values = method.condition(reading, torch.randn(2, 4, 32), Grid(2, 2)).values
+    prompt = encoded(method, requests(0, 1))
+    values = method.condition(prompt, torch.randn(2, 4, 32), Grid(2, 2)).values
     assert_close(values.square().mean(-1).sqrt(), torch.full((2, 4), 5.5**0.5), rtol=1e-3, atol=0)
     stated = wemmu(connector=PositionMLP(32, 12, output_rms=0.5))
     assert_close(stated.connector.norm.weight.detach(), torch.full((12,), 0.5))

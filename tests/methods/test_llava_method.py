@@ -5,7 +5,9 @@ from torch.testing import assert_close
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.methods.llava import LLaVA
+from umm_zoo.outputs import Wanted
 from umm_zoo.training.optimization import AdamW, Constant
+from umm_zoo.training.setup import TrainingSetup
 
 VISION = {
     "model_type": "clip_vision_model",
@@ -30,7 +32,10 @@ def batch_of(names):
 def method(trained, seed=0):
     torch.manual_seed(seed)
     vlm = LlavaBackbone.from_config({"vision_config": VISION, "text_config": TEXT, "vision_feature_layer": -1})
-    return LLaVA(vlm, AdamW(lr=1e-2), trained, Constant(), max_new_tokens=4)
+    own = LLaVA(vlm)
+    TrainingSetup(trained, AdamW(lr=1e-2), Constant()).prepare(own)
+    own.wanted = Wanted(max_new_tokens=4)
+    return own
 
 
 def step(own, batch):
@@ -46,15 +51,15 @@ def test_a_stage_changes_its_parts_and_no_other(trained):
     step(own, batch_of(["red", "blue"]))
     changed = {name.split(".")[1] for name, value in own.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == set(trained)
-    assert {key.split(".")[1] for key in own.kept_keys()} == set(trained)
+    assert {key.split(".")[1] for key in own.checkpoint_keys()} == set(trained)
 
 
 def test_validation_gives_what_the_metrics_read():
     own, batch = method(["projector"]).eval(), batch_of(["red", "blue", "green"])
     outputs = own.validation_step(batch, 0)
-    assert outputs["nll"].shape == outputs["num_tokens"].shape == (3,) and len(outputs["answers"]) == 3
-    assert_close(outputs["nll"].sum() / outputs["num_tokens"].sum(), own.training_losses(batch)["loss"])
-    assert outputs["num_tokens"].tolist() == [2, 2, 2]  # the word and the end of the turn
+    assert outputs.nll.shape == outputs.num_tokens.shape == (3,) and len(outputs.answers) == 3
+    assert_close(outputs.nll.sum() / outputs.num_tokens.sum(), own.training_losses(batch)["loss"])
+    assert outputs.num_tokens.tolist() == [2, 2, 2]  # the word and the end of the turn
 
 
 def test_answers_do_not_look_at_the_truth():
@@ -62,7 +67,7 @@ def test_answers_do_not_look_at_the_truth():
     batch = batch_of(["red", "blue"])
     other = batch_of(["green", "green"])
     other.images = batch.images
-    assert own.answer(batch) == own.answer(other)
+    assert own.answer(batch, 4) == own.answer(other, 4)
 
 
 def test_it_learns_to_name_colours():
@@ -75,10 +80,10 @@ def test_it_learns_to_name_colours():
         loss.backward()
         optimizer.step()
     assert loss.item() < first / 50
-    assert own.eval().answer(batch) == ["red", "green", "blue"]
+    assert own.eval().answer(batch, 4) == ["red", "green", "blue"]
 
 
 def test_tokens_of_a_batch_are_counted_for_the_throughput():
     own, batch = method(["projector"]), batch_of(["red", "blue"])
     own.training_losses(batch)
-    assert own.batch_tokens(batch) == own.vlm.inputs_of(batch).attention_mask.sum() > 2 * 4
+    assert own.num_tokens == own.vlm.inputs_of(batch).attention_mask.sum() > 2 * 4

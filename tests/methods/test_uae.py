@@ -293,12 +293,12 @@ def test_checkpoints_hold_what_was_trained_and_later_stages_take_it_over():
     with torch.no_grad():
         for parameter in [*first.renderer.parameters(), *second.adapter.parameters()]:
             parameter.add_(1)
-    state = {key: value for key, value in first.state_dict().items() if key in first.kept_keys()}
+    state = {key: value for key, value in first.state_dict().items() if key in first.checkpoint_keys()}
     assert {key.split(".")[1] for key in state} == {"connector", "decoder"}
-    second.carry(state)
-    kept = second.kept_keys()
+    second.load_weights(state)
+    kept = second.checkpoint_keys()
     assert {key.split(".")[0] for key in kept} == {"renderer", "adapter"}
-    third.carry({key: value for key, value in second.state_dict().items() if key in kept})
+    third.load_weights({key: value for key, value in second.state_dict().items() if key in kept})
     assert torch.equal(third.renderer.connector.out.weight, first.renderer.connector.out.weight)
     key = "model/layers/1/self_attn/q_proj"
     assert torch.equal(third.adapter.layers[key].up, second.adapter.layers[key].up)

@@ -59,7 +59,7 @@ def test_only_the_words_are_trained(make):
     losses["loss"].backward()
     moved = {name for name, part in built.parts().items() if any(p.grad is not None and p.grad.any() for p in part.parameters())}
     assert moved == {"adapter"}
-    assert {key.split(".")[0] for key in built.kept_keys()} == {"adapter"}
+    assert {key.split(".")[0] for key in built.checkpoint_keys()} == {"adapter"}
 
 
 @torch.no_grad()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bridge_parts import metaquery, requests, tiny_vlm, wemmu
+from bridge_parts import encoded, metaquery, requests, tiny_vlm, wemmu
 from torch import Tensor
 from torch.testing import assert_close
 
-from umm_zoo.batch import Grid, Tokens
+from umm_zoo.batch import Grid, Task, Tokens
 from umm_zoo.blocks.pathways import ExpertPathway
 from umm_zoo.blocks.positions import CroppedTable2d
 from umm_zoo.methods.conditioning import Guidance
-from umm_zoo.methods.encoded_prompt import Reading
+from umm_zoo.methods.encoded_prompt import EncodedPrompt
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 
@@ -23,9 +23,9 @@ def trained_step(method, batch):
     optimizer.step()
 
 
-def whole_mask(reading: Reading, mask: Tensor) -> Tensor:
+def whole_mask(prompt: EncodedPrompt, mask: Tensor) -> Tensor:
     """Who attends to whom in one sequence [prompt | details | queries], ``[B, S, S]``, the prompt causal."""
-    real = reading.prefix.attention_mask
+    real = prompt.prefix.attention_mask
     size, length = real.shape
     total = length + mask.shape[1]
     whole = torch.zeros(size, total, total, dtype=torch.bool)
@@ -38,9 +38,9 @@ def whole_mask(reading: Reading, mask: Tensor) -> Tensor:
 def one_pass(method, batch, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor, int]:
     """The library's own model over the whole sequence at once, with the expert's weights where they equal the frozen ones."""
     inputs = method.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
-    reading = method.read(batch)
-    tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, queries, grid)
-    whole = whole_mask(reading, mask)
+    prompt = encoded(method, batch)
+    tokens, positions, mask = method.pathway.arrange(prompt.prefix, prompt.details, queries, grid)
+    whole = whole_mask(prompt, mask)
     added = torch.zeros(whole.shape).masked_fill(~whole, torch.finfo(torch.float32).min)[:, None]
     states = method.vlm.model.model.language_model(
         inputs_embeds=torch.cat([inputs.embeddings, tokens], dim=1),
@@ -57,14 +57,14 @@ def test_01_frozen_path_is_the_same_with_and_without_queries_and_details(counts)
     method, batch = wemmu(), requests(*counts)
     before = method.vlm(method.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)).hidden
     answers = method.answer(batch, 5)
-    reading = method.read(batch)
-    kept = [layer.keys.clone() for layer in reading.prefix.cache.layers]
-    queries = method.draw_queries(reading, Grid(3, 4))
-    method.condition(reading, queries, Grid(3, 4)).values.sum().backward()
-    assert all(torch.equal(layer.keys, own) for layer, own in zip(reading.prefix.cache.layers, kept, strict=True))
-    prompt, _, _ = one_pass(method, batch, queries, Grid(3, 4))
-    real = reading.prefix.attention_mask
-    assert_close(prompt[real], before[real], rtol=0, atol=1e-5)
+    prompt = encoded(method, batch)
+    kept = [layer.keys.clone() for layer in prompt.prefix.cache.layers]
+    queries = method.draw_queries(prompt, Grid(3, 4))
+    method.condition(prompt, queries, Grid(3, 4)).values.sum().backward()
+    assert all(torch.equal(layer.keys, own) for layer, own in zip(prompt.prefix.cache.layers, kept, strict=True))
+    states, _, _ = one_pass(method, batch, queries, Grid(3, 4))
+    real = prompt.prefix.attention_mask
+    assert_close(states[real], before[real], rtol=0, atol=1e-5)
     trained_step(method.train(), batch)
     after = method.vlm(method.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)).hidden
     assert torch.equal(after, before) and method.answer(batch, 5) == answers  # bit for bit
@@ -76,11 +76,11 @@ def test_01_understanding_is_the_same_bit_for_bit_after_four_stages():
     hidden = vlm(vlm.inputs_of(asked)).hidden
     answers = vlm.generate(asked.prompts(), asked.images, asked.image_counts, 6)
     drawn = requests(0, 1, 0)
-    drawn.meta = [{}, {"task": "reconstruction"}, {"task": "unconditional"}]
+    drawn.tasks = [Task.TEXT_TO_IMAGE, Task.RECONSTRUCT, Task.UNCONDITIONAL]
     state: dict[str, Tensor] = {}
     for stage, batch in enumerate((drawn, drawn, requests(1, 0, 1), requests(2, 1, 0)), 1):
         method = wemmu(["pathway", "connector", "detail"] + ["decoder"] * (stage > 1))  # frozen parts as from their own files
-        method.carry(state)
+        method.load_weights(state)
         trained_step(method.train(), batch)
         checkpoint = {"state_dict": method.state_dict()}
         method.on_save_checkpoint(checkpoint)
@@ -91,24 +91,22 @@ def test_01_understanding_is_the_same_bit_for_bit_after_four_stages():
 
 
 @pytest.mark.parametrize("counts", [(1,), (0, 2, 1)])
-def test_01_one_cached_reading_is_one_pass_over_the_whole_sequence(counts):
+def test_01_one_encoded_prompt_is_one_pass_over_the_whole_sequence(counts):
     method, batch = wemmu(), requests(*counts)
-    reading = method.read(batch)
-    queries = method.draw_queries(reading, Grid(3, 4))
-    tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, queries, Grid(3, 4))
-    states = method.pathway(tokens, reading.prefix, positions, mask)
+    prompt = encoded(method, batch)
+    queries = method.draw_queries(prompt, Grid(3, 4))
+    states = method.pathway(prompt.prefix, prompt.details, queries, Grid(3, 4))
     _, expected, _ = one_pass(method, batch, queries, Grid(3, 4))
-    real = torch.cat([reading.detail_mask, torch.ones(len(batch), 12, dtype=torch.bool)], dim=1)
-    assert_close(states[real], expected[real], rtol=0, atol=1e-5)
+    assert_close(states, expected[:, prompt.details.count :], rtol=0, atol=1e-5)
 
 
 def test_02_queries_differ_between_steps_and_repeat_under_a_seed():
     method, batch = wemmu(), requests(0, 1)
-    reading = method.read(batch)
+    prompt = encoded(method, batch)
     torch.manual_seed(5)
-    first, second = (method.draw_queries(reading, Grid(4, 4)) for _ in range(2))
+    first, second = (method.draw_queries(prompt, Grid(4, 4)) for _ in range(2))
     torch.manual_seed(5)
-    assert not torch.equal(first, second) and torch.equal(first, method.draw_queries(reading, Grid(4, 4)))
+    assert not torch.equal(first, second) and torch.equal(first, method.draw_queries(prompt, Grid(4, 4)))
     assert not torch.equal(first[0], first[1]) and abs(float(first.std()) - 1) < 0.1
     drawn = [method.sample(["a red circle"], seed=seed) for seed in (3, 3, 4)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
@@ -116,8 +114,8 @@ def test_02_queries_differ_between_steps_and_repeat_under_a_seed():
 
 def test_03_truth_table_of_the_mask():
     method, batch = wemmu(), requests(0, 2)
-    reading = method.read(batch)
-    tokens, _, mask = reading.with_queries(method.pathway, method.vlm, torch.zeros(2, 6, 32), Grid(2, 3))
+    prompt = encoded(method, batch)
+    tokens, _, mask = method.pathway.arrange(prompt.prefix, prompt.details, torch.zeros(2, 6, 32), Grid(2, 3))
     cells = 16
     first, second, queries = slice(0, cells), slice(cells, 2 * cells), slice(2 * cells, 2 * cells + 6)
     assert tokens.shape[1] == 2 * cells + 6
@@ -127,17 +125,17 @@ def test_03_truth_table_of_the_mask():
     assert not row[: 2 * cells, queries].any()  # no detail token sees a query
     assert row[queries].all()  # queries see all details and each other
     assert not mask[0, queries, : 2 * cells].any() and mask[0, queries, queries].all()  # padding is not seen
-    allowed = reading.prefix.mask_with(mask)  # [2, 1, K + N, L + K + N]
-    assert torch.equal(allowed[:, 0, :, : -mask.shape[-1]], reading.prefix.attention_mask[:, None].expand(-1, mask.shape[1], -1))
+    allowed = prompt.prefix.mask_with(mask)  # [2, 1, K + N, L + K + N]
+    assert torch.equal(allowed[:, 0, :, : -mask.shape[-1]], prompt.prefix.attention_mask[:, None].expand(-1, mask.shape[1], -1))
 
 
 def test_03_what_reaches_what():
     """The same by gradients: text and image reach queries and details, details reach queries, queries reach nothing else."""
     method, batch = wemmu(), requests(1)
-    reading = method.read(batch)
-    tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, torch.randn(1, 4, 32), Grid(2, 2))
+    prompt = encoded(method, batch)
+    tokens, positions, mask = method.pathway.arrange(prompt.prefix, prompt.details, torch.randn(1, 4, 32), Grid(2, 2))
     tokens = tokens.detach().requires_grad_()
-    states = method.pathway(tokens, reading.prefix, positions, mask)
+    states = method.pathway.stack(tokens, prompt.prefix, positions, mask)
     (gradient,) = torch.autograd.grad(states[0, 5].sum(), tokens, retain_graph=True)
     assert gradient[0, :16].abs().sum(-1).all() and not gradient[0, 16:].any()
     (gradient,) = torch.autograd.grad(states[0, 17].sum(), tokens)
@@ -147,8 +145,8 @@ def test_03_what_reaches_what():
 def test_04_details_stand_where_the_vision_tokens_stand_and_queries_form_the_next_image():
     method, batch = wemmu(), requests(0, 2)
     inputs = method.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
-    reading = method.read(batch)
-    _, positions, _ = reading.with_queries(method.pathway, method.vlm, torch.zeros(2, 6, 32), Grid(2, 3))
+    prompt = encoded(method, batch)
+    _, positions, _ = method.pathway.arrange(prompt.prefix, prompt.details, torch.zeros(2, 6, 32), Grid(2, 3))
     assert torch.equal(positions[:, 1, :32], inputs.position_ids[:, 1, inputs.image_mask[1]])
     for row in range(2):
         start = int(inputs.position_ids[:, row].max()) + 1
@@ -156,12 +154,12 @@ def test_04_details_stand_where_the_vision_tokens_stand_and_queries_form_the_nex
         assert positions[:, row, 32:].T.tolist() == expected
 
 
-def test_04_a_image_is_read_at_the_size_whose_latent_is_the_towers_grid():
+def test_04_an_image_is_encoded_at_the_size_whose_latent_is_the_towers_grid():
     method, batch = wemmu(), requests(1)
     seen = []
     encode = method.codec.encode
     method.codec.encode = lambda images: seen.append(tuple(images.shape[-2:])) or encode(images)  # type: ignore[method-assign]
-    method.read(batch)
+    encoded(method, batch)
     grid = method.vlm.image_grid(32, 32)
     assert seen == [(grid.h * 2, grid.w * 2)]  # factor 2
 
@@ -219,7 +217,7 @@ def test_07_the_expert_starts_as_the_frozen_model():
     first.position_ids = inputs.position_ids[..., :6]
     prefix = vlm.prefix(first)
     count = inputs.embeddings.shape[1] - 6
-    states = pathway(inputs.embeddings[:, 6:], prefix, prefix.text_positions(count), pathway.among(count)[None])
+    states = pathway(prefix, None, inputs.embeddings[:, 6:], Grid(1, count))
     assert_close(states, vlm(inputs).hidden[:, 6:], rtol=0, atol=1e-5)
 
 
@@ -269,31 +267,31 @@ def test_09_guidance_is_the_papers():
 
     def guided(task, guidance: Guidance) -> float:
         weights = guidance.weights(task)
-        branches = [Branch(Tokens(torch.full((1, 1, 1), predictions[version])), weight) for version, weight in weights.items()]
+        branches = [Branch(Tokens(torch.full((1, 1, 1), predictions[mode])), weight) for mode, weight in weights.items()]
 
         def denoiser(noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
             return condition.values[:, :, :, None]
 
         return float(GuidedDenoiser(denoiser, branches)(torch.zeros(1, 1, 1, 1), torch.zeros(1)))
 
-    assert guided("text_to_image", Guidance()) == pytest.approx(2 + 4.0 * (11 - 2))
-    assert guided("edit", Guidance()) == pytest.approx(2 + 2.0 * (5 - 2) + 3.0 * (11 - 5))
-    assert guided("composition", Guidance()) == pytest.approx(2 + 3.0 * (11 - 2))
-    assert guided("composition", metaquery().guidance) == pytest.approx(2 + 1.5 * (5 - 2) + 3.0 * (11 - 5))
-    assert guided("reconstruction", Guidance()) == pytest.approx(2 + 2.0 * (5 - 2))
-    for task, expected in (("edit", 11.0), ("text_to_image", 11.0), ("reconstruction", 5.0), ("unconditional", 2.0)):
+    assert guided(Task.TEXT_TO_IMAGE, Guidance()) == pytest.approx(2 + 4.0 * (11 - 2))
+    assert guided(Task.EDIT, Guidance()) == pytest.approx(2 + 2.0 * (5 - 2) + 3.0 * (11 - 5))
+    assert guided(Task.COMPOSE, Guidance()) == pytest.approx(2 + 3.0 * (11 - 2))
+    assert guided(Task.COMPOSE, metaquery().guidance) == pytest.approx(2 + 1.5 * (5 - 2) + 3.0 * (11 - 5))
+    assert guided(Task.RECONSTRUCT, Guidance()) == pytest.approx(2 + 2.0 * (5 - 2))
+    for task, expected in ((Task.EDIT, 11.0), (Task.TEXT_TO_IMAGE, 11.0), (Task.RECONSTRUCT, 5.0), (Task.UNCONDITIONAL, 2.0)):
         assert guided(task, Guidance.none()) == expected and len(Guidance.none().weights(task)) == 1
 
 
 def test_10_permuting_queries_with_their_positions_permutes_the_outputs():
     method, batch = wemmu(), requests(1)
-    reading = method.read(batch)
+    prompt = encoded(method, batch)
     queries = torch.randn(1, 6, 32)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    tokens, positions, mask = reading.with_queries(method.pathway, method.vlm, queries, Grid(2, 3))
-    states = method.pathway(tokens, reading.prefix, positions, mask)
+    tokens, positions, mask = method.pathway.arrange(prompt.prefix, prompt.details, queries, Grid(2, 3))
+    states = method.pathway.stack(tokens, prompt.prefix, positions, mask)
     index = torch.cat([torch.arange(16), 16 + order])
-    permuted = method.pathway(tokens[:, index], reading.prefix, positions[:, :, index], mask)
+    permuted = method.pathway.stack(tokens[:, index], prompt.prefix, positions[:, :, index], mask)
     assert_close(permuted[:, 16:], states[:, 16 + order], rtol=0, atol=1e-5)
-    alone = method.pathway(tokens[:, index], reading.prefix, positions, mask)  # the tokens alone do not
+    alone = method.pathway.stack(tokens[:, index], prompt.prefix, positions, mask)  # the tokens alone do not
     assert not torch.allclose(alone[:, 16:], states[:, 16 + order], atol=1e-3)

@@ -43,13 +43,6 @@ def test_the_loss_is_the_mean_squared_error_of_noise_minus_data() -> None:
     torch.testing.assert_close(silent["flow"], silent["loss"])
 
 
-def test_losses_per_sample_can_leave_cells_out() -> None:
-    data, cells = torch.zeros(3, 2, 1, 2), torch.tensor([[[True, False]]] * 3)
-    losses = FlowMatching(Fixed()).losses(lambda x, t, c: torch.zeros_like(x), data, NOTHING, generator(1), cells)
-    noise = torch.randn(data.shape, generator=generator(1))
-    torch.testing.assert_close(losses, noise[..., 0].square().mean(dim=(1, 2))[None])
-
-
 def test_contrast_of_weight_zero_is_flow_matching() -> None:
     data, net = torch.randn(3, 2, 2, 2), lambda x, t, c: 0.5 * x
     plain, contrast = FlowMatching(), ContrastiveFlowMatching(weight=0.0)

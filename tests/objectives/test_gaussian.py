@@ -12,7 +12,6 @@ from torch.testing import assert_close
 from tests.references.ross_reference import alpha_bar
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import DenoiserHead
-from umm_zoo.objectives.base import mean_over_cells
 from umm_zoo.objectives.gaussian import GaussianNoisePrediction, GaussianProcess, spaced_indices
 from umm_zoo.objectives.reduction import MeanOverImages, ReleasedReduction
 
@@ -247,28 +246,6 @@ def test_reductions():
     both = torch.tensor([True, True])
     assert float(MeanOverImages()(losses, both)) == 2.0
     assert_close(ReleasedReduction()(losses.double(), both), torch.tensor(1.99999975, dtype=torch.float64), rtol=1e-9, atol=0)
-
-
-def test_cells_that_do_not_count():
-    errors = torch.ones(1, 2, 3, 3)
-    cells = torch.ones(1, 3, 3, dtype=torch.bool)
-    cells[0, 2], errors[0, :, 2] = False, 5.0
-    assert float(mean_over_cells(errors, cells)) == 1.0
-    assert float(mean_over_cells(errors, None)) == pytest.approx(21 / 9)
-
-
-def test_latents_of_padded_cells_do_not_matter():
-    objective, cells = GaussianNoisePrediction(num_draws=2), torch.ones(2, 2, 2, dtype=torch.bool)
-    cells[0, 1] = False
-    x0 = torch.randn(2, 4, 2, 2)
-    changed = x0.clone()
-    changed[0, :, 1] += 3.0
-
-    def local(x, t, c):
-        return 0.5 * x
-
-    first, second = (objective.losses(local, z, condition(2), torch.Generator().manual_seed(0), cells) for z in (x0, changed))
-    assert torch.equal(first, second)
 
 
 def test_wrong_first_index_is_refused():

@@ -34,19 +34,6 @@ def test_cosine_is_taken_over_channels_and_ignores_scale():
     assert_close(NegativeCosine().losses(predicting(predicted), target, CONDITION), torch.tensor([[0.5, 1.5]]))
 
 
-@pytest.mark.parametrize("objective", [MeanSquaredError(), NegativeCosine()])
-def test_only_the_cells_that_count(objective):
-    target, predicted = torch.randn(2, 5, 2, 2), torch.randn(2, 5, 2, 2)
-    cells = torch.ones(2, 2, 2, dtype=torch.bool)
-    cells[:, 0, 1] = False
-    changed = target.clone()
-    changed[:, :, 0, 1] += 1
-    first, second = (objective.losses(predicting(predicted), y, CONDITION, cells=cells) for y in (target, changed))
-    assert torch.equal(first, second)
-    per_cell = objective.distance(predicted, target).reshape(2, -1, 4).mean(1)  # [B, cells]
-    assert_close(first[0], per_cell[:, [0, 2, 3]].mean(1))
-
-
 def test_loss_is_the_mean_and_sampling_is_the_prediction():
     predicted = torch.randn(2, 3, 2, 2)
     objective = MeanSquaredError()

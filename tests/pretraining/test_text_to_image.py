@@ -122,9 +122,9 @@ def test_it_learns_which_latent_a_prompt_asks_for() -> None:
     assert drawn[0].mean() > 0.5 and drawn[1].mean() < -0.5
 
 
-def test_the_text_encoder_is_left_behind() -> None:
+def test_the_text_encoder_is_stage_only() -> None:
     drawing = method()
-    left = set(drawing._part_keys(list(drawing.left_behind)))
+    left = set(drawing.part_keys(list(drawing.stage_only)))
     assert left and all(key.startswith("text_encoder.") for key in left)
 
 

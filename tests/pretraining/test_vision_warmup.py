@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.build import Built
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.fit import carry
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.pretraining.supervised_tower import CellLabels
 from umm_zoo.pretraining.vision_warmup import VisionWarmup
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import Built
 
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
 COLOURS = ["red", "green"]
@@ -124,9 +124,9 @@ def test_a_later_stage_takes_the_vision_and_leaves_the_heads(tmp_path: Path) -> 
     carry(second, saved(first, tmp_path), Experiment(file="second.yaml"))
     theirs, own = first.state_dict(), second.method.state_dict()
     same = {key for key in own if key in theirs and torch.equal(own[key], theirs[key])}
-    trained: dict[str, Tensor] = {key: theirs[key] for key in first.kept_keys() if not key.startswith("heads.")}
+    trained: dict[str, Tensor] = {key: theirs[key] for key in first.checkpoint_keys() if not key.startswith("heads.")}
     assert trained and set(trained) <= same
-    kept = second.method.kept_keys()
+    kept = second.method.checkpoint_keys()
     assert set(trained) <= kept  # the vision tower, frozen in this stage, is in its checkpoints
     assert not any(key.startswith("heads.") for key in kept)
 
@@ -135,12 +135,12 @@ def test_the_checkpoint_itself_still_holds_the_heads(tmp_path: Path) -> None:
     first = warmup()
     checkpoint = torch.load(saved(first, tmp_path), weights_only=True)
     heads = {f"heads.{key}" for key in first.heads.state_dict()}
-    assert set(checkpoint["left_behind"]) == heads and heads <= set(checkpoint["state_dict"])
+    assert set(checkpoint["stage_only"]) == heads and heads <= set(checkpoint["state_dict"])
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     class Unmarked(VisionWarmup):
-        left_behind = ()
+        stage_only = ()
 
     method = Unmarked(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), ["heads"], AdamW(1e-3))
     with pytest.raises(UserError, match=r"second\.yaml: after: tensor 'heads\..*' of the earlier stage has no place"):

@@ -33,7 +33,6 @@ class Objective(ABC):
         latents: Tensor,
         condition: Tokens,
         generator: torch.Generator | None = None,
-        cells: Tensor | None = None,
     ) -> Tensor:
         """The loss of every sample.
 
@@ -42,7 +41,6 @@ class Objective(ABC):
             latents: ``[B, C, h, w]``, clean.
             condition: ``[B, N, E]``.
             generator: for the draws of time and noise.
-            cells: ``[B, h, w]`` bool, True where a cell counts; None means that all do.
 
         Returns:
             ``[R, B]``, R being the number of draws per sample.
@@ -67,16 +65,3 @@ class Objective(ABC):
     ) -> dict[str, Tensor]:
         """Scalars of one batch; ``loss`` is the mean over all samples and draws."""
         return {"loss": self.losses(denoiser, latents, condition, generator).mean()}
-
-
-def mean_over_cells(errors: Tensor, cells: Tensor | None) -> Tensor:
-    """Mean of ``[B, ..., h, w]`` errors over everything but the batch, on the cells that count only.
-
-    A sample without any cell that counts gets 0.
-    """
-    if cells is None:
-        return errors.flatten(1).mean(dim=1)  # [B]
-    if errors.ndim > 3:
-        errors = errors.flatten(1, -3).mean(dim=1)  # [B, h, w]
-    weights = cells.to(errors.dtype)
-    return (errors * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1).clamp(min=1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor, mean_over_cells
+from umm_zoo.objectives.base import Objective, Predictor
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 from umm_zoo.objectives.solvers import DPMSolver, Solver
 from umm_zoo.objectives.times import TimeSampler, UniformTimes, shifted
@@ -40,7 +40,7 @@ class FlowMatching(Objective):
         ValueError: fewer than one step, or a shift that is not positive.
     """
 
-    makes = ("loss", "flow")
+    makes: ClassVar[tuple[str, ...]] = ("loss", "flow")
 
     def __init__(
         self,
@@ -74,10 +74,9 @@ class FlowMatching(Objective):
         path: Path,
         condition: Tokens,
         generator: torch.Generator | None = None,
-        cells: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every term at given points, ``[B]`` each: ``loss`` is minimised, ``flow`` is the plain error of the velocity."""
-        flow = _errors(self._predict(denoiser, path, condition), path.velocity, cells)
+        flow = _errors(self._predict(denoiser, path, condition), path.velocity)
         return {"loss": flow, "flow": flow}
 
     def losses(
@@ -86,10 +85,9 @@ class FlowMatching(Objective):
         latents: Tensor,
         condition: Tokens,
         generator: torch.Generator | None = None,
-        cells: Tensor | None = None,
     ) -> Tensor:
         """The loss of every sample, ``[1, B]``."""
-        return self.terms(denoiser, self.draw(latents, generator), condition, generator, cells)["loss"][None]
+        return self.terms(denoiser, self.draw(latents, generator), condition, generator)["loss"][None]
 
     def __call__(
         self,
@@ -171,7 +169,7 @@ class ContrastiveFlowMatching(FlowMatching):
         ValueError: a weight outside [0, 1), or one that has no other sample to be contrasted with while training.
     """
 
-    makes = ("loss", "flow", "contrast")
+    makes: ClassVar[tuple[str, ...]] = ("loss", "flow", "contrast")
 
     def __init__(
         self,
@@ -193,12 +191,11 @@ class ContrastiveFlowMatching(FlowMatching):
         path: Path,
         condition: Tokens,
         generator: torch.Generator | None = None,
-        cells: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Adds ``contrast``, the error against the other sample's velocity, ``[B]``."""
         predicted = self._predict(denoiser, path, condition)
-        flow = _errors(predicted, path.velocity, cells)
-        contrast = _errors(predicted, self.negatives(path.velocity, generator), cells)
+        flow = _errors(predicted, path.velocity)
+        contrast = _errors(predicted, self.negatives(path.velocity, generator))
         return {"loss": flow - self.weight * contrast, "flow": flow, "contrast": contrast}
 
     def negatives(self, velocity: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -240,5 +237,5 @@ class ContrastiveFlowMatching(FlowMatching):
         return (1 - self.weight) * velocity - self.weight * mean_latent
 
 
-def _errors(predicted: Tensor, wanted: Tensor, cells: Tensor | None) -> Tensor:
-    return mean_over_cells((predicted - wanted).square(), cells)
+def _errors(predicted: Tensor, wanted: Tensor) -> Tensor:
+    return (predicted - wanted).square().flatten(1).mean(dim=1)

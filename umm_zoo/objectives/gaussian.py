@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor, mean_over_cells
+from umm_zoo.objectives.base import Objective, Predictor
 
 
 def cosine_betas(num_timesteps: int) -> np.ndarray:
@@ -152,14 +152,13 @@ class GaussianNoisePrediction(Objective):
         latents: Tensor,
         condition: Tokens,
         generator: torch.Generator | None = None,
-        cells: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the noise, ``[num_draws, B]``."""
         latents = _at_least_float32(latents).repeat(self.num_draws, 1, 1, 1)  # [R*B, C, h, w]
         steps = len(self.process.betas)
         t = torch.randint(0, steps, (len(latents),), generator=generator, device=latents.device)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        return self.losses_at(denoiser, latents, condition, t, noise, cells).unflatten(0, (self.num_draws, -1))
+        return self.losses_at(denoiser, latents, condition, t, noise).unflatten(0, (self.num_draws, -1))
 
     def losses_at(
         self,
@@ -168,7 +167,6 @@ class GaussianNoisePrediction(Objective):
         condition: Tokens,
         t: Tensor,
         noise: Tensor,
-        cells: Tensor | None = None,
     ) -> Tensor:
         """The loss at given steps ``[R*B]`` and noise, latents already repeated; ``[R*B]``."""
         copies = len(latents) // len(condition.values)
@@ -177,7 +175,7 @@ class GaussianNoisePrediction(Objective):
         with torch.autocast(latents.device.type, enabled=False):
             predicted = denoiser(self.process.noised(latents, t, noise), t, condition)
         errors = (noise - predicted.to(noise.dtype)).square()  # [R*B, C, h, w]
-        return mean_over_cells(errors, None if cells is None else cells.repeat(copies, 1, 1))
+        return errors.flatten(1).mean(dim=1)
 
     @torch.no_grad()
     def sample(

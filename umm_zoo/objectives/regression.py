@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor, mean_over_cells
+from umm_zoo.objectives.base import Objective, Predictor
 
 
 class Regression(Objective):
@@ -28,7 +28,6 @@ class Regression(Objective):
         latents: Tensor,
         condition: Tokens,
         generator: torch.Generator | None = None,
-        cells: Tensor | None = None,
     ) -> Tensor:
         """The distance of every sample, ``[1, B]``.
 
@@ -40,7 +39,7 @@ class Regression(Objective):
         if predicted.shape != latents.shape:
             raise ValueError(f"regression: the head predicts {list(predicted.shape)}, the target is {list(latents.shape)}")
         target = latents if latents.dtype == torch.float64 else latents.float()
-        return mean_over_cells(self.distance(predicted.to(target.dtype), target), cells)[None]
+        return self.distance(predicted.to(target.dtype), target).flatten(1).mean(dim=1)[None]
 
     @torch.no_grad()
     def sample(

@@ -43,7 +43,7 @@ class TextToImage(Method):
         ValueError: codec, text encoder and decoder do not fit each other.
     """
 
-    left_behind: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    stage_only: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(
         self,

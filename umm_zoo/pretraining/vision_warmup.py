@@ -39,7 +39,7 @@ class VisionWarmup(Method):
         ValueError: an attribute of the scene has the name of an object's, or ``occupied``.
     """
 
-    left_behind = ("heads",)
+    stage_only = ("heads",)
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.method import Method
+from umm_zoo.training.sharding import gather_weights
 
 
 class EMA(Callback):
@@ -74,8 +74,7 @@ class EMA(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the raw weights back."""
         if self._raw:
-            if isinstance(pl_module, Method):
-                pl_module.gather_weights(False)
+            gather_weights(pl_module, False)
             _copy(self._raw, pl_module)
             self._raw = {}
 

@@ -12,12 +12,12 @@ from rich.table import Table
 from torch import nn
 
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.build import Built, build_experiment
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.fit import check_data, earlier_stages
 from umm_zoo.method import Method
 from umm_zoo.training.run_folder import RunFolder
+from umm_zoo.training.setup import Built, build_experiment
 
 #: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
 _TRAINED_COPIES = 3

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -31,7 +34,7 @@ from umm_zoo.checkpoints.sharded import (
 class FullyShardedStrategy(ModelParallelStrategy):
     """Every rank holds a slice of each tensor and gathers a block's weights only while it computes with them.
 
-    The method says which blocks (``Method.sharded_blocks``). Batches, losses and clipping are those of ordinary data-parallel
+    ``sharded_blocks`` says which blocks. Batches, losses and clipping are those of ordinary data-parallel
     training. A checkpoint is a folder: each rank's slices as safetensors, everything else in one plain file; written under a
     temporary name, verified, renamed. It can be resumed with any number of ranks and without sharding, and a single file can be
     resumed with it; ``tools/consolidate.py`` makes one file of weights.
@@ -52,6 +55,30 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if self._tensor_parallel_size == "auto":
             self._tensor_parallel_size = 1
         super().setup_environment()
+
+    # -- sharing out ---------------------------------------------------------------------------------------------------------
+
+    def shard(self, module: LightningModule) -> None:
+        """Share the weights of a method out, block by block; its ``configure_model`` calls this."""
+        if isinstance(module, FSDPModule):
+            return
+        assert module.device_mesh is not None
+        mesh = module.device_mesh["data_parallel"]
+        for block in sharded_blocks(module):
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        register_fsdp_forward_method(module, "training_step")
+        register_fsdp_forward_method(module, "validation_step")
+
+    def on_validation_start(self) -> None:
+        """Gather sharded weights for the whole validation: ranks may have different numbers of batches and generated tokens."""
+        super().on_validation_start()
+        gather_weights(self.lightning_module, True)
+
+    def on_validation_end(self) -> None:
+        """Share them out again."""
+        super().on_validation_end()
+        gather_weights(self.lightning_module, False)
 
     # -- saving --------------------------------------------------------------------------------------------------------------
 
@@ -142,6 +169,37 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 for number, slots in saved["state"].items()
             }
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+
+def sharded_blocks(module: nn.Module) -> list[nn.Module]:
+    """Modules whose weights are gathered only while they compute; everything else is gathered for the whole step.
+
+    Elements of the outermost ``ModuleList``s, such as the layers of a transformer, that share no parameter with the rest. They must
+    be called through their ``forward``.
+    """
+    owners: Counter[int] = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    blocks: list[nn.Module] = []
+    inside: set[int] = set()
+    for candidate in module.modules():  # parents come first
+        if not isinstance(candidate, nn.ModuleList) or id(candidate) in inside:
+            continue
+        inside |= {id(child) for child in candidate.modules()}
+        for block in candidate:
+            parameters = list(block.parameters())
+            if parameters and all(owners[id(p)] == 1 for p in parameters) and not isinstance(block, nn.ModuleList):
+                blocks.append(block)
+    return blocks
+
+
+def gather_weights(module: nn.Module | None, whole: bool) -> None:
+    """Make sharded weights whole on every rank until further notice, or share them out again; all ranks call it together."""
+    if not isinstance(module, FSDPModule) or whole == getattr(module, "_weights_are_whole", False):
+        return
+    module._weights_are_whole = whole
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_reshard_after_forward(not whole, recurse=False)
+            part.unshard() if whole else part.reshard()
 
 
 def _full(saved: SavedTensor | Tensor) -> Tensor:

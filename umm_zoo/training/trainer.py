@@ -18,11 +18,12 @@ from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, step_in
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.build import Built, build_arguments
+from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.run_folder import RunFolder
+from umm_zoo.training.setup import Built
 from umm_zoo.training.sharding import FullyShardedStrategy
 
 

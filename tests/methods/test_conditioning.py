@@ -1,4 +1,4 @@
-"""Versions of a request: what is left of it, how often, and how much each counts."""
+"""Conditioning modes of a request: what is left of it, how often, and how much each counts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import pytest
 import torch
 from bridge_parts import requests
 
-from umm_zoo.batch import Batch, Tokens
+from umm_zoo.batch import Batch, Task, Tokens
 from umm_zoo.methods.conditioning import (
     ConditionDropout,
     Guidance,
     Prompts,
-    drawing_tasks,
+    mode_of,
     select_rows,
-    stated_version,
 )
 from umm_zoo.objectives.guidance import guide, guide_edit
 
@@ -22,15 +21,14 @@ def texts(batch):
     return [turns[0]["text"] for turns in batch.conversations]
 
 
-def test_tasks_by_images_and_by_statement():
-    batch = requests(0, 1, 2, 1, 0)
-    batch.meta[3]["task"], batch.meta[4]["task"] = "reconstruction", "unconditional"
-    tasks = drawing_tasks(batch)
-    assert tasks == ["text_to_image", "edit", "composition", "reconstruction", "unconditional"]
-    assert [stated_version(task) for task in tasks] == ["full", "full", "full", "image", "nothing"]
+def test_tasks_by_images_and_the_modes_they_train():
+    tasks = requests(0, 1, 2).tasks
+    assert tasks == [Task.TEXT_TO_IMAGE, Task.EDIT, Task.COMPOSE]
+    assert Batch(["a"], [[]]).tasks == [Task.QUESTION]  # nothing to generate
+    assert [mode_of(task) for task in (*tasks, Task.RECONSTRUCT, Task.UNCONDITIONAL)] == ["full"] * 3 + ["image", "nothing"]
 
 
-def test_versions_of_an_edit():
+def test_modes_of_an_edit():
     batch = requests(1, 1, 1, 1)
     shown = Prompts().apply(batch, ["full", "image", "text", "nothing"])
     assert texts(shown) == ["<image>\nMake the circle green.", "<image>\nReconstruct the image.", "Make the circle green.", "Generate an image."]  # fmt: skip  # noqa: E501
@@ -53,12 +51,12 @@ def test_answers_are_not_shown():
 
 def test_shares_of_dropout():
     dropout = ConditionDropout(0.2, 0.0, 0.1, 0.2, 0.3)
-    versions = dropout(["edit"] * 20000, torch.Generator().manual_seed(0))
-    for version, share in (("image", 0.1), ("text", 0.2), ("nothing", 0.3), ("full", 0.4)):
-        assert versions.count(version) / 20000 == pytest.approx(share, abs=0.015)
-    versions = dropout(["text_to_image"] * 10000, torch.Generator().manual_seed(1))
-    assert versions.count("nothing") / 10000 == pytest.approx(0.2, abs=0.015)
-    assert set(dropout(["reconstruction", "unconditional"] * 50)) == {"image", "nothing"}
+    modes = dropout([Task.EDIT] * 20000, torch.Generator().manual_seed(0))
+    for mode, share in (("image", 0.1), ("text", 0.2), ("nothing", 0.3), ("full", 0.4)):
+        assert modes.count(mode) / 20000 == pytest.approx(share, abs=0.015)
+    modes = dropout([Task.TEXT_TO_IMAGE] * 10000, torch.Generator().manual_seed(1))
+    assert modes.count("nothing") / 10000 == pytest.approx(0.2, abs=0.015)
+    assert set(dropout([Task.RECONSTRUCT, Task.UNCONDITIONAL] * 50)) == {"image", "nothing"}
     with pytest.raises(ValueError, match="expected 0 to 1 in sum"):
         ConditionDropout(edit_text=0.6, edit_both=0.6)
 
@@ -66,11 +64,11 @@ def test_shares_of_dropout():
 def test_weights_are_those_of_the_objectives_guidance():
     unc, rec, full = (Tokens(torch.zeros(1, 1, 1)) for _ in range(3))
     guidance = Guidance(4.0, 2.0, 3.0, 5.0)
-    expected = {"text_to_image": guide(unc, full, 4.0), "edit": guide_edit(unc, rec, full, 2.0, 3.0), "composition": guide(unc, full, 5.0)}  # fmt: skip  # noqa: E501
+    expected = {Task.TEXT_TO_IMAGE: guide(unc, full, 4.0), Task.EDIT: guide_edit(unc, rec, full, 2.0, 3.0), Task.COMPOSE: guide(unc, full, 5.0)}  # fmt: skip  # noqa: E501
     for task, branches in expected.items():
         assert list(guidance.weights(task).values()) == [branch.weight for branch in branches]
         assert sum(guidance.weights(task).values()) == 1
-    assert Guidance(composition=None).weights("composition") == Guidance().weights("edit")
+    assert Guidance(composition=None).weights(Task.COMPOSE) == Guidance().weights(Task.EDIT)
 
 
 def test_chosen_rows_keep_their_images():
@@ -79,4 +77,4 @@ def test_chosen_rows_keep_their_images():
     chosen = select_rows(batch, [2, 0])
     assert chosen.keys == ["row 2", "row 0"] and torch.equal(chosen.images, batch.images[[1, 2, 0]])
     assert torch.equal(chosen.targets, batch.targets[[2, 0]]) and chosen.extras["latents"].tolist() == [2.0, 0.0]
-    assert list(chosen.extras) == ["latents"]
+    assert list(chosen.extras) == ["latents"] and chosen.tasks == [Task.COMPOSE, Task.EDIT]
