@@ -22,10 +22,8 @@ def write_results(root: Path, second: float = 0.75) -> None:
     Results("demo", "Does it help?", "demo.yaml", {"mark": ("val/mark", True)}, rows, {"commit": "abc"}).write(root / "results")
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("*.md")))
-def test_tables_in_the_repository_are_what_the_tool_would_write(file: str) -> None:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    assert filled(text) == text, f"{file} is not current: run python tools/update_readme.py"
+def test_tables_in_the_repository_are_what_the_tool_would_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"]) == 0, capsys.readouterr().out
 
 
 def test_every_result_of_the_repository_reads_and_names_a_compare_file_that_is_there() -> None:
@@ -43,6 +41,15 @@ def test_block_is_filled_and_filling_again_changes_nothing(tmp_path: Path) -> No
     assert text.startswith("# Title\n\n<!-- results: results/demo.json -->\n\nDoes it help?\n") and text.endswith("\nafter\n")
     assert "| new | +0.250 ± " in text and "](results/demo.png)" in text and "# demo" not in text
     assert filled(text, tmp_path) == text
+
+
+def test_a_readme_of_an_experiment_is_filled_with_the_plot_as_seen_from_there(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    (tmp_path / "README.md").write_text("# Front page\n")
+    room = tmp_path / "experiments" / "demo" / "README.md"
+    room.parent.mkdir(parents=True)
+    room.write_text(EMPTY)
+    assert main([], tmp_path) == 0 and "](../../results/demo.png)" in room.read_text()
 
 
 def test_new_results_make_the_old_table_stale(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ import toy_parts
 import yaml
 
 from umm_zoo import compare
+from umm_zoo.comparison import run
 from umm_zoo.comparison.children import Children
+from umm_zoo.comparison.plan import load_plan
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main as fit
 from umm_zoo.training.run_folder import RunFolder
@@ -40,6 +42,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     toy_parts.write_yaml(tmp_path / "toy.yaml", toy_parts.toy_experiment())
     toy_parts.write_yaml(tmp_path / "dropout.yaml", COMPARE)
     return tmp_path
+
+
+def two_stages(folder: Path, name: str = "dropout", base: str = "later", after: str = "toy", **changes: Any) -> None:
+    """The compare file ``name`` over a second stage ``base`` that comes after another."""
+    toy_parts.write_yaml(folder / f"{base}.yaml", {"base": "toy.yaml", "after": f"{after}.yaml"})
+    toy_parts.write_yaml(folder / f"{name}.yaml", {**COMPARE, "base": f"{base}.yaml", **changes})
 
 
 class Inline:
@@ -70,7 +78,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         calls.append(command[3:])
         return fit(command[3:])
 
-    monkeypatch.setattr(compare, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(run, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(Children, "call", call)
     return calls
 
@@ -122,11 +130,10 @@ def test_a_new_choice_runs_alone(folder: Path, pretended: list[str]) -> None:
 
 
 def test_what_another_comparison_has_run_is_not_run_again(folder: Path, pretended: list[str]) -> None:
-    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "toy.yaml"})
-    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml"})
+    two_stages(folder)
     assert compare.main(["dropout.yaml"]) == 0 and len(pretended) == 3
     other = {"with, renamed": {"value": 0.5}, "quarter": {"value": 0.25}}
-    toy_parts.write_yaml(folder / "other.yaml", {**COMPARE, "base": "later.yaml", "choices": other})
+    two_stages(folder, "other", choices=other)
     assert compare.main(["other.yaml"]) == 0
     assert len(pretended) == 4 and "other/quarter-seed4" in pretended[-1]
     rows = json.loads((folder / "results" / "other.json").read_text())["rows"]
@@ -134,8 +141,7 @@ def test_what_another_comparison_has_run_is_not_run_again(folder: Path, pretende
 
 
 def test_an_arm_of_another_comparison_serves_as_an_earlier_stage(folder: Path, pretended: list[str]) -> None:
-    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "toy.yaml"})
-    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml"})
+    two_stages(folder)
     assert compare.main(["dropout.yaml"]) == 0 and len(pretended) == 3
     toy_parts.write_yaml(folder / "half.yaml", {"base": "later.yaml", "after": "toy.yaml", "method": {"body": {"dropout": 0.5}}})
     toy_parts.write_yaml(folder / "last.yaml", {"base": "half.yaml", "after": "half.yaml"})
@@ -145,11 +151,9 @@ def test_an_arm_of_another_comparison_serves_as_an_earlier_stage(folder: Path, p
 
 
 def test_its_own_runs_come_first_wherever_the_earlier_stage_was_made(folder: Path, pretended: list[str]) -> None:
-    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "toy.yaml"})
     toy_parts.write_yaml(folder / "again.yaml", {"base": "toy.yaml"})  # the same first stage by another name
-    toy_parts.write_yaml(folder / "zlater.yaml", {"base": "toy.yaml", "after": "again.yaml"})
-    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml"})
-    toy_parts.write_yaml(folder / "zdropout.yaml", {**COMPARE, "base": "zlater.yaml"})
+    two_stages(folder)
+    two_stages(folder, "zdropout", "zlater", "again")
     for name in ("zdropout", "dropout"):  # each in a folder of its own, as if run at the same time
         assert compare.main([f"{name}.yaml", "--runs", f"runs-{name}"]) == 0
     for path in (folder / "runs-zdropout" / "compare").iterdir():
@@ -179,9 +183,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(folder: Path, trained: l
 
 
 def test_stages_in_order_with_several_jobs(folder: Path, pretended: list[str]) -> None:
-    later = {"base": "toy.yaml", "after": "toy.yaml"}
-    toy_parts.write_yaml(folder / "later.yaml", later)
-    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "base": "later.yaml", "seeds": [4, 5]})
+    two_stages(folder, seeds=[4, 5])
     assert compare.main(["dropout.yaml", "--jobs", "3", "--runs", str(folder / "elsewhere")]) == 0
     assert len(pretended) == 6  # the first stage once per seed; that it came first is asserted where it is needed
     assert all(name.endswith("threads=1") for name in pretended)
@@ -239,12 +241,12 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
     experiment = toy_parts.toy_experiment()
     experiment["method"]["body"] = {"_target_": "beside.Boddy"}
     toy_parts.write_yaml(folder / "toy.yaml", experiment)
-    plan = compare.load_plan(folder / "dropout.yaml")
+    plan = load_plan(folder / "dropout.yaml")
     plan = replace(plan, runs=plan.runs[:1])
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_parts.__file__).parent))
-    assert compare.run_plan(plan, Path("runs"), 1, Children()) == plan.steps()
+    assert run.run_plan(plan, Path("runs"), 1, Children()) == plan.steps()
     (log,) = Path("runs").rglob("*.log")
     assert "did you mean 'beside.Body'?" in log.read_text()
     (file,) = Path("runs").rglob("*.yaml")

@@ -49,6 +49,8 @@ def test_identity_follows_content_and_not_the_name(tmp_path: Path):
 def test_a_choice_may_be_called_anything(tmp_path: Path):
     step = load_plan(written(tmp_path, COMPARE.replace("noisy:", "noisy/1, x^2:"))).runs[-1].steps[-1]
     assert step.experiment.name == f"compare/queries/noisy-1-x-2-seed5-{step.identity}" and step.label == "noisy/1, x^2-seed5"
+    numbers = COMPARE.replace("noisy:", "16:") + "contrasts: [[16, learned]]\n"
+    assert load_plan(written(tmp_path, numbers)).contrasts == (("16", "learned"),)
 
 
 def test_another_difference_is_refused_and_named(tmp_path: Path):

@@ -21,20 +21,12 @@ def test_table_states_mean_and_paired_difference():
     assert "| base | 250 |" in text
 
 
-def test_csv_has_a_row_per_choice_and_seed(tmp_path: Path):
-    paths = example().write(tmp_path)
-    rows = list(csv.DictReader(paths[1].open()))
-    assert [(row["choice"], row["seed"], row["val/mark"]) for row in rows][3] == ("other", "0", "0.6")
-    assert len(rows) == 6
-
-
-def test_json_reads_back_to_the_same_table(tmp_path: Path):
-    paths = example().write(tmp_path)
-    assert Results.read(paths[2]).markdown() == paths[0].read_text()
-
-
-def test_plot_is_a_image(tmp_path: Path):
-    assert example().write(tmp_path)[3].read_bytes().startswith(b"\x89PNG")
+def test_all_files_are_written_from_the_same_rows(tmp_path: Path):
+    markdown, table, record, plot = example().write(tmp_path)
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["choice"], row["seed"], row["val/mark"]) for row in rows][3] == ("other", "0", "0.6") and len(rows) == 6
+    assert Results.read(record).markdown() == markdown.read_text()
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_without_the_metric_leaves_a_dash():

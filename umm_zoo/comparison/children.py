@@ -1,4 +1,4 @@
-"""The training processes of a comparison: stopped, and thereby saved, together with it."""
+"""Training processes of a comparison, stopped, and thereby saved, together with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison runs: choices times seeds, each a resolved experiment, and proof that nothing else differs between them."""
+"""Plan of a comparison: choices times seeds, each a resolved experiment, and proof that nothing else differs between them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ import yaml
 from umm_zoo.errors import Problem, UserError, did_you_mean
 from umm_zoo.experiment.file import Experiment, load_experiment, load_stage
 
-KEYS = ("question", "decision", "base", "vary", "also", "choices", "contrasts", "seeds", "metrics", "set")
-_CHOICE_KEYS = ("experiment", "value", "set")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("question", "decision", "base", "vary"), str),
+    **dict.fromkeys(("also", "contrasts", "seeds"), list),
+    **dict.fromkeys(("choices", "metrics", "set"), dict),
+}
+_NEEDED = ("question", "base", "vary", "choices", "seeds", "metrics")
+_WORDS: dict[type, str] = {str: "text", list: "list", dict: "map"}
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class Step:
         experiment: resolved, with the run's name and the run folder of ``after`` filled in.
         identity: hash of the resolved experiment and of those it stands on, names aside.
         label: for progress lines.
+        below: the earlier stage that it starts from.
     """
 
     experiment: Experiment
     identity: str
     label: str
+    below: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
                 _refuse_other_differences(file, allowed, reference, (name, chain))
             runs.append(PlannedRun(name, seed, _steps(chain, f"compare/{file.stem}", f"{name}-seed{seed}", made or {})))
     _refuse_equal_choices(file, runs)
-    metrics = {printed: _metric(file, printed, value) for printed, value in tree["metrics"].items()}
+    metrics = {str(printed): _metric(file, printed, value) for printed, value in tree["metrics"].items()}
     contrasts = tuple((str(a), str(b)) for a, b in tree.get("contrasts", []))
     return Plan(file.stem, str(file), tree["question"], tree.get("decision", ""), metrics, tuple(runs), contrasts)
 
@@ -108,22 +115,20 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(
-            file, f"found text that is not YAML ({getattr(error, 'problem', error)}), expected a compare file"
-        ) from None
+        raise UserError(file, f"text that is not YAML ({getattr(error, 'problem', error)})", "a compare file") from None
     if not isinstance(tree, dict):
-        raise UserError(file, f"found a {type(tree).__name__}, expected a map with the keys {', '.join(KEYS)}")
-    problems = [Problem(str(k), "an unknown key", ", ".join(KEYS), did_you_mean(str(k), KEYS)) for k in tree if k not in KEYS]
-    for key, kind in (("question", str), ("base", str), ("vary", str), ("choices", dict), ("seeds", list), ("metrics", dict)):
-        if not isinstance(tree.get(key), kind) or not tree[key]:
-            problems.append(Problem(key, repr(tree.get(key)), f"a {kind.__name__} that is not empty"))
-    for key, kind in (("also", list), ("set", dict), ("decision", str), ("contrasts", list)):
-        if not isinstance(tree.get(key, kind()), kind):
-            problems.append(Problem(key, repr(tree[key]), f"a {kind.__name__}"))
+        raise UserError(file, f"a {type(tree).__name__}", f"a map with the keys {', '.join(_KINDS)}")
+    problems = [Problem(str(k), "an unknown key", ", ".join(_KINDS), did_you_mean(str(k), _KINDS)) for k in tree if k not in _KINDS]
+    for key, kind in _KINDS.items():
+        if not isinstance(tree.get(key, kind()), kind) or (key in _NEEDED and not tree.get(key)):
+            empty = ", not an empty one" if key in _NEEDED else ""
+            problems.append(Problem(key, repr(tree.get(key)), f"a {_WORDS[kind]}{empty}"))
+    if not problems:
+        tree["choices"] = {str(name): choice for name, choice in tree["choices"].items()}
     if not problems and not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in tree["seeds"]):
         problems.append(Problem("seeds", repr(tree["seeds"]), "a list of whole numbers"))
     for place, pair in enumerate(tree.get("contrasts", []) if not problems else []):
-        if not isinstance(pair, list) or len(pair) != 2 or any(name not in tree["choices"] for name in pair):
+        if not isinstance(pair, list) or len(pair) != 2 or any(str(name) not in tree["choices"] for name in pair):
             problems.append(
                 Problem(f"contrasts.{place}", repr(pair), f"two of the choices {', '.join(map(repr, tree['choices']))}")
             )
@@ -137,7 +142,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _choice_overrides(file: Path, tree: Mapping[str, Any], name: str, choice: Any) -> tuple[Path, list[str]]:
     """The experiment file of a choice and its overrides in the order they apply."""
     where = f"choices.{name}"
-    if not isinstance(choice, dict) or not choice or any(key not in _CHOICE_KEYS for key in choice):
+    fits = isinstance(choice, dict) and choice and set(choice) <= {"experiment", "value", "set"}
+    if not fits or not isinstance(choice.get("set", {}), dict):
         expected = "a map with 'value' (put at the varied path), 'experiment' (a file) or 'set' (path: value)"
         raise UserError(file, [Problem(where, repr(choice), expected)])
     settings = dict(tree.get("set", {}))
@@ -225,5 +231,5 @@ def _steps(chain: list[Experiment], folder: str, label: str, made: Mapping[str, 
         own = f"{folder}/{re.sub(r'[^A-Za-z0-9._-]+', '-', stage)}-{identity}"  # a choice may be called anything
         name = made.get(identity, own)
         after = below.experiment.name if below else experiment.after
-        steps.append(Step(replace(experiment, name=name, after=after), identity, stage))
+        steps.append(Step(replace(experiment, name=name, after=after), identity, stage, below))
     return tuple(steps)

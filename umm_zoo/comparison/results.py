@@ -79,9 +79,9 @@ class Results:
         values = list(self.of(choice, metric).values())
         return interval(values) if values else None
 
-    def difference(self, choice: str, metric: str, other: str | None = None) -> Interval | None:
-        """Paired interval of choice minus another; None is the first choice."""
-        return paired_difference(self.of(choice, metric), self.of(other or self.choices()[0], metric))
+    def difference(self, choice: str, metric: str, other: str) -> Interval | None:
+        """Paired interval of a choice minus another; None without a common seed."""
+        return paired_difference(self.of(choice, metric), self.of(other, metric))
 
     def differences(self) -> list[tuple[str, str]]:
         """The pairs whose difference is printed: every choice and the first one, then the contrasts that have been run."""

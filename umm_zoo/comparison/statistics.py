@@ -18,16 +18,6 @@ class Interval:
     num: int
 
     @property
-    def low(self) -> float:
-        """Lower end."""
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
-        return self.mean + self.half
-
-    @property
     def standard_error(self) -> float:
         """Standard error of the mean, which the half-width is a quantile of; NaN for one seed."""
         return self.half / float(student_t.ppf(0.975, self.num - 1)) if self.num > 1 else math.nan

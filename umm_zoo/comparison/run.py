@@ -1,0 +1,134 @@
+"""Runs of a comparison: those that have finished, a training process for each of the others, and the rows of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from umm_zoo.comparison.children import Children
+from umm_zoo.comparison.plan import Plan, Step
+from umm_zoo.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from umm_zoo.comparison.results import Results
+
+
+def made_runs(runs: Path, own: str) -> dict[str, str]:
+    """Finished runs of all comparisons, identity -> name, those of the comparison ``own`` before others of the same identity.
+
+    A folder that was moved or copied holds a run of another name and is left alone.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(runs.glob("compare/*/*"), key=lambda path: (path.parent.name == own, path)):
+        name, folder = path.relative_to(runs).as_posix(), RunFolder(path)
+        if folder.finished() and folder.stored_name() == name:
+            found[path.name.rpartition("-")[2]] = name
+    return found
+
+
+def log_file(step: Step, runs: Path) -> Path:
+    """What the training process of a step said."""
+    return RunFolder.of(step.experiment, runs).path.with_suffix(".log")
+
+
+def finished(step: Step, runs: Path) -> bool:
+    """Whether the step's run folder holds this very experiment, trained to its end."""
+    folder = RunFolder.of(step.experiment, runs)
+    # what it stands on is part of its identity, wherever that was made; variables have gone into the rest
+    return folder.finished() and all(key.split(".")[0] in ("after", "vars") for key in folder.differences(step.experiment))
+
+
+def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step]:
+    """Run what has not been run, ``jobs`` at a time, a process each; returns the steps that failed or were stopped."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    steps = plan.steps()
+    done = {step.identity: Event() for step in steps}
+    failed: set[str] = set()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress, children.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
+        task = progress.add_task(plan.name, total=len(steps))
+
+        def work(step: Step) -> None:
+            try:
+                if step.below is not None:
+                    done[step.below.identity].wait()  # submitted earlier, so it runs or has run: no deadlock
+                    if step.below.identity in failed:
+                        failed.add(step.identity)
+                        return
+                if not finished(step, runs):
+                    progress.update(task, description=f"{plan.name}: {step.label}")
+                    if children.stopped or _train(step, runs, jobs > 1, children) != 0:
+                        failed.add(step.identity)
+            finally:
+                done[step.identity].set()
+                progress.advance(task)
+
+        for future in [pool.submit(work, step) for step in steps]:
+            future.result()
+    return [step for step in steps if step.identity in failed]
+
+
+def _train(step: Step, runs: Path, single_thread: bool, children: Children) -> int:
+    """Let ``fit`` train a step in a process of its own; returns its exit code."""
+    experiment, folder = step.experiment, RunFolder.of(step.experiment, runs)
+    after = str(runs / step.below.experiment.name) if step.below else experiment.after
+    if after is not None:  # a path in a file is relative to that file
+        experiment = replace(experiment, after=str(Path(after).resolve()))
+    file = folder.path.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(experiment.to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "umm_zoo.fit", str(file), "--runs", str(runs)]
+    if (
+        folder.checkpoints.newest() is not None
+    ):  # the folder is known by its content: an unfinished run in it is this one, interrupted
+        command.append("ckpt=last")
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([*experiment.folders, *filter(None, [environment.get("PYTHONPATH")])])
+    if single_thread:
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log_file(step, runs).open("a", encoding="utf-8") as log:
+        log.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n")
+        log.flush()
+        return children.call(command, log, environment)
+
+
+def collect(plan: Plan, runs: Path) -> Results | None:
+    """A row for every finished run; None while there is none."""
+    from umm_zoo.comparison.results import Results, Row
+
+    rows, reports = [], []
+    for run in plan.runs:
+        step = run.steps[-1]
+        if finished(step, runs):
+            report = json.loads(RunFolder.of(step.experiment, runs).metrics_file.read_text())
+            costs = {key: float(value) for key, value in report.get("costs", {}).items()}
+            rows.append(Row(run.choice, run.seed, report["metrics"], costs, step.experiment.name, step.identity))
+            reports.append(report)
+    if not rows:
+        return None
+    provenance = {
+        "command": f"python -m umm_zoo.compare {plan.file}",
+        "commit": _distinct(str(report["commit"]) for report in reports),
+        "seeds": ", ".join(str(seed) for seed in dict.fromkeys(row.seed for row in rows)),
+        "machine": _distinct(_listed(report["machine"]) for report in reports),
+        "versions": _distinct(_listed(report["versions"]) for report in reports),
+    }
+    return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision, list(plan.contrasts))
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _distinct(values: Iterable[str]) -> str:
+    """What the runs were made with, every different value once: an interrupted comparison may go on elsewhere."""
+    return "; ".join(dict.fromkeys(values))
