@@ -55,6 +55,8 @@ def migrated(text: str, file: Path) -> str:
             moved["validation"] += [line.replace(f"{block.key}:", f"{_VALIDATION[block.key]}:", 1) for line in block.lines]
         elif block.key not in _GONE:
             stays.append(block)
+    if moved["training"] and not any(block.key == "schedule" for block in arguments) and _replaces_method(file):
+        moved["training"].append("  schedule: null\n")  # a method of another class took nothing over from its base; a map does
     out: list[str] = []
     for block in blocks:
         if block is not method:
@@ -143,6 +145,14 @@ def _method_target(file: Path) -> str:
     bases = tree.get("base") or []
     found = [_method_target(file.parent / str(base)) for base in ([bases] if isinstance(bases, str) else bases)]
     return next((target for target in reversed(found) if target), "")
+
+
+def _replaces_method(file: Path) -> bool:
+    """Whether the file states a method of another class than its bases."""
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    method, bases = tree.get("method") or {}, tree.get("base") or []
+    inherited = [_method_target(file.parent / str(base)) for base in ([bases] if isinstance(bases, str) else bases)]
+    return bool(inherited) and renamed(str(method.get("_target_", inherited[-1]))) != inherited[-1]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -149,7 +149,7 @@ class ReconstructsFromCaptions(Protocol):
     """A method that describes an image in words and makes it again from them."""
 
     def reconstruct_from_captions(self, images: Tensor, seeds: Sequence[int]) -> tuple[list[str], Tensor]:
-        """The likeliest caption of each image ``[M, 3, H, W]``, and ``[M, 3, H', W']`` generated from it and its seed, in [-1, 1]."""
+        """The likeliest caption of each image ``[M, 3, H, W]``, and ``[M, 3, H', W']`` from it and its seed, in [-1, 1]."""
 
 
 @runtime_checkable

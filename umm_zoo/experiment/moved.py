@@ -13,6 +13,7 @@ NAMES = {
     "data_pipelines.shards.ShardData": "data_pipelines.shards.data.ShardData",
     "data_pipelines.shards.ShardSource": "data_pipelines.shards.data.ShardSource",
     "data_pipelines.streaming": "data_pipelines.shards.streaming",
+    "umm_zoo.blocks.targets.OtherPictures": "umm_zoo.blocks.targets.OtherImages",
     "umm_zoo.callbacks.EMA": "umm_zoo.training.ema.EMA",
     "umm_zoo.callbacks.ema": "umm_zoo.training.ema",
     "umm_zoo.callbacks.last": "umm_zoo.checkpoints.callback",
