@@ -19,11 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from umm_zoo.experiment.moved import KEYS, renamed
 
+#: Arguments of UAE's stages that went into a node of their own.
+_NODES = {
+    "captions": ("umm_zoo.methods.uae.captions.CaptionSampling", ("prompt", "max_new_tokens", "temperature")),
+    "rollouts": ("umm_zoo.methods.uae.rollouts.Rollouts", ("group", "noise", "updates_per_rollout", "micro_batch")),
+}
 #: Arguments that went from the method to its training.
 _TRAINING = ("trained", "optimizer", "schedule")
 #: Settings of validation; UAE's captions have a length of their own, which stays with the method.
 _VALIDATION = {"max_new_tokens": "max_new_tokens", "num_drawn_batches": "num_generated_batches"}
-_GONE = ("measure_attention", "measure_sensitivity")
+_GONE = ("measure_attention", "measure_sensitivity", "stored_latents", "stored_targets", "stored_cells")
 _ATTENTION = re.compile(r"umm_zoo\.metrics\.Means, names: \[attention_bias, attention_log_bias\]")
 
 
@@ -35,7 +40,10 @@ def migrated(text: str, file: Path) -> str:
     """
     text = _ATTENTION.sub("umm_zoo.metrics.AttentionBias", renamed(text))
     target = _method_target(file)
-    keys = {old: new for old, new in KEYS.items() if new and not (".uae." in target and "max_new_tokens" in old)}
+    uae = ".uae." in target
+    keys = {old: new for old, new in KEYS.items() if new} | (
+        {"method.max_new_tokens": "method.captions.max_new_tokens"} if uae else {}
+    )
     for old, new in keys.items():
         text = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\w)", new, text)
     blocks = _blocks(text.splitlines(keepends=True), 0)
@@ -47,11 +55,16 @@ def migrated(text: str, file: Path) -> str:
         raise ValueError(f"{file}: the method is written in one line; put its arguments on lines of their own")
     stays: list[Block] = []
     moved: dict[str, list[str]] = {"training": [], "validation": []}
+    nodes: dict[str, list[str]] = {}
     for block in arguments:
-        block.lines = [re.sub(r"^(\s*)picture_size:", r"\1image_size:", line) for line in block.lines]
+        for old, new in (("picture_size", "image_size"), ("draw_steps", "num_steps")):
+            block.lines = [re.sub(rf"^(\s*){old}:", rf"\1{new}:", line) for line in block.lines]
+        node = next((name for name, (_, own) in _NODES.items() if uae and block.key in own), None)
         if block.key in _TRAINING:
             moved["training"] += block.lines
-        elif block.key in _VALIDATION and not (".uae." in target and block.key == "max_new_tokens"):
+        elif node is not None:
+            nodes.setdefault(node, []).extend(f"  {line}" for line in block.lines)
+        elif block.key in _VALIDATION:
             moved["validation"] += [line.replace(f"{block.key}:", f"{_VALIDATION[block.key]}:", 1) for line in block.lines]
         elif block.key not in _GONE:
             stays.append(block)
@@ -63,6 +76,14 @@ def migrated(text: str, file: Path) -> str:
             out += block.lines
             continue
         body = [line for argument in stays for line in argument.lines]
+        for name, lines in nodes.items():
+            body = [
+                *_without_blank_end(body),
+                f"  {name}:\n",
+                f"    _target_: {_NODES[name][0]}\n",
+                *_without_blank_end(lines),
+                "\n",
+            ]
         if any(line.strip() and not line.strip().startswith("#") for line in body):
             out += [*method.comments, head, *body]
         else:

@@ -49,6 +49,17 @@ KEYS = {
     "method.measure_attention": "",
     "method.measure_sensitivity": "",
     "method.picture_size": "method.image_size",
+    "method.prompts": "method.dropout.prompts",
+    "method.stored_latents": "",
+    "method.stored_targets": "",
+    "method.stored_cells": "",
+    "method.draw_steps": "method.num_steps",
+    "method.prompt": "method.captions.prompt",
+    "method.temperature": "method.captions.temperature",
+    "method.group": "method.rollouts.group",
+    "method.noise": "method.rollouts.noise",
+    "method.updates_per_rollout": "method.rollouts.updates_per_rollout",
+    "method.micro_batch": "method.rollouts.micro_batch",
 }
 
 _NAMES = re.compile(r"(?<![\w.])(" + "|".join(re.escape(name) for name in sorted(NAMES, key=len, reverse=True)) + r")(?!\w)")
