@@ -19,8 +19,8 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import user_errors
-from umm_zoo.evaluate import load_run
 from umm_zoo.experiment.file import load_experiment
+from umm_zoo.training.finished_run import load_run
 
 Objects = list[Mapping[str, Any]]
 COLOURS = ("red", "green", "blue", "yellow")

@@ -33,10 +33,11 @@ from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.errors import UserError
-from umm_zoo.evaluate import load_run, validation
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
+from umm_zoo.training.finished_run import load_run
+from umm_zoo.training.validation import validate
 
 PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
 Part = ImageDecoder | LatentCodec | LibraryEncoder | LlavaBackbone | Qwen25VL
@@ -136,7 +137,7 @@ def test_scores(run: Path, experiment: dict[str, Any], part: Part, name: str, ov
     loaded = load_run(run, [*(f"data.val.{source}.shards={pattern}" for source, pattern in shards.items()), *overrides])
     stored = {f"{name}.{key}": value for key, value in part.state_dict().items()}
     loaded.checkpoint["state_dict"] = {**loaded.checkpoint["state_dict"], **stored}
-    return {"samples": samples, "metrics": named(validation(loaded))}
+    return {"samples": samples, "metrics": named(validate(loaded))}
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:

@@ -93,7 +93,7 @@ def photos(source: str, size: int, count: int) -> tuple[Tensor, list[str]]:
     Raises:
         FileNotFoundError: there is none.
     """
-    from umm_zoo.generate import load_image
+    from umm_zoo.generation.model import load_image
 
     if source.endswith(".tar"):
         from data_pipelines.shards.data import ShardData, ShardSource

@@ -1,4 +1,4 @@
-"""``python -m umm_zoo.evaluate RUN [SUITE] [key=value …]``: score a finished run, on its own validation shards or on others."""
+"""``python -m umm_zoo.evaluate RUN [SUITE] [key=value …]``: scores of a finished run, on its own validation shards or on others."""
 
 from __future__ import annotations
 
@@ -6,60 +6,26 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from umm_zoo.errors import Problem, UserError, did_you_mean, user_errors
-from umm_zoo.experiment.file import Experiment, experiment_from
+from umm_zoo.benchmarks import SUITES
+from umm_zoo.errors import UserError, did_you_mean, user_errors
+from umm_zoo.training.finished_run import load_run
 from umm_zoo.training.run_folder import circumstances, writing
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
   python -m umm_zoo.evaluate runs/llava data.val.photos.shards=/data/test  other shards
   python -m umm_zoo.evaluate runs/llava trainer.limit_val_batches=10       a part of them
-  python -m umm_zoo.evaluate runs/uae/toy/stage2 unified-bench images [encoders.yaml]   caption, redraw, compare
+  python -m umm_zoo.evaluate runs/uae/toy/stage2 unified-bench images [encoders.yaml]   caption, reconstruct, compare
 
 The method is rebuilt from the experiment inside the checkpoint; key=value changes it. Scores are printed and written to
 evaluation-<n>.json in the run folder."""
 
-#: Trainer arguments that matter to a validation; the others belong to training.
-_TRAINER_KEYS = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "limit_val_batches",
-    "inference_mode",
-    "deterministic",
-)
-
-
-@dataclass
-class FinishedRun:
-    """A run to be scored.
-
-    Args:
-        path: the run folder, or the folder of the checkpoint.
-        checkpoint: the loaded checkpoint.
-        experiment: the experiment inside it, with the overrides of the command line.
-        arguments: words after the name of the suite.
-    """
-
-    path: Path
-    checkpoint: dict[str, Any]
-    experiment: Experiment
-    arguments: list[str]
-
-
-#: Scores of a run by name.
-Suite = Callable[[FinishedRun], Mapping[str, float]]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 done, 2 a mistake."""
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(
         prog="python -m umm_zoo.evaluate",
         description="Score a finished run.",
@@ -77,23 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
-def evaluate(source: str | Path, suite: str = "validation", arguments: Sequence[str] = (), overrides: Sequence[str] = ()) -> Path:
+def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str] = (), overrides: Sequence[str] = ()) -> Path:
     """Score a run, print the table, and return the file that was written.
+
+    Args:
+        source: run folder or checkpoint.
+        suite: name in ``umm_zoo.benchmarks.SUITES``.
+        words: what the suite is told.
+        overrides: ``key=value`` over the experiment of the run.
 
     Raises:
         UserError: no such run or suite, or an override that does not fit.
     """
     if suite not in SUITES:
-        raise UserError(source, [Problem("", f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))])
+        raise UserError(source, f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))
     run = load_run(source, overrides)
-    run.arguments = list(arguments)
     began = time.monotonic()
-    scores = {name: float(value) for name, value in SUITES[suite](run).items()}
+    scores = {name: float(value) for name, value in SUITES[suite](run, words).items()}
     report = {
         "run": run.experiment.name,
         "suite": suite,
         "step": run.checkpoint["global_step"],
-        "arguments": list(arguments),
+        "arguments": list(words),
         "overrides": list(overrides),
         "seconds": round(time.monotonic() - began, 2),
         "metrics": scores,
@@ -108,94 +79,6 @@ def evaluate(source: str | Path, suite: str = "validation", arguments: Sequence[
             file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"written to {file}")
     return file
-
-
-def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
-    """Read a run's checkpoint, and its experiment with ``key=value`` overrides; everything is checked, nothing built.
-
-    Raises:
-        UserError: no checkpoint there, or an override that does not fit.
-    """
-    from umm_zoo.checkpoints.files import load_checkpoint
-    from umm_zoo.checkpoints.folder import checkpoint_path
-    from umm_zoo.experiment.check import check
-
-    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
-    try:
-        checkpoint = load_checkpoint(source)
-    except FileNotFoundError:
-        raise UserError(source, f"found no checkpoint there, expected {expected}") from None
-    except ValueError as error:
-        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
-    if "experiment" not in checkpoint:
-        raise UserError(source, f"found a checkpoint without its experiment, expected {expected}")
-    for key in (text.partition("=")[0] for text in overrides):
-        if key.split(".")[0] in ("vars", "after"):
-            raise UserError(source, f"{key}: found a key that has done its work, expected those that it was filled into")
-    experiment = experiment_from(checkpoint["experiment"], source, checkpoint.get("folders", ()), overrides)
-    check(experiment)
-    folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
-    return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment, [])
-
-
-def validation(run: FinishedRun) -> dict[str, float]:
-    """The experiment's metrics over its validation data, as in training (with averaged weights where training used them)."""
-    from lightning import Trainer, seed_everything
-    from lightning.pytorch.callbacks import Checkpoint
-
-    from umm_zoo.callbacks.metrics import MetricCallback
-    from umm_zoo.errors import MistakeError
-    from umm_zoo.experiment.build import build_arguments
-    from umm_zoo.experiment.targets import find_target
-    from umm_zoo.training.record import RunRecord
-    from umm_zoo.training.setup import build_experiment
-    from umm_zoo.training.trainer import culprit, quieten
-
-    quieten()
-    experiment = run.experiment
-    seed_everything(experiment.seed, workers=True, verbose=False)
-    built = build_experiment(experiment)
-    try:
-        built.method.load_weights(run.checkpoint["state_dict"])
-    except ValueError as error:
-        raise UserError(experiment.file, str(error).replace("after: ", "", 1)) from error
-    record = RunRecord(experiment)
-    callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
-    for callback in built.callbacks.values():
-        state = run.checkpoint.get("callbacks", {}).get(callback.state_key)
-        if state and not isinstance(callback, Checkpoint):
-            callback.load_state_dict(state)
-            callbacks.append(callback)
-    kept = {key: value for key, value in experiment.trainer.items() if key in _TRAINER_KEYS}
-    given = build_arguments(find_target("lightning.Trainer"), kept, "trainer")
-    trainer = Trainer(
-        **{"use_distributed_sampler": False, **given},
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        default_root_dir=run.path,
-    )
-    try:
-        trainer.validate(built.method, datamodule=built.data, verbose=False)
-    except (ValueError, TypeError, OSError) as error:
-        if isinstance(error, MistakeError):
-            raise UserError(experiment.file, error.line(record.keys)) from error
-        if record.began:
-            raise
-        raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
-    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-
-
-def unified_bench(run: FinishedRun) -> Mapping[str, float]:
-    """See ``umm_zoo.benchmarks.unified_bench``."""
-    from umm_zoo.benchmarks.unified_bench import unified_bench as score
-
-    return score(run)
-
-
-#: What ``evaluate RUN SUITE`` can score; a suite gets the loaded run and the words after its name.
-SUITES: dict[str, Suite] = {"validation": validation, "unified-bench": unified_bench}
 
 
 def _is_rank_zero() -> bool:

@@ -17,7 +17,7 @@ from typing import Literal
 from PIL import Image
 from torch import Tensor
 
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import IMAGE_MARKER, Turn
 from umm_zoo.callbacks.samples import to_pil
 
@@ -50,7 +50,7 @@ class LocalJudge(Judge):
         max_new_tokens: longest answer.
     """
 
-    def __init__(self, vlm: Qwen25VL, max_new_tokens: int = 512) -> None:
+    def __init__(self, vlm: VLMBackbone, max_new_tokens: int = 512) -> None:
         self.vlm, self.max_new_tokens = vlm.eval(), max_new_tokens
 
     def ask(self, image: Image.Image, question: str) -> str:

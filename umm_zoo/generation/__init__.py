@@ -1,10 +1,10 @@
-"""What a finished run can be asked to do, by name."""
+"""Commands of ``python -m umm_zoo.generate`` by name: what a finished run can be asked to do."""
 
 from umm_zoo.generation.answering import Ask, Caption
-from umm_zoo.generation.base import Verb
-from umm_zoo.generation.drawing import Compose, Edit, Reconstruct, TextToImage
+from umm_zoo.generation.base import Command
+from umm_zoo.generation.generating import Compose, Edit, Reconstruct, TextToImage
 
-VERBS: dict[str, Verb] = {
+COMMANDS: dict[str, Command] = {
     "caption": Caption(),
     "ask": Ask(),
     "reconstruct": Reconstruct(),

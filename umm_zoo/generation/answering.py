@@ -1,20 +1,24 @@
-"""Verbs that answer in words."""
+"""Commands that answer in words."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from umm_zoo.errors import Problem, UserError
-from umm_zoo.generation.base import Model, Request, Result, Verb, read_requests
+from umm_zoo.errors import UserError
+from umm_zoo.generation.base import Command
+from umm_zoo.generation.requests import Request, Result, read_requests
+
+if TYPE_CHECKING:
+    from umm_zoo.generation.model import Model
 
 
-class Ask(Verb):
+class Ask(Command):
     """Images, then a question about them."""
 
     help = "answer a question: ask [IMAGE ...] QUESTION"
-    needs = "answer"
     prints_question = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -25,29 +29,18 @@ class Ask(Verb):
     def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
         """One request."""
         if not words or Path(words[-1]).is_file():
-            raise UserError("ask", [Problem("", "no question", "ask [IMAGE ...] QUESTION, the question last and in quotes")])
+            raise UserError("ask", "no question", "ask [IMAGE ...] QUESTION, the question last and in quotes")
         return [Request([Path(word) for word in words[:-1]], words[-1])]
 
     def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
         """Answer a batch of questions."""
-        import torch
+        from umm_zoo.batch import Task
+        from umm_zoo.outputs import Answers
 
-        from umm_zoo.batch import IMAGE_MARKER, Batch, Turn
-
-        conversations, images = [], []
-        for request in requests:
-            images += [model.load_image(path) for path in request.images]
-            marked = IMAGE_MARKER in request.question
-            text = request.question if marked else f"{IMAGE_MARKER}\n" * len(request.images) + request.question
-            conversations.append([Turn(role="user", text=text)])
-        batch = Batch(
-            keys=[str(row) for row in range(len(requests))],
-            conversations=conversations,
-            images=torch.stack(images) if images else None,
-            image_counts=[len(request.images) for request in requests],
-        ).to(model.device)
-        answer: Any = getattr(model.method, self.needs)
-        answers = answer(batch, arguments.max_new_tokens, arguments.temperature)
+        if not isinstance(model.method, Answers):
+            raise model.cannot("answer", Answers)
+        batch = replace(model.batch_of(requests), tasks=[Task.QUESTION] * len(requests))
+        answers = model.method.answer(batch, arguments.max_new_tokens, arguments.temperature)
         return [Result(request, text) for request, text in zip(requests, answers, strict=True)]
 
 
@@ -65,7 +58,7 @@ class Caption(Ask):
     def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
         """One request per image."""
         if not words:
-            raise UserError("caption", [Problem("", "no image", "caption IMAGE ...")])
+            raise UserError("caption", "no image", "caption IMAGE ...")
         return [Request([Path(word)], arguments.prompt) for word in words]
 
     def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:

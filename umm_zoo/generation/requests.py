@@ -1,0 +1,75 @@
+"""Requests to a finished run and their results. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umm_zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class Request:
+    """What is asked, about which images."""
+
+    images: list[Path]
+    question: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The images and the question, for messages."""
+        return " ".join([*map(str, self.images), *([f"'{self.question}'"] if self.question else [])])
+
+
+@dataclass
+class Result:
+    """What came of it: a text, or images by name."""
+
+    request: Request
+    answer: str | None = None
+    images: dict[str, Image.Image] = field(default_factory=dict)
+
+
+def read_requests(file: Path, question: str | None = None) -> list[Request]:
+    """Requests from a JSONL file.
+
+    Args:
+        file: one request per line.
+        question: of the lines that have none; every line must then have an image. None where a question is needed.
+
+    Raises:
+        UserError: no such file, or a line is not a request.
+    """
+    requests = []
+    for number, line in enumerate(read_lines(file, "a JSONL file"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            images = row.get("images", [])
+            asked = row["question"] if question is None else row.get("question", question)
+            if not isinstance(asked, str) or not isinstance(images, list) or not (images or question is None):
+                raise TypeError
+            requests.append(Request([file.parent / image for image in images], asked))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            expected = '{"images": ["one.png", ...]' + (', "question": "..."}' if question is None else "}")
+            raise UserError(f"{file}: line {number}", f"'{line[:60]}'", expected) from None
+    return requests
+
+
+def read_lines(file: Path, expected: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        UserError: no such file.
+    """
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(file, f"no readable file ({error.strerror})", expected) from error

@@ -1,0 +1,70 @@
+"""A finished run as commands read it: its checkpoint and the experiment inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from umm_zoo.errors import UserError, locating
+from umm_zoo.experiment.file import Experiment, experiment_from
+
+if TYPE_CHECKING:
+    from umm_zoo.method import Method
+
+
+@dataclass
+class FinishedRun:
+    """A finished run.
+
+    Args:
+        path: the run folder, or the folder of the checkpoint.
+        checkpoint: the loaded checkpoint.
+        experiment: the experiment inside it, with the overrides of the command line.
+    """
+
+    path: Path
+    checkpoint: dict[str, Any]
+    experiment: Experiment
+
+    def load_method(self) -> Method:
+        """Its method with its weights, in evaluation mode; nothing else of the experiment is built.
+
+        Raises:
+            UserError: a constructor refused its arguments, or the weights do not fit.
+        """
+        from umm_zoo.experiment.build import build
+
+        with locating(self.path):
+            method: Method = build(self.experiment.method, "method")
+            method.load_weights(self.checkpoint["state_dict"])
+        return method.eval()
+
+
+def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
+    """Read a run's checkpoint, and its experiment with ``key=value`` overrides; everything is checked, nothing built.
+
+    Raises:
+        UserError: no checkpoint there, or an override that does not fit.
+    """
+    from umm_zoo.checkpoints.files import load_checkpoint
+    from umm_zoo.checkpoints.folder import checkpoint_path
+    from umm_zoo.experiment.check import check
+
+    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
+    try:
+        checkpoint = load_checkpoint(source)
+    except FileNotFoundError:
+        raise UserError(source, "no checkpoint there", expected) from None
+    except ValueError as error:
+        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
+    if "experiment" not in checkpoint:
+        raise UserError(source, "a checkpoint without its experiment", expected)
+    for key in (text.partition("=")[0] for text in overrides):
+        if key.split(".")[0] in ("vars", "after"):
+            raise UserError(f"{source}: {key}", "a key that has done its work", "those that it was filled into")
+    experiment = experiment_from(checkpoint["experiment"], source, checkpoint.get("folders", ()), overrides)
+    check(experiment)
+    folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
+    return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment)

@@ -1,0 +1,79 @@
+"""Scores of a finished run on the validation data of its experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+
+from umm_zoo.callbacks import MetricCallback, Validation
+from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.experiment.build import build_arguments
+from umm_zoo.experiment.targets import find_target
+from umm_zoo.training.finished_run import FinishedRun
+from umm_zoo.training.record import RunRecord
+from umm_zoo.training.setup import build_experiment
+from umm_zoo.training.trainer import culprit, quieten
+
+#: Trainer arguments that matter to a validation; the others belong to training.
+TRAINER_KEYS = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "limit_val_batches",
+    "inference_mode",
+    "deterministic",
+)
+
+
+def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
+    """The experiment's metrics over its validation data, as in training (with averaged weights where training used them).
+
+    Args:
+        run: the run.
+        words: behind the name of the suite; there are none.
+
+    Raises:
+        UserError: words, weights that do not fit, or what is wrong with experiment and data.
+    """
+    experiment = run.experiment
+    if words:
+        raise UserError(run.path, f"'{words[0]}' behind the suite", "validation, without any words")
+    quieten()
+    seed_everything(experiment.seed, workers=True, verbose=False)
+    built = build_experiment(experiment)
+    with locating(experiment.file):
+        built.method.load_weights(run.checkpoint["state_dict"])
+    record = RunRecord(experiment)
+    callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
+    for callback in built.callbacks.values():
+        state = run.checkpoint.get("callbacks", {}).get(callback.state_key)
+        if state and not isinstance(callback, Checkpoint):
+            callback.load_state_dict(state)
+            callbacks.append(callback)
+        elif isinstance(callback, Validation):
+            callbacks.append(callback)
+    kept = {key: value for key, value in experiment.trainer.items() if key in TRAINER_KEYS}
+    given = build_arguments(find_target("lightning.Trainer"), kept, "trainer")
+    trainer = Trainer(
+        **{"use_distributed_sampler": False, **given},
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )
+    try:
+        trainer.validate(built.method, datamodule=built.data, verbose=False)
+    except UserError as error:
+        error.locate(experiment.file, keys=record.keys)
+        raise
+    except REFUSALS as error:
+        if record.began:
+            raise
+        raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
+    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
