@@ -3,11 +3,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from finished_runs import write_run
 from PIL import Image
 
 from umm_zoo import generate
-from umm_zoo.experiment.build import build
+from umm_zoo.generation.model import load_image
 
 METHOD = {
     "_target_": "umm_zoo.methods.llava.LLaVA",
@@ -33,22 +33,12 @@ METHOD = {
             },
         },
     },
-    "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3},
-    "trained": ["vision_tower", "projector", "language_model"],
 }
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    method = build(METHOD)
-    data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8}
-    experiment = {"name": "toy", "seed": 0, "method": METHOD, "data": data, "trainer": {"max_steps": 1}}
-    (folder / "checkpoints").mkdir()
-    state = {"state_dict": method.state_dict(), "experiment": experiment, "global_step": 1}
-    torch.save(state, folder / "checkpoints" / "last.ckpt")
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"), METHOD)
 
 
 @pytest.fixture
@@ -99,11 +89,15 @@ def test_captions_of_a_file_need_no_question(run, images, tmp_path, capsys):
         (["caption"], "no image"),
         (["ask", "--batch", "nowhere.jsonl"], "nowhere.jsonl"),
         (["ask", "<image> What?"], "1 <image> markers"),
-        (["ask", "What?", "--batch-size", "0"], "--batch-size: found 0, expected positive"),
+        (["ask", "What?", "--batch-size", "0"], "--batch-size: found 0, expected a positive"),
         (["ask", "What?", "--device", "abacus"], "--device: found 'abacus' ("),
+        (
+            ["text-to-image", "A star."],
+            "found a LLaVA, which cannot generate images, expected a method that can (umm_zoo.outputs.Draws)",
+        ),
     ],
 )
-def test_mistakes_are_one_line(run, capsys, words, said):
+def test_user_errors_are_one_line(run, capsys, words, said):
     assert generate.main([str(run), *words]) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and error.startswith("error: ") and "\n" not in error
@@ -124,9 +118,9 @@ def test_images_are_squared_as_in_training(tmp_path):
     image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
     image.putpixel((0, 0), (255, 0, 0, 255))
     image.save(tmp_path / "clear.png")
-    loaded = generate.load_image(tmp_path / "clear.png", None)
+    loaded = load_image(tmp_path / "clear.png", None)
     assert loaded.shape == (3, 4, 6) and loaded[:, 0, 0].tolist() == [1, -1, -1] and loaded[:, 1:].eq(1).all()
-    assert generate.load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
+    assert load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
 
 
 def test_help_needs_no_torch():

@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from finished_runs import write_run
 from PIL import Image
 from torch import Tensor, nn
 
 from umm_zoo.evaluate import main as evaluate
-from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory
+from umm_zoo.outputs import Outputs
 
 
 class Painter(Method):
-    """Says which of two colours an image has, and draws it; its one weight is the brightness."""
+    """Says which of two colours an image has, and paints it; its one weight is the brightness."""
 
-    def __init__(self, optimizer: OptimizerFactory) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(1, 1)
-        self.train_only(["layer"], optimizer, None)
+        nn.init.constant_(self.layer.weight, 0.5)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"layer": self.layer}
@@ -33,20 +33,16 @@ class Painter(Method):
     def training_losses(self, batch: Any) -> dict[str, Tensor]:
         return {"loss": self.layer.weight.sum()}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        return {}
+    def validation_step(self, batch: Any, batch_idx: int) -> Outputs:
+        return Outputs()
 
-    def redraw(self, images: Tensor, seeds: list[int]) -> tuple[list[str], Tensor]:
+    def reconstruct_from_captions(self, images: Tensor, seeds: list[int]) -> tuple[list[str], Tensor]:
         assert seeds == [42] * len(images)
         red = images[:, 0].mean(dim=(1, 2)) > 0
-        drawn = torch.zeros_like(images)
-        drawn[:, 0] = self.layer.weight.item() * red[:, None, None]
-        drawn[:, 1] = self.layer.weight.item() * ~red[:, None, None]
-        return ["red" if found else "other" for found in red], drawn
-
-
-def place() -> str:
-    return f"{Path(__file__).stem}.Painter"
+        painted = torch.zeros_like(images)
+        painted[:, 0] = self.layer.weight.item() * red[:, None, None]
+        painted[:, 1] = self.layer.weight.item() * ~red[:, None, None]
+        return ["red" if found else "other" for found in red], painted
 
 
 @pytest.fixture
@@ -54,18 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     sys.modules.setdefault(Path(__file__).stem, sys.modules[__name__])
-    tree = {
-        "name": "painter",
-        "method": {"_target_": place(), "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.1}},
-        "data": {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8},
-        "trainer": {"max_steps": 1},
-    }
-    (tmp_path / "painter.yaml").write_text(yaml.safe_dump(tree))
-    experiment = load_experiment("painter.yaml")
-    folder = tmp_path / "runs" / "painter" / "checkpoints"
-    folder.mkdir(parents=True)
-    state = {"layer.weight": torch.full((1, 1), 0.5), "layer.bias": torch.zeros(1)}
-    torch.save({"state_dict": state, "experiment": experiment.resolved(), "global_step": 7}, folder / "last.ckpt")
+    write_run(tmp_path / "runs" / "painter", {"_target_": f"{Path(__file__).stem}.Painter"})
     images = tmp_path / "images"
     images.mkdir()
     for name, colour in (("one", (255, 0, 0)), ("two", (0, 255, 0))):
@@ -86,8 +71,8 @@ def test_scores_captions_and_images_are_kept(run: Path, capsys: pytest.CaptureFi
     rows = [json.loads(line) for line in (run / "unified-bench-1" / "captions.jsonl").read_text().splitlines()]
     assert [(row["image"], row["caption"]) for row in rows] == [("one.png", "red"), ("two.png", "other")]
     assert scores["a"] == pytest.approx(50 * (rows[0]["a"] + rows[1]["a"]), abs=1e-2)
-    drawn = Image.open(run / "unified-bench-1" / "one.png")
-    assert drawn.getpixel((0, 0)) == (191, 128, 128)  # the stored weight of a half
+    painted = Image.open(run / "unified-bench-1" / "one.png")
+    assert painted.getpixel((0, 0)) == (191, 128, 128)  # the stored weight of a half
     assert (run / "unified-bench-1" / "grid.png").is_file()
     assert evaluate([str(run), "unified-bench", "images", "encoders.yaml"]) == 0
     assert (run / "unified-bench-2").is_dir()

@@ -169,6 +169,7 @@ method:
         up_block_types: [UpDecoderBlock2D]}
   head: {_target_: umm_zoo.blocks.denoisers.DenoiserHead, condition_dim: 24, grid: 3, channels: 8, width: 32}
   objective: {_target_: umm_zoo.objectives.gaussian.GaussianNoisePrediction}
+training:
   optimizer: {_target_: umm_zoo.training.optimization.AdamW, lr: 1.0e-3}
   trained: [projector, language_model, head]
 data: {_target_: data_pipelines.shards.data.ShardData, image_size: 12}

@@ -1,0 +1,35 @@
+"""Run folders as a training leaves them, without the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.file import use_folders
+
+
+def write_run(folder: Path, method: dict[str, Any], image_size: int = 8, folders: tuple[str, ...] = ()) -> Path:
+    """The run folder of a method as it is built from seed 0.
+
+    Args:
+        folder: is made.
+        method: the method's node.
+        image_size: edge of the images in the run's data.
+        folders: where the classes of the node are found, beside those that are installed.
+    """
+    use_folders(folders)
+    torch.manual_seed(0)
+    experiment = {
+        "name": "toy",
+        "method": method,
+        "training": {"trained": [], "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3}},
+        "data": {"_target_": "data_pipelines.shards.data.ShardData", "image_size": image_size},
+        "trainer": {"max_steps": 1},
+    }
+    state = {"state_dict": build(method).state_dict(), "experiment": experiment, "folders": list(folders), "global_step": 1}
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(state, folder / "checkpoints" / "last.ckpt")
+    return folder
