@@ -11,7 +11,9 @@ from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import use_folders
 
 
-def write_run(folder: Path, method: dict[str, Any], image_size: int = 8, folders: tuple[str, ...] = ()) -> Path:
+def write_run(
+    folder: Path, method: dict[str, Any], image_size: int = 8, folders: tuple[str, ...] = (), **more: dict[str, Any]
+) -> Path:
     """The run folder of a method as it is built from seed 0.
 
     Args:
@@ -19,6 +21,7 @@ def write_run(folder: Path, method: dict[str, Any], image_size: int = 8, folders
         method: the method's node.
         image_size: edge of the images in the run's data.
         folders: where the classes of the node are found, beside those that are installed.
+        more: maps of the experiment.
     """
     use_folders(folders)
     torch.manual_seed(0)
@@ -27,7 +30,8 @@ def write_run(folder: Path, method: dict[str, Any], image_size: int = 8, folders
         "method": method,
         "training": {"trained": [], "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3}},
         "data": {"_target_": "data_pipelines.shards.data.ShardData", "image_size": image_size},
-        "trainer": {"max_steps": 1},
+        "trainer": {"max_steps": 1, "accelerator": "cpu"},
+        **more,
     }
     state = {"state_dict": build(method).state_dict(), "experiment": experiment, "folders": list(folders), "global_step": 1}
     (folder / "checkpoints").mkdir(parents=True)

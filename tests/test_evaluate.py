@@ -1,0 +1,58 @@
+"""``evaluate``: which of an experiment's callbacks take part in a validation, and which words are refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from finished_runs import write_run
+from torch import Tensor, nn
+
+from umm_zoo.batch import Batch
+from umm_zoo.evaluate import main
+from umm_zoo.method import Method
+from umm_zoo.outputs import Outputs
+
+
+class Size(Method):
+    """Says what a validation is wanted for."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": torch.zeros(())}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        wanted = self.wanted
+        return Outputs(
+            {"longest": torch.tensor(float(wanted.max_new_tokens)), "made": torch.tensor(wanted.generates(batch_idx)).float()}
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    sys.modules.setdefault(Path(__file__).stem, sys.modules[__name__])
+    return write_run(
+        tmp_path / "run",
+        {"_target_": f"{Path(__file__).stem}.Size"},
+        data={"_target_": "toy_parts.ToyData", "size": 8},  # four batches of two
+        metrics={"m": {"_target_": "umm_zoo.metrics.means.Means", "names": ["longest", "made"]}},
+        callbacks={"validation": {"_target_": "umm_zoo.callbacks.Validation", "max_new_tokens": 7, "num_generated_batches": 3}},
+    )
+
+
+def test_a_validation_is_of_the_size_that_the_experiment_says(run: Path) -> None:
+    assert main([str(run)]) == 0
+    assert main([str(run), "callbacks.validation.max_new_tokens=5", "trainer.limit_val_batches=2"]) == 0
+    first, second = (json.loads((run / f"evaluation-{number}.json").read_text())["metrics"] for number in (1, 2))
+    assert first == {"val/m/longest": 7.0, "val/m/made": 0.75}
+    assert second == {"val/m/longest": 5.0, "val/m/made": 1.0}
+
+
+def test_words_behind_a_validation_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "validation", "images"]) == 2
+    assert "found 'images' behind the suite" in capsys.readouterr().err
