@@ -10,6 +10,8 @@ from values_over_ranks import values_by_rank, values_of
 from umm_zoo.batch import Batch
 from umm_zoo.metrics import PSNR, AnswerAccuracy, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
 
+pytestmark = pytest.mark.processes
+
 #: Rows of each rank: uneven, and a kind that only one of them sees; the last case leaves a rank without rows.
 SPLITS = {"uneven": [range(0, 4), range(4, 19)], "one rank without rows": [range(19), range(0)]}
 NUM_ROWS, NUM_FEATURES = 19, 5
