@@ -1,13 +1,17 @@
-"""Tiers of the tests, and the marks that hold them."""
+"""Tiers of the tests, the marks that hold them, and what is set before torch is imported."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
+
+# the tests share the cores: threads of torch that wait for each other would cost a hundred times the work
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
