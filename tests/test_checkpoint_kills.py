@@ -16,6 +16,8 @@ from nursery import Nursery
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import CheckpointFolder, damage
 
+pytestmark = pytest.mark.processes
+
 SAVING = "callbacks.checkpoint={_target_: umm_zoo.checkpoints.callback.LastCheckpoint, every_n_train_steps: 3}"
 AVERAGED = "callbacks.ema={_target_: umm_zoo.training.ema.EMA, decay: 0.9}"
 

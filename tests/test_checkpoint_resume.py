@@ -21,6 +21,8 @@ from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import CheckpointFolder, damage
 from umm_zoo.method import Method
 
+pytestmark = pytest.mark.processes
+
 SHARDED = "trainer.strategy={_target_: umm_zoo.training.sharding.FullyShardedStrategy}"
 AVERAGED = "callbacks.ema={_target_: umm_zoo.training.ema.EMA, decay: 0.9}"
 

@@ -262,6 +262,7 @@ def test_circle_of_stages(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
+@pytest.mark.processes
 def test_command_exits_with_2_and_no_traceback(folder: Path) -> None:
     tree = toy_parts.toy_experiment()
     tree["metod"] = tree.pop("method")

@@ -65,7 +65,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error") or "ckpt" in line or "File" in line]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.processes)])
 @pytest.mark.parametrize(
     ("action", "found"),
     [
@@ -169,6 +169,7 @@ class OwnData(LightningDataModule):
         return DataLoader(OwnRows(), batch_size=1, collate_fn=collate, num_workers=1)
 
 
+@pytest.mark.processes
 def test_a_mistake_in_a_users_own_worker_loses_torchs_wrapping(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     toy_parts.write_yaml(Path("own.yaml"), toy_parts.toy_experiment() | {"data": {"_target_": "test_fit_mistakes.OwnData"}})
     assert main(["own.yaml", "trainer.max_steps=20"]) == 2

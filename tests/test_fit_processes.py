@@ -17,6 +17,8 @@ import yaml
 
 from umm_zoo.checkpoints.files import load_checkpoint
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -13,6 +13,8 @@ import pytest
 from data_pipelines.shards.writing import write_shards
 from umm_zoo.shapes import World, make_sample
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[1]
 
 

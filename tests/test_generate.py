@@ -123,6 +123,7 @@ def test_images_are_squared_as_in_training(tmp_path):
     assert load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
 
 
+@pytest.mark.processes
 def test_help_needs_no_torch():
     code = """
 import sys

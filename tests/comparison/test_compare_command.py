@@ -211,6 +211,7 @@ def test_a_failure_is_named_and_what_stands_on_it_is_not_run(
     assert [row["choice"] for row in rows] == ["good"]
 
 
+@pytest.mark.processes
 def test_sigterm_lets_the_running_process_save_and_starts_no_other(folder: Path) -> None:
     toy = toy_parts.toy_experiment()
     toy["trainer"]["max_steps"] = 10**7  # never comes to its end by itself
@@ -235,6 +236,7 @@ def test_plan_runs_nothing(folder: Path, pretended: list[str], capsys: pytest.Ca
     assert pretended == [] and not (folder / "runs").exists() and not (folder / "results").exists()
 
 
+@pytest.mark.processes
 def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real process, stopped by a mistake before it trains: ``beside`` is found, its class is not."""
     (folder / "beside.py").write_text("from torch import nn\n\nclass Body(nn.Identity):\n    pass\n")

@@ -110,7 +110,7 @@ class Ranges(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.processes)])
 def test_shards_on_a_web_server_give_the_same_batches_by_range_reads(tmp_path, workers):
     pytest.importorskip("fsspec")
     pytest.importorskip("aiohttp")

@@ -8,6 +8,8 @@ from test_shards import write_world
 
 from data_pipelines.shards.data import ShardData, ShardSource
 
+pytestmark = pytest.mark.processes
+
 
 def first_batches(folder, workers: int, count: int, pause: float):
     data = ShardData({"a": ShardSource(f"{folder}/*.tar")}, image_size=8, batch_size=3, num_workers=workers)

@@ -142,6 +142,7 @@ def test_the_article_follows_the_sound():
     assert [with_article(noun).split()[0] for noun in nouns] == ["an", "a", "a", "an", "an", "a", "an"]
 
 
+@pytest.mark.processes
 def test_the_command_runs(tmp_path):
     photos(tmp_path / "in", {"cat": 2, "dog": 2})
     command = [

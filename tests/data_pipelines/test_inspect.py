@@ -42,6 +42,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_the_index_command_repairs_a_stale_index_and_names_what_it_cannot(tmp_path):
     write_tar(tmp_path / "a.tar", {"k": sample(1)})
     (tmp_path / "a.tar.index.json").write_text("{}")

@@ -72,7 +72,7 @@ def test_too_many_bad_samples_stop_the_run_with_their_list(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
 def test_a_micro_batch_without_one_good_sample_repeats_another_and_says_so(tmp_path, workers):
     write_tar(tmp_path / "w/a.tar", {"bad": BAD["empty"][0], "good": sample(7)})
     model = fit(data_of(tmp_path / "w", batch_size=1, num_workers=workers, window=0), tmp_path / "run", 4)
@@ -88,6 +88,7 @@ def test_nothing_but_bad_samples_stop_the_run(tmp_path):
         fit(data_of(tmp_path / "w", batch_size=1, window=0), tmp_path / "run", 4)
 
 
+@pytest.mark.processes
 def test_the_ledger_of_a_resumed_run_is_that_of_a_straight_one(tmp_path):
     world = damaged(tmp_path / "world")
     fit(data_of(world), tmp_path / "straight", 9)

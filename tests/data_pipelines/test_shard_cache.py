@@ -66,7 +66,7 @@ def test_a_bucket_gives_the_batches_of_the_folder(tmp_path, remote):
     assert 0 < read < sum(path.stat().st_size for path in world.glob("*.tar")) * 2  # ranges, not shards
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
 def test_the_second_epoch_reads_nothing_from_afar(tmp_path, remote, workers):
     bucket, world = remote
     data = remote_data(tmp_path, cache=str(tmp_path / "cache"), cache_gb=1e-3, num_workers=workers)
@@ -117,6 +117,7 @@ def _reads(folder: str, bound: float, address: str, seed: int, out) -> None:
     out.put((most, right))
 
 
+@pytest.mark.processes
 def test_several_processes_share_a_small_cache(tmp_path):
     world = write_world(tmp_path / "w", [5, 5, 5, 5])
     size = os.path.getsize(world / "part-000.tar")

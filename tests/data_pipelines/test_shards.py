@@ -107,6 +107,7 @@ def test_every_sample_comes_once_per_epoch_although_batches_cross_its_border(wor
     assert len(set(keys[:25])) == 25 and set(keys[:25]) == set(keys[25:]) and keys[:25] != keys[25:]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (2, 1), (0, 2), (0, 4), (1, 2)])
 def test_five_steps_and_five_more_are_ten_straight(world, tmp_path, workers, accumulate):
     straight = fit(data_of(world), tmp_path / "straight", 10)

@@ -36,6 +36,7 @@ def world(tmp_path_factory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"), [5, 9, 1, 7, 3])
 
 
+@pytest.mark.processes
 def test_two_ranks_then_one_then_two_see_what_one_sees_straight(world, tmp_path):
     straight, [validated] = run(world, tmp_path / "straight", 9, devices=1)
     first, parts = run(world, tmp_path / "a", 3, devices=2, accumulate=2, workers=1)

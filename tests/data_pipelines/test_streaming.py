@@ -54,7 +54,7 @@ def test_progress_counts_only_shards_that_were_delivered_whole(world):
         assert set(keys(shipments)) | set(rest) == whole  # nothing is left out; some may come again
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
 def test_training_streams_says_so_once_and_resumes_approximately(world, tmp_path, workers, caplog, monkeypatch):
     monkeypatch.setattr(streaming, "_noted", False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -13,6 +14,8 @@ from torch.testing import assert_close
 from tests.methods.test_ross import VARIANTS, batch, build
 from umm_zoo.batch import Batch
 from umm_zoo.methods.ross import ROSS
+
+pytestmark = pytest.mark.processes
 
 
 class Loss(torch.nn.Module):

@@ -19,6 +19,8 @@ from umm_zoo.metrics import (
 )
 from umm_zoo.outputs import Outputs, QueryAttention
 
+pytestmark = pytest.mark.processes
+
 #: Rows of each rank: uneven, and a kind that only one of them sees; the last case leaves a rank without rows.
 SPLITS = {"uneven": [range(0, 4), range(4, 19)], "one rank without rows": [range(19), range(0)]}
 NUM_ROWS, NUM_FEATURES = 19, 5

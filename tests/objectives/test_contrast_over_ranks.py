@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching
+
+pytestmark = pytest.mark.processes
 
 
 def negatives_of_rank(rank: int, file: str, out: str) -> None:

@@ -22,6 +22,8 @@ from umm_zoo.metrics import (
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample, render
 
+pytestmark = pytest.mark.processes
+
 WORLD = World()
 #: The kinds of rows come one after the other, so that ranks see different ones; the last case leaves a rank without rows.
 TASKS = ["edits"] * 7 + ["geneval"] * 6 + ["text_to_image"] * 4

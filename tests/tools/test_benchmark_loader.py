@@ -48,6 +48,7 @@ def spin(count, seconds):
     return count
 
 
+@pytest.mark.processes
 def test_the_processor_time_of_workers_is_told_from_that_of_the_main_process():
     def stream():
         with multiprocessing.get_context("fork").Pool(1) as pool:

@@ -1,0 +1,40 @@
+"""Tiers of the tests, the marks that hold them, and what is set before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pytest
+
+# the tests share the cores: threads of torch that wait for each other would cost a hundred times the work
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless ``-m`` names them, so that ``-m "not processes"`` is a quick tier by itself."""
+    if "long" not in str(config.getoption("-m")):
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("processes"):
+        return
+    popen = subprocess.Popen.__init__
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        pytest.fail("this test starts a process: it lacks the mark 'processes'")
+
+    def other_programs(self: Any, command: Any, *arguments: Any, **options: Any) -> None:
+        if command[0] == sys.executable:
+            refuse()
+        popen(self, command, *arguments, **options)  # git and bash take milliseconds
+
+    monkeypatch.setattr(BaseProcess, "start", refuse)
+    monkeypatch.setattr(subprocess.Popen, "__init__", other_programs)
