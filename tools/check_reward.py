@@ -93,14 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from umm_zoo.training.setup import build_data
 
         run = load_run(arguments.run)
-        method = build(run.experiment.method, "method")
-        method.load_weights(run.checkpoint["state_dict"])
+        method = run.load_method()
         reward = build(load_experiment(arguments.experiment).method["reward"], "method.reward")
         data: Any = build_data(run.experiment)
         data.val_batch_size = arguments.scenes
         data.setup("validate")
         batch = next(islice(data.val_dataloader(), 1))
-        found = drops(method.eval(), reward, batch, arguments.seeds)
+        found = drops(method, reward, batch, arguments.seeds)
         noise = found["noise"][0]
         for name, (value, count) in found.items():
             verdict = "" if name == "noise" else "  seen" if value > noise else "  NOT seen above the noise"

@@ -179,7 +179,9 @@ trainer: {max_steps: 1}
 
 def test_imported_checkpoint_is_a_run(tmp_path):
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
-    own = build(load_experiment(tmp_path / "tiny.yaml", []).method)
+    experiment = load_experiment(tmp_path / "tiny.yaml", [])
+    own = build(experiment.method)
+    own.train_only(experiment.training["trained"])
     state = denoiser() | projector()
     for name, tensor in own.vlm.language_model.state_dict().items():
         state[name] = torch.randn_like(tensor)
