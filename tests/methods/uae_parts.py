@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.sd3 import StableDiffusion3
 from umm_zoo.batch import Batch
 from umm_zoo.blocks.connectors import MLPConnector
+from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
+from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.decoder_grpo import UnderstandingForGeneration
 from umm_zoo.methods.uae.pretraining import UAE
 from umm_zoo.methods.uae.renderers import CaptionRenderer
+from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.grpo import GRPO
 from umm_zoo.objectives.solvers import Euler
 from umm_zoo.rewards import Reward
-from umm_zoo.training.optimization import AdamW
 
 VLM = {
     "tie_word_embeddings": True,
@@ -114,37 +117,34 @@ def batch(count: int = 2, caption: str = "top left: a small red circle") -> Batc
     return Batch([f"row{i}" for i in range(count)], rows, images(count), [1] * count)  # type: ignore[arg-type]
 
 
-def first_stage(**arguments: Any) -> UAE:
-    settings: dict[str, Any] = {"trained": ["connector", "decoder"], "prompt": PROMPT, "max_new_tokens": 5, **arguments}
-    return UAE(vlm(), settings.pop("renderer", None) or renderer(), AdamW(1e-3), **settings)
+def stage(kind: type[UAEBase], trained: list[str], arguments: dict[str, Any]) -> Any:
+    """A stage that trains some parts, with the renderer from above unless another is given."""
+    own = arguments.pop("renderer", None) or renderer()
+    method = kind(vlm=vlm(), renderer=own, **{"captions": CaptionSampling(PROMPT, max_new_tokens=5), **arguments})
+    method.train_only(trained)
+    return method
 
 
-def second_stage(**arguments: Any) -> GenerationForUnderstanding:
+def first_stage(trained: Sequence[str] = ("connector", "decoder"), **arguments: Any) -> UAE:
+    return stage(UAE, list(trained), arguments)
+
+
+def second_stage(trained: Sequence[str] = ("adapter",), **arguments: Any) -> GenerationForUnderstanding:
     settings: dict[str, Any] = {
-        "trained": ["adapter"],
         "adapter": LoRA(rank=2, alpha=4.0),
         "objective": GRPO(kl_weight=0.0),
         "reward": Redness(),
-        "prompt": PROMPT,
-        "max_new_tokens": 5,
-        "group": 3,
-        **arguments,
+        "rollouts": Rollouts(group=3),
     }
-    own = settings.pop("renderer", None) or renderer()
-    return GenerationForUnderstanding(vlm(), own, settings.pop("reward"), settings.pop("objective"), AdamW(1e-2), **settings)
+    return stage(GenerationForUnderstanding, list(trained), {**settings, **arguments})
 
 
-def third_stage(**arguments: Any) -> UnderstandingForGeneration:
+def third_stage(trained: Sequence[str] = ("decoder_adapter",), **arguments: Any) -> UnderstandingForGeneration:
     settings: dict[str, Any] = {
-        "trained": ["decoder_adapter"],
         "decoder_adapter": LoRA(rank=2, alpha=4.0, targets=["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]),
         "objective": FlowGRPO(num_steps=3, clip=1e-2),
         "reward": Redness(),
-        "prompt": PROMPT,
-        "max_new_tokens": 5,
-        "group": 4,
+        "rollouts": Rollouts(group=4),
         "guidance": 2.0,
-        **arguments,
     }
-    own = settings.pop("renderer", None) or renderer()
-    return UnderstandingForGeneration(vlm(), own, settings.pop("reward"), settings.pop("objective"), AdamW(1e-2), **settings)
+    return stage(UnderstandingForGeneration, list(trained), {**settings, **arguments})

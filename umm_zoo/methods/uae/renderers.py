@@ -1,128 +1,45 @@
-"""From a caption to an image: how a caption is read, and what draws it."""
+"""Renderers: from captions to images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.base import IGNORE
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
-from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid, Tokens, Turn
+from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, request_batch
 from umm_zoo.blocks.connectors import Connector
-from umm_zoo.methods.bridge import Bridge, drawing_batch
+from umm_zoo.methods.bridge import Bridge
+from umm_zoo.methods.uae.readers import CaptionReader, TextOnlyReader
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch, guide
+from umm_zoo.outputs import Sampling
 
-#: What UAE's release draws away from.
+#: What UAE's release guides away from.
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
 
 
-class CaptionReader(ABC):
-    """Which states of the language model stand for a caption. They carry no gradient: a decoder trains the model by reward only."""
-
-    with_adapter: ClassVar[bool] = True  #: whether the policy's adapter takes part, or the model reads as it was before
-
-    @abstractmethod
-    def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
-        """The states ``[R, N, D]`` with their mask.
-
-        Args:
-            vlm: the language model, in evaluation mode.
-            captions: R texts.
-            images: what they describe, ``[R, 3, H, W]``; None where there is none, as for a negative prompt.
-        """
-
-    def __call__(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None, adapter: LoRA | None = None) -> Tokens:
-        """``states`` without gradient, with or without the policy's adapter."""
-        off = adapter.disabled() if adapter is not None and not self.with_adapter else nullcontext()
-        with torch.no_grad(), evaluation_mode(vlm), off:
-            return self.states(vlm, captions, images)
-
-
-class TextOnlyReader(CaptionReader):
-    """The caption alone, re-read as a turn of its own role: the pure auto-encoder, in which text is all that passes.
-
-    As in the released demo: the role is the literal ``generate``, the template's system turn stands before it and the opening of an
-    answer behind, and the whole sequence of last-layer states counts, template tokens included.
-
-    Args:
-        role: of the turn.
-    """
-
-    def __init__(self, role: str = "generate") -> None:
-        self.role = role
-
-    def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
-        """See ``CaptionReader``; the images are not looked at."""
-        conversations = [[_turn(self.role, caption)] for caption in captions]
-        inputs = vlm.embed(conversations, None, [0] * len(captions), for_generation=True)
-        return Tokens(vlm(inputs).hidden, inputs.attention_mask)
-
-
-class BaseTextReader(TextOnlyReader):
-    """As ``TextOnlyReader``, but by the model without the policy's adapter, so that training changes nothing but the text.
-
-    In the paper the same weights write and read, and the condition drifts while the policy learns. Here what a reward gains can
-    only have come through the words.
-    """
-
-    with_adapter = False
-
-
-class AnswerStatesReader(CaptionReader):
-    """The states at the caption's own tokens while the image is looked at, as UAE's released cold start does.
-
-    They have attended to the image, so more than text passes: what the decoder draws is no proof of what the caption says. Texts
-    without an image are read as answers to the prompt alone.
-
-    Args:
-        prompt: what is asked before the caption.
-    """
-
-    def __init__(self, prompt: str = "Describe the image.") -> None:
-        self.prompt = prompt
-
-    def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
-        """See ``CaptionReader``."""
-        marker = f"{IMAGE_MARKER}\n" if images is not None else ""
-        conversations: list[Conversation] = [
-            [_turn("user", self.prompt, marker), _turn("assistant", caption)] for caption in captions
-        ]
-        inputs = vlm.embed(conversations, images, [0 if images is None else 1] * len(captions))
-        hidden, wanted = vlm(inputs).hidden, inputs.labels != IGNORE  # [R, L, D], [R, L]
-        order = torch.argsort(~wanted, dim=1, stable=True)[:, : int(wanted.sum(dim=1).max())]  # answer tokens first, in their order
-        return Tokens(torch.take_along_dim(hidden, order[..., None], dim=1), torch.take_along_dim(wanted, order, dim=1))
-
-
-def _turn(role: str, text: str, marker: str = "") -> Turn:
-    return {"role": role, "text": marker + text.replace(IMAGE_MARKER, "")}  # type: ignore[typeddict-item]
-
-
 class Renderer(nn.Module, ABC):
-    """Draws captions. An image depends on its caption and its seed alone, not on what else is drawn at the same time."""
+    """Generates images from captions. An image depends on its caption and its seed alone, not on what else is made with it."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """Named parts, as a method wants them."""
 
     @abstractmethod
-    def draw(
+    def generate(
         self,
         vlm: Qwen25VL,
         captions: Sequence[str],
         seeds: Sequence[int],
         images: Tensor | None = None,
         adapter: LoRA | None = None,
-        num_steps: int | None = None,
+        sampling: Sampling | None = None,
     ) -> Tensor:
         """Images ``[R, 3, H, W]`` in [-1, 1], no gradient.
 
@@ -132,15 +49,19 @@ class Renderer(nn.Module, ABC):
             seeds: of the initial noise; captions of one seed start from the same noise.
             images: what the captions describe, for readers that look.
             adapter: of the policy.
-            num_steps: of sampling; None is the renderer's own.
+            sampling: where it is not the renderer's own.
         """
+
+    @abstractmethod
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Images through the codec and back."""
 
 
 class CaptionRenderer(Renderer):
     """UAE's: states of the re-read caption, a connector, a diffusion transformer, a codec.
 
     The whole sequence of states takes the place of the decoder's text encoders (the paper's "last hidden state h_T" reads like one
-    vector; the released code is plain). Guidance draws away from a negative prompt that is read in the same way. Padding is masked,
+    vector; the released code is plain). Guidance leads away from a negative prompt that is read in the same way. Padding is masked,
     where the release lets the decoder see it.
 
     Reference: Yan et al., 2025, arXiv 2509.09666, section 2, and its released code.
@@ -151,9 +72,9 @@ class CaptionRenderer(Renderer):
         codec: the decoder's own.
         objective: how the decoder is trained and sampled (40 Euler steps in the release).
         reader: None is ``TextOnlyReader``.
-        guidance: 5.0 in the released demo; 1 draws without the negative prompt.
+        guidance: 5.0 in the released demo; 1 does without the negative prompt.
         negative_prompt: the release's.
-        image_size: side in pixels of what is drawn; 1024 in the demo.
+        image_size: side in pixels of what is generated when nothing else is said; 1024 in the demo.
 
     Raises:
         ValueError: sizes of the blocks disagree.
@@ -174,14 +95,14 @@ class CaptionRenderer(Renderer):
         for mine, found, theirs, expected in (
             ("connector.out_dim", connector.out_dim, "decoder.condition_dim", decoder.condition_dim),
             ("codec.latent_channels", codec.latent_channels, "decoder.latent_channels", decoder.latent_channels),
-            ("image_size % (downsampling * patch)", image_size % (codec.downsampling * decoder.patch), "it", 0),
         ):
             if found != expected:
-                raise ValueError(f"{mine} is {found}, {theirs} must be {expected}")
+                raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
         connector.match_rms(decoder.condition_rms)
         self.connector, self.decoder, self.codec, self.objective = connector, decoder, codec, objective
         self.reader = reader or TextOnlyReader()
         self.guidance, self.negative_prompt, self.image_size = guidance, negative_prompt, image_size
+        self.latent_grid((image_size, image_size))
 
     def parts(self) -> dict[str, nn.Module]:
         """``connector``, ``decoder`` and ``codec``."""
@@ -200,41 +121,65 @@ class CaptionRenderer(Renderer):
         one = self.condition(vlm, [self.negative_prompt], None, adapter)
         return Tokens(one.values.expand(count, -1, -1), None if one.mask is None else one.mask.expand(count, -1))
 
-    def noise(self, seeds: Sequence[int], device: torch.device) -> Tensor:
+    def latent_grid(self, size: tuple[int, int]) -> Grid:
+        """Cells of the latent of an image of that height and width.
+
+        Raises:
+            ValueError: a side is not a whole number of the decoder's patches.
+        """
+        unit = self.codec.downsampling * self.decoder.patch
+        if size[0] % unit or size[1] % unit:
+            raise ValueError(f"image_size: found {size[0]} x {size[1]}, expected multiples of {unit} px")
+        return Grid(size[0] // self.codec.downsampling, size[1] // self.codec.downsampling)
+
+    def noise(self, seeds: Sequence[int], device: torch.device, size: tuple[int, int] | None = None) -> Tensor:
         """Initial noise ``[R, C, h, w]``, drawn on the CPU so that a seed means the same on every machine."""
-        side = self.image_size // self.codec.downsampling
-        shape = (self.decoder.latent_channels, side, side)
+        shape = (self.decoder.latent_channels, *self.latent_grid(size or (self.image_size, self.image_size)))
         drawn = {seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in dict.fromkeys(seeds)}
         return torch.stack([drawn[seed] for seed in seeds]).to(device)
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         vlm: Qwen25VL,
         captions: Sequence[str],
         seeds: Sequence[int],
         images: Tensor | None = None,
         adapter: LoRA | None = None,
-        num_steps: int | None = None,
+        sampling: Sampling | None = None,
     ) -> Tensor:
         """See ``Renderer``."""
-        noise = self.noise(seeds, vlm.device)
+        sampling = sampling or Sampling()
+        guidance = self.guidance if sampling.guidance is None else sampling.guidance
+        noise = self.noise(seeds, vlm.device, sampling.size)
         condition = self.condition(vlm, captions, images, adapter)
         branches = [Branch(condition, 1.0)]
-        if self.guidance != 1:
-            branches = guide(self.negative(vlm, len(captions), adapter), condition, self.guidance)
+        if guidance != 1:
+            branches = guide(self.negative(vlm, len(captions), adapter), condition, guidance)
         size, channels, height, width = noise.shape
         shape = (size, channels, height, width)
-        return self.decoded(self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=num_steps))
+        return self.decoded(self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=sampling.num_steps))
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """Latents ``[B, C, h, w]`` of each row's image, those of the shards where they hold any (``extras["latents"]``)."""
+        if "latents" in batch.extras:
+            return batch.extras["latents"].float()
+        return self.codec.encode(image_of_each_row(batch))
 
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Images of latents, clamped to [-1, 1]."""
         return self.codec.decode(latents).float().clamp(-1, 1)
 
+    def round_trip(self, images: Tensor) -> Tensor:
+        """See ``Renderer``."""
+        with torch.no_grad():
+            return self.decoded(self.codec.encode(images))
+
 
 class BridgeRenderer(Renderer):
-    """A trained bridge (WeMMU, MetaQuery, ...) draws the captions, with its own frozen copy of the language model.
+    """A trained bridge (WeMMU, MetaQuery, ...) that generates from the captions, with its own frozen copy of the language model.
 
     For UAE's later form, in which reinforcement is a post-training of an existing model and trains the language model's words only.
     Since the bridge reads with its own copy, text is again all that passes.
@@ -251,17 +196,19 @@ class BridgeRenderer(Renderer):
         """``bridge``."""
         return {"bridge": self.bridge}
 
-    @torch.no_grad()
-    def draw(
+    def generate(
         self,
         vlm: Qwen25VL,
         captions: Sequence[str],
         seeds: Sequence[int],
         images: Tensor | None = None,
         adapter: LoRA | None = None,
-        num_steps: int | None = None,
+        sampling: Sampling | None = None,
     ) -> Tensor:
         """See ``Renderer``; the given model and its adapter are not looked at. An empty caption is asked for as a blank."""
         texts = [caption.replace(IMAGE_MARKER, "").strip() or "." for caption in captions]
-        batch = drawing_batch(texts, [[] for _ in texts]).to(vlm.device)
-        return self.bridge.draw(batch, list(seeds), num_steps).float().clamp(-1, 1)
+        return self.bridge.generate(request_batch(texts).to(vlm.device), seeds, sampling).float().clamp(-1, 1)
+
+    def round_trip(self, images: Tensor) -> Tensor:
+        """See ``Renderer``."""
+        return self.bridge.round_trip(images)

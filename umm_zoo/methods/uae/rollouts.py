@@ -1,4 +1,4 @@
-"""What reinforcement stages share: seeds of a group's noise, micro-batches, the time of each phase."""
+"""Settings of rollouts: groups, the noise of a group's samples, micro-batches; and the time of each phase."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class GroupNoise(ABC):
 
 
 class SharedNoise(GroupNoise):
-    """One noise for all samples of a row: what they are compared by is then the caption and not the luck of the draw.
+    """One noise for all samples of a row: what they are compared by is then the caption and not luck.
 
     Whether UAE's authors share it is not known; recommended where G is small.
     """
@@ -42,6 +43,33 @@ class IndependentNoise(GroupNoise):
 
 def _seeds(count: int) -> list[int]:
     return torch.randint(0, 2**31 - 1, (count,)).tolist()
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How many samples there are of each row, from which noise, and how they are used.
+
+    Args:
+        group: G, samples of each row, compared with one another.
+        noise: seeds of a group; None is the stage's own.
+        updates_per_rollout: optimiser steps on the same samples; 1 is on-policy, of more the loader's batches in between are not
+            looked at.
+        micro_batch: samples that are generated, or scored with a gradient, at a time; None is all.
+
+    Raises:
+        ValueError: a group of one, or no update.
+    """
+
+    group: int
+    noise: GroupNoise | None = None
+    updates_per_rollout: int = 1
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group < 2 or self.updates_per_rollout < 1:
+            raise ValueError(
+                f"found group {self.group} and updates_per_rollout {self.updates_per_rollout}, expected at least 2 and 1"
+            )
 
 
 def portions(rows: Tensor, size: int | None) -> list[Tensor]:

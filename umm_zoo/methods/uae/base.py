@@ -1,0 +1,179 @@
+"""What UAE's stages share: a captioner, a renderer, and what can be done with the two."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.backbones.generation import Samples
+from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.batch import Batch, image_of_each_row, request_batch
+from umm_zoo.errors import UserError
+from umm_zoo.method import Method
+from umm_zoo.methods.uae.captions import CaptionSampling
+from umm_zoo.methods.uae.renderers import CaptionRenderer, Renderer
+from umm_zoo.outputs import Outputs, Sampling
+from umm_zoo.rewards.base import Reward
+
+
+class UAEBase(Method):
+    """A captioner and a renderer as an auto-encoder: the caption is the code, and the image generated from it says how good it is.
+
+    A stage's class adds its training step.
+
+    Attributes:
+        trainable: parts that the stage's losses reach.
+
+    Args:
+        vlm: captions; its language model also reads the caption for the renderer.
+        renderer: generates images from captions.
+        captions: how captions are sampled; None is the paper's way.
+        adapter: low-rank additions to the language model.
+        decoder_adapter: low-rank additions to the renderer's decoder.
+        reward: scores reconstructions; None where a stage has none.
+
+    Raises:
+        ValueError: sizes of the blocks disagree, or an adapter has nothing to stand beside.
+    """
+
+    trainable: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        vlm: Qwen25VL,
+        renderer: Renderer,
+        captions: CaptionSampling | None = None,
+        adapter: LoRA | None = None,
+        decoder_adapter: LoRA | None = None,
+        reward: Reward | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(renderer, CaptionRenderer) and renderer.connector.in_dim != vlm.width:
+            raise ValueError(f"connector.in_dim is {renderer.connector.in_dim}, vlm.width is {vlm.width}")
+        self.vlm, self.renderer, self.captions, self.reward = vlm, renderer, captions or CaptionSampling(), reward
+        self.adapter, self.decoder_adapter = adapter, decoder_adapter
+        if adapter is not None:
+            adapter.attach(vlm.parts()["language_model"])
+        if decoder_adapter is not None:
+            if not isinstance(renderer, CaptionRenderer):
+                raise ValueError(f"decoder_adapter: found a {type(renderer).__name__}, expected a CaptionRenderer")
+            decoder_adapter.attach(renderer.decoder.model)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of backbone and renderer, and where they are, ``adapter``, ``decoder_adapter`` and ``reward``."""
+        more = {"adapter": self.adapter, "decoder_adapter": self.decoder_adapter, "reward": self.reward}
+        own = {name: part for name, part in more.items() if part is not None}
+        return {**self.vlm.parts(), **self.renderer.parts(), **own}
+
+    def check_trained(self, trained: Sequence[str]) -> None:
+        """Parts that no gradient of the stage reaches stay frozen."""
+        if others := sorted(set(trained) - set(self.trainable)):
+            raise UserError("training.trained", f"'{others[0]}'", f"parts that this stage trains: {', '.join(self.trainable)}")
+
+    def precomputable(self) -> dict[str, Precomputable]:
+        """``latents`` of the images, where the renderer's decoder is trained on them or judged by them."""
+        if not isinstance(self.renderer, CaptionRenderer):
+            return {}
+        return {"latents": Precomputable(self.renderer.codec, self.renderer.latents, "row")}
+
+    # -- captions and images -------------------------------------------------------------------------------------------------
+
+    def caption(self, images: Tensor, generator: torch.Generator | None = None, temperature: float | None = None) -> Samples:
+        """One caption per image ``[M, 3, H, W]``; a temperature other than the method's own may be given."""
+        count, how = len(images), self.captions
+        heat = how.temperature if temperature is None else temperature
+        return self.vlm.sample(how.conversations(count), images, [1] * count, 1, how.max_new_tokens, heat, generator)
+
+    def images_of_captions(
+        self, captions: Sequence[str], seeds: Sequence[int], images: Tensor | None = None, sampling: Sampling | None = None
+    ) -> Tensor:
+        """What captions give, ``[R, 3, H, W]``; the images that they describe are for readers that look."""
+        return self.renderer.generate(self.vlm, captions, seeds, images, self.adapter, sampling)
+
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
+        """Images ``[B, 3, H, W]`` of what the rows say; see ``outputs.Draws``.
+
+        Raises:
+            UserError: a row has input images.
+        """
+        for row, count in enumerate(batch.image_counts):
+            if count:
+                raise UserError("", f"{count} input image(s)", "text alone, which is all that UAE generates from", row=row)
+        texts = ["\n".join(turn["text"] for turn in prompt if turn["role"] == "user") for prompt in batch.prompts()]
+        return self.images_of_captions(texts, seeds, None, sampling)
+
+    def sample(self, prompts: Sequence[str], seed: int = 0, num_steps: int | None = None) -> Tensor:
+        """Images of texts of one's own; the k-th is generated from seed + k.
+
+        images = UAE.load("runs/uae/toy/stage3").sample(["top left: a small red circle; background: grey"])
+        """
+        batch = request_batch(prompts).to(self.device)
+        return self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(num_steps=num_steps))
+
+    def reconstruct_from_captions(self, images: Tensor, seeds: Sequence[int]) -> tuple[list[str], Tensor]:
+        """See ``outputs.ReconstructsFromCaptions``."""
+        captions = self.caption(images, temperature=0.0).texts
+        return captions, self.images_of_captions(captions, seeds, images)
+
+    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
+        """Images ``[M, 3, H, W]`` again, in the renderer's size, from their likeliest captions; the k-th from seed + k."""
+        return self.reconstruct_from_captions(images, [seed + k for k in range(len(images))])[1]
+
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Images through the renderer's codec and back: the best that a reconstruction could be."""
+        return self.renderer.round_trip(images)
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
+        """Answers to a batch of prompts; a row's own last answer is not looked at."""
+        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
+
+    # -- validation ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        made = {"answers", "caption_tokens", "mean_caption_tokens", "generated", "references", "from_true_captions", "columns"}
+        if self.reward is not None:
+            made |= {"rewards", "reward"}
+        return {*made, *self.renderer.objective.makes} if isinstance(self.renderer, CaptionRenderer) else made
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Caption, reconstruct, compare; the same random numbers at every validation.
+
+        ``answers`` (captions) with ``caption_tokens``, ``generated`` from them, ``references``, and where there is a reward
+        ``rewards``; their means as the scalars ``mean_caption_tokens`` and ``reward``. For rows with true captions also
+        ``from_true_captions`` from the same noise, and the decoder's terms on them at fixed times and noise.
+        """
+        images, truths = image_of_each_row(batch), batch.answers()
+        outputs = Outputs(self._decoder_terms(batch, truths, batch_idx) if all(truths) else {})
+        if not self.wanted.generates(batch_idx):
+            return outputs
+        seeds = [zlib.crc32(key.encode()) for key in batch.keys]
+        samples = self.caption(images, torch.Generator(self.device).manual_seed(batch_idx))
+        outputs.answers, outputs.caption_tokens = samples.texts, samples.mask.sum(dim=1)
+        outputs.scalars["mean_caption_tokens"] = outputs.caption_tokens.float().mean()
+        outputs.references, outputs.generated = images, self.images_of_captions(samples.texts, seeds, images)
+        outputs.columns = {"original": images, "reconstruction": outputs.generated}
+        if all(truths):
+            outputs.from_true_captions = self.images_of_captions(truths, seeds, images)
+            outputs.columns["from the true caption"] = outputs.from_true_captions
+        if self.reward is not None:
+            outputs.rewards = self.reward(outputs.generated, batch)
+            outputs.scalars["reward"] = outputs.rewards.mean()
+        return outputs
+
+    def _decoder_terms(self, batch: Batch, captions: list[str], seed: int) -> dict[str, Tensor]:
+        """The objective's terms on true captions, where the renderer is trained that way."""
+        if not isinstance(self.renderer, CaptionRenderer):
+            return {}
+        condition = self.renderer.condition(self.vlm, captions, image_of_each_row(batch), self.adapter)
+        latents = self.renderer.latents(batch)
+        generator = torch.Generator(latents.device).manual_seed(seed)
+        return dict(self.renderer.objective(self.renderer.decoder, latents, condition, generator))

@@ -1,0 +1,98 @@
+"""Readers of captions: which states of the language model stand for a caption."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.backbones.base import IGNORE
+from umm_zoo.backbones.prefix import evaluation_mode
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Tokens, Turn
+
+
+class CaptionReader(ABC):
+    """Which states of the language model stand for a caption. They carry no gradient: a decoder trains the model by reward only."""
+
+    with_adapter: ClassVar[bool] = True  #: whether the policy's adapter takes part, or the model reads as it was before
+
+    @abstractmethod
+    def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
+        """The states ``[R, N, D]`` with their mask.
+
+        Args:
+            vlm: the language model, in evaluation mode.
+            captions: R texts.
+            images: what they describe, ``[R, 3, H, W]``; None where there is none, as for a negative prompt.
+        """
+
+    def __call__(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None, adapter: LoRA | None = None) -> Tokens:
+        """``states`` without gradient, with or without the policy's adapter."""
+        off = adapter.disabled() if adapter is not None and not self.with_adapter else nullcontext()
+        with torch.no_grad(), evaluation_mode(vlm), off:
+            return self.states(vlm, captions, images)
+
+
+class TextOnlyReader(CaptionReader):
+    """The caption alone, re-read as a turn of its own role: the pure auto-encoder, in which text is all that passes.
+
+    As in the released demo: the role is the literal ``generate``, the template's system turn stands before it and the opening of an
+    answer behind, and the whole sequence of last-layer states counts, template tokens included.
+
+    Args:
+        role: of the turn.
+    """
+
+    def __init__(self, role: str = "generate") -> None:
+        self.role = role
+
+    def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
+        """See ``CaptionReader``; the images are not looked at."""
+        conversations = [[_turn(self.role, caption)] for caption in captions]
+        inputs = vlm.embed(conversations, None, [0] * len(captions), for_generation=True)
+        return Tokens(vlm(inputs).hidden, inputs.attention_mask)
+
+
+class BaseTextReader(TextOnlyReader):
+    """As ``TextOnlyReader``, but by the model without the policy's adapter, so that training changes nothing but the text.
+
+    In the paper the same weights write and read, and the condition drifts while the policy learns. Here what a reward gains can
+    only have come through the words.
+    """
+
+    with_adapter = False
+
+
+class AnswerStatesReader(CaptionReader):
+    """The states at the caption's own tokens while the image is looked at, as UAE's released cold start does.
+
+    They have attended to the image, so more than text passes: what is generated is no proof of what the caption says. Texts without
+    an image are read as answers to the prompt alone.
+
+    Args:
+        prompt: what is asked before the caption.
+    """
+
+    def __init__(self, prompt: str = "Describe the image.") -> None:
+        self.prompt = prompt
+
+    def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
+        """See ``CaptionReader``."""
+        marker = f"{IMAGE_MARKER}\n" if images is not None else ""
+        conversations: list[Conversation] = [
+            [_turn("user", self.prompt, marker), _turn("assistant", caption)] for caption in captions
+        ]
+        inputs = vlm.embed(conversations, images, [0 if images is None else 1] * len(captions))
+        hidden, wanted = vlm(inputs).hidden, inputs.labels != IGNORE  # [R, L, D], [R, L]
+        order = torch.argsort(~wanted, dim=1, stable=True)[:, : int(wanted.sum(dim=1).max())]  # answer tokens first, in their order
+        return Tokens(torch.take_along_dim(hidden, order[..., None], dim=1), torch.take_along_dim(wanted, order, dim=1))
+
+
+def _turn(role: str, text: str, marker: str = "") -> Turn:
+    return {"role": role, "text": marker + text.replace(IMAGE_MARKER, "")}  # type: ignore[typeddict-item]
