@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its files are checked, its commands parsed, its error line printed."""
+"""What the README pages show is what happens: their files are checked, their commands parsed, the error line printed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,22 @@ from umm_zoo.testing import check_block
 from umm_zoo.training.setup import build_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+#: Every README of the repository but those of the shipped weights, whose cards are tested with them.
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for room in (".", "umm_zoo", "data_pipelines", "experiments", "tools", "tests")
+    for path in sorted((ROOT / room).rglob("README.md") if room != "." else [ROOT / "README.md"])
+    if "weights" not in path.parts
+}
+FRONT = PAGES[ROOT / "README.md"]
+TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.M | re.S)
 FILES = {body.split("\n")[0].removeprefix("# "): body for kind, body in BLOCKS if kind in ("yaml", "python")}
 LINES = [line.split("  #")[0].strip() for kind, body in BLOCKS if kind == "bash" for line in body.splitlines() if line.strip()]
 #: Every ``python -m …`` of the text, in blocks and in passing.
 COMMANDS = sorted({*re.findall(r"`(python -m [^`]+)`", TEXT), *(line for line in LINES if line.startswith("python -m"))})
+#: Files of a reader's own that no page shows.
+PLACEHOLDERS = ("FILE", "EXPERIMENT", "my_method.yaml")
 
 
 @pytest.fixture
@@ -42,11 +52,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"bash", "yaml", "python", ""}
+    assert {kind for kind, _ in BLOCKS} <= {"bash", "yaml", "python", ""}
     assert [name for name in FILES if not re.fullmatch(r"\w+\.(yaml|py)", name)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".yaml")])
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".yaml") and name not in PLACEHOLDERS])
 def test_its_experiments_pass_the_check(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--check"]) == 0, capsys.readouterr().err
 
@@ -59,16 +69,16 @@ def test_its_block_passes_the_contract(folder: Path) -> None:
     check_block(found.LinearHead(width, channels), [Tokens(torch.randn(2, 9, width))], [2, channels, 3, 3])
 
 
-def test_its_drawing_from_python_draws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generating_from_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = build_experiment(load_experiment(folder / "experiments/wemmu/toy/stage1.yaml")).method.eval()
     monkeypatch.setattr(WeMMU, "load", lambda run: built if run == "runs/wemmu/toy/stage4" else None)
-    done = runpy.run_path(str(folder / "draw.py"))
-    assert done["drawn"].shape == (2, 3, 32, 32) and done["edited"].shape == (1, 3, 32, 32)
-    assert not torch.equal(done["edited"][0], done["drawn"][0])
+    done = runpy.run_path(str(folder / "generate.py"))
+    assert done["images"].shape == (2, 3, 32, 32) and done["edited"].shape == (1, 3, 32, 32)
+    assert not torch.equal(done["edited"][0], done["images"][0])
 
 
 def test_its_error_line_is_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = next(body.strip() for kind, body in BLOCKS if not kind)
+    shown = next(body.strip() for kind, body in BLOCKS if not kind and body.startswith("error: "))
     assert main(["mine.yaml", "--check", "training.optimizer.learning_rate=0.1"]) == 2
     assert capsys.readouterr().err.strip() == shown
 
@@ -81,8 +91,8 @@ def test_its_command_lines_name_what_exists(line: str, folder: Path, capsys: pyt
     if first == "bash":
         assert subprocess.run(["bash", "-n", rest[0]], check=False).returncode == 0
     else:
-        assert (first, rest[0]) == ("python", "-m")
-        if rest[1] == "umm_zoo.fit":
+        assert first == "python" and (rest[0] == "-m" or (ROOT / rest[0]).is_file())
+        if rest[1] == "umm_zoo.fit" and rest[2] not in PLACEHOLDERS:
             own = [word for word in rest[2:] if not word.startswith("ckpt=") and word != "--check"]
             assert main([*own, "--check"]) == 0, capsys.readouterr().err
 
@@ -101,6 +111,16 @@ def test_its_modules_have_the_flags_it_uses(
     text = capsys.readouterr().out
     assert not left.value.code and "usage" in text
     assert [word for word in words if word.startswith("--") and word not in text] == []
+
+
+def test_the_front_page_stays_a_page() -> None:
+    assert len(FRONT.splitlines()) <= 170
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_its_links_lead_somewhere(page: Path) -> None:
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if not re.match(r"https?:|#", link)]
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_paths_it_names_exist() -> None:
