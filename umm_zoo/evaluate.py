@@ -180,6 +180,9 @@ def validation(run: FinishedRun) -> dict[str, float]:
     except (ValueError, TypeError, OSError) as error:
         if isinstance(error, MistakeError):
             raise UserError(experiment.file, error.line(record.keys)) from error
+        if isinstance(error, UserError):
+            error.locate(experiment.file, keys=record.keys)
+            raise
         if record.began:
             raise
         raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
