@@ -100,7 +100,7 @@ def test_resume_far_into_the_stream_computes_one_window(monkeypatch):
 
 @pytest.mark.parametrize("arguments", [([],), ([0, 0],), ([3], 0, -1)])
 def test_orders_of_nothing_are_refused(arguments):
-    with pytest.raises(ValueError, match="order|window"):
+    with pytest.raises(ValueError, match=r"order|window"):
         ShardOrder(*arguments)
 
 

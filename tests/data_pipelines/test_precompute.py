@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 from test_shards import png, write_tar, write_world
 from torch import nn
 
-from data_pipelines.shards import storing
 from data_pipelines.precompute import main, parser
+from data_pipelines.shards import storing
 from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.storing import store_outputs
 from umm_zoo import fit
