@@ -1,4 +1,4 @@
-"""From untrusted bytes to images: what is expected, how it is made RGB, and how it is brought to one size."""
+"""Decoders of untrusted bytes: images made RGB and brought to one size, text, JSON and arrays."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated image is a bad sample, not a grey one
 
@@ -99,6 +101,26 @@ class PadToSquare(Resize):
         return square
 
 
+@dataclass(frozen=True)
+class ImageTransform:
+    """Sizes and resize policy that make a sample's images squares.
+
+    Args:
+        image_size: edge of input images.
+        target_size: edge of images to generate.
+        resize: how images become square.
+    """
+
+    image_size: int
+    target_size: int
+    resize: Resize
+
+    def to_json(self) -> dict[str, Any]:
+        """What happens to an image, in plain values."""
+        resize = {name: str(value) for name, value in sorted(vars(self.resize).items())}
+        return {"image_size": self.image_size, "target_size": self.target_size, "resize": [type(self.resize).__name__, resize]}
+
+
 def decode_image(content: bytes, size: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode untrusted bytes to a square RGB image.
 
@@ -168,18 +190,6 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def to_signal(images: Tensor) -> Tensor:
-    """uint8 images ``[M, H, W, 3]``, as they are decoded, to floats ``[M, 3, H, W]`` in [-1, 1]."""
-    planes = images.permute(0, 3, 1, 2)
-    if planes.device.type != "cpu":
-        return planes.float().sub_(127.5).div_(127.5).contiguous()
-    # numpy asks for huge pages and torch does not: a third of the time, which is mostly the first touch of fresh memory
-    signal = torch.from_numpy(np.empty(planes.shape, dtype=np.float32))
-    for image, out in zip(planes, signal, strict=True):  # one at a time: it stays in the processor's cache for the second pass
-        torch.sub(image, 127.5, out=out).div_(127.5)
-    return signal
-
-
 def decode_text(content: bytes, max_characters: int) -> str:
     """Decode a caption.
 
@@ -216,6 +226,8 @@ def decode_array(content: bytes) -> Tensor:
     Raises:
         BadSampleError: not a plain numeric array.
     """
+    import torch  # slow, and the commands of this package get along without it
+
     try:
         return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
     except Exception as error:

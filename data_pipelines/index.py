@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.index SHARD…``: write the index of byte offsets beside tar shards, also those that others made."""
+"""``python -m data_pipelines.index SHARD…``: writer of the index of byte offsets beside tar shards, also those of others."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipelines.converters.converting import Parser, run
+from data_pipelines.command import SHARDS, Parser, run
 from data_pipelines.shards.addresses import expand
-from data_pipelines.shards.index import build_index
+from data_pipelines.shards.indexing import build_index
+from umm_zoo.errors import UserError
 
 _LISTED = 5
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     made = Parser(
-        prog="python -m data_pipelines.index",
-        description="Read tar shards once and write NAME.tar.index.json beside each (into the cache where that is forbidden).",
+        "index", "Read tar shards once and write NAME.tar.index.json beside each (into the cache where that is forbidden)."
     )
-    made.add_argument("shards", nargs="+", metavar="SHARD", help="tar files, folders, globs, {000..015} ranges or addresses")
+    made.add_argument("shards", nargs="+", metavar="SHARD", help=SHARDS)
     made.add_argument("--missing", action="store_true", help="only where there is no index yet")
     return made
 
@@ -29,13 +29,13 @@ def main(arguments: argparse.Namespace) -> None:
     """Index every shard; those that cannot be indexed are named and the others done.
 
     Raises:
-        ValueError: some shards could not be indexed.
+        UserError: some shards could not be indexed.
     """
-    failed = 0
-    for path in expand(arguments.shards):
+    shards, failed = expand(arguments.shards), 0
+    for path in shards:
         try:
             place = build_index(path, replace=not arguments.missing)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             sys.stderr.write(f"error: {error}\n")
             failed += 1
             continue
@@ -46,8 +46,8 @@ def main(arguments: argparse.Namespace) -> None:
                 shown = ", ".join(found[:_LISTED]) + (" …" if len(found) > _LISTED else "")
                 print(f"  {len(found)} members {what}: {shown}")
     if failed:
-        raise ValueError(f"{failed} of {len(expand(arguments.shards))} shards could not be indexed")
+        raise UserError("", f"{failed} of {len(shards)} shards could not be indexed")
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

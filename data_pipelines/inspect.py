@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.inspect SHARDS``: counts, sizes, aspect ratios, text lengths, and a contact sheet."""
+"""``python -m data_pipelines.inspect SHARDS``: report of counts, sizes, aspect ratios and text lengths, with a contact sheet."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.converters.converting import Parser, run
+from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.decoding import BadSampleError, open_image, to_rgb
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
-from data_pipelines.tasks import Captions, Conversations, Sample, Task, TextToImage
+from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.batch import split_answer
 
 _QUANTILES = (0, 5, 50, 95, 100)
@@ -44,17 +44,17 @@ class Findings:
     shown: list[tuple[str, Sample]] = field(default_factory=list)
 
 
-def inspect(shards: list[str], every: int = 1, sheet: int = 24, drawn: bool = False) -> Findings:
+def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool = False) -> Findings:
     """Read every ``every``-th sample: its text, and of its images the header (those of the sheet are decoded).
 
     Args:
         shards: tar files.
         every: 1 reads all.
         sheet: samples kept for the contact sheet, spread evenly.
-        drawn: where images stand beside plain captions, take them as images to be drawn.
+        generated: where images stand beside plain captions, take them as images to generate.
 
     Raises:
-        ValueError: a shard cannot be read at all.
+        UserError: a shard cannot be read at all.
     """
     findings, files = Findings(), RangeReader()
     indexes = [load_index(path) for path in shards]
@@ -66,7 +66,7 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, drawn: bool = Fa
         findings.bytes += sum(len(content) for content in members.values())
         findings.images[" + ".join(sorted(members))] += 1
         try:
-            sample = _task(members, drawn)(key, members)
+            sample = _task(members, generated)(key, members)
             _count(findings, sample)
         except BadSampleError as error:
             findings.bad[f"{index.path}:{key}"] = str(error)
@@ -76,9 +76,9 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, drawn: bool = Fa
     return findings
 
 
-def _task(members: dict[str, bytes], drawn: bool) -> Task:
+def _task(members: dict[str, bytes], generated: bool) -> SampleTask:
     if "txt" in members and b'"conversations"' not in members.get("json", b""):
-        return TextToImage() if drawn else Captions()
+        return TextToImage() if generated else Captions()
     return Conversations()
 
 
@@ -96,7 +96,7 @@ def _count(findings: Findings, sample: Sample) -> None:
 
 
 def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: int = 6) -> Image.Image:
-    """Input images and the image to be drawn of each sample, side by side, with question and answer below."""
+    """Input images and the image to generate of each sample, side by side, with question and answer below."""
     cells = []
     for _, sample in samples:
         contents = [*sample.images, *([] if sample.target is None else [sample.target])] or [b""]
@@ -106,9 +106,9 @@ def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: i
         prompt, answer = split_answer(sample.conversation)
         question = prompt[-1]["text"].replace("<image>", "").strip() if prompt else ""
         pen, width = ImageDraw.Draw(cell), int(cell.width / _TEXT_COLUMNS)
-        asked, told = (textwrap.wrap(_plain(text), width)[:2] for text in (question, answer))
-        for line, (text, colour) in enumerate([*((text, "black") for text in asked), *((text, "darkgreen") for text in told)]):
-            pen.text((2, edge + 2 + 15 * line), text, fill=colour)
+        wrapped = [(line, colour) for text, colour in ((question, "black"), (answer, "darkgreen")) for line in _lines(text, width)]
+        for number, (line, colour) in enumerate(wrapped):
+            pen.text((2, edge + 2 + 15 * number), line, fill=colour)
         cells.append(cell)
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     sheet = Image.new("RGB", (max(sum(c.width for c in row) for row in rows), len(rows) * (edge + _TEXT_HEIGHT)), "white")
@@ -131,9 +131,9 @@ def _thumbnail(content: bytes, edge: int) -> Image.Image:
         return Image.new("RGB", (edge, edge), "lightgrey")
 
 
-def _plain(text: str) -> str:
-    """What PIL's built-in font can draw."""
-    return text.replace("\n", " ").encode("latin-1", "replace").decode("latin-1")
+def _lines(text: str, width: int) -> list[str]:
+    """The first two lines, in letters that PIL's built-in font has."""
+    return textwrap.wrap(text.replace("\n", " ").encode("latin-1", "replace").decode("latin-1"), width)[:2]
 
 
 def print_findings(findings: Findings, shards: int, console: Console) -> None:
@@ -159,18 +159,14 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
             console.print(f"  {name}: {reason}", highlight=False, markup=False)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.inspect",
-        description="Count what is in tar shards and draw a contact sheet.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    made.add_argument("shards", nargs="+", metavar="SHARDS", help="tar files, folders, globs, {000..015} ranges or addresses")
+    made = Parser("inspect", "Count what is in tar shards and make a contact sheet.")
+    made.add_argument("shards", nargs="+", metavar="SHARDS", help=SHARDS)
     made.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"), metavar="FILE", help="where the sheet is saved")
-    made.add_argument("--every", type=int, default=1, metavar="N", help="read every N-th sample only")
-    made.add_argument("--samples", type=int, default=24, metavar="N", help="samples on the sheet")
-    made.add_argument("--drawn", action="store_true", help="images beside plain captions are to be drawn, not described")
+    made.add_argument("--every", type=whole(1), default=1, metavar="N", help="read every N-th sample only")
+    made.add_argument("--samples", type=whole(1), default=24, metavar="N", help="samples on the sheet")
+    made.add_argument("--drawn", action="store_true", help="images beside plain captions are to be generated, not described")
     return made
 
 
@@ -178,22 +174,18 @@ def main(arguments: argparse.Namespace) -> None:
     """Inspect, print, save the sheet.
 
     Raises:
-        ValueError: an argument outside its range, or a shard that cannot be read.
-        FileNotFoundError: there is no shard.
+        UserError: there is no shard, or one cannot be read.
     """
-    for option, value in (("--every", arguments.every), ("--samples", arguments.samples)):
-        if value < 1:
-            raise ValueError(f"{option}: found {value}, expected positive whole numbers")
     shards = expand(arguments.shards)
     findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
-    console = Console()
+    console = Console(highlight=False)
     print_findings(findings, len(shards), console)
     if findings.shown:
         file = io.BytesIO()
         contact_sheet(findings.shown).save(file, "PNG")
         arguments.sheet.write_bytes(file.getvalue())
-        console.print(f"contact sheet: {arguments.sheet}", highlight=False)
+        console.print(f"contact sheet: {arguments.sheet}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.overlap SHARDS PROMPTS``: do training texts contain the prompts of an evaluation?
+"""``python -m data_pipelines.overlap SHARDS PROMPTS``: report of training texts that contain prompts of an evaluation.
 
 ::
 
@@ -29,13 +29,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.converters.converting import Parser, run
+from data_pipelines.command import SHARDS, Parser, run, whole
+from data_pipelines.converters.converting import progress_bar
 from data_pipelines.converters.rows import Rows
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.shards.indexing import write_json
 from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.errors import UserError
 
 KINDS = ("equal", "contained", "ngram")
 _WORD = re.compile(r"\w+")
@@ -101,33 +104,31 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a file or folder, each once.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it holds no prompt, or is in none of the layouts.
+        UserError: it does not exist, holds no prompt, or is in none of the layouts.
     """
     try:
         if path.is_dir():
             found = [file.read_text(encoding="utf-8-sig") for file in sorted(path.glob("*.txt"))]
         elif path.suffix in (".json", ".jsonl"):
-            found = [str(_prompt(path, row, number)) for number, row in enumerate(_all(Rows(path)))]
+            rows = Rows(path)
+            found = [_prompt(path, rows[number], number) for number in range(len(rows))]
         elif path.is_file():
             found = path.read_text(encoding="utf-8-sig").splitlines()
         else:
-            raise FileNotFoundError(f"{path}: no such file or folder of prompts")
+            raise UserError(path, "no such file or folder of prompts")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise UserError(path, f"not UTF-8 ({error.reason} at byte {error.start})") from error
+    except BadSampleError as error:
+        raise UserError(path, str(error)) from error
     prompts = list(dict.fromkeys(prompt.strip() for prompt in found if words_of(prompt)))
     if not prompts:
-        raise ValueError(f"{path}: holds no prompt; expected lines, json with the key 'prompt', or a folder of .txt files")
+        raise UserError(path, "no prompt", "lines, json with the key 'prompt', or a folder of .txt files")
     return prompts
-
-
-def _all(rows: Rows) -> Iterator[dict[str, Any]]:
-    return (rows[number] for number in range(len(rows)))
 
 
 def _prompt(path: Path, row: dict[str, Any], number: int) -> str:
     if not isinstance(row.get("prompt"), str):
-        raise ValueError(f"{path}: row {number} has no text under 'prompt', found {', '.join(row) or 'no key'}")
+        raise UserError(path, f"row {number} has no text under 'prompt', found {', '.join(row) or 'no key'}")
     return str(row["prompt"])
 
 
@@ -165,34 +166,40 @@ def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) 
     """Read the texts of all shards, and nothing of their images.
 
     Raises:
-        ValueError: a shard cannot be read at all.
+        UserError: a shard cannot be read at all.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     overlaps, files = Overlaps(), RangeReader()
-    for path in track(shards, "reading", console=Console(stderr=True)):
-        shard = load_index(path)
-        for number in range(len(shard)):
-            overlaps.samples += 1
-            try:
-                texts = list(_texts(files, shard, number))
-            except (ValueError, RecursionError):  # bad JSON, not UTF-8
-                overlaps.unreadable += 1
-                continue
-            strongest = len(KINDS)
-            for where, text in texts:
-                overlaps.texts += 1
-                for prompt, (kind, share) in index.find(text).items():
-                    strongest = min(strongest, KINDS.index(kind))
-                    overlaps.prompts_found.setdefault(prompt, Counter())[kind] += 1
-                    shown = overlaps.examples.setdefault(prompt, [])
-                    if len(shown) < examples:
-                        example = {"shard": path, "key": shard.key(number), "where": where, "kind": kind, "share": share}
-                        shown.append({**example, "text": text[:_SHOWN]})
-            if strongest < len(KINDS):
-                overlaps.samples_found[KINDS[strongest]] += 1
+    with progress_bar("reading", len(shards)) as advance:
+        for path in shards:
+            shard = load_index(path)
+            for number in range(len(shard)):
+                _look(overlaps, files, shard, number, index, examples)
+            advance(1)
     return overlaps
+
+
+def _look(overlaps: Overlaps, files: RangeReader, shard: ShardIndex, number: int, index: PromptIndex, examples: int) -> None:
+    """Find the overlaps of one sample."""
+    overlaps.samples += 1
+    try:
+        texts = list(_texts(files, shard, number))
+    except UserError:
+        raise
+    except (ValueError, RecursionError):  # bad JSON, not UTF-8
+        overlaps.unreadable += 1
+        return
+    strongest = len(KINDS)
+    for where, text in texts:
+        overlaps.texts += 1
+        for prompt, (kind, share) in index.find(text).items():
+            strongest = min(strongest, KINDS.index(kind))
+            overlaps.prompts_found.setdefault(prompt, Counter())[kind] += 1
+            shown = overlaps.examples.setdefault(prompt, [])
+            if len(shown) < examples:
+                example = {"shard": shard.path, "key": shard.key(number), "where": where, "kind": kind, "share": share}
+                shown.append({**example, "text": text[:_SHOWN]})
+    if strongest < len(KINDS):
+        overlaps.samples_found[KINDS[strongest]] += 1
 
 
 def _texts(files: RangeReader, shard: ShardIndex, number: int) -> Iterator[tuple[str, str]]:
@@ -229,19 +236,21 @@ def print_overlaps(report: dict[str, Any], saved: Path, listed: int = 5) -> None
     console.print(f"prompts found: {found['any']:,} (all of them in {saved})")
 
 
-def parser() -> argparse.ArgumentParser:
+def _threshold(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected above 0 to 1")
+    return float(text)
+
+
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.overlap",
-        description="Report training texts that contain evaluation prompts.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    made.add_argument("shards", nargs="+", metavar="SHARDS", help="tar files, folders, globs, {000..015} ranges or addresses")
+    made = Parser("overlap", "Report training texts that contain evaluation prompts.")
+    made.add_argument("shards", nargs="+", metavar="SHARDS", help=SHARDS)
     made.add_argument("prompts", type=Path, metavar="PROMPTS", help="file or folder of prompts")
-    made.add_argument("--min-words", type=int, default=5, metavar="N", help="shorter prompts count only as equal texts")
-    made.add_argument("--ngram", type=int, default=8, metavar="N", help="words of a sequence")
-    made.add_argument("--threshold", type=float, default=0.5, metavar="X", help="share of a prompt's sequences that counts")
-    made.add_argument("--examples", type=int, default=3, metavar="N", help="examples kept for each prompt")
+    made.add_argument("--min-words", type=whole(1), default=5, metavar="N", help="shorter prompts count only as equal texts")
+    made.add_argument("--ngram", type=whole(1), default=8, metavar="N", help="words of a sequence")
+    made.add_argument("--threshold", type=_threshold, default=0.5, metavar="X", help="share of a prompt's sequences that counts")
+    made.add_argument("--examples", type=whole(1), default=3, metavar="N", help="examples kept for each prompt")
     made.add_argument("--report", type=Path, default=Path("overlap.json"), metavar="FILE", help="where the report is saved")
     return made
 
@@ -250,24 +259,13 @@ def main(arguments: argparse.Namespace) -> None:
     """Search, print, save the report.
 
     Raises:
-        ValueError: an argument outside its range, or a shard or prompt file that cannot be read.
-        FileNotFoundError: there is no shard or prompt file.
+        UserError: there is no shard or prompt file, or one cannot be read.
     """
-    for option, value in (("--min-words", arguments.min_words), ("--ngram", arguments.ngram), ("--examples", arguments.examples)):
-        if value < 1:
-            raise ValueError(f"{option}: found {value}, expected positive whole numbers")
-    if not 0 < arguments.threshold <= 1:
-        raise ValueError(f"--threshold: found {arguments.threshold}, expected above 0 to 1")
-    try:
-        prompts = read_prompts(arguments.prompts)
-    except BadSampleError as error:
-        raise ValueError(f"{arguments.prompts}: {error}") from error
-    index = PromptIndex(prompts, arguments.min_words, arguments.ngram, arguments.threshold)
+    index = PromptIndex(read_prompts(arguments.prompts), arguments.min_words, arguments.ngram, arguments.threshold)
     report = find_overlaps(expand(arguments.shards), index, arguments.examples).to_json(index)
-    arguments.report.parent.mkdir(parents=True, exist_ok=True)
-    arguments.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(arguments.report, report, indent=1)
     print_overlaps(report, arguments.report)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -1,4 +1,4 @@
-"""What the members of a sample mean: a task turns raw members into a conversation, input images and an image to draw.
+"""Tasks of samples: what turns raw members into a conversation, input images and an image to generate.
 
 Images stay bytes here; they are decoded in the loader's worker, once the text has been found usable.
 """
@@ -10,12 +10,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Task, Turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
@@ -29,9 +30,10 @@ class Sample:
     Args:
         conversation: turns; the k-th ``<image>`` marker of the user's texts is the k-th image.
         images: encoded input images.
-        target: the encoded image to be drawn, where there is one.
+        target: the encoded image to generate, where there is one.
         meta: ground truth and everything else, for metrics.
         extras: precomputed arrays by name.
+        task: what the sample asks for; None for what its images say (``umm_zoo.batch.task_of``).
     """
 
     conversation: Conversation
@@ -39,9 +41,10 @@ class Sample:
     target: bytes | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    task: Task | None = None
 
 
-class Task(ABC):
+class SampleTask(ABC):
     """Maps the raw members of a sample to a ``Sample``.
 
     Args:
@@ -76,8 +79,8 @@ class Task(ABC):
         return sample
 
 
-class Conversations(Task):
-    """This project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` …, and ``KEY.target.png`` to be drawn.
+class Conversations(SampleTask):
+    """This project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` …, and ``KEY.target.png`` to generate.
 
     A single image may also be called ``KEY.jpg``. Turns may have the keys role/text, role/content or (LLaVA's) from/value.
     """
@@ -111,7 +114,7 @@ class TextToImage(Conversations):
         if not prompt:
             raise BadSampleError("the prompt is empty")
         if target is None:
-            raise BadSampleError("no image to draw (KEY.target.png, or one image beside the text)")
+            raise BadSampleError("no image to generate (KEY.target.png, or one image beside the text)")
         return Sample([Turn(role="user", text=prompt)], [], target, {"task": "text_to_image", **meta})
 
 
@@ -134,13 +137,13 @@ class Editing(Conversations):
         return sample
 
 
-class Captions(Task):
+class Captions(SampleTask):
     """Images with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
 
     Args:
         instructions: what the user asks; with several, the sample's key picks one.
-        max_characters: as in ``Task``.
-        extras: as in ``Task``.
+        max_characters: as in ``SampleTask``.
+        extras: as in ``SampleTask``.
     """
 
     def __init__(
@@ -165,7 +168,7 @@ class Captions(Task):
             Turn(role="user", text=f"{IMAGE_MARKER}\n{instruction}"),
             Turn(role="assistant", text=caption.replace(IMAGE_MARKER, "")),
         ]
-        return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta})
+        return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta}, task=Task.CAPTION)
 
 
 # -- members -----------------------------------------------------------------------------------------------------------------

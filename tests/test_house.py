@@ -43,8 +43,6 @@ KNOWN_UPWARD: set[str] = {
     "umm_zoo.training.preview -> umm_zoo.fit",
 }
 KNOWN_CIRCLE: set[str] = {
-    "data_pipelines.shards.index",
-    "data_pipelines.shards.writing",
     "umm_zoo.benchmarks.unified_bench",
     "umm_zoo.evaluate",
     "umm_zoo.experiment.build",
@@ -54,10 +52,6 @@ KNOWN_CIRCLE: set[str] = {
     "umm_zoo.training.preview",
 }
 KNOWN_LONG: set[str] = {
-    "data_pipelines/precompute.py",
-    "data_pipelines/shards/data.py",
-    "data_pipelines/shards/index.py",
-    "data_pipelines/shards/streaming.py",
     "umm_zoo/backbones/features.py",
     "umm_zoo/backbones/llava.py",
     "umm_zoo/backbones/qwen2_5_vl.py",

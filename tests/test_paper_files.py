@@ -54,7 +54,7 @@ def test_wemmu_is_what_its_paper_says(
     assert type(method.objective) is (FlowMatching if contrast is None else ContrastiveFlowMatching)
     assert getattr(method.objective, "weight", None) == contrast
     assert sorted(method.trained) == sorted(trained)
-    assert (trainer["max_steps"], data.batch_size, data.image_size, method.image_size) == (steps, batch, pixels, pixels)
+    assert (trainer["max_steps"], data.batch_size, data.transform.image_size, method.image_size) == (steps, batch, pixels, pixels)
     assert batch % (8 * trainer["num_nodes"]) == 0  # nodes of eight share the batch out evenly
     assert method.latent_grid(pixels, pixels) == (cells, cells)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}

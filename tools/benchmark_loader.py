@@ -36,7 +36,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from data_pipelines.decoding import Square, decode_image, to_signal
+from data_pipelines.decoding import Square, decode_image
+from data_pipelines.shards.batches import to_signal
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions

@@ -241,6 +241,11 @@ def _train(experiment: Experiment, folder: RunFolder, resume: Path | None, start
             return 0
         raise UserError(experiment.file, f"checkpoint: {error}", advice=folder.advice()) from error
     except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, UserError) and not isinstance(error, MistakeError):
+            for file, content in () if record.began else before.items():
+                file.write_bytes(content)
+            error.locate(experiment.file, keys=record.keys, advice=folder.advice() if record.began else "")
+            raise
         if record.began and isinstance(error, MistakeError):
             raise UserError(experiment.file, error.line(record.keys), advice=folder.advice()) from error
         if record.began and isinstance(error, OSError) and error.errno in NO_ROOM:

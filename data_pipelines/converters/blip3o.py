@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.blip3o SRC OUT``: tars of ``KEY.jpg`` and ``KEY.txt``, as BLIP3-o publishes its data, for drawing.
+"""``python -m data_pipelines.blip3o SRC OUT``: converter of tars of ``KEY.jpg`` and ``KEY.txt``, as BLIP3-o publishes its data.
 
 Such tars can be trained on as they are; then they only need an index each, and nothing is copied::
 
@@ -16,17 +16,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_pipelines.converters.converting import Parser, add_options, check_numbers, run
+from data_pipelines.command import Parser, run
+from data_pipelines.converters.converting import converter_parser
 from data_pipelines.converters.pairs import TASKS, convert_tars, find_tars
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import IMAGE_TYPES
+from umm_zoo.errors import UserError
 
 
 def index_in_place(tars: list[Path]) -> None:
     """Index every tar and print how many of its samples are pairs, by the names of their members.
 
     Raises:
-        ValueError: a tar cannot be indexed.
+        UserError: a tar cannot be indexed.
     """
     pairs, others = 0, list[str]()
     for tar in tars:
@@ -42,19 +44,16 @@ def index_in_place(tars: list[Path]) -> None:
         print(f"{len(others)} samples without image or text (skipped in training): {', '.join(others[:5])}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.blip3o",
-        description="Tars of images and texts to samples for drawing: OUT/train/text_to_image-000000.tar and so on.",
-        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "blip3o",
+        "Tars of images and texts to samples of text-to-image: OUT/train/text_to_image-000000.tar and so on.",
+        "a folder of tars, one tar, a glob or a {000..015} range",
+        needs_out=False,
     )
-    made.add_argument("source", type=Path, metavar="SRC", help="a folder of tars, one tar, a glob or a {000..015} range")
-    made.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write into")
     made.add_argument("--in-place", action="store_true", help="write nothing but an index beside each tar")
-    made.add_argument("--task", choices=TASKS, default="text_to_image", help="whether the image is to be drawn or described")
-    add_options(made, per_shard=None)
+    made.add_argument("--task", choices=TASKS, default="text_to_image", help="whether the image is to be generated or described")
     return made
 
 
@@ -62,18 +61,16 @@ def main(arguments: argparse.Namespace) -> None:
     """Index or convert, and report.
 
     Raises:
-        ValueError: arguments that do not fit, or nothing that could be converted.
-        FileNotFoundError: there is no tar.
+        UserError: arguments that do not fit, no tar, or nothing that could be converted.
     """
-    check_numbers(arguments)
     if arguments.in_place == (arguments.out is not None):
-        raise ValueError("OUT: give either a folder to write into, or --in-place")
+        raise UserError("OUT", "give either a folder to write into, or --in-place")
     tars = find_tars(arguments.source)
     if arguments.in_place:
         index_in_place(tars)
-        return
-    convert_tars(arguments, tars)
+    else:
+        convert_tars(arguments, tars)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.coco SRC OUT``: COCO's captions, and questions made of its objects.
+"""``python -m data_pipelines.coco SRC OUT``: converter of COCO's captions, and of its objects to questions.
 
 ``SRC`` is the usual folder, with any of its files (``2014`` and lists of one's own in the same layout are understood as well)::
 
@@ -19,15 +19,18 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.command import Parser, run, whole
 from data_pipelines.converters.coco_objects import Objects, article, plural
-from data_pipelines.converters.converting import Parser, Part, add_options, check_numbers, convert, print_report, run
+from data_pipelines.converters.converting import Part, convert, converter_parser
 from data_pipelines.converters.files import read_image
-from data_pipelines.converters.markers import without_markers
+from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, without_markers
 from data_pipelines.decoding import BadSampleError
+from umm_zoo.errors import UserError
 
 SETTINGS = ("random", "popular", "adversarial")
 
@@ -47,19 +50,18 @@ def find_splits(source: Path, images: Path | None, wanted: list[str] | None) -> 
     """Read the annotations of every split that is there.
 
     Raises:
-        FileNotFoundError: no annotations, no images of a split, or a wanted split is not there.
-        ValueError: a file is not in COCO's layout.
+        UserError: no annotations, no images of a split, a wanted split is not there, or a file is not in COCO's layout.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder")
+        raise UserError(source, "no such folder")
     folder = source / "annotations" if (source / "annotations").is_dir() else source
     files = {path.stem: path for kind in ("captions", "instances") for path in sorted(folder.glob(f"{kind}_*.json"))}
     names = sorted({stem.split("_", 1)[1] for stem in files})
     if not names:
-        raise FileNotFoundError(f"{folder}: found neither captions_*.json nor instances_*.json")
+        raise UserError(folder, "neither captions_*.json nor instances_*.json", "one of them")
     for name in wanted or []:
         if name not in names:
-            raise FileNotFoundError(f"--splits: found '{name}', there are {', '.join(names)}")
+            raise UserError("--splits", f"'{name}'", ", ".join(names))
     return [_read_split(source, images, name, files) for name in wanted or names]
 
 
@@ -68,7 +70,7 @@ def _read_split(source: Path, images: Path | None, name: str, files: dict[str, P
     places = [base / name, base / "images" / name, *([base] if images else [])]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
-        raise FileNotFoundError(f"{places[0]}: no such folder of images (nor {places[1]}); --images names another one")
+        raise UserError(places[0], f"no such folder of images (nor {places[1]})", hint="--images names another one")
     named: dict[int, str] = {}
     captions: dict[int, list[str]] = {}
     objects = Objects({}, {}, set())
@@ -87,28 +89,23 @@ def _read_split(source: Path, images: Path | None, name: str, files: dict[str, P
     return Split(name, folder, named, captions, objects)
 
 
-class _layout:  # noqa: N801 - reads as a statement
-    """Says which file lacks which key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyError | TypeError):
-            raise ValueError(f"{self.path}: not COCO's layout ({type(error).__name__}: {error})") from error
+@contextmanager
+def _layout(path: Path) -> Iterator[None]:
+    """Say which file lacks which key."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise UserError(path, f"not COCO's layout ({type(error).__name__}: {error})") from error
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be parsed ({error})") from error
+        raise UserError(path, f"cannot be parsed ({error})") from error
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
-        raise ValueError(f"{path}: not COCO's layout, the list '{missing[0]}' is missing")
+        raise UserError(path, f"not COCO's layout, the list '{missing[0]}' is missing")
     return dict(content)
 
 
@@ -118,9 +115,10 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 def caption_samples(split: Split, image: int, size: int | None, seed: int, every: bool) -> Iterator[dict[str, Any]]:
     """The image with one of its captions (all of them in ``captions``), or with each."""
     captions = split.captions[image]
-    told = captions if every else [random.Random(f"{seed} {image}").choice(captions)]
-    for place, caption in enumerate(told):
-        row = {"task": "caption", "kind": "caption", **_turns("Describe the image.", caption), "captions": captions}
+    chosen = captions if every else [random.Random(f"{seed} {image}").choice(captions)]
+    for place, caption in enumerate(chosen):
+        turns = question_and_answer(INSTRUCTION, caption)
+        row = {"task": "caption", "kind": "caption", "conversations": turns, "captions": captions}
         yield _sample(split, image, f"captions-{image:012d}-{place}", row, size)
 
 
@@ -145,8 +143,8 @@ def exists_samples(split: Split, image: int, size: int | None, seed: int, pairs:
         asked = [question for pair in zip(positives, negatives[setting], strict=True) for question in pair]
         for place, name in enumerate(asked):
             answer = ("yes", "no")[place % 2]
-            turns = _turns(f"Is there {article(name)} in the image?", answer)
-            row = {"task": "questions", "kind": "exists", **turns, "negative": setting, "object": name}
+            turns = question_and_answer(f"Is there {article(name)} in the image?", answer)
+            row = {"task": "questions", "kind": "exists", "conversations": turns, "negative": setting, "object": name}
             yield _sample(split, image, f"exists-{image:012d}-{setting}-{place}", row, size)
 
 
@@ -156,13 +154,9 @@ def count_samples(split: Split, image: int, size: int | None, seed: int, most: i
     chance = random.Random(f"{seed} {image}")
     number = chance.choice(sorted(set(counts.values())))
     name = chance.choice(sorted(name for name, count in counts.items() if count == number))
-    row = {"task": "questions", "kind": "count", **_turns(f"How many {plural(name)} are in the image?", str(number))}
-    yield _sample(split, image, f"count-{image:012d}", {**row, "object": name, "count": number}, size)
-
-
-def _turns(question: str, answer: str) -> dict[str, Any]:
-    turns = [{"role": "user", "text": f"<image>\n{question}"}, {"role": "assistant", "text": answer}]
-    return {"conversations": turns}
+    turns = question_and_answer(f"How many {plural(name)} are in the image?", str(number))
+    row = {"task": "questions", "kind": "count", "conversations": turns, "object": name, "count": number}
+    yield _sample(split, image, f"count-{image:012d}", row, size)
 
 
 def _sample(split: Split, image: int, key: str, row: dict[str, Any], size: int | None) -> dict[str, Any]:
@@ -200,26 +194,26 @@ def plan(split: Split, arguments: argparse.Namespace) -> list[Part[int]]:
     return parts
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.coco",
-        description="COCO captions and instances to captions, POPE's yes/no questions and counting questions.",
-        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "coco",
+        "COCO captions and instances to captions, POPE's yes/no questions and counting questions.",
+        "folder with annotations/ and the images' folders",
+        unit="images",
     )
-    made.add_argument("source", type=Path, metavar="SRC", help="folder with annotations/ and the images' folders")
-    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="images in FOLDER/SPLIT or FOLDER (where None: in SRC)")
     made.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these, such as val2017 (where None: all)")
     made.add_argument("--without", nargs="+", choices=("captions", "exists", "count"), default=[], help="parts to leave out")
     made.add_argument("--all-captions", action="store_true", help="a sample for each caption instead of one per image")
-    made.add_argument("--exists-images", type=int, default=500, metavar="N", help="images asked about existence; 0 takes all")
-    made.add_argument("--pairs", type=int, default=3, metavar="N", help="present and absent objects per image and setting")
-    made.add_argument("--count-images", type=int, default=500, metavar="N", help="images asked about numbers; 0 takes all")
-    made.add_argument("--most", type=int, default=10, metavar="N", help="highest number asked for")
+    for name, least, default, what in (
+        ("exists-images", 0, 500, "images asked about existence; 0 takes all"),
+        ("pairs", 1, 3, "present and absent objects per image and setting"),
+        ("count-images", 0, 500, "images asked about numbers; 0 takes all"),
+        ("most", 1, 10, "highest number asked for"),
+    ):
+        made.add_argument(f"--{name}", type=whole(least), default=default, metavar="N", help=what)
     made.add_argument("--seed", type=int, default=0, help="order, captions and objects chosen")
-    add_options(made, "images")
     return made
 
 
@@ -227,24 +221,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report.
 
     Raises:
-        ValueError: an argument outside its range, or annotations in another layout.
-        FileNotFoundError: annotations or images are not there.
+        UserError: annotations or images are not there, or annotations are in another layout.
     """
-    check_numbers(arguments)
-    for option, value, least in (
-        ("--pairs", arguments.pairs, 1),
-        ("--most", arguments.most, 1),
-        ("--exists-images", arguments.exists_images, 0),
-        ("--count-images", arguments.count_images, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{option}: found {value}, expected whole numbers from {least} on")
     splits = find_splits(arguments.source, arguments.images, arguments.splits)
-    parts = [part for split in splits for part in plan(split, arguments)]
-    ignored = ("source", "out", "images", "overwrite", "retry")
-    kept = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    print_report(arguments.out, convert(arguments.out, kept, parts, arguments.overwrite, arguments.retry))
+    convert(arguments, [part for split in splits for part in plan(split, arguments)])
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

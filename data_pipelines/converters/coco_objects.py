@@ -1,4 +1,4 @@
-"""Which objects are in an image, which are not, and how they are called in a question."""
+"""Objects of COCO's images: which are there, which are not, and how a question calls them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines.converters.image_folder import with_article
+from data_pipelines.converters.texts import with_article
 
 _PLURALS = {
     "person": "people",

@@ -1,39 +1,36 @@
-"""What every converter shares: shards written piece by piece so that a stopped conversion goes on, progress, and a report."""
+"""Conversion to shards, piece by piece so that a stopped one goes on; its command line, progress and report."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
+from data_pipelines.command import Parser, whole
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.shards.writing import IndexedShardWriter, index_path
+from data_pipelines.shards.indexing import index_path, write_json
+from data_pipelines.shards.writing import IndexedShardWriter
+from umm_zoo.errors import UserError
 
 STATE_FILE = "conversion.json"
 REPORT_FILE = "report.json"
 _LISTED = 5
 #: Longer texts are refused by the loader's default ``max_characters``; they are kept, and counted in the report.
 _LONG_TEXT = 65_536
+#: Arguments that decide nothing about the bytes written.
+_IGNORED = ("source", "out", "images", "in_place", "overwrite", "retry")
 
 Item = TypeVar("Item")
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses a wrong command line in one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and leave."""
-        sys.stderr.write(f"error: {message} (--help lists every option)\n")
-        raise SystemExit(2)
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,9 @@ class Noted:
     count: int = 1
 
 
+Made = dict[str, Any] | LeftOut | Noted
+
+
 @dataclass
 class Part(Generic[Item]):
     """One family of shards, ``OUT/NAME-000000.tar`` and so on.
@@ -67,9 +67,14 @@ class Part(Generic[Item]):
 
     name: str
     items: Sequence[Item]
-    make: Callable[[Item], Iterable[dict[str, Any] | LeftOut | Noted]]
+    make: Callable[[Item], Iterable[Made]]
     label: Callable[[Item], str] = str
     items_per_shard: int = 1000
+
+    def shards(self) -> Iterator[tuple[int, Sequence[Item]]]:
+        """The number and the items of each tar."""
+        for number, first in enumerate(range(0, len(self.items), self.items_per_shard)):
+            yield number, self.items[first : first + self.items_per_shard]
 
 
 @dataclass
@@ -82,6 +87,14 @@ class Outcome:
     notes: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def add(self, part: str, entry: dict[str, Any]) -> None:
+        """Count a finished shard of a part."""
+        self.samples[part] += entry["samples"]
+        self.shards[part] += bool(entry["samples"])
+        self.kinds.update(entry["kinds"])
+        self.notes.update(entry.get("notes", {}))
+        self.left_out.update(entry["left_out"])
+
     def reasons(self) -> Counter[str]:
         """How much was left out for each category of reasons."""
         return Counter(re.split(r": | \(", reason, maxsplit=1)[0] for reason in self.left_out.values())
@@ -93,99 +106,129 @@ class Outcome:
         return {**{name: dict(counter) for name, counter in counted.items()}, **rest}
 
 
-def convert(
-    out: Path, arguments: dict[str, Any], parts: Sequence[Part[Any]], overwrite: bool = False, retry: bool = False
-) -> Outcome:
-    """Write every part; shards that a stopped run finished are kept.
+def converter_parser(
+    name: str,
+    description: str,
+    source: str,
+    unit: str | None = None,
+    per_shard: int = 1000,
+    edge: str = "long",
+    needs_out: bool = True,
+) -> Parser:
+    """The command line of a converter: ``SRC OUT``, and the options that all of them have.
+
+    Args:
+        name: of the command.
+        description: what it does.
+        source: help of ``SRC``.
+        unit: what a tar holds so many of; None has no such option.
+        per_shard: default of that.
+        edge: which one ``--image-size`` shrinks.
+        needs_out: whether ``OUT`` must be given.
+    """
+    epilog = "A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk."
+    made = Parser(name, description, epilog)
+    made.add_argument("source", type=Path, metavar="SRC", help=source)
+    made.add_argument("out", type=Path, nargs=None if needs_out else "?", metavar="OUT", help="folder to write into")
+    made.add_argument("--image-size", type=whole(1), metavar="N", help=f"shrink the {edge} edge to N pixels (never enlarges)")
+    if unit is not None:
+        made.add_argument(f"--{unit}-per-shard", type=whole(1), default=per_shard, metavar="N", help=f"{unit} of one tar")
+    made.add_argument("--retry", action="store_true", help="write the shards again from which something was left out")
+    made.add_argument("--overwrite", action="store_true", help="replace the outcome of an earlier conversion")
+    return made
+
+
+def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides: Any) -> None:
+    """Write every part and print the report; shards that a stopped run finished are kept.
 
     ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
     ``OUT/report.json`` is the outcome in numbers.
 
     Args:
-        out: folder, made if need be.
-        arguments: whatever decides about the bytes written; a conversion with others is not gone on with.
+        arguments: of the command line; a conversion with others is not gone on with.
         parts: what to write.
-        overwrite: remove the outcome of an earlier conversion first.
-        retry: write the shards again from which something was left out (missing images may have arrived since).
+        decides: what else decides about the bytes written.
 
     Raises:
-        ValueError: the folder holds the outcome of another conversion, or nothing could be converted.
+        UserError: the folder holds the outcome of another conversion, or nothing could be converted.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    out = arguments.out
     digest = hashlib.sha256("\n".join(f"{part.name} {part.label(item)}" for part in parts for item in part.items).encode())
-    head = {"arguments": arguments, "items": digest.hexdigest()}
-    done = _finished(out, head, overwrite)
-    _write_json(out / STATE_FILE, {**head, "shards": done})  # at once: what a run killed in its first shard leaves is known as ours
+    kept = {name: value for name, value in vars(arguments).items() if name not in _IGNORED}
+    head = {"arguments": {**kept, **decides}, "items": digest.hexdigest()}
+    done = _finished(out, head, arguments.overwrite)
+    write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)  # at once: what a run killed in its first shard leaves is ours
     outcome = Outcome()
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=sum(len(part.items) for part in parts))
+    with progress_bar("", sum(len(part.items) for part in parts)) as advance:
         for part in parts:
-            progress.update(bar, description=part.name)
-            folder, _, name = part.name.rpartition("/")
-            for number, first in enumerate(range(0, len(part.items), part.items_per_shard)):
-                items = part.items[first : first + part.items_per_shard]
-                shard = out / folder / f"{name}-{number:06d}.tar"
+            for number, items in part.shards():
                 place = f"{part.name}-{number:06d}"
-                entry = done.get(place)
-                whole = entry is not None and (not entry["samples"] or (shard.is_file() and index_path(shard).is_file()))
-                if entry is None or not whole or (retry and entry["left_out"]):
-                    shard.unlink(missing_ok=True)
-                    with IndexedShardWriter(out / folder, name, sys.maxsize, number) as writer:
-                        left_out, notes = _write_items(writer, part, items, lambda: progress.advance(bar))
-                    summary = writer.summary
-                    entry = {"samples": summary.samples, "kinds": dict(sorted(summary.kinds.items())), "left_out": left_out}
-                    done[place] = {**entry, "notes": dict(notes)}
-                    _write_json(out / STATE_FILE, {**head, "shards": done})
+                if _is_whole(out, place, done.get(place), arguments.retry):
+                    advance(len(items), part.name)
                 else:
-                    progress.advance(bar, len(items))
-                outcome.samples[part.name] += entry["samples"]
-                outcome.shards[part.name] += bool(entry["samples"])
-                outcome.kinds.update(entry["kinds"])
-                outcome.notes.update(done[place].get("notes", {}))
-                outcome.left_out.update(entry["left_out"])
-    _write_json(out / REPORT_FILE, outcome.to_json())
+                    done[place] = _write_shard(out, part, number, items, partial(advance, 1, part.name))
+                    write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)
+                outcome.add(part.name, done[place])
+    write_json(out / REPORT_FILE, outcome.to_json(), indent=1)
     if not sum(outcome.samples.values()):
         (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run begins anew
         reason = ": ".join(next(iter(outcome.left_out.items()), ("no item",)))
-        raise ValueError(f"{out}: nothing could be converted; the first reason: {reason}")
-    return outcome
+        raise UserError(out, f"nothing could be converted; the first reason: {reason}")
+    _print_report(out, outcome)
 
 
-def _write_items(
-    writer: IndexedShardWriter, part: Part[Item], items: Sequence[Item], advance: Callable[[], None]
-) -> tuple[dict[str, str], Counter[str]]:
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on stderr; what it gives is called with a number of steps, and with another description where that changes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(description, total=total)
+        yield lambda steps, text=None: progress.update(bar, advance=steps, description=text)
+
+
+def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) -> bool:
+    """Whether a shard needs no writing."""
+    if entry is None or (retry and entry["left_out"]):
+        return False
+    shard = out / f"{place}.tar"
+    return not entry["samples"] or (shard.is_file() and index_path(shard).is_file())
+
+
+def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item], advance: Callable[[], None]) -> dict[str, Any]:
+    """Write one tar; what ``conversion.json`` says of it."""
+    folder, _, name = part.name.rpartition("/")
+    (out / f"{part.name}-{number:06d}.tar").unlink(missing_ok=True)
     left_out: dict[str, str] = {}
     notes: Counter[str] = Counter()
-    for item in items:
-        try:
-            for made in part.make(item):
-                if isinstance(made, LeftOut):
-                    left_out[made.label] = made.reason
-                elif isinstance(made, Noted):
-                    notes[made.what] += made.count
-                else:
-                    writer.write(made)
-                    notes["text of over 65,536 characters (needs a higher max_characters)"] += _is_long(made)
-        except BadSampleError as error:
-            left_out[part.label(item)] = str(error)
-        advance()
-    return left_out, +notes
+    with IndexedShardWriter(out / folder, name, sys.maxsize, number) as writer:
+        for item in items:
+            try:
+                for made in part.make(item):
+                    if isinstance(made, LeftOut):
+                        left_out[made.label] = made.reason
+                    elif isinstance(made, Noted):
+                        notes[made.what] += made.count
+                    else:
+                        writer.write(made)
+                        turns = made.get("json", {}).get("conversations", ())
+                        is_long = sum(len(turn["text"]) for turn in turns) > _LONG_TEXT
+                        notes["text of over 65,536 characters (needs a higher max_characters)"] += is_long
+            except BadSampleError as error:
+                left_out[part.label(item)] = str(error)
+            advance()
+    kinds = dict(sorted(writer.summary.kinds.items()))
+    return {"samples": writer.summary.samples, "kinds": kinds, "left_out": left_out, "notes": dict(+notes)}
 
 
-def _is_long(sample: dict[str, Any]) -> bool:
-    turns = sample.get("json", {}).get("conversations", ())
-    return sum(len(turn["text"]) for turn in turns) > _LONG_TEXT
-
-
-def print_report(out: Path, outcome: Outcome) -> None:
+def _print_report(out: Path, outcome: Outcome) -> None:
     """Samples and shards per part, samples per kind, and what was left out."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False, markup=False)
     table = Table(title=str(out))
     for column in ("part", "shards", "samples"):
         table.add_column(column, justify="left" if column == "part" else "right")
@@ -194,28 +237,28 @@ def print_report(out: Path, outcome: Outcome) -> None:
     console.print(table)
     console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(outcome.kinds.items())))
     for what, count in sorted(outcome.notes.items()):
-        console.print(f"{count:,} x {what}", highlight=False, markup=False)
+        console.print(f"{count:,} x {what}")
     if outcome.left_out:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in outcome.reasons().most_common())
-        console.print(f"reasons: {reasons}", highlight=False, markup=False)
-        console.print(f"left out: {len(outcome.left_out)} (all of them in {out / REPORT_FILE})", highlight=False)
+        console.print("reasons: " + ", ".join(f"{reason} {count:,}" for reason, count in outcome.reasons().most_common()))
+        console.print(f"left out: {len(outcome.left_out)} (all of them in {out / REPORT_FILE})")
         for name, reason in list(outcome.left_out.items())[:_LISTED]:
-            console.print(f"  {name}: {reason}", highlight=False, markup=False)
+            console.print(f"  {name}: {reason}")
 
 
 def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The shards that an earlier run of the same conversion finished."""
     path = out / STATE_FILE
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: this is a file, a folder to write into is needed")
+        raise UserError(out, "a file", "a folder to write into")
     if not path.is_file():
         if out.is_dir() and any(file.name != REPORT_FILE for file in out.iterdir()) and not overwrite:
-            raise ValueError(f"{out}: this folder is not empty and holds no conversion; choose another one, or give --overwrite")
+            raise UserError(out, "this folder is not empty and holds no conversion; choose another one, or give --overwrite")
         return {}
     try:
         former = json.loads(path.read_text(encoding="utf-8"))
         shards: dict[str, Any] = former["shards"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); choose another folder, or remove this one") from error
+        raise UserError(path, f"cannot be read ({error}); choose another folder, or remove this one") from error
     if overwrite:
         for place in shards:  # its own files and no others
             for suffix in (".tar", ".tar.index.json"):
@@ -225,53 +268,10 @@ def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any
         return {}
     for name, value in head.items() if shards else ():
         if former.get(name) != json.loads(json.dumps(value)):
-            raise ValueError(f"{out}: holds a conversion of other {name}; choose another folder, or give --overwrite")
+            raise UserError(out, f"holds a conversion of other {name}; choose another folder, or give --overwrite")
     return shards
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def split_of(name: str, val_share: float, seed: int = 0) -> str:
     """``val`` or ``train`` by a hash of a name: adding files moves no other file to another split."""
     return "val" if zlib.crc32(f"{seed} {name}".encode()) / 2**32 < val_share else "train"
-
-
-def add_options(parser: argparse.ArgumentParser, unit: str = "samples", per_shard: int | None = 1000) -> None:
-    """The options of a converter that copies images."""
-    parser.add_argument("--image-size", type=int, metavar="N", help="shrink the long edge to N pixels (never enlarges)")
-    if per_shard is not None:
-        parser.add_argument(f"--{unit}-per-shard", type=int, default=per_shard, metavar="N", help=f"{unit} of one tar")
-    parser.add_argument("--retry", action="store_true", help="write the shards again from which something was left out")
-    parser.add_argument("--overwrite", action="store_true", help="replace the outcome of an earlier conversion")
-
-
-def check_numbers(arguments: argparse.Namespace) -> None:
-    """Refuse whole numbers below 1 and shares outside of 0 to 1, whichever of the usual options there are.
-
-    Raises:
-        ValueError: with the option and what it accepts.
-    """
-    for name, value in vars(arguments).items():
-        option = f"--{name.replace('_', '-')}"
-        if (name == "image_size" or name.endswith("_per_shard")) and value is not None and value < 1:
-            raise ValueError(f"{option}: found {value}, expected positive whole numbers")
-        if name.endswith("_share") and not 0 <= value < 1:
-            raise ValueError(f"{option}: found {value}, expected 0 to below 1")
-
-
-def run(main: Callable[[], None]) -> int:
-    """Run a command; a user's mistake is one line and exit code 2, Ctrl-C says that it can go on."""
-    try:
-        main()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on with the first unfinished shard\n")
-        return 130
-    return 0

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.editing SRC OUT``: edits from JSON, JSON Lines or parquet, with one or several input images.
+"""``python -m data_pipelines.editing SRC OUT``: converter of edits from JSON, JSON Lines or parquet, with one or more input images.
 
 ::
 
@@ -16,7 +16,7 @@ Understood are, in this order, and each by the first of its keys that a row has:
   input, source, images, image;
 * the instruction (a list is of equally good wordings, one is taken): edit_instruction, instruction, edit_prompt, input_prompt,
   edited_prompt_list, edited_prompt, prompt, edit;
-* the image to be drawn: output_images, output_image, target_image, target_img, tgt_img, trg_img, edited_image, edited_img,
+* the image to generate: output_images, output_image, target_image, target_img, tgt_img, trg_img, edited_image, edited_img,
   output, target, edited.
 
 Images are names inside ``--images``, or bytes in parquet columns (plain, or ``{"bytes", "path"}``).
@@ -25,29 +25,21 @@ Images are names inside ``--images``, or bytes in parquet columns (plain, or ``{
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.converters.converting import (
-    LeftOut,
-    Noted,
-    Parser,
-    Part,
-    add_options,
-    check_numbers,
-    convert,
-    print_report,
-    run,
-)
+from data_pipelines.command import Parser, run
+from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser
 from data_pipelines.converters.files import image_of
-from data_pipelines.converters.markers import place_markers
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.tables import Table, is_parquet
+from data_pipelines.converters.texts import notes, place_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.errors import UserError
 
 INPUTS = (
     *("input_images", "source_images", "input_image", "source_image", "source_img", "src_img", "original_image"),
@@ -62,8 +54,8 @@ TARGETS = (
     *("output", "target", "edited"),
 )
 _KINDS = ("edit_type", "kind", "task", "category")
-_DRAWN = "<gen_image>"
-_LONGEST_NOTE = 2000
+_GENERATED = "<gen_image>"
+LONGEST_NOTE = 2000
 
 
 @dataclass(frozen=True)
@@ -91,9 +83,7 @@ class Edit:
     used: set[str]
 
 
-def samples_of(
-    row: dict[str, Any], number: int, keys: Keys, images: Path | None, size: int | None
-) -> Iterator[dict[str, Any] | LeftOut | Noted]:
+def samples_of(row: dict[str, Any], number: int, keys: Keys, images: Path | None, size: int | None) -> Iterator[Made]:
     """The samples of one row: several where it has several turns.
 
     Raises:
@@ -110,15 +100,13 @@ def samples_of(
             yield LeftOut(f"row {number}, turn {place}", str(error))
 
 
-def _sample(
-    row: dict[str, Any], key: str, number: int, keys: Keys, images: Path | None, size: int | None
-) -> Iterator[dict[str, Any] | Noted]:
+def _sample(row: dict[str, Any], key: str, number: int, keys: Keys, images: Path | None, size: int | None) -> Iterator[Made]:
     edit = read_edit(row, number, keys)
     repairs = place_markers(edit.conversation, len(edit.inputs))
     task = "editing" if edit.inputs else "text_to_image"
     found = next((row[name] for name in _KINDS if isinstance(row.get(name), str) and row[name]), None)
-    free = {name: value for name, value in row.items() if name not in edit.used and _is_note(value)}
-    content = {**free, "task": task, "kind": (found or "edit") if edit.inputs else task, "conversations": edit.conversation}
+    content = {**notes(row, edit.used, LONGEST_NOTE), "task": task, "kind": (found or "edit") if edit.inputs else task}
+    content["conversations"] = edit.conversation
     sample: dict[str, Any] = {"__key__": key, "json": content}
     for place, cell in enumerate(edit.inputs):
         kind, image = image_of(cell, images, size)
@@ -128,10 +116,6 @@ def _sample(
     if edit.inputs:  # a marker that was never written is no repair: most lists have none
         yield from (Noted(what) for what in repairs if "moved" not in what and "missing" not in what)
     yield sample
-
-
-def _is_note(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _LONGEST_NOTE)
 
 
 def read_edit(row: dict[str, Any], number: int, keys: Keys) -> Edit:
@@ -150,7 +134,7 @@ def read_edit(row: dict[str, Any], number: int, keys: Keys) -> Edit:
     inputs = [name for name in keys.inputs or _first(row, INPUTS) if not _empty(row.get(name))]
     instruction = [keys.instruction] if keys.instruction else _first(row, INSTRUCTIONS)
     target = [keys.target] if keys.target else _first(row, TARGETS)
-    for what, names in (("input image", inputs), ("instruction", instruction), ("image to draw", target)):
+    for what, names in (("input image", inputs), ("instruction", instruction), ("image to generate", target)):
         if not names or _empty(row.get(names[0])):
             raise BadSampleError(f"no {what}: the row has {', '.join(map(str, row)) or 'no key'}"[:300])
     if keys.inputs and len(inputs) < len(keys.inputs):
@@ -170,13 +154,13 @@ def _from_conversation(row: dict[str, Any]) -> Edit:
     cells = _list(row.get("image", row.get("images")) or [])
     while turns and turns[-1]["role"] == "user":
         turns = turns[:-1]
-    drawn = turns[-1]["text"].strip() if turns else ""
-    if not turns or drawn not in (_DRAWN, IMAGE_MARKER, ""):
-        raise BadSampleError("no image to draw: its answer is text (data_pipelines.converters.llava_json converts such rows)")
+    answer = turns[-1]["text"].strip() if turns else ""
+    if not turns or answer not in (_GENERATED, IMAGE_MARKER, ""):
+        raise BadSampleError("no image to generate: its answer is text (data_pipelines.converters.llava_json converts such rows)")
     if not cells:
-        raise BadSampleError("no image to draw: 'image' is empty")
+        raise BadSampleError("no image to generate: 'image' is empty")
     for turn in turns:
-        turn["text"] = turn["text"].replace(_DRAWN, "").strip()
+        turn["text"] = turn["text"].replace(_GENERATED, "").strip()
     return Edit(turns[:-1], cells[:-1], cells[-1], {"conversations", "image", "images", *_KINDS})
 
 
@@ -195,25 +179,22 @@ def _list(value: Any) -> list[Any]:
 def _only(value: Any) -> Any:
     cells = _list(value)
     if len(cells) != 1:
-        raise BadSampleError(f"several images to draw: {len(cells)}")
+        raise BadSampleError(f"several images to generate: {len(cells)}")
     return cells[0]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.editing",
-        description="Edits from JSON, JSON Lines or parquet to shards: OUT/train/editing-000000.tar and so on.",
-        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "editing",
+        "Edits from JSON, JSON Lines or parquet to shards: OUT/train/editing-000000.tar and so on.",
+        ".json, .jsonl or .parquet; a folder or glob of parquet files",
+        unit="rows",
     )
-    made.add_argument("source", type=Path, metavar="SRC", help=".json, .jsonl or .parquet; a folder or glob of parquet files")
-    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of named images (where None: the folder of SRC)")
     made.add_argument("--input", nargs="+", metavar="KEY", help="keys of the input images, in order (where None: detected)")
     made.add_argument("--instruction", metavar="KEY", help="key of the instruction (where None: detected)")
-    made.add_argument("--target", metavar="KEY", help="key of the image to be drawn (where None: detected)")
-    add_options(made, "rows")
+    made.add_argument("--target", metavar="KEY", help="key of the image to generate (where None: detected)")
     return made
 
 
@@ -221,23 +202,20 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report.
 
     Raises:
-        ValueError: an argument outside its range, or a file that holds something else.
-        FileNotFoundError: there is no such file or folder of images.
-        ModuleNotFoundError: parquet without pyarrow.
+        UserError: there is no such file or folder of images, the file holds something else, or parquet without pyarrow.
     """
-    check_numbers(arguments)
     images = arguments.images or (arguments.source if arguments.source.is_dir() else arguments.source.parent)
     if arguments.images and not images.is_dir():
-        raise FileNotFoundError(f"--images: {images}: no such folder")
+        raise UserError("--images", f"{images}: no such folder")
     rows: Rows | Table = Table(arguments.source) if is_parquet(arguments.source) else Rows(arguments.source)
     keys = Keys(arguments.input, arguments.instruction, arguments.target)
     convert_rows(arguments, rows, "editing", lambda number: samples_of(rows[number], number, keys, images, arguments.image_size))
 
 
-def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, make: Any) -> None:
+def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, make: Callable[[int], Iterator[Made]]) -> None:
     """Convert rows by number, report, and list among what was left out the files that could not be opened."""
 
-    def checked(item: int | str) -> Iterator[dict[str, Any] | LeftOut | Noted]:
+    def checked(item: int | str) -> Iterator[Made]:
         if isinstance(item, str):
             raise BadSampleError(rows.unreadable[item])
         yield from make(item)
@@ -246,11 +224,8 @@ def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, m
     part = Part(
         f"train/{name}", items, checked, lambda item: item if isinstance(item, str) else f"row {item}", arguments.rows_per_shard
     )
-    ignored = ("source", "out", "images", "overwrite", "retry")
-    kept = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    kept["source"] = rows.fingerprint()
-    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
+    convert(arguments, [part], source=rows.fingerprint())
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

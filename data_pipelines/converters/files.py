@@ -1,4 +1,4 @@
-"""An image on its way into a shard: found valid and kept byte for byte, or shrunk."""
+"""Images on their way into a shard: found valid and kept byte for byte, or shrunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.image_folder SRC OUT``: class folders of photos become questions, yes/no questions and captions.
+"""``python -m data_pipelines.image_folder SRC OUT``: converter of class folders of photos to questions and captions.
 
 ``SRC/train/CLASS/*.jpg`` (with ``val`` or ``test`` beside) keeps its splits; ``SRC/CLASS/*.jpg`` is split by ``--val-share``.
 """
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.converters.converting import Parser, Part, convert, print_report, run, split_of
+from data_pipelines.command import Parser, run, share
+from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import stored_image
+from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, with_article
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import IMAGE_TYPES
+from umm_zoo.errors import UserError
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
-_A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,14 @@ class Photo:
     number: int
 
 
-def with_article(noun: str) -> str:
-    """``noun`` with "a" or "an", by its sound as far as spelling tells."""
-    word = noun.lower()
-    vowel = word.startswith(_AN_BEFORE) or (word[:1] in tuple("aeiou") and not word.startswith(_A_BEFORE))
-    return f"{'an' if vowel else 'a'} {noun}"
-
-
 def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]) -> tuple[list[Photo], list[str]]:
     """The photos of every split in a shuffled order that depends on nothing but their paths and the seed, and the class names.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in class folders.
-        ValueError: fewer than two classes, or two folders of one split mean the same class.
+        UserError: no such folder, no image in class folders, or fewer than two classes.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder")
+        raise UserError(source, "no such folder")
     splits = {folder: _SPLITS[folder.name.lower()] for folder in _folders(source) if folder.name.lower() in _SPLITS}
     roots = splits or {source: ""}
     found: list[tuple[Path, str, str]] = []
@@ -60,9 +53,9 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
                     found.append((path, name, split or split_of(path.relative_to(source).as_posix(), val_share, seed)))
     classes = sorted({name for _, name, _ in found})
     if not found:
-        raise FileNotFoundError(f"{source}: no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
+        raise UserError(source, f"no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
     if len(classes) < 2:
-        raise ValueError(f"{source}: found one class, '{classes[0]}'; questions need at least two class folders")
+        raise UserError(source, f"one class, '{classes[0]}'", "at least two class folders to ask about")
     if set(splits.values()) == {"train"} and val_share > 0:
         found = [(path, name, split_of(path.relative_to(source).as_posix(), val_share, seed)) for path, name, _ in found]
     random.Random(seed).shuffle(found)  # neighbours in a shard should not be of one class
@@ -87,7 +80,7 @@ def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size
 def caption_of(photo: Photo, source: Path, size: int | None) -> Iterator[dict[str, Any]]:
     """ "A photo of an airplane."."""
     kind, content = encode(photo.path, size)
-    row = _row(photo, source, "captions", "caption", "Describe the image.", f"A photo of {with_article(photo.name)}.")
+    row = _row(photo, source, "captions", "caption", INSTRUCTION, f"A photo of {with_article(photo.name)}.")
     yield {"__key__": f"captions-{photo.number:08d}", "json": row, f"0.{kind}": content}
 
 
@@ -105,7 +98,7 @@ def encode(path: Path, size: int | None) -> tuple[str, bytes]:
 
 
 def _row(photo: Photo, source: Path, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
-    turns = [{"role": "user", "text": f"<image>\n{question}"}, {"role": "assistant", "text": answer}]
+    turns = question_and_answer(question, answer)
     file = photo.path.relative_to(source).as_posix()
     return {"task": task, "kind": kind, "split": photo.split, "conversations": turns, "class": photo.name, "file": file}
 
@@ -114,24 +107,21 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.image_folder",
-        description="Class folders of photos to shards: OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar.",
-        epilog="A stopped conversion goes on when it is started again. The shards hold copies of the photos.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "image_folder",
+        "Class folders of photos to shards: OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar.",
+        "SRC/CLASS/*.jpg, or SRC/train/CLASS/*.jpg with val or test beside",
+        unit="photos",
+        per_shard=500,
+        edge="short",
     )
-    made.add_argument("source", type=Path, metavar="SRC", help="SRC/CLASS/*.jpg, or SRC/train/CLASS/*.jpg with val or test beside")
-    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
-    made.add_argument("--image-size", type=int, metavar="N", help="shrink the short edge to N pixels (never enlarges)")
     made.add_argument(
-        "--val-share", type=float, default=0.1, help="share of photos held out where SRC has no val or test of its own"
+        "--val-share", type=share, default=0.1, help="share of photos held out where SRC has no val or test of its own"
     )
     made.add_argument("--names", type=Path, metavar="FILE", help="json map from folder names to class names (n02084071: dog)")
-    made.add_argument("--photos-per-shard", type=int, default=500, metavar="N", help="photos of one tar")
     made.add_argument("--seed", type=int, default=0, help="order of the photos, split, and classes asked for in vain")
-    made.add_argument("--overwrite", action="store_true", help="replace the outcome of an earlier conversion")
     return made
 
 
@@ -139,14 +129,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report.
 
     Raises:
-        ValueError: an argument outside its range, or a folder that holds something else.
-        FileNotFoundError: there are no photos.
+        UserError: there are no photos, or a folder holds something else.
     """
-    for option, value in (("--image-size", arguments.image_size), ("--photos-per-shard", arguments.photos_per_shard)):
-        if value is not None and value < 1:
-            raise ValueError(f"{option}: found {value}, expected positive whole numbers")
-    if not 0 <= arguments.val_share < 1:
-        raise ValueError(f"--val-share: found {arguments.val_share}, expected 0 to below 1")
     names = json.loads(arguments.names.read_text(encoding="utf-8")) if arguments.names else {}
     source, seed, size = arguments.source, arguments.seed, arguments.image_size
     photos, classes = find_photos(source, arguments.val_share, seed, names)
@@ -165,10 +149,8 @@ def main(arguments: argparse.Namespace) -> None:
         for split in sorted({photo.split for photo in photos}, key=["train", "val", "test"].index)
         for task, make in makers.items()
     ]
-    kept = {"image_size": size, "val_share": arguments.val_share, "seed": seed, "names": names}
-    kept["photos_per_shard"] = arguments.photos_per_shard
-    print_report(arguments.out, convert(arguments.out, kept, parts, arguments.overwrite))
+    convert(arguments, parts, names=names)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.img2dataset SRC OUT``: what the downloader img2dataset wrote (``--output_format webdataset``).
+"""``python -m data_pipelines.img2dataset SRC OUT``: converter of what the downloader img2dataset wrote as webdataset tars.
 
 ::
 
@@ -16,13 +16,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from data_pipelines.converters.converting import LeftOut, Noted, Parser, add_options, check_numbers, run
+from data_pipelines.command import Parser, run
+from data_pipelines.converters.converting import Made, Noted, converter_parser
 from data_pipelines.converters.pairs import TASKS, convert_tar, convert_tars, find_tars
 
 
-def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterator[dict[str, Any] | LeftOut | Noted]:
+def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
     """The samples of one tar, after what its statistics tell.
 
     Raises:
@@ -49,18 +49,14 @@ def statistics(tar: Path) -> Iterator[Noted]:
             yield Noted(f"address that {name.replace('_', ' ')} (by _stats.json, never in the tar)", count)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.img2dataset",
-        description="Tars of img2dataset to samples: OUT/train/captions-000000.tar and so on.",
-        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "img2dataset",
+        "Tars of img2dataset to samples: OUT/train/captions-000000.tar and so on.",
+        "the output folder, one tar, a glob or a {000..015} range",
     )
-    made.add_argument("source", type=Path, metavar="SRC", help="the output folder, one tar, a glob or a {000..015} range")
-    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
-    made.add_argument("--task", choices=TASKS, default="captions", help="whether the image is to be drawn or described")
-    add_options(made, per_shard=None)
+    made.add_argument("--task", choices=TASKS, default="captions", help="whether the image is to be generated or described")
     return made
 
 
@@ -68,12 +64,10 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report.
 
     Raises:
-        ValueError: an argument outside its range, or nothing that could be converted.
-        FileNotFoundError: there is no tar.
+        UserError: there is no tar, or nothing that could be converted.
     """
-    check_numbers(arguments)
     convert_tars(arguments, find_tars(arguments.source), convert_shard)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.llava_json SRC OUT``: conversations in LLaVA's JSON or JSON Lines, with their folder of images.
+"""``python -m data_pipelines.llava_json SRC OUT``: converter of conversations in LLaVA's JSON or JSON Lines, with their images.
 
 For LLaVA's 558k captions, its 665k mix, Cambrian's 737k and 7M lists, and lists of one's own::
 
@@ -19,23 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_pipelines.converters.converting import (
-    Noted,
-    Parser,
-    Part,
-    add_options,
-    check_numbers,
-    convert,
-    print_report,
-    run,
-    split_of,
-)
+from data_pipelines.command import Parser, run, share
+from data_pipelines.converters.converting import Noted, Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import read_image
-from data_pipelines.converters.markers import place_markers
 from data_pipelines.converters.rows import Rows
+from data_pipelines.converters.texts import notes, place_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.batch import Conversation
+from umm_zoo.errors import UserError
 
 _USED = ("image", "images", "conversations", "task", "kind")
 
@@ -48,8 +40,7 @@ def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) 
     """
     names = image_names(row)
     conversation, repairs = reconcile(read_turns(row.get("conversations")), len(names))
-    free = {name: value for name, value in row.items() if name not in _USED and isinstance(value, str | int | float)}
-    content: dict[str, Any] = {"task": "conversation", "kind": _kind(names), "conversations": conversation, **free}
+    content: dict[str, Any] = {"task": "conversation", "kind": _kind(names), "conversations": conversation, **notes(row, _USED)}
     sample: dict[str, Any] = {"__key__": f"{number:08d}", "json": content}
     if names:
         content["files"] = names
@@ -111,19 +102,16 @@ def _split(rows: Rows, number: int, val_share: float) -> str:
         return "train"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.llava_json",
-        description="Conversations in LLaVA's JSON with their images to shards: OUT/train/conversations-000000.tar and so on.",
-        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "llava_json",
+        "Conversations in LLaVA's JSON with their images to shards: OUT/train/conversations-000000.tar and so on.",
+        "the .json or .jsonl file",
+        unit="rows",
     )
-    made.add_argument("source", type=Path, metavar="SRC", help="the .json or .jsonl file")
-    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images (where None: the folder of SRC)")
-    made.add_argument("--val-share", type=float, default=0.0, help="share of the images held out, as OUT/val")
-    add_options(made, "rows")
+    made.add_argument("--val-share", type=share, default=0.0, help="share of the images held out, as OUT/val")
     return made
 
 
@@ -131,13 +119,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report.
 
     Raises:
-        ValueError: an argument outside its range, or a file that holds something else.
-        FileNotFoundError: there is no such file or folder of images.
+        UserError: there is no such file or folder of images, or the file holds something else.
     """
-    check_numbers(arguments)
     images = arguments.images or arguments.source.parent
     if not images.is_dir():
-        raise FileNotFoundError(f"--images: {images}: no such folder")
+        raise UserError("--images", f"{images}: no such folder")
     rows = Rows(arguments.source)
     split = [_split(rows, number, arguments.val_share) for number in range(len(rows))]
     parts = [
@@ -151,10 +137,8 @@ def main(arguments: argparse.Namespace) -> None:
         for name in ("train", "val")
         if name in split
     ]
-    kept = {"source": rows.fingerprint(), "image_size": arguments.image_size, "val_share": arguments.val_share}
-    kept["rows_per_shard"] = arguments.rows_per_shard
-    print_report(arguments.out, convert(arguments.out, kept, parts, arguments.overwrite, arguments.retry))
+    convert(arguments, parts, source=rows.fingerprint())
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -1,4 +1,4 @@
-"""Tars of image and text pairs that others made (``KEY.jpg``, ``KEY.txt``, sometimes ``KEY.json``), read in one pass.
+"""Pairs of image and text in tars that others made (``KEY.jpg``, ``KEY.txt``, sometimes ``KEY.json``), read in one pass.
 
 Members are read, never extracted: a name cannot become a path.
 """
@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.converters.converting import LeftOut, Noted, Part, convert, print_report
+from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert
 from data_pipelines.converters.files import stored_image
-from data_pipelines.converters.markers import without_markers
+from data_pipelines.converters.texts import INSTRUCTION, notes, question_and_answer, without_markers
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
-from data_pipelines.shards.archive import expand
-from data_pipelines.shards.writing import split_member_name
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.indexing import split_member_name
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.errors import UserError
 
-#: What a pair becomes, and the instruction of a caption.
+#: What a pair becomes.
 TASKS = ("text_to_image", "captions")
-INSTRUCTION = "Describe the image."
+#: The caption is in the conversation already; the rest repeats the image's own header or the key.
+_DROPPED = ("caption", "error_message", "exif", "key", "conversations")
 _MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
 _MAX_CHARACTERS = 1_000_000
 _BLOCK = 512
@@ -32,12 +34,12 @@ def find_tars(source: Path) -> list[Path]:
     """The tars of a folder and its sub-folders, or what a glob or ``{000..015}`` range means, in sorted order.
 
     Raises:
-        FileNotFoundError: there is none.
+        UserError: there is none.
     """
     if source.is_dir():
         found = sorted(path for path in source.rglob("*.tar") if path.is_file() and not path.name.startswith("."))
         if not found:
-            raise FileNotFoundError(f"{source}: no tar file in this folder")
+            raise UserError(source, "no tar file in this folder")
         return found
     return [Path(path) for path in expand(str(source))]
 
@@ -76,7 +78,7 @@ def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         raise BadSampleError(f"tar cannot be read to its end: {cut}")
 
 
-def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterator[dict[str, Any] | LeftOut | Noted]:
+def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
     """The samples of one tar, and what is left out of it.
 
     Args:
@@ -100,9 +102,7 @@ def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterato
 
 
 def convert_tars(
-    arguments: argparse.Namespace,
-    tars: list[Path],
-    samples: Callable[[Path, int, str, int | None], Iterator[dict[str, Any] | LeftOut | Noted]] = convert_tar,
+    arguments: argparse.Namespace, tars: list[Path], samples: Callable[[Path, int, str, int | None], Iterator[Made]] = convert_tar
 ) -> None:
     """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report.
 
@@ -112,7 +112,7 @@ def convert_tars(
         samples: what one tar gives.
 
     Raises:
-        ValueError: nothing that could be converted.
+        UserError: nothing that could be converted.
     """
     part = Part(
         f"train/{arguments.task}",
@@ -121,8 +121,7 @@ def convert_tars(
         lambda item: str(item[1]),
         items_per_shard=1,
     )
-    kept = {"task": arguments.task, "image_size": arguments.image_size}
-    print_report(arguments.out, convert(arguments.out, kept, [part], arguments.overwrite, arguments.retry))
+    convert(arguments, [part])
 
 
 def _pair(members: dict[str, bytes], task: str, size: int | None) -> tuple[dict[str, Any], list[Noted]]:
@@ -142,15 +141,7 @@ def _pair(members: dict[str, bytes], task: str, size: int | None) -> tuple[dict[
         raise BadSampleError(f"damaged image: {error}") from error
     plain = without_markers(text)
     noted = [Noted(f"{IMAGE_MARKER} removed from a text")] * (plain != text.strip())
-    free = {name: value for name, value in meta.items() if name not in _DROPPED and isinstance(value, str | int | float)}
-    row: dict[str, Any] = {"task": "text_to_image" if task == "text_to_image" else "caption", "kind": task}
-    if task == "text_to_image":
-        row["conversations"] = [{"role": "user", "text": plain}]
-        return {"json": {**free, **row}, f"target.{kind}": content}, noted
-    asked = {"role": "user", "text": f"{IMAGE_MARKER}\n{INSTRUCTION}"}
-    row["conversations"] = [asked, {"role": "assistant", "text": plain}]
-    return {"json": {**free, **row}, f"0.{kind}": content}, noted
-
-
-#: The caption is in the conversation already; the rest repeats the image's own header or the key.
-_DROPPED = ("caption", "error_message", "exif", "key", "conversations")
+    is_caption = task == "captions"
+    row: dict[str, Any] = {**notes(meta, _DROPPED), "task": "caption" if is_caption else "text_to_image", "kind": task}
+    row["conversations"] = question_and_answer(INSTRUCTION, plain) if is_caption else [{"role": "user", "text": plain}]
+    return {"json": row, f"{'0' if is_caption else 'target'}.{kind}": content}, noted

@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.parquet SRC OUT``: Hugging Face parquet files that hold their images as bytes.
+"""``python -m data_pipelines.parquet SRC OUT``: converter of Hugging Face parquet files that hold their images as bytes.
 
 ::
 
@@ -10,10 +10,10 @@
 An image column holds bytes, or structs ``{"bytes", "path"}`` as the datasets library writes them, or lists of either. What a row
 becomes is detected by the names and types of the columns, and printed; options overrule it:
 
-* ``editing``: an image to be drawn and an instruction, under the names that data_pipelines.converters.editing knows;
+* ``editing``: an image to generate and an instruction, under the names that data_pipelines.converters.editing knows;
 * ``conversations``: a column of turns (from/value, role/content), or ``texts`` of ``{"user", "assistant"}`` (The Cauldron);
 * ``vqa``: question and answer (of a list of answers the most frequent one; all of them in ``answers``);
-* ``captions``: a text; with ``--task text_to_image`` the image is to be drawn instead of described.
+* ``captions``: a text; with ``--task text_to_image`` the image is to be generated instead of described.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from data_pipelines.converters.converting import LeftOut, Noted, Parser, add_options, check_numbers, run
-from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, TARGETS, Keys, convert_rows, samples_of
+from data_pipelines.command import Parser, run
+from data_pipelines.converters.converting import Made, Noted, converter_parser
+from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, LONGEST_NOTE, TARGETS, Keys, convert_rows, samples_of
 from data_pipelines.converters.files import image_of
 from data_pipelines.converters.llava_json import reconcile
-from data_pipelines.converters.markers import place_markers, without_markers
-from data_pipelines.converters.pairs import INSTRUCTION
 from data_pipelines.converters.tables import Table
+from data_pipelines.converters.texts import INSTRUCTION, notes, place_markers, without_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.batch import Conversation, Turn
+from umm_zoo.errors import UserError, locating
 
 TASKS = ("captions", "text_to_image", "vqa", "conversations", "editing")
 _IMAGES = ("image", "images", "jpg", "png", "webp", "img", "picture", "pictures", "image_bytes")
@@ -42,7 +42,13 @@ _TEXTS = ("caption", "captions", "text", "txt", "TEXT", "prompt", "description",
 _QUESTIONS = ("question", "questions", "query")
 _ANSWERS = ("multiple_choice_answer", "answer", "answers", "label")
 _TURNS = ("conversations", "conversation", "messages", "texts")
-_LONGEST_NOTE = 2000
+#: ``task`` and ``kind`` of a sample.
+_NAMES = {
+    "captions": ("caption", "caption"),
+    "text_to_image": ("text_to_image", "text_to_image"),
+    "vqa": ("questions", "vqa"),
+    "conversations": ("conversation", "conversation"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,12 @@ def choose_columns(kinds: dict[str, str], arguments: argparse.Namespace) -> Colu
         arguments: of the command line.
 
     Raises:
-        ValueError: a named column is not there, or nothing can be detected.
+        UserError: a named column is not there, or nothing can be detected.
     """
     for option in ("image", "text", "question", "answer", "turns"):
         name = getattr(arguments, option)
         if name is not None and name not in kinds:
-            raise ValueError(f"--{option}: found '{name}', the columns are {', '.join(kinds)}")
+            raise UserError(f"--{option}", f"'{name}'", f"one of the columns {', '.join(kinds)}")
     images = [name for name, kind in kinds.items() if kind == "image"]
     image = arguments.image or _known(_IMAGES, images) or (images[0] if len(images) == 1 else None)
     texts = [name for name, kind in kinds.items() if kind in ("text", "number", "turns")]
@@ -88,11 +94,12 @@ def choose_columns(kinds: dict[str, str], arguments: argparse.Namespace) -> Colu
     listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
     if task is None or not found["captions" if task == "text_to_image" else task]:
         wanted = f"columns for {task}" if task else "what a row is"
-        raise ValueError(f"cannot tell {wanted}; the columns are {listed}; name them with --image, --text, --question, --answer")
+        hint = "name them with --image, --text, --question, --answer"
+        raise UserError("", f"cannot tell {wanted}; the columns are {listed}", hint=hint)
     if task == "editing":
         return Columns(task, None)
     if image is None and task != "conversations":
-        raise ValueError(f"cannot tell the image's column; the columns are {listed}; name it with --image")
+        raise UserError("", f"cannot tell the image's column; the columns are {listed}", hint="name it with --image")
     read = {"vqa": question, "conversations": turns}.get(task, text)
     return Columns(task, image, read, answer if task == "vqa" else None)
 
@@ -101,7 +108,7 @@ def _known(names: Sequence[str], there: Sequence[str]) -> str | None:
     return next((name for name in names if name in there), None)
 
 
-def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | None) -> Iterator[dict[str, Any] | Noted]:
+def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | None) -> Iterator[Made]:
     """The sample of one row.
 
     Raises:
@@ -128,29 +135,16 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
     else:
         conversation = [Turn(role="user", text=without_markers(_words(text, number)))]
     used = {columns.image, columns.text, columns.answer, "task", "kind", "conversations"}
-    free = {name: value for name, value in row.items() if name not in used and _is_note(value)}
     task, kind = _NAMES[columns.task]
-    sample: dict[str, Any] = {"__key__": f"{number:08d}"}
-    sample["json"] = {**free, **extra, "task": task, "kind": kind, "conversations": conversation}
+    content = {**notes(row, used, LONGEST_NOTE), **extra, "task": task, "kind": kind, "conversations": conversation}
+    sample: dict[str, Any] = {"__key__": f"{number:08d}", "json": content}
     if columns.task == "text_to_image" and len(cells) != 1:
-        raise BadSampleError(f"several images to draw: {len(cells)}")
+        raise BadSampleError(f"several images to generate: {len(cells)}")
     for place, cell in enumerate(cells):
-        suffix, content = image_of(cell, None, size)
-        sample[f"target.{suffix}" if columns.task == "text_to_image" else f"{place}.{suffix}"] = content
+        suffix, image = image_of(cell, None, size)
+        sample[f"target.{suffix}" if columns.task == "text_to_image" else f"{place}.{suffix}"] = image
     yield from map(Noted, repairs)
     yield sample
-
-
-_NAMES = {
-    "captions": ("caption", "caption"),
-    "text_to_image": ("text_to_image", "text_to_image"),
-    "vqa": ("questions", "vqa"),
-    "conversations": ("conversation", "conversation"),
-}
-
-
-def _is_note(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _LONGEST_NOTE)
 
 
 def _words(cell: Any, number: int) -> str:
@@ -165,10 +159,10 @@ def _words(cell: Any, number: int) -> str:
 def _answer(cell: Any) -> tuple[str, dict[str, Any]]:
     """The most frequent of several answers (VQAv2's are ``{"answer": …}``); the first of those wins that are equally frequent."""
     answers = [item.get("answer") if isinstance(item, dict) else item for item in (cell if isinstance(cell, list) else [cell])]
-    told = [str(answer).strip() for answer in answers if isinstance(answer, str | int | float) and str(answer).strip()]
-    if not told:
+    texts = [str(answer).strip() for answer in answers if isinstance(answer, str | int | float) and str(answer).strip()]
+    if not texts:
         raise BadSampleError(f"empty answer: {cell!r}"[:200])
-    return Counter(told).most_common(1)[0][0], {"answers": told} if len(told) > 1 else {}
+    return Counter(texts).most_common(1)[0][0], {"answers": texts} if len(texts) > 1 else {}
 
 
 def _turns(cell: Any) -> Conversation:
@@ -180,23 +174,23 @@ def _turns(cell: Any) -> Conversation:
     return read_turns(cell)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        prog="python -m data_pipelines.parquet",
-        description="Parquet files with images as bytes to shards: OUT/train/TASK-000000.tar and so on.",
-        epilog="A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = converter_parser(
+        "parquet",
+        "Parquet files with images as bytes to shards: OUT/train/TASK-000000.tar and so on.",
+        "a parquet file, a folder of them, or a glob",
+        unit="rows",
     )
-    made.add_argument("source", type=Path, metavar="SRC", help="a parquet file, a folder of them, or a glob")
-    made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     made.add_argument("--task", choices=TASKS, help="what a row becomes (where None: detected)")
-    made.add_argument("--image", metavar="COLUMN", help="column of the image or images (where None: detected)")
-    made.add_argument("--text", metavar="COLUMN", help="column of the caption or prompt (where None: detected)")
-    made.add_argument("--question", metavar="COLUMN", help="column of the question (where None: detected)")
-    made.add_argument("--answer", metavar="COLUMN", help="column of the answer or answers (where None: detected)")
-    made.add_argument("--turns", metavar="COLUMN", help="column of a conversation's turns (where None: detected)")
-    add_options(made, "rows")
+    for name, what in (
+        ("image", "the image or images"),
+        ("text", "the caption or prompt"),
+        ("question", "the question"),
+        ("answer", "the answer or answers"),
+        ("turns", "a conversation's turns"),
+    ):
+        made.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {what} (where None: detected)")
     return made
 
 
@@ -204,20 +198,15 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report.
 
     Raises:
-        ValueError: an argument outside its range, or columns that cannot be told.
-        FileNotFoundError: there is no file.
-        ModuleNotFoundError: pyarrow is not installed.
+        UserError: there is no file, columns that cannot be told, or pyarrow is not installed.
     """
     from rich.console import Console
 
-    check_numbers(arguments)
     table, size = Table(arguments.source), arguments.image_size
-    try:
+    with locating(arguments.source):
         columns = choose_columns(table.kinds, arguments)
-    except ValueError as error:
-        raise ValueError(f"{arguments.source}: {error}") from error
     Console(stderr=True).print(str(columns), highlight=False, markup=False)
-    make: Callable[[int], Iterator[dict[str, Any] | LeftOut | Noted]]
+    make: Callable[[int], Iterator[Made]]
     if columns.task == "editing":
         make = lambda number: samples_of(table[number], number, Keys(), None, size)  # noqa: E731
     else:
@@ -228,4 +217,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(lambda: main(parser().parse_args())))
+    raise SystemExit(run(main, parser().parse_args()))

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.decoding import BadSampleError
+from umm_zoo.errors import UserError
+
+_LAYOUTS = "a JSON list of objects, or JSON Lines"
 
 
 class Rows:
@@ -18,13 +21,12 @@ class Rows:
         path: ``.json`` with one list of objects, or ``.jsonl`` with one object per line (told apart by the first character).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is neither, or it is empty.
+        UserError: there is no such file, it is neither, or it is empty.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise UserError(path, "no such file")
         self.path = path
         self.unreadable: dict[str, str] = {}
         self._rows: list[Any] = []
@@ -36,11 +38,11 @@ class Rows:
         elif head[:1] == b"{":
             self._find_lines()
         elif not head:
-            raise ValueError(f"{path}: the file is empty")
+            raise UserError(path, "the file is empty")
         else:
-            raise ValueError(f"{path}: begins with {head[:20]!r}; expected a JSON list of objects, or JSON Lines")
+            raise UserError(path, f"a file that begins with {head[:20]!r}", _LAYOUTS)
         if not len(self):
-            raise ValueError(f"{path}: the list is empty")
+            raise UserError(path, "the list is empty")
 
     def __len__(self) -> int:
         return len(self._rows) or len(self._offsets)
@@ -65,7 +67,7 @@ class Rows:
         try:
             rows: list[Any] = json.loads(self.path.read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{self.path}: cannot be parsed ({error})") from error
+            raise UserError(self.path, f"cannot be parsed ({error})") from error
         return rows
 
     def _find_lines(self) -> None:
@@ -79,7 +81,7 @@ class Rows:
             try:
                 self._parse(self._offsets[0])
             except BadSampleError:  # an indented object over many lines, not JSON Lines
-                raise ValueError(f"{self.path}: holds one object; expected a JSON list of objects, or JSON Lines") from None
+                raise UserError(self.path, "one object", _LAYOUTS) from None
 
     def _parse(self, offset: int) -> Any:
         with open(self.path, "rb") as stream:

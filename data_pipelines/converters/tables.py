@@ -1,4 +1,4 @@
-"""Rows of parquet files by number, read a few at a time.
+"""Rows of parquet files by their number, read a few at a time.
 
 Parquet holds plain columns; pyarrow has refused to unpickle anything a file asks for since 14.0.1, and at least 18 is demanded.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.decoding import BadSampleError
+from umm_zoo.errors import UserError
 
 _AT_ONCE = 16  # rows held in memory: an uncompressed image may have many megabytes
 
@@ -32,9 +33,7 @@ class Table:
         source: a file, a folder (with its sub-folders), or a glob.
 
     Raises:
-        ModuleNotFoundError: pyarrow is not installed.
-        FileNotFoundError: no such file.
-        ValueError: no file can be read, or they differ in their columns.
+        UserError: pyarrow is not installed, there is no such file, none can be read, or they differ in their columns.
     """
 
     def __init__(self, source: Path) -> None:
@@ -53,11 +52,11 @@ class Table:
             if not self.paths:
                 self.kinds = {field.name: _kind(field.type) for field in schema}
             elif set(schema.names) != set(self.kinds):
-                raise ValueError(f"{path}: has the columns {', '.join(schema.names)}, {self.paths[0]} has {', '.join(self.kinds)}")
+                raise UserError(path, f"columns {', '.join(schema.names)}", f"{', '.join(self.kinds)} as in {self.paths[0]}")
             self.paths.append(path)
             lengths.append(rows)
         if not self.paths:
-            raise ValueError(f"{source}: no file can be read; {'; '.join(f'{p}: {why}' for p, why in self.unreadable.items())}")
+            raise UserError(source, "no file can be read", hint="; ".join(f"{p}: {why}" for p, why in self.unreadable.items()))
         self._starts = [0, *accumulate(lengths)]
         self._batches: Iterator[Any] = iter(())
         self._batch: list[dict[str, Any]] = []
@@ -108,7 +107,7 @@ def _pyarrow() -> Any:
     try:
         import pyarrow.parquet  # optional: only these converters need it
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading parquet needs pyarrow; pip install 'umm_zoo[parquet]'") from error
+        raise UserError("", "reading parquet needs pyarrow", hint="pip install 'umm_zoo[parquet]'") from error
     return pyarrow.parquet
 
 
@@ -120,7 +119,7 @@ def _find(source: Path) -> list[Path]:
     else:
         found = sorted(Path(name) for name in glob(str(source), recursive=True))
     if not found:
-        raise FileNotFoundError(f"{source}: no parquet file found there")
+        raise UserError(source, "no parquet file found there")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Where shards lie: files, folders, globs, ranges of names, and addresses that fsspec reads. Never a command."""
+"""Addresses of shards: files, folders, globs, ranges of names, and what fsspec reads. Never a command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from glob import glob
 from typing import Any
+
+from umm_zoo.errors import UserError
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 #: Kinds of addresses that are read. fsspec knows more, among them some that chain or unpack what they fetch.
@@ -23,12 +25,11 @@ def filesystem(path: str) -> Any:
     """The fsspec file system behind a remote address.
 
     Raises:
-        ModuleNotFoundError: fsspec, or what it needs for this kind of address, is not installed.
-        ValueError: an address of a kind that is not read.
+        UserError: an address of a kind that is not read, or fsspec, or what it needs for this kind, is not installed.
     """
     scheme = path.partition("://")[0]
     if scheme not in SCHEMES or "::" in path:
-        raise ValueError(f"{path}: found an address of the kind '{scheme}', expected files and {', '.join(SCHEMES[:-1])}")
+        raise UserError(path, f"an address of the kind '{scheme}'", f"files and {', '.join(SCHEMES[:-1])}")
     extra = _EXTRAS.get(scheme, "remote")
     try:
         import fsspec  # optional: only remote shards need it
@@ -36,26 +37,25 @@ def filesystem(path: str) -> Any:
         return fsspec.core.url_to_fs(path)[0]
     except ImportError as error:
         needed = error.name or {"s3": "s3fs", "gs": "gcsfs"}.get(scheme, "fsspec[http]")
-        hint = f"pip install 'umm_zoo[{extra}]'"
-        raise ModuleNotFoundError(f"{path}: shards at {scheme}:// need {needed}, which is not installed; {hint}") from error
+        found = f"shards at {scheme}:// need {needed}, which is not installed"
+        raise UserError(path, found, hint=f"pip install 'umm_zoo[{extra}]'") from error
 
 
 def expand(shards: str | Sequence[str]) -> list[str]:
     """The tar files meant by a folder, a glob, a ``{000..015}`` range, an address, or a list of these, in sorted order per entry.
 
     Raises:
-        FileNotFoundError: an entry names nothing that exists.
-        ValueError: an entry is a command (``pipe:``), or a shard is named twice.
+        UserError: an entry names nothing that exists or is a command (``pipe:``), or a shard is named twice.
     """
     found: list[str] = []
     for entry in [shards] if isinstance(shards, str) else list(shards):
         for pattern in _braces(str(entry)):
             found += _expand_one(pattern)
     if not found:
-        raise FileNotFoundError("shards: found an empty list, expected a folder, a glob, or a list of tar files")
+        raise UserError("shards", "an empty list", "a folder, a glob, or a list of tar files")
     if len(set(found)) < len(found):
         twice = next(path for path in found if found.count(path) > 1)
-        raise ValueError(f"{twice}: this shard is named twice; its samples would be read twice per epoch")
+        raise UserError(twice, "this shard is named twice; its samples would be read twice per epoch")
     return found
 
 
@@ -70,7 +70,7 @@ def _braces(pattern: str) -> list[str]:
 
 def _expand_one(pattern: str) -> list[str]:
     if pattern.startswith(("pipe:", "|", "!")):
-        raise ValueError(f"{pattern}: shards are read, never run; expected files and http(s), s3 or gs addresses")
+        raise UserError(pattern, "shards are read, never run", hint="expected files and http(s), s3 or gs addresses")
     if is_remote(pattern):
         files = filesystem(pattern)  # says now, and not in the midst of training, that the address cannot be read
         if not any(letter in pattern for letter in "*?["):
@@ -83,7 +83,7 @@ def _expand_one(pattern: str) -> list[str]:
     else:
         matches = sorted(name for name in glob(pattern, recursive=True) if name.endswith(".tar"))
     if not matches:
-        raise FileNotFoundError(f"{pattern}: no shard (*.tar) found there, looking from {os.getcwd()}")
+        raise UserError(pattern, f"no shard (*.tar) found there, looking from {os.getcwd()}")
     return matches
 
 

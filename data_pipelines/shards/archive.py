@@ -1,4 +1,4 @@
-"""Random access into plain tar shards through their indexes, local or remote.
+"""Random access to plain tar shards through their indexes, local or remote.
 
 A shard is read with range reads alone: nothing is extracted, so a member's name can never become a path, and no shard can start a
 program (``pipe:`` addresses of webdataset are refused).
@@ -10,9 +10,10 @@ import os
 from collections import OrderedDict
 from typing import Any
 
-from data_pipelines.shards.addresses import expand, filesystem, is_remote
+from data_pipelines.shards.addresses import filesystem, is_remote
 from data_pipelines.shards.cache import ShardCache
-from data_pipelines.shards.index import HOW_TO_INDEX, ShardIndex, StaleIndexError, build_index, load_index, load_indexes
+from data_pipelines.shards.index import ShardIndex
+from data_pipelines.shards.indexing import stale_index
 
 _MAX_OPEN = 64
 _BLOCK = 512
@@ -51,7 +52,7 @@ class RangeReader:
         """All members of a sample by name.
 
         Raises:
-            StaleIndexError: the tar does not hold there what its index says.
+            UserError: the tar does not hold there what its index says.
         """
         wanted = index.members(sample)
         if not wanted:
@@ -69,11 +70,8 @@ class RangeReader:
         for name, start, length, span in parts:
             content[name] = span[start : start + length]
             if len(content[name]) != length or _stated_size(span[start - _BLOCK : start]) != length:
-                hint = HOW_TO_INDEX.format(path=index.path)
-                raise StaleIndexError(
-                    f"{index.path}: the tar holds no member '{index.key(sample)}.{name}' of {length} bytes where its index says; "
-                    f"the file changed or was cut short; {hint}"
-                )
+                found = f"the tar holds no member '{index.key(sample)}.{name}' of {length} bytes where its index says"
+                raise stale_index(index.path, index.path, f"{found}; the file changed or was cut short")
         return content
 
     def _descriptor(self, path: str) -> int:
@@ -102,16 +100,3 @@ def _stated_size(header: bytes) -> int:
         return int(field.rstrip(b"\0 ").lstrip(b" ") or b"x", 8)
     except ValueError:
         return -1
-
-
-__all__ = [
-    "RangeReader",
-    "ShardIndex",
-    "StaleIndexError",
-    "build_index",
-    "expand",
-    "filesystem",
-    "is_remote",
-    "load_index",
-    "load_indexes",
-]

@@ -1,4 +1,4 @@
-"""A bounded folder of whole remote shards, shared by all processes of a machine."""
+"""Cache of whole remote shards in a bounded folder, shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipelines.shards.addresses import filesystem
+from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,12 @@ class ShardCache:
         gigabytes: most that the folder may hold, in units of 10^9 bytes.
 
     Raises:
-        ValueError: no room at all.
+        UserError: no room at all.
     """
 
     def __init__(self, folder: str | Path, gigabytes: float) -> None:
         if gigabytes <= 0:
-            raise ValueError(f"data.cache_gb: found {gigabytes}, expected positive numbers")
+            raise UserError("data.cache_gb", str(gigabytes), "a positive number")
         self.folder, self.bound = Path(folder), int(gigabytes * 1e9)
         self._touched: dict[str, float] = {}
         self._refused: set[str] = set()

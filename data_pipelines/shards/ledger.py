@@ -1,4 +1,4 @@
-"""The ledger: what a run read, skipped and repeated, per source, in ``data.json`` of the run folder.
+"""Ledger of what a run read, skipped and repeated, per source, in ``data.json`` of the run folder.
 
 Reads need no bookkeeping: they follow from the position in the order. Skips are written down one by one, by each rank in its own
 file, at the moment they are met; a position that is read again after a crash leaves the same line, which counts once.
@@ -11,13 +11,10 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from umm_zoo.errors import MistakeError
+from data_pipelines.shards.indexing import write_json
+from umm_zoo.errors import UserError
 
 _LISTED = 3
-
-
-class TooManySkipsError(MistakeError):
-    """More bad samples than ``max_skips``: the data is damaged, not a sample."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Ledger:
         """Record a skip; return whether it is new.
 
         Raises:
-            TooManySkipsError: one too many.
+            UserError: one too many; the data is damaged, not a sample.
         """
         if skip in self.skips:
             return False
@@ -101,9 +98,7 @@ class Ledger:
             shown = "; ".join(str(other) for other in same[:_LISTED])
             more = f"; and {len(same) - _LISTED} more" if len(same) > _LISTED else ""
             where = f" (all of them in {self.folder / 'data.json'})" if self.folder else ""
-            raise TooManySkipsError(
-                f"data.max_skips: found {len(same)} bad samples, expected {self.max_skips}{where}: {shown}{more}"
-            )
+            raise UserError("data.max_skips", f"{len(same)} bad samples", f"{self.max_skips}{where}", shown + more)
         return True
 
     def write(self, position: int, train: dict[str, SourceCount], val: dict[str, int]) -> None:
@@ -133,10 +128,7 @@ class Ledger:
         for name, size in val.items():
             met = [skip for skip in skips if (skip.stage, skip.source) == ("val", name)]
             content["val"][name] = {"samples": size, "skipped": len(met), "skips": [asdict(skip) for skip in met]}  # type: ignore[index]
-        path = self.folder / "data.json"
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(self.folder / "data.json", content, indent=1)
 
     def _append(self, skip: Skip) -> None:
         if self.folder is not None:

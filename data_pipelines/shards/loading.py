@@ -1,21 +1,22 @@
-"""The loaders: which places of the order this rank reads, and batches made of them."""
+"""Loaders: which positions of the order this rank reads, and batches made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.buffers import PREFETCH
-from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.order import Stream, rank_slice
-from data_pipelines.shards.reading import Asked, SampleReader, Shipment, Slot
-from umm_zoo.errors import MistakeError
+from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
+from data_pipelines.shards.sources import in_data
+from umm_zoo.errors import UserError
 
 
-class EndlessSlots:
+class TrainingBatchSampler:
     """The micro-batches of one rank, from a position of the stream on, without end.
 
     Args:
@@ -33,16 +34,16 @@ class EndlessSlots:
         self.stream, self.position, self.batch_size = stream, position, batch_size
         self.slices = [rank_slice(batch_size, accumulation, micro, num_ranks, rank) for micro in range(accumulation)]
 
-    def __iter__(self) -> Iterator[list[Slot]]:
+    def __iter__(self) -> Iterator[list[SamplePosition]]:
         start = self.position()
         while True:
             samples = self.stream.take(start, start + self.batch_size).tolist()
             for part in self.slices:
-                yield [Slot(start + place, samples[place]) for place in range(part.start, part.stop)]
+                yield [SamplePosition(start + place, samples[place]) for place in range(part.start, part.stop)]
             start += self.batch_size
 
 
-class SequentialSlots:
+class ValidationBatchSampler:
     """Every ``num_ranks``-th sample once, in order; a batch never crosses from one source into the next.
 
     Ranks differ by at most one sample, nothing is padded and nothing repeated.
@@ -54,12 +55,12 @@ class SequentialSlots:
         rank: this rank.
 
     Raises:
-        MistakeError: a rank would get nothing.
+        UserError: a rank would get nothing.
     """
 
     def __init__(self, sizes: list[int], batch_size: int, num_ranks: int, rank: int) -> None:
         if sum(sizes) < num_ranks:
-            raise MistakeError(f"data.val: found {sum(sizes)} samples for {num_ranks} ranks; every rank needs at least one")
+            raise UserError("data.val", f"{sum(sizes)} samples for {num_ranks} ranks", "at least one for each")
         self.batches: list[range] = []
         start = 0
         for size in sizes:
@@ -70,85 +71,85 @@ class SequentialSlots:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Slot]]:
+    def __iter__(self) -> Iterator[list[SamplePosition]]:
         for batch in self.batches:
-            yield [Slot(sample, sample) for sample in batch]
+            yield [SamplePosition(sample, sample) for sample in batch]
 
 
-class _Asking:
-    """The slots of a loader, each time it begins with another number: workers that stay must send their rooms again."""
+class _Requests:
+    """What a batch sampler asks for, each time it begins with another number: workers that stay must send their buffers again."""
 
-    def __init__(self, slots: EndlessSlots | SequentialSlots) -> None:
-        self._slots, self._reading = slots, 0
+    def __init__(self, sampler: TrainingBatchSampler | ValidationBatchSampler) -> None:
+        self._sampler, self._iteration = sampler, 0
 
-    def __iter__(self) -> Iterator[Asked]:
-        self._reading += 1
-        for slots in self._slots:
-            yield Asked(slots, self._reading)
+    def __iter__(self) -> Iterator[BatchRequest]:
+        self._iteration += 1
+        for positions in self._sampler:
+            yield BatchRequest(positions, self._iteration)
 
 
-class BatchLoader:
-    """Yields ``Batch``; tells of skips as they arrive.
+def reading_loader(
+    reader: SampleReader, sampler: TrainingBatchSampler | ValidationBatchSampler, num_workers: int
+) -> DataLoader[RawBatch]:
+    """Torch's loader over a reader.
 
-    Worker processes only read ahead along a fixed list of places, so their number cannot change what comes out.
+    Worker processes only read ahead along a fixed list of positions, so their number cannot change what comes out.
+    """
+    return DataLoader(
+        reader,
+        batch_sampler=_Requests(sampler),  # type: ignore[arg-type]  # a request is one object, not a list
+        collate_fn=_as_is,  # type: ignore[arg-type]  # the reader has already stacked the rows
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=PREFETCH if num_workers > 0 else None,
+    )
+
+
+def _as_is(raw: RawBatch) -> RawBatch:
+    return raw
+
+
+Raw = TypeVar("Raw", bound=RawBatch)
+
+
+class BatchLoader(Generic[Raw]):
+    """Batches of raw batches, each of which the data module is shown first.
 
     Args:
-        reader: reads the places.
-        slots: micro-batches of places.
-        num_workers: processes that read ahead; 0 reads in this one.
-        on_skip: called with each skip, in order.
-        packed: yield ``Shipment`` instead, with images in bytes: a quarter of what floats take on the way to a device, where
-            ``Shipment.batch`` then makes them floats. Those of workers lie in a room that is used again, see ``ImageRing``.
+        loader: of raw batches.
+        on_batch: called with each raw batch in order, for its skips.
+        packed: yield raw batches, with images in bytes: a quarter of what floats take on the way to a device, where
+            ``RawBatch.batch`` then makes them floats. Those of workers lie in a buffer that is used again, see ``ImageBuffers``.
     """
 
-    def __init__(
-        self,
-        reader: SampleReader,
-        slots: EndlessSlots,
-        num_workers: int,
-        on_skip: Callable[[Skip], None],
-        packed: bool = False,
-    ) -> None:
-        self.on_skip, self.packed = on_skip, packed
-        self._loader: DataLoader[Shipment] = DataLoader(
-            reader,
-            batch_sampler=_Asking(slots),  # type: ignore[arg-type]  # a batch is one object, not a list
-            collate_fn=_as_is,  # type: ignore[arg-type]  # the reader has already stacked the rows
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            prefetch_factor=PREFETCH if num_workers > 0 else None,
-        )
+    def __init__(self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], packed: bool = False) -> None:
+        self._loader, self._on_batch, self.packed = loader, on_batch, packed
 
     def __iter__(self) -> Iterator[Any]:
-        rooms: dict[Any, Tensor] = {}
-        shipment: Shipment
-        for shipment in self._loader:
-            if shipment.error is not None:
-                raise shipment.error
-            shipment.take(rooms)
-            for skip in shipment.skips:
-                self.on_skip(skip)
-            if shipment.keys:
-                yield shipment if self.packed else shipment.batch()
+        buffers: dict[Any, Tensor] = {}
+        for raw in self._loader:
+            if raw.error is not None:
+                with in_data():
+                    raise raw.error
+            raw.resolve(buffers)
+            self._on_batch(raw)
+            if raw.keys:
+                yield raw if self.packed else raw.batch()
 
 
-class SizedBatchLoader(BatchLoader):
-    """A ``BatchLoader`` that ends, and knows its number of batches."""
+class SizedBatchLoader(BatchLoader[Raw]):
+    """A ``BatchLoader`` that ends, and knows its number of batches.
 
-    def __init__(
-        self,
-        reader: SampleReader,
-        slots: SequentialSlots,
-        num_workers: int,
-        on_skip: Callable[[Skip], None],
-        packed: bool = False,
-    ) -> None:
-        super().__init__(reader, slots, num_workers, on_skip, packed)  # type: ignore[arg-type]
-        self._batches = len(slots)
+    Args:
+        loader: of raw batches.
+        on_batch: called with each raw batch in order, for its skips.
+        size: number of batches.
+        packed: as in ``BatchLoader``.
+    """
+
+    def __init__(self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], size: int, packed: bool = False) -> None:
+        super().__init__(loader, on_batch, packed)
+        self._size = size
 
     def __len__(self) -> int:
-        return self._batches
-
-
-def _as_is(shipment: Shipment) -> Shipment:
-    return shipment
+        return self._size

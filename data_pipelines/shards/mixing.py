@@ -1,14 +1,15 @@
-"""Several sources as one stream: by weight, or until every sample of every source has been read once."""
+"""Mixtures of several sources as one stream: by weight, or until every sample of every source has been read once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.shards.order import ShardOrder, permutation
+from data_pipelines.shards.order import ShardOrder, Stream, permutation, pieces_of
+from umm_zoo.errors import UserError
 
 #: Positions per block of a weighted mixture. Shares are kept exactly within each block, so a weight is honoured to one part in this
 #: many (our choice: finer than any published mixture needs, and a block is drawn in well under a millisecond).
@@ -20,14 +21,14 @@ def quotas(weights: Sequence[float], total: int = BLOCK) -> list[int]:
     """Share ``total`` places among ``weights`` by largest remainder; every positive weight gets at least one place.
 
     Raises:
-        ValueError: a weight is negative or not finite, all are zero, or there are more sources than places.
+        UserError: a weight is negative or not finite, all are zero, or there are more sources than places.
     """
     shares = np.asarray(weights, dtype=np.float64)
     if not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
-        raise ValueError(f"data: source weights must be finite, not negative and not all zero, found {list(weights)}")
+        raise UserError("data.train", f"weights {list(weights)}", "finite ones, not negative and not all zero")
     positive = shares > 0
     if positive.sum() > total:
-        raise ValueError(f"data: {int(positive.sum())} sources with a weight, at most {total} can be mixed")
+        raise UserError("data.train", f"{int(positive.sum())} sources with a weight", f"at most {total}")
     exact = shares / shares.sum() * total
     counts = np.floor(exact).astype(np.int64)
     for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
@@ -68,13 +69,8 @@ class WeightedMixture:
 
     def take(self, start: int, stop: int) -> NDArray[np.int64]:
         """The sample numbers (numbered through all sources) at positions ``start`` to ``stop - 1``."""
-        pieces = [np.empty(0, dtype=np.int64)]
-        while start < stop:
-            block, offset = divmod(start, BLOCK)
-            end = min(stop, (block + 1) * BLOCK)
-            pieces.append(self._within(block, offset, offset + end - start))
-            start = end
-        return np.concatenate(pieces)
+        pieces = [self._within(*piece) for piece in pieces_of(start, stop, BLOCK)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
 
     def _within(self, block: int, start: int, stop: int) -> NDArray[np.int64]:
         sources, turns = self._block(block)
@@ -99,7 +95,7 @@ class WeightedMixture:
         return self._blocks[block]
 
 
-class ExhaustiveMixture:
+class ExhaustiveMixture(ShardOrder):
     """Every sample of every source exactly once per epoch of the whole: shares follow the sizes.
 
     Args:
@@ -109,22 +105,39 @@ class ExhaustiveMixture:
     """
 
     def __init__(self, sizes: Sequence[Sequence[int]], seed: int = 0, window: int = 16) -> None:
-        self.order = ShardOrder([size for shards in sizes for size in shards], seed, window)
-        self._ends = np.cumsum([sum(shards) for shards in sizes])
+        super().__init__([size for shards in sizes for size in shards], seed, window)
         self._totals = [sum(shards) for shards in sizes]
 
     def counts(self, position: int) -> list[int]:
         """How many of the first ``position`` samples came from each source; the started epoch is gone through once."""
-        epochs, offset = divmod(position, self.order.num_samples)
-        sources = np.searchsorted(self._ends, self.order.take(position - offset, position), side="right")
+        epochs, offset = divmod(position, self.num_samples)
+        sources = np.searchsorted(np.cumsum(self._totals), self.take(position - offset, position), side="right")
         within = np.bincount(sources, minlength=len(self._totals))
         return [epochs * total + int(more) for total, more in zip(self._totals, within, strict=True)]
-
-    def take(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The sample numbers (numbered through all sources) at positions ``start`` to ``stop - 1``."""
-        return self.order.take(start, stop)
 
 
 def permuted_seed(seed: int, index: int) -> int:
     """A seed of its own for each source, so that two sources of equal sizes do not walk in step."""
     return int(np.random.RandomState([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, index]).randint(0, 2**62, dtype=np.int64))
+
+
+def make_stream(sizes: Mapping[str, list[int]], weights: Mapping[str, float | None], seed: int, window: int) -> Stream:
+    """The training stream of some sources.
+
+    Args:
+        sizes: those of each source's shards, by its name.
+        weights: each source's share, or None for all of them.
+        seed: chooses the order.
+        window: as in ``ShardOrder``.
+
+    Raises:
+        UserError: some sources have a weight and others none.
+    """
+    given = [weight for weight in weights.values() if weight is not None]
+    if given and len(given) < len(weights):
+        missing = [name for name, weight in weights.items() if weight is None]
+        raise UserError("data.train", f"sources {missing} have no weight while others have; give all of them one, or none")
+    shards = list(sizes.values())
+    if len(shards) == 1:
+        return ShardOrder(shards[0], seed, window)
+    return WeightedMixture(shards, given, seed, window) if given else ExhaustiveMixture(shards, seed, window)

@@ -1,4 +1,4 @@
-"""The order of samples, as a pure function of (seed, epoch, position).
+"""Order of samples, as a pure function of (seed, epoch, position).
 
 Nothing here reads a file, knows a rank or keeps a state: position ``p`` of the endless stream holds the same sample whoever asks,
 so a run resumes by remembering one number, and ranks, workers and micro-batches cannot change what the whole job sees.
@@ -7,11 +7,13 @@ so a run resumes by remembering one number, and ranks, workers and micro-batches
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from umm_zoo.errors import UserError
 
 #: Permutations of this many windows are kept; a stream walks through windows one after the other.
 _KEPT_WINDOWS = 4
@@ -37,6 +39,15 @@ def permutation(size: int, *key: int) -> NDArray[np.int64]:
     return np.random.RandomState(words).permutation(size).astype(np.int64)
 
 
+def pieces_of(start: int, stop: int, period: int) -> Iterator[tuple[int, int, int]]:
+    """``start`` to ``stop - 1`` in pieces that lie within one period each: its number, and the piece's start and stop within it."""
+    while start < stop:
+        number, offset = divmod(start, period)
+        length = min(stop - start, period - offset)
+        yield number, offset, offset + length
+        start += length
+
+
 class ShardOrder:
     """Every sample once per epoch, shuffled over shards and within windows of shards.
 
@@ -50,7 +61,8 @@ class ShardOrder:
         window: shards whose samples are shuffled together; 0 keeps every epoch in the written order.
 
     Raises:
-        ValueError: there is no sample at all, or a negative window.
+        ValueError: there is no sample at all.
+        UserError: a negative window.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int = 0, window: int = 16) -> None:
@@ -59,7 +71,7 @@ class ShardOrder:
         if self.num_samples < 1:
             raise ValueError(f"order: found {len(self.sizes)} shards with {self.num_samples} samples, at least one is needed")
         if window < 0:
-            raise ValueError(f"order.window: found {window}, expected 0 (no shuffling) and positive numbers of shards")
+            raise UserError("data.window", str(window), "0 (no shuffling) or a positive number of shards")
         self.seed, self.window = seed, window
         self._first = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])  # number of each shard's first sample
         self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
@@ -71,13 +83,8 @@ class ShardOrder:
 
     def take(self, start: int, stop: int) -> NDArray[np.int64]:
         """The sample numbers at positions ``start`` to ``stop - 1``; only the windows they lie in are computed."""
-        pieces = [np.empty(0, dtype=np.int64)]
-        while start < stop:
-            epoch, offset = divmod(start, self.num_samples)
-            end = min(stop, (epoch + 1) * self.num_samples)
-            pieces.append(self._within(epoch, offset, offset + end - start))
-            start = end
-        return np.concatenate(pieces)
+        pieces = [self._within(*piece) for piece in pieces_of(start, stop, self.num_samples)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
 
     def _within(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         if self.window == 0:
@@ -120,14 +127,13 @@ def rank_slice(batch_size: int, accumulation: int, micro_batch: int, num_ranks: 
     Micro-batch after micro-batch and within it rank after rank, the slices put the global batch together again in its order.
 
     Raises:
-        ValueError: the global batch does not divide evenly.
+        UserError: the global batch does not divide evenly.
     """
     shares = accumulation * num_ranks
     if batch_size % shares or batch_size < shares:
-        raise ValueError(
-            f"data.batch_size: found {batch_size}, which {num_ranks} ranks x {accumulation} micro-batches "
-            f"(trainer.accumulate_grad_batches) cannot share out evenly; expected multiples of {shares}"
-        )
+        micro_batches = f"{accumulation} micro-batches (trainer.accumulate_grad_batches)"
+        found = f"{batch_size}, which {num_ranks} ranks x {micro_batches} cannot share out evenly"
+        raise UserError("data.batch_size", found, f"a multiple of {shares}")
     size = batch_size // shares
     first = (micro_batch * num_ranks + rank) * size
     return slice(first, first + size)

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from lightning import Trainer
 from torch import Tensor
 
-from data_pipelines.decoding import BadSampleError, decode_array
+from data_pipelines.decoding import BadSampleError, ImageTransform, decode_array
 from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
-from umm_zoo.errors import MistakeError
+from data_pipelines.shards.sources import OpenSource
+from umm_zoo.errors import UserError
+from umm_zoo.method import Method
 
 FOLDER = "precomputed"
 _KEPT_NUMBERS = 64
-_HOW = "`python -m data_pipelines.precompute EXPERIMENT --only {}`"
+_HOW = (
+    "`python -m data_pipelines.precompute EXPERIMENT --only {}` makes {}, data.precomputed=ignore computes them in training instead"
+)
 
 
 def base_folder(shard: str, where: str | None) -> Path:
@@ -33,12 +39,12 @@ def base_folder(shard: str, where: str | None) -> Path:
         where: a folder of the user's choice; None is beside the shard.
 
     Raises:
-        MistakeError: beside a remote shard nothing can be written.
+        UserError: beside a remote shard nothing can be written.
     """
     if where is not None:
         return Path(where)
     if is_remote(shard):
-        raise MistakeError(f"{shard}: found a remote shard, beside which nothing can be stored; expected data.precomputed=FOLDER")
+        raise UserError(shard, "a remote shard, beside which nothing can be stored", "data.precomputed=FOLDER")
     return Path(os.path.dirname(os.path.abspath(shard))) / FOLDER
 
 
@@ -88,41 +94,59 @@ class StoredOutputs:
         return self._numbers[side.path]
 
 
-def any_stored(name: str, indexes: Sequence[ShardIndex], where: str | None) -> bool:
-    """Whether anything of that name was stored for any of the shards, so that weights need hashing only where it was."""
-    local = [index.path for index in indexes if where is not None or not is_remote(index.path)]
-    return any(next(base.glob(f"{name}-*"), None) for base in {base_folder(path, where) for path in local})
-
-
-def find_stored(name: str, fingerprint: str, indexes: Sequence[ShardIndex], where: str | None) -> StoredOutputs | None:
+def find_stored(
+    name: str, fingerprint: Callable[[], str], indexes: Sequence[ShardIndex], where: str | None
+) -> StoredOutputs | None:
     """The stored outputs of some shards; None where nothing of that name was ever stored for any of them.
 
+    Args:
+        name: of the output.
+        fingerprint: asked only where something of that name was stored: weights take a while to hash.
+        indexes: of the shards.
+        where: as in ``base_folder``.
+
     Raises:
-        MistakeError: they were made with other weights or another transform, or for a part of the shards only.
+        UserError: they were made with other weights or another transform, or for a part of the shards only.
     """
     if where is None and any(is_remote(index.path) for index in indexes):
         return None  # beside a remote shard nothing can have been written
-    bases = sorted({base_folder(index.path, where) for index in indexes})
-    found, missing = {}, []
-    for index in indexes:
-        folder = folder_of(base_folder(index.path, where), name, fingerprint)
-        place = folder / f"{stem_of(index)}-000000.tar"
-        if place.is_file():
-            found[index.path] = place
-        else:
-            missing.append(index.path)
-    off = "data.precomputed=ignore computes them in training instead"
+    bases = {index.path: base_folder(index.path, where) for index in indexes}
+    stored = [folder for base in sorted(set(bases.values())) for folder in base.glob(f"{name}-*") if folder.is_dir()]
+    if not stored:
+        return None
+    expected = fingerprint()
+    places = {index.path: folder_of(bases[index.path], name, expected) / f"{stem_of(index)}-000000.tar" for index in indexes}
+    missing = [path for path, place in places.items() if not place.is_file()]
     if not missing:
-        return StoredOutputs(name, found)
-    if any(folder_of(base, name, fingerprint).is_dir() for base in bases):
-        raise MistakeError(
-            f"data.precomputed: found stored '{name}' for {len(found)} of {len(indexes)} shards, not for {missing[0]}; "
-            f"{_HOW.format(name)} makes the rest, {off}"
-        )
-    others = [folder for base in bases for folder in base.glob(f"{name}-*") if folder.is_dir()]
-    if others:
-        raise MistakeError(
-            f"data.precomputed: found stored '{name}' of other weights or another transform ({others[0]}), expected "
-            f"{fingerprint[:16]}; {_HOW.format(name)} makes them anew, {off}"
-        )
-    return None
+        return StoredOutputs(name, places)
+    if any(place.parent in stored for place in places.values()):
+        found = f"stored '{name}' for {len(places) - len(missing)} of {len(places)} shards, not for {missing[0]}"
+        raise UserError("data.precomputed", found, "all of them", _HOW.format(name, "the rest"))
+    found = f"stored '{name}' of other weights or another transform ({stored[0]})"
+    raise UserError("data.precomputed", found, expected[:16], _HOW.format(name, "them anew"))
+
+
+def stored_for(
+    trainer: Trainer, stage: str, sources: Sequence[OpenSource], transform: ImageTransform, where: str | None
+) -> list[StoredOutputs]:
+    """What is stored of the frozen parts of the method that a trainer trains or scores.
+
+    Looked for when a loader is made: only then a resume has its weights.
+
+    Raises:
+        UserError: it is stale or incomplete, or a callback changes the images in training.
+    """
+    method, callbacks = trainer.lightning_module, trainer.callbacks  # type: ignore[attr-defined]
+    named = {name for source in sources for name in source.task.extras}
+    indexes = [index for source in sources for index in source.indexes]
+    items = method.precomputable() if isinstance(method, Method) else {}
+    found = [
+        find_stored(name, partial(item.fingerprint, transform.to_json()), indexes, where)
+        for name, item in items.items()
+        if name not in named
+    ]
+    changing = [callback for callback in callbacks if getattr(callback, "changes_images", False)]
+    if any(found) and changing and stage == "train":
+        both = f"{type(changing[0]).__name__}, which changes the images, and stored outputs of the unchanged ones"
+        raise UserError("callbacks", both, "one of them", "data.precomputed=ignore computes them in training instead")
+    return [outputs for outputs in found if outputs is not None]

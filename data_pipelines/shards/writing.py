@@ -1,14 +1,9 @@
-"""Writing plain tar shards in the WebDataset layout, and the index of byte offsets that stands beside each.
-
-With the index a reader jumps to any sample of a plain tar file; that is what makes the order of samples a free choice.
-"""
+"""Writer of plain tar shards in the WebDataset layout, each with its index beside it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from data_pipelines.shards.index import INDEX_SUFFIX, INDEX_VERSION, compact
+from data_pipelines.shards.indexing import index_path, index_tar, write_json
 
 _OWNER = "umm_zoo"
 
@@ -147,7 +142,7 @@ class IndexedShardWriter:
         # An old index must not stand beside a new tar, not even for a moment.
         index_path(final).unlink(missing_ok=True)
         os.replace(self._temporary, final)
-        _write_json(index_path(final), compact(index))
+        write_json(index_path(final), index)
         self._stream = self._temporary = None
         self.summary.shards.append(final)
 
@@ -171,97 +166,3 @@ def write_shards(samples: Iterable[Mapping[str, Any]], out: str | Path, name: st
         for sample in samples:
             writer.write(sample)
     return writer.summary
-
-
-def index_path(tar: str | Path) -> Path:
-    """Where the index of a tar file stands: ``NAME.tar.index.json`` beside it."""
-    return Path(f"{tar}{INDEX_SUFFIX}")
-
-
-def index_tar(path: str | Path) -> dict[str, Any]:
-    """Index a plain tar file, whoever made it, by reading its headers.
-
-    The key of a member is its path up to the first dot of the file name, as in WebDataset (a leading ``./`` is dropped), and the
-    rest in lower case is the extension. Samples stand in the order in which their first members do.
-
-    Args:
-        path: an uncompressed tar file.
-
-    Returns:
-        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, and ``members`` by extension), ``samples`` (each ``key`` and
-        ``members``: extension -> [offset, size] of the data), ``duplicates`` (``key.extension`` of members that came more than
-        once; the first counts) and ``skipped`` (names that belong to no sample: links, hidden files, names without extension).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no plain tar file, or it is cut short.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such tar file")
-    tar_size = path.stat().st_size
-    samples: dict[str, dict[str, list[int]]] = {}
-    duplicates: list[str] = []
-    skipped: list[str] = []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                key, extension = split_member_name(member.name)
-                if not member.isreg() or member.issparse() or not key:
-                    skipped.append(member.name)
-                    continue
-                if member.offset_data + member.size > tar_size:
-                    raise ValueError(f"{path}: cut short inside {member.name!r} ({tar_size} bytes)")
-                members = samples.setdefault(key, {})
-                if extension in members:
-                    duplicates.append(f"{key}.{extension}")
-                else:
-                    members[extension] = [member.offset_data, member.size]
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header; a shard of a million members need not
-    except tarfile.TarError as error:
-        raise ValueError(f"{path}: not a plain (uncompressed) tar file: {error}") from error
-    by_extension = Counter(extension for members in samples.values() for extension in members)
-    return {
-        "version": INDEX_VERSION,
-        "tar_size": tar_size,
-        "sha256": _sha256(path),
-        "counts": {"samples": len(samples), "members": dict(sorted(by_extension.items()))},
-        "duplicates": duplicates,
-        "skipped": skipped,
-        "samples": [{"key": key, "members": members} for key, members in samples.items()],
-    }
-
-
-def write_index(path: str | Path) -> Path:
-    """Index a tar file and write the index beside it; returns where.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no plain tar file, or it is cut short.
-    """
-    index = index_tar(path)
-    _write_json(index_path(path), compact(index))
-    return index_path(path)
-
-
-def split_member_name(name: str) -> tuple[str, str]:
-    """``a/b.0.png`` -> ``("a/b", "0.png")``; an empty key where the name belongs to no sample."""
-    name = name.removeprefix("./")
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not stem or not dot or not extension:
-        return "", ""
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from test_shards import data_of, write_tar, write_world
 
-from data_pipelines.shards.archive import RangeReader, expand, load_index
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.index import load_index
 
 
 def test_members_are_read_where_tarfile_finds_them(tmp_path):
@@ -49,17 +51,17 @@ def test_more_shards_than_files_may_be_open(tmp_path):
 
 def test_an_index_goes_to_the_cache_where_the_folder_is_read_only(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", {"k": {"json": b"{}"}})
-    from data_pipelines.shards import index as shard_index
+    from data_pipelines.shards import indexing
 
-    real = shard_index._write
+    real = indexing.write_json
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def refuse_beside(place, text):
+    def refuse_beside(place, content):
         if "cache" not in place:
             raise PermissionError(13, "Permission denied")
-        real(place, text)
+        real(place, content)
 
-    monkeypatch.setattr(shard_index, "_write", refuse_beside)
+    monkeypatch.setattr(indexing, "write_json", refuse_beside)
     assert len(load_index(str(tmp_path / "a.tar"))) == 1
     assert not (tmp_path / "a.tar.index.json").exists() and len(list((tmp_path / "cache").rglob("*.json"))) == 1
 

@@ -4,40 +4,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from converter_parts import convert, error_of, photo
+from test_shards import write_tar
 
-from data_pipelines.converters.blip3o import main, parser
-from data_pipelines.converters.converting import run as run_command
+from data_pipelines.converters import blip3o
 from data_pipelines.converters.pairs import read_tar
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import TextToImage
 
 
-def jpeg(value: int = 0, size: tuple[int, int] = (12, 8)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, 50, 99)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def tar(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            file.addfile(info, io.BytesIO(content))
-
-
 def pairs(folder: Path, tars: int = 2, each: int = 3) -> None:
     for number in range(tars):
-        members = {}
-        for place in range(each):
-            members |= {f"{number}{place}.jpg": jpeg(10 * number + place), f"{number}{place}.txt": f"text {number}{place}".encode()}
-        tar(folder / f"sa_{number:06d}.tar", members)
-
-
-def run(*arguments: object) -> None:
-    main(parser().parse_args([str(argument) for argument in arguments]))
+        rows = {f"{number}{n}": {"jpg": photo(10 * number + n), "txt": f"text {number}{n}".encode()} for n in range(each)}
+        write_tar(folder / f"sa_{number:06d}.tar", rows)
 
 
 def read(shards: Path, task: TextToImage | None = None) -> list:
@@ -45,21 +24,21 @@ def read(shards: Path, task: TextToImage | None = None) -> list:
     return list(data.val_dataloader())
 
 
-def test_pairs_become_prompts_with_a_image_to_draw_byte_for_byte(tmp_path):
+def test_pairs_become_prompts_with_an_image_to_generate_byte_for_byte(tmp_path):
     pairs(tmp_path / "in")
-    run(tmp_path / "in", tmp_path / "out")
+    convert(blip3o, tmp_path / "in", tmp_path / "out")
     (batch,) = read(tmp_path / "out/train")
     assert [turns[0]["text"] for turns in batch.conversations] == [f"text {n}{p}" for n in range(2) for p in range(3)]
     assert batch.targets.shape == (6, 3, 8, 8) and [meta["origin"] for meta in batch.meta][3] == "sa_000001.tar/10"
     found = {key: members for path in sorted((tmp_path / "out/train").glob("*.tar")) for key, members in read_tar(path)}
-    assert found["000001-00000002"]["target.jpg"] == jpeg(12)
+    assert found["000001-00000002"]["target.jpg"] == photo(12)
     assert json.loads((tmp_path / "out/report.json").read_text())["samples"] == {"train/text_to_image": 6}
 
 
 def test_in_place_nothing_is_copied_and_the_tars_can_be_trained_on(tmp_path, capsys):
     pairs(tmp_path / "in")
-    tar(tmp_path / "in/odd.tar", {"a.jpg": jpeg(), "b.txt": b"alone", "c.jpg": jpeg(), "c.txt": b"both"})
-    run(tmp_path / "in", "--in-place")
+    write_tar(tmp_path / "in/odd.tar", {"a": {"jpg": photo()}, "b": {"txt": b"alone"}, "c": {"jpg": photo(), "txt": b"both"}})
+    convert(blip3o, tmp_path / "in", "--in-place")
     assert "3 tars indexed, 7 pairs" in (printed := capsys.readouterr().out) and "odd.tar/a, odd.tar/b" in printed
     assert sorted(path.suffix for path in (tmp_path / "in").iterdir()) == [".json"] * 3 + [".tar"] * 3
     (batch,) = read(tmp_path / "in/sa_{000000..000001}.tar", TextToImage())
@@ -68,30 +47,21 @@ def test_in_place_nothing_is_copied_and_the_tars_can_be_trained_on(tmp_path, cap
 
 def test_as_captions_the_text_is_the_answer(tmp_path):
     pairs(tmp_path / "in", 1, 1)
-    run(tmp_path / "in", tmp_path / "out", "--task", "captions")
+    convert(blip3o, tmp_path / "in", tmp_path / "out", "--task", "captions")
     (batch,) = read(tmp_path / "out/train")
     assert batch.answers() == ["text 00"] and batch.conversations[0][0]["text"] == "<image>\nDescribe the image."
 
 
 def test_bad_pairs_are_left_out_and_a_cut_tar_gives_what_it_has(tmp_path):
-    members = {
-        "a.jpg": jpeg(1),
-        "a.txt": b"one",
-        "b.jpg": jpeg()[:200],
-        "b.txt": b"two",
-        "c.txt": b"three",
-        "d.jpg": jpeg(),
-        "d.txt": b"  ",
-    }
-    members |= {"e.jpg": jpeg(5), "f.jpg": jpeg(6), "f.txt": b"\xff\xfe", "g.jpg": jpeg(7), "g.txt": b"a <image> of seven"}
-    tar(tmp_path / "in/0.tar", members)
-    tar(tmp_path / "in/1.tar", {f"{n}.{kind}": jpeg(n) if kind == "jpg" else b"t" for n in range(9) for kind in ("jpg", "txt")})
+    rows = {"a": {"jpg": photo(1), "txt": b"one"}, "b": {"jpg": photo()[:200], "txt": b"two"}, "c": {"txt": b"three"}}
+    rows |= {"d": {"jpg": photo(), "txt": b"  "}, "e": {"jpg": photo(5)}, "f": {"jpg": photo(6), "txt": b"\xff\xfe"}}
+    write_tar(tmp_path / "in/0.tar", rows | {"g": {"jpg": photo(7), "txt": b"a <image> of seven"}})
+    write_tar(tmp_path / "in/1.tar", {str(n): {"jpg": photo(n), "txt": b"t"} for n in range(9)})
     whole = (tmp_path / "in/1.tar").read_bytes()
     (tmp_path / "in/1.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "in/2.tar").write_bytes(b"")
     (tmp_path / "in/3.tar").write_bytes(b"no tar at all" * 100)
-    run(tmp_path / "in", tmp_path / "out")
-    report = json.loads((tmp_path / "out/report.json").read_text())
+    report = convert(blip3o, tmp_path / "in", tmp_path / "out")
     assert report["reasons"] == {
         "tar cannot be read to its end": 3,
         "damaged image": 1,
@@ -108,14 +78,14 @@ def test_bad_pairs_are_left_out_and_a_cut_tar_gives_what_it_has(tmp_path):
 def test_names_that_lead_elsewhere_and_links_write_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in/0.tar", "w") as file:
-        for name, content in (("../../evil.jpg", jpeg()), ("../../evil.txt", b"text")):
+        for name, content in (("../../evil.jpg", photo()), ("../../evil.txt", b"text")):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             file.addfile(info, io.BytesIO(content))
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(link)
-    run(tmp_path / "in", tmp_path / "out")
+    convert(blip3o, tmp_path / "in", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     ((key, members),) = read_tar(tmp_path / "out/train/text_to_image-000000.tar")
     assert key == "000000-00000000" and json.loads(members["json"])["origin"] == "0.tar/../../evil"
@@ -129,15 +99,13 @@ def test_names_that_lead_elsewhere_and_links_write_nothing(tmp_path):
         (["in"], "OUT: give either a folder to write into, or --in-place"),
         (["in", "out", "--in-place"], "OUT: give either"),
         (["in", "out", "--image-size", "-1"], "--image-size: found -1"),
-        (["in", "out/file"], "this is a file"),
+        (["in", "out/file"], "out/file: found a file, expected a folder"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     pairs(tmp_path / "in", 1, 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/file").touch()
-    assert run_command(lambda: run(*arguments)) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error_of(blip3o, arguments, capsys)

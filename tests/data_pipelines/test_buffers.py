@@ -1,4 +1,4 @@
-"""Rooms of shared memory are used again; no batch may see another's images."""
+"""Buffers of shared memory are used again; no batch may see another's images."""
 
 import time
 
@@ -41,17 +41,17 @@ def test_packed_images_outlast_the_batches_that_a_trainer_takes_ahead(tmp_path, 
     data = ShardData({"a": ShardSource(f"{folder}/*.tar")}, image_size=8, batch_size=3, num_workers=1)
     loader = data.train_dataloader()
     loader.packed = True
-    shipments = iter(loader)
-    waiting, unpacked = [next(shipments) for _ in range(ahead)], []
+    raw_batches = iter(loader)
+    waiting, unpacked = [next(raw_batches) for _ in range(ahead)], []
     for _ in range(14):
-        waiting.append(next(shipments))
+        waiting.append(next(raw_batches))
         time.sleep(0.05)
         unpacked.append(waiting.pop(0).batch())
     plain = first_batches(folder, 0, 14, 0.0)
     assert torch.equal(torch.stack([batch.images for batch in unpacked]), torch.stack([batch.images for batch in plain]))
 
 
-def test_a_loader_that_begins_again_is_sent_its_rooms_again(tmp_path):
+def test_a_loader_that_begins_again_is_sent_its_buffers_again(tmp_path):
     folder = write_world(tmp_path / "world", [25, 16])
     data = ShardData({}, val={"a": ShardSource(f"{folder}/*.tar")}, image_size=8, val_batch_size=3, num_workers=2)
     data.setup("validate")

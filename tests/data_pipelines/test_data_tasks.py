@@ -52,7 +52,7 @@ def test_instructions_are_chosen_by_key():
     ("task", "members", "reason"),
     [
         (TextToImage(), {"txt": b" ", "jpg": b""}, "prompt is empty"),
-        (TextToImage(), {"json": turns("x")}, "no image to draw"),
+        (TextToImage(), {"json": turns("x")}, "no image to generate"),
         (Editing(), {"json": turns("x"), "0.png": b""}, "without KEY.target.png"),
         (Editing(), {"json": turns("x"), "target.png": b""}, "without an input image"),
         (Captions(), {"jpg": b""}, "'txt' is missing"),
@@ -79,7 +79,7 @@ def test_targets_and_precomputed_arrays_reach_the_batch(tmp_path):
 def test_sources_with_and_without_targets_do_not_mix_in_silence(tmp_path):
     write_tar(tmp_path / "a.tar", {"k": {"txt": b"x", "png": png(5)}})
     sources = {"draw": ShardSource(str(tmp_path), TextToImage()), "tell": ShardSource(str(tmp_path), Captions())}
-    with pytest.raises(ValueError, match=r"draw/a.tar:k has an image to draw, tell/a.tar:k of the same batch has none"):
+    with pytest.raises(ValueError, match=r"draw/a.tar:k has an image to generate, tell/a.tar:k of the same batch has none"):
         next(iter(ShardData(train=sources, batch_size=8).train_dataloader()))
 
 

@@ -14,8 +14,8 @@ from data_pipelines.decoding import (
     decode_image,
     decode_json,
     decode_text,
-    to_signal,
 )
+from data_pipelines.shards.batches import to_signal
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -1,22 +1,18 @@
-import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from converter_parts import convert as convert_with
+from converter_parts import error_of, photo, samples_in
 
-from data_pipelines.converters import tables
-from data_pipelines.converters.converting import run as run_command
-from data_pipelines.converters.editing import main, parser
-from data_pipelines.converters.pairs import read_tar
+from data_pipelines.converters import editing
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Editing
 
 
 def image(value: int = 0, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (12, 8), (value, 50, 99)).save(file, kind)
-    return file.getvalue()
+    return photo(value, kind)
 
 
 def folder_of(folder: Path, *names: str) -> Path:
@@ -26,22 +22,13 @@ def folder_of(folder: Path, *names: str) -> Path:
     return folder
 
 
-def run(*arguments: object) -> dict:
-    main(parser().parse_args([str(argument) for argument in arguments]))
-    return json.loads((Path(arguments[1]) / "report.json").read_text())
-
-
 def convert(folder: Path, rows: list, *options: object) -> dict:
     (folder / "list.json").write_text(json.dumps(rows))
-    return run(folder / "list.json", folder / "out", "--images", folder / "images", *options)
+    return convert_with(editing, folder / "list.json", folder / "out", "--images", folder / "images", *options)
 
 
 def samples(out: Path) -> list[dict]:
-    return [
-        {"key": key, **json.loads(members["json"]), "members": members}
-        for path in sorted(out.glob("train/editing-*.tar"))
-        for key, members in read_tar(path)
-    ]
+    return samples_in(out / "train/editing-*.tar")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +50,7 @@ def test_each_layout_gives_the_same_edit_with_its_bytes(tmp_path, row):
     assert (sample["members"]["0.png"], sample["members"]["target.jpg"]) == (image(0), image(1, "JPEG"))
 
 
-def test_uniworld_s_references_and_its_image_to_draw(tmp_path):
+def test_uniworld_s_references_and_its_image_to_generate(tmp_path):
     folder_of(tmp_path / "images", "a.png", "b.png", "c.png")
     turns = lambda asked, answer: [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]  # noqa: E731
     rows = [
@@ -75,7 +62,7 @@ def test_uniworld_s_references_and_its_image_to_draw(tmp_path):
     ]
     report = convert(tmp_path, rows)
     assert report["kinds"] == {"edit": 1, "remove": 1, "text_to_image": 1}
-    assert report["reasons"] == {"no image to draw": 1, "more markers than images": 1}
+    assert report["reasons"] == {"no image to generate": 1, "more markers than images": 1}
     first, second, third = samples(tmp_path / "out")
     assert [first["members"][name] for name in ("0.png", "1.png", "target.png")] == [image(0), image(1), image(2)]
     assert first["conversations"] == [{"role": "user", "text": "Put <image> on <image>."}]
@@ -111,13 +98,13 @@ def test_what_is_not_understood_is_left_out_with_the_keys_found(tmp_path):
     report = convert(tmp_path, rows)
     assert report["samples"] == {"train/editing": 1}
     assert report["left_out_items"]["row 4"] == "no input image: the row has x"
-    assert report["left_out_items"]["row 5"] == "no image to draw: the row has input, instruction, output"
+    assert report["left_out_items"]["row 5"] == "no image to generate: the row has input, instruction, output"
     assert report["reasons"] == {
-        "several images to draw": 1,
+        "several images to generate": 1,
         "empty instruction": 1,
         "image outside of the folder": 1,
         "no input image": 1,
-        "no image to draw": 1,
+        "no image to generate": 1,
         "missing image": 1,
         "row is no object": 1,
     }
@@ -137,7 +124,7 @@ def test_parquet_with_image_bytes_like_omniedit(tmp_path):
         (tmp_path / "data").mkdir(exist_ok=True)
         parquet.write_table(arrow.table(columns), tmp_path / f"data/{file}.parquet", row_group_size=7)
     (tmp_path / "data/train-2.parquet").write_bytes(b"PAR1 cut short")
-    report = run(tmp_path / "data", tmp_path / "out", "--rows-per-shard", 10)
+    report = convert_with(editing, tmp_path / "data", tmp_path / "out", "--rows-per-shard", 10)
     assert report["samples"] == {"train/editing": 23} and report["kinds"] == {"removal": 23}
     assert report["reasons"] == {"unreadable file": 1}
     found = {sample["omni_edit_id"]: sample for sample in samples(tmp_path / "out")}
@@ -152,18 +139,15 @@ def test_parquet_with_names_like_imgedit(tmp_path):
     folder_of(tmp_path / "images", "r/original.png", "r/result.png")
     columns = {"input_images": [["r/original.png"]], "output_images": [["r/result.png"]], "prompt": ["Remove it."]}
     parquet.write_table(arrow.table(columns), tmp_path / "remove.parquet")
-    run(tmp_path / "remove.parquet", tmp_path / "out", "--images", tmp_path / "images")
+    convert_with(editing, tmp_path / "remove.parquet", tmp_path / "out", "--images", tmp_path / "images")
     (sample,) = samples(tmp_path / "out")
     assert sample["members"]["target.png"] == image(1)
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
-    def missing() -> None:
-        raise ModuleNotFoundError("reading parquet needs pyarrow; pip install 'umm_zoo[parquet]'")
-
-    monkeypatch.setattr(tables, "_pyarrow", missing)
-    assert run_command(lambda: run(tmp_path / "a.parquet", tmp_path / "out")) == 2
-    assert capsys.readouterr().err == "error: reading parquet needs pyarrow; pip install 'umm_zoo[parquet]'\n"
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    error = error_of(editing, [tmp_path / "a.parquet", tmp_path / "out"], capsys)
+    assert error == "error: reading parquet needs pyarrow; pip install 'umm_zoo[parquet]'"
 
 
 @pytest.mark.parametrize(
@@ -175,9 +159,7 @@ def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch, ca
         (["list.json", "out"], "nothing could be converted; the first reason: row 0: no input image: the row has a"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("list.json").write_text('[{"a": 1}]')
-    assert run_command(lambda: run(*arguments)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and message in lines[0]
+    assert message in error_of(editing, arguments, capsys)

@@ -1,44 +1,31 @@
 import io
 import json
-import subprocess
-import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from converter_parts import convert, error_of, photo, same_files, samples_in
 from PIL import Image
 
 from data_pipelines.converters import image_folder
-from data_pipelines.converters.converting import run as run_command
-from data_pipelines.converters.image_folder import main, parser, with_article
-from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.converters.texts import with_article
 
 
 def photos(folder: Path, counts: dict[str, int], size: tuple[int, int] = (9, 6)) -> None:
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", size, (number, 50, 99)).save(folder / name / f"{number}.png")
-
-
-def run(*arguments: object) -> None:
-    main(parser().parse_args([str(argument) for argument in arguments]))
+            (folder / name / f"{number}.png").write_bytes(photo(number, "PNG", size))
 
 
 def rows(pattern: Path) -> list[tuple[str, str, dict]]:
-    data = ShardData(val={"a": ShardSource(str(pattern))}, val_batch_size=3, image_size=6)
-    return [
-        (turns[0]["text"], answer, meta)
-        for batch in data.val_dataloader()
-        for turns, answer, meta in zip(batch.conversations, batch.answers(), batch.meta, strict=True)
-    ]
+    return [(*sample["turns"], sample) for sample in samples_in(pattern)]
 
 
 def test_each_photo_is_a_question_two_balanced_yes_no_questions_and_a_caption(tmp_path):
     photos(tmp_path / "in/train", {"airplane": 5, "sea_lion": 4})
     photos(tmp_path / "in/test", {"airplane": 1, "sea_lion": 2})
-    run(tmp_path / "in", tmp_path / "out", "--photos-per-shard", 4)
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--photos-per-shard", 4)
     questions = rows(tmp_path / "out/train/questions-*.tar")
     assert Counter(meta["kind"] for _, _, meta in questions) == {"class": 9, "exists": 18}
     assert Counter(answer for _, answer, meta in questions if meta["kind"] == "exists") == {"yes": 9, "no": 9}
@@ -50,18 +37,18 @@ def test_each_photo_is_a_question_two_balanced_yes_no_questions_and_a_caption(tm
 
 def test_without_splits_a_share_is_held_out_and_stays_out_when_photos_are_added(tmp_path):
     photos(tmp_path / "in", {"cat": 40, "dog": 40})
-    run(tmp_path / "in", tmp_path / "a", "--val-share", 0.3)
+    convert(image_folder, tmp_path / "in", tmp_path / "a", "--val-share", 0.3)
     before = {meta["file"] for _, _, meta in rows(tmp_path / "a/val/captions-*.tar")}
     assert 10 <= len(before) <= 40
     photos(tmp_path / "in", {"eel": 10})
-    run(tmp_path / "in", tmp_path / "b", "--val-share", 0.3)
+    convert(image_folder, tmp_path / "in", tmp_path / "b", "--val-share", 0.3)
     assert before == {meta["file"] for _, _, meta in rows(tmp_path / "b/val/captions-*.tar") if meta["class"] != "eel"}
 
 
 def test_damaged_files_are_left_out_and_named(tmp_path, capsys):
     photos(tmp_path / "in", {"cat": 3, "dog": 3})
     (tmp_path / "in/dog/1.png").write_bytes((tmp_path / "in/dog/1.png").read_bytes()[:50])
-    run(tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
     assert len(rows(tmp_path / "out/train/captions-*.tar")) == 5
     report = json.loads((tmp_path / "out/conversion.json").read_text())
     assert list(report["shards"]["train/captions-000000"]["left_out"]) == ["dog/1.png"]
@@ -71,7 +58,7 @@ def test_damaged_files_are_left_out_and_named(tmp_path, capsys):
 def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     photos(tmp_path / "in", {"cat": 6, "dog": 6})
     arguments = ("--val-share", 0, "--photos-per-shard", 5)
-    run(tmp_path / "in", tmp_path / "whole", *arguments)
+    convert(image_folder, tmp_path / "in", tmp_path / "whole", *arguments)
     encode, calls = image_folder.encode, []
 
     def interrupted(path, size):
@@ -82,21 +69,19 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
 
     monkeypatch.setattr(image_folder, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "in", tmp_path / "out", *arguments)
+        convert(image_folder, tmp_path / "in", tmp_path / "out", *arguments)
     assert len(list((tmp_path / "out/train").iterdir())) == 2  # one tar with its index, no half one
     monkeypatch.setattr(image_folder, "encode", encode)
-    run(tmp_path / "in", tmp_path / "out", *arguments)
-    names = sorted(path.name for path in (tmp_path / "whole/train").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "out/train").iterdir())
-    assert all((tmp_path / "whole/train" / n).read_bytes() == (tmp_path / "out/train" / n).read_bytes() for n in names)
+    convert(image_folder, tmp_path / "in", tmp_path / "out", *arguments)
+    assert same_files(tmp_path / "whole/train", tmp_path / "out/train") == 2 * 6
 
 
 def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
     photos(tmp_path / "in", {"cat": 2}, (40, 20))
     photos(tmp_path / "in", {"dog": 2}, (8, 8))
-    run(tmp_path / "in", tmp_path / "out", "--val-share", 0, "--image-size", 10)
-    with tarfile.open(tmp_path / "out/train/captions-000000.tar") as tar:
-        sizes = Counter(Image.open(io.BytesIO(tar.extractfile(m).read())).size for m in tar if m.name.endswith("png"))
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0, "--image-size", 10)
+    found = samples_in(tmp_path / "out/train/captions-000000.tar")
+    sizes = Counter(Image.open(io.BytesIO(sample["members"]["0.png"])).size for sample in found)
     assert sizes == {(20, 10): 2, (8, 8): 2}
 
 
@@ -107,52 +92,29 @@ def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
         (["one", "out"], "found one class, 'cat'"),
         (["empty", "out"], "no images in class folders"),
         (["two", "full"], "not empty and holds no conversion"),
-        (["two", "out", "--val-share", "1"], "--val-share: found 1.0"),
+        (["two", "out", "--val-share", "1"], "--val-share: found 1,"),
         (["two", "out", "--image-size", "0"], "--image-size: found 0"),
         (["two"], "the following arguments are required: OUT"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, arguments, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     photos(tmp_path / "one", {"cat": 2})
     photos(tmp_path / "two", {"cat": 1, "dog": 1})
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("keep me")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        lines: list[str] = []
-        patch.setattr(sys.stderr, "write", lines.append)
-        try:
-            code = run_command(lambda: run(*arguments))
-        except SystemExit as left:
-            code = left.code
-    assert code == 2 and message in "".join(lines) and "".join(lines).count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(image_folder, arguments, capsys)
 
 
 def test_another_conversion_in_the_same_folder_is_refused_until_overwritten(tmp_path):
     photos(tmp_path / "in", {"cat": 2, "dog": 2})
-    run(tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
     with pytest.raises(ValueError, match="other arguments"):
-        run(tmp_path / "in", tmp_path / "out", "--val-share", 0, "--seed", 1)
-    run(tmp_path / "in", tmp_path / "out", "--val-share", 0, "--seed", 1, "--overwrite")
+        convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0, "--seed", 1)
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0, "--seed", 1, "--overwrite")
 
 
 def test_the_article_follows_the_sound():
     nouns = ["airplane", "dog", "unicorn", "hourglass", "ibex", "European mole", "umbrella"]
     assert [with_article(noun).split()[0] for noun in nouns] == ["an", "a", "a", "an", "an", "a", "an"]
-
-
-@pytest.mark.processes
-def test_the_command_runs(tmp_path):
-    photos(tmp_path / "in", {"cat": 2, "dog": 2})
-    command = [
-        sys.executable,
-        "-m",
-        "data_pipelines.converters.image_folder",
-        str(tmp_path / "in"),
-        str(tmp_path / "out"),
-        "--val-share",
-        "0",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0 and "train/questions" in done.stdout

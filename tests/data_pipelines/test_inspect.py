@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converter_parts import error_of
 from PIL import Image
 from test_ledger import BAD, sample
 from test_shards import png, write_tar
 
-from data_pipelines.converters.converting import run
+import data_pipelines.inspect as inspect_command
 from data_pipelines.inspect import inspect, main, parser
 
 
@@ -32,14 +33,13 @@ def test_the_sheet_shows_input_and_target_side_by_side(tmp_path):
 def test_captions_of_others_are_understood(tmp_path):
     write_tar(tmp_path / "a.tar", {"k": {"jpg": png(5), "txt": "Un café.".encode(), "json": b'{"url": "x"}'}})
     assert inspect([str(tmp_path / "a.tar")]).answers == {"Un café.": 1}
-    assert inspect([str(tmp_path / "a.tar")], drawn=True).answers == {"": 1}
+    assert inspect([str(tmp_path / "a.tar")], generated=True).answers == {"": 1}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["none"], "none: no shard"), (["a.tar", "--every", "0"], "--every: found 0")])
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert run(lambda: main(parser().parse_args(arguments))) == 2
-    assert message in capsys.readouterr().err
+    assert message in error_of(inspect_command, arguments, capsys)
 
 
 @pytest.mark.processes

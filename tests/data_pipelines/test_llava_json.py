@@ -1,14 +1,14 @@
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
+from converter_parts import convert as convert_with
+from converter_parts import error_of, same_files, samples_in
 from PIL import Image
 
 from data_pipelines.converters import llava_json
-from data_pipelines.converters.converting import run as run_command
-from data_pipelines.converters.llava_json import main, parser, reconcile
+from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.data import ShardData, ShardSource
 
@@ -24,36 +24,17 @@ def row(*texts: str, **rest: object) -> dict:
     return {**rest, "conversations": turns}
 
 
-def run(*arguments: object) -> None:
-    main(parser().parse_args([str(argument) for argument in arguments]))
-
-
 def convert(folder: Path, rows: list[dict], *options: object) -> dict:
     (folder / "list.json").write_text(json.dumps(rows))
-    run(folder / "list.json", folder / "out", "--images", folder / "images", *options)
-    return json.loads((folder / "out/report.json").read_text())
-
-
-def members(pattern: Path) -> dict[str, bytes]:
-    found = {}
-    for path in sorted(pattern.parent.glob(pattern.name)):
-        with tarfile.open(path) as tar:
-            found.update({member.name: tar.extractfile(member).read() for member in tar})
-    return found
-
-
-def texts(members: dict[str, bytes], number: int) -> list[str]:
-    return [turn["text"] for turn in json.loads(members[f"{number:08d}.json"])["conversations"]]
+    return convert_with(llava_json, folder / "list.json", folder / "out", "--images", folder / "images", *options)
 
 
 def test_captions_of_the_558k_list_keep_their_images_byte_for_byte(tmp_path):
     original = image(tmp_path / "images/00453/004539375.jpg")
     report = convert(tmp_path, [row("Describe.\n<image>", "a cat", id="004539375", image="00453/004539375.jpg")])
-    found = members(tmp_path / "out/train/conversations-*.tar")
-    assert found["00000000.0.jpg"] == original
-    assert texts(found, 0) == ["<image>\nDescribe.", "a cat"]
-    meta = json.loads(found["00000000.json"])
-    assert (meta["id"], meta["kind"], meta["files"]) == ("004539375", "image", ["00453/004539375.jpg"])
+    (found,) = samples_in(tmp_path / "out/train/conversations-*.tar")
+    assert found["members"]["0.jpg"] == original and found["turns"] == ["<image>\nDescribe.", "a cat"]
+    assert (found["id"], found["kind"], found["files"]) == ("004539375", "image", ["00453/004539375.jpg"])
     assert report["notes"] == {"<image> moved to the front of its turn": 1}
 
 
@@ -79,8 +60,7 @@ def test_json_lines_and_their_broken_line(tmp_path):
     lines = [json.dumps(row("<image>\nWhat?", "that", id=n, image="1.png")) for n in range(3)]
     lines[1] = lines[1][:30]
     (tmp_path / "list.jsonl").write_text("\n\n".join(lines) + "\n")
-    run(tmp_path / "list.jsonl", tmp_path / "out")  # images beside the list
-    report = json.loads((tmp_path / "out/report.json").read_text())
+    report = convert_with(llava_json, tmp_path / "list.jsonl", tmp_path / "out")  # images beside the list
     assert report["samples"] == {"train/conversations": 2}
     assert report["reasons"] == {"line cannot be parsed": 1} and list(report["left_out_items"]) == ["row 1"]
 
@@ -156,25 +136,22 @@ def test_images_may_be_shrunk_and_are_never_enlarged(tmp_path):
     image(tmp_path / "images/wide.jpg", (400, 200))
     small = image(tmp_path / "images/small.jpg", (40, 30))
     convert(tmp_path, [row("What?", "that", image="wide.jpg"), row("What?", "that", image="small.jpg")], "--image-size", 200)
-    found = members(tmp_path / "out/train/conversations-*.tar")
-    assert Image.open(io.BytesIO(found["00000000.0.jpg"])).size == (200, 100)
-    assert found["00000001.0.jpg"] == small
+    wide, kept = samples_in(tmp_path / "out/train/conversations-*.tar")
+    assert Image.open(io.BytesIO(wide["members"]["0.jpg"])).size == (200, 100) and kept["members"]["0.jpg"] == small
 
 
 def test_another_suffix_is_taken_and_the_content_decides_about_the_type(tmp_path):
     original = image(tmp_path / "images/ocr_vqa/1.png", kind="PNG")
     convert(tmp_path, [row("What?", "that", image="ocr_vqa/1.jpg")])
-    assert members(tmp_path / "out/train/conversations-*.tar")["00000000.0.png"] == original
+    (found,) = samples_in(tmp_path / "out/train/conversations-*.tar")
+    assert found["members"]["0.png"] == original
 
 
-def test_a_image_is_in_one_split_only(tmp_path):
+def test_an_image_is_in_one_split_only(tmp_path):
     for number in range(30):
         image(tmp_path / f"images/{number}.jpg")
     convert(tmp_path, [row("What?", "that", image=f"{n % 30}.jpg") for n in range(60)], "--val-share", 0.4)
-    files = {
-        split: [json.loads(v)["files"][0] for n, v in members(tmp_path / f"out/{split}/*.tar").items() if n.endswith("json")]
-        for split in ("train", "val")
-    }
+    files = {split: [row["files"][0] for row in samples_in(tmp_path / f"out/{split}/*.tar")] for split in ("train", "val")}
     assert len(files["train"]) + len(files["val"]) == 60 and 12 < len(files["val"]) < 40
     assert not set(files["train"]) & set(files["val"])
 
@@ -198,9 +175,7 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
         convert(tmp_path, rows, "--rows-per-shard", 3)
     convert(tmp_path, rows, "--rows-per-shard", 3)
     assert len(calls) == 8 + 4  # the first six images are not read again
-    names = sorted(path.name for path in (tmp_path / "whole/train").iterdir())
-    assert len(names) == 8
-    assert all((tmp_path / "whole/train" / n).read_bytes() == (tmp_path / "out/train" / n).read_bytes() for n in names)
+    assert same_files(tmp_path / "whole/train", tmp_path / "out/train") == 8
 
 
 def test_a_conversion_stopped_in_its_first_shard_goes_on(tmp_path, monkeypatch):
@@ -236,16 +211,14 @@ def test_retry_writes_the_shards_again_whose_images_have_arrived(tmp_path):
         ("[]", [], "the list is empty"),
         ("[{]", [], "cannot be parsed"),
         ("hello", [], "expected a JSON list of objects, or JSON Lines"),
-        ('{\n"rows":\n[]\n}', [], "holds one object"),
+        ('{\n"rows":\n[]\n}', [], "found one object"),
         ('[{"image": "1.jpg"}]', [], "nothing could be converted; the first reason: row 0: 'conversations' is a NoneType"),
         ("[{}]", ["--images", "nowhere"], "--images: nowhere: no such folder"),
         ("[{}]", ["--image-size", "0"], "--image-size: found 0"),
-        ("[{}]", ["--val-share", "1"], "--val-share: found 1.0"),
+        ("[{}]", ["--val-share", "1"], "--val-share: found 1,"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, content, options, message):
+def test_user_errors_are_one_line(tmp_path, capsys, content, options, message):
     if content is not None:
         (tmp_path / "list.json").write_text(content)
-    code = run_command(lambda: run(tmp_path / "list.json", tmp_path / "out", *options))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert code == 2 and len(lines) == 1 and message in lines[0]
+    assert message in error_of(llava_json, [tmp_path / "list.json", tmp_path / "out", *options], capsys)

@@ -2,8 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from converter_parts import error_of
 
-from data_pipelines.converters.converting import run as run_command
+from data_pipelines import overlap
 from data_pipelines.overlap import PromptIndex, main, parser, read_prompts, words_of
 from data_pipelines.shards.writing import write_shards
 
@@ -93,21 +94,19 @@ def test_prompts_are_read_from_json_lines_and_folders(tmp_path):
     ("arguments", "message"),
     [
         (["in", "nowhere.txt"], "nowhere.txt: no such file or folder of prompts"),
-        (["in", "empty.txt"], "empty.txt: holds no prompt"),
+        (["in", "empty.txt"], "empty.txt: found no prompt"),
         (["in", "bad.txt"], "bad.txt: not UTF-8"),
         (["in", "other.jsonl"], "other.jsonl: row 0 has no text under 'prompt', found text"),
         (["in", "cut.jsonl"], "cut.jsonl: line cannot be parsed"),
         (["elsewhere", "good.txt"], "elsewhere: no shard (*.tar) found there"),
-        (["in", "good.txt", "--threshold", "0"], "--threshold: found 0.0"),
+        (["in", "good.txt", "--threshold", "0"], "--threshold: found 0"),
         (["in", "good.txt", "--ngram", "0"], "--ngram: found 0"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     shard(tmp_path / "in", "A photo.")
     files = {"empty.txt": b"\n", "bad.txt": b"\xff\xfe", "other.jsonl": b'{"text": "a"}', "good.txt": b"a photo"}
     for name, content in {**files, "cut.jsonl": b'{"prompt": "a'}.items():
         Path(name).write_bytes(content)
-    assert run_command(lambda: run(*arguments)) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("error: ") == 1
+    assert message in error_of(overlap, arguments, capsys)

@@ -1,13 +1,9 @@
-import io
-import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from converter_parts import convert, error_of, photo, samples_in
 
-from data_pipelines.converters.converting import run as run_command
-from data_pipelines.converters.pairs import read_tar
-from data_pipelines.converters.parquet import main, parser
+from data_pipelines.converters import parquet as command
 from data_pipelines.converters.tables import Table
 from data_pipelines.shards.data import ShardData, ShardSource
 
@@ -15,14 +11,8 @@ arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def image(value: int = 0, kind: str = "JPEG", size: tuple[int, int] = (12, 8)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, 50, 99)).save(file, kind)
-    return file.getvalue()
-
-
 def struct(value: int = 0, kind: str = "JPEG") -> dict:
-    return {"bytes": image(value, kind), "path": None}
+    return {"bytes": photo(value, kind), "path": None}
 
 
 def write(path: Path, row_group_size: int = 4, **columns: list) -> None:
@@ -30,41 +20,34 @@ def write(path: Path, row_group_size: int = 4, **columns: list) -> None:
     parquet.write_table(arrow.table(columns), path, row_group_size=row_group_size)
 
 
-def run(*arguments: object) -> dict:
-    main(parser().parse_args([str(argument) for argument in arguments]))
-    return json.loads((Path(arguments[1]) / "report.json").read_text())
-
-
 def samples(out: Path) -> list[dict]:
-    found = [members for path in sorted(out.glob("train/*.tar")) for _, members in read_tar(path)]
-    rows = [{**json.loads(members["json"]), "members": members} for members in found]
-    return [{**row, "turns": [turn["text"] for turn in row["conversations"]]} for row in rows]
+    return samples_in(out / "train/*.tar")
 
 
 def test_captions_are_detected_and_images_kept_byte_for_byte(tmp_path):
     for file, numbers in (("a", range(6)), ("b", range(6, 11))):
         images = [struct(n, "PNG" if n % 2 else "WEBP") for n in numbers]
         write(tmp_path / f"in/{file}.parquet", image=images, caption=[f"text {n}" for n in numbers], score=[0.5] * len(numbers))
-    report = run(tmp_path / "in", tmp_path / "out", "--rows-per-shard", 3)
+    report = convert(command, tmp_path / "in", tmp_path / "out", "--rows-per-shard", 3)
     assert report["samples"] == {"train/captions": 11} and report["shards"] == {"train/captions": 4}
     found = samples(tmp_path / "out")
     assert [sample["turns"] for sample in found] == [["<image>\nDescribe the image.", f"text {n}"] for n in range(11)]
-    assert (found[7]["members"]["0.png"], found[7]["score"]) == (image(7, "PNG"), 0.5)
-    assert found[6]["members"]["0.webp"] == image(6, "WEBP")
+    assert (found[7]["members"]["0.png"], found[7]["score"]) == (photo(7, "PNG"), 0.5)
+    assert found[6]["members"]["0.webp"] == photo(6, "WEBP")
 
 
-def test_plain_binary_columns_named_by_options_can_be_drawn(tmp_path):
-    write(tmp_path / "in.parquet", photo=[image(3)], other=[image(4)], title=["A blue field."], url=["http://a"])
+def test_plain_binary_columns_named_by_options_can_be_generated(tmp_path):
+    write(tmp_path / "in.parquet", photo=[photo(3)], other=[photo(4)], title=["A blue field."], url=["http://a"])
     options = ("--task", "text_to_image", "--image", "photo", "--text", "title")
-    run(tmp_path / "in.parquet", tmp_path / "out", *options)
+    convert(command, tmp_path / "in.parquet", tmp_path / "out", *options)
     (sample,) = samples(tmp_path / "out")
-    assert sample["turns"] == ["A blue field."] and sample["members"]["target.jpg"] == image(3) and sample["url"] == "http://a"
+    assert sample["turns"] == ["A blue field."] and sample["members"]["target.jpg"] == photo(3) and sample["url"] == "http://a"
 
 
 def test_questions_take_the_most_frequent_answer_and_keep_all(tmp_path):
     answers = [[{"answer": "red", "id": 1}, {"answer": "blue", "id": 2}, {"answer": "blue", "id": 3}], [{"answer": "2", "id": 1}]]
     write(tmp_path / "in.parquet", image=[struct(), struct()], question=["Which?", "How many?"], answers=answers)
-    report = run(tmp_path / "in.parquet", tmp_path / "out")
+    report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
     assert report["samples"] == {"train/vqa": 2}
     first, second = samples(tmp_path / "out")
     assert first["turns"] == ["<image>\nWhich?", "blue"] and first["answers"] == ["red", "blue", "blue"]
@@ -76,8 +59,8 @@ def test_conversations_of_both_writings_with_lists_of_images_are_read_by_the_loa
     write(tmp_path / "llava.parquet", id=["x"], image=[struct(1)], conversations=llava)
     cauldron = [[{"user": "Which?", "assistant": "both", "source": "a"}], [{"user": "Why?", "assistant": "so", "source": "b"}]]
     write(tmp_path / "cauldron.parquet", images=[[struct(1), struct(2)], []], texts=cauldron)
-    assert run(tmp_path / "llava.parquet", tmp_path / "a")["samples"] == {"train/conversations": 1}
-    assert run(tmp_path / "cauldron.parquet", tmp_path / "b")["samples"] == {"train/conversations": 2}
+    assert convert(command, tmp_path / "llava.parquet", tmp_path / "a")["samples"] == {"train/conversations": 1}
+    assert convert(command, tmp_path / "cauldron.parquet", tmp_path / "b")["samples"] == {"train/conversations": 2}
     source = ShardSource([str(tmp_path / "a/train"), str(tmp_path / "b/train")])
     (batch,) = ShardData(val={"a": source}, val_batch_size=5, image_size=8).val_dataloader()
     assert [turns[0]["text"] for turns in batch.conversations] == ["<image>\nWhat?", "<image>\n<image>\nWhich?", "Why?"]
@@ -87,29 +70,29 @@ def test_conversations_of_both_writings_with_lists_of_images_are_read_by_the_loa
 def test_edits_are_detected(tmp_path):
     columns = {"source_image": [struct(1)], "edited_image": [struct(2)], "edit_prompt": ["Make it red."], "edit_type": ["colour"]}
     write(tmp_path / "in.parquet", **columns)
-    assert run(tmp_path / "in.parquet", tmp_path / "out")["kinds"] == {"colour": 1}
+    assert convert(command, tmp_path / "in.parquet", tmp_path / "out")["kinds"] == {"colour": 1}
     (sample,) = samples(tmp_path / "out")
-    assert sample["members"]["0.jpg"] == image(1) and sample["members"]["target.jpg"] == image(2)
+    assert sample["members"]["0.jpg"] == photo(1) and sample["members"]["target.jpg"] == photo(2)
 
 
 def test_bad_cells_are_left_out_with_their_reason(tmp_path):
-    images = [struct(), None, {"bytes": image()[:100], "path": None}, {"bytes": None, "path": "a.jpg"}, struct(), struct()]
+    images = [struct(), None, {"bytes": photo()[:100], "path": None}, {"bytes": None, "path": "a.jpg"}, struct(), struct()]
     write(tmp_path / "in.parquet", image=images, text=["a", "b", "c", "d", "", None])
-    report = run(tmp_path / "in.parquet", tmp_path / "out")
+    report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
     assert report["samples"] == {"train/captions": 1}
     assert report["reasons"] == {"missing image": 2, "damaged image": 1, "empty text": 2}
 
 
 def test_a_damaged_row_group_costs_its_own_rows_and_no_others(tmp_path):
     noise = [f"{n:03d}" + "".join(chr(97 + (n * k) % 26) for k in range(900)) for n in range(12)]
-    columns = {"image": [image(n) for n in range(12)], "text": noise}
+    columns = {"image": [photo(n) for n in range(12)], "text": noise}
     parquet.write_table(arrow.table(columns), tmp_path / "in.parquet", row_group_size=4, compression="gzip")
     content = bytearray((tmp_path / "in.parquet").read_bytes())
     group = parquet.ParquetFile(tmp_path / "in.parquet").metadata.row_group(1).column(0)
     start = group.dictionary_page_offset or group.data_page_offset
     content[start : start + 40] = bytes(40)
     (tmp_path / "in.parquet").write_bytes(content)
-    report = run(tmp_path / "in.parquet", tmp_path / "out")
+    report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
     assert report["samples"] == {"train/captions": 8} and report["reasons"] == {"unreadable row": 4}
 
 
@@ -124,7 +107,11 @@ def test_rows_by_number_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"image": [b"x"], "text": ["a"]}, ["--text", "caption"], "--text: found 'caption', the columns are image, text"),
+        (
+            {"image": [b"x"], "text": ["a"]},
+            ["--text", "caption"],
+            "found 'caption', expected one of the columns image, text",
+        ),
         ({"image": [b"x"], "name": ["a"]}, [], "cannot tell what a row is; the columns are image (image), name (text)"),
         ({"left": [b"x"], "right": [b"x"], "text": ["a"]}, [], "cannot tell what a row is"),
         ({"image": [b"x"], "text": ["a"]}, ["--task", "vqa"], "cannot tell columns for vqa"),
@@ -132,8 +119,6 @@ def test_rows_by_number_in_any_order(tmp_path):
         ({"image": [b"x"], "text": ["a"]}, ["--rows-per-shard", "0"], "--rows-per-shard: found 0"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, columns, options, message):
+def test_user_errors_are_one_line(tmp_path, capsys, columns, options, message):
     write(tmp_path / "in.parquet", **columns)
-    assert run_command(lambda: run(tmp_path / "in.parquet", tmp_path / "out", *options)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and message in lines[0]
+    assert message in error_of(command, [tmp_path / "in.parquet", tmp_path / "out", *options], capsys)

@@ -160,7 +160,7 @@ def test_a_missing_extra_is_named_in_one_line(scheme, extra, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.delitem(_registry, scheme, raising=False)
-    with pytest.raises(ModuleNotFoundError, match=rf"^{scheme}://b/x\.tar: .*not installed; pip install 'umm_zoo\[{extra}\]'$"):
+    with pytest.raises(ValueError, match=rf"^{scheme}://b/x\.tar: .*not installed; pip install 'umm_zoo\[{extra}\]'$"):
         expand(f"{scheme}://b/x.tar")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Captions
+from umm_zoo.errors import UserError
 
 
 def png(value: int, size: int = 8) -> bytes:
@@ -170,20 +171,20 @@ def test_captioned_shards_of_others_become_conversations(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shards", "error", "message"),
+    ("shards", "message"),
     [
-        ("nothing/*.tar", FileNotFoundError, r"nothing/\*\.tar: no shard"),
-        ("missing-{00..01}.tar", FileNotFoundError, r"missing-00\.tar: no shard"),
-        ("pipe:cat x.tar", ValueError, r"never run"),
-        ("empty.tar", ValueError, r"empty\.tar: this shard is an empty file"),
-        ("none.tar", ValueError, r"none\.tar: this shard holds no sample"),
-        ("text.tar", ValueError, r"text\.tar: "),
-        ("cut.tar", ValueError, r"cut\.tar: cut short"),
-        ("stale.tar", ValueError, r"its index was made for \d+.*data_pipelines.index"),
-        (["stale.tar", "stale.tar"], ValueError, r"named twice"),
+        ("nothing/*.tar", r"nothing/\*\.tar: no shard"),
+        ("missing-{00..01}.tar", r"missing-00\.tar: no shard"),
+        ("pipe:cat x.tar", r"never run"),
+        ("empty.tar", r"empty\.tar: this shard is an empty file"),
+        ("none.tar", r"none\.tar: this shard holds no sample"),
+        ("text.tar", r"text\.tar: "),
+        ("cut.tar", r"cut\.tar: cut short"),
+        ("stale.tar", r"its index was made for \d+.*data_pipelines.index"),
+        (["stale.tar", "stale.tar"], r"named twice"),
     ],
 )
-def test_broken_shards_are_one_clear_line(tmp_path, monkeypatch, shards, error, message):
+def test_broken_shards_are_one_clear_line(tmp_path, monkeypatch, shards, message):
     monkeypatch.chdir(tmp_path)
     Path("empty.tar").touch()
     write_tar(Path("none.tar"), {})
@@ -194,6 +195,6 @@ def test_broken_shards_are_one_clear_line(tmp_path, monkeypatch, shards, error, 
     write_tar(Path("cut.tar"), {"a": {"0.png": np.random.default_rng(0).bytes(9000)}})
     Path("cut.tar").write_bytes(Path("cut.tar").read_bytes()[:4000])
     Path("stale.tar").write_bytes(content + bytes(10240))
-    with pytest.raises(error, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         ShardData(train={"a": ShardSource(shards)}).check()
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 from test_shards import Recorder, data_of, fit, write_world
 
 from data_pipelines.shards.data import ShardSource
-from data_pipelines.shards.loading import EndlessSlots, SequentialSlots
+from data_pipelines.shards.loading import TrainingBatchSampler, ValidationBatchSampler
 from data_pipelines.shards.order import ShardOrder
 
 
@@ -49,11 +49,11 @@ def test_two_ranks_then_one_then_two_see_what_one_sees_straight(world, tmp_path)
 
 def test_more_ranks_than_samples_are_refused(world):
     with pytest.raises(ValueError, match="3 samples for 4 ranks"):
-        SequentialSlots([2, 1], batch_size=8, num_ranks=4, rank=0)
+        ValidationBatchSampler([2, 1], batch_size=8, num_ranks=4, rank=0)
     with pytest.raises(ValueError, match=r"found 4, which 8 ranks x 1 micro-batches"):
-        EndlessSlots(ShardOrder([99]), lambda: 0, batch_size=4, accumulation=1, num_ranks=8, rank=0)
+        TrainingBatchSampler(ShardOrder([99]), lambda: 0, batch_size=4, accumulation=1, num_ranks=8, rank=0)
 
 
 def test_small_validation_sources_go_round_the_ranks():
-    shares = [[slot.sample for batch in SequentialSlots([1, 2, 3], 2, 3, rank) for slot in batch] for rank in range(3)]
+    shares = [[place.sample for batch in ValidationBatchSampler([1, 2, 3], 2, 3, rank) for place in batch] for rank in range(3)]
     assert shares == [[0, 3], [1, 4], [2, 5]]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from test_shards import fit, write_tar, write_world
 
-from data_pipelines.decoding import Square
+from data_pipelines.decoding import ImageTransform, Square
 from data_pipelines.shards import streaming
 from data_pipelines.shards.data import ShardSource
-from data_pipelines.shards.streaming import Progress, ShardStream, StreamData
-from umm_zoo.errors import MistakeError
+from data_pipelines.shards.stream import Progress, ShardStream
+from data_pipelines.shards.streaming import StreamData
+from umm_zoo.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +19,12 @@ def world(tmp_path_factory):
     return write_world(tmp_path_factory.mktemp("world"), [5, 9, 1, 7, 3, 4])  # 29 samples; no index
 
 
-def stream(world, rank=0, ranks=1, start=None, endless=False, seed=0, buffer=6, batch_size=4) -> ShardStream:
-    sources = {"a": ShardSource(str(world))}
+def stream(world, rank=0, ranks=1, start=Progress(), seed=0, buffer=6, stage="train") -> ShardStream:  # noqa: B008 - a tuple
     shards = [("a", str(path)) for path in sorted(world.glob("*.tar"))]
-    start = start or Progress()
-    return ShardStream(shards, sources, batch_size, 8, 8, Square(), rank, ranks, seed, buffer, start, endless, "train")
+    transform = ImageTransform(8, 8, Square())
+    made = ShardStream(stage, shards, {"a": ShardSource(str(world))}, transform, 4, (ranks, rank), seed, buffer, start)
+    made.endless = False  # one epoch
+    return made
 
 
 def keys(shipments) -> list[str]:
@@ -87,14 +89,14 @@ def test_a_shard_cut_short_and_bad_samples_are_named_and_kill_nothing(tmp_path):
 
 def test_more_streams_than_shards_are_refused(world):
     data = StreamData({"a": ShardSource(str(world / "part-00[01].tar"))}, num_workers=3)
-    with pytest.raises(MistakeError, match="found 2 shards for 1 ranks x 3 workers"):
+    with pytest.raises(UserError, match="found 2 shards for 1 ranks x 3 workers"):
         data.train_dataloader()
 
 
 def test_nothing_but_bad_samples_end_the_run(tmp_path):
     write_tar(tmp_path / "a.tar", {f"bad{n}": {"json": b"{"} for n in range(3)})
     data = StreamData({"a": ShardSource(str(tmp_path))}, batch_size=2)
-    with pytest.raises(MistakeError, match=r"no usable sample in the 1 shards .*a\.tar:bad\d: json cannot be parsed"):
+    with pytest.raises(UserError, match=r"no usable sample in the 1 shards .*a\.tar:bad\d: json cannot be parsed"):
         next(iter(data.train_dataloader()))
 
 

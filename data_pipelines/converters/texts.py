@@ -1,9 +1,17 @@
-"""``<image>`` markers brought in line with the images of a conversation."""
+"""Texts of converted samples: turns, their ``<image>`` markers, and what else a row says."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+from typing import Any
+
 from data_pipelines.decoding import BadSampleError
-from umm_zoo.batch import IMAGE_MARKER, Conversation
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+
+_AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
+_A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
+#: What the user asks where a caption is the answer.
+INSTRUCTION = "Describe the image."
 
 
 def place_markers(conversation: Conversation, images: int) -> list[str]:
@@ -40,3 +48,25 @@ def place_markers(conversation: Conversation, images: int) -> list[str]:
 def without_markers(text: str) -> str:
     """A caption or prompt that cannot be mistaken for one with images in it."""
     return text.replace(IMAGE_MARKER, "").strip()
+
+
+def question_and_answer(question: str, answer: str) -> Conversation:
+    """A question about the sample's only image, and its answer."""
+    return [Turn(role="user", text=f"{IMAGE_MARKER}\n{question}"), Turn(role="assistant", text=answer)]
+
+
+def with_article(noun: str) -> str:
+    """``noun`` with "a" or "an", by its sound as far as spelling tells."""
+    word = noun.lower()
+    vowel = word.startswith(_AN_BEFORE) or (word[:1] in tuple("aeiou") and not word.startswith(_A_BEFORE))
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def notes(row: Mapping[str, Any], used: Container[str | None], longest: int | None = None) -> dict[str, Any]:
+    """The plain values of a row that a sample keeps beside what is ``used`` otherwise: numbers, and texts up to ``longest``."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in used
+        and (isinstance(value, int | float) or (isinstance(value, str) and (longest is None or len(value) <= longest)))
+    }

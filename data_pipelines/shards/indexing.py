@@ -1,0 +1,190 @@
+"""The index of byte offsets beside each tar: its form on disk, its place, and its making.
+
+With the index a reader jumps to any sample of a plain tar file; that is what makes the order of samples a free choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.shards.addresses import filesystem, is_remote
+from umm_zoo.errors import UserError
+
+INDEX_SUFFIX = ".index.json"
+INDEX_VERSION = 2
+
+
+def stale_index(path: str, where: str, found: str, expected: str = "") -> UserError:
+    """The error of an index that cannot be used: damaged, or of a tar that was replaced, cut short or is still being written.
+
+    Args:
+        path: the tar.
+        where: the tar or its index, whichever is wrong.
+        found: what is wrong.
+        expected: what should be there.
+    """
+    return UserError(where, found, expected, f"`python -m data_pipelines.index {path}` makes a new index")
+
+
+def split_member_name(name: str) -> tuple[str, str]:
+    """``a/b.0.png`` -> ``("a/b", "0.png")``; an empty key where the name belongs to no sample."""
+    name = name.removeprefix("./")
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or not extension:
+        return "", ""
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def index_tar(path: str | Path) -> dict[str, Any]:
+    """The index of a plain tar file, whoever made it, from its headers.
+
+    The key of a member is its path up to the first dot of the file name, as in WebDataset (a leading ``./`` is dropped), and the
+    rest in lower case is the extension. Samples stand in the order in which their first members do.
+
+    Returns:
+        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, and ``members`` by extension), ``duplicates``
+        (``key.extension`` of members that came more than once; the first counts), ``skipped`` (names that belong to no sample:
+        links, hidden files, names without extension), and columns instead of an object per sample: ``layouts`` (the lists of
+        member names that occur), ``layout`` (each sample's, one number where all have the same), ``keys`` (the samples in order),
+        ``offsets`` and ``sizes`` (of all members, sample after sample in the order of its layout).
+
+    Raises:
+        UserError: there is no such file, it is no plain tar file, or it is cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(path, "no such tar file")
+    tar_size = path.stat().st_size
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    duplicates: list[str] = []
+    skipped: list[str] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                key, extension = split_member_name(member.name)
+                if not member.isreg() or member.issparse() or not key:
+                    skipped.append(member.name)
+                    continue
+                if member.offset_data + member.size > tar_size:
+                    raise UserError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
+                members = samples.setdefault(key, {})
+                if extension in members:
+                    duplicates.append(f"{key}.{extension}")
+                else:
+                    members[extension] = (member.offset_data, member.size)
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header; a shard of a million members need not
+    except tarfile.TarError as error:
+        raise UserError(path, f"not a plain (uncompressed) tar file: {error}") from error
+    by_extension = Counter(extension for members in samples.values() for extension in members)
+    layouts: dict[tuple[str, ...], int] = {}
+    layout = [layouts.setdefault(tuple(members), len(layouts)) for members in samples.values()]
+    places = [place for members in samples.values() for place in members.values()]
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "version": INDEX_VERSION,
+        "tar_size": tar_size,
+        "sha256": digest,
+        "counts": {"samples": len(samples), "members": dict(sorted(by_extension.items()))},
+        "duplicates": duplicates,
+        "skipped": skipped,
+        "layouts": [list(names) for names in layouts],
+        "layout": 0 if len(layouts) == 1 else layout,
+        "keys": list(samples),
+        "offsets": [offset for offset, _ in places],
+        "sizes": [size for _, size in places],
+    }
+
+
+def index_path(tar: str | Path) -> Path:
+    """``NAME.tar.index.json`` beside a tar file."""
+    return Path(f"{tar}{INDEX_SUFFIX}")
+
+
+def index_paths(path: str) -> list[str]:
+    """Where the index of a shard may lie: beside it, or in the user's cache where the shard's folder cannot be written."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
+    whole = path if is_remote(path) else os.path.abspath(path)
+    return [path + INDEX_SUFFIX, str(cache / (hashlib.sha256(whole.encode()).hexdigest()[:32] + INDEX_SUFFIX))]
+
+
+def shard_size(path: str) -> int:
+    """Bytes of a shard.
+
+    Raises:
+        UserError: there is no such file, or it is empty.
+    """
+    if is_remote(path):
+        size = int(filesystem(path).size(path) or 0)
+    elif os.path.isfile(path):
+        size = os.path.getsize(path)
+    else:
+        raise UserError(path, "no such shard")
+    if size == 0:
+        raise UserError(path, "this shard is an empty file (0 bytes); remove it or fetch it again")
+    return size
+
+
+def build_index(path: str, replace: bool = False) -> str:
+    """The place of a shard's index, which is made where there is none yet (or anew with ``replace``).
+
+    Raises:
+        UserError: the tar is truncated or no tar, or its index cannot be written.
+    """
+    size, places = shard_size(path), index_paths(path)
+    if not replace and (there := next((place for place in places if _exists(place)), None)):
+        return there
+    content = _index_remote(path) if is_remote(path) else index_tar(path)
+    if content["tar_size"] != size:
+        changed = f"from {size} to {content['tar_size']} bytes"
+        raise UserError(path, f"the shard changed {changed} while it was indexed; is it still written?")
+    for place in places[is_remote(path) :]:  # nothing is written beside a remote shard
+        try:
+            write_json(place, content)
+            return place
+        except OSError as error:
+            reason = error
+    raise UserError(path, f"its index could not be written to {' or '.join(places)}: {reason}")
+
+
+def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write under a temporary name, then rename: a reader, or a crash, never meets half a file."""
+    os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
+    temporary = Path(f"{place}.{os.getpid()}.tmp")
+    separators = (",", ":") if indent is None else None
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=indent, ensure_ascii=False, separators=separators) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _index_remote(path: str) -> dict[str, Any]:
+    """Index a remote shard by fetching it once; afterwards only the members needed are read."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "shard.tar")
+        filesystem(path).get_file(path, local)
+        return index_tar(local)
+
+
+def _exists(place: str) -> bool:
+    if not is_remote(place):
+        return os.path.isfile(place)
+    try:
+        filesystem(place).info(place)  # not `exists`, which fetches the whole file from a web server
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,71 @@
+"""Sources: shards of one kind and what their samples mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.tasks import Conversations, SampleTask
+from umm_zoo.errors import UserError
+
+
+class ShardSource:
+    """Shards of one kind and what their samples mean. Nothing is opened before the run starts.
+
+    Args:
+        shards: a folder, a glob, a ``{000..015}`` range, an http(s), s3 or gs address, or a list of these.
+        task: turns raw members into a sample.
+        weight: share of the training stream among the sources (any scale). None, for every source, mixes by size: every sample of
+            every source exactly once per epoch.
+
+    Raises:
+        UserError: the weight is negative.
+    """
+
+    def __init__(self, shards: str | Sequence[str], task: SampleTask | None = None, weight: float | None = None) -> None:
+        self.shards: str | list[str] = shards if isinstance(shards, str) else list(shards)
+        self.task = task if task is not None else Conversations()
+        if weight is not None and weight < 0:
+            raise UserError("", f"weight {weight}", "a number from 0 on")
+        self.weight = weight
+
+    def open(self, name: str) -> OpenSource:
+        """Find the shards and read their indexes (making those that are missing).
+
+        Raises:
+            UserError: no shard is there, or one is empty, truncated, or not what its index says.
+        """
+        return OpenSource(name, self.task, [load_index(path) for path in expand(self.shards)])
+
+
+@dataclass
+class OpenSource:
+    """A source whose indexes have been read."""
+
+    name: str
+    task: SampleTask
+    indexes: list[ShardIndex]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples per shard."""
+        return [len(index) for index in self.indexes]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+
+@contextmanager
+def in_data() -> Iterator[None]:
+    """Put ``data:`` in front of the shards and keys that user errors name, for they stand below it in an experiment."""
+    try:
+        yield
+    except UserError as error:
+        error.problems = [
+            problem if f"{problem.where}.".startswith(("data.", "data: ")) else replace(problem, where=f"data: {problem.where}")
+            for problem in error.problems
+        ]
+        raise

@@ -1,0 +1,225 @@
+"""Storing of outputs of frozen parts beside the shards, and the gain of it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines.converters.converting import progress_bar
+from data_pipelines.shards.batches import RawBatch
+from data_pipelines.shards.data import ShardData
+from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.shards.indexing import index_path
+from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
+from data_pipelines.shards.stored import base_folder, find_stored, folder_of, stem_of
+from data_pipelines.shards.writing import IndexedShardWriter
+from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.errors import UserError, locating
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import load_experiment
+from umm_zoo.fit import carry, check_data
+from umm_zoo.method import Method
+from umm_zoo.training.run_folder import RunFolder
+from umm_zoo.training.setup import build_data, build_experiment
+from umm_zoo.training.trainer import quieten
+
+_TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+@dataclass
+class Stored:
+    """What was written for one name."""
+
+    samples: int = 0
+    left_out: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    folders: set[str] = field(default_factory=set)
+
+
+def store_outputs(arguments: argparse.Namespace) -> None:
+    """What ``python -m data_pipelines.precompute`` does; see there.
+
+    Raises:
+        UserError: the experiment cannot be built, names nothing that can be stored, or changes its images in training; or a shard
+            cannot be read.
+    """
+    with locating(arguments.experiment):
+        data, method = _build(arguments)
+        items = method.precomputable()
+        for name in arguments.only or ():
+            if name not in items:
+                raise UserError("--only", f"'{name}'", ", ".join(items) or "none")
+        items = {name: item for name, item in items.items() if name in (arguments.only or items)}
+        if not items:
+            raise UserError("method", f"{type(method).__name__}, which has no frozen output that is worth storing here")
+        for name, item in items.items():
+            report = _store(name, item, data, arguments)
+            folders = ", ".join(sorted(report.folders))
+            print(f"{name}: {report.samples:,} samples, {report.bytes / 1e6:,.1f} MB, {report.seconds:.1f} s, in {folders}")
+            if report.left_out:
+                print(f"  {report.left_out:,} samples cannot be used; training skips them and names them in data.json")
+        if arguments.measure and data.sources["train"]:
+            _measure(method, data, items, arguments)
+
+
+def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
+    quieten()
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    check(experiment)
+    data = build_data(experiment)
+    if not isinstance(data, ShardData):
+        raise UserError("data", type(data).__name__, "data_pipelines.shards.data.ShardData")
+    check_data(data, experiment)
+    lightning.seed_everything(experiment.seed, workers=True, verbose=False)
+    built = build_experiment(experiment, data)
+    for name, callback in built.callbacks.items():
+        if getattr(callback, "changes_images", False):
+            found = "one that changes the images in training"
+            raise UserError(f"callbacks.{name}", found, "none, for then nothing can be stored")
+    if experiment.after:
+        after = Path(experiment.after)
+        place = RunFolder.of(load_experiment(after)).path if after.suffix in (".yaml", ".yml") else after
+        if place.exists():
+            carry(built, place, experiment)
+        else:  # a stage that trains none of what is stored changes nothing; one that does changes the hash, and training refuses
+            sys.stderr.write(f"note: {experiment.after} has not been run; stored are outputs of the weights as they are built\n")
+    method = built.method
+    if (dtype := _TRUE_PRECISIONS.get(str(experiment.trainer.get("precision")))) is not None:
+        method.to(dtype)
+    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return data, method.to(device)
+
+
+# -- storing -----------------------------------------------------------------------------------------------------------------
+
+
+def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.Namespace) -> Stored:
+    """Store one output for the shards of training and validation."""
+    report, fingerprint = Stored(), item.fingerprint(data.transform.to_json())
+    for stage in (stage for stage, sources in data.sources.items() if sources):
+        reader = SampleReader(stage, data.open(stage), data.transform, False, data.cache)
+        with progress_bar(f"{name} ({stage})", len(reader)) as advance:
+            first = 0
+            for _, index in reader.shards:
+                folder = folder_of(base_folder(index.path, data.stored_folder()), name, fingerprint)
+                report.folders.add(str(folder))
+                place = folder / f"{stem_of(index)}-000000.tar"
+                if place.is_file() and index_path(place).is_file():
+                    report.samples += len(load_index(str(place)))
+                    advance(len(index))
+                else:
+                    began = time.monotonic()
+                    outputs = _outputs(name, item, reader, range(first, first + len(index)), arguments, advance)
+                    _store_shard(name, folder, index, outputs, report)
+                    report.seconds += time.monotonic() - began
+                report.bytes += place.stat().st_size if place.is_file() else 0
+                first += len(index)
+    return report
+
+
+def _store_shard(name: str, folder: Path, index: ShardIndex, outputs: Iterator[bytes | None], report: Stored) -> None:
+    """Store the output of each sample of a shard; None is left out."""
+    with IndexedShardWriter(folder, stem_of(index), sys.maxsize) as writer:
+        for number, output in enumerate(outputs):
+            if output is None:  # training meets it too, and says why
+                report.left_out += 1
+            else:
+                writer.write({"__key__": index.key(number), f"{name}.npy": output})
+        report.samples += writer.summary.samples
+        if not writer.summary.samples:
+            writer.write({"__key__": "none", f"{name}.none": b""})  # a shard without one usable sample was looked at, too
+
+
+def _outputs(
+    name: str,
+    item: Precomputable,
+    reader: SampleReader,
+    samples: range,
+    arguments: argparse.Namespace,
+    advance: Callable[..., None],
+) -> Iterator[bytes | None]:
+    """The output of each sample as the content of a ``.npy``; None where the sample cannot be used."""
+    device = next((tensor.device for tensor in item.part.parameters()), torch.device("cpu"))
+    for first in range(0, len(samples), arguments.batch_size):
+        numbers = samples[first : first + arguments.batch_size]
+        raw = _read(reader, numbers)
+        skipped = {skip.position for skip in raw.skips}
+        entries = iter(_entries(name, item, raw, device) if raw.keys else ())
+        for number in numbers:
+            yield None if number in skipped else _npy(next(entries), arguments.half)
+        advance(len(numbers))
+
+
+@torch.no_grad()
+def _entries(name: str, item: Precomputable, raw: RawBatch, device: torch.device) -> Sequence[Tensor]:
+    """The output of each row."""
+    batch = raw.batch().to(device)
+    counts = batch.image_counts if item.per == "image" else [1] * len(batch)
+    values = item.compute(batch)
+    if len(values) != sum(counts):
+        raise ValueError(f"precomputable '{name}': found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}")
+    return values.split(counts)
+
+
+def _npy(values: Tensor, half: bool) -> bytes:
+    values = values.detach().cpu()
+    if values.is_floating_point():
+        values = values.half() if half else values.float()
+    file = io.BytesIO()
+    np.save(file, values.numpy(), allow_pickle=False)
+    return file.getvalue()
+
+
+def _read(reader: SampleReader, numbers: Sequence[int]) -> RawBatch:
+    raw = reader.__getitems__(BatchRequest([SamplePosition(number, number) for number in numbers]))
+    if raw.error is not None:
+        raise raw.error
+    return raw
+
+
+# -- the gain ----------------------------------------------------------------------------------------------------------------
+
+
+def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], arguments: argparse.Namespace) -> None:
+    """Time reading, forward and backward with and without what is stored, in turns, so that a busy machine slows both alike."""
+    sources, transform = data.open("train"), data.transform
+    indexes = [index for source in sources for index in source.indexes]
+    found = [
+        find_stored(name, lambda item=item: item.fingerprint(transform.to_json()), indexes, data.stored_folder())  # type: ignore[misc]
+        for name, item in items.items()
+    ]
+    readers = {
+        reads_stored: SampleReader("train", sources, transform, True, data.cache, stored)
+        for reads_stored, stored in ((False, []), (True, [outputs for outputs in found if outputs is not None]))
+    }
+    size = min(data.batch_size, arguments.batch_size)
+    device = next(method.parameters()).device
+    method.train()
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(arguments.measure + 1):
+        numbers = data.stream.take(turn * size, (turn + 1) * size).tolist()
+        for reads_stored in (False, True) if turn % 2 else (True, False):
+            began = time.perf_counter()
+            batch = _read(readers[reads_stored], numbers).batch().to(device)
+            method.training_losses(batch)["loss"].backward()
+            method.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:  # the first warms both up
+                times[reads_stored].append(time.perf_counter() - began)
+    ratio = float(np.median(times[False]) / np.median(times[True]))
+    print(
+        f"a training step (reading, forward, backward; {size} samples on {device.type}, median of {arguments.measure}) "
+        f"is {ratio:.2f} times as fast with what is stored"
+    )
