@@ -2,8 +2,8 @@
 
     python tools/migrate_experiment.py FILE.yaml ...     rewrites in place, comments and order kept; says what was changed
 
-A file that is of this version already stays as it is. Compare files are rewritten too (paths in vary, also and set). A run folder or
-a checkpoint is not: train it again from the rewritten file.
+A file that is of this version already stays as it is. Compare files are rewritten too (paths in vary, also and set). A run folder
+or a checkpoint is not: train it again from the rewritten file.
 """
 
 from __future__ import annotations
