@@ -5,8 +5,10 @@ from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.batch import Batch
+from umm_zoo.outputs import Reconstructs
 from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning, kl_to_standard_normal
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import TrainingSetup
 
 KL = {
     "block_out_channels": [8, 16],
@@ -50,7 +52,8 @@ def test_kl_against_torch() -> None:
 @pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
 def test_every_parameter_learns_and_the_judge_is_frozen(codec) -> None:
     judge = CLIPVisionFeatures.from_config(VISION)
-    method = Autoencoder(codec(), ["codec"], AdamW(1e-3), perceptual=judge)
+    method = Autoencoder(codec(), perceptual=judge)
+    method.train_only(["codec"])
     losses = method.training_losses(batch())
     losses["loss"].backward()
     assert {"l1", "mse", "perceptual"} <= set(losses)
@@ -61,21 +64,31 @@ def test_every_parameter_learns_and_the_judge_is_frozen(codec) -> None:
 
 
 def test_the_loss_is_the_weighted_sum() -> None:
-    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3), l1_weight=2.0, mse_weight=3.0, kl_weight=0.5)
+    method = Autoencoder(KLCodec.from_config(KL), l1_weight=2.0, mse_weight=3.0, kl_weight=0.5)
     losses = method.training_losses(batch())
     torch.testing.assert_close(losses["loss"], 2 * losses["l1"] + 3 * losses["mse"] + 0.5 * losses["kl"])
 
 
 def test_targets_are_reconstructed_too() -> None:
-    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3)).eval()
+    method = Autoencoder(KLCodec.from_config(KL)).eval()
     outputs = method.validation_step(batch(targets=True), 0)
-    assert torch.equal(outputs["originals"], batch(targets=True).targets)
-    assert outputs["generated"].shape == (3, 3, 8, 8)
+    assert torch.equal(outputs.references, batch(targets=True).targets)
+    assert outputs.generated.shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
+def test_validation_makes_what_it_says_and_what_a_reconstruction_is(codec) -> None:
+    method, data = Autoencoder(codec()).eval(), batch()
+    outputs = method.validation_step(data, 0)
+    assert set(method.makes) == {*outputs.scalars, "generated", "references"}
+    assert isinstance(method, Reconstructs)
+    torch.testing.assert_close(method.reconstruct(data.images, seed=3), outputs.generated)
 
 
 def test_it_learns_one_batch_and_normalises_its_latents() -> None:
     torch.manual_seed(0)
-    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(5e-3), kl_weight=1e-6, statistics_momentum=0.8)
+    method = Autoencoder(KLCodec.from_config(KL), kl_weight=1e-6, statistics_momentum=0.8)
+    TrainingSetup(["codec"], AdamW(5e-3)).prepare(method)
     optimizer = method.configure_optimizers()
     first = method.training_losses(batch())["loss"].item()
     for _ in range(60):
@@ -89,14 +102,15 @@ def test_it_learns_one_batch_and_normalises_its_latents() -> None:
 
 
 def test_a_row_without_a_image_is_named() -> None:
-    method = Autoencoder(KLCodec.from_config(KL), ["codec"], AdamW(1e-3))
-    with pytest.raises(ValueError, match="row0: has no image"):
+    method = Autoencoder(KLCodec.from_config(KL))
+    with pytest.raises(ValueError, match="row0: found no image"):
         method.validation_step(Batch(["row0"], [[]]), 0)
 
 
 @pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
 def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
-    method = DecoderTuning(codec(), ["decoder"], AdamW(1e-2))
+    method = DecoderTuning(codec())
+    method.train_only(["decoder"])
     images = batch().images
     latents, decoded = method.codec.encode(images), method.codec.decode(method.codec.encode(images))
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
@@ -113,5 +127,5 @@ def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
 
 
 def test_the_encoder_cannot_be_tuned() -> None:
-    with pytest.raises(ValueError, match=r"expected \['decoder'\]"):
-        DecoderTuning(KLCodec.from_config(KL), ["encoder", "decoder"], AdamW(1e-3))
+    with pytest.raises(ValueError, match=r"training\.trained: found \['encoder', 'decoder'\], expected \['decoder'\]"):
+        DecoderTuning(KLCodec.from_config(KL)).train_only(["encoder", "decoder"])

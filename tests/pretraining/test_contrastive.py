@@ -6,6 +6,7 @@ from umm_zoo.batch import Batch
 from umm_zoo.objectives.contrast import SigmoidContrast, SoftmaxContrast, WordSwaps
 from umm_zoo.pretraining.contrastive import Contrastive, captions
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import TrainingSetup
 
 VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
@@ -25,15 +26,13 @@ def batch(names: list[str]) -> Batch:
 def clip(swaps: bool = True) -> Contrastive:
     torch.manual_seed(0)
     encoder = CLIPFeatures.from_config({"vision_config": VISION, "text_config": TEXT, "projection_dim": 8})
-    return Contrastive(
-        encoder, SoftmaxContrast(), ["encoder"], AdamW(3e-3), negatives=WordSwaps([list(COLOURS)]) if swaps else None
-    )
+    return Contrastive(encoder, SoftmaxContrast(), WordSwaps([list(COLOURS)]) if swaps else None)
 
 
 def siglip() -> Contrastive:
     torch.manual_seed(0)
     encoder = SigLIPFeatures.from_config({"vision_config": VISION, "text_config": TEXT})
-    return Contrastive(encoder, SigmoidContrast(), ["encoder"], AdamW(3e-3), negatives=WordSwaps([list(COLOURS)]))
+    return Contrastive(encoder, SigmoidContrast(), WordSwaps([list(COLOURS)]))
 
 
 @pytest.mark.parametrize("make", [clip, siglip])
@@ -48,14 +47,16 @@ def test_every_parameter_gets_a_gradient(make) -> None:
 @pytest.mark.parametrize("make", [clip, siglip])
 def test_it_learns_to_tell_colours_from_hard_negatives(make) -> None:
     method, data = make(), batch(["red", "green", "blue", "red"])
+    TrainingSetup(["encoder"], AdamW(3e-3)).prepare(method)
     optimizer = method.configure_optimizers()
     for _ in range(60):
         optimizer.zero_grad()
         method.training_losses(data)["loss"].backward()
         optimizer.step()
     outputs = method.eval().validation_step(data, 0)
-    assert outputs["hard_accuracy"] == 1 and outputs["counts"] == {"hard_accuracy": 4}
-    cosines = outputs["image_features"] @ outputs["text_features"].T
+    assert outputs.scalars["hard_accuracy"] == 1 and outputs.counts == {"hard_accuracy": 4}
+    assert set(method.makes) == {*outputs.scalars, "image_features", "text_features"}
+    cosines = outputs.image_features @ outputs.text_features.T
     assert cosines.argmax(dim=1)[1:3].tolist() == [1, 2]
 
 
@@ -73,13 +74,14 @@ def test_negatives_belong_to_their_own_row() -> None:
 
 def test_without_hard_negatives_nothing_is_counted() -> None:
     outputs = clip(swaps=False).eval().validation_step(batch(["red", "blue"]), 0)
-    assert outputs["hard_accuracy"].isnan() and outputs["counts"] == {"hard_accuracy": 0}
+    assert outputs.scalars["hard_accuracy"].isnan() and outputs.counts == {"hard_accuracy": 0}
 
 
 def test_validation_is_repeatable() -> None:
     method = clip().eval()
     data = batch(["red", "green"])
-    torch.testing.assert_close(method.validation_step(data, 3)["loss"], method.validation_step(data, 3)["loss"])
+    first, second = (method.validation_step(data, 3).scalars["loss"] for _ in range(2))
+    torch.testing.assert_close(first, second)
 
 
 def test_the_scale_is_capped() -> None:
@@ -89,5 +91,5 @@ def test_the_scale_is_capped() -> None:
 
 
 def test_a_row_without_text_is_named() -> None:
-    with pytest.raises(ValueError, match="row0: has no caption"):
+    with pytest.raises(ValueError, match="row0: found no caption"):
         captions(Batch(["row0"], [[]]))

@@ -12,6 +12,7 @@ from umm_zoo.pretraining.self_supervised import (
     variance_hinge,
 )
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import TrainingSetup
 
 DINO2 = {"hidden_size": 16, "mlp_ratio": 2, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 DINO3 = {
@@ -27,12 +28,12 @@ def batch(rows: int = 6) -> Batch:
 
 def vicreg() -> Method:
     torch.manual_seed(0)
-    return VICReg(DINOv2Features.from_config(DINO2), ["encoder", "expander"], AdamW(1e-3), expander_dim=12)
+    return VICReg(DINOv2Features.from_config(DINO2), expander_dim=12)
 
 
 def masked(kind=DINOv2Features, config=DINO2) -> Method:
     torch.manual_seed(0)
-    return MaskedImageModelling(kind.from_config(config), ["encoder", "decoder"], AdamW(3e-3), mask_ratio=0.5)
+    return MaskedImageModelling(kind.from_config(config), mask_ratio=0.5)
 
 
 def test_variance_hinge_by_hand() -> None:
@@ -73,13 +74,15 @@ def test_gradients_are_finite_and_reach_every_part(make) -> None:
 @pytest.mark.parametrize("make", [vicreg, masked, lambda: masked(DINOv3Features, DINO3)])
 def test_the_loss_falls(make) -> None:
     method = make()
-    optimizer = method.configure_optimizers()
-    first = method.validation_step(batch(), 0)["loss"].item()
+    TrainingSetup(list(method.parts()), AdamW(1e-3 if make is vicreg else 3e-3)).prepare(method)
+    optimizer, outputs = method.configure_optimizers(), method.validation_step(batch(), 0)
+    assert set(method.makes) == {*outputs.scalars, "image_features"} and outputs.image_features.shape == (6, 16)
+    first = outputs.scalars["loss"].item()
     for _ in range(60):
         optimizer.zero_grad()
         method.training_losses(batch())["loss"].backward()
         optimizer.step()
-    assert method.validation_step(batch(), 0)["loss"].item() < 0.8 * first
+    assert method.validation_step(batch(), 0).scalars["loss"].item() < 0.8 * first
 
 
 def test_only_hidden_patches_are_scored() -> None:

@@ -7,6 +7,7 @@ from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics import Means
 from umm_zoo.pretraining.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means, labels_of_tokens
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import TrainingSetup
 
 VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
@@ -30,10 +31,7 @@ def batch(rows: int = 8) -> Batch:
 def tower(kind: type[LibraryEncoder] = CLIPVisionFeatures, **arguments) -> SupervisedTower:
     torch.manual_seed(0)
     labels = CellLabels(CELLS, {"colour": COLOURS})
-    return SupervisedTower(
-        kind.from_config(VISION), labels, ["tower", "heads"], AdamW(3e-3),
-        scene_attributes={"background": ["dark", "light"]}, **arguments,
-    )  # fmt: skip
+    return SupervisedTower(kind.from_config(VISION), labels, {"background": ["dark", "light"]}, **arguments)
 
 
 def test_labels_stand_in_their_cells() -> None:
@@ -74,7 +72,7 @@ def test_every_parameter_gets_a_gradient(kind) -> None:
 
 def test_without_labels_the_loss_is_still_connected() -> None:
     labels = CellLabels(CELLS, {"colour": COLOURS}, {"colour": 0.0})
-    method = SupervisedTower(CLIPVisionFeatures.from_config(VISION), labels, ["tower", "heads"], AdamW(1e-3))
+    method = SupervisedTower(CLIPVisionFeatures.from_config(VISION), labels)
     losses = method.training_losses(batch())
     losses["loss"].backward()
     assert losses["colour_2"] == 0 and losses["occupied_1"] > 0
@@ -82,12 +80,14 @@ def test_without_labels_the_loss_is_still_connected() -> None:
 
 def test_the_penultimate_features_learn() -> None:
     method, data = tower(), batch()
+    TrainingSetup(["tower", "heads"], AdamW(3e-3)).prepare(method)
     optimizer = method.configure_optimizers()
     for _ in range(80):
         optimizer.zero_grad()
         method.training_losses(data)["loss"].backward()
         optimizer.step()
-    assert method.eval().validation_step(data, 0)["colour_accuracy"] == 1
+    outputs = method.eval().validation_step(data, 0)
+    assert outputs.scalars["colour_accuracy"] == 1 and set(method.makes) == set(outputs.scalars)
 
 
 def test_held_out_scores_do_not_depend_on_the_batches() -> None:
@@ -107,12 +107,12 @@ def test_held_out_scores_do_not_depend_on_the_batches() -> None:
         torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
-def test_mistakes_are_named() -> None:
+def test_user_errors_are_named() -> None:
     with pytest.raises(ValueError, match="square number"):
         CellLabels(CELLS[:3], {})
     with pytest.raises(ValueError, match="expected \\['colour'\\]"):
         CellLabels(CELLS, {"colour": COLOURS}, {"mark": 0.1})
-    with pytest.raises(ValueError, match="row0: ground truth has 'red', expected \\['blue'\\]"):
+    with pytest.raises(ValueError, match=r"row0: found 'red' in the ground truth, expected one of \['blue'\]"):
         CellLabels(CELLS, {"colour": ["blue"]})(batch(1))
-    with pytest.raises(ValueError, match="has no 'scene'"):
+    with pytest.raises(ValueError, match=r"row0: found the ground truth \[\], expected a 'scene' among it"):
         CellLabels(CELLS, {"colour": COLOURS})(Batch(["row0"], [[]]))

@@ -4,10 +4,14 @@ import torch
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.sana import Sana
 from umm_zoo.backbones.text_encoder import TextEncoder, until_end
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, request_batch
+from umm_zoo.errors import UserError
 from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.guidance import guide
+from umm_zoo.outputs import Draws, Sampling, Wanted
 from umm_zoo.pretraining.text_to_image import TextToImage
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import TrainingSetup
 
 CODEC = {
     "block_out_channels": [4, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
@@ -19,20 +23,19 @@ SANA = {
     "num_layers": 2, "mlp_ratio": 1.0,
 }  # fmt: skip
 T5 = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2, "num_layers": 1, "dropout_rate": 0.0}
-TRAINED = ["text_encoder", "decoder"]
 
 
-def method(drop_text: float = 0.1, width: int = 16, channels: int = 5, lr: float = 3e-3) -> TextToImage:
+def text_to_image(drop_text: float = 0.1, width: int = 16, channels: int = 5, lr: float = 3e-3) -> TextToImage:
     torch.manual_seed(0)
-    return TextToImage(
+    made = TextToImage(
         TextEncoder.from_config({**T5, "d_model": width}),
         Sana.from_config(SANA),
         KLCodec.from_config({**CODEC, "latent_channels": channels}),
         FlowMatching(num_steps=4),
-        TRAINED,
-        AdamW(lr),
         drop_text=drop_text,
     )
+    TrainingSetup(["text_encoder", "decoder"], AdamW(lr)).prepare(made)
+    return made
 
 
 def batch(texts: list[str], latents: torch.Tensor | None = None) -> Batch:
@@ -43,9 +46,9 @@ def batch(texts: list[str], latents: torch.Tensor | None = None) -> Batch:
 
 
 def test_every_trained_parameter_gets_a_gradient_and_the_codec_none() -> None:
-    drawing = method()
-    drawing.training_losses(batch(["a red circle", "two blue squares"]))["loss"].backward()
-    for name, parameter in drawing.named_parameters():
+    method = text_to_image()
+    method.training_losses(batch(["a red circle", "two blue squares"]))["loss"].backward()
+    for name, parameter in method.named_parameters():
         if name.startswith("codec"):
             assert parameter.grad is None and not parameter.requires_grad
         else:
@@ -54,18 +57,18 @@ def test_every_trained_parameter_gets_a_gradient_and_the_codec_none() -> None:
 
 @torch.no_grad()
 def test_the_condition_has_the_root_mean_square_of_the_decoder() -> None:
-    drawing = method()
-    condition = drawing.condition(["a red circle", "top left: a small blue square"])
+    method = text_to_image()
+    condition = method.condition(["a red circle", "top left: a small blue square"])
     rms = condition.values.square().mean(dim=-1).sqrt()
-    torch.testing.assert_close(rms, torch.full_like(rms, drawing.decoder.condition_rms), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rms, torch.full_like(rms, method.decoder.condition_rms), atol=1e-3, rtol=0)
     assert condition.mask is not None and condition.mask.sum(dim=1)[0] < condition.mask.sum(dim=1)[1]
 
 
 @torch.no_grad()
 def test_padding_does_not_change_a_prompt() -> None:
-    drawing = method().eval()
-    alone = drawing.condition(["a red circle"])
-    beside = drawing.condition(["a red circle", "top left: a small blue square; background: grey"])
+    method = text_to_image().eval()
+    alone = method.condition(["a red circle"])
+    beside = method.condition(["a red circle", "top left: a small blue square; background: grey"])
     length = alone.values.shape[1]
     torch.testing.assert_close(beside.values[:1, :length], alone.values, atol=1e-5, rtol=1e-5)
 
@@ -77,74 +80,112 @@ def test_the_mask_ends_with_the_first_end_token() -> None:
 
 def test_prompts_are_dropped_at_the_stated_rate() -> None:
     seen: list[str] = []
-    drawing = method(drop_text=0.25)
-    drawing.text_encoder.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    method = text_to_image(drop_text=0.25)
+    method.text_encoder.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
     with torch.no_grad():
         for _ in range(10):
-            drawing.training_losses(batch(["a red circle"] * 60, torch.zeros(60, 5, 1, 1)))
+            method.training_losses(batch(["a red circle"] * 60, torch.zeros(60, 5, 1, 1)))
     assert 0.17 < sum(text == "" for text in seen) / len(seen) < 0.33
 
 
 def test_stored_latents_stand_for_the_images() -> None:
-    drawing, data = method().eval(), batch(["a red circle", "a blue square"])
+    method, data = text_to_image().eval(), batch(["a red circle", "a blue square"])
     with torch.no_grad():
-        stored = batch(["a red circle", "a blue square"], drawing.codec.encode(data.targets))
+        stored = batch(["a red circle", "a blue square"], method.codec.encode(data.targets))
         stored.targets = None
-        torch.testing.assert_close(drawing.validation_step(stored, 3)["loss"], drawing.validation_step(data, 3)["loss"])
+        first, second = (method.validation_step(rows, 3).scalars["loss"] for rows in (stored, data))
+        torch.testing.assert_close(first, second)
 
 
-def test_validation_draws_images_and_is_repeatable() -> None:
-    drawing, data = method().eval(), batch(["a red circle", "a blue square", "three squares"])
-    first, second = (drawing.validation_step(data, 2) for _ in range(2))
-    assert first["generated"].shape == (3, 3, 8, 8) and first["generated"].abs().max() <= 1
-    assert torch.equal(first["generated"], second["generated"]) and torch.equal(first["loss"], second["loss"])
+@torch.no_grad()
+def test_validation_generates_images_and_is_repeatable() -> None:
+    method, data = text_to_image().eval(), batch(["a red circle", "a blue square", "three squares"])
+    first, second = (method.validation_step(data, 2) for _ in range(2))
+    assert first.generated.shape == (3, 3, 8, 8) and first.generated.abs().max() <= 1
+    assert torch.equal(first.generated, second.generated) and torch.equal(first.scalars["loss"], second.scalars["loss"])
+    assert set(method.makes) == {*first.scalars, "generated"}
+    method.wanted = Wanted(num_generated_batches=2)
+    less = method.validation_step(data, 2)
+    assert less.generated is None and torch.equal(less.scalars["loss"], first.scalars["loss"])
 
 
-def test_guidance_of_zero_is_the_empty_prompt() -> None:
-    drawing, seeded = method().eval(), lambda: torch.Generator().manual_seed(0)
-    plain = drawing.draw(["", ""], (8, 8), seeded(), guidance=1.0)
-    torch.testing.assert_close(drawing.draw(["a circle", "a square"], (8, 8), seeded(), guidance=0.0), plain, atol=1e-4, rtol=1e-4)
+def test_validation_starts_from_the_noise_that_follows_the_loss() -> None:
+    method, data = text_to_image().eval(), batch(["a red circle", "a blue square"])
+    outputs = method.validation_step(data, 2)
+    generator = torch.Generator().manual_seed(2)
+    method.objective.draw(torch.zeros(2, 5, 4, 4), generator)
+    branches = guide(method.condition(["", ""]), method.condition(["a red circle", "a blue square"]), method.guidance)
+    expected = method.objective.sample(method.decoder, (2, 5, 4, 4), branches, generator)
+    torch.testing.assert_close(outputs.generated, method.codec.decode(expected).clamp(-1, 1))
+
+
+def test_an_image_depends_on_its_prompt_and_seed_alone() -> None:
+    method = text_to_image().eval()
+    assert isinstance(method, Draws)
+    together = method.generate(request_batch(["a red circle", "two squares", "two squares"]), [4, 4, 5])
+    alone = method.generate(request_batch(["two squares"]), [4])
+    assert together.shape == (3, 3, 8, 8)  # four cells of the decoder, two pixels of the codec each
+    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(together[1], together[2]) and not torch.allclose(together[0], together[1])
+
+
+def test_size_steps_and_guidance_may_be_said() -> None:
+    method, rows, seeds = text_to_image().eval(), request_batch(["a circle", "a square"]), [1, 2]
+    blind = method.generate(rows, seeds, Sampling(guidance=0.0, size=(4, 12)))
+    other = method.generate(request_batch(["three", "four"]), seeds, Sampling(guidance=0.0, size=(4, 12)))
+    assert blind.shape == (2, 3, 4, 12)
+    torch.testing.assert_close(blind, other, atol=1e-4, rtol=1e-4)  # without guidance by the prompt it does not matter
+    one, four = (method.generate(rows, seeds, Sampling(num_steps=steps)) for steps in (1, 4))
+    assert not torch.allclose(one, four) and torch.equal(four, method.generate(rows, seeds))
+
+
+def test_requests_that_it_cannot_fulfil_are_named() -> None:
+    method = text_to_image().eval()
+    with pytest.raises(UserError, match="found 1 input images, expected a prompt alone"):
+        method.generate(request_batch(["make it red"], [[torch.zeros(3, 8, 8)]]), [0])
+    with pytest.raises(UserError, match="found 4 x 7 px, expected multiples of 2"):
+        method.generate(request_batch(["a circle"]), [0], Sampling(size=(4, 7)))
 
 
 def test_it_learns_which_latent_a_prompt_asks_for() -> None:
-    drawing = method(drop_text=0.0, lr=1e-2)
+    method = text_to_image(drop_text=0.0, lr=1e-2)
     latents = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 5, 4, 4)
     data = batch(["a red circle", "a blue square"] * 8, latents.repeat(8, 1, 1, 1))
-    optimizer, losses = drawing.configure_optimizers(), []
+    optimizer, losses = method.configure_optimizers(), []
     for _ in range(120):
         optimizer.zero_grad()
-        loss = drawing.training_losses(data)["loss"]
+        loss = method.training_losses(data)["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
-    drawn = drawing.eval().objective.sample(drawing.decoder, (2, 5, 4, 4), drawing.condition(["a red circle", "a blue square"]))
+    drawn = method.eval().objective.sample(method.decoder, (2, 5, 4, 4), method.condition(["a red circle", "a blue square"]))
     assert drawn[0].mean() > 0.5 and drawn[1].mean() < -0.5
 
 
-def test_the_text_encoder_is_stage_only() -> None:
-    drawing = method()
-    left = set(drawing.part_keys(list(drawing.stage_only)))
+def test_a_later_stage_does_not_take_the_text_encoder() -> None:
+    method = text_to_image()
+    left = method.part_keys(method.stage_only)
     assert left and all(key.startswith("text_encoder.") for key in left)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [({"width": 24}, "text_encoder.width is 24"), ({"channels": 4}, "codec has 4")])
 def test_parts_that_do_not_fit_are_refused(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        method(**arguments)
+        text_to_image(**arguments)
 
 
 def test_rows_without_prompt_or_image_are_named() -> None:
     with pytest.raises(ValueError, match="found no prompt"):
-        method().training_losses(batch(["a circle", ""]))
+        text_to_image().training_losses(batch(["a circle", ""]))
     nothing = batch(["a circle"])
     nothing.targets = None
-    with pytest.raises(ValueError, match="without an image to draw"):
-        method().training_losses(nothing)
+    with pytest.raises(ValueError, match="no image to generate"):
+        text_to_image().training_losses(nothing)
 
 
 def test_a_text_encoder_is_read_back(tmp_path) -> None:
-    encoder = method().text_encoder
+    encoder = text_to_image().text_encoder
     encoder.model.save_pretrained(tmp_path)
     encoder.text.tokenizer.save_pretrained(tmp_path)
     again = TextEncoder.from_pretrained(str(tmp_path)).eval()

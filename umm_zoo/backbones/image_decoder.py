@@ -44,6 +44,11 @@ class ImageDecoder(Denoiser):
     latent_channels: int
     patch: int = 1
 
+    @property
+    def sample_size(self) -> int:
+        """Side, in cells, of the latents that the network was made for."""
+        return int(self.model.config.sample_size)
+
     @abstractmethod
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The network itself, on tensors of its own dtype (time stays float32 or wider); see the class for shapes."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.codecs import LatentCodec, draw
+from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class Autoencoder(Method):
-    """Reconstruct images through a codec with a slight pull of its latents towards a standard normal.
+    """Reconstruction of images through a codec, with a slight pull of its latents towards a standard normal.
 
     The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G) without the adversarial term, which
     needs far more data than a small codec: pixel distance, distance of a frozen encoder's features, KL. The codec's shift and
@@ -29,9 +30,6 @@ class Autoencoder(Method):
 
     Args:
         codec: the network that is trained.
-        trained: names of trained parts (``codec``).
-        optimizer: its optimiser.
-        schedule: of the learning rate.
         perceptual: a frozen encoder whose patch features the reconstruction should share; None for none.
         l1_weight: of the mean absolute difference of pixels.
         mse_weight: of the mean squared difference (it is what PSNR measures).
@@ -44,9 +42,6 @@ class Autoencoder(Method):
     def __init__(
         self,
         codec: LatentCodec,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         perceptual: FeatureEncoder | None = None,
         l1_weight: float = 1.0,
         mse_weight: float = 0.0,
@@ -58,7 +53,6 @@ class Autoencoder(Method):
         self.codec, self.perceptual = codec, perceptual
         self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
         self.perceptual_weight, self.statistics_momentum = perceptual_weight, statistics_momentum
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """``codec``, and ``perceptual`` where there is one."""
@@ -71,13 +65,28 @@ class Autoencoder(Method):
         self.codec.track_statistics(mean, self.statistics_momentum)
         return self._losses(images, mean, log_variance, draw(mean, log_variance))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """``images`` are reconstructions from the posterior mean, ``originals`` what they should be."""
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        without = {"kl": isinstance(self.codec, DCCodec), "perceptual": self.perceptual is None}
+        return ("loss", "l1", "mse", *(name for name in without if not without[name]), "generated", "references")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """The losses, ``generated`` (reconstructions from the posterior mean), and ``references``."""
         images = image_of_each_row(batch)
         mean, log_variance = self.codec.posterior(images)
         losses = self._losses(images, mean, log_variance, mean)
-        reconstructed = self.codec.decode(self.codec.normalise(mean))
-        return {**losses, "generated": reconstructed.clamp(-1, 1), "originals": images}
+        reconstructed = self.codec.decode(self.codec.normalise(mean)).clamp(-1, 1)
+        return Outputs(losses, generated=reconstructed, references=images)
+
+    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
+        """Images ``[M, 3, H, W]`` through the codec and back; no noise is in it, whatever the seed."""
+        return self.round_trip(images)
+
+    @torch.no_grad()
+    def round_trip(self, images: Tensor) -> Tensor:
+        """Images through the codec and back."""
+        return self.codec.decode(self.codec.encode(images)).clamp(-1, 1)
 
     def _losses(self, images: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
         found = self.codec.expand(latents).to(images.dtype)
@@ -96,38 +105,32 @@ class Autoencoder(Method):
 
 
 class DecoderTuning(Autoencoder):
-    """Train a codec's decoder on while its latents stay what they are, bit for bit.
+    """Further training of a codec's decoder while its latents stay what they are, bit for bit.
 
     What Stable Diffusion's ``ft-MSE`` decoders are to its codec: whatever was trained on the latents goes on to fit, and its
-    images become sharper. Noise is added to the latents, because those that a generator draws are never quite true.
+    images become sharper. Noise is added to the latents, because those that a model generates are never quite true.
 
     Args:
         codec: whose decoder is trained.
-        trained: names of trained parts (``decoder``).
-        optimizer: its optimiser.
-        schedule: of the learning rate.
         l1_weight: of the mean absolute difference of pixels.
         mse_weight: of the mean squared difference.
         noise: standard deviation of what is added to normalised latents while training (our choice).
-
-    Raises:
-        ValueError: the encoder is to be trained.
     """
 
     def __init__(
         self,
         codec: LatentCodec,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         l1_weight: float = 1.0,
         mse_weight: float = 4.0,
         noise: float = 0.1,
     ) -> None:
         self.noise = noise
-        super().__init__(codec, trained, optimizer, schedule, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
-        if trained != ["decoder"]:
-            raise ValueError(f"method.trained: found {trained}, expected ['decoder'], for the latents must not change")
+        super().__init__(codec, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
+
+    def check_trained(self, trained: Sequence[str]) -> None:
+        """The latents must not change."""
+        if list(trained) != ["decoder"]:
+            raise UserError("training.trained", f"{list(trained)}", "['decoder']", "the latents must stay what they are")
 
     def parts(self) -> dict[str, nn.Module]:
         """``decoder``, and ``encoder`` with whatever else the codec has."""

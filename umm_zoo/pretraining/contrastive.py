@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.features import TextImageEncoder
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.objectives.contrast import ContrastiveLoss, HardNegatives
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 
 class Contrastive(Method):
-    """Bring each image and its caption together, away from the other captions and from hard negatives.
+    """Contrast of images and captions: each pair together, away from the other captions and from hard negatives.
 
     The caption of a row is its last assistant turn, or its prompt where it has none (text-to-image rows). In a distributed run each
     rank contrasts its own rows.
@@ -26,9 +26,6 @@ class Contrastive(Method):
     Args:
         encoder: both towers; its logit scale (and bias, where it has one) is trained with it.
         contrast: softmax (CLIP) or sigmoid (SigLIP).
-        trained: names of trained parts (``encoder``).
-        optimizer: its optimiser.
-        schedule: of the learning rate.
         negatives: where captions that differ in one attribute come from; None for none.
         max_scale: the logit scale is kept at or below this (CLIP, section 2.5).
     """
@@ -37,16 +34,12 @@ class Contrastive(Method):
         self,
         encoder: TextImageEncoder,
         contrast: ContrastiveLoss,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         negatives: HardNegatives | None = None,
         max_scale: float = 100.0,
     ) -> None:
         super().__init__()
         self.encoder, self.contrast, self.negatives = encoder, contrast, negatives
         self.max_log_scale = math.log(max_scale)
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """``encoder``."""
@@ -54,18 +47,24 @@ class Contrastive(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, and how often a row's own caption beats its hard negatives."""
-        outputs = self._compare(batch, None)
-        return {name: outputs[name] for name in ("loss", "scale", "hard_accuracy") if name in outputs}
+        return self._compare(batch, None).scalars
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Adds ``image_features`` and ``text_features`` ``[B, F]``, and ``counts``; hard negatives are drawn from a fixed seed.
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", "scale", "hard_accuracy", "image_features", "text_features")
 
-        ``hard_accuracy`` is over the rows that have hard negatives, as ``counts`` says; without any it is NaN.
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Adds ``image_features`` and ``text_features``; hard negatives are drawn from a fixed seed.
+
+        ``hard_accuracy`` is over the rows that have hard negatives, as its count says; without any it is NaN.
         """
-        nothing = {"hard_accuracy": torch.tensor(torch.nan), "counts": {"hard_accuracy": 0}}
-        return {**nothing, **self._compare(batch, torch.Generator().manual_seed(batch_idx))}
+        outputs = self._compare(batch, torch.Generator().manual_seed(batch_idx))
+        outputs.scalars.setdefault("hard_accuracy", torch.tensor(torch.nan))
+        outputs.counts.setdefault("hard_accuracy", 0)
+        return outputs
 
-    def _compare(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Any]:
+    def _compare(self, batch: Batch, generator: torch.Generator | None) -> Outputs:
         texts = captions(batch)
         images = F.normalize(self.encoder(image_of_each_row(batch)).float(), dim=-1)  # [B, F]
         wrong = [[] for _ in texts] if self.negatives is None else self.negatives.of(batch, texts, generator)
@@ -78,17 +77,12 @@ class Contrastive(Method):
         negatives = negatives.masked_scatter(valid[..., None], rest)
         same = torch.tensor([[a == b for b in texts] for a in texts], device=images.device)
         scale, bias = self._scale_and_bias()
-        outputs: dict[str, Any] = {
-            "loss": self.contrast(images, own, negatives, scale, bias, same, valid),
-            "scale": scale.detach(),
-            "image_features": images,
-            "text_features": own,
-        }
+        scalars = {"loss": self.contrast(images, own, negatives, scale, bias, same, valid), "scale": scale.detach()}
+        outputs = Outputs(scalars, image_features=images, text_features=own)
         if valid.any():
             rivals = torch.einsum("bf,bkf->bk", images, negatives).masked_fill(~valid, -1.0)
             wins = ((images * own).sum(dim=-1) > rivals.amax(dim=1))[valid.any(dim=1)].float()
-            outputs["hard_accuracy"] = wins.mean()
-            outputs["counts"] = {"hard_accuracy": len(wins)}
+            outputs.scalars["hard_accuracy"], outputs.counts["hard_accuracy"] = wins.mean(), len(wins)
         return outputs
 
     def _scale_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -101,12 +95,12 @@ def captions(batch: Batch) -> list[str]:
     """What each row says about its image.
 
     Raises:
-        ValueError: a row has no text.
+        UserError: a row has no text.
     """
     texts = []
     for key, answer, conversation in zip(batch.keys, batch.answers(), batch.conversations, strict=True):
         text = answer or (conversation[-1]["text"] if conversation else "")
         if not text:
-            raise MistakeError(f"{key}: has no caption; expected rows with an answer or a prompt")
+            raise UserError(key, "no caption", "an answer or a prompt")
         texts.append(text)
     return texts

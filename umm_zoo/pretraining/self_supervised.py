@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.features import DINOv2Features, FeatureEncoder
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 
 class Views(nn.Module):
@@ -69,16 +69,13 @@ def off_diagonal_covariance(features: Tensor) -> Tensor:
 
 
 class VICReg(Method):
-    """Two views of an image get the same vector, while each feature keeps its variance and features do not repeat each other.
+    """Invariance between views of an image, while each feature keeps its variance and features do not repeat each other.
 
     Bardes et al., 2022, arXiv 2105.04906, section 4; no negatives, no teacher, no momentum. The vectors compared are those of an
     expander, a small MLP behind the encoder that is thrown away afterwards.
 
     Args:
         encoder: trained; its pooled vector enters the expander.
-        trained: names of trained parts (``encoder``, ``expander``).
-        optimizer: of both.
-        schedule: of the learning rate.
         views: makes the random versions.
         expander_dim: width of the expander and its output (paper 8192 at width 2048; ours four times less in proportion).
         invariance_weight: section 4.2, 25.
@@ -89,9 +86,6 @@ class VICReg(Method):
     def __init__(
         self,
         encoder: FeatureEncoder,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         views: Views | None = None,
         expander_dim: int = 128,
         invariance_weight: float = 25.0,
@@ -107,7 +101,6 @@ class VICReg(Method):
             nn.Linear(expander_dim, expander_dim),
         )
         self.weights = (invariance_weight, variance_weight, covariance_weight)
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """``encoder`` and ``expander``."""
@@ -117,11 +110,11 @@ class VICReg(Method):
         """The three terms over two views of each image.
 
         Raises:
-            ValueError: the batch has one row only, which has no variance.
+            UserError: the batch has one row only, which has no variance.
         """
         images = image_of_each_row(batch)
         if len(images) < 2:
-            raise MistakeError(f"data.batch_size: VICReg found a batch of {len(images)}, expected 2 rows or more")
+            raise UserError("data.batch_size", f"a batch of {len(images)}", "2 rows or more for VICReg")
         one, two = (self.expander(self.encoder(self.views(images))) for _ in range(2))  # [B, F] each
         terms = {
             "invariance": F.mse_loss(one, two),
@@ -131,26 +124,28 @@ class VICReg(Method):
         loss = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), images.new_zeros(()))
         return {"loss": loss, **terms}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", "invariance", "variance", "covariance", "image_features")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The terms, and the features of the images as they are; views are drawn from a fixed seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_idx)
             losses = self.training_losses(batch)
-        return {**losses, "image_features": self.encoder(image_of_each_row(batch))}
+        return Outputs(losses, image_features=self.encoder(image_of_each_row(batch)))
 
 
 class MaskedImageModelling(Method):
-    """Predict the pixels of hidden patches, and the whole image from the class token alone.
+    """Prediction of the pixels of hidden patches, and of the whole image from the class token alone.
 
     The first term is SimMIM (Xie et al., 2022, arXiv 2111.09886): hidden patches carry the mask token through the encoder, one
     linear layer predicts their pixels, the loss is L1 over hidden pixels. It leaves the class token untrained, and that token is
-    what scores compare; so a second, small decoder must redraw the image from it (our choice).
+    what scores compare; so a second, small decoder must reconstruct the image from it (our choice).
 
     Args:
         encoder: trained; its network takes a mask.
-        trained: names of trained parts (``encoder``, ``decoder``).
-        optimizer: of both.
-        schedule: of the learning rate.
         mask_ratio: share of hidden patches (paper 0.6).
         summary_weight: of the second term.
         hidden_dim: width of its decoder.
@@ -159,9 +154,6 @@ class MaskedImageModelling(Method):
     def __init__(
         self,
         encoder: DINOv2Features,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         mask_ratio: float = 0.6,
         summary_weight: float = 1.0,
         hidden_dim: int = 256,
@@ -182,7 +174,6 @@ class MaskedImageModelling(Method):
                 ),
             }
         )
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """``encoder`` and ``decoder``."""
@@ -201,9 +192,14 @@ class MaskedImageModelling(Method):
         whole = F.l1_loss(summary, targets)
         return {"loss": masked + self.summary_weight * whole, "masked": masked, "summary": whole}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", "masked", "summary", "image_features")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The terms under masks of a fixed seed, and the features of the images as they are."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_idx)
             losses = self.training_losses(batch)
-        return {**losses, "image_features": self.encoder(image_of_each_row(batch))}
+        return Outputs(losses, image_features=self.encoder(image_of_each_row(batch)))

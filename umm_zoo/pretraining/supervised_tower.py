@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.features import LibraryEncoder
 from umm_zoo.batch import Batch, Grid, image_of_each_row
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.outputs import Outputs
 
 #: Label of a cell that says nothing: no object there, or the attribute is not labelled in this image.
 UNLABELLED = -100
@@ -51,12 +50,12 @@ class CellLabels:
             everything: ignore ``shares``, for evaluation.
 
         Raises:
-            ValueError: a row has no scene, or an object's attribute a value that is not listed.
+            UserError: a row has no scene, or an object's attribute a value that is not listed.
         """
         labels = {name: torch.full((len(batch), len(self.cells)), UNLABELLED) for name in self.attributes}
         for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
             if "scene" not in meta:
-                raise MistakeError(f"{key}: has no 'scene' in its ground truth, found {sorted(meta)}")
+                raise UserError(key, f"the ground truth {sorted(meta)}", "a 'scene' among it")
             for item in meta["scene"]["objects"]:
                 for name, values in self.attributes.items():
                     if everything or zlib.crc32(f"{name} {key}".encode()) < self.shares.get(name, 1.0) * 2**32:
@@ -90,24 +89,24 @@ def labels_of_scene(batch: Batch, name: str, values: list[str]) -> Tensor:
     """One class per row, ``[B]``, from ``meta["scene"][name]``.
 
     Raises:
-        ValueError: a row's scene has no such attribute, or a value that is not listed.
+        UserError: a row's scene has no such attribute, or a value that is not listed.
     """
     found = []
     for key, meta in zip(batch.keys, batch.meta, strict=True):
         if name not in (scene := meta.get("scene", {})):
-            raise MistakeError(f"{key}: its scene has no '{name}', found {sorted(scene)}")
+            raise UserError(key, f"a scene with {sorted(scene)}", f"'{name}' among them")
         found.append(_index(values, scene[name], key))
     return torch.tensor(found)
 
 
 def _index(values: list[str], value: str, key: str) -> int:
     if value not in values:
-        raise MistakeError(f"{key}: ground truth has '{value}', expected {values}")
+        raise UserError(key, f"'{value}' in the ground truth", f"one of {values}")
     return values.index(value)
 
 
 class SupervisedTower(Method):
-    """Name each attribute of the object in each cell, from patch features of the last and the last but one layer.
+    """Naming of each attribute of the object in each cell, from patch features of the last and the last but one layer.
 
     LLaVA and ROSS look through the last but one layer of a frozen tower. A reconstruction loss can only help a language model with
     what that layer carries, so a toy needs a tower of which this is known: one trained with the fine detail among its attributes,
@@ -118,9 +117,6 @@ class SupervisedTower(Method):
     Args:
         tower: trained.
         labels: where the ground truth of cells comes from.
-        trained: names of trained parts (``tower``, ``heads``).
-        optimizer: of both.
-        schedule: of the learning rate.
         scene_attributes: attributes of the whole scene and their values, named from the pooled vector (it trains the final norm).
         layers: whose features are read.
     """
@@ -129,9 +125,6 @@ class SupervisedTower(Method):
         self,
         tower: LibraryEncoder,
         labels: CellLabels,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         scene_attributes: dict[str, list[str]] | None = None,
         layers: tuple[int, ...] = (-2, -1),
     ) -> None:
@@ -149,7 +142,6 @@ class SupervisedTower(Method):
             for layer in layers
         }
         self.heads = nn.ModuleDict(heads)
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """``tower`` and ``heads``."""
@@ -159,12 +151,18 @@ class SupervisedTower(Method):
         """Cross-entropy of each attribute, averaged over the labelled cells, summed over attributes and layers."""
         return self._losses(batch, everything=False)[0]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        names = dict.fromkeys(head.rsplit("_", 1)[0] for head in self.heads)
+        return ("loss", *self.heads, *(f"{name}_accuracy" for name in names))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The losses over all labels, ``NAME_accuracy`` of each attribute by the first of ``layers``, and ``counts`` of both."""
         losses, found, labels = self._losses(batch, everything=True)
         accuracy, counts = accuracies(found, labels)
         of_losses = {name: counts[f"{name.rsplit('_', 1)[0]}_accuracy"] for name in losses if name != "loss"}
-        return {**losses, **accuracy, "counts": {**of_losses, **counts}}
+        return Outputs({**losses, **accuracy}, {**of_losses, **counts})
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""

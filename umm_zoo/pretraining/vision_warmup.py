@@ -1,8 +1,9 @@
-"""Teaches the vision side of a language model what is in an image, before the language model learns to talk about it."""
+"""Training of a language model's vision side on what is in an image, before the language model learns to talk about it."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from collections.abc import Collection
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, Grid, image_of_each_row
 from umm_zoo.method import Method
+from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.supervised_tower import CellLabels, accuracies, labelled_cross_entropy, labels_of_scene, labels_of_tokens
-from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class _SeesImages(Protocol):
@@ -21,18 +22,15 @@ class _SeesImages(Protocol):
 
 
 class VisionWarmup(Method):
-    """Name, from each image token as it enters the language model, each attribute of the object in whose cell it lies.
+    """Naming, from each image token as it enters the language model, of each attribute of the object in whose cell it lies.
 
     A vision tower that starts from nothing together with its language model leaves the plateau of guessing only after thousands of
     steps; public models start from a pretrained tower. This gives a toy that start in a minute. A stage that comes ``after`` takes
-    the model and leaves the heads behind. Our choice; no paper prescribes it.
+    the model and not the heads. Our choice; no paper prescribes it.
 
     Args:
         vlm: a backbone with ``encode_images`` and ``image_grid``.
         labels: where the ground truth of cells comes from.
-        trained: names among the model's parts and ``heads``.
-        optimizer: of the trained parts.
-        schedule: of the learning rate.
         scene_attributes: attributes of the whole scene and their values; every token names them.
 
     Raises:
@@ -45,9 +43,6 @@ class VisionWarmup(Method):
         self,
         vlm: VLMBackbone,
         labels: CellLabels,
-        trained: list[str],
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None = None,
         scene_attributes: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +55,6 @@ class VisionWarmup(Method):
         self.heads = nn.ModuleDict(
             {name: nn.Sequential(nn.LayerNorm(vlm.width), nn.Linear(vlm.width, size)) for name, size in sizes.items()}
         )
-        self.train_only(trained, optimizer, schedule)
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone, and ``heads``."""
@@ -70,12 +64,17 @@ class VisionWarmup(Method):
         """Cross-entropy of each attribute over the labelled tokens, and their sum."""
         return self._losses(batch, everything=False)[0]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", *self.heads, *(f"{name}_accuracy" for name in self.heads))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The losses over all labels, ``NAME_accuracy`` of each attribute, and ``counts`` of both."""
         losses, found, labels = self._losses(batch, everything=True)
         accuracy, counts = accuracies(found, labels)
         of_losses = {name: counts[f"{name}_accuracy"] for name in losses if name != "loss"}
-        return {**losses, **accuracy, "counts": {**of_losses, **counts}}
+        return Outputs({**losses, **accuracy}, {**of_losses, **counts})
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
