@@ -164,7 +164,6 @@ def build_method(options: argparse.Namespace) -> Any:
     from umm_zoo.blocks.queries import LearnedQueries
     from umm_zoo.methods.metaquery import MetaQuery
     from umm_zoo.objectives.flow_matching import FlowMatching
-    from umm_zoo.training.optimization import AdamW
 
     torch.manual_seed(0)
     width = options.width
@@ -216,7 +215,7 @@ def build_method(options: argparse.Namespace) -> Any:
             "caption_channels": 64,
         }
     )
-    return MetaQuery(
+    method = MetaQuery(
         vlm=vlm,
         queries=LearnedQueries(width, options.queries),
         pathway=FrozenPathway(),
@@ -224,9 +223,9 @@ def build_method(options: argparse.Namespace) -> Any:
         decoder=decoder,
         codec=codec,
         objective=FlowMatching(),
-        optimizer=AdamW(1e-4),
-        trained=["queries", "connector"] + ["decoder"] * options.trained_decoder,
     )
+    method.train_only(["queries", "connector"] + ["decoder"] * options.trained_decoder)
+    return method
 
 
 def _section(half: int) -> list[int]:

@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 ARMS = ("ours", "library", "trl")
-PHASES = ("caption", "draw", "reward", "score", "update")
+PHASES = ("caption", "generate", "reward", "score", "update")
 NUMBERS = (*PHASES, "samples_per_second", "start_mb", "peak_mb")
 RANK, ALPHA, LEARNING_RATE = 8, 16.0, 1e-5
 
@@ -202,11 +202,14 @@ def build(options: argparse.Namespace) -> Any:
     from umm_zoo.backbones.sd3 import StableDiffusion3
     from umm_zoo.blocks.connectors import MLPConnector
     from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
+    from umm_zoo.methods.uae.captions import CaptionSampling
     from umm_zoo.methods.uae.renderers import CaptionRenderer
+    from umm_zoo.methods.uae.rollouts import Rollouts
     from umm_zoo.objectives.flow_matching import FlowMatching
     from umm_zoo.objectives.grpo import GRPO
     from umm_zoo.rewards import ReconstructionReward
     from umm_zoo.training.optimization import AdamW
+    from umm_zoo.training.setup import TrainingSetup
 
     width, size = options.width, options.size
     heads = width // 32
@@ -262,19 +265,18 @@ def build(options: argparse.Namespace) -> Any:
     sizes = {"hidden_size": 32, "image_size": size, "patch_size": 8}
     encoder = DINOv2Features.from_config({**sizes, "num_hidden_layers": 1, "num_attention_heads": 2}, size)
     kind: type[GenerationForUnderstanding] = library_loop() if options.arm == "library" else GenerationForUnderstanding
-    return kind(
+    method = kind(
         vlm,
         CaptionRenderer(MLPConnector(width, 64, 128), decoder, codec, FlowMatching(), guidance=1.0, image_size=size),
-        ReconstructionReward(encoder),
-        GRPO(kl_weight=0.0),
-        AdamW(LEARNING_RATE),
-        ["language_model" if options.arm == "trl" else "adapter"],
+        reward=ReconstructionReward(encoder),
+        objective=GRPO(kl_weight=0.0),
         adapter=None if options.arm == "trl" else LoRA(rank=RANK, alpha=ALPHA),  # TRL puts its own there
-        group=options.group,
-        draw_steps=options.draw_steps,
-        prompt="<image>\nDescribe the image.",
-        max_new_tokens=options.tokens,
+        captions=CaptionSampling("<image>\nDescribe the image.", options.tokens),
+        rollouts=Rollouts(options.group),
+        num_steps=options.draw_steps,
     )
+    TrainingSetup(["language_model" if options.arm == "trl" else "adapter"], AdamW(LEARNING_RATE)).prepare(method)
+    return method
 
 
 def library_loop() -> Any:
@@ -292,10 +294,11 @@ def library_loop() -> Any:
         @torch.no_grad()
         def roll_out(self, batch: Any) -> CaptionRollout:
             vlm, images = self.vlm, batch.images
-            size = len(images) * self.group
-            copies = images.repeat_interleave(self.group, dim=0)
+            group = self.rollouts.group
+            size = len(images) * group
+            copies = images.repeat_interleave(group, dim=0)
             with self.phases("caption", self.device):
-                inputs = vlm.embed(self.caption_prompts(size), copies, [1] * size, for_generation=True)
+                inputs = vlm.embed(self.captions.conversations(size), copies, [1] * size, for_generation=True)
                 sides = torch.tensor([[1, *(side // vlm.layout.patch_size for side in copies.shape[-2:])]] * size)
                 whole = vlm.model.generate(
                     input_ids=inputs.token_ids,
@@ -307,7 +310,7 @@ def library_loop() -> Any:
                     top_k=0,
                     top_p=1.0,
                     temperature=1.0,
-                    max_new_tokens=self.max_new_tokens,
+                    max_new_tokens=self.captions.max_new_tokens,
                     pad_token_id=vlm._pad_id,
                     eos_token_id=vlm.tokenizer.eos_token_id,
                 )
@@ -319,18 +322,26 @@ def library_loop() -> Any:
                     for row, own in zip(tokens, mask, strict=True)
                 ]
             with self.phases("score", self.device):
-                old = self._log_probs(inputs, tokens, mask)
+                old = self.log_probs(inputs, tokens, mask)
             samples = Samples(tokens, mask, texts, old)
-            with self.phases("draw", self.device):
-                drawn = self._drawn(samples, images, self.noise(len(images), self.group), torch.arange(size))
-            with self.phases("reward", self.device):
-                rewards = self.reward(drawn, batch).unflatten(0, (-1, self.group))
-            advantages, weights = self.objective.advantage(rewards).flatten(), self.objective.aggregation(mask)
-            return CaptionRollout(batch, images, inputs, samples, drawn, rewards, advantages, weights)
+            with self.phases("generate", self.device):
+                generated = self.images_of_samples(samples, images, self.noise(len(images), group), torch.arange(size))
+            rewards, advantages = self.judge(generated, batch)
+            return CaptionRollout(
+                batch=batch,
+                images=images,
+                captions=texts,
+                generated=generated,
+                rewards=rewards,
+                advantages=advantages,
+                inputs=inputs,
+                samples=samples,
+                weights=self.objective.aggregation(mask),
+            )
 
         def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
             copies = rollout.images[groups]
-            return self.vlm.embed(self.caption_prompts(len(groups)), copies, [1] * len(groups), for_generation=True)
+            return self.vlm.embed(self.captions.conversations(len(groups)), copies, [1] * len(groups), for_generation=True)
 
     return LibraryLoop
 

@@ -112,20 +112,17 @@ def build_method(options: argparse.Namespace) -> Any:
     from umm_zoo.methods.ross import ROSS
     from umm_zoo.objectives.gaussian import GaussianNoisePrediction
     from umm_zoo.objectives.regression import MeanSquaredError
-    from umm_zoo.training.optimization import AdamW
 
     tower = {"model_type": "clip_vision_model", "image_size": 4 * options.grid, "patch_size": 4, "hidden_size": 128}
     tower |= {"intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
     decoder = {"model_type": "llama", "hidden_size": options.width, "intermediate_size": 3 * options.width}
     decoder |= {"num_hidden_layers": options.layers, "num_attention_heads": 4}
     vlm = LlavaBackbone.from_config({"vision_config": tower, "text_config": decoder})
-    trained = ["projector", "language_model"]
     if options.arm == "baseline":
-        return LLaVA(vlm, AdamW(1e-4), trained)
-    trained.append("head")
+        return LLaVA(vlm)
     if options.arm == "r-pixel":
         pixels = PixelPatches(options.grid, patch=4)
-        return ROSS(vlm, pixels, MLPRegressionHead(options.width, pixels.channels), MeanSquaredError(), AdamW(1e-4), trained)
+        return ROSS(vlm, pixels, MLPRegressionHead(options.width, pixels.channels), MeanSquaredError())
     codec = KLCodec.from_config(
         {
             "latent_channels": 16,
@@ -138,9 +135,9 @@ def build_method(options: argparse.Namespace) -> Any:
     )
     target = CodecLatents(codec, options.grid, sampled=options.arm == "d")  # 64 channels per token, as in the release
     if options.arm == "r-latent":
-        return ROSS(vlm, target, MLPRegressionHead(options.width, 64), MeanSquaredError(), AdamW(1e-4), trained)
+        return ROSS(vlm, target, MLPRegressionHead(options.width, 64), MeanSquaredError())
     head = DenoiserHead(options.width, options.grid, width=options.head_width)
-    return ROSS(vlm, target, head, GaussianNoisePrediction(), AdamW(1e-4), trained)
+    return ROSS(vlm, target, head, GaussianNoisePrediction())
 
 
 def table(results: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> str:

@@ -41,7 +41,7 @@ def trl_processor(vlm: Any) -> Any:
 def trl_trainer(
     options: argparse.Namespace, method: Any, batch: Any, folder: str, rank: int, alpha: float, learning_rate: float
 ) -> Any:
-    """TRL's trainer of the method's captioner, which draws and rewards with the method and measures its phases."""
+    """TRL's trainer of the method's captioner, which generates and rewards with the method and measures its phases."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -50,6 +50,7 @@ def trl_trainer(
     from trl import GRPOConfig, GRPOTrainer
 
     from umm_zoo.batch import IMAGE_MARKER
+    from umm_zoo.outputs import Sampling
 
     device, phases = torch.device(options.device), method.phases
 
@@ -65,17 +66,17 @@ def trl_trainer(
                 return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     @torch.no_grad()
-    def redrawing(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float | None]:
+    def reconstruction(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float | None]:
         seeds = method.noise(options.batch, options.group)
         copies = batch.images.repeat_interleave(options.group, dim=0)
         texts = [turns[0]["content"] for turns in completions]
-        with phases("draw", device):
-            drawn = method.renderer.draw(method.vlm, texts, seeds, copies, None, method.draw_steps)
+        with phases("generate", device):
+            images = method.images_of_captions(texts, seeds, copies, Sampling(num_steps=method.num_steps))
         with phases("reward", device):
-            return list(method.reward(drawn, batch).tolist())
+            return list(method.reward(images, batch).tolist())
 
     levels = ((batch.images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    question = method.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the image before the text
+    question = method.captions.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the image before the text
     rows = {
         "prompt": [[{"role": "user", "content": question}]] * options.batch,
         "image": [Image.fromarray(image) for image in levels],
@@ -112,7 +113,7 @@ def trl_trainer(
     )
     return Trainer(
         model=model,
-        reward_funcs=redrawing,
+        reward_funcs=reconstruction,
         args=config,
         train_dataset=Dataset.from_dict(rows),
         processing_class=trl_processor(method.vlm),

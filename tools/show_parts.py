@@ -30,6 +30,7 @@ from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.samples import card_of, to_pil
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample, render
 
 WEIGHTS = Path("experiments/tiny/weights")
@@ -83,7 +84,7 @@ def round_trips(codec: LatentCodec, images: Tensor, names: list[str]) -> list[Ca
 def answered(vlm: VLMBackbone, batch: Batch, max_new_tokens: int) -> list[Card]:
     """What the model says to each row, with the truth."""
     answers = vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens)
-    outputs = {"answers": answers}
+    outputs = Outputs(answers=answers)
     return [card_of(row, outputs, batch, title=batch.meta[row]["kind"].replace("_", " ")) for row in range(len(batch))]
 
 

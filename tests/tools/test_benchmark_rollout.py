@@ -40,7 +40,7 @@ def test_trl_asks_scores_and_trains_what_ours_does(tmp_path: Path):
     trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in (trainer.model, ours)]
     assert trained[0] == trained[1] > 0
 
-    own = method.vlm.embed(method.caption_prompts(2), batch.images, [1, 1], for_generation=True)
+    own = method.vlm.embed(method.captions.conversations(2), batch.images, [1, 1], for_generation=True)
     rows = list(trainer.train_dataset)
     contents = [[{"type": "image", "image": row["image"]}, {"type": "text", "text": row["prompt"][0]["content"]}] for row in rows]
     prompts, _, fields = trainer._tokenize_prompts([[{"role": "user", "content": content}] for content in contents])
