@@ -1,4 +1,4 @@
-"""What reading a request once is worth: step time and peak memory of a bridge's training step, ours against the naive one.
+"""What encoding a prompt once is worth: step time and peak memory of a bridge's training step, ours against the naive one.
 
     python tools/benchmark_bridge.py [--lengths 64 256 1024] [--batch 8] [--width 256] [--layers 6] [--queries 64] [--repeats 3]
 
@@ -113,8 +113,8 @@ def loss_of(method: Any, batch: Any, arm: str) -> Any:
     latents = method.target_latents(batch)
     grid = Grid(*latents.shape[-2:])
     if arm == "ours":
-        reading = method.read(batch)
-        condition = method.condition(reading, method.draw_queries(reading, grid), grid)
+        prompt = method.encode_prompt(batch, ["full"] * len(batch))
+        condition = method.condition(prompt, method.draw_queries(prompt, grid), grid)
         return method.objective(method.decoder, latents, condition)["loss"]
     inputs = method.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
     queries = method.queries(Tokens(inputs.embeddings), grid)
