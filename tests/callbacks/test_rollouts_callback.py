@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.rollouts import Collapsed, CollapseGuard, RolloutMetrics
+from umm_zoo.errors import UserError
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.caption_metrics import CaptionClauses
 
 SCENE = {"background": "grey", "objects": [{"cell": "top left", "size": "small", "colour": "red", "shape": "circle"}]}
@@ -32,8 +34,8 @@ class Policy(lightning.LightningModule):
         self.log("train/reward_std", torch.tensor(self.spreads[batch_idx]))
         return self.weight**2
 
-    def rollout_outputs(self) -> tuple[dict[str, Any], Batch]:
-        return {"answers": ["top left: a small red circle"]}, Batch(["a"], [[]], meta=[{"scene": SCENE}])
+    def rollout_outputs(self) -> tuple[Outputs, Batch]:
+        return Outputs(answers=["top left: a small red circle"]), Batch(["a"], [[]], meta=[{"scene": SCENE}])
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.01)
@@ -82,5 +84,5 @@ def test_judgement():
 def test_rollouts_are_scored(tmp_path):
     trainer = fit(Policy([0.1] * 12), RolloutMetrics({"clauses": CaptionClauses()}, every_n_steps=4), tmp_path)
     assert trainer.callback_metrics["rollout/clauses/precision"] == 1
-    with pytest.raises(ValueError, match="LightningModule has no rollouts"):
+    with pytest.raises(UserError, match="LightningModule, which has no rollouts"):
         RolloutMetrics({}).on_train_start(trainer, lightning.LightningModule())

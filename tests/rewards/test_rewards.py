@@ -67,7 +67,7 @@ def test_a_group_is_compared_with_its_own_row():
 def test_a_target_stands_in_for_an_image():
     batch = Batch(["row"], [[{"role": "user", "text": "a red square"}]], targets=rows(RED).images)
     assert_close(ReconstructionReward(Corner())(rows(RED).images, batch), torch.tensor([1.0]))
-    with pytest.raises(ValueError, match="row: has no image"):
+    with pytest.raises(ValueError, match="row: found no image"):
         ReconstructionReward(Corner())(rows(RED).images, Batch(["row"], [[]]))
 
 

@@ -1,4 +1,4 @@
-"""Watching reinforcement: what rollouts are like while training, and the end of a run that has collapsed."""
+"""Callbacks of reinforcement: metrics of rollouts while training, and the end of a run that has collapsed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
 from umm_zoo.errors import UserError
+from umm_zoo.outputs import RollsOut
 
 
 class RolloutMetrics(Callback):
     """Scores the rollouts of training with the metrics of validation, and logs ``rollout/<name>/<entry>``.
 
-    What is scored is what the method's ``rollout_outputs()`` gives: the first sample of each row of the last rollout, with its
-    batch. Each value is that of one training batch, over all ranks.
+    What is scored is what ``rollout_outputs`` of the method gives (see ``outputs.RollsOut``): the first sample of each row of the
+    last rollout, with its batch. Each value is that of one training batch, over all ranks.
 
     Args:
         metrics: by the name they are logged under.
         every_n_steps: optimiser steps between two scorings.
 
     Raises:
-        ValueError: the method has no ``rollout_outputs``.
+        UserError: the method has no rollouts.
     """
 
     def __init__(self, metrics: dict[str, Metric], every_n_steps: int = 10) -> None:
@@ -33,15 +34,17 @@ class RolloutMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask once whether there is anything to score."""
-        if not hasattr(pl_module, "rollout_outputs"):
-            raise ValueError(f"RolloutMetrics: {type(pl_module).__name__} has no rollouts")
+        if not isinstance(pl_module, RollsOut):
+            found = f"RolloutMetrics with a {type(pl_module).__name__}, which has no rollouts"
+            raise UserError("callbacks", found, "a method that trains on its own samples")
         for metric in self.metrics.values():
             metric.to(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Score and log."""
-        method: Any = pl_module
-        if trainer.global_step % self.every_n_steps or (found := method.rollout_outputs()) is None:
+        if trainer.global_step % self.every_n_steps or not isinstance(pl_module, RollsOut):
+            return
+        if (found := pl_module.rollout_outputs()) is None:
             return
         outputs, batch = found
         for name, metric in self.metrics.items():

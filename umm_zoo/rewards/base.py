@@ -1,4 +1,4 @@
-"""What a reward is: how much a drawn image is worth, given what it was drawn from."""
+"""The base class of rewards: how much a generated image is worth, given the row that it was generated for."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 from umm_zoo.rewards.base import Reward, group_size
 
 
@@ -42,7 +43,7 @@ class ShuffledReward(Reward):
         reward: the one under test.
 
     Raises:
-        ValueError: a batch of one row, which has no other.
+        UserError: a batch of one row, which has no other.
     """
 
     def __init__(self, reward: Reward) -> None:
@@ -52,6 +53,6 @@ class ShuffledReward(Reward):
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
         """The reward of candidates moved on by one row, moved back."""
         if len(batch) < 2:
-            raise ValueError("ShuffledReward: found a batch of one row, expected two or more per rank")
+            raise UserError("data.batch_size", "one row per rank", "two or more, for ShuffledReward compares with another row")
         group = group_size(candidates, batch)
         return self.reward(candidates.roll(group, dims=0), batch).roll(-group, dims=0)

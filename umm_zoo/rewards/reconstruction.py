@@ -1,4 +1,4 @@
-"""How well an image that was drawn from a caption brings back the image that the caption describes."""
+"""Reward for an image generated from a caption: its likeness to the image that the caption describes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ class ReconstructionReward(Reward):
 
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
         """The source of a row is encoded once for its whole group."""
-        drawn = self.encoder(candidates.clamp(-1, 1)).float()  # [R, F]
+        generated = self.encoder(candidates.clamp(-1, 1)).float()  # [R, F]
         source = self.encoder(image_of_each_row(batch).to(candidates)).float()  # [B, F]
-        return F.cosine_similarity(drawn, source.repeat_interleave(group_size(candidates, batch), dim=0), dim=1)
+        return F.cosine_similarity(generated, source.repeat_interleave(group_size(candidates, batch), dim=0), dim=1)
