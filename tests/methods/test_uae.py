@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,15 @@ from torch.testing import assert_close
 from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, second_stage, third_stage, vlm
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
-from umm_zoo.methods.uae.renderers import AnswerStatesReader, BaseTextReader, CaptionRenderer, TextOnlyReader
-from umm_zoo.methods.uae.rollouts import IndependentNoise, SharedNoise
+from umm_zoo.batch import Batch, request_batch
+from umm_zoo.errors import UserError
+from umm_zoo.methods.uae.captions import CaptionSampling
+from umm_zoo.methods.uae.readers import AnswerStatesReader, BaseTextReader, TextOnlyReader
+from umm_zoo.methods.uae.renderers import CaptionRenderer
+from umm_zoo.methods.uae.rollouts import IndependentNoise, Rollouts, SharedNoise
+from umm_zoo.objectives.flow_grpo import ExactKL, FlowGRPO
 from umm_zoo.objectives.grpo import GRPO, SequenceMean
+from umm_zoo.outputs import Answers, Draws, Reconstructs, ReconstructsFromCaptions, RollsOut, Sampling, Wanted
 from umm_zoo.rewards import Reward
 
 
@@ -68,22 +74,22 @@ def test_a_marker_in_a_caption_is_text_that_asks_for_no_image():
     assert TextOnlyReader()(vlm(), ["a <image> circle"], None).values.shape[0] == 1
 
 
-# -- drawing -----------------------------------------------------------------------------------------------------------------
+# -- generating --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_image_depends_on_its_caption_and_seed_alone():
+def test_an_image_depends_on_its_caption_and_seed_alone():
     model, own = vlm().eval(), renderer().eval()
-    together = own.draw(model, ["a red circle", "red", "red"], [4, 4, 5])
+    together = own.generate(model, ["a red circle", "red", "red"], [4, 4, 5])
     assert together.shape == (3, 3, 8, 8) and together.abs().max() <= 1
-    assert_close(own.draw(model, ["red"], [4]), together[1:2], atol=1e-4, rtol=1e-4)
+    assert_close(own.generate(model, ["red"], [4]), together[1:2], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(together[0], together[1]) and not torch.allclose(together[1], together[2])
 
 
 def test_the_negative_prompt_takes_the_same_way():
     model, own = vlm().eval(), renderer(guidance=3.0).eval()
-    assert not torch.allclose(own.draw(model, ["red"], [4]), renderer(guidance=1.0).eval().draw(model, ["red"], [4]))
-    same = own.draw(model, [own.negative_prompt], [4])
-    assert_close(same, renderer(guidance=1.0).eval().draw(model, [own.negative_prompt], [4]), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(own.generate(model, ["red"], [4]), renderer(guidance=1.0).eval().generate(model, ["red"], [4]))
+    same = own.generate(model, [own.negative_prompt], [4])
+    assert_close(same, renderer(guidance=1.0).eval().generate(model, [own.negative_prompt], [4]), atol=1e-4, rtol=1e-4)
 
 
 def test_noise_of_a_group():
@@ -97,9 +103,11 @@ def test_sizes_that_disagree_are_named():
     with pytest.raises(ValueError, match="image_size"):
         renderer_of(image_size=9)
     with pytest.raises(ValueError, match="markers"):
-        first_stage(prompt="Describe the image.")
+        CaptionSampling("Describe the image.")
+    with pytest.raises(ValueError, match="group 1"):
+        Rollouts(group=1)
     with pytest.raises(ValueError, match="kl_weight"):
-        second_stage(adapter=None, trained=["language_model"], objective=GRPO())
+        second_stage(["language_model"], adapter=None, objective=GRPO())
 
 
 def renderer_of(image_size: int) -> CaptionRenderer:
@@ -114,7 +122,7 @@ def test_first_stage_trains_connector_and_decoder():
     method = first_stage(drop_caption=0.0)
     method.training_losses(batch())["loss"].backward()
     assert touched(method) == {"connector", "decoder"}
-    with pytest.raises(MistakeError, match="no caption"):
+    with pytest.raises(UserError, match="no caption"):
         method.training_losses(batch(caption=""))
 
 
@@ -128,14 +136,70 @@ def test_captions_are_left_out_for_guidance(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [first_stage, second_stage, third_stage])
-def test_validation_captions_redraws_and_compares_the_same_at_every_time(make):
-    method = make(num_drawn_batches=1).eval()
+def test_validation_captions_reconstructs_and_compares_the_same_at_every_time(make):
+    method = make().eval()
+    method.wanted = Wanted(num_generated_batches=1)
     outputs, again = method.validation_step(batch(), 0), method.validation_step(batch(), 0)
-    assert outputs["generated"].shape == outputs["oracle_images"].shape == outputs["originals"].shape == (2, 3, 8, 8)
-    assert outputs["answers"] == again["answers"] and torch.equal(outputs["generated"], again["generated"])
-    assert torch.equal(outputs["loss"], again["loss"]) and outputs["caption_tokens"].shape == (2,)
-    assert ("rewards" in outputs) == (method.reward is not None)
-    assert "generated" not in method.validation_step(batch(), 1)
+    assert outputs.generated.shape == outputs.from_true_captions.shape == outputs.references.shape == (2, 3, 8, 8)
+    assert outputs.answers == again.answers and torch.equal(outputs.generated, again.generated)
+    assert torch.equal(outputs.scalars["loss"], again.scalars["loss"]) and outputs.caption_tokens.shape == (2,)
+    made = {name for name in method.makes if name in outputs.scalars or getattr(outputs, name, None) is not None}
+    assert made == set(method.makes) >= outputs.scalars.keys() and ("rewards" in made) == (method.reward is not None)
+    assert method.validation_step(batch(), 1).generated is None
+
+
+def test_stored_latents_take_the_place_of_the_codec(monkeypatch):
+    method = first_stage(drop_caption=0.0)
+    stored = replace(batch(), extras={"latents": method.precomputable()["latents"].compute(batch())})
+    losses = []
+    for rows in (batch(), stored):
+        torch.manual_seed(3)
+        losses.append(method.training_losses(rows)["loss"])
+        monkeypatch.setattr(method.renderer.codec, "encode", lambda *_: pytest.fail("encoded"))
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [(first_stage, "language_model"), (second_stage, "decoder"), (third_stage, "connector"), (third_stage, "codec")],
+)
+def test_parts_that_no_gradient_reaches_are_refused(make, part):
+    with pytest.raises(UserError, match=f"training.trained: found '{part}', expected parts that this stage trains"):
+        make([part])
+
+
+# -- use ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_capabilities():
+    one, two, three = first_stage(), second_stage(), third_stage()
+    for capability in (Answers, Draws, Reconstructs, ReconstructsFromCaptions):
+        assert isinstance(one, capability)
+    assert not isinstance(one, RollsOut) and isinstance(two, RollsOut) and isinstance(three, RollsOut)
+    assert two.rollout_outputs() is None
+
+
+def test_a_request_is_read_as_a_caption_and_input_images_are_refused():
+    method = first_stage().eval()
+    found = method.generate(request_batch(["red", "a red circle"]), [4, 5], Sampling(num_steps=2, guidance=3.0))
+    expected = renderer(guidance=3.0).eval().generate(vlm().eval(), ["red"], [4], sampling=Sampling(num_steps=2))
+    assert_close(found[:1], expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(method.sample(["a red circle"], seed=5), method.generate(request_batch(["a red circle"]), [5]))
+    assert method.generate(request_batch(["red"]), [4], Sampling(size=(4, 8))).shape == (1, 3, 4, 8)
+    with pytest.raises(UserError, match="1 input image") as caught:
+        method.generate(request_batch(["red", "Make it green."], [[], list(images(1))]), [4, 4])
+    assert caught.value.row == 1
+
+
+@torch.no_grad()
+def test_a_reconstruction_is_generated_from_the_likeliest_caption():
+    method = first_stage().eval()
+    captions, made = method.reconstruct_from_captions(images(2), [7, 8])
+    assert captions == method.answer(replace(batch(), conversations=batch().prompts()), max_new_tokens=5)
+    assert torch.equal(made, method.generate(request_batch(captions), [7, 8]))
+    assert torch.equal(method.reconstruct(images(2), seed=7), made)
+    codec = method.renderer.codec
+    assert torch.equal(method.round_trip(images(2)), codec.decode(codec.encode(images(2))).clamp(-1, 1))
 
 
 # -- the second stage --------------------------------------------------------------------------------------------------------
@@ -171,14 +235,14 @@ def test_second_stage_gradient_is_the_policy_gradient():
     total.backward()
     for name, parameter in method.adapter.named_parameters():
         assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-3)
-    assert_close(rollout.rewards, Redness()(rollout.drawn, batch()).unflatten(0, (2, 3)))
+    assert_close(rollout.rewards, Redness()(rollout.generated, batch()).unflatten(0, (2, 3)))
 
 
 @pytest.mark.parametrize("stage", [second_stage, third_stage])
 def test_micro_batches_change_nothing(stage):
-    found = []
+    found, group = [], stage().rollouts.group
     for size in (None, 2, 1):
-        method = stage(micro_batch=size)
+        method = stage(rollouts=Rollouts(group, micro_batch=size))
         torch.manual_seed(6)
         stir(method)
         method.roll_out = whole_rollout(method) if size else method.roll_out
@@ -197,11 +261,11 @@ def whole_rollout(method: nn.Module):
     original = type(method).roll_out
 
     def roll_out(rows: Batch):
-        size, method.micro_batch = method.micro_batch, None
+        own, method.rollouts = method.rollouts, replace(method.rollouts, micro_batch=None)
         try:
             return original(method, rows)
         finally:
-            method.micro_batch = size
+            method.rollouts = own
 
     return roll_out
 
@@ -212,10 +276,10 @@ def test_second_stage_watches_its_rollout():
     losses = method.training_losses(batch())
     assert losses["kl"] > 0 and losses["clip_fraction"] == 0 and losses["entropy"] > 0
     assert 1 <= losses["caption_tokens"] <= 5
-    assert {"seconds/caption", "seconds/draw", "seconds/reward", "seconds/score"} <= losses.keys()
+    assert {"seconds/caption", "seconds/generate", "seconds/reward", "seconds/score"} <= losses.keys()
     assert_close(losses["reward_std"], method.rollout.rewards.std(dim=1).mean())
     outputs, rows = method.rollout_outputs()
-    assert len(outputs["answers"]) == len(outputs["generated"]) == len(rows) == 2
+    assert len(outputs.answers) == len(outputs.generated) == len(outputs.references) == len(rows) == 2
 
 
 class Alike(Reward):
@@ -235,7 +299,7 @@ def test_groups_without_a_spread_are_not_scored_and_move_nothing(stage, monkeypa
 
 
 def test_several_updates_on_one_rollout_leave_it_and_the_ratio_moves():
-    method = second_stage(updates_per_rollout=2)
+    method = second_stage(rollouts=Rollouts(3, updates_per_rollout=2))
     stir(method)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 5.0)
     first = method.training_losses(batch())
@@ -259,7 +323,7 @@ def test_the_image_is_encoded_once_for_its_group(monkeypatch):
 
 
 def test_an_unfrozen_tower_gets_a_gradient():
-    method = second_stage(trained=["adapter", "vision_tower"], micro_batch=2)
+    method = second_stage(["adapter", "vision_tower"], rollouts=Rollouts(3, micro_batch=2))
     stir(method)
     method.training_losses(batch())["loss"].backward()
     assert touched(method) == {"adapter", "vision_tower"}
@@ -279,8 +343,6 @@ def test_third_stage_trains_the_decoders_adapter_and_nothing_else():
 
 
 def test_third_stage_kl_is_against_the_decoder_without_its_adapter():
-    from umm_zoo.objectives.flow_grpo import ExactKL, FlowGRPO
-
     method = third_stage(objective=FlowGRPO(num_steps=3, kl_weight=0.1, divergence=ExactKL()))
     assert method.training_losses(batch())["kl"] == 0
     method.rollout = None

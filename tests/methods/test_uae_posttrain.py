@@ -1,4 +1,4 @@
-"""GRPO on the words of a model whose images an existing bridge draws: UAE's later form."""
+"""GRPO on the words of a model whose images an existing bridge generates: UAE's later form."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
+from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.renderers import BridgeRenderer
+from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.objectives.grpo import GRPO
-from umm_zoo.training.optimization import AdamW
 
 
 def method(bridge: Bridge) -> GenerationForUnderstanding:
-    return GenerationForUnderstanding(
+    built = GenerationForUnderstanding(
         tiny_vlm(),
         BridgeRenderer(bridge),
         Redness(),
         GRPO(kl_weight=0.0),
-        AdamW(1e-2),
-        ["adapter"],
         adapter=LoRA(rank=2, alpha=4.0),
-        group=3,
-        draw_steps=2,
-        prompt="<image>\nDescribe the image.",
-        max_new_tokens=4,
+        captions=CaptionSampling("<image>\nDescribe the image.", max_new_tokens=4),
+        rollouts=Rollouts(group=3),
+        num_steps=2,
     )
+    built.train_only(["adapter"])
+    return built
 
 
 def rows(count: int = 2) -> Batch:
@@ -41,12 +41,12 @@ def rows(count: int = 2) -> Batch:
 
 
 @torch.no_grad()
-def test_a_image_depends_on_its_caption_and_seed_alone():
+def test_an_image_depends_on_its_caption_and_seed_alone():
     renderer = BridgeRenderer(wemmu()).eval()
     vlm = tiny_vlm()
-    together = renderer.draw(vlm, ["a red circle", "red", "red", ""], [4, 4, 5, 4])
+    together = renderer.generate(vlm, ["a red circle", "red", "red", ""], [4, 4, 5, 4])
     assert together.shape == (4, 3, 8, 8) and together.abs().max() <= 1
-    assert_close(renderer.draw(vlm, ["red"], [4]), together[1:2], atol=1e-4, rtol=1e-4)
+    assert_close(renderer.generate(vlm, ["red"], [4]), together[1:2], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(together[0], together[1]) and not torch.allclose(together[1], together[2])
 
 
@@ -65,4 +65,5 @@ def test_only_the_words_are_trained(make):
 @torch.no_grad()
 def test_validation_without_a_decoder_of_its_own():
     outputs = method(wemmu()).eval().validation_step(rows(), 0)
-    assert outputs["generated"].shape == (2, 3, 8, 8) and "loss" not in outputs and outputs["rewards"].shape == (2,)
+    assert outputs.generated.shape == (2, 3, 8, 8) and outputs.scalars.keys() == {"reward", "mean_caption_tokens"}
+    assert outputs.rewards.shape == (2,)
