@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +11,13 @@ from torch import nn
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import Experiment
+from umm_zoo.fit import carry
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.pretraining.supervised_tower import CellLabels
 from umm_zoo.pretraining.vision_warmup import VisionWarmup
 from umm_zoo.training.optimization import AdamW
-from umm_zoo.training.setup import TrainingSetup
+from umm_zoo.training.setup import Built, TrainingSetup
 
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
 COLOURS = ["red", "green"]
@@ -67,17 +69,18 @@ def warmup(trained: tuple[str, ...] = ("vision_tower", "projector", "heads")) ->
     return method
 
 
-def after() -> LLaVA:
+def after() -> Built:
     """A stage over the same model that trains its language model and projector."""
     method = LLaVA(vlm(1))
     method.train_only(["projector", "language_model"])
-    return method
+    return Built(method, None, {}, {})  # type: ignore[arg-type]
 
 
-def saved(method: VisionWarmup) -> dict[str, Any]:
+def saved(method: VisionWarmup, folder: Path) -> Path:
     checkpoint = {"state_dict": method.state_dict()}
     method.on_save_checkpoint(checkpoint)
-    return checkpoint
+    torch.save(checkpoint, folder / "last.ckpt")
+    return folder / "last.ckpt"
 
 
 def train(method: VisionWarmup, data: Batch) -> None:
@@ -118,21 +121,27 @@ def test_objects_and_their_colours_are_learnt() -> None:
     assert outputs.counts["occupied_accuracy"] == 16 * 8
 
 
-def test_a_checkpoint_names_the_heads_and_a_later_stage_takes_the_rest() -> None:
+def test_a_checkpoint_holds_the_heads_and_a_later_stage_takes_the_rest(tmp_path: Path) -> None:
     first, second = warmup(), after()
-    checkpoint = saved(first)
+    file = saved(first, tmp_path)
+    checkpoint = torch.load(file, weights_only=True)
     heads = {f"heads.{key}" for key in first.heads.state_dict()}
     assert set(checkpoint["stage_only"]) == heads and heads <= set(checkpoint["state_dict"])
-    taken = {key: value for key, value in checkpoint["state_dict"].items() if key not in heads}
-    second.load_weights(taken)
-    own = second.state_dict()
-    assert taken and all(torch.equal(own[key], value) for key, value in taken.items())
-    assert set(taken) <= second.checkpoint_keys()  # the vision tower, frozen in this stage, is in its checkpoints
+    carry(second, file, Experiment(file="second.yaml"))
+    own, taken = second.method.state_dict(), checkpoint["state_dict"].keys() - heads
+    assert taken and all(torch.equal(own[key], checkpoint["state_dict"][key]) for key in taken)
+    kept = second.method.checkpoint_keys()
+    assert taken <= kept and not heads & kept  # the vision tower, frozen in this stage, is in its checkpoints
 
 
-def test_weights_without_a_place_are_refused() -> None:
-    with pytest.raises(UserError, match=r"tensor 'heads\..*' of the earlier stage has no place"):
-        after().load_weights(saved(warmup())["state_dict"])
+def test_weights_without_a_place_are_refused(tmp_path: Path) -> None:
+    class Unmarked(VisionWarmup):
+        stage_only = ()
+
+    method = Unmarked(vlm(0), CellLabels(CELLS, {"colour": COLOURS}))
+    method.train_only(["heads"])
+    with pytest.raises(UserError, match=r"second\.yaml: after: tensor 'heads\..*' of the earlier stage has no place"):
+        carry(after(), saved(method, tmp_path), Experiment(file="second.yaml"))
 
 
 def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused() -> None:
