@@ -1,8 +1,8 @@
-"""Is a reward worth optimising? ``python tools/check_reward.py RUN EXPERIMENT``, before any reinforcement.
+"""Check that a reward is worth optimising: ``python tools/check_reward.py RUN EXPERIMENT``, before any reinforcement.
 
-RUN is a finished first stage of UAE on the shapes world, EXPERIMENT the file of the second, whose reward is looked at. True
-captions of held-out scenes are drawn from several seeds; then the same captions with one small object left out, one small object
-of another colour, one large object left out. Each must lower the reward by more than the decoder's noise moves it, or
+RUN is a finished first stage of UAE on the shapes world, EXPERIMENT the file of the second, whose reward is looked at. Images of
+true captions of held-out scenes are generated from several seeds; then of the same captions with one small object left out, one
+small object of another colour, one large object left out. Each must lower the reward by more than the decoder's noise moves it, or
 reinforcement would learn the noise. Exit code 1 where one does not.
 """
 
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Batch
-from umm_zoo.errors import user_errors
+from umm_zoo.batch import Batch, request_batch
+from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
+from umm_zoo.outputs import Draws
 from umm_zoo.training.finished_run import load_run
 
 Objects = list[Mapping[str, Any]]
@@ -59,13 +60,14 @@ CHANGES: dict[str, Callable[[Objects], Objects | None]] = {
 
 
 @torch.no_grad()
-def rewards(method: Any, reward: Any, batch: Batch, captions: Sequence[str], seeds: int) -> Tensor:
+def rewards(method: Draws, reward: Any, batch: Batch, captions: Sequence[str], seeds: int) -> Tensor:
     """``[B, seeds]``."""
-    columns = [reward(method.draw(captions, [1000 * seed + row for row in range(len(batch))]), batch) for seed in range(seeds)]
+    requests = request_batch(captions)
+    columns = [reward(method.generate(requests, [1000 * k + row for row in range(len(batch))]), batch) for k in range(seeds)]
     return torch.stack(columns, dim=1)
 
 
-def drops(method: Any, reward: Any, batch: Batch, seeds: int) -> dict[str, tuple[float, int]]:
+def drops(method: Draws, reward: Any, batch: Batch, seeds: int) -> dict[str, tuple[float, int]]:
     """Mean drop of each change with the number of scenes it applies to; under ``noise`` the mean deviation over seeds."""
     scenes = [meta["scene"] for meta in batch.meta]
     full = rewards(method, reward, batch, [caption(scene["objects"], scene["background"]) for scene in scenes], seeds)
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("experiment", metavar="EXPERIMENT")
     parser.add_argument("--scenes", type=int, default=128, metavar="N", help="held-out scenes (default: 128)")
-    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="drawings of each caption (default: 4)")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="images of each caption (default: 4)")
     arguments = parser.parse_args(argv)
     with user_errors() as outcome:
         from umm_zoo.experiment.build import build
@@ -94,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run = load_run(arguments.run)
         method = run.load_method()
+        if not isinstance(method, Draws):
+            raise UserError(arguments.run, f"a {type(method).__name__}", "a method that generates images from text")
         reward = build(load_experiment(arguments.experiment).method["reward"], "method.reward")
         data: Any = build_data(run.experiment)
         data.val_batch_size = arguments.scenes

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.outputs import Sampling
 from umm_zoo.rewards import Reward
 
 spec = importlib.util.spec_from_file_location("check_reward_tool", Path(__file__).parents[2] / "tools" / "check_reward.py")
@@ -24,10 +25,11 @@ LARGE = {"cell": "top right", "size": "large", "colour": "blue", "shape": "squar
 
 
 class Clauses:
-    """Draws as bright an image as its caption has objects, and a little brighter from later seeds."""
+    """Generates as bright an image as its caption has objects, and a little brighter from later seeds."""
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        levels = [0.1 * text.count(" a ") + 0.01 * (seed // 1000) for text, seed in zip(captions, seeds, strict=True)]
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
+        texts = [conversation[0]["text"] for conversation in batch.conversations]
+        levels = [0.1 * text.count(" a ") + 0.01 * (seed // 1000) for text, seed in zip(texts, seeds, strict=True)]
         return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 2, 2)
 
 
