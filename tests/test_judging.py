@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from umm_zoo.benchmarks.judge import EndpointJudge, Judge, compare_captions, verdict
+from tests.test_generate import METHOD
+from umm_zoo.benchmarks.judge import EndpointJudge, Judge, LocalJudge, compare_captions, verdict
+from umm_zoo.experiment.build import build
 
 
 class Longer(Judge):
@@ -55,6 +57,11 @@ def test_answers_without_a_verdict_are_counted_apart():
     assert found.invalid == 3 and found.win_rate != found.win_rate
     with pytest.raises(ValueError, match="2 and 3 captions"):
         compare_captions(Longer(), IMAGES, ["x"] * 2, ["y"] * 3)
+
+
+def test_any_model_of_this_package_judges():
+    found = compare_captions(LocalJudge(build(METHOD["vlm"]), max_new_tokens=2), IMAGES[:1], ["x"], ["y"])  # untrained: no verdict
+    assert (found.wins, found.ties, found.losses, found.invalid) == (0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
