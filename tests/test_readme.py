@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from umm_zoo.batch import Tokens
+from umm_zoo.batch import Batch, Tokens
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main
 from umm_zoo.methods.wemmu import WeMMU
-from umm_zoo.testing import check_block
+from umm_zoo.outputs import Outputs
+from umm_zoo.testing import check_block, check_reward
 from umm_zoo.training.setup import build_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,8 @@ PAGES = {
     if "weights" not in path.parts
 }
 FRONT = PAGES[ROOT / "README.md"]
+#: The packages inside ours: each has a page of one screen.
+ROOMS = sorted(file.parent for package in ("umm_zoo", "data_pipelines") for file in (ROOT / package).glob("*/__init__.py"))
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.M | re.S)
 FILES = {body.split("\n")[0].removeprefix("# "): body for kind, body in BLOCKS if kind in ("yaml", "python")}
@@ -67,6 +70,29 @@ def test_its_block_passes_the_contract(folder: Path) -> None:
     assert shape is not None
     width, channels = map(int, shape.groups())
     check_block(found.LinearHead(width, channels), [Tokens(torch.randn(2, 9, width))], [2, channels, 3, 3])
+
+
+def test_its_reward_passes_the_contract(folder: Path) -> None:
+    reward = importlib.import_module("my_reward").Warmth()
+    check_reward(reward, torch.rand(4, 3, 8, 8) * 2 - 1, Batch(["one", "two"], [[], []]))
+
+
+def test_its_metric_is_exact_over_batches_of_other_sizes(folder: Path) -> None:
+    metric, batch = importlib.import_module("my_metric").Brightness(), Batch(["one"], [[]])
+    for value, count in ((0.5, 3), (-1.0, 1)):
+        metric.update(Outputs(generated=torch.full((count, 3, 2, 2), value)), batch)
+    metric.update(Outputs(), batch)
+    assert float(metric.compute()) == pytest.approx((0.5 * 3 - 1) / 4)
+
+
+def test_its_schedule_halves(folder: Path) -> None:
+    schedule = importlib.import_module("my_schedule").Halving(every=200)
+    assert [schedule.factor(step) for step in (0, 199, 200, 400)] == [1.0, 1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py") and name != "generate.py"])
+def test_its_python_runs(name: str, folder: Path) -> None:
+    runpy.run_path(str(folder / name))
 
 
 def test_generating_from_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +141,13 @@ def test_its_modules_have_the_flags_it_uses(
 
 def test_the_front_page_stays_a_page() -> None:
     assert len(FRONT.splitlines()) <= 170
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_every_room_has_a_page_of_one_screen_whose_files_are_there(room: Path) -> None:
+    text = PAGES[room / "README.md"]
+    assert len(text.splitlines()) <= 75
+    assert [name for name in re.findall(r"`(\w+\.py)`", text) if not any(room.rglob(name))] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
