@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from umm_zoo.batch import Batch, Tokens
+from umm_zoo.compare import main as compare
+from umm_zoo.comparison.plan import load_plan
+from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main
 from umm_zoo.methods.wemmu import WeMMU
@@ -40,6 +43,8 @@ LINES = [line.split("  #")[0].strip() for kind, body in BLOCKS if kind == "bash"
 COMMANDS = sorted({*re.findall(r"`(python -m [^`]+)`", TEXT), *(line for line in LINES if line.startswith("python -m"))})
 #: Files of a reader's own that no page shows.
 PLACEHOLDERS = ("FILE", "EXPERIMENT", "my_method.yaml")
+YAML = [name for name in FILES if name.endswith(".yaml") and name not in PLACEHOLDERS]
+COMPARISONS = [name for name in YAML if "\nvary: " in FILES[name]]
 
 
 @pytest.fixture
@@ -59,9 +64,16 @@ def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
     assert [name for name in FILES if not re.fullmatch(r"\w+\.(yaml|py)", name)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".yaml") and name not in PLACEHOLDERS])
+@pytest.mark.parametrize("name", sorted({*YAML} - {*COMPARISONS}))
 def test_its_experiments_pass_the_check(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_its_comparisons_can_be_planned_and_every_run_passes_the_check(name: str, folder: Path) -> None:
+    assert compare([name, "--plan"]) == 0
+    for step in load_plan(name).steps():
+        check(step.experiment)
 
 
 def test_its_block_passes_the_contract(folder: Path) -> None:
@@ -118,6 +130,8 @@ def test_its_command_lines_name_what_exists(line: str, folder: Path, capsys: pyt
         assert subprocess.run(["bash", "-n", rest[0]], check=False).returncode == 0
     else:
         assert first == "python" and (rest[0] == "-m" or (ROOT / rest[0]).is_file())
+        if rest[1] == "umm_zoo.compare":
+            assert compare([rest[2], "--plan"]) == 0, capsys.readouterr().err
         if rest[1] == "umm_zoo.fit" and rest[2] not in PLACEHOLDERS:
             own = [word for word in rest[2:] if not word.startswith("ckpt=") and word != "--check"]
             assert main([*own, "--check"]) == 0, capsys.readouterr().err
