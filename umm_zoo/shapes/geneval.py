@@ -44,7 +44,7 @@ def make_task(world: World, split: str, category: str, rng: np.random.Generator)
     requirement: dict[str, Any] = {"include": [_wanted(item, coloured) for item in items]}
     if category != "position":
         return " and ".join(names), requirement, scene
-    relation = pick(rng, relations(world, items[0], items[1]))
+    relation = pick(rng, relations(world.cells, items[0], items[1]))
     return f"{names[0]} {relation} {names[1]}", {**requirement, "relation": relation}, scene
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from umm_zoo.shapes.language import phrase, refer, with_article
-from umm_zoo.shapes.scenes import Object, Scene, World, pick, sample_scene
+from umm_zoo.shapes.scenes import PLACES, Object, Scene, World, pick, sample_scene
 
 RELATIONS = ("left of", "right of", "above", "below")
 
@@ -72,9 +72,9 @@ def tied_colours(world: World, split: str) -> dict[str, str]:
     return tied
 
 
-def relations(world: World, first: Object, second: Object) -> list[str]:
-    """Which relations hold between the cells of two objects; at least one does."""
-    (row, column), (other_row, other_column) = (divmod(world.places.index(item.cell), world.cells) for item in (first, second))
+def relations(cells: int, first: Object, second: Object) -> list[str]:
+    """The relations that hold between the cells of two objects of a board of so many cells a side; at least one does."""
+    (row, column), (other_row, other_column) = (divmod(PLACES[cells].index(item.cell), cells) for item in (first, second))
     holds = (column < other_column, column > other_column, row < other_row, row > other_row)
     return [relation for relation, is_so in zip(RELATIONS, holds, strict=True) if is_so]
 
@@ -86,5 +86,5 @@ def _tell(world: World, split: str, rng: np.random.Generator, name: Callable[[Sc
     names = [name(scene, item) for item in (first, second)]
     if names[0] is None or names[1] is None:
         return None
-    relation = pick(rng, relations(world, first, second))
+    relation = pick(rng, relations(world.cells, first, second))
     return f"{with_article(names[0])} {relation} {with_article(names[1])}", relation, (names[0], names[1]), scene

@@ -61,6 +61,10 @@ class Object:
         """The pair (shape, colour), the unit in which combinations are held out."""
         return self.shape, self.colour
 
+    def coarse(self) -> str:
+        """Everything but the fine detail and the jitter, as one string."""
+        return f"{self.cell},{self.size},{self.colour},{self.shape}"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -82,8 +86,7 @@ class Scene:
 
     def coarse(self) -> str:
         """Everything but the fine detail and the jitter, as one string; splits are made by it."""
-        items = (f"{item.cell},{item.size},{item.colour},{item.shape}" for item in self.objects)
-        return "|".join((self.background, *items))
+        return "|".join((self.background, *(item.coarse() for item in self.objects)))
 
     def at(self, cell: str) -> Object | None:
         """The object of a cell, if there is one."""
