@@ -15,7 +15,7 @@ from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
-from umm_zoo.metrics.answers import normalise
+from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import kind_of
 
 
@@ -41,9 +41,10 @@ class SampleGrid(Callback):
     """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: images, question, answer and truth of fixed samples.
 
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
-    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The images of a sample are ``outputs["columns"]`` (name
-    -> [B, 3, H, W], such as original, round trip, reconstruction) where the method returns them; otherwise its input images, the
-    drawn one (``outputs["generated"]``) and the target. Small images are enlarged without smoothing. Rank 0 draws its own samples.
+    answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``. The images of a sample are ``outputs["columns"]``
+    (name -> [B, 3, H, W], such as original, round trip, reconstruction) where the method returns them; otherwise its input images,
+    the generated one (``outputs["generated"]``) and the target. Small images are enlarged without smoothing. Rank 0 shows its own
+    samples.
 
     Args:
         num_samples: cards in a grid.
@@ -99,13 +100,13 @@ def card_of(row: int, outputs: Mapping[str, Any], batch: Batch, title: str) -> C
     question = next((turn["text"] for turn in reversed(batch.prompts()[row]) if turn["role"] == "user"), "")
     truth = batch.answers()[row]
     answer = outputs["answers"][row] if outputs.get("answers") is not None else None
-    right = normalise(answer) == normalise(truth) if answer is not None and truth else None
+    right = same_answer(answer, truth) if answer is not None and truth else None
     columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.get("columns") or {}).items()}
     if not columns:
         images = batch.images_of(row)
         columns = {"input" if len(images) == 1 else f"input {i + 1}": image for i, image in enumerate(images)}
         if outputs.get("generated") is not None:
-            columns["drawn"] = outputs["generated"][row]
+            columns["generated"] = outputs["generated"][row]
         target = outputs.get("originals", batch.targets)
         if target is not None:
             columns["target"] = target[row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -47,13 +48,13 @@ SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "heldout": 3, "hybrid": 4}
 
 @dataclass(frozen=True)
 class Object:
-    """One object; ``mark`` is its fine detail and ``jitter`` its shift in eighths of a pixel of a 32-px image."""
+    """One object; ``mark`` is its fine detail (empty: unknown) and ``jitter`` its shift in eighths of a pixel of a 32-px image."""
 
     shape: str
     colour: str
     size: str
     cell: str
-    mark: str
+    mark: str = ""
     jitter: tuple[int, int] = (0, 0)
 
     @property
@@ -79,10 +80,10 @@ class Scene:
         return {**asdict(self), "objects": [{**asdict(item), "jitter": list(item.jitter)} for item in self.objects]}
 
     @classmethod
-    def from_json(cls, scene: dict[str, Any]) -> Scene:
-        """The inverse of `to_json`."""
-        objects = tuple(Object(**{**item, "jitter": tuple(item["jitter"])}) for item in scene["objects"])
-        return cls(scene["background"], scene["stripes"], objects)
+    def from_json(cls, scene: Mapping[str, Any]) -> Scene:
+        """The inverse of `to_json`; fine detail, jitter and stripes may be missing."""
+        objects = tuple(Object(**{**item, "jitter": tuple(item.get("jitter", (0, 0)))}) for item in scene["objects"])
+        return cls(scene["background"], scene.get("stripes", ""), objects)
 
     def coarse(self) -> str:
         """Everything but the fine detail and the jitter, as one string; splits are made by it."""
