@@ -31,7 +31,7 @@ def write_slices(checkpoint: dict[str, Any], folder: Path, rank: int) -> tuple[d
     Returns:
         the rest of the checkpoint, and the entries of this rank's files in the index.
     """
-    slices: dict[str, DTensor] = {}
+    slices: dict[str, Tensor] = {}
     places: dict[Any, Tensor] = {}
 
     def take_out(path: Any, leaf: Any) -> Any:
