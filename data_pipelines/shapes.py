@@ -10,22 +10,17 @@ import time
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from data_pipelines.command import Parser, run, whole
 from umm_zoo.errors import UserError
-from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, make_sample
+from umm_zoo.shapes.rendering import render
+from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, Sample, make_sample
 from umm_zoo.shapes.scenes import SIZES, World
-from umm_zoo.shapes.sheet import save_contact_sheet
 
 WORLD_FILE = "world.json"
 SHEET_FILE = "contact_sheet.png"
 _SHEET_SAMPLES = 30
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message} (--help lists every option)\n")
-        raise SystemExit(2)
 
 
 def _names(expected: tuple[str, ...]) -> Any:
@@ -40,23 +35,16 @@ def _names(expected: tuple[str, ...]) -> Any:
     return parse
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 0 or more")
-    return int(text)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     default = World()
-    made = _Parser(
-        prog="python -m data_pipelines.shapes",
-        description="Write the synthetic shapes world as WebDataset shards: OUT/SPLIT/TASK-000000.tar, each with its index.",
-        epilog="Running it again into the same folder adds what is missing; the same arguments give the same bytes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = Parser(
+        "shapes",
+        "Write the synthetic shapes world as WebDataset shards: OUT/SPLIT/TASK-000000.tar, each with its index.",
+        "Running it again into the same folder adds what is missing; the same arguments give the same bytes.",
     )
     made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
-    made.add_argument("--seed", type=_count, default=0, help="the only source of randomness")
+    made.add_argument("--seed", type=whole(0), default=0, help="the only source of randomness")
     made.add_argument("--cells", type=int, default=default.cells, help="2 for a board of 2x2 cells, 3 for 3x3")
     made.add_argument(
         "--colours", dest="num_colours", metavar="COLOURS", type=int, default=default.num_colours, help="number of colours, 4 to 8"
@@ -68,15 +56,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects of a scene, 1 to 4")
     made.add_argument("--image-size", type=int, default=default.image_size, help="pixels a side, 32 or 64")
     made.add_argument("--detail", default=default.detail, help="fine detail of the objects: mark, stripes or glyph")
-    made.add_argument("--train", type=_count, default=4000, metavar="N", help="samples of each task in train")
-    made.add_argument("--val", type=_count, default=400, metavar="N", help="samples of each task in val")
-    made.add_argument("--test", type=_count, default=400, metavar="N", help="samples of each task in test and hybrid")
-    made.add_argument("--heldout", type=_count, metavar="N", help="samples of each task in heldout (as many as in test)")
+    made.add_argument("--train", type=whole(0), default=4000, metavar="N", help="samples of each task in train")
+    made.add_argument("--val", type=whole(0), default=400, metavar="N", help="samples of each task in val")
+    made.add_argument("--test", type=whole(0), default=400, metavar="N", help="samples of each task in test and hybrid")
+    made.add_argument("--heldout", type=whole(0), metavar="N", help="samples of each task in heldout (as many as in test)")
     made.add_argument("--tasks", type=_names(TASKS), default=TASKS, help="tasks to write, joined by commas")
     made.add_argument("--train-pairs", action="store_true", help="write mark pairs for train too, not only to test with")
     made.add_argument("--mark-share", type=float, default=0.2, help="share of questions and dialogues that ask for the fine detail")
     made.add_argument("--caption-order", choices=CAPTION_ORDERS, default="canonical", help="order of the clauses")
-    made.add_argument("--samples-per-shard", type=_count, default=1000, metavar="N", help="most samples in a tar")
+    made.add_argument("--samples-per-shard", type=whole(1), default=1000, metavar="N", help="most samples in a tar")
     made.add_argument("--overwrite", action="store_true", help="write again what is there already, or another world over it")
     return made
 
@@ -141,7 +129,6 @@ def write(arguments: argparse.Namespace) -> None:
 
     Raises:
         UserError: arguments outside the expected ranges, or a folder that holds something else.
-        ValueError: a world outside them.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -152,8 +139,6 @@ def write(arguments: argparse.Namespace) -> None:
     world = World(**{name: getattr(arguments, name) for name in World.__dataclass_fields__})
     if not 0 <= arguments.mark_share <= 1:
         raise UserError("--mark-share", str(arguments.mark_share), "0 to 1")
-    if arguments.samples_per_shard < 1:
-        raise UserError("--samples-per-shard", "0", "1 or more")
     wanted = plan(arguments)
     head = {"world": world.to_json(), "seed": arguments.seed, "heldout": [list(pair) for pair in sorted(world.heldout)]}
     parts = _already_there(out, head, wanted, arguments.overwrite)
@@ -174,14 +159,31 @@ def write(arguments: argparse.Namespace) -> None:
                     progress.advance(bar)
             parts[name] = {**entry, "shards": len(writer.summary.shards), "kinds": dict(sorted(writer.summary.kinds.items()))}
             _write_world(out, head, parts)
+    seconds = time.perf_counter() - started
     split_of = {task: split for split, task in (name.split("/") for name in reversed(wanted))}
     turns = [(task, index) for index in range(_SHEET_SAMPLES) for task in split_of][:_SHEET_SAMPLES]
-    shown = [sample(split_of[task], task, index) for task, index in turns]
-    save_contact_sheet(out / SHEET_FILE, world, sorted(shown, key=lambda item: item.key))
+    _write_sheet(out, world, [sample(split_of[task], task, index) for task, index in turns])
     console.print(_table(wanted, parts, missing))
-    seconds = time.perf_counter() - started
     rate = f", {number / seconds:.0f} samples/s" if number else "; everything was there already"
     console.print(f"{number} samples written to {out} in {seconds:.1f} s{rate}", highlight=False, soft_wrap=True)
+
+
+def _write_sheet(out: Path, world: World, samples: list[Sample]) -> None:
+    from PIL import Image
+
+    from umm_zoo.callbacks.cards import Card, draw_cards
+
+    cards = []
+    for sample in sorted(samples, key=lambda item: item.key):
+        scenes = {f"input {i}": scene for i, scene in enumerate(sample.scenes, 1)}
+        scenes = scenes if sample.target is None else {**scenes, "target": sample.target}
+        images = {name: Image.fromarray(render(world, scene)) for name, scene in scenes.items()}
+        turns = [turn["text"].replace("<image>\n", "") for turn in sample.row["conversations"]]
+        answer = turns.pop() if len(turns) % 2 == 0 else ""
+        question = " ".join(f"> {text}" if i % 2 else text for i, text in enumerate(turns))
+        title = f"{sample.row['task']}: {sample.row['kind']}" + (", the target alone" if list(images) == ["target"] else "")
+        cards.append(Card(title, question, None, answer, None, images))
+    draw_cards(cards, 128, 4).save(out / SHEET_FILE)
 
 
 def _table(wanted: dict[str, Any], parts: dict[str, Any], missing: dict[str, Any]) -> Any:
@@ -203,17 +205,8 @@ def _write_world(out: Path, head: dict[str, Any], parts: dict[str, Any]) -> None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; a user error is one line and exit code 2."""
-    arguments = parser().parse_args(argv)
-    try:
-        write(arguments)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the finished parts in {arguments.out} are whole, run again to add the rest\n")
-        return 130
-    return 0
+    """The command; returns its exit code."""
+    return run(write, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

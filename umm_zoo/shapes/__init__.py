@@ -1,4 +1,4 @@
-"""Synthetic world of coloured shapes that every paper of the zoo shares: rendered scenes with exact ground truth for each task.
+"""Synthetic world of coloured shapes that every paper of the zoo shares, with exact ground truth for each task.
 
 ``python -m data_pipelines.shapes OUT`` writes WebDataset shards; from Python, `World` holds how hard the world is,
 `make_sample` gives sample ``index`` of a task and split as a pure function of the seed, and `render` gives the image of a scene.

@@ -28,8 +28,7 @@ class EditSuccess(ShapesMetric):
 
     Args:
         detector: of the world that the model generates; None is for the smaller one.
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
 
     Raises:
         ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.
@@ -65,8 +64,7 @@ class EditPixels(RowMetric):
 
     Args:
         cells: of the board, per side.
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
 
     Raises:
         ValueError: ``outputs`` has no ``images``, or the batch no targets or images of their size.
@@ -119,8 +117,7 @@ class InstructionSensitivity(RowMetric):
     is left out. ``compute`` gives the ratio of sums over all rows.
 
     Args:
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
 
     Raises:
         ValueError: one of the images is missing.

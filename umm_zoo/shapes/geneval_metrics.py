@@ -24,8 +24,7 @@ class ShapesMetric(RowMetric):
 
     Args:
         detector: None is for the smaller world (2 x 2 cells, 4 colours, 2 shapes).
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
     """
 
     def __init__(
@@ -58,8 +57,7 @@ class ShapesGenEval(ShapesMetric):
 
     Args:
         detector: of the world that the model generates; None is for the smaller one.
-        kinds: count these categories only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
 
     Raises:
         ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.
@@ -88,8 +86,7 @@ class SceneMatch(ShapesMetric):
 
     Args:
         detector: of the world that the model generates; None is for the smaller one.
-        kinds: count these kinds only; prompts that leave something open cannot be scored so.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only; prompts that leave something open cannot be scored so.
 
     Raises:
         ValueError: ``outputs`` has no ``images`` ``[B, 3, H, W]``.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from umm_zoo.errors import UserError
 from umm_zoo.shapes.language import NUMBERS, plural, refer, with_article
 from umm_zoo.shapes.scenes import Object, Scene, World, pick
 
@@ -48,10 +49,10 @@ def question_plan(seed: int, stream: int, block: int, mark_share: float) -> tupl
         mark_share: share of the questions that ask for the fine detail; the rest keeps `COARSE_SHARES`.
 
     Raises:
-        ValueError: the share is not in [0, 1].
+        UserError: the share is not in [0, 1].
     """
     if not 0 <= mark_share <= 1:
-        raise ValueError(f"mark_share: found {mark_share}, expected 0 to 1")
+        raise UserError("mark_share", str(mark_share), "0 to 1")
     rest = BLOCK - round(BLOCK * mark_share)
     slots = [Slot("mark")] * (BLOCK - rest)
     num_pairs = round(rest * COARSE_SHARES["exists"] / sum(COARSE_SHARES.values()) / 2)

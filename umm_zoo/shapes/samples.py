@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from umm_zoo.errors import UserError
 from umm_zoo.shapes.descriptions import TEXT_KINDS
 from umm_zoo.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
 from umm_zoo.shapes.geneval import CATEGORIES, COUPLES, make_prompt
@@ -99,22 +100,22 @@ def make_sample(
         caption_order: ``canonical`` (reading order) or ``random`` order of the clauses of a long caption.
 
     Raises:
-        ValueError: an unknown split, task or order; hybrids asked for outside their own split; or a world so small that the
+        UserError: an unknown split, task or order; hybrids asked for outside their own split; or a world so small that the
             sample cannot be made.
     """
     known = {"split": (split, SPLITS), "task": (task, TASKS), "caption_order": (caption_order, CAPTION_ORDERS)}
     for name, (value, expected) in known.items():
         if value not in expected:
-            raise ValueError(f"{name}: found {value!r}, expected {', '.join(expected)}")
+            raise UserError(name, repr(value), ", ".join(expected))
     if (task == "hybrid_edits") != (split == "hybrid"):
-        raise ValueError(f"task {task!r} in split {split!r}: hybrid_edits live in the split 'hybrid' and nothing else does")
+        raise UserError("", f"task {task!r} in split {split!r}: hybrid_edits live in the split 'hybrid' and nothing else does")
     # Both halves of a mark pair come from one stream: index 2p and 2p + 1 are made of the same random numbers.
     rng = sample_stream(seed, split, task, index // 2 if task == "pairs" else index)
     request = _Request(world, seed, split, index, mark_share, caption_order, rng)
     for _ in range(_MAX_ATTEMPTS):
         if (made := _MAKERS[task](request)) is not None:
             return _sample(made, task, split, index)
-    raise ValueError(f"no {task} sample {index} of split {split!r} in {_MAX_ATTEMPTS} attempts from {world.to_json()}")
+    raise UserError("", f"no {task} sample {index} of split {split!r} in {_MAX_ATTEMPTS} attempts from {world.to_json()}")
 
 
 def _sample(made: _Made, task: str, split: str, index: int) -> Sample:

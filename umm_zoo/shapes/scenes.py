@@ -1,4 +1,4 @@
-"""What a scene is, how hard the world is, and how scenes are drawn at random without ever leaking between splits."""
+"""Scenes, how hard their world is, and random scenes that never leak between splits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from umm_zoo.errors import UserError
 
 #: In the order in which a world takes them; a world of four colours has the first four.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -42,7 +44,7 @@ PLACES: dict[int, tuple[str, ...]] = {
 }
 #: Largest shift of an object from the middle of its cell, in eighths of a pixel of a 32-px image.
 MAX_JITTER = 2
-#: Streams of random numbers, one per split. ``hybrid`` draws the same scenes as ``test`` does, for edits never trained on.
+#: Streams of random numbers, one per split. ``hybrid`` has scenes as ``test`` has them, for edits never trained on.
 SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "heldout": 3, "hybrid": 4}
 
 
@@ -112,7 +114,7 @@ class World:
         sizes: ``("small", "large")`` or one of the two.
 
     Raises:
-        ValueError: an argument lies outside these ranges.
+        UserError: an argument lies outside these ranges.
     """
 
     cells: int = 2
@@ -136,7 +138,7 @@ class World:
         }
         for name, values in expected.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"World.{name}: found {getattr(self, name)!r}, expected {', '.join(map(str, values))}")
+                raise UserError(f"World.{name}", repr(getattr(self, name)), ", ".join(map(str, values)))
 
     @cached_property
     def colours(self) -> tuple[str, ...]:
@@ -210,14 +212,14 @@ def random_jitter(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def sample_scene(world: World, split: str, rng: np.random.Generator, min_objects: int = 1, max_objects: int | None = None) -> Scene:
-    """Draw a scene of a split.
+    """Random scene of a split.
 
     Args:
         min_objects: fewest objects.
         max_objects: most objects; None takes the world's.
 
     Raises:
-        ValueError: no scene of this split exists within 10,000 draws.
+        UserError: none of 10,000 random scenes is of this split.
     """
     most = min(world.max_objects if max_objects is None else max_objects, world.cells**2)
     wanted = "test" if split == "hybrid" else split
@@ -225,7 +227,7 @@ def sample_scene(world: World, split: str, rng: np.random.Generator, min_objects
         scene = _draw(world, split, rng, min(min_objects, most), most)
         if split == "heldout" or split_of(scene) == wanted:
             return scene
-    raise ValueError(f"the world {world.to_json()} has no scene of {min_objects} to {most} objects in the split {split!r}")
+    raise UserError("", f"the world {world.to_json()} has no scene of {min_objects} to {most} objects in the split {split!r}")
 
 
 def _draw(world: World, split: str, rng: np.random.Generator, least: int, most: int) -> Scene:
