@@ -1,4 +1,4 @@
-"""``python -m data_pipelines.shapes OUT``: write the shapes world as WebDataset shards."""
+"""Command ``python -m data_pipelines.shapes OUT``, which writes the shapes world as WebDataset shards."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, make_sample
+from data_pipelines.command import Parser, run, whole
+from umm_zoo.errors import UserError
+from umm_zoo.shapes.rendering import render
+from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, Sample, make_sample
 from umm_zoo.shapes.scenes import SIZES, World
 
 WORLD_FILE = "world.json"
 SHEET_FILE = "contact_sheet.png"
 _SHEET_SAMPLES = 30
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message} (--help lists every option)\n")
-        raise SystemExit(2)
 
 
 def _names(expected: tuple[str, ...]) -> Any:
@@ -37,68 +35,65 @@ def _names(expected: tuple[str, ...]) -> Any:
     return parse
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 0 or more")
-    return int(text)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     default = World()
-    made = _Parser(
-        prog="python -m data_pipelines.shapes",
-        description="Write the synthetic shapes world as WebDataset shards: OUT/SPLIT/TASK-000000.tar, each with its index.",
-        epilog="Running it again into the same folder adds what is missing; the same arguments give the same bytes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    made = Parser(
+        "shapes",
+        "Write the synthetic shapes world as WebDataset shards: OUT/SPLIT/TASK-000000.tar, each with its index.",
+        "Running it again into the same folder adds what is missing; the same arguments give the same bytes.",
     )
     made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
-    made.add_argument("--seed", type=_count, default=0, help="the only source of randomness")
+    made.add_argument("--seed", type=whole(0), default=0, help="the only source of randomness")
     made.add_argument("--cells", type=int, default=default.cells, help="2 for a board of 2x2 cells, 3 for 3x3")
-    made.add_argument("--colours", type=int, default=default.num_colours, help="number of colours, 4 to 8")
-    made.add_argument("--shapes", type=int, default=default.num_shapes, help="number of shapes, 2 to 4")
+    made.add_argument(
+        "--colours", dest="num_colours", metavar="COLOURS", type=int, default=default.num_colours, help="number of colours, 4 to 8"
+    )
+    made.add_argument(
+        "--shapes", dest="num_shapes", metavar="SHAPES", type=int, default=default.num_shapes, help="number of shapes, 2 to 4"
+    )
     made.add_argument("--sizes", type=_names(SIZES), default=SIZES, help="small, large, or both")
     made.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects of a scene, 1 to 4")
     made.add_argument("--image-size", type=int, default=default.image_size, help="pixels a side, 32 or 64")
     made.add_argument("--detail", default=default.detail, help="fine detail of the objects: mark, stripes or glyph")
-    made.add_argument("--train", type=_count, default=4000, metavar="N", help="samples of each task in train")
-    made.add_argument("--val", type=_count, default=400, metavar="N", help="samples of each task in val")
-    made.add_argument("--test", type=_count, default=400, metavar="N", help="samples of each task in test and hybrid")
-    made.add_argument("--heldout", type=_count, metavar="N", help="samples of each task in heldout (as many as in test)")
+    made.add_argument("--train", type=whole(0), default=4000, metavar="N", help="samples of each task in train")
+    made.add_argument("--val", type=whole(0), default=400, metavar="N", help="samples of each task in val")
+    made.add_argument("--test", type=whole(0), default=400, metavar="N", help="samples of each task in test and hybrid")
+    made.add_argument("--heldout", type=whole(0), metavar="N", help="samples of each task in heldout (as many as in test)")
     made.add_argument("--tasks", type=_names(TASKS), default=TASKS, help="tasks to write, joined by commas")
     made.add_argument("--train-pairs", action="store_true", help="write mark pairs for train too, not only to test with")
     made.add_argument("--mark-share", type=float, default=0.2, help="share of questions and dialogues that ask for the fine detail")
     made.add_argument("--caption-order", choices=CAPTION_ORDERS, default="canonical", help="order of the clauses")
-    made.add_argument("--samples-per-shard", type=_count, default=1000, metavar="N", help="most samples in a tar")
+    made.add_argument("--samples-per-shard", type=whole(1), default=1000, metavar="N", help="most samples in a tar")
     made.add_argument("--overwrite", action="store_true", help="write again what is there already, or another world over it")
     return made
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What was asked for, by ``SPLIT/TASK``: the number of samples and whatever else its bytes depend on."""
-    heldout = arguments.test if arguments.heldout is None else arguments.heldout
-    counts = {"train": arguments.train, "val": arguments.val, "test": arguments.test, "heldout": heldout}
+    """What is to be written, by ``SPLIT/TASK``: the number of samples and whatever else its bytes depend on.
+
+    Raises:
+        UserError: nothing at all.
+    """
+    options = {"mark_share": ("questions", "dialogues"), "caption_order": ("captions", "text_to_image")}
     wanted: dict[str, dict[str, Any]] = {}
-    for task in arguments.tasks:
-        splits = ["hybrid"] if task == "hybrid_edits" else [name for name in SPLITS if name != "hybrid"]
-        for split in splits:
-            count = counts.get(split, arguments.test)
-            if count == 0 or (task == "pairs" and split == "train" and not arguments.train_pairs):
-                continue
-            entry: dict[str, Any] = {"samples": count + count % 2 if task == "pairs" else count}
-            entry["samples_per_shard"] = arguments.samples_per_shard
-            if task in ("questions", "dialogues"):
-                entry["mark_share"] = arguments.mark_share
-            if task in ("captions", "text_to_image"):
-                entry["caption_order"] = arguments.caption_order
-            wanted[f"{split}/{task}"] = entry
+    for task, split in product(arguments.tasks, SPLITS):
+        count = getattr(arguments, split, None)
+        count = arguments.test if count is None else count
+        if (task == "hybrid_edits") != (split == "hybrid") or count == 0:
+            continue
+        if task == "pairs" and split == "train" and not arguments.train_pairs:
+            continue
+        entry = {"samples": count + count % 2 if task == "pairs" else count, "samples_per_shard": arguments.samples_per_shard}
+        chosen = {name: getattr(arguments, name) for name, tasks in options.items() if task in tasks}
+        wanted[f"{split}/{task}"] = {**entry, **chosen}
     if not wanted:
-        raise ValueError("nothing to write: every split asked for has 0 samples")
+        raise UserError("", "nothing to write: every split has 0 samples")
     return wanted
 
 
 def _already_there(out: Path, head: dict[str, Any], wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The parts a former run wrote and this one keeps, by ``SPLIT/TASK``; never mixes two worlds in one folder."""
+    """Parts that a former run wrote and this one keeps, by ``SPLIT/TASK``; never mixes two worlds in one folder."""
     path = out / WORLD_FILE
     if not path.is_file():
         return {}
@@ -107,13 +102,13 @@ def _already_there(out: Path, head: dict[str, Any], wanted: dict[str, Any], over
     differs = [name for name, value in head.items() if former.get(name) != value]
     if not overwrite:
         if differs:
-            found = former.get(differs[0])
-            raise ValueError(f"{path}: holds another {differs[0]} ({found}); choose another folder or give --overwrite")
+            found, expected = (f"{differs[0]} {one.get(differs[0])}" for one in (former, head))
+            raise UserError(path, found, expected, "choose another folder or give --overwrite")
         for name, entry in wanted.items():
             recorded = parts.get(name, entry)
             there = {key: recorded.get(key, value) for key, value in entry.items()}
             if there != entry:
-                raise ValueError(f"{out / name}: was written with {there}, now asked for {entry}; give --overwrite")
+                raise UserError(out / name, f"samples written with {there}", str(entry), "give --overwrite to write them again")
             if unknown := entry.keys() - recorded.keys():  # by a version that did not record all that the bytes depend on
                 sys.stderr.write(f"note: {out / name} is kept as it is; nothing tells its {', '.join(sorted(unknown))}\n")
         return parts
@@ -133,113 +128,85 @@ def write(arguments: argparse.Namespace) -> None:
     """Write the shards, the contact sheet and ``world.json``.
 
     Raises:
-        ValueError: arguments outside the expected ranges, or a folder that holds something else.
+        UserError: arguments outside the expected ranges, or a folder that holds something else.
     """
-    world = World(
-        cells=arguments.cells,
-        num_colours=arguments.colours,
-        num_shapes=arguments.shapes,
-        max_objects=arguments.max_objects,
-        image_size=arguments.image_size,
-        detail=arguments.detail,
-        sizes=arguments.sizes,
-    )
-    if not 0 <= arguments.mark_share <= 1:
-        raise ValueError(f"--mark-share: found {arguments.mark_share}, expected 0 to 1")
-    if arguments.samples_per_shard < 1:
-        raise ValueError("--samples-per-shard: found 0, expected 1 or more")
-    wanted = plan(arguments)
-    head = {"world": world.to_json(), "seed": arguments.seed, "heldout": [list(pair) for pair in sorted(world.heldout)]}
-    parts = _already_there(arguments.out, head, wanted, arguments.overwrite)
-    _write_parts(arguments, world, head, parts, wanted)
-
-
-def _write_parts(
-    arguments: argparse.Namespace,
-    world: World,
-    head: dict[str, Any],
-    parts: dict[str, Any],
-    wanted: dict[str, dict[str, Any]],
-) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data_pipelines.shards.writing import IndexedShardWriter
 
-    console = Console()
-    started = time.perf_counter()
+    out, console, started = arguments.out, Console(), time.perf_counter()
+    world = World(**{name: getattr(arguments, name) for name in World.__dataclass_fields__})
+    if not 0 <= arguments.mark_share <= 1:
+        raise UserError("--mark-share", str(arguments.mark_share), "0 to 1")
+    wanted = plan(arguments)
+    head = {"world": world.to_json(), "seed": arguments.seed, "heldout": [list(pair) for pair in sorted(world.heldout)]}
+    parts = _already_there(out, head, wanted, arguments.overwrite)
+    sample = partial(make_sample, world, arguments.seed, mark_share=arguments.mark_share, caption_order=arguments.caption_order)
     missing = {name: entry for name, entry in wanted.items() if name not in parts}
-    path = arguments.out / WORLD_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_world(path, {**head, "parts": parts})
+    number = sum(entry["samples"] for entry in missing.values())
+    _write_world(out, head, parts)
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=sum(entry["samples"] for entry in missing.values()))
+        bar = progress.add_task("", total=number)
         for name, entry in missing.items():
-            progress.update(bar, description=name)
             split, task = name.split("/")
-            _remove_old(arguments.out, name)  # what a stopped run left
-            with IndexedShardWriter(arguments.out / split, task, arguments.samples_per_shard) as writer:
+            progress.update(bar, description=name)
+            _remove_old(out, name)  # what a stopped run left
+            with IndexedShardWriter(out / split, task, arguments.samples_per_shard) as writer:
                 for index in range(entry["samples"]):
-                    sample = make_sample(world, arguments.seed, split, task, index, arguments.mark_share, arguments.caption_order)
-                    writer.write(sample.members(world))
+                    writer.write(sample(split, task, index).members(world))
                     progress.advance(bar)
-            summary = writer.summary
-            parts[name] = {**entry, "shards": len(summary.shards), "kinds": dict(sorted(summary.kinds.items()))}
-            _write_world(path, {**head, "parts": parts})
-    _write_sheet(arguments, world, list(wanted))
-    _print_table(console, wanted, parts, missing)
-    written = sum(entry["samples"] for entry in missing.values())
+            parts[name] = {**entry, "shards": len(writer.summary.shards), "kinds": dict(sorted(writer.summary.kinds.items()))}
+            _write_world(out, head, parts)
     seconds = time.perf_counter() - started
-    rate = f", {written / seconds:.0f} samples/s" if written else "; everything was there already"
-    console.print(f"{written} samples written to {arguments.out} in {seconds:.1f} s{rate}", highlight=False, soft_wrap=True)
+    split_of = {task: split for split, task in (name.split("/") for name in reversed(wanted))}
+    turns = [(task, index) for index in range(_SHEET_SAMPLES) for task in split_of][:_SHEET_SAMPLES]
+    _write_sheet(out, world, [sample(split_of[task], task, index) for task, index in turns])
+    console.print(_table(wanted, parts, missing))
+    rate = f", {number / seconds:.0f} samples/s" if number else "; everything was there already"
+    console.print(f"{number} samples written to {out} in {seconds:.1f} s{rate}", highlight=False, soft_wrap=True)
 
 
-def _write_world(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def _write_sheet(out: Path, world: World, samples: list[Sample]) -> None:
+    from PIL import Image
+
+    from umm_zoo.callbacks.cards import Card, draw_cards
+
+    cards = []
+    for sample in sorted(samples, key=lambda item: item.key):
+        scenes = {f"input {i}": scene for i, scene in enumerate(sample.scenes, 1)}
+        scenes = scenes if sample.target is None else {**scenes, "target": sample.target}
+        images = {name: Image.fromarray(render(world, scene)) for name, scene in scenes.items()}
+        turns = [turn["text"].replace("<image>\n", "") for turn in sample.row["conversations"]]
+        answer = turns.pop() if len(turns) % 2 == 0 else ""
+        question = " ".join(f"> {text}" if i % 2 else text for i, text in enumerate(turns))
+        title = f"{sample.row['task']}: {sample.row['kind']}" + (", the target alone" if list(images) == ["target"] else "")
+        cards.append(Card(title, question, None, answer, None, images))
+    draw_cards(cards, 128, 4).save(out / SHEET_FILE)
 
 
-def _write_sheet(arguments: argparse.Namespace, world: World, names: list[str]) -> None:
-    from umm_zoo.shapes.sheet import save_contact_sheet
-
-    shown: Counter[str] = Counter()
-    samples = []
-    by_task = {name.split("/")[1]: name.split("/")[0] for name in reversed(names)}
-    for i in range(_SHEET_SAMPLES):
-        task = list(by_task)[i % len(by_task)]
-        samples.append(
-            make_sample(world, arguments.seed, by_task[task], task, shown[task], arguments.mark_share, arguments.caption_order)
-        )
-        shown[task] += 1
-    samples.sort(key=lambda sample: sample.key)
-    save_contact_sheet(arguments.out / SHEET_FILE, world, samples)
-
-
-def _print_table(console: Any, wanted: dict[str, Any], parts: dict[str, Any], missing: dict[str, Any]) -> None:
+def _table(wanted: dict[str, Any], parts: dict[str, Any], missing: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table("part", "samples", "shards", "kinds", "")
     for name in wanted:
-        part = parts[name]
-        kinds = ", ".join(f"{kind} {count}" for kind, count in part["kinds"].items())
-        table.add_row(name, str(part["samples"]), str(part["shards"]), kinds, "" if name in missing else "was there already")
-    console.print(table)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in parts[name]["kinds"].items())
+        counts = (str(parts[name][key]) for key in ("samples", "shards"))
+        table.add_row(name, *counts, kinds, "" if name in missing else "was there already")
+    return table
+
+
+def _write_world(out: Path, head: dict[str, Any], parts: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{WORLD_FILE}.partial"
+    temporary.write_text(json.dumps({**head, "parts": parts}, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, out / WORLD_FILE)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; a user's mistake is one line and exit code 2."""
-    arguments = parser().parse_args(argv)
-    try:
-        write(arguments)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the finished parts in {arguments.out} are whole, run again to add the rest\n")
-        return 130
-    return 0
+    """The command; returns its exit code."""
+    return run(write, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_two_ranks_one_two_sharded_one(nursery: Nursery, tmp_path: Path) -> None
         assert code == 0, said
         if number == 11:
             sharded = tmp_path / "runs" / "chain" / "checkpoints" / "step-00000011.ckpt"
-            assert {path.name for path in sharded.iterdir()} >= {"rank-00000.safetensors", "rank-00001.safetensors"}
+            assert len(list(sharded.glob("*.safetensors"))) == 2
             _consolidated_equals(sharded, tmp_path)
     whole, parts = losses(tmp_path / "whole.txt"), losses(tmp_path / "chain.txt")
     assert [float.fromhex(loss) for loss in parts.values()] == pytest.approx(
@@ -85,10 +85,10 @@ def _consolidated_equals(sharded: Path, folder: Path) -> None:
     assert all(torch.equal(found[key], expected[key]) for key in found)
     method = Method.load(folder / "weights.safetensors")
     assert isinstance(method, Chain) and torch.equal(method.head.weight, expected["head.weight"])
-    file = sharded / "rank-00001.safetensors"
+    file = max(sharded.glob("*.safetensors"))
     content = file.read_bytes()
     file.write_bytes(content[:-3] + b"xyz")
-    assert damage(sharded) == "'rank-00001.safetensors' is not what was written"
+    assert damage(sharded) == f"'{file.name}' is not what was written"
     assert CheckpointFolder(sharded.parent).latest() == sharded.with_name("step-00000010.ckpt")
     file.write_bytes(content)
 

@@ -55,7 +55,6 @@ KNOWN_LONG: set[str] = {
     "umm_zoo/fit.py",
     "umm_zoo/methods/bridge.py",
     "umm_zoo/methods/ross.py",
-    "umm_zoo/shapes/samples.py",
 }
 
 

@@ -74,6 +74,21 @@ def test_a_generated_image_stands_between_input_and_target() -> None:
     assert card.images["target"].getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("Background: grey; top right: a large blue  square; top left: a small red circle", True),
+        ("top left: a small red circle; background: grey", False),
+        ("top left: a small blue circle; top right: a large red square; background: grey", False),
+        ("top left: a small red circle; top left: a small red circle; top right: a large blue square; background: grey", False),
+    ],
+    ids=["another order", "one clause less", "colours swapped", "one clause twice"],
+)
+def test_clauses_of_a_caption_may_stand_in_any_order(answer: str, right: bool) -> None:
+    truth = "top left: a small red circle; top right: a large blue square; background: grey"
+    assert card_of(0, Outputs(answers=[answer]), batch(["caption_long"], [truth]), title="a").right is right
+
+
 def test_columns_take_the_place_of_input_and_target() -> None:
     columns = {"original": torch.zeros(1, 3, 8, 8), "round trip": torch.ones(1, 3, 8, 8)}
     card = card_of(0, Outputs(columns=columns), batch(["a"], ["x"]), title="a")

@@ -79,7 +79,7 @@ def test_overwriting_leaves_nothing_of_the_old_world(tmp_path):
         (["--colours", "3"], "num_colours: found 3, expected 4"),
         (["--cells", "two"], "--cells: invalid int value: 'two'"),
         (["--tasks", "captions,quest"], "found 'quest', expected captions"),
-        (["--train", "-1"], "found '-1', expected a whole number"),
+        (["--train", "-1"], "--train: found -1, expected a whole number from 0 on"),
         (["--mark-share", "1.5"], "--mark-share: found 1.5"),
         (["--samples-per-shard", "0"], "--samples-per-shard: found 0"),
         (["--train", "0", "--val", "0", "--test", "0"], "nothing to write"),

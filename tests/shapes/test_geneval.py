@@ -1,7 +1,7 @@
 import pytest
 
 from umm_zoo.shapes import World, make_sample
-from umm_zoo.shapes.geneval import CATEGORIES, COUPLES, make_task
+from umm_zoo.shapes.geneval import CATEGORIES, COUPLES, make_prompt
 from umm_zoo.shapes.relations import RELATIONS
 from umm_zoo.shapes.scenes import sample_stream
 
@@ -51,7 +51,7 @@ def test_prompts_by_category() -> None:
 
 def test_an_unknown_category_is_named() -> None:
     with pytest.raises(ValueError, match="category: found 'colors'"):
-        make_task(World(), "train", "colors", sample_stream(0, "train", "x", 0))
+        make_prompt(World(), "train", "colors", sample_stream(0, "train", "x", 0))
 
 
 def test_couples_are_the_categories_with_two_shapes_in_turn() -> None:

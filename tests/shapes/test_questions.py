@@ -4,7 +4,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from umm_zoo.shapes import World, language_prior, make_sample, render
+from umm_zoo.batch import Batch
+from umm_zoo.metrics import LanguagePrior
+from umm_zoo.shapes import World, make_sample, render
 
 WORLDS = {
     "small": World(),
@@ -165,32 +167,13 @@ def test_pixels_alone_do_not_tell_the_same_scene():
     assert any((render(world, a) != render(world, b)).any() for a, b in (sample.scenes for sample in same))
 
 
-def exchange(text, answer, kind="k"):
-    return {"kind": kind, "conversations": [{"role": "user", "text": text}, {"role": "assistant", "text": answer}]}
-
-
-def test_language_prior_by_hand():
-    train = [
-        exchange("a?", "x"),
-        exchange("a?", "x"),
-        exchange("a?", "y"),
-        exchange("b?", "z", "m"),
-        exchange("c?", "z", "m"),
-        exchange("c?", "w", "m"),
-    ]
-    asked = [
-        exchange("a?", "x"),
-        exchange("a?", "y"),
-        exchange("c?", "w", "m"),
-        exchange("new?", "z", "m"),
-        exchange("new?", "x", "other"),
-    ]
-    assert language_prior(train, asked) == {"k": 0.5, "all": 4 / 5, "m": 1.0, "other": 1.0}
-
-
-def test_language_prior_leaves_something_to_see():
-    prior = language_prior(rows(World(), "questions", 2000), rows(World(), "questions", 400, "test"))
-    assert prior["mark"] < 0.4 and prior["position"] < 0.5 and prior["exists"] < 0.65 and prior["all"] < 0.65
+def test_the_wording_of_questions_leaves_something_to_see():
+    samples = [make_sample(World(), 0, "train", "questions", i) for i in range(2400)]
+    rows_of_set = [sample.row for sample in samples]
+    metric = LanguagePrior()
+    metric.update({}, Batch([sample.key for sample in samples], [row["conversations"] for row in rows_of_set], meta=rows_of_set))
+    prior = metric.compute()
+    assert prior["mark"] < 0.4 and prior["position"] < 0.5 and prior["exists"] < 0.65 and prior["held_out"] < 0.65
 
 
 @pytest.mark.parametrize("name", ["small", "big"])

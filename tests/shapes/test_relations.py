@@ -15,8 +15,8 @@ def lies(first: dict, second: dict, relation: str, world: World) -> bool:
 def test_diagonal_neighbours_are_in_two_relations() -> None:
     first = Object("circle", "red", "small", "bottom left", "top left")
     second = Object("square", "red", "small", "top right", "top left")
-    assert relations(World(), first, second) == ["left of", "below"]
-    assert relations(World(), second, first) == ["right of", "above"]
+    assert relations(2, first, second) == ["left of", "below"]
+    assert relations(2, second, first) == ["right of", "above"]
 
 
 @pytest.mark.parametrize("world", [World(), BIG])

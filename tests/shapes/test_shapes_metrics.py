@@ -1,4 +1,4 @@
-"""Metrics on drawn scenes, fed with renders of scenes whose truth is known."""
+"""Metrics of generated scenes, fed with renders of scenes whose truth is known."""
 
 import math
 from dataclasses import replace
@@ -10,8 +10,8 @@ import torch
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.reconstruction import Reconstruction, high_band
 from umm_zoo.outputs import Outputs
-from umm_zoo.shapes import World, make_sample, render
-from umm_zoo.shapes.detector import Detection, Found, ShapesDetector
+from umm_zoo.shapes import Object, Scene, World, make_sample, render
+from umm_zoo.shapes.detector import ShapesDetector
 from umm_zoo.shapes.editing_metrics import EditPixels, EditSuccess, InstructionSensitivity, edited_mask
 from umm_zoo.shapes.geneval import CATEGORIES
 from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval, fulfils
@@ -35,8 +35,8 @@ def rows(task: str, count: int, split: str = "test") -> tuple[Batch, torch.Tenso
     return Batch([sample.key for sample in samples], conversations, images, counts, targets, meta), targets
 
 
-def found(*objects: tuple[str, str, str]) -> Detection:
-    return Detection("grey", tuple(Found(cell, shape, colour, "small") for cell, shape, colour in objects))
+def found(*objects: tuple[str, str, str]) -> Scene:
+    return Scene("grey", "", tuple(Object(shape, colour, "small", cell, "") for cell, shape, colour in objects))
 
 
 def test_true_images_fulfil_every_category() -> None:

@@ -10,17 +10,11 @@ from values_over_ranks import values_by_rank, values_of
 
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
-from umm_zoo.metrics import (
-    EditPixels,
-    EditSuccess,
-    FrechetDistance,
-    InstructionSensitivity,
-    Reconstruction,
-    SceneMatch,
-    ShapesGenEval,
-)
+from umm_zoo.metrics import FrechetDistance, Reconstruction
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample, render
+from umm_zoo.shapes.editing_metrics import EditPixels, EditSuccess, InstructionSensitivity
+from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval
 
 pytestmark = pytest.mark.processes
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
-from umm_zoo.metrics.answers import normalise
+from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import kind_of
 from umm_zoo.outputs import Outputs
 
@@ -41,9 +41,9 @@ class SampleGrid(Callback):
     """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: images, question, answer and truth of fixed samples.
 
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
-    answer is marked right or wrong by :func:`umm_zoo.metrics.normalise`. The images of a sample are ``Outputs.columns`` where the
-    method makes them (such as original, round trip, reconstruction); otherwise its input images, the generated one and the target.
-    Small images are enlarged without smoothing. Rank 0 saves its own samples.
+    answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``. The images of a sample are ``Outputs.columns`` where
+    the method makes them (such as original, round trip, reconstruction); otherwise its input images, the generated one and the
+    target. Small images are enlarged without smoothing. Rank 0 saves its own samples.
 
     Args:
         num_samples: cards in a grid.
@@ -99,7 +99,7 @@ def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:
     question = next((turn["text"] for turn in reversed(batch.prompts()[row]) if turn["role"] == "user"), "")
     truth = batch.answers()[row]
     answer = None if outputs.answers is None else outputs.answers[row]
-    right = normalise(answer) == normalise(truth) if answer is not None and truth else None
+    right = same_answer(answer, truth) if answer is not None and truth else None
     columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.columns or {}).items()}
     if not columns:
         images = batch.images_of(row)

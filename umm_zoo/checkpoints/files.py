@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from umm_zoo.checkpoints.folder import INDEX, PARTIAL, CheckpointError, checkpoint_path, damage, remove, sync
-from umm_zoo.checkpoints.sharded import ShardedCheckpoint
+from umm_zoo.checkpoints.sharded import read_rest, read_sharded
 
 #: Errors that mean: no room. EFBIG is a limit on the size of files, as some clusters set.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -141,7 +141,7 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     path = checkpoint_path(source)
     try:
         if path.is_dir():
-            return ShardedCheckpoint(path).whole()
+            return dict(read_sharded(path))
         if path.suffix == ".safetensors":
             return _read_consolidated(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -160,7 +160,7 @@ def step_in(source: str | Path) -> int:
         ValueError: the file is something else, or cut short.
     """
     path = checkpoint_path(source)
-    return int((ShardedCheckpoint(path).rest() if path.is_dir() else load_checkpoint(path, mapped=True))["global_step"])
+    return int((read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True))["global_step"])
 
 
 #: What a consolidated file holds beside the weights, as JSON in its header.

@@ -9,7 +9,7 @@ from umm_zoo.errors import Problem
 #: Modules and classes that experiment files named before the rooms were built.
 NAMES = {
     "data_pipelines.drawing": "data_pipelines.generation_tasks",
-    "data_pipelines.shapes.under_described": "data_pipelines.under_described",
+    "data_pipelines.shapes.under_described": "data_pipelines.caption_tasks",
     "data_pipelines.shards.ShardData": "data_pipelines.shards.data.ShardData",
     "data_pipelines.shards.ShardSource": "data_pipelines.shards.data.ShardSource",
     "data_pipelines.streaming": "data_pipelines.shards.streaming",

@@ -15,18 +15,12 @@ from umm_zoo.metrics.reconstruction import Reconstruction
 from umm_zoo.metrics.retrieval import Retrieval
 from umm_zoo.metrics.rows import RowMetric
 from umm_zoo.metrics.yes_no import YesNo
-from umm_zoo.shapes.detector import ShapesDetector
-from umm_zoo.shapes.editing_metrics import EditPixels, EditSuccess, InstructionSensitivity
-from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval
 
 __all__ = [
     "PSNR",
     "AnswerAccuracy",
     "AttentionBias",
-    "EditPixels",
-    "EditSuccess",
     "FrechetDistance",
-    "InstructionSensitivity",
     "LanguagePrior",
     "Means",
     "PairedAccuracy",
@@ -34,9 +28,6 @@ __all__ = [
     "Reconstruction",
     "Retrieval",
     "RowMetric",
-    "SceneMatch",
-    "ShapesDetector",
-    "ShapesGenEval",
     "YesNo",
     "normalise",
 ]

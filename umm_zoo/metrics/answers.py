@@ -22,6 +22,17 @@ def normalise(answer: str) -> str:
     return words or text.strip()  # an answer that is all punctuation is its punctuation
 
 
+def clauses(text: str) -> list[str]:
+    """Clauses of a text, which semicolons separate; their order, case and runs of white space do not count. Alphabetical."""
+    return sorted(" ".join(words) for clause in text.lower().split(";") if (words := clause.split()))
+
+
+def same_answer(answer: str, truth: str) -> bool:
+    """Whether an answer says what the true one says: the same `clauses` where it has several, else the same after `normalise`."""
+    said = clauses if ";" in truth else normalise
+    return said(answer) == said(truth)
+
+
 class AnswerAccuracy(RowMetric):
     """Share of rows whose generated answer equals the true one after :func:`normalise`, overall and per question kind.
 

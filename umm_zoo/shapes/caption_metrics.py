@@ -1,4 +1,4 @@
-"""Metrics of captions of the shapes world, clause by clause against the scene."""
+"""Metric of captions of the shapes world, clause by clause against the scene."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
+from umm_zoo.metrics.answers import clauses
 from umm_zoo.metrics.rows import chosen_rows, required
 from umm_zoo.outputs import Outputs
+from umm_zoo.shapes.language import clause as clause_of
+from umm_zoo.shapes.scenes import SIZES, Scene
 
 
 class ClauseCounts(NamedTuple):
@@ -29,7 +32,7 @@ class ClauseCounts(NamedTuple):
 
 
 def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
-    """Compare ``top left: a small red circle; ...; background: grey`` with a scene.
+    """Counts of ``top left: a small red circle; ...; background: grey`` against a scene.
 
     A clause is right when cell, size, colour and shape all are. One said twice counts as two mentions of which one is true.
 
@@ -37,18 +40,13 @@ def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
         caption: clauses, separated by semicolons.
         scene: as in the ``scene`` of a sample: ``background`` and ``objects`` with ``cell``, ``size``, ``colour``, ``shape``.
     """
-    clauses = [" ".join(clause.lower().split()) for clause in caption.split(";")]
-    objects = [clause for clause in clauses if clause and not clause.startswith("background:")]
-    said = set(objects)
-    right = {"small": 0, "large": 0}
-    present = {"small": 0, "large": 0}
-    for item in scene["objects"]:
-        present[item["size"]] += 1
-        right[item["size"]] += f"{item['cell']}: a {item['size']} {item['colour']} {item['shape']}" in said
-    background = f"background: {scene['background']}" in clauses
-    sizes = (present["small"], right["small"], present["large"], right["large"])
+    said, true = clauses(caption), Scene.from_json(scene)
+    mentioned = [clause for clause in said if not clause.startswith("background:")]
+    right = [item.size for item in true.objects if clause_of(item) in mentioned]
+    small, large = ((len(true.matching(size=size)), right.count(size)) for size in SIZES)
+    background = f"background: {true.background}" in said
     words = len(caption.replace(":", " ").replace(";", " ").split())
-    return ClauseCounts(len(objects), sum(right.values()), len(scene["objects"]), *sizes, int(background), words)
+    return ClauseCounts(len(mentioned), len(right), len(true.objects), *small, *large, int(background), words)
 
 
 class CaptionClauses(Metric):

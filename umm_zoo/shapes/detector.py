@@ -1,71 +1,16 @@
-"""An exact detector for images of the synthetic shapes world: each cell is compared with every object that could lie there."""
+"""Exact detector for images of the shapes world: every cell is compared with every object that could lie there."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from umm_zoo.shapes.geometry import (
-    BACKGROUNDS,
-    COLOURS,
-    MARKS,
-    MAX_JITTER,
-    PLACES,
-    SHAPES,
-    SIZES,
-    cell_boxes,
-    coverage,
-    inks,
-    signal,
-)
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object that was found, or one that should be."""
-
-    cell: str
-    shape: str
-    colour: str
-    size: str
-    mark: str = ""
-
-    def same(self, other: Found) -> bool:
-        """Whether both agree in everything but the mark."""
-        return (self.cell, self.shape, self.colour, self.size) == (other.cell, other.shape, other.colour, other.size)
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What an image shows; ``background`` is None where it is none of the world's."""
-
-    background: str | None
-    objects: tuple[Found, ...]
-
-    def at(self, cell: str) -> Found | None:
-        """The object of a cell."""
-        return next((item for item in self.objects if item.cell == cell), None)
-
-    def shows(self, truth: Detection) -> bool:
-        """Whether background and objects are the true ones, marks aside."""
-        pairs = [(item, truth.at(item.cell)) for item in self.objects]
-        return (
-            self.background == truth.background
-            and len(self.objects) == len(truth.objects)
-            and all(other is not None and item.same(other) for item, other in pairs)
-        )
-
-
-def true_scene(scene: Mapping[str, Any]) -> Detection:
-    """The ground truth of a shard (``meta["scene"]`` or ``meta["target_scene"]``) as a detection."""
-    objects = (Found(*(item[name] for name in ("cell", "shape", "colour", "size", "mark"))) for item in scene["objects"])
-    return Detection(scene["background"], tuple(objects))
+from umm_zoo.shapes.rendering import cell_boxes, coverage, ink
+from umm_zoo.shapes.scenes import BACKGROUNDS, COLOURS, DETAILS, MAX_JITTER, PLACES, SHAPES, SIZES, Object, Scene
 
 
 class ShapesDetector:
@@ -99,38 +44,40 @@ class ShapesDetector:
         self.max_error, self.max_share = max_error, max_share
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> list[Detection]:
-        """What each of ``images`` ``[B, 3, H, W]`` in [-1, 1] shows; square, of any size the world can be drawn in."""
+    def __call__(self, images: Tensor) -> list[Scene]:
+        """The scene that each of ``images`` ``[B, 3, H, W]`` in [-1, 1] shows; square, of any size.
+
+        ``background`` is empty where it is none of the world's; ``stripes`` are not looked for, nor is the jitter of objects.
+        """
         images = images.detach().float().clamp(-1, 1)
         boxes = cell_boxes(self.cells, images.shape[-1])
         empty, best, which = [], [], []
-        for rows, columns in boxes.values():
-            patch = images[:, :, rows, columns]
-            kind = (self.cells, images.shape[-1], self.num_colours, self.num_shapes)
-            templates = _templates(patch.shape[2], patch.shape[3], *kind)
+        for box in boxes.values():
+            patch = images[:, :, *box]
+            templates = _templates(tuple(patch.shape[2:]), self.cells, images.shape[-1], self.num_colours, self.num_shapes)
             nothing, errors = templates.errors(patch)  # [B, backgrounds], [B, backgrounds, colours, masks]
             least, index = errors.flatten(2).min(dim=2)
             empty.append(nothing)
             best.append(least)
             which.append(index)
-        return self._read(torch.stack(empty, 1).cpu(), torch.stack(best, 1).cpu(), torch.stack(which, 1).cpu(), list(boxes))
+        return self._scenes(torch.stack(empty, 1).cpu(), torch.stack(best, 1).cpu(), torch.stack(which, 1).cpu(), list(boxes))
 
-    def _read(self, empty: Tensor, best: Tensor, which: Tensor, places: list[str]) -> list[Detection]:
+    def _scenes(self, empty: Tensor, best: Tensor, which: Tensor, places: list[str]) -> list[Scene]:
         """``[B, cells, backgrounds]`` mean squared errors without and with the best object, and which that is."""
         background = torch.minimum(empty, best).sum(dim=1).argmin(dim=1)  # [B]
         pick = background[:, None, None].expand(-1, len(places), 1)
         empty, best, which = (values.gather(2, pick)[..., 0] for values in (empty, best, which))  # [B, cells]
         filled = (best <= self.max_share * empty) & (best <= self.max_error**2)
         clear = ((torch.where(filled, best, empty) <= self.max_error**2).float().mean(dim=1) > 0.5).tolist()
-        masks = _mask_names(self.num_shapes)
+        forms, colours, backgrounds = _forms(self.num_shapes), list(COLOURS), list(BACKGROUNDS)
         found = []
         for row in range(len(empty)):
             objects = []
             for i in filled[row].nonzero().flatten().tolist():
-                colour, mask = divmod(int(which[row, i]), len(masks))
-                shape, size, mark, _ = masks[mask]
-                objects.append(Found(places[i], shape, list(COLOURS)[colour], size, mark))
-            found.append(Detection(list(BACKGROUNDS)[int(background[row])] if clear[row] else None, tuple(objects)))
+                colour, form = divmod(int(which[row, i]), len(forms))
+                shape, size, mark, _ = forms[form]
+                objects.append(Object(shape, colours[colour], size, places[i], mark))
+            found.append(Scene(backgrounds[int(background[row])] if clear[row] else "", "", tuple(objects)))
         return found
 
 
@@ -143,8 +90,7 @@ class _Templates:
 
     def errors(self, patch: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared errors: of empty cells ``[B, backgrounds]`` and of filled ones ``[B, backgrounds, colours, K]``."""
-        device = patch.device
-        masks, paints = self.masks.to(device), self.paints.to(device)
+        masks, paints = self.masks.to(patch.device), self.paints.to(patch.device)
         pixels = patch.flatten(2)  # [B, 3, P]
         energy = pixels.square().sum(dim=(1, 2))  # [B]
         overlaps = torch.einsum("bcp,kmp->bkmc", pixels, masks)
@@ -159,24 +105,17 @@ class _Templates:
 
 
 @cache
-def _mask_names(num_shapes: int) -> tuple[tuple[str, str, str, tuple[int, int]], ...]:
+def _forms(num_shapes: int) -> list[tuple[str, str, str, tuple[int, int]]]:
     shifts = (-MAX_JITTER, 0, MAX_JITTER)  # a mark has so much contrast that a quarter of a pixel outweighs the shape around it
-    return tuple(itertools.product(SHAPES[:num_shapes], SIZES, MARKS, tuple(itertools.product(shifts, shifts))))
+    return list(itertools.product(SHAPES[:num_shapes], SIZES, DETAILS["mark"], itertools.product(shifts, shifts)))
 
 
 @cache
-def _templates(height: int, width: int, cells: int, image_size: int, num_colours: int, num_shapes: int) -> _Templates:
+def _templates(box: tuple[int, ...], cells: int, image_size: int, num_colours: int, num_shapes: int) -> _Templates:
     shares = []
-    for shape, size, mark, jitter in _mask_names(num_shapes):
-        body, dot = coverage(height, width, cells, image_size, shape, size, mark, jitter)
-        shares.append(torch.stack([(1 - body) * (1 - dot), body * (1 - dot), dot]).flatten(1))
-    grounds, colours, ink = signal(BACKGROUNDS), signal(COLOURS)[:num_colours], inks()[:num_colours]
-    paints = torch.stack(
-        [
-            grounds[:, None].expand(-1, num_colours, -1),
-            colours[None].expand(len(grounds), -1, -1),
-            ink[None].expand(len(grounds), -1, -1),
-        ],
-        dim=2,
-    )
-    return _Templates(torch.stack(shares), paints)
+    for form in _forms(num_shapes):
+        body, mark = (torch.from_numpy(share).flatten() for share in coverage(box, cells, image_size, "mark", *form))
+        shares.append(torch.stack([(1 - body) * (1 - mark), body * (1 - mark), mark]))
+    colours = list(COLOURS)[:num_colours]
+    paints = [[[ground, COLOURS[colour], ink(colour)] for colour in colours] for ground in BACKGROUNDS.values()]
+    return _Templates(torch.stack(shares), torch.tensor(paints, dtype=torch.float32) / 127.5 - 1)

@@ -1,4 +1,4 @@
-"""Did an edit of a shapes scene do what it was told, and nothing else?"""
+"""Metrics of edited scenes: whether what was asked for was done, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, name_to_words, rates_by_name, required
 from umm_zoo.outputs import Outputs
-from umm_zoo.shapes.detector import Detection, true_scene
 from umm_zoo.shapes.geneval_metrics import ShapesMetric
-from umm_zoo.shapes.geometry import cell_boxes
+from umm_zoo.shapes.rendering import cell_boxes
+from umm_zoo.shapes.scenes import Scene
 
 #: Mean squared error of half an 8-bit level where images lie in [-1, 1]; below it PSNR says nothing.
 _FLOOR = (1 / 255) ** 2
@@ -28,9 +28,8 @@ class EditSuccess(ShapesMetric):
     of edits after which everything else is still there as well.
 
     Args:
-        detector: of the world that the model draws; None is for the smaller one.
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        detector: of the world that the model generates; None is for the smaller one.
+        kinds, tasks: count these rows only.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -38,9 +37,9 @@ class EditSuccess(ShapesMetric):
         records = []
         for row, seen in self.detections(outputs, batch, "edit").items():
             meta = batch.meta[row]
-            truth = true_scene(meta["target_scene"])
+            truth = Scene.from_json(meta["target_scene"])
             done = edit_done(seen, truth, meta["edited_cells"], "background" in meta["edit"].split("+"))
-            records.append([int(done), *name_to_words(edit_kind(meta)), int(seen.shows(truth))])
+            records.append([int(done), *name_to_words(edit_kind(meta)), int(seen.coarse() == truth.coarse())])
         self.add_rows(records)
 
     def compute(self) -> dict[str, Tensor]:
@@ -63,8 +62,7 @@ class EditPixels(RowMetric):
 
     Args:
         cells: of the board, per side.
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
 
     Raises:
         UserError: the batch has no targets or images of the generated ones' size.
@@ -86,9 +84,9 @@ class EditPixels(RowMetric):
             if "edited_cells" not in meta:
                 continue
             source, target = _sides(batch, row, images)
-            drawn = images[row].double().clamp(-1, 1)
-            inside = edited_mask(meta, self.cells, drawn.shape[-1]).to(drawn.device)
-            to_target, to_source = ((drawn - other).square().mean(dim=0) for other in (target, source))
+            made = images[row].double().clamp(-1, 1)
+            inside = edited_mask(meta, self.cells, made.shape[-1]).to(made.device)
+            to_target, to_source = ((made - other).square().mean(dim=0) for other in (target, source))
             near, far = to_target[inside].sum(), to_source[inside].sum()
             index = near / (near + far).clamp(min=1e-12)
             outside = to_target[~inside]
@@ -112,14 +110,12 @@ class EditPixels(RowMetric):
 class InstructionSensitivity(RowMetric):
     """How far another instruction moves the image, measured by how far it should: 0 where the text is ignored, 1 as it should be.
 
-    ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, drawn from the same noise. The method chooses the second
-    instruction and draws its image (a ``Bridge`` takes "change nothing", whose target is the source): it makes
-    ``unchanged`` and ``unchanged_references``. Batches without ``unchanged`` are left out. ``compute`` gives the ratio of sums over
-    all rows.
+    ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, one noise. The method chooses the second instruction and
+    generates its image (a ``Bridge`` takes "change nothing", whose target is the source): it makes ``unchanged`` and
+    ``unchanged_references``. Batches without ``unchanged`` are left out. ``compute`` gives the ratio of sums over all rows.
 
     Args:
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
 
     Raises:
         UserError: one of the images is missing.
@@ -132,16 +128,16 @@ class InstructionSensitivity(RowMetric):
         self.kinds, self.tasks = kinds, tasks
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Compare two drawings with two targets."""
+        """Compare two generated images with two targets."""
         if outputs.unchanged is None:
             return
         rows = chosen_rows(batch, self.kinds, self.tasks)
         names = ("generated", "unchanged", "unchanged_references")
-        drawn, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
+        made, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
         targets = batch.targets
         if targets is None:
-            raise MistakeError(f"metrics.{type(self).__name__}: found no targets, expected rows with KEY.target.png")
-        moved = (drawn - other).square().flatten(1).sum(dim=1)
+            raise UserError("metrics.InstructionSensitivity", "no targets", "rows with KEY.target.png")
+        moved = (made - other).square().flatten(1).sum(dim=1)
         should = (targets[rows].double() - wanted).square().flatten(1).sum(dim=1)
         self.add_rows(torch.stack([moved, should], dim=1))
 
@@ -160,13 +156,10 @@ def edit_kind(meta: Mapping[str, Any]) -> str:
     return "hybrid" if "+" in kind else kind
 
 
-def edit_done(seen: Detection, truth: Detection, cells: list[str], background: bool) -> bool:
+def edit_done(seen: Scene, truth: Scene, cells: list[str], background: bool) -> bool:
     """Whether the edited cells, and the background if it was edited, are as they should be; marks aside."""
-    for cell in cells:
-        found, wanted = seen.at(cell), truth.at(cell)
-        if (found is None) != (wanted is None) or (found is not None and wanted is not None and not found.same(wanted)):
-            return False
-    return not background or seen.background == truth.background
+    found, wanted = ([item.coarse() if (item := scene.at(cell)) else "" for cell in cells] for scene in (seen, truth))
+    return found == wanted and (not background or seen.background == truth.background)
 
 
 def edited_mask(meta: Mapping[str, Any], cells: int, image_size: int) -> Tensor:
@@ -182,11 +175,9 @@ def edited_mask(meta: Mapping[str, Any], cells: int, image_size: int) -> Tensor:
 def _sides(batch: Batch, row: int, generated: Tensor) -> tuple[Tensor, Tensor]:
     images = batch.images_of(row)
     if batch.targets is None or not len(images):
-        raise MistakeError(f"metrics.EditPixels: {batch.keys[row]} has no source or no target, expected rows of editing tasks")
+        raise UserError("metrics.EditPixels", f"{batch.keys[row]} without source or target", "rows of editing tasks")
     source, target = images[0].double(), batch.targets[row].double()
     if not source.shape == target.shape == generated.shape[1:]:
-        raise MistakeError(
-            f"metrics.EditPixels: source {list(source.shape)}, target {list(target.shape)} and image {list(generated.shape[1:])} "
-            "must have one shape"
-        )
+        shapes = [list(image.shape[-3:]) for image in (source, target, generated)]
+        raise UserError("metrics.EditPixels", "source {}, target {} and image {}".format(*shapes), "one shape")
     return source, target

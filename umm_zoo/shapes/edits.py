@@ -46,7 +46,7 @@ def _swap(scene: Scene, world: World, old: Object, new: Object | None) -> Scene:
 
 
 def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.Generator) -> Edit | None:
-    """Draw an edit of one kind; None where this scene allows none (no free cell, no object, no other colour)."""
+    """Random edit of one kind; None where this scene allows none (no free cell, no object, no other colour)."""
     if kind == "background":
         name = pick(rng, [background for background in BACKGROUNDS if background != scene.background])
         return Edit(kind, f"Make the background {name}.", f"make the background {name}", replace(scene, background=name))
@@ -72,23 +72,19 @@ def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.
         target = _swap(scene, world, item, replace(item, cell=cell))
         where = f"the {name} to the {cell}"
         return Edit(kind, f"Move {where}.", f"move {where}", target, (item.cell, cell))
+    if kind not in EDITS:
+        raise ValueError(f"edit kind: found {kind!r}, expected {', '.join(EDITS)}")
+    recoloured, reshaped = [replace(item, colour=one) for one in world.colours], [replace(item, shape=one) for one in world.shapes]
     allowed = set(world.combinations(split)) - {item.combination}
+    options = [new for new in (recoloured if kind == "recolour" else reshaped) if new.combination in allowed]
+    if not options:
+        return None
+    new = pick(rng, options)
+    target = _swap(scene, world, item, new)
     if kind == "recolour":
-        values = [colour for colour in world.colours if (item.shape, colour) in allowed]
-        if not values:
-            return None
-        colour = pick(rng, values)
-        target = _swap(scene, world, item, replace(item, colour=colour))
-        return Edit(kind, f"Make the {name} {colour}.", f"recolour the {name} to {colour}", target, (item.cell,))
-    if kind == "reshape":
-        values = [shape for shape in world.shapes if (shape, item.colour) in allowed]
-        if not values:
-            return None
-        shape = pick(rng, values)
-        target = _swap(scene, world, item, replace(item, shape=shape))
-        what = f"the {name} into {with_article(shape)}"
-        return Edit(kind, f"Turn {what}.", f"turn {what}", target, (item.cell,))
-    raise ValueError(f"edit kind: found {kind!r}, expected {', '.join(EDITS)}")
+        return Edit(kind, f"Make the {name} {new.colour}.", f"recolour the {name} to {new.colour}", target, (item.cell,))
+    what = f"the {name} into {with_article(new.shape)}"
+    return Edit(kind, f"Turn {what}.", f"turn {what}", target, (item.cell,))
 
 
 def make_hybrid(world: World, scene: Scene, split: str, rng: np.random.Generator) -> Edit | None:

@@ -1,11 +1,11 @@
-"""GenEval in miniature: prompts of its six categories, what an image must show to fulfil each, and a scene that does.
+"""Prompts of GenEval in miniature: its six categories, what an image must show to fulfil each, and a scene that does.
 
 Reference: Ghosh et al., 2023, arXiv 2310.11513, section 3; its objects are our shapes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,17 @@ CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position",
 #: The categories in which two shapes stand in one image: the hard ones, to train with if wanted (the task ``couples``).
 COUPLES = ("two_objects", "position", "colour_attribution")
 
-#: A prompt, the requirement as the shards store it, and a scene that shows what is named and nothing else.
-Task = tuple[str, dict[str, Any], Scene]
+
+class Prompt(NamedTuple):
+    """A prompt, the requirement as the shards store it, and a scene that shows what is named and nothing else."""
+
+    text: str
+    requirement: dict[str, Any]
+    scene: Scene
 
 
-def make_task(world: World, split: str, category: str, rng: np.random.Generator) -> Task | None:
-    """Draw a scene and a prompt of a category that it fulfils; None where this scene suits no prompt of the category.
+def make_prompt(world: World, split: str, category: str, rng: np.random.Generator) -> Prompt | None:
+    """A random scene and a prompt of a category that it fulfils; None where this scene suits no prompt of the category.
 
     The requirement is ``{"include": [{"shape", "count", "exact", and "colour" where it is named}, …]}``, with ``"relation"`` where
     the first named lies ``left of``, ``right of``, ``above`` or ``below`` the second. ``exact`` forbids more of them than named.
@@ -43,12 +48,12 @@ def make_task(world: World, split: str, category: str, rng: np.random.Generator)
     names = [with_article(phrase(item, ("colour", "shape") if coloured else ("shape",))) for item in items]
     requirement: dict[str, Any] = {"include": [_wanted(item, coloured) for item in items]}
     if category != "position":
-        return " and ".join(names), requirement, scene
-    relation = pick(rng, relations(world, items[0], items[1]))
-    return f"{names[0]} {relation} {names[1]}", {**requirement, "relation": relation}, scene
+        return Prompt(" and ".join(names), requirement, scene)
+    relation = pick(rng, relations(world.cells, items[0], items[1]))
+    return Prompt(f"{names[0]} {relation} {names[1]}", {**requirement, "relation": relation}, scene)
 
 
-def _counting(world: World, split: str, rng: np.random.Generator) -> Task | None:
+def _counting(world: World, split: str, rng: np.random.Generator) -> Prompt | None:
     most = min(world.max_objects, world.cells**2)
     count = 1 if most < 2 else int(rng.integers(2, most + 1))
     scene = sample_scene(world, split, rng, count, count)
@@ -56,7 +61,7 @@ def _counting(world: World, split: str, rng: np.random.Generator) -> Task | None
     if len(scene.matching(shape=shape)) < count:
         return None
     noun = plural(shape) if count > 1 else shape
-    return f"{NUMBERS[count]} {noun}", {"include": [{"shape": shape, "count": count, "exact": True}]}, scene
+    return Prompt(f"{NUMBERS[count]} {noun}", {"include": [{"shape": shape, "count": count, "exact": True}]}, scene)
 
 
 def _wanted(item: Object, coloured: bool) -> dict[str, Any]:

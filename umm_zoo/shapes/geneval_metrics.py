@@ -1,7 +1,8 @@
-"""Does a drawn image of the shapes world show what its prompt asks for?"""
+"""Metrics of generated scenes: whether an image shows what its prompt asks for."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,21 +10,22 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name
 from umm_zoo.outputs import Outputs
-from umm_zoo.shapes.detector import Detection, Found, ShapesDetector, true_scene
-from umm_zoo.shapes.geometry import PLACES
+from umm_zoo.shapes.detector import ShapesDetector
+from umm_zoo.shapes.relations import RELATIONS, relations
+from umm_zoo.shapes.scenes import Scene
 
 
 class ShapesMetric(RowMetric):
-    """What the metrics on drawn scenes share: a detector, and a rate of success per kind.
+    """Metric of generated scenes: a detector, and a rate of success per kind.
 
     Batches without ``generated`` are left out: a run may generate for the first batches of a validation only.
 
     Args:
         detector: None is for the smaller world (2 x 2 cells, 4 colours, 2 shapes).
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: count these rows only.
     """
 
     reads = ("generated",)
@@ -34,8 +36,8 @@ class ShapesMetric(RowMetric):
         super().__init__()
         self.detector, self.kinds, self.tasks = detector or ShapesDetector(), kinds, tasks
 
-    def detections(self, outputs: Outputs, batch: Batch, needed: str) -> dict[int, Detection]:
-        """By row, of the rows of the chosen kinds and tasks whose ground truth holds ``needed``."""
+    def detections(self, outputs: Outputs, batch: Batch, needed: str) -> dict[int, Scene]:
+        """Scenes seen by row, of the rows of the chosen kinds and tasks whose ground truth holds ``needed``."""
         if (images := outputs.generated) is None:
             return {}
         rows = [row for row in chosen_rows(batch, self.kinds, self.tasks) if needed in batch.meta[row]]
@@ -56,16 +58,15 @@ class ShapesGenEval(ShapesMetric):
     is asked for.
 
     Args:
-        detector: of the world that the model draws; None is for the smaller one.
-        kinds: count these categories only.
-        tasks: count these tasks only.
+        detector: of the world that the model generates; None is for the smaller one.
+        kinds, tasks: count these rows only.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Score ``generated``."""
         records = []
-        for row, detection in self.detections(outputs, batch, "requirement").items():
-            right = fulfils(detection, batch.meta[row]["requirement"], self.detector.cells)
+        for row, seen in self.detections(outputs, batch, "requirement").items():
+            right = fulfils(seen, batch.meta[row]["requirement"], self.detector.cells)
             records.append([int(right), *name_to_words(kind_of(batch.meta[row]))])
         self.add_rows(records)
 
@@ -76,28 +77,27 @@ class ShapesGenEval(ShapesMetric):
 
 
 class SceneMatch(ShapesMetric):
-    """Share of drawn images that show the very scene they should: background, and every object's place, size, colour and shape.
+    """Share of generated images that show the very scene they should: background, and every object's place, size, colour and shape.
 
     Over rows with ``meta["target_scene"]``. ``compute`` gives ``scene`` (all of it right, marks aside), ``objects`` (share of true
     objects that are there, cell, shape, colour and size right), ``marks`` (share of those whose mark is right, which no prompt
-    names), ``extra`` (objects drawn where there should be none, per image) and ``background``.
+    names), ``extra`` (objects where there should be none, per image) and ``background``.
 
     Args:
-        detector: of the world that the model draws; None is for the smaller one.
-        kinds: count these kinds only; prompts that leave something open cannot be scored so.
-        tasks: count these tasks only.
+        detector: of the world that the model generates; None is for the smaller one.
+        kinds, tasks: count these rows only; prompts that leave something open cannot be scored so.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Score ``generated``."""
         records = []
         for row, seen in self.detections(outputs, batch, "target_scene").items():
-            truth = true_scene(batch.meta[row]["target_scene"])
-            pairs = [(found, item) for item in truth.objects if (found := seen.at(item.cell)) is not None and found.same(item)]
+            truth = Scene.from_json(batch.meta[row]["target_scene"])
+            pairs = [(found, item) for item in truth.objects if (found := seen.at(item.cell)) and found.coarse() == item.coarse()]
             marked = sum(found.mark == item.mark for found, item in pairs)
             extra = sum(truth.at(item.cell) is None for item in seen.objects)
             ground = seen.background == truth.background
-            records.append([int(seen.shows(truth)), len(pairs), len(truth.objects), marked, extra, int(ground)])
+            records.append([int(seen.coarse() == truth.coarse()), len(pairs), len(truth.objects), marked, extra, int(ground)])
         self.add_rows(records)
 
     def compute(self) -> dict[str, Tensor]:
@@ -110,34 +110,18 @@ class SceneMatch(ShapesMetric):
         return {"scene": scene, "objects": right / wanted, "marks": marks, "extra": extra, "background": ground}
 
 
-def fulfils(detection: Detection, requirement: Mapping[str, Any], cells: int) -> bool:
-    """Whether an image shows what is asked for; see ``umm_zoo.shapes.geneval`` for the requirement's form."""
-    matching = [_matching(detection, wanted) for wanted in requirement["include"]]
-    for found, wanted in zip(matching, requirement["include"], strict=True):
-        if len(found) < wanted["count"] or (wanted["exact"] and len(found) > wanted["count"]):
-            return False
-    relation = requirement.get("relation")
-    return relation is None or any(lies(first, second, relation, cells) for first in matching[0] for second in matching[1])
-
-
-def lies(first: Found, second: Found, relation: str, cells: int) -> bool:
-    """Whether the first object lies ``left of``, ``right of``, ``above`` or ``below`` the second.
+def fulfils(seen: Scene, requirement: Mapping[str, Any], cells: int) -> bool:
+    """Whether an image shows what is asked for; see ``umm_zoo.shapes.geneval`` for the requirement's form.
 
     Raises:
-        ValueError: an unknown relation.
+        UserError: an unknown relation.
     """
-    (row, column), (other_row, other_column) = (divmod(PLACES[cells].index(item.cell), cells) for item in (first, second))
-    holds = {
-        "left of": column < other_column,
-        "right of": column > other_column,
-        "above": row < other_row,
-        "below": row > other_row,
-    }
-    if relation not in holds:
-        raise ValueError(f"requirement.relation: found '{relation}', expected {', '.join(holds)}")
-    return holds[relation]
-
-
-def _matching(detection: Detection, wanted: Mapping[str, Any]) -> list[Found]:
-    colours = {wanted["colour"]} if "colour" in wanted else {item.colour for item in detection.objects}
-    return [item for item in detection.objects if item.shape == wanted["shape"] and item.colour in colours]
+    included, relation = requirement["include"], requirement.get("relation")
+    matching = [seen.matching(**{name: wanted[name] for name in ("shape", "colour") if name in wanted}) for wanted in included]
+    for found, wanted in zip(matching, included, strict=True):
+        if len(found) < wanted["count"] or (wanted["exact"] and len(found) > wanted["count"]):
+            return False
+    if relation not in (None, *RELATIONS):
+        raise UserError("requirement.relation", f"'{relation}'", ", ".join(RELATIONS))
+    pairs = itertools.product(matching[0], matching[-1])
+    return relation is None or any(relation in relations(cells, first, second) for first, second in pairs)

@@ -1,4 +1,4 @@
-"""Words: phrases that name one object of a scene and no other, and captions whose clauses name the place first.
+"""Phrases that name one object of a scene and no other, and captions whose clauses name the place first.
 
 Nothing here ever speaks of the fine detail (the mark, the stripes, the glyph): it must be seen, not read.
 """
@@ -58,7 +58,7 @@ def refer(scene: Scene, item: Object, rng: np.random.Generator | None = None, av
     """A phrase that fits this object of the scene and no other.
 
     Args:
-        rng: draws among all phrases that fit; None gives the one fixed phrase, the shortest of ``circle``,
+        rng: chooses among all phrases that fit; None gives the one fixed phrase, the shortest of ``circle``,
             ``red circle``, ``small red circle`` and ``object at the top left``.
         avoid: attributes that the phrase must not give away, because they are asked for.
 
@@ -77,16 +77,15 @@ def clause(item: Object) -> str:
     return f"{item.cell}: {with_article(full_phrase(item))}"
 
 
-def long_caption(scene: Scene, rng: np.random.Generator | None = None, separator: str = "; ") -> str:
+def long_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """Every object in a clause of its own, then the background.
 
     Args:
         rng: shuffles the clauses of the objects; None keeps reading order.
-        separator: stands between clauses.
     """
     order = range(len(scene.objects)) if rng is None else rng.permutation(len(scene.objects)).tolist()
     clauses = [clause(scene.objects[i]) for i in order]
-    return separator.join([*clauses, f"background: {scene.background}"])
+    return "; ".join([*clauses, f"background: {scene.background}"])
 
 
 def short_caption(scene: Scene) -> str:

@@ -1,15 +1,15 @@
-"""Questions about one image, each with exactly one right answer, and how far their wording alone would carry a guesser."""
+"""Questions about one image, each with exactly one right answer."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from umm_zoo.errors import UserError
 from umm_zoo.shapes.language import NUMBERS, plural, refer, with_article
 from umm_zoo.shapes.scenes import Object, Scene, World, pick
 
@@ -49,10 +49,10 @@ def question_plan(seed: int, stream: int, block: int, mark_share: float) -> tupl
         mark_share: share of the questions that ask for the fine detail; the rest keeps `COARSE_SHARES`.
 
     Raises:
-        ValueError: the share is not in [0, 1].
+        UserError: the share is not in [0, 1].
     """
     if not 0 <= mark_share <= 1:
-        raise ValueError(f"mark_share: found {mark_share}, expected 0 to 1")
+        raise UserError("mark_share", str(mark_share), "0 to 1")
     rest = BLOCK - round(BLOCK * mark_share)
     slots = [Slot("mark")] * (BLOCK - rest)
     num_pairs = round(rest * COARSE_SHARES["exists"] / sum(COARSE_SHARES.values()) / 2)
@@ -73,6 +73,12 @@ def ask(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Gener
         return _count(world, scene, rng)
     item = pick(rng, scene.objects)
     return ask_about(world, scene, item, slot.kind, rng)
+
+
+def ask_several(world: World, scene: Scene, split: str, slots: Iterable[Slot], rng: np.random.Generator) -> dict[str, str]:
+    """Different questions about one scene with their answers; fewer than slots where two are alike or one is ambiguous."""
+    asked = (ask(world, scene, split, slot, rng) for slot in slots)
+    return {question.text: question.answer for question in asked if question is not None}
 
 
 def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.random.Generator) -> Question | None:
@@ -155,44 +161,3 @@ def mark_pair(world: World, scene: Scene, rng: np.random.Generator) -> tuple[Que
     name = refer(scene, item, rng)
     question = Question(mark_question(world, name or f"object at the {item.cell}"), item.mark, "mark_pair", (("about", item.cell),))
     return question, [(scene, item.mark), (changed, other.mark)]
-
-
-def language_prior(train_jsons: Iterable[Mapping[str, Any]], eval_jsons: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """How often a guesser who never looks is right: the most frequent training answer to the same words.
-
-    Words never met in training get the most frequent answer of their kind, or else of all. Ties go to the answer that is
-    first in the alphabet.
-
-    Args:
-        train_jsons: the ``json`` members of the training samples, as dicts.
-        eval_jsons: those of the samples to be guessed.
-
-    Returns:
-        Accuracy per kind, and ``all``.
-    """
-    by_text: dict[str, Counter[str]] = defaultdict(Counter)
-    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
-    overall: Counter[str] = Counter()
-    for row in train_jsons:
-        text, answer = _last_exchange(row)
-        by_text[text][answer] += 1
-        by_kind[row.get("kind", "")][answer] += 1
-        overall[answer] += 1
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    for row in eval_jsons:
-        text, answer = _last_exchange(row)
-        kind = row.get("kind", "")
-        counts = by_text.get(text) or by_kind.get(kind) or overall
-        guess = min(counts, key=lambda candidate: (-counts[candidate], candidate)) if counts else None
-        for name in (kind, "all"):
-            right[name] += guess == answer
-            asked[name] += 1
-    return {name: right[name] / asked[name] for name in asked}
-
-
-def _last_exchange(row: Mapping[str, Any]) -> tuple[str, str]:
-    turns = row["conversations"]
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise ValueError(f"language_prior: a sample must end with an assistant turn, found {turns!r}")
-    return turns[-2]["text"], turns[-1]["text"]

@@ -1,4 +1,4 @@
-"""Drawing a scene: anti-aliased by supersampling, quick because every mask is drawn once and kept.
+"""Renderer of scenes: anti-aliased by supersampling, quick because every mask is computed once and kept.
 
 Objects are painted inside their own cell and nowhere else, so whatever an edit leaves alone stays identical pixel for pixel.
 """
@@ -6,12 +6,13 @@ Objects are painted inside their own cell and nowhere else, so whatever an edit 
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+import itertools
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image
 
-from umm_zoo.shapes.scenes import BACKGROUNDS, COLOURS, Object, Scene, World
+from umm_zoo.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, Scene, World
 
 #: Sub-samples per pixel and axis.
 SUPERSAMPLING = 6
@@ -29,38 +30,37 @@ DARK, LIGHT = (15, 15, 15), (250, 250, 250)
 STRIPE_LEVEL = 9.0
 
 
-def cell_edges(world: World) -> list[int]:
-    """The pixel columns (and rows) where cells begin and end, whole numbers: 0, 11, 21, 32 for 3x3 at 32 px."""
-    return [round(i * world.image_size / world.cells) for i in range(world.cells + 1)]
+@cache
+def cell_boxes(cells: int, image_size: int) -> dict[str, tuple[slice, slice]]:
+    """Rows and columns of every cell by its name, in reading order, to index an image ``[H, W, …]``.
 
-
-def cell_box(world: World, cell: str) -> tuple[slice, slice]:
-    """Rows and columns of a cell, to index an image ``[H, W, 3]``."""
-    row, column = divmod(world.places.index(cell), world.cells)
-    edges = cell_edges(world)
-    return slice(edges[row], edges[row + 1]), slice(edges[column], edges[column + 1])
+    Edges are whole numbers: 0, 11, 21, 32 for 3x3 cells at 32 px.
+    """
+    edges = [round(i * image_size / cells) for i in range(cells + 1)]
+    spans = [slice(*edge) for edge in itertools.pairwise(edges)]
+    return {place: (spans[i // cells], spans[i % cells]) for i, place in enumerate(PLACES[cells])}
 
 
 def render(world: World, scene: Scene) -> np.ndarray:
-    """Draw a scene.
+    """Image of a scene.
 
     Shape:
         - output: ``[H, W, 3]`` uint8, H = W = ``world.image_size``
     """
     image = _background(world.image_size, scene.background, scene.stripes).copy()
+    boxes = cell_boxes(world.cells, world.image_size)
     for item in scene.objects:
-        rows, columns = cell_box(world, item.cell)
-        size = (rows.stop - rows.start, columns.stop - columns.start)
-        body, detail = _masks(world, size, item.shape, item.size, item.mark, item.jitter)
-        patch = image[rows, columns]
+        patch = image[boxes[item.cell]]
+        box, form = patch.shape[:2], (item.shape, item.size, item.mark, item.jitter)
+        body, detail = coverage(box, world.cells, world.image_size, world.detail, *form)
         patch += body * (_rgb(COLOURS[item.colour]) - patch)
-        patch += detail * (_rgb(ink(item)) - patch)
+        patch += detail * (_rgb(ink(item.colour)) - patch)
     return (image + 0.5).astype(np.uint8)
 
 
-def ink(item: Object) -> tuple[int, int, int]:
-    """The colour of an object's detail: light on dark colours, dark on light ones."""
-    red, green, blue = COLOURS[item.colour]
+def ink(colour: str) -> tuple[int, int, int]:
+    """Colour of the detail of an object: light on dark colours, dark on light ones."""
+    red, green, blue = COLOURS[colour]
     return DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else LIGHT
 
 
@@ -83,7 +83,7 @@ def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return ys[:, None], xs[None, :]
 
 
-def _coverage(inside: np.ndarray) -> np.ndarray:
+def _share(inside: np.ndarray) -> np.ndarray:
     """Share of each pixel's sub-samples that lie inside, ``[h, w, 1]``."""
     height, width = (length // SUPERSAMPLING for length in inside.shape)
     blocks = inside.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING)
@@ -105,32 +105,32 @@ def _across(orientation: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _background(image_size: int, colour: str, stripes: str) -> np.ndarray:
     y, x = _grid(image_size, image_size)
     period = 4.0 * image_size / 32
-    light = _coverage(np.floor(2 * _across(stripes, y, x) / period) % 2 == 0)
+    light = _share(np.floor(2 * _across(stripes, y, x) / period) % 2 == 0)
     return _rgb(BACKGROUNDS[colour]) + STRIPE_LEVEL * (2 * light - 1)
 
 
 @lru_cache(maxsize=65536)
-def _masks(
-    world: World, box: tuple[int, int], shape: str, size: str, mark: str, jitter: tuple[int, int]
+def coverage(
+    box: tuple[int, ...], cells: int, image_size: int, detail: str, shape: str, size: str, mark: str, jitter: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each pixel of a cell the object covers and how much its detail does, both ``[h, w, 1]``."""
+    """Shares of the pixels of a cell of ``box`` (height, width) that an object and its detail cover, both ``[h, w, 1]``."""
     height, width = box
-    pixel = world.image_size / 32
-    radius = RADII[size] * (world.image_size // world.cells) / 2
+    pixel = image_size / 32
+    radius = RADII[size] * (image_size // cells) / 2
     y, x = _grid(height, width)
     y = y - height / 2 - jitter[1] / 8 * pixel
     x = x - width / 2 - jitter[0] / 8 * pixel
     body = _inside(shape, y / radius, x / radius)
-    if world.detail == "mark":
+    if detail == "mark":
         vertical, horizontal = mark.split()
         dx, dy = MARK_OFFSETS[shape][vertical]
         dx = -dx if horizontal == "left" else dx
-        detail = (x - dx * radius) ** 2 + (y - dy * radius) ** 2 <= pixel**2
-    elif world.detail == "stripes":
-        detail = np.floor(2 * _across(mark, y, x) / (2.6 * pixel) + 0.5) % 2 == 0
+        sign = (x - dx * radius) ** 2 + (y - dy * radius) ** 2 <= pixel**2
+    elif detail == "stripes":
+        sign = np.floor(2 * _across(mark, y, x) / (2.6 * pixel) + 0.5) % 2 == 0
     else:
-        detail = _glyph(mark, y - (0.3 * radius if shape == "triangle" else 0), x, pixel)
-    return _coverage(body), _coverage(detail & body)
+        sign = _glyph(mark, y - (0.3 * radius if shape == "triangle" else 0), x, pixel)
+    return _share(body), _share(sign & body)
 
 
 def _inside(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:

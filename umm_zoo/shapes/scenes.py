@@ -1,13 +1,16 @@
-"""What a scene is, how hard the world is, and how scenes are drawn at random without ever leaking between splits."""
+"""Scenes, how hard their world is, and random scenes that never leak between splits."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from umm_zoo.errors import UserError
 
 #: In the order in which a world takes them; a world of four colours has the first four.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -41,25 +44,29 @@ PLACES: dict[int, tuple[str, ...]] = {
 }
 #: Largest shift of an object from the middle of its cell, in eighths of a pixel of a 32-px image.
 MAX_JITTER = 2
-#: Streams of random numbers, one per split. ``hybrid`` draws the same scenes as ``test`` does, for edits never trained on.
+#: Streams of random numbers, one per split. ``hybrid`` has scenes as ``test`` has them, for edits never trained on.
 SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "heldout": 3, "hybrid": 4}
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object; ``mark`` is its fine detail and ``jitter`` its shift in eighths of a pixel of a 32-px image."""
+    """One object; ``mark`` is its fine detail (empty: unknown) and ``jitter`` its shift in eighths of a pixel of a 32-px image."""
 
     shape: str
     colour: str
     size: str
     cell: str
-    mark: str
+    mark: str = ""
     jitter: tuple[int, int] = (0, 0)
 
     @property
     def combination(self) -> tuple[str, str]:
         """The pair (shape, colour), the unit in which combinations are held out."""
         return self.shape, self.colour
+
+    def coarse(self) -> str:
+        """Everything but the fine detail and the jitter, as one string."""
+        return f"{self.cell},{self.size},{self.colour},{self.shape}"
 
 
 @dataclass(frozen=True)
@@ -75,15 +82,14 @@ class Scene:
         return {**asdict(self), "objects": [{**asdict(item), "jitter": list(item.jitter)} for item in self.objects]}
 
     @classmethod
-    def from_json(cls, scene: dict[str, Any]) -> Scene:
-        """The inverse of `to_json`."""
-        objects = tuple(Object(**{**item, "jitter": tuple(item["jitter"])}) for item in scene["objects"])
-        return cls(scene["background"], scene["stripes"], objects)
+    def from_json(cls, scene: Mapping[str, Any]) -> Scene:
+        """The inverse of `to_json`; fine detail, jitter and stripes may be missing."""
+        objects = tuple(Object(**{**item, "jitter": tuple(item.get("jitter", (0, 0)))}) for item in scene["objects"])
+        return cls(scene["background"], scene.get("stripes", ""), objects)
 
     def coarse(self) -> str:
         """Everything but the fine detail and the jitter, as one string; splits are made by it."""
-        items = (f"{item.cell},{item.size},{item.colour},{item.shape}" for item in self.objects)
-        return "|".join((self.background, *items))
+        return "|".join((self.background, *(item.coarse() for item in self.objects)))
 
     def at(self, cell: str) -> Object | None:
         """The object of a cell, if there is one."""
@@ -108,7 +114,7 @@ class World:
         sizes: ``("small", "large")`` or one of the two.
 
     Raises:
-        ValueError: an argument lies outside these ranges.
+        UserError: an argument lies outside these ranges.
     """
 
     cells: int = 2
@@ -132,7 +138,7 @@ class World:
         }
         for name, values in expected.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"World.{name}: found {getattr(self, name)!r}, expected {', '.join(map(str, values))}")
+                raise UserError(f"World.{name}", repr(getattr(self, name)), ", ".join(map(str, values)))
 
     @cached_property
     def colours(self) -> tuple[str, ...]:
@@ -206,14 +212,14 @@ def random_jitter(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def sample_scene(world: World, split: str, rng: np.random.Generator, min_objects: int = 1, max_objects: int | None = None) -> Scene:
-    """Draw a scene of a split.
+    """Random scene of a split.
 
     Args:
         min_objects: fewest objects.
         max_objects: most objects; None takes the world's.
 
     Raises:
-        ValueError: no scene of this split exists within 10,000 draws.
+        UserError: none of 10,000 random scenes is of this split.
     """
     most = min(world.max_objects if max_objects is None else max_objects, world.cells**2)
     wanted = "test" if split == "hybrid" else split
@@ -221,7 +227,7 @@ def sample_scene(world: World, split: str, rng: np.random.Generator, min_objects
         scene = _draw(world, split, rng, min(min_objects, most), most)
         if split == "heldout" or split_of(scene) == wanted:
             return scene
-    raise ValueError(f"the world {world.to_json()} has no scene of {min_objects} to {most} objects in the split {split!r}")
+    raise UserError("", f"the world {world.to_json()} has no scene of {min_objects} to {most} objects in the split {split!r}")
 
 
 def _draw(world: World, split: str, rng: np.random.Generator, least: int, most: int) -> Scene:

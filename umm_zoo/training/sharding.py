@@ -14,21 +14,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 from torch.optim import Optimizer
 
 from umm_zoo.checkpoints.files import load_checkpoint, reason
 from umm_zoo.checkpoints.folder import INDEX, PARTIAL, CheckpointError, damage, remove, sync
-from umm_zoo.checkpoints.sharded import (
-    SavedTensor,
-    ShardedCheckpoint,
-    box_of,
-    local_box,
-    put_back,
-    take_out,
-    write_pieces,
-    write_rest,
-)
+from umm_zoo.checkpoints.sharded import read_sharded, write_rest, write_slices
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -104,19 +95,19 @@ class FullyShardedStrategy(ModelParallelStrategy):
             remove(partial)
             partial.mkdir(parents=True)
         self.barrier()
-        pieces: dict[str, Any] = {}
-        rest = take_out(checkpoint, pieces)
-        mine: tuple[str | None, Any] = (None, None)
+        rest: dict[str, Any] = {}
+        mine: tuple[str | None, dict[str, Any]]
         try:
-            mine = (None, (*write_pieces(partial, self.global_rank, pieces), {key: piece for key, (piece, _) in pieces.items()}))
-        except Exception as error:  # safetensors has its own class for what the disk says
-            mine = (reason(error), None)
+            rest, files = write_slices(checkpoint, partial, self.global_rank)
+            mine = (None, files)
+        except Exception as error:  # torch has its own class for what the disk says
+            mine = (reason(error), {})
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, mine)
         problem = next((found for found, _ in gathered if found), None)
         if self.is_global_zero and problem is None:
             try:
-                write_rest(partial, rest, [written for _, written in gathered])
+                write_rest(rest, partial, {name: entry for _, files in gathered for name, entry in files.items()})
                 remove(path)
                 partial.rename(path)
                 sync(path.parent)
@@ -130,7 +121,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     # -- loading -------------------------------------------------------------------------------------------------------------
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """A sharded checkpoint, its tensors left on disk; or a single file, mapped into memory.
+        """A sharded checkpoint, of each tensor this rank's slice; or a single file, mapped into memory.
 
         Raises:
             ValueError: it is damaged.
@@ -141,10 +132,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
             raise ValueError(f"{path}: found a damaged checkpoint: {problem}")
         if not (path / INDEX).is_file():
             return load_checkpoint(path, mapped=True)
-        checkpoint = ShardedCheckpoint(path)
-        lazily = checkpoint.lazy()
-        other = {key: value for key, value in checkpoint.rest().items() if key not in ("state_dict", "optimizer_states")}
-        return lazily | put_back(other, lambda key: checkpoint.tensor(key).full())
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        return read_sharded(path, lambda whole: empty(*whole.shape, dtype=whole.dtype, device_mesh=mesh, placements=[Shard(0)]))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Copy this rank's part of each tensor; which keys there must be, the method has checked."""
@@ -152,20 +142,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         own = self.lightning_module.state_dict()
         with torch.no_grad():
             for key, saved in checkpoint["state_dict"].items():
-                if key not in own:
-                    continue
-                target = own[key]
-                if isinstance(target, DTensor):
-                    target.to_local().copy_(box_of(saved, *local_box(target)).reshape(target.to_local().shape))
-                else:
-                    target.copy_(_full(saved))
+                if key in own:
+                    own[key].copy_(_placed(saved, own[key]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give each parameter's slice its part of the saved states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
-                number: {slot: _for_parameter(value, parameters[number]) for slot, value in slots.items()}
+                number: {slot: _placed(value, parameters[number]) for slot, value in slots.items()}
                 for number, slots in saved["state"].items()
             }
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
@@ -202,17 +187,10 @@ def gather_weights(module: nn.Module | None, whole: bool) -> None:
             part.unshard() if whole else part.reshard()
 
 
-def _full(saved: SavedTensor | Tensor) -> Tensor:
-    return saved.full() if isinstance(saved, SavedTensor) else saved
-
-
-def _for_parameter(saved: Any, parameter: Tensor) -> Any:
-    """A slot of the optimiser's state, sliced as its parameter is."""
-    if not isinstance(saved, (SavedTensor, Tensor)):
-        return saved
-    if not isinstance(parameter, DTensor) or tuple(saved.shape) != tuple(parameter.shape):
-        return _full(saved)
-    local = box_of(saved, *local_box(parameter)).clone().to(parameter.to_local().device)
-    return DTensor.from_local(
-        local, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )
+def _placed(saved: Any, target: Tensor) -> Any:
+    """A saved value, sliced as the tensor that it belongs to."""
+    if isinstance(saved, DTensor):
+        return saved if isinstance(target, DTensor) else saved.full_tensor()
+    if isinstance(target, DTensor) and isinstance(saved, Tensor) and saved.shape == target.shape:
+        return distribute_tensor(saved.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    return saved

@@ -1,17 +1,18 @@
-"""Text about scenes that are not shown: a description, a relation or a change, and what follows from it."""
+"""Texts about scenes that are not shown: a description, a relation or a change, and what follows from it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from umm_zoo.shapes.edits import EDITS, make_edit
 from umm_zoo.shapes.language import long_caption
-from umm_zoo.shapes.questions import COARSE_SHARES, NEGATIVES, Slot, ask
+from umm_zoo.shapes.questions import COARSE_SHARES, NEGATIVES, Slot, ask_several
 from umm_zoo.shapes.relations import make_relation
 from umm_zoo.shapes.scenes import World, pick, sample_scene
 
-READINGS = ("read_caption", "read_relation", "read_edit")
-#: Questions on one description, fewer where two draws ask the same.
+#: Questions on one description, fewer where two are alike.
 CAPTION_TURNS = 6
 #: Which of two is meant, for each relation of the first to the second: a question, and the number of the one it asks for.
 _SIDES = {
@@ -25,31 +26,28 @@ _SIDES = {
 Turns = list[tuple[str, str]]
 
 
-def read_caption(world: World, split: str, rng: np.random.Generator) -> Turns | None:
+def about_caption(world: World, split: str, rng: np.random.Generator) -> Turns | None:
     """A long caption with its clauses in any order, and questions on it, the background among them; the mark is never asked for."""
     scene = sample_scene(world, split, rng)
-    asked = {"What is the background?": scene.background}
-    for _ in range(CAPTION_TURNS - 1):
-        slot = Slot(pick(rng, tuple(COARSE_SHARES)), pick(rng, ("yes", "no")), pick(rng, NEGATIVES))
-        question = ask(world, scene, split, slot, rng)
-        if question is not None:
-            asked.setdefault(question.text, question.answer)
+    slots = (
+        Slot(pick(rng, tuple(COARSE_SHARES)), pick(rng, ("yes", "no")), pick(rng, NEGATIVES)) for _ in range(CAPTION_TURNS - 1)
+    )
+    asked = {"What is the background?": scene.background, **ask_several(world, scene, split, slots, rng)}
     turns = list(asked.items())
     turns = [turns[i] for i in rng.permutation(len(turns)).tolist()]
     return _after(long_caption(scene, rng), turns)
 
 
-def read_relation(world: World, split: str, rng: np.random.Generator) -> Turns | None:
-    """``a red circle above a blue square``, and which of the two lies where; None where two alike were drawn."""
+def about_relation(world: World, split: str, rng: np.random.Generator) -> Turns | None:
+    """``a red circle above a blue square``, and which of the two lies where; None where the two are alike."""
     made = make_relation(world, split, rng)
     if made is None:
         return None
-    prompt, relation, names, _ = made
-    turns = [(question, names[which]) for question, which in _SIDES[relation]]
-    return _after(prompt, [turns[i] for i in rng.permutation(2).tolist()])
+    turns = [(question, made.names[which]) for question, which in _SIDES[made.relation]]
+    return _after(made.text, [turns[i] for i in rng.permutation(2).tolist()])
 
 
-def read_edit(world: World, split: str, rng: np.random.Generator) -> Turns | None:
+def about_edit(world: World, split: str, rng: np.random.Generator) -> Turns | None:
     """A long caption and an instruction, answered by the caption of what results; None where the scene allows no such edit."""
     scene = sample_scene(world, split, rng, max_objects=max(1, world.max_objects - 1))
     edit = make_edit(world, scene, split, pick(rng, EDITS), rng)
@@ -59,3 +57,11 @@ def read_edit(world: World, split: str, rng: np.random.Generator) -> Turns | Non
 def _after(text: str, turns: Turns) -> Turns:
     (question, answer), *more = turns
     return [(f"{text}\n{question}", answer), *more]
+
+
+#: By the kind that the samples of the task ``readings`` name.
+TEXT_KINDS: dict[str, Callable[[World, str, np.random.Generator], Turns | None]] = {
+    "read_caption": about_caption,
+    "read_relation": about_relation,
+    "read_edit": about_edit,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipelines.under_described import FullCaptions, UnderDescribed
+from data_pipelines.caption_tasks import FullCaptions, UnderDescribed
 from umm_zoo.shapes import World, make_sample
 from umm_zoo.shapes.caption_metrics import clause_counts
 from umm_zoo.shapes.scenes import sample_scene

@@ -1,0 +1,116 @@
+"""Tasks that caption the scenes of the shapes world anew: everything, or too little and with small things wrong."""
+
+from __future__ import annotations
+
+import zlib
+from abc import abstractmethod
+from dataclasses import replace
+
+import numpy as np
+
+from data_pipelines.decoding import BadSampleError
+from data_pipelines.tasks import Conversations, Sample
+from umm_zoo.batch import IMAGE_MARKER, Turn
+from umm_zoo.shapes.language import long_caption
+from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
+
+
+class SceneCaptions(Conversations):
+    """Conversations of one question, answered by a caption that is made from the scene of the sample.
+
+    Args:
+        prompt: the question.
+        seed: of the choices; they depend on the sample's key besides.
+    """
+
+    def __init__(self, prompt: str = "Describe the image.", seed: int = 0) -> None:
+        super().__init__()
+        self.prompt, self.seed = prompt, seed
+
+    @abstractmethod
+    def caption(self, scene: Scene, rng: np.random.Generator) -> str:
+        """One caption of a scene."""
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """As ``Conversations``, with another question and answer.
+
+        Raises:
+            BadSampleError: the sample has no scene.
+        """
+        sample = super().sample(key, members)
+        if "scene" not in sample.meta:
+            raise BadSampleError("json has no 'scene' to describe")
+        rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
+        answer = self.caption(Scene.from_json(sample.meta["scene"]), rng)
+        question = Turn(role="user", text=f"{IMAGE_MARKER}\n{self.prompt}")
+        sample.conversation = [question, Turn(role="assistant", text=answer)]
+        return sample
+
+
+class UnderDescribed(SceneCaptions):
+    """Captions that leave objects out, small ones more often, and confuse the colours of small ones; reinforcement adds the rest.
+
+    The grammar stays that of ``long_caption`` (``top left: a small red circle; background: grey``), in random order, so that what
+    is missing can be learned without new words; the background is always named, for it fills most of an image. At least one object
+    is always named.
+
+    Args:
+        keep_large, keep_small: probability that an object is named.
+        confused: probability that the colour of a small object is another.
+        colours: how many of the world's colours may stand in for it.
+        prompt: what is asked.
+        seed: of the choices.
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        keep_large: float = 0.7,
+        keep_small: float = 0.35,
+        confused: float = 0.3,
+        colours: int = 4,
+        prompt: str = "Describe the image.",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(prompt, seed)
+        for name, value in (("keep_large", keep_large), ("keep_small", keep_small), ("confused", confused)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"UnderDescribed.{name}: found {value}, expected numbers from 0 to 1")
+        self.keep = {"large": keep_large, "small": keep_small}
+        self.confused, self.colours = confused, tuple(COLOURS)[:colours]
+
+    def caption(self, scene: Scene, rng: np.random.Generator) -> str:
+        """One such caption of a scene."""
+        named = [item for item in scene.objects if rng.random() < self.keep[item.size]] or [pick(rng, scene.objects)]
+        order = rng.permutation(len(named)).tolist()
+        return long_caption(replace(scene, objects=tuple(self._seen(named[place], rng) for place in order)))
+
+    def _seen(self, item: Object, rng: np.random.Generator) -> Object:
+        if item.size == "small" and rng.random() < self.confused:
+            return replace(item, colour=pick(rng, [other for other in self.colours if other != item.colour]))
+        return item
+
+
+class FullCaptions(SceneCaptions):
+    """Long captions of whole scenes under one question: what a renderer is trained to reconstruct.
+
+    Args:
+        prompt: what is asked.
+        shuffled: the clauses of the objects in an order that the sample's key decides, instead of reading order.
+    """
+
+    def __init__(self, prompt: str = "Describe the image.", shuffled: bool = True) -> None:
+        super().__init__(prompt, seed=1)
+        self.shuffled = shuffled
+
+    def caption(self, scene: Scene, rng: np.random.Generator) -> str:
+        """The long caption of a scene."""
+        return long_caption(scene, rng if self.shuffled else None)
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """As in the base class, with the scene as the one that a reconstructed image should show."""
+        sample = super().sample(key, members)
+        sample.meta.setdefault("target_scene", sample.meta["scene"])
+        return sample
