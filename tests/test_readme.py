@@ -97,6 +97,11 @@ def test_its_metric_is_exact_over_batches_of_other_sizes(folder: Path) -> None:
     assert float(metric.compute()) == pytest.approx((0.5 * 3 - 1) / 4)
 
 
+def test_its_task_makes_a_question(folder: Path) -> None:
+    sample = importlib.import_module("my_task").Titles()("key", {"title": b" Night ", "jpg": b"bytes"})
+    assert [turn["text"] for turn in sample.conversation] == ["<image>\nWhat is it called?", "Night"] and sample.images == [b"bytes"]
+
+
 def test_its_schedule_halves(folder: Path) -> None:
     schedule = importlib.import_module("my_schedule").Halving(every=200)
     assert [schedule.factor(step) for step in (0, 199, 200, 400)] == [1.0, 1.0, 0.5, 0.25]
@@ -166,8 +171,14 @@ def test_every_room_has_a_page_of_one_screen_whose_files_are_there(room: Path) -
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_links_lead_somewhere(page: Path) -> None:
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if not re.match(r"https?:|#", link)]
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if not re.match(r"https?:", link):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            headings = re.findall(r"^#+ (.*)$", PAGES.get(target, ""), flags=re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert not anchor or anchor in slugs, link
 
 
 def test_the_paths_it_names_exist() -> None:
