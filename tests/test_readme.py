@@ -99,7 +99,8 @@ def test_its_metric_is_exact_over_batches_of_other_sizes(folder: Path) -> None:
 
 def test_its_task_makes_a_question(folder: Path) -> None:
     sample = importlib.import_module("my_task").Titles()("key", {"title": b" Night ", "jpg": b"bytes"})
-    assert [turn["text"] for turn in sample.conversation] == ["<image>\nWhat is it called?", "Night"] and sample.images == [b"bytes"]
+    assert [turn["text"] for turn in sample.conversation] == ["<image>\nWhat is it called?", "Night"]
+    assert sample.images == [b"bytes"]
 
 
 def test_its_schedule_halves(folder: Path) -> None:
