@@ -186,7 +186,7 @@ def test_a_request_is_read_as_a_caption_and_input_images_are_refused():
     assert_close(found[:1], expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(method.sample(["a red circle"], seed=5), method.generate(request_batch(["a red circle"]), [5]))
     assert method.generate(request_batch(["red"]), [4], Sampling(size=(4, 8))).shape == (1, 3, 4, 8)
-    with pytest.raises(UserError, match="1 input image") as caught:
+    with pytest.raises(UserError, match="1 input images, expected none") as caught:
         method.generate(request_batch(["red", "Make it green."], [[], list(images(1))]), [4, 4])
     assert caught.value.row == 1
 

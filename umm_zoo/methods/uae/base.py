@@ -104,7 +104,7 @@ class UAEBase(Method):
         """
         for row, count in enumerate(batch.image_counts):
             if count:
-                raise UserError("", f"{count} input image(s)", "text alone, which is all that UAE generates from", row=row)
+                raise UserError("", f"{count} input images", "none: UAE generates from text alone", row=row)
         texts = ["\n".join(turn["text"] for turn in prompt if turn["role"] == "user") for prompt in batch.prompts()]
         return self.images_of_captions(texts, seeds, None, sampling)
 

@@ -18,7 +18,7 @@ from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
 from umm_zoo.methods.uae.renderers import Renderer
-from umm_zoo.methods.uae.rollouts import Rollouts, SharedNoise, portions
+from umm_zoo.methods.uae.rollouts import Phases, Rollouts, SharedNoise, portions
 from umm_zoo.objectives.grpo import GRPO
 from umm_zoo.outputs import Sampling
 from umm_zoo.rewards.base import Reward
@@ -88,17 +88,10 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         num_steps: int | None = 10,
     ) -> None:
         check_reference(objective.kl_weight, adapter, "an adapter")
-        super().__init__(
-            vlm=vlm,
-            renderer=renderer,
-            reward=reward,
-            objective=objective,
-            rollouts=rollouts or Rollouts(group=4),
-            captions=captions,
-            adapter=adapter,
-        )
+        super().__init__(vlm, renderer, captions=captions, adapter=adapter, reward=reward)
         if self.captions.temperature <= 0:
             raise ValueError(f"captions.temperature: found {self.captions.temperature}, expected more than 0")
+        self.objective, self.rollouts, self.phases = objective, rollouts or Rollouts(group=4), Phases()
         self.noise, self.num_steps = self.rollouts.noise or SharedNoise(), num_steps
 
     # -- sampling ------------------------------------------------------------------------------------------------------------

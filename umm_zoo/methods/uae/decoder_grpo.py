@@ -15,7 +15,7 @@ from umm_zoo.batch import Batch, Tokens, image_of_each_row
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
 from umm_zoo.methods.uae.renderers import CaptionRenderer
-from umm_zoo.methods.uae.rollouts import IndependentNoise, Rollouts, portions, rows_of
+from umm_zoo.methods.uae.rollouts import IndependentNoise, Phases, Rollouts, portions, rows_of
 from umm_zoo.objectives.base import Predictor
 from umm_zoo.objectives.flow_grpo import DetachedGuidance, FlowGRPO, Trajectory
 from umm_zoo.rewards.base import Reward
@@ -83,19 +83,10 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
         from_true_captions: bool = False,
     ) -> None:
         check_reference(objective.kl_weight, decoder_adapter, "a decoder_adapter")
-        super().__init__(
-            vlm=vlm,
-            renderer=renderer,
-            reward=reward,
-            objective=objective,
-            rollouts=rollouts or Rollouts(group=24),
-            captions=captions,
-            adapter=adapter,
-            decoder_adapter=decoder_adapter,
-        )
-        self.noise = self.rollouts.noise or IndependentNoise()
+        super().__init__(vlm, renderer, captions=captions, adapter=adapter, decoder_adapter=decoder_adapter, reward=reward)
+        self.objective, self.rollouts, self.phases = objective, rollouts or Rollouts(group=24), Phases()
+        self.noise, self.from_true_captions = self.rollouts.noise or IndependentNoise(), from_true_captions
         self.guidance = renderer.guidance if guidance is None else guidance
-        self.from_true_captions = from_true_captions
 
     @torch.no_grad()
     def roll_out(self, batch: Batch) -> ImageRollout:

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch
 from umm_zoo.methods.uae.base import UAEBase
-from umm_zoo.methods.uae.captions import CaptionSampling
-from umm_zoo.methods.uae.renderers import Renderer
 from umm_zoo.methods.uae.rollouts import Phases, Rollouts, portions
 from umm_zoo.objectives.accumulation import accumulated
 from umm_zoo.objectives.flow_grpo import FlowGRPO
@@ -51,35 +48,19 @@ class Reinforcement(UAEBase, Generic[R]):
 
     Attributes:
         watched: names of what ``loss_parts`` give beside the loss.
-        rollout: the last one; None before the first.
-        phases: seconds of each phase of the last update.
-
-    Args:
-        vlm, renderer, captions, adapter, decoder_adapter: see ``UAEBase``.
         reward: of what is generated.
         objective: of the samples.
-        rollouts: how many there are and how they are used.
+        rollouts: how many samples there are and how they are used.
+        phases: seconds of each phase of the last update.
+        rollout: the last one; None before the first.
     """
 
     watched: ClassVar[tuple[str, ...]]
     reward: Reward
-    rollout: R | None
-
-    def __init__(
-        self,
-        *,
-        vlm: Qwen25VL,
-        renderer: Renderer,
-        reward: Reward,
-        objective: GRPO | FlowGRPO,
-        rollouts: Rollouts,
-        captions: CaptionSampling | None,
-        adapter: LoRA | None,
-        decoder_adapter: LoRA | None = None,
-    ) -> None:
-        super().__init__(vlm, renderer, captions=captions, adapter=adapter, decoder_adapter=decoder_adapter, reward=reward)
-        self.objective, self.rollouts = objective, rollouts
-        self.rollout, self.phases = None, Phases()
+    objective: GRPO | FlowGRPO
+    rollouts: Rollouts
+    phases: Phases
+    rollout: R | None = None
 
     @abstractmethod
     def roll_out(self, batch: Batch) -> R:
