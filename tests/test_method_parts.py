@@ -118,7 +118,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 
 def test_load_says_what_it_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint found \(looked for .*step-\*.ckpt"):
+    with pytest.raises(UserError, match=r"found no checkpoint there \(looked for .*step-\*.ckpt"):
         Toy.load(tmp_path)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from umm_zoo.benchmarks import SUITES
 from umm_zoo.errors import UserError, did_you_mean, user_errors
 from umm_zoo.training.finished_run import load_run
-from umm_zoo.training.run_folder import circumstances, writing
+from umm_zoo.training.report import circumstances
+from umm_zoo.training.run_folder import writing
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards

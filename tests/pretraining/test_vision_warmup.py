@@ -11,13 +11,12 @@ from torch import nn
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.file import Experiment
-from umm_zoo.fit import carry
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.pretraining.supervised_tower import CellLabels
 from umm_zoo.pretraining.vision_warmup import VisionWarmup
 from umm_zoo.training.optimization import AdamW
-from umm_zoo.training.setup import Built, TrainingSetup
+from umm_zoo.training.run import load_weights
+from umm_zoo.training.setup import TrainingSetup
 
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
 COLOURS = ["red", "green"]
@@ -69,11 +68,11 @@ def warmup(trained: tuple[str, ...] = ("vision_tower", "projector", "heads")) ->
     return method
 
 
-def after() -> Built:
+def after() -> LLaVA:
     """A stage over the same model that trains its language model and projector."""
     method = LLaVA(vlm(1))
     method.train_only(["projector", "language_model"])
-    return Built(method, None, {}, {})  # type: ignore[arg-type]
+    return method
 
 
 def saved(method: VisionWarmup, folder: Path) -> Path:
@@ -127,10 +126,10 @@ def test_a_checkpoint_holds_the_heads_and_a_later_stage_takes_the_rest(tmp_path:
     checkpoint = torch.load(file, weights_only=True)
     heads = {f"heads.{key}" for key in first.heads.state_dict()}
     assert set(checkpoint["stage_only"]) == heads and heads <= set(checkpoint["state_dict"])
-    carry(second, file, Experiment(file="second.yaml"))
-    own, taken = second.method.state_dict(), checkpoint["state_dict"].keys() - heads
+    load_weights(second, file, "second.yaml")
+    own, taken = second.state_dict(), checkpoint["state_dict"].keys() - heads
     assert taken and all(torch.equal(own[key], checkpoint["state_dict"][key]) for key in taken)
-    kept = second.method.checkpoint_keys()
+    kept = second.checkpoint_keys()
     assert taken <= kept and not heads & kept  # the vision tower, frozen in this stage, is in its checkpoints
 
 
@@ -141,7 +140,7 @@ def test_weights_without_a_place_are_refused(tmp_path: Path) -> None:
     method = Unmarked(vlm(0), CellLabels(CELLS, {"colour": COLOURS}))
     method.train_only(["heads"])
     with pytest.raises(UserError, match=r"second\.yaml: after: tensor 'heads\..*' of the earlier stage has no place"):
-        carry(after(), saved(method, tmp_path), Experiment(file="second.yaml"))
+        load_weights(after(), saved(method, tmp_path), "second.yaml")
 
 
 def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused() -> None:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import REFUSALS, UserError
 from umm_zoo.experiment.targets import Target, TargetError, find_target
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
-
-_USER_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
 def build(node: Mapping[str, Any], path: str = "") -> Any:
@@ -33,7 +31,7 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
     except UserError as error:
         error.locate(place=path)
         raise
-    except _USER_MISTAKES as error:
+    except REFUSALS as error:
         raise UserError(path or str(node[TARGET]), f"{node[TARGET]}: {error or type(error).__name__}") from error
 
 

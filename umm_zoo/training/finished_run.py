@@ -52,14 +52,9 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     from umm_zoo.checkpoints.folder import checkpoint_path
     from umm_zoo.experiment.check import check
 
-    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
-    try:
-        checkpoint = load_checkpoint(source)
-    except FileNotFoundError:
-        raise UserError(source, "no checkpoint there", expected) from None
-    except ValueError as error:
-        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
+    checkpoint = load_checkpoint(source)
     if "experiment" not in checkpoint:
+        expected = "a run folder or a checkpoint that umm_zoo.fit has written"
         raise UserError(source, "a checkpoint without its experiment", expected)
     for key in (text.partition("=")[0] for text in overrides):
         if key.split(".")[0] in ("vars", "after"):

@@ -14,8 +14,9 @@ from torch import nn
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment
-from umm_zoo.fit import check_data, earlier_stages
 from umm_zoo.method import Method
+from umm_zoo.training.curriculum import earlier_stages
+from umm_zoo.training.run import check_data
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment
 
@@ -84,7 +85,7 @@ def _memory_lines(method: Method) -> list[str]:
 
 def _data_warnings(built: Built, experiment: Experiment) -> list[str]:
     try:
-        check_data(built.data, experiment)
+        check_data(built.data, experiment.file)
     except UserError as error:
         return [f"{line} (fit will refuse this)" for line in error.lines()]
     return []

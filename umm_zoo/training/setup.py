@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
 
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.build import build, build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
@@ -65,7 +66,20 @@ def build_data(experiment: Experiment) -> LightningDataModule:
     experiment.use_folders()
     with locating(experiment.file):
         data: LightningDataModule = build(experiment.data, "data")
-        return data
+    for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
+        setattr(data, hook, _located(getattr(data, hook), experiment.file))
+    return data
+
+
+def _located(hook: Callable[..., Any], file: str) -> Callable[..., Any]:
+    """A hook of a data module that says of what it refuses that it is of the data."""
+
+    @wraps(hook)  # by which Lightning sees whether the class has a hook of its own
+    def call(*arguments: Any, **named: Any) -> Any:
+        with locating(file, "data", REFUSALS):
+            return hook(*arguments, **named)
+
+    return call
 
 
 def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:

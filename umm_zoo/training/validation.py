@@ -9,13 +9,13 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 
 from umm_zoo.callbacks import MetricCallback, Validation
-from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.training.finished_run import FinishedRun
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.setup import build_experiment
-from umm_zoo.training.trainer import culprit, quieten
+from umm_zoo.training.trainer import quieten
 
 #: Trainer arguments that matter to a validation; the others belong to training.
 TRAINER_KEYS = (
@@ -67,13 +67,6 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
         enable_model_summary=False,
         default_root_dir=run.path,
     )
-    try:
+    with record.judging():
         trainer.validate(built.method, datamodule=built.data, verbose=False)
-    except UserError as error:
-        error.locate(experiment.file, keys=record.keys)
-        raise
-    except REFUSALS as error:
-        if record.began:
-            raise
-        raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
     return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
