@@ -17,6 +17,7 @@ from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
 from umm_zoo.checkpoints.folder import CheckpointFolder, checkpoint_path
 from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.setup import TrainingSetup
 
 
 def written(folder: Path, *steps: int) -> CheckpointFolder:
@@ -121,14 +122,20 @@ def test_another_content_than_was_to_be_written_is_noticed(tmp_path: Path) -> No
             checkpoint_io.verify(tmp_path / "a.ckpt", {"state_dict": state})
 
 
+def trained_head() -> Toy:
+    method = Toy(Body(4, 3), Head(3))
+    TrainingSetup(["head"], AdamW(lr=0.1)).prepare(method)
+    return method
+
+
 def test_keys_of_a_part_outlive_its_tensors() -> None:
-    method = Toy(Body(4, 3), Head(3), ["head"], AdamW(lr=0.1), None)
+    method = trained_head()
     method.head.linear = nn.Linear(3, 1)  # as a strategy does that puts its own tensors in
     assert method.checkpoint_keys() == {"head.linear.weight", "head.linear.bias"}
 
 
 def test_a_strategy_that_takes_the_weights_away_is_resumed() -> None:
-    method = Toy(Body(4, 3), Head(3), ["head"], AdamW(lr=0.1), None)
+    method = trained_head()
     checkpoint: dict[str, Any] = {"state_dict": dict(method.state_dict())}
     method.on_save_checkpoint(checkpoint)
     del checkpoint["state_dict"]  # FSDP's load_checkpoint has used them by then
@@ -139,7 +146,7 @@ def test_a_strategy_that_takes_the_weights_away_is_resumed() -> None:
 
 
 def test_clipping_under_fsdp_is_that_of_its_root() -> None:
-    method = Toy(Body(4, 3), Head(3), ["head"], AdamW(lr=0.1), None)
+    method = trained_head()
     clipped: list[float] = []
     root = SimpleNamespace(clip_grad_norm_=clipped.append)
     method._trainer = SimpleNamespace(strategy=SimpleNamespace(model=root))  # type: ignore[assignment]

@@ -42,7 +42,7 @@ def nursery() -> Iterator[Nursery]:
 def test_adapters_of_a_second_stage_resume_exactly(nursery: Nursery, tmp_path: Path) -> None:
     base = chain_experiment(tmp_path)
     adapter = {"_target_": "umm_zoo.backbones.adapters.LoRA", "rank": 2, "alpha": 4.0}
-    stage = {"base": base, "after": base, "method": {"noise": 0.2, "adapter": adapter, "trained": ["adapter"]}}
+    stage = {"base": base, "after": base, "method": {"noise": 0.2, "adapter": adapter}, "training": {"trained": ["adapter"]}}
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(stage))
     argv = ["second.yaml", saving(2)]
     assert nursery.run(tmp_path, *argv, kill_at=3)[0] == -signal.SIGKILL  # in the first stage

@@ -145,7 +145,7 @@ MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
     ),
     "unknown part": (
         ("training.trained", ["body", "haed"]),
-        ["method: toy_parts.Toy: training.trained: found 'haed', expected ['body', 'head']; did you mean 'head'?"],
+        ["training.trained: found 'haed', expected ['body', 'head']; did you mean 'head'?"],
     ),
     "trainer refuses": (("trainer.accelerator", "abacus"), ["trainer: ", "abacus"]),
 }

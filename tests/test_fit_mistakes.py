@@ -120,7 +120,8 @@ def test_texts_longer_than_the_model_reads_are_named(split: str, file: str, caps
     write("long/a", [{}, {"json": {"conversations": [{"role": "user", "text": "so long " * 9 + "<image>"}, TURNS[1]]}}])
     source = {"_target_": "data_pipelines.shards.data.ShardSource"}
     data = {part: {"some": source | {"shards": "long" if part == split else "short"}} for part in ("train", "val")}
-    tree: Any = {"method": METHOD | {"vlm": vlm}, "base": file, "data": data}
+    training = {"trained": ["projector"]}
+    tree: Any = {"method": METHOD | {"vlm": vlm}, "training": training, "metrics": {"loss": None}, "base": file, "data": data}
     toy_parts.write_yaml(Path("long.yaml"), tree)
     assert main(["long.yaml", "trainer.val_check_interval=1", "data.train.world=null"]) == 2
     error = said(capsys)[0]
@@ -132,8 +133,10 @@ def test_a_metric_that_the_method_does_not_feed(file: str, capsys: pytest.Captur
     own = {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "world/a-*.tar"}
     metric = "metrics.psnr={_target_: umm_zoo.metrics.PSNR}"
     assert main([file, metric, f"data.val={json.dumps({'v': own})}"]) == 2
-    error, _ = said(capsys)
-    assert error == "error: toy.yaml: metrics.PSNR: validation_step must return 'generated', found ['loss']"
+    (error,) = said(capsys)
+    assert error == (
+        "error: toy.yaml: metrics.psnr: found a PSNR, which reads 'generated'; Toy does not make it, expected a metric of loss"
+    )
 
 
 def test_the_traceback_is_shown_on_demand(file: str, capsys: pytest.CaptureFixture[str]) -> None:

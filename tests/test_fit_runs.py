@@ -139,7 +139,7 @@ def test_another_experiment_is_not_overwritten(file: str, capsys: pytest.Capture
     assert main([file]) == 0
     assert main([file, "seed=4", "training.optimizer.lr=0.5"]) == 2
     error = capsys.readouterr().err
-    assert "error: runs/toy: found a run of another experiment (other training.optimizer.lr, seed)" in error
+    assert "error: runs/toy: found a run of another experiment (other seed, training.optimizer.lr)" in error
     assert "expected name=… for another folder, --again to start over, ckpt=last to continue it all the same" in error
 
 
@@ -173,8 +173,8 @@ def test_runs_folder_is_an_option_and_a_variable(file: str, monkeypatch: pytest.
 
 
 def test_after_runs_the_earlier_stage_once_and_starts_from_it(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}")
-    Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml\nmethod: {trained: [head]}\nseed: 11")
+    Path("stage1.yaml").write_text("base: toy.yaml\ntraining: {trained: [body]}")
+    Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml\ntraining: {trained: [head]}\nseed: 11")
     assert main(["stage2.yaml"]) == 0
     assert "stage2 comes after stage1, which has not finished: stage1.yaml is run first" in capsys.readouterr().out
     first, second = load_checkpoint("runs/stage1")["state_dict"], load_checkpoint("runs/stage2")["state_dict"]
@@ -190,17 +190,17 @@ CURRICULUM = "seed=5", "vars.width=6", "training.optimizer.lr=0.02", "trainer.de
 
 
 def test_vars_seed_and_place_reach_the_earlier_stages(file: str) -> None:
-    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}\nvars: {own: 1}")
+    Path("stage1.yaml").write_text("base: toy.yaml\ntraining: {trained: [body]}\nvars: {own: 1}")
     Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml\nvars: {later: 2}")
     assert main(["stage2.yaml", *CURRICULUM, "vars.later=3"]) == 0
     first, second = (yaml.safe_load(Path(f"runs/{name}/experiment.yaml").read_text()) for name in ("stage1", "stage2"))
     assert (first["seed"], first["vars"]) == (5, {"width": 6, "own": 1}) and second["vars"] == {"width": 6, "later": 3}
-    assert (first["method"]["optimizer"]["lr"], second["method"]["optimizer"]["lr"]) == (0.01, 0.02)
+    assert (first["training"]["optimizer"]["lr"], second["training"]["optimizer"]["lr"]) == (0.01, 0.02)
     assert load_checkpoint("runs/stage1")["state_dict"]["body.linear.weight"].shape == (6, 4)
 
 
 def test_a_finished_stage_of_other_vars_is_not_taken(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}")
+    Path("stage1.yaml").write_text("base: toy.yaml\ntraining: {trained: [body]}")
     Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml")
     assert main(["stage1.yaml"]) == 0
     assert main(["stage2.yaml", "vars.width=6"]) == 2
@@ -213,7 +213,7 @@ def test_a_finished_stage_of_other_vars_is_not_taken(file: str, capsys: pytest.C
 
 
 def test_a_finished_stage_is_taken_wherever_it_ran(file: str) -> None:
-    Path("stage1.yaml").write_text("base: toy.yaml\nmethod: {trained: [body]}")
+    Path("stage1.yaml").write_text("base: toy.yaml\ntraining: {trained: [body]}")
     Path("stage2.yaml").write_text("base: toy.yaml\nafter: stage1.yaml")
     assert main(["stage1.yaml"]) == 0
     written = Path("runs/stage1/metrics.json").stat().st_mtime_ns

@@ -22,6 +22,7 @@ from tools.probe import load_part, probe
 from umm_zoo.batch import Batch, Tokens
 from umm_zoo.metrics import Retrieval, normalise
 from umm_zoo.objectives.contrast import WordSwaps
+from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.contrastive import captions
 from umm_zoo.shapes import Scene, World, make_sample, render
 from umm_zoo.shapes.detector import ShapesDetector
@@ -144,8 +145,7 @@ def test_coarse_attributes_can_be_read_linearly(name: str, attribute: str, least
 def test_images_find_their_captions(name: str) -> None:
     batch = scenes(300)  # fewer candidates than the card's: easier, so its recall is a lower bound
     metric = Retrieval(kinds=["caption_long"])
-    features = {"image_features": part(name)(batch.images), "text_features": part(name).encode_text(batch.answers())}
-    metric.update(features, batch)
+    metric.update(Outputs(image_features=part(name)(batch.images), text_features=part(name).encode_text(batch.answers())), batch)
     for direction, recall in metric.compute().items():
         expected = stated(name)[f"retrieval/{direction}"]
         assert recall > expected - margin([expected] * 200) and expected > 0.3

@@ -13,19 +13,21 @@ from lightning import LightningDataModule
 from torch import nn
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.training.optimization import AdamW, OptimizerFactory
+from umm_zoo.outputs import Outputs
 
 class Line(Method):
-    def __init__(self, optimizer: OptimizerFactory) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 1)
-        self.train_only(["layer"], optimizer, None)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"layer": self.layer}
 
     def training_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": self.layer(batch.extras["x"]).square().mean()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        return Outputs(self.training_losses(batch))
 
 class Numbers(LightningDataModule):
     def train_dataloader(self):
@@ -49,8 +51,8 @@ def tool() -> ModuleType:
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "benchmark_toy.py").write_text(TOY)
     monkeypatch.chdir(tmp_path)
-    method = {"_target_": "benchmark_toy.Line", "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.1}}
-    tree = {"method": method, "data": {"_target_": "benchmark_toy.Numbers"}}
+    tree = {"method": {"_target_": "benchmark_toy.Line"}, "data": {"_target_": "benchmark_toy.Numbers"}}
+    tree["training"] = {"trained": ["layer"], "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.1}}
     tree["trainer"] = {"accelerator": "cpu", "gradient_clip_val": 0.1, "enable_progress_bar": False}
     Path("toy.yaml").write_text(yaml.safe_dump(tree))
     return "toy.yaml"

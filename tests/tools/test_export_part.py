@@ -41,6 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "cells": CELLS,
                 "attributes": {"size": ["small", "large"]},
             },
+        },
+        "training": {
             "trained": ["tower", "heads"],
             "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 1e-3},
         },
