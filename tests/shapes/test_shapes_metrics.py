@@ -178,7 +178,7 @@ def test_sensitivity_is_one_for_targets_and_zero_where_the_text_is_ignored() -> 
         assert float(metric.compute()) == pytest.approx(expected)
 
 
-def test_a_batch_without_drawings_is_left_out() -> None:
+def test_a_batch_without_generated_images_is_left_out() -> None:
     batch, targets = rows("geneval", 6)
     for metric in (ShapesGenEval(), SceneMatch(), EditSuccess(), EditPixels(), Reconstruction()):
         metric.update({"generated": None}, batch)
