@@ -66,7 +66,12 @@ class Nursery:
         return code, log.read_text()
 
     def run_ranks(self, folder: Path, count: int, *argv: str) -> tuple[int, str]:
-        """Run as several ranks, as a cluster's launcher starts them."""
+        """Run as several ranks, as a cluster's launcher starts them; (the largest exit code, what was said)."""
+        codes, said = self.codes_of_ranks(folder, count, *argv)
+        return max(codes, key=abs), "".join(said)
+
+    def codes_of_ranks(self, folder: Path, count: int, *argv: str) -> tuple[list[int], list[str]]:
+        """The exit code of each rank, and what it has said."""
         port = str(20000 + (os.getpid() * 7 + int(time.monotonic() * 1000)) % 20000)
         many = [*argv, f"trainer.devices={count}"]
         shared = {"WORLD_SIZE": str(count), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -77,7 +82,7 @@ class Nursery:
             for rank in range(count)
         ]
         codes = [self.wait(pid) for pid in pids]
-        return max(codes, key=abs), "".join((folder / f"log{rank}.txt").read_text() for rank in range(count))
+        return codes, [(folder / f"log{rank}.txt").read_text() for rank in range(count)]
 
     def close(self) -> None:
         """End it."""

@@ -14,7 +14,8 @@ from toy_parts import Body, Head, Toy
 
 from umm_zoo.checkpoints import files as checkpoint_io
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
-from umm_zoo.checkpoints.folder import CheckpointError, CheckpointFolder, checkpoint_path
+from umm_zoo.checkpoints.folder import CheckpointFolder, checkpoint_path
+from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW
 
 
@@ -51,7 +52,7 @@ def test_one_wrong_bit_is_found_and_the_one_before_taken_with_a_note(tmp_path: P
     assert checkpoint_path(tmp_path).name == "step-00000002.ckpt"
     said = capsys.readouterr().err
     assert "note: " in said and "step-00000003.ckpt is damaged ('" in said and "taking " in said
-    with pytest.raises(ValueError, match="found a damaged checkpoint"):
+    with pytest.raises(UserError, match="found a damaged checkpoint"):
         AtomicCheckpointIO().load_checkpoint(checkpoints.path / "step-00000003.ckpt")
 
 
@@ -62,7 +63,7 @@ def test_a_file_cut_short_is_passed_over(length: int, tmp_path: Path) -> None:
         stream.truncate(length)
     assert checkpoints.latest() == checkpoints.path / "step-00000001.ckpt"
     spoil(checkpoints.path / "step-00000001.ckpt")
-    with pytest.raises(CheckpointError, match=r"found no intact .*00002.* is damaged .*00001.* is damaged"):
+    with pytest.raises(UserError, match=r"found no intact .*00002.* is damaged .*00001.* is damaged"):
         checkpoints.latest()
 
 
@@ -101,14 +102,14 @@ def test_the_word_of_the_disk_is_passed_on_and_nothing_left(tmp_path: Path, monk
         self._stream = Full()
 
     monkeypatch.setattr(checkpoint_io._Output, "__init__", on_a_full_disk)
-    with pytest.raises(CheckpointError, match=r"00002.ckpt could not be written: no room on the disk \(No space left"):
+    with pytest.raises(UserError, match=r"00002.ckpt could not be written: no room on the disk \(No space left"):
         written(tmp_path, 2)
     assert names(checkpoints) == ["LATEST", "step-00000001.ckpt"] and load_checkpoint(tmp_path)["global_step"] == 1
 
 
 def test_what_could_not_be_read_back_is_refused_when_it_is_written(tmp_path: Path) -> None:
     for state in ({"callback": nn.Linear(2, 2)}, {"callback": lambda: 0}):  # not plain values; not even picklable
-        with pytest.raises(CheckpointError, match="could not be written"):
+        with pytest.raises(UserError, match="could not be written"):
             AtomicCheckpointIO().save_checkpoint(state, tmp_path / "a.ckpt")
     assert not list(tmp_path.iterdir())
 

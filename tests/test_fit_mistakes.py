@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.shards.writing import write_shards
 from umm_zoo.batch import Batch
-from umm_zoo.errors import MistakeError
+from umm_zoo.errors import UserError
 from umm_zoo.evaluate import main as evaluate
 from umm_zoo.fit import main
 
@@ -159,7 +159,7 @@ class OwnRows(Dataset[Any]):
 
     def __getitem__(self, row: int) -> str:
         if row > 8:
-            raise MistakeError(f"mine/rows.csv: found no row {row}, expected 0 to 8")
+            raise UserError("mine/rows.csv", f"no row {row}", "0 to 8")
         return f"row{row}"
 
 
@@ -173,7 +173,7 @@ class OwnData(LightningDataModule):
 def test_a_mistake_in_a_users_own_worker_loses_torchs_wrapping(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     toy_parts.write_yaml(Path("own.yaml"), toy_parts.toy_experiment() | {"data": {"_target_": "test_fit_mistakes.OwnData"}})
     assert main(["own.yaml", "trainer.max_steps=20"]) == 2
-    assert said(capsys)[0] == "error: own.yaml: data: mine/rows.csv: found no row 9, expected 0 to 8"
+    assert said(capsys)[0] == "error: own.yaml: mine/rows.csv: found no row 9, expected 0 to 8"
 
 
 def test_a_full_disk_is_one_line(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,7 +239,7 @@ def test_after_of_another_shape_is_refused(file: str, capsys: pytest.CaptureFixt
 def test_resume_into_another_method_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, "method.trained=[head]"]) == 0
     assert main([file, "ckpt=last", "trainer.max_steps=9"]) == 2
-    assert "toy.yaml: method: checkpoint: 2 trained tensors are missing, such as 'body.linear.bias'" in capsys.readouterr().err
+    assert "toy.yaml: checkpoint: 2 trained tensors are missing, such as 'body.linear.bias'" in capsys.readouterr().err
     assert Path("runs/toy/metrics.json").is_file()  # the finished run is still what it was
     assert "- body" not in Path("runs/toy/experiment.yaml").read_text()
 
@@ -262,9 +262,7 @@ def test_check_builds_without_memory_and_reports(file: str, capsys: pytest.Captu
     argv = [file, "--check", "method.body.in_dim=3000000", "method.trained=[head]", "data.shards=[nowhere.tar]"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert [word for word in out.split() if word in ("9,000,003", "4")] == ["9,000,003", "4", "9,000,003", "4"][
-        0:0
-    ] or "9,000,003" in out
+    assert "9,000,003" in out
     assert "memory, at least: 34.33 MiB" in out and "not counted: activations" in out
     assert "found no shard at 'nowhere.tar'" in out and "fit will refuse this" in out
     assert "total_steps: 12" in out and not Path("runs").exists()
@@ -285,7 +283,10 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["runs/none"], "runs/none: found no checkpoint there, expected a run folder or a checkpoint"),
+        (
+            ["runs/none"],
+            "step-*.ckpt), expected a run folder or a checkpoint that umm_zoo.fit has written",
+        ),
         (["runs/toy", "validatoin"], "unknown suite 'validatoin', expected validation, unified-bench; did you mean 'validation'?"),
         (["runs/toy", "data.sise=3"], "data.sise: found an unknown argument 'sise'"),
         (["runs/toy", "vars.width=4"], "vars.width: found a key that has done its work"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
@@ -145,6 +146,17 @@ class Spoil(Callback):
         elif trainer.global_step == self.step:
             with self.file.open("r+b") as stream:
                 stream.truncate(512)
+
+
+class Trouble(Callback):
+    """On one rank and at one step raises what a user can mend, or a bug; another rank then waits for this one's gradients."""
+
+    def __init__(self, rank: int, bug: bool = False, step: int = 2) -> None:
+        self.rank, self.bug, self.step = rank, bug, step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            raise RuntimeError("no user can mend this") if self.bug else UserError("", "a long text", "a short one", row=1)
 
 
 def toy_experiment() -> dict[str, Any]:

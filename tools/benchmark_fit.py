@@ -33,7 +33,8 @@ from umm_zoo.experiment.build import build_experiment
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.training.record import RunRecord, seed_all
-from umm_zoo.training.run_folder import RunFolder, circumstances
+from umm_zoo.training.report import circumstances
+from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.signals import StopOnSignal
 from umm_zoo.training.trainer import make_trainer, quieten
 
@@ -142,9 +143,8 @@ def measure(experiment: Experiment, warmup: int, block: int) -> TakeTurns:
     turns = TakeTurns(experiment, warmup, block)
     with tempfile.TemporaryDirectory() as runs:
         folder = RunFolder.of(experiment, runs)
-        folder.begin(experiment, fresh=True)
         more = [StopOnSignal(folder.checkpoints), turns]
-        trainer = make_trainer(experiment, folder, built, RunRecord(experiment), more)
+        trainer = make_trainer(experiment, folder, built, RunRecord(experiment, folder), more)
         trainer.fit(built.method, datamodule=built.data)
     return turns
 

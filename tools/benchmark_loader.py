@@ -41,7 +41,7 @@ from data_pipelines.shards.batches import to_signal
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions
-from umm_zoo.training.run_folder import circumstances
+from umm_zoo.training.report import circumstances
 
 
 def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]:

@@ -56,15 +56,11 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
     Raises:
         UserError: there is no such checkpoint, it is damaged, or it has no averages.
     """
-    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
-    try:
-        if source.suffix == ".ckpt" and source.exists() and (problem := damage(source)):
-            raise ValueError(f"found a damaged checkpoint: {problem}")
-        checkpoint = load_checkpoint(source, mapped=True)
-    except (ValueError, OSError) as error:
-        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
+    if source.suffix == ".ckpt" and source.exists() and (problem := damage(source)):
+        raise UserError(source, f"a damaged checkpoint ({problem})", "an intact one")
+    checkpoint = load_checkpoint(source, mapped=True)
     if "experiment" not in checkpoint:
-        raise UserError(source, f"found a checkpoint without its experiment, expected {expected}")
+        raise UserError(source, "a checkpoint without its experiment", "a run folder or a checkpoint that umm_zoo.fit has written")
     state: dict[str, Tensor] = dict(checkpoint["state_dict"])
     if averaged:
         for key, value in averages(checkpoint, source).items():

@@ -27,7 +27,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.training.run_folder import circumstances
+from umm_zoo.training.report import circumstances
 
 WEIGHTS = Path("experiments/tiny/weights")
 PIXELS = "pixels"

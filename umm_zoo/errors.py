@@ -182,6 +182,11 @@ class MistakeError(UserError):
     def __str__(self) -> str:
         return super().__str__() if self.row is None else f"row {self.row}: {super().__str__()}"
 
+    def locate(self, file: str | Path = "", place: str = "", keys: Sequence[str] = (), advice: str = "") -> None:
+        """See ``UserError.locate``."""
+        self.problems, self.row = [Problem("", self.line(keys))], None
+        self.file, self.advice = self.file or str(file), self.advice or advice
+
     def line(self, keys: Sequence[str] = ()) -> str:
         """The message behind its place.
 

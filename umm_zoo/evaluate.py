@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.errors import Problem, UserError, did_you_mean, user_errors
+from umm_zoo.errors import REFUSALS, Problem, UserError, did_you_mean, locating, user_errors
 from umm_zoo.experiment.file import Experiment, experiment_from
-from umm_zoo.training.run_folder import circumstances, writing
+from umm_zoo.training.ranks import ending_together, is_main_process, join_ranks
+from umm_zoo.training.report import circumstances
+from umm_zoo.training.run_folder import runs_folder, writing
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
@@ -59,7 +61,7 @@ Suite = Callable[[FinishedRun], Mapping[str, float]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 done, 2 a mistake."""
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(
         prog="python -m umm_zoo.evaluate",
         description="Score a finished run.",
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="SUITE | key=value", help=f"what to score ({', '.join(SUITES)}) and overrides")
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     arguments = parser.parse_intermixed_args(argv)
-    with user_errors(arguments.traceback) as outcome:
+    with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(), arguments.traceback):
         overrides = [word for word in arguments.words if "=" in word]
         suite, *rest = [word for word in arguments.words if "=" not in word] or ["validation"]
         evaluate(arguments.run, suite, rest, overrides)
@@ -102,7 +104,7 @@ def evaluate(source: str | Path, suite: str = "validation", arguments: Sequence[
     taken = [path.stem.partition("-")[2] for path in run.path.glob("evaluation-*.json")]
     number = 1 + max((int(text) for text in taken if text.isdecimal()), default=0)  # a user's own copies have other names
     file = run.path / f"evaluation-{number}.json"
-    if _is_rank_zero():
+    if is_main_process():
         _print_table(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
         with writing(run.path, "a run folder that can be written"):
             file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -120,18 +122,12 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     from umm_zoo.checkpoints.folder import checkpoint_path
     from umm_zoo.experiment.check import check
 
-    expected = "a run folder or a checkpoint that umm_zoo.fit has written"
-    try:
-        checkpoint = load_checkpoint(source)
-    except FileNotFoundError:
-        raise UserError(source, f"found no checkpoint there, expected {expected}") from None
-    except ValueError as error:
-        raise UserError(source, f"{str(error).removeprefix(f'{source}: ')}, expected {expected}") from error
+    checkpoint = load_checkpoint(source)
     if "experiment" not in checkpoint:
-        raise UserError(source, f"found a checkpoint without its experiment, expected {expected}")
+        raise UserError(source, "a checkpoint without its experiment", "a run folder or a checkpoint that umm_zoo.fit has written")
     for key in (text.partition("=")[0] for text in overrides):
         if key.split(".")[0] in ("vars", "after"):
-            raise UserError(source, f"{key}: found a key that has done its work, expected those that it was filled into")
+            raise UserError(source, [Problem(key, "a key that has done its work", "those that it was filled into")])
     experiment = experiment_from(checkpoint["experiment"], source, checkpoint.get("folders", ()), overrides)
     check(experiment)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
@@ -144,20 +140,17 @@ def validation(run: FinishedRun) -> dict[str, float]:
     from lightning.pytorch.callbacks import Checkpoint
 
     from umm_zoo.callbacks.metrics import MetricCallback
-    from umm_zoo.errors import MistakeError
     from umm_zoo.experiment.build import build_arguments, build_experiment
     from umm_zoo.experiment.targets import find_target
     from umm_zoo.training.record import RunRecord
-    from umm_zoo.training.trainer import culprit, quieten
+    from umm_zoo.training.trainer import quieten
 
     quieten()
     experiment = run.experiment
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment)
-    try:
+    with locating(experiment.file, refusals=REFUSALS):
         built.method.carry(run.checkpoint["state_dict"])
-    except ValueError as error:
-        raise UserError(experiment.file, str(error).replace("after: ", "", 1)) from error
     record = RunRecord(experiment)
     callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
     for callback in built.callbacks.values():
@@ -175,17 +168,9 @@ def validation(run: FinishedRun) -> dict[str, float]:
         enable_model_summary=False,
         default_root_dir=run.path,
     )
-    try:
+    join_ranks(trainer)
+    with record.judging():
         trainer.validate(built.method, datamodule=built.data, verbose=False)
-    except (ValueError, TypeError, OSError) as error:
-        if isinstance(error, MistakeError):
-            raise UserError(experiment.file, error.line(record.keys)) from error
-        if isinstance(error, UserError):
-            error.locate(experiment.file, keys=record.keys)
-            raise
-        if record.began:
-            raise
-        raise UserError(experiment.file, f"{culprit(error, built)}: {error}") from error
     return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
 
 
@@ -198,12 +183,6 @@ def unified_bench(run: FinishedRun) -> Mapping[str, float]:
 
 #: What ``evaluate RUN SUITE`` can score; a suite gets the loaded run and the words after its name.
 SUITES: dict[str, Suite] = {"validation": validation, "unified-bench": unified_bench}
-
-
-def _is_rank_zero() -> bool:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
 
 
 def _print_table(title: str, scores: Mapping[str, float]) -> None:

@@ -20,6 +20,7 @@ from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import checkpoint_path
+from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
@@ -213,9 +214,9 @@ class Method(LightningModule, ABC):
         saved, expected = set(checkpoint.get("state_dict") or checkpoint.get("state_keys", ())), self.kept_keys()
         found = saved - (self._part_keys(self._keys) - expected)  # an earlier stage's part, frozen here
         if missing := sorted(expected - saved):
-            raise ValueError(f"checkpoint: {len(missing)} trained tensors are missing, such as '{missing[0]}'")
+            raise UserError("checkpoint", f"{len(missing)} trained tensors are missing, such as '{missing[0]}'")
         if unexpected := sorted(found - expected):
-            raise ValueError(f"checkpoint: {len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
+            raise UserError("checkpoint", f"{len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
         self._carried |= saved - self._part_keys(self.trained)
         states = checkpoint.get("run_states", [])
         if self._trainer is not None and states:
@@ -235,9 +236,9 @@ class Method(LightningModule, ABC):
             if key not in own:
                 close = difflib.get_close_matches(key, own, n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"after: tensor '{key}' of the earlier stage has no place in this method{hint}")
+                raise UserError("", f"tensor '{key}' of the earlier stage has no place in this method{hint}")
             if own[key].shape != value.shape:
-                raise ValueError(f"after: '{key}' is {list(value.shape)} in the earlier stage, {list(own[key].shape)} here")
+                raise UserError("", f"'{key}' is {list(value.shape)} in the earlier stage, {list(own[key].shape)} here")
         self.load_state_dict(dict(state), strict=False)
         self._carried |= set(state)
 

@@ -28,8 +28,8 @@ from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.build import build_data, build_experiment
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
-from umm_zoo.fit import carry, check_data
 from umm_zoo.method import Method
+from umm_zoo.training.run import check_data, load_weights
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.trainer import quieten
 
@@ -80,7 +80,7 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
     data = build_data(experiment)
     if not isinstance(data, ShardData):
         raise UserError("data", type(data).__name__, "data_pipelines.shards.data.ShardData")
-    check_data(data, experiment)
+    check_data(data, experiment.file)
     lightning.seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment, data)
     for name, callback in built.callbacks.items():
@@ -91,7 +91,7 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
         after = Path(experiment.after)
         place = RunFolder.of(load_experiment(after)).path if after.suffix in (".yaml", ".yml") else after
         if place.exists():
-            carry(built, place, experiment)
+            load_weights(built.method, place, experiment.file)
         else:  # a stage that trains none of what is stored changes nothing; one that does changes the hash, and training refuses
             sys.stderr.write(f"note: {experiment.after} has not been run; stored are outputs of the weights as they are built\n")
     method = built.method

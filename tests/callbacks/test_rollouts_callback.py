@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from umm_zoo.batch import Batch
-from umm_zoo.callbacks.rollouts import Collapsed, CollapseGuard, RolloutMetrics
+from umm_zoo.callbacks.rollouts import CollapseGuard, RolloutMetrics
+from umm_zoo.errors import UserError
 from umm_zoo.shapes.caption_metrics import CaptionClauses
 
 SCENE = {"background": "grey", "objects": [{"cell": "top left", "size": "small", "colour": "red", "shape": "circle"}]}
@@ -56,7 +57,7 @@ def fit(method: lightning.LightningModule, callback: lightning.Callback, folder:
 
 def test_a_run_without_spread_ends_and_names_the_last_good_checkpoint(tmp_path):
     spreads = [0.1] * 6 + [0.0] * 6
-    with pytest.raises(Collapsed, match=r"step 9: collapsed: rewards differ by 0 .*good.ckpt \(step 6\)"):
+    with pytest.raises(UserError, match=r"step 9: collapsed: rewards differ by 0 .*good.ckpt \(step 6\)"):
         fit(Policy(spreads), CollapseGuard(patience=3, save_every_n_steps=2), tmp_path)
     good = torch.load(tmp_path / "checkpoints" / "good.ckpt", weights_only=False)
     assert good["global_step"] == 6
@@ -68,7 +69,7 @@ def test_patience_starts_over_after_a_good_step(tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_at_once(tmp_path):
-    with pytest.raises(Collapsed, match=r"step 3: collapsed: train/loss is no number; none was good"):
+    with pytest.raises(UserError, match=r"step 3: collapsed: train/loss is no number; none was good"):
         fit(Policy([0.1] * 12, [1.0, 1.0, math.nan]), CollapseGuard(), tmp_path)
 
 

@@ -95,9 +95,11 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         failed = experiment.method.get("bias") == 7
         if not failed:
             found = RunFolder.of(experiment, command[5])
-            found.begin(experiment, fresh=True)
+            found.begin(experiment)
             metrics = {"val/loss": float(experiment.method["body"]["dropout"])}
-            found.finish({"metrics": metrics, "commit": "abc", "machine": {"cpus": len(ended)}, "versions": {"torch": "2"}})
+            found.finish(
+                experiment, {"metrics": metrics, "commit": "abc", "machine": {"cpus": len(ended)}, "versions": {"torch": "2"}}
+            )
         ended.append(f"{experiment.name} threads={environment.get('OMP_NUM_THREADS')}")
         return int(failed)
 

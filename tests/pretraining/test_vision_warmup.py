@@ -12,12 +12,11 @@ from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import Built
-from umm_zoo.experiment.file import Experiment
-from umm_zoo.fit import carry
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.pretraining.supervised_tower import CellLabels
 from umm_zoo.pretraining.vision_warmup import VisionWarmup
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.run import load_weights
 
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
 COLOURS = ["red", "green"]
@@ -121,7 +120,7 @@ def test_objects_and_their_colours_are_learnt() -> None:
 
 def test_a_later_stage_takes_the_vision_and_leaves_the_heads(tmp_path: Path) -> None:
     first, second = warmup(), after()
-    carry(second, saved(first, tmp_path), Experiment(file="second.yaml"))
+    load_weights(second.method, saved(first, tmp_path), "second.yaml")
     theirs, own = first.state_dict(), second.method.state_dict()
     same = {key for key in own if key in theirs and torch.equal(own[key], theirs[key])}
     trained: dict[str, Tensor] = {key: theirs[key] for key in first.kept_keys() if not key.startswith("heads.")}
@@ -144,7 +143,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
     method = Unmarked(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), ["heads"], AdamW(1e-3))
     with pytest.raises(UserError, match=r"second\.yaml: after: tensor 'heads\..*' of the earlier stage has no place"):
-        carry(after(), saved(method, tmp_path), Experiment(file="second.yaml"))
+        load_weights(after().method, saved(method, tmp_path), "second.yaml")
 
 
 def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused() -> None:

@@ -15,8 +15,8 @@ from tools import export_part
 from tools.part_card import world_commands
 from tools.probe import load_part
 from umm_zoo.experiment.file import load_experiment
-from umm_zoo.fit import run as fit
 from umm_zoo.method import Method
+from umm_zoo.training.curriculum import run as fit
 
 VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
@@ -153,7 +153,7 @@ def test_what_the_run_said_of_its_part_is_kept_for_loading() -> None:
 
 def test_unfinished_runs_and_missing_test_splits_are_refused(run: Path, tmp_path: Path) -> None:
     report = run / "metrics.json"
-    with pytest.raises(SystemExit, match="no checkpoint found"):
+    with pytest.raises(SystemExit, match="found no checkpoint there"):
         export_part.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
     report.rename(run / "hidden.json")
     try:

@@ -54,10 +54,6 @@ class RolloutMetrics(Callback):
                 pl_module.log(key, torch.tensor(float(number)), batch_size=1)
 
 
-class Collapsed(UserError):  # noqa: N818 - named for what has happened
-    """A run whose policy has nothing left to learn from."""
-
-
 class CollapseGuard(Callback):
     """Stops a run whose rewards no longer differ within groups, whose captions are certain, or whose loss is no number.
 
@@ -70,7 +66,7 @@ class CollapseGuard(Callback):
         save_every_n_steps: steps between two savings of the good checkpoint.
 
     Raises:
-        Collapsed: at the end of such a step.
+        UserError: at the end of such a step.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class CollapseGuard(Callback):
         self.bad_steps = self.bad_steps + 1 if reason else 0
         if self._all_ranks(pl_module, broken or self.bad_steps >= self.patience):
             kept = f"the last good checkpoint is {self._path(trainer)} (step {self.saved_at})" if self.saved_at else "none was good"
-            raise Collapsed(trainer.default_root_dir, f"step {trainer.global_step}: collapsed: {reason}; {kept}")
+            raise UserError(trainer.default_root_dir, f"step {trainer.global_step}: collapsed: {reason}; {kept}")
         healthy = not reason and trainer.global_step % self.save_every_n_steps == 0 and trainer.global_step > self.saved_at
         if self._all_ranks(pl_module, healthy):
             trainer.save_checkpoint(self._path(trainer))

@@ -15,8 +15,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from umm_zoo.checkpoints.folder import INDEX, PARTIAL, CheckpointError, checkpoint_path, damage, remove, sync
+from umm_zoo.checkpoints.folder import INDEX, PARTIAL, checkpoint_path, damage, remove, sync
 from umm_zoo.checkpoints.sharded import read_rest, read_sharded
+from umm_zoo.errors import UserError
 
 #: Errors that mean: no room. EFBIG is a limit on the size of files, as some clusters set.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,7 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write ``checkpoint`` to ``path``.
 
         Raises:
-            CheckpointError: it could not be written, or not be read back; what was written is removed again.
+            UserError: it could not be written, or not be read back; what was written is removed again.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -50,17 +51,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:  # pickling may fail in any way, and torch hides what the disk said behind its own error
             cause = (output.error if output else None) or error
             remove(partial)
-            raise CheckpointError(f"{path} could not be written: {reason(cause)}") from cause
+            raise UserError("checkpoint", f"{path} could not be written: {reason(cause)}") from cause
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint after its checksums; a sharded one is put together.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is damaged.
+            UserError: there is none, or a damaged one.
         """
         if Path(path).exists() and (problem := damage(Path(path))):
-            raise ValueError(f"{path}: found a damaged checkpoint: {problem}")
+            raise UserError(path, f"a damaged checkpoint ({problem})", "an intact one")
         return load_checkpoint(path)
 
 
@@ -135,8 +135,7 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
         mapped: leave the tensors on the disk until they are touched.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: the file is something else, or cut short.
+        UserError: there is no checkpoint, or something else, or one that is cut short.
     """
     path = checkpoint_path(source)
     try:
@@ -145,10 +144,10 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return _read_consolidated(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
     except Exception as error:  # what a reader of pickles stumbles over in a foreign file is of any class
-        raise ValueError(f"{path}: found a file that cannot be read as a checkpoint ({type(error).__name__})") from error
+        why = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        expected = "a run folder or a checkpoint that umm_zoo.fit has written"
+        raise UserError(path, f"a file that cannot be read as a checkpoint ({why})", expected) from error
     return checkpoint
 
 
@@ -156,8 +155,7 @@ def step_in(source: str | Path) -> int:
     """Optimiser steps that a checkpoint holds; its tensors are not read.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: the file is something else, or cut short.
+        UserError: there is no checkpoint, or something else, or one that is cut short.
     """
     path = checkpoint_path(source)
     return int((read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True))["global_step"])

@@ -17,6 +17,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umm_zoo.errors import UserError
+
 if TYPE_CHECKING:
     from lightning import Trainer
 
@@ -26,10 +28,6 @@ LATEST = "LATEST"
 PARTIAL = ".partial"
 #: The table of contents of a sharded checkpoint, which is a folder.
 INDEX = "index.json"
-
-
-class CheckpointError(Exception):
-    """A checkpoint could not be written, or there is none that is intact."""
 
 
 class CheckpointFolder:
@@ -68,7 +66,7 @@ class CheckpointFolder:
         """The newest intact checkpoint, None where there is none at all; a note on stderr says what had to be passed over.
 
         Raises:
-            CheckpointError: there are checkpoints, and none of them is intact.
+            UserError: there are checkpoints, and none of them is intact.
         """
         passed = []
         listed = self._listed()
@@ -83,7 +81,7 @@ class CheckpointFolder:
                 return self.path / name
             passed.append(f"{self.path / name} is damaged ({problem})")
         if names:
-            raise CheckpointError(f"found no intact checkpoint: {'; '.join(passed)}")
+            raise UserError(self.path.parent, f"found no intact checkpoint: {'; '.join(passed)}")
         return None
 
     def _listed(self) -> list[str]:
@@ -97,7 +95,7 @@ class CheckpointFolder:
         """Write the checkpoint of the current step, make it the latest, remove old ones; all ranks call it together.
 
         Raises:
-            CheckpointError: on every rank, where it could not be written; the earlier checkpoints are untouched.
+            UserError: on every rank, where it could not be written; the earlier checkpoints are untouched.
         """
         path: Path = trainer.strategy.broadcast(self._free(trainer.global_step))
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -106,10 +104,12 @@ class CheckpointFolder:
             trainer.strategy.save_checkpoint(checkpoint, path)
             if trainer.is_global_zero:
                 self.publish(path)
-        except (CheckpointError, OSError) as error:
-            problem = str(error)
+        except UserError as error:
+            problem = error.to_json()
+        except OSError as error:
+            problem = UserError("checkpoint", str(error)).to_json()
         if problem := trainer.strategy.broadcast(problem):
-            raise CheckpointError(problem)
+            raise UserError(message=problem)
         return path
 
     def _free(self, step: int) -> Path:
@@ -229,20 +229,17 @@ def checkpoint_path(source: str | Path) -> Path:
     """The newest intact checkpoint of a run folder, or the checkpoint itself (a file, or the folder of a sharded one).
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: there are some, all damaged.
+        UserError: there is none that is intact.
     """
     source = Path(source)
     if source.is_file() or (source / INDEX).is_file():
         return source
     folder = source if source.name == "checkpoints" else source / "checkpoints"
-    try:
-        path = CheckpointFolder(folder).latest()
-    except CheckpointError as error:
-        raise ValueError(f"{source}: {error}") from error
+    path = CheckpointFolder(folder).latest()
     if path is None:
-        raise FileNotFoundError(f"{source}: no checkpoint found (looked for {folder / 'step-*.ckpt'})")
+        expected = "a run folder or a checkpoint that umm_zoo.fit has written"
+        raise UserError(source, f"no checkpoint there (looked for {folder / 'step-*.ckpt'})", expected)
     return path
 
 
-__all__ = ["CheckpointError", "CheckpointFolder", "checkpoint_path", "checksum", "damage", "remove", "step_of", "sync"]
+__all__ = ["CheckpointFolder", "checkpoint_path", "checksum", "damage", "remove", "step_of", "sync"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import Target, TargetError, find_target
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from umm_zoo.method import Method
-
-_USER_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
 @dataclass
@@ -51,7 +50,7 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
     except UserError as error:
         error.locate(place=path)
         raise
-    except _USER_MISTAKES as error:
+    except REFUSALS as error:
         raise UserError(path or str(node[TARGET]), f"{node[TARGET]}: {error or type(error).__name__}") from error
 
 
@@ -97,7 +96,20 @@ def build_data(experiment: Experiment) -> LightningDataModule:
     experiment.use_folders()
     with locating(experiment.file):
         data: LightningDataModule = build(experiment.data, "data")
-        return data
+    for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
+        setattr(data, hook, _located(getattr(data, hook), experiment.file))
+    return data
+
+
+def _located(hook: Callable[..., Any], file: str) -> Callable[..., Any]:
+    """A hook of a data module that says of what it refuses that it is of the data."""
+
+    @wraps(hook)  # by which Lightning sees whether the class has a hook of its own
+    def call(*arguments: Any, **named: Any) -> Any:
+        with locating(file, "data", REFUSALS):
+            return hook(*arguments, **named)
+
+    return call
 
 
 def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:

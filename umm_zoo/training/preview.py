@@ -15,8 +15,9 @@ from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import Built, build_experiment
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment
-from umm_zoo.fit import check_data, earlier_stages
 from umm_zoo.method import Method
+from umm_zoo.training.curriculum import earlier_stages
+from umm_zoo.training.run import check_data
 from umm_zoo.training.run_folder import RunFolder
 
 #: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
@@ -84,7 +85,7 @@ def _memory_lines(method: Method) -> list[str]:
 
 def _data_warnings(built: Built, experiment: Experiment) -> list[str]:
     try:
-        check_data(built.data, experiment)
+        check_data(built.data, experiment.file)
     except UserError as error:
         return [f"{line} (fit will refuse this)" for line in error.lines()]
     return []

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import REFUSALS, Problem, UserError
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.training.run_folder import RunFolder, writing
 
 
 def random_state() -> dict[str, Any]:
@@ -55,12 +60,14 @@ class RunRecord(Callback):
 
     Args:
         experiment: stored under the key ``experiment`` as a plain dict.
+        folder: of the run; it becomes the folder of this experiment when training begins, so that one that is refused before
+            (a checkpoint that does not fit) leaves it as it was.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.began = False  # whether training has taken up its first batch: mistakes before that are the user's
-        self.keys: list[str] = []  # of the batch in work: a mistake in one of its rows is named by them
+    def __init__(self, experiment: Experiment, folder: RunFolder | None = None) -> None:
+        self.experiment, self.folder = experiment, folder
+        self.began = False  # whether training has begun: what a library refuses before that is the user's
+        self.keys: list[str] = []  # of the batch in work: an error in one of its rows is named by them
         self.seconds = 0.0  # of this run, over all the sessions it took
         self._clock = time.monotonic()
         self._states: list[dict[str, Any]] | None = None
@@ -91,6 +98,9 @@ class RunRecord(Callback):
         """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
         self._clock = time.monotonic()
         self.began = True
+        if self.folder is not None and trainer.is_global_zero:
+            with writing(self.folder.path):
+                self.folder.begin(self.experiment)
         if self._states is not None and len(self._states) != trainer.world_size:
             self._states = None
         if self._states is not None:
@@ -117,6 +127,28 @@ class RunRecord(Callback):
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         """Remember the batch's keys."""
         self.keys = batch.keys if isinstance(batch, Batch) else []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let a user error say the experiment's file, the sample's key and how to go on."""
+        if isinstance(exception, UserError):
+            advice = self.folder.advice() if self.folder is not None and self.began else ""
+            exception.locate(self.experiment.file, keys=self.keys, advice=advice)
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Around a run of the trainer: what a library refuses before training has begun is the user's, and a bug later.
+
+        Raises:
+            UserError: such a refusal.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except (*REFUSALS, MisconfigurationException) as error:
+            if self.began:
+                raise
+            raise UserError(self.experiment.file, [Problem("trainer", str(error) or type(error).__name__)]) from error
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue training's random numbers where they stopped."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from umm_zoo.checkpoints.folder import CheckpointError, CheckpointFolder
+from umm_zoo.checkpoints.folder import CheckpointFolder
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import Experiment
 
@@ -37,6 +34,11 @@ def writing(
         raise UserError(path, f"found a place that cannot be written ({error.strerror}{where}), expected {instead}") from error
 
 
+def runs_folder(runs: str | Path | None = None) -> Path:
+    """The folder of all run folders: ``runs``, the environment variable UMM_ZOO_RUNS, or else ``runs`` in the current directory."""
+    return Path(runs or os.environ.get("UMM_ZOO_RUNS") or "runs")
+
+
 class RunFolder:
     """The folder ``<runs>/<name>/``: the resolved experiment, checkpoints, logs, samples, and in the end ``metrics.json``."""
 
@@ -49,8 +51,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, experiment: Experiment, runs: str | Path | None = None) -> RunFolder:
-        """The folder of an experiment below ``runs`` (default: the environment variable UMM_ZOO_RUNS, else ``runs``)."""
-        return cls(Path(runs or os.environ.get("UMM_ZOO_RUNS") or "runs") / experiment.name)
+        """The folder of an experiment below that of all runs."""
+        return cls(runs_folder(runs) / experiment.name)
 
     def finished(self) -> bool:
         """Whether a run came to its end here."""
@@ -106,6 +108,12 @@ class RunFolder:
             raise UserError(experiment.file, f"ckpt: found '{ckpt}', but there is no {where}, {expected}")
         return "finished" if ckpt == "last" and self.finished() and not different else "resume"
 
+    def follow(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
+        """What rank 0 decides, by another rank, which may see the folder while rank 0 is already changing it."""
+        if not self.differences(experiment) and self.finished() and not again and ckpt in (None, "last"):
+            return "finished"
+        return "resume" if ckpt else "fresh"
+
     def resume_path(self, ckpt: str) -> Path:
         """The checkpoint that ``ckpt=…`` means: for ``last`` the newest intact one.
 
@@ -116,25 +124,30 @@ class RunFolder:
             return Path(ckpt)
         try:
             latest = self.checkpoints.latest()
-        except CheckpointError as error:
-            raise UserError(self.path, f"{error}, expected --again to start over") from error
+        except UserError as error:
+            error.locate(advice="--again starts over")
+            raise
         if latest is None:
             raise UserError(self.path, "ckpt: found 'last', but there is no checkpoint any more")
         return latest
 
-    def begin(self, experiment: Experiment, fresh: bool) -> None:
-        """Make the folder ready; a fresh start removes what an earlier run wrote."""
-        if fresh:
-            for left in (self.experiment_file, self.metrics_file, *self.path.glob("evaluation-*.json")):
-                left.unlink(missing_ok=True)
-            for folder in ("checkpoints", "logs", "samples"):  # and nothing else: the folder may hold other runs or a user's notes
-                shutil.rmtree(self.path / folder, ignore_errors=True)
+    def clear(self) -> None:
+        """Remove what an earlier run wrote, and nothing else: the folder may hold other runs or a user's notes."""
+        for left in (self.experiment_file, self.metrics_file, *self.path.glob("evaluation-*.json")):
+            left.unlink(missing_ok=True)
+        for folder in ("checkpoints", "logs", "samples"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        self.metrics_file.unlink(missing_ok=True)
+
+    def begin(self, experiment: Experiment) -> None:
+        """Make it the folder of this experiment, which has not finished yet."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self.metrics_file.unlink(missing_ok=True)  # first: at no moment has another experiment finished here
         self.experiment_file.write_text(experiment.to_yaml(), encoding="utf-8")
 
-    def finish(self, report: Mapping[str, Any]) -> None:
+    def finish(self, experiment: Experiment, report: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, whole or not at all."""
+        self.begin(experiment)  # where no step was left to do, nothing has begun
         partial = self.metrics_file.with_suffix(".partial")
         partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.metrics_file)
@@ -145,48 +158,13 @@ class RunFolder:
             return f"{kept} is kept; continue from it with ckpt=last"
         return f"{self.path} holds no checkpoint yet; start again"
 
-    def rows_until(self, step: int) -> tuple[list[str], list[dict[str, str]]]:
-        """Header and rows of ``logs/metrics.csv`` up to ``step``: what a resumed run keeps."""
+    def rows_until(self, step: int) -> list[dict[str, str]]:
+        """Rows of ``logs/metrics.csv`` up to ``step``: what a resumed run keeps."""
         file = self.logs / "metrics.csv"
         if not file.is_file():
-            return [], []
+            return []
         with file.open(newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < step]
-        return list(reader.fieldnames or []), rows
-
-
-def circumstances() -> dict[str, Any]:
-    """Commit, library versions and machine, as ``metrics.json`` records them."""
-    import torch
-
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "lightning", "transformers", "diffusers", "torchmetrics", "umm_zoo"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    machine: dict[str, Any] = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"commit": _commit(), "versions": versions, "machine": machine}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, with ``+`` where it has been changed since; None outside a repository."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if changed.strip() else "")
+            return [row for row in csv.DictReader(stream) if row.get("step", "").isdigit() and int(row["step"]) < step]
 
 
 def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 from torch.optim import Optimizer
 
 from umm_zoo.checkpoints.files import load_checkpoint, reason
-from umm_zoo.checkpoints.folder import INDEX, PARTIAL, CheckpointError, damage, remove, sync
+from umm_zoo.checkpoints.folder import INDEX, PARTIAL, damage, remove, sync
 from umm_zoo.checkpoints.sharded import read_sharded, write_rest, write_slices
+from umm_zoo.errors import UserError
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -60,7 +61,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Write the folder; every rank calls this.
 
         Raises:
-            CheckpointError: on every rank, where one could not write.
+            UserError: on every rank, where one could not write.
         """
         path = Path(self.broadcast(filepath))
         partial = path.with_name(path.name + PARTIAL)
@@ -89,7 +90,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if problem := self.broadcast(problem):
             if self.is_global_zero:
                 remove(partial)
-            raise CheckpointError(f"{path} could not be written: {problem}")
+            raise UserError("checkpoint", f"{path} could not be written: {problem}")
 
     # -- loading -------------------------------------------------------------------------------------------------------------
 
@@ -97,12 +98,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """A sharded checkpoint, of each tensor this rank's slice; or a single file, mapped into memory.
 
         Raises:
-            ValueError: it is damaged.
+            UserError: it is damaged.
         """
         path = Path(self.broadcast(checkpoint_path))
         problem = self.broadcast(damage(path) if self.is_global_zero and path.exists() else None)
         if problem:
-            raise ValueError(f"{path}: found a damaged checkpoint: {problem}")
+            raise UserError(path, f"a damaged checkpoint ({problem})", "an intact one")
         if not (path / INDEX).is_file():
             return load_checkpoint(path, mapped=True)
         assert self.device_mesh is not None

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -122,6 +124,11 @@ def requeue_signal(trainer: Trainer) -> int:
     return int(signal.SIGUSR1) if slurm_job() else 0
 
 
+def restarted_by_slurm() -> bool:
+    """Whether this is a SLURM job that has been requeued."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0").isdigit() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
 def slurm_job() -> str | None:
     """The SLURM job that this process belongs to, as ``scontrol`` names it; None in an interactive one."""
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
@@ -146,3 +153,30 @@ def requeue() -> str | None:
         print(f"SLURM job {job} could not be requeued: {problem}", flush=True)
         return None
     return job
+
+
+# -- before and beside a training ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """``handler`` for these signals inside; only the main thread can set handlers, so elsewhere nothing happens."""
+    numbers = numbers if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def leave(signum: int, frame: FrameType | None) -> None:
+    """Handler until Lightning and ``StopOnSignal`` have theirs: by default SIGTERM would end this process and orphan its ranks."""
+    raise SystemExit(128 + signum)
+
+
+def call(command: Sequence[str]) -> int:
+    """Exit code of a child that gets the signals which ask this process to stop; Ctrl-C reaches it by itself."""
+    child = subprocess.Popen(command)
+    with answering((signal.SIGTERM, signal.SIGUSR1), lambda signum, _: child.send_signal(signum)):
+        return child.wait()

@@ -17,7 +17,7 @@ from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, step_in
-from umm_zoo.errors import UserError
+from umm_zoo.errors import REFUSALS, locating
 from umm_zoo.experiment.build import Built, build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
@@ -67,10 +67,8 @@ def make_trainer(
     given["plugins"] = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in given["plugins"]):
         given["plugins"].append(AtomicCheckpointIO())
-    try:
+    with locating(experiment.file, "trainer", (*REFUSALS, MisconfigurationException)):
         return Trainer(**defaults | given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
-    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-        raise UserError(experiment.file, f"trainer: {error}") from error
 
 
 def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
@@ -93,24 +91,14 @@ def _loggers(folder: RunFolder) -> list[Any]:
     ]
 
 
-def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path | None) -> None:
+def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path) -> None:
     """Lightning deletes ``metrics.csv`` when it opens it again; put back the rows that the checkpoint has lived through."""
     logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
-    if logger is None or resume is None:
+    if logger is None:
         return
-    _, rows = folder.rows_until(step_in(resume))
+    rows = folder.rows_until(step_in(resume))
     (folder.logs / "metrics.csv").unlink(missing_ok=True)
     for row in rows:
         step = int(row.pop("step"))
         logger.experiment.log_metrics({key: float(value) for key, value in row.items() if value}, step)
     logger.save()
-
-
-def culprit(error: BaseException, built: Built) -> str:
-    """``data`` where an error passed through the data module, ``method`` otherwise."""
-    step = error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_locals.get("self") is built.data:
-            return "data"
-        step = step.tb_next
-    return "method"

@@ -1,0 +1,96 @@
+"""The stages of a curriculum: an experiment, those that it comes ``after``, and the run folder of each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import PLACES, Experiment, load_stage
+from umm_zoo.training.ranks import is_main_process, launched_ranks
+from umm_zoo.training.run import train
+from umm_zoo.training.run_folder import RunFolder, few, writing
+from umm_zoo.training.signals import call, restarted_by_slurm
+
+
+def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None, again: bool = False) -> int:
+    """Train one experiment, and before it those that it comes ``after``, each in its run folder; returns an exit code.
+
+    Args:
+        experiment: as it was read; it is checked here.
+        runs: folder of the run folders.
+        ckpt: ``last`` or the path of a checkpoint to resume from.
+        again: start over.
+
+    Raises:
+        UserError: the experiment is wrong, or what it is asked to do.
+    """
+    stages = earlier_stages(experiment)
+    check(experiment)
+    folder = RunFolder.of(experiment, runs)
+    if restarted_by_slurm() and folder.checkpoints.newest() is not None:
+        ckpt, again = "last", False  # the job's first attempt has done what its command line asks
+        print(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint", flush=True)
+    with writing(folder.path):  # a folder that may not even be looked into is refused here
+        what = folder.decide(experiment, ckpt, again) if is_main_process() else folder.follow(experiment, ckpt, again)
+    if what == "finished":
+        if is_main_process():
+            print(f"{folder.path}: this experiment has finished there; --again runs it anew")
+        return 0
+    start = None
+    if what == "fresh" and experiment.after:
+        start = Path(experiment.after) if not stages else RunFolder.of(stages[0], runs).path
+        if stages and (code := _finish(stages[0], experiment, runs)):
+            return code
+    return train(experiment, folder, folder.resume_path(ckpt) if what == "resume" and ckpt else None, start)
+
+
+def earlier_stages(experiment: Experiment) -> list[Experiment]:
+    """The experiments that ``after`` names, nearest first; empty where it names a run folder or a checkpoint.
+
+    The command line's ``vars.*``, ``seed`` and place (accelerator, devices, nodes, strategy) hold for them too.
+
+    Raises:
+        UserError: ``after`` leads nowhere, in a circle, or to a stage of the same name.
+    """
+    line = [experiment]
+    while line[-1].after:
+        path = Path(line[-1].after)
+        if not path.exists():
+            expected = "an experiment file, a run folder or a checkpoint"
+            raise UserError(line[-1].file, f"after: found '{path}', which does not exist, expected {expected}")
+        if path.suffix not in (".yaml", ".yml"):
+            break
+        stage = load_stage(path, line[-1].overrides)
+        if stage.name in [other.name for other in line]:
+            circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in [*line, stage])
+            found = f"after: found a circle {circle}, expected stages with different names that end somewhere"
+            raise UserError(line[-1].file, found)
+        line.append(stage)
+    return line[1:]
+
+
+def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:
+    """See to it that an earlier stage has finished, running it where it has not; returns an exit code."""
+    folder = RunFolder.of(stage, runs)
+    different = [key for key in folder.differences(stage) if key not in PLACES]
+    if folder.finished() and not different:
+        return 0
+    if different and (folder.finished() or folder.checkpoints.newest() is not None):
+        again = " ".join(["python -m umm_zoo.fit", stage.file, *stage.overrides, "--again"])
+        raise UserError(
+            later.file,
+            f"after: found in {folder.path} a run of {stage.file} with other {few(different)}, expected other run folders for the "
+            f"whole curriculum (--runs DIR), or this stage anew: {again}",
+        )
+    if launched_ranks() > 1:
+        found = f"after: found that {stage.file} has not finished in {folder.path}, expected a finished stage here: run it first"
+        raise UserError(later.file, found)
+    print(f"{later.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
+    ckpt = "last" if folder.checkpoints.newest() is not None else None
+    if str(stage.trainer.get("devices", "")) == "1":
+        return run(stage, runs, ckpt)
+    # several processes: Lightning starts them by running this command again, and they must not meet the later stage
+    more = (["ckpt=last"] if ckpt else []) + (["--runs", runs] if runs else [])
+    return call([sys.executable, "-m", "umm_zoo.fit", stage.file, *stage.overrides, *more])

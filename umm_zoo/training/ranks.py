@@ -1,0 +1,191 @@
+"""Errors among several ranks: the first one ends them all within seconds, and rank 0 says it, once.
+
+A rank that meets an error writes it into a small folder beside the run folders, which every rank looks for a few times a second, in
+a thread of its own: the others may be blocked in a collective that will never end. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from umm_zoo.errors import UserError, print_error
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+#: Variables that tell one launch of ranks from another, by what launches them: torchrun, SLURM's srun, Lightning itself.
+_LAUNCHES = (
+    ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"),
+    ("SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+    ("MASTER_ADDR", "MASTER_PORT"),
+)
+_POLL, _PATIENCE = 0.25, 30.0  # seconds between two looks, and until the others are no longer waited for
+_OLD = 60.0  # seconds before its own start from which on a process thinks an error one of an earlier launch
+_STARTED = time.time()
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes, before a trainer exists to ask."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def launched_ranks() -> int:
+    """How many processes a launcher has started with this one; 1 where Lightning may still start others itself."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) if _launch_names() else 1
+
+
+def _launch_names() -> tuple[str, ...]:
+    return next((names for names in _LAUNCHES if names[0] in os.environ), ())
+
+
+class _Rank:
+    """This process among the others of its launch.
+
+    Args:
+        folder: that of the run folders, which every rank can reach.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count, self.is_main = folder.absolute(), launched_ranks(), is_main_process()
+        self.launcher: Any = None  # where it is Lightning's own, its processes are ranks that it has started from here
+        self._ending = threading.Lock()
+        self._left = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """From now on end this process when another rank has met an error."""
+        if self.count > 1 and self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
+            self._watcher.start()
+
+    def leave(self) -> None:
+        """Watch no longer."""
+        self._left.set()
+
+    def _watch(self) -> None:
+        while not self._left.wait(_POLL):
+            if self._posted():
+                with self._ending:
+                    self._follow()
+
+    def meet(self, error: Exception, show_traceback: bool) -> None:
+        """This rank has met an error: end it, and with it all others. Returns only where they cannot be told."""
+        with self._ending:
+            self._left.set()
+            try:
+                first = self._post(error)
+            except OSError:
+                return
+            if first and (show_traceback or not isinstance(error, UserError)):
+                traceback.print_exception(error)
+            self._follow()  # where another was first, this error may be a mere consequence, such as a closed connection
+
+    def _follow(self) -> NoReturn:
+        """End as the error that was posted demands; the main thread may be blocked for good."""
+        _wait_until((self._place / "error").exists)
+        try:
+            text = (self._place / "error").read_text(encoding="utf-8")
+        except OSError:
+            text = ""
+        if not self.is_main:  # rank 0 speaks first: a launcher that sees one rank end stops the others
+            _wait_until((self._place / "said").exists)
+        if text and (self.is_main or not (self._place / "said").exists()):
+            print_error(UserError(message=text))
+        self._see_the_others_off()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os._exit(2 if text else 1)
+
+    def _see_the_others_off(self) -> None:
+        """Leave a sign of having seen the error; rank 0 waits until every rank has. The last one removes the folder."""
+        watched: list[subprocess.Popen[bytes]] = getattr(self.launcher, "procs", [])
+        procs, watched[:] = list(watched), []  # Lightning's observer would kill this process as soon as one of them ends
+        with suppress(OSError):
+            (self._place / ("said" if self.is_main else f"seen-{os.uname().nodename}-{os.getpid()}")).touch()
+            if len(list(self._place.glob("s*"))) >= self.count:
+                shutil.rmtree(self._place)
+        if self.is_main:
+            _wait_until(lambda: not self._place.exists() or bool(procs and all(process.poll() is not None for process in procs)))
+        for process in procs:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+
+    # -- the folder in which they meet ---------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> Path:
+        told = "-".join(os.environ.get(name, "") for name in _launch_names())
+        return self.folder / (".error-" + re.sub(r"[^\w.-]+", "-", told))
+
+    def _posted(self) -> bool:
+        try:  # what an earlier launch of the same address has left behind is none of ours
+            return (self._place / "error").stat().st_mtime > _STARTED - _OLD
+        except OSError:
+            return False
+
+    def _post(self, error: Exception) -> bool:
+        """Say to the others that they must end; False where another rank has been quicker."""
+        place = self._place
+        if place.is_dir() and place.stat().st_mtime < _STARTED - _OLD:
+            shutil.rmtree(place, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir()
+        except FileExistsError:
+            return False
+        (place / "partial").write_text(error.to_json() if isinstance(error, UserError) else "", encoding="utf-8")
+        (place / "partial").rename(place / "error")
+        return True
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not condition() and time.monotonic() < began + _PATIENCE:
+        time.sleep(_POLL / 5)
+
+
+_rank: _Rank | None = None
+
+
+@contextmanager
+def ending_together(folder: Path, show_traceback: bool = False) -> Iterator[None]:
+    """Around a command: where several ranks run it, an error of one of them ends all.
+
+    Args:
+        folder: that of the run folders.
+        show_traceback: let the rank that has met a user error show where it comes from.
+    """
+    global _rank
+    _rank = rank = _Rank(folder)
+    rank.watch()
+    try:
+        yield
+    except Exception as error:
+        if rank.count > 1:
+            rank.meet(error, show_traceback)
+        raise
+    finally:
+        rank.leave()
+        _rank = None
+
+
+def join_ranks(trainer: Trainer) -> None:
+    """Tell the command around this that ``trainer`` is about to run as one of several ranks, or to start them."""
+    if _rank is not None:
+        _rank.count, _rank.is_main, _rank.launcher = trainer.world_size, trainer.is_global_zero, trainer.strategy.launcher
+        _rank.watch()

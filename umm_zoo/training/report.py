@@ -1,0 +1,77 @@
+"""What is written down of a finished run: scores, costs, and the circumstances of the measurement."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from umm_zoo.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+
+def results(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
+    """Steps, scores and costs of a training that has come to its end, and the circumstances."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        "steps": trainer.global_step,
+        "processes": trainer.world_size,
+        "metrics": dict(sorted(metrics.items())),
+        "costs": _costs(trainer, folder),
+        **circumstances(),
+    }
+
+
+def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
+    """Size and price of the method: parameters, and where a ``Throughput`` callback watched, the median step and peak memory."""
+    parameters = list(trainer.lightning_module.parameters())
+    costs = {
+        "parameters": float(sum(p.numel() for p in parameters)),
+        "trained_parameters": float(sum(p.numel() for p in parameters if p.requires_grad)),
+    }
+    rows = folder.rows_until(trainer.global_step + 1)
+    steps = [float(row["throughput/step_ms"]) for row in rows if row.get("throughput/step_ms")]
+    peaks = [float(row["throughput/peak_memory_gb"]) for row in rows if row.get("throughput/peak_memory_gb")]
+    if steps and peaks:  # from the log: a resumed run with no step left to do has measured nothing itself
+        costs["seconds_per_step"] = statistics.median(steps) / 1000
+        costs["peak_memory_bytes"] = max(peaks) * 1e9
+    return costs
+
+
+def circumstances() -> dict[str, Any]:
+    """Commit, library versions and machine, as ``metrics.json`` records them."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "lightning", "transformers", "diffusers", "torchmetrics", "umm_zoo"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    machine: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"commit": _commit(), "versions": versions, "machine": machine}
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with ``+`` where it has been changed since; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed.strip() else "")
