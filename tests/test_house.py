@@ -40,16 +40,13 @@ KNOWN_UPWARD: set[str] = {
     "umm_zoo.pretraining.supervised_tower -> umm_zoo.training.optimization",
     "umm_zoo.pretraining.text_to_image -> umm_zoo.training.optimization",
     "umm_zoo.pretraining.vision_warmup -> umm_zoo.training.optimization",
-    "umm_zoo.training.preview -> umm_zoo.fit",
 }
 KNOWN_CIRCLE: set[str] = {
     "umm_zoo.benchmarks.unified_bench",
     "umm_zoo.evaluate",
     "umm_zoo.experiment.build",
-    "umm_zoo.fit",
     "umm_zoo.generate",
     "umm_zoo.method",
-    "umm_zoo.training.preview",
 }
 KNOWN_LONG: set[str] = {
     "umm_zoo/backbones/features.py",
@@ -57,7 +54,6 @@ KNOWN_LONG: set[str] = {
     "umm_zoo/backbones/qwen2_5_vl.py",
     "umm_zoo/blocks/targets.py",
     "umm_zoo/experiment/file.py",
-    "umm_zoo/fit.py",
     "umm_zoo/methods/bridge.py",
     "umm_zoo/methods/ross.py",
 }
