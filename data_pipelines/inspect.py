@@ -161,7 +161,7 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser("inspect", "Count what is in tar shards and make a contact sheet.")
+    made = Parser(__doc__)
     made.add_argument("shards", nargs="+", metavar="SHARDS", help=SHARDS)
     made.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"), metavar="FILE", help="where the sheet is saved")
     made.add_argument("--every", type=whole(1), default=1, metavar="N", help="read every N-th sample only")
@@ -171,11 +171,7 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Inspect, print, save the sheet.
-
-    Raises:
-        UserError: there is no shard, or one cannot be read.
-    """
+    """Inspect, print, save the sheet."""
     shards = expand(arguments.shards)
     findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
     console = Console(highlight=False)

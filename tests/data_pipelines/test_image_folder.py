@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, photo, same_files, samples_in
+from converter_parts import convert, error_of, photo, samples_in
 from PIL import Image
 
 from data_pipelines.converters import image_folder
@@ -53,27 +53,6 @@ def test_damaged_files_are_left_out_and_named(tmp_path, capsys):
     report = json.loads((tmp_path / "out/conversion.json").read_text())
     assert list(report["shards"]["train/captions-000000"]["left_out"]) == ["dog/1.png"]
     assert "dog/1.png: image cannot be decoded" in capsys.readouterr().out
-
-
-def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    photos(tmp_path / "in", {"cat": 6, "dog": 6})
-    arguments = ("--val-share", 0, "--photos-per-shard", 5)
-    convert(image_folder, tmp_path / "in", tmp_path / "whole", *arguments)
-    encode, calls = image_folder.encode, []
-
-    def interrupted(path, size):
-        calls.append(path)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return encode(path, size)
-
-    monkeypatch.setattr(image_folder, "encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        convert(image_folder, tmp_path / "in", tmp_path / "out", *arguments)
-    assert len(list((tmp_path / "out/train").iterdir())) == 2  # one tar with its index, no half one
-    monkeypatch.setattr(image_folder, "encode", encode)
-    convert(image_folder, tmp_path / "in", tmp_path / "out", *arguments)
-    assert same_files(tmp_path / "whole/train", tmp_path / "out/train") == 2 * 6
 
 
 def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
