@@ -48,11 +48,7 @@ class Rows:
         return len(self._rows) or len(self._offsets)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One row.
-
-        Raises:
-            BadSampleError: the line cannot be parsed, or the row is no object.
-        """
+        """One row; a ``BadSampleError`` where the line cannot be parsed, or the row is no object."""
         row = self._rows[number] if self._rows else self._parse(self._offsets[number])
         if not isinstance(row, dict):
             raise BadSampleError(f"row is no object: a {type(row).__name__}")

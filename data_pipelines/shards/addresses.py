@@ -22,11 +22,7 @@ def is_remote(path: str) -> bool:
 
 
 def filesystem(path: str) -> Any:
-    """The fsspec file system behind a remote address.
-
-    Raises:
-        UserError: an address of a kind that is not read, or fsspec, or what it needs for this kind, is not installed.
-    """
+    """The fsspec file system behind a remote address."""
     scheme = path.partition("://")[0]
     if scheme not in SCHEMES or "::" in path:
         raise UserError(path, f"an address of the kind '{scheme}'", f"files and {', '.join(SCHEMES[:-1])}")

@@ -118,12 +118,20 @@ class BatchLoader(Generic[Raw]):
     Args:
         loader: of raw batches.
         on_batch: called with each raw batch in order, for its skips.
+        size: number of batches; None where they have no end, or nobody knows.
         packed: yield raw batches, with images in bytes: a quarter of what floats take on the way to a device, where
             ``RawBatch.batch`` then makes them floats. Those of workers lie in a buffer that is used again, see ``ImageBuffers``.
     """
 
-    def __init__(self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], packed: bool = False) -> None:
-        self._loader, self._on_batch, self.packed = loader, on_batch, packed
+    def __init__(
+        self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], size: int | None = None, packed: bool = False
+    ) -> None:
+        self._loader, self._on_batch, self._size, self.packed = loader, on_batch, size, packed
+
+    def __len__(self) -> int:
+        if self._size is None:  # as torch's own loader of an endless data set
+            raise TypeError("this loader has no length")
+        return self._size
 
     def __iter__(self) -> Iterator[Any]:
         buffers: dict[Any, Tensor] = {}
@@ -135,21 +143,3 @@ class BatchLoader(Generic[Raw]):
             self._on_batch(raw)
             if raw.keys:
                 yield raw if self.packed else raw.batch()
-
-
-class SizedBatchLoader(BatchLoader[Raw]):
-    """A ``BatchLoader`` that ends, and knows its number of batches.
-
-    Args:
-        loader: of raw batches.
-        on_batch: called with each raw batch in order, for its skips.
-        size: number of batches.
-        packed: as in ``BatchLoader``.
-    """
-
-    def __init__(self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], size: int, packed: bool = False) -> None:
-        super().__init__(loader, on_batch, packed)
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size

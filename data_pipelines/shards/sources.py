@@ -33,11 +33,7 @@ class ShardSource:
         self.weight = weight
 
     def open(self, name: str) -> OpenSource:
-        """Find the shards and read their indexes (making those that are missing).
-
-        Raises:
-            UserError: no shard is there, or one is empty, truncated, or not what its index says.
-        """
+        """Find the shards and read their indexes (making those that are missing)."""
         return OpenSource(name, self.task, [load_index(path) for path in expand(self.shards)])
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_shards import data_of, fit, png, write_tar
 
 from data_pipelines.shards.data import ShardSource
-from data_pipelines.shards.ledger import Ledger, Skip, SourceCount
+from data_pipelines.shards.ledger import Ledger, Skip
 from umm_zoo.errors import UserError
 
 
@@ -141,7 +141,7 @@ def test_ranks_write_their_own_files_and_rank_zero_puts_them_together(tmp_path):
         assert ledger.add(Skip("train", "a", "x.tar", f"key{rank}", "broken", 5 - rank))
         assert not ledger.add(Skip("train", "a", "x.tar", f"key{rank}", "broken", 5 - rank))
     (tmp_path / "data.skips.1.jsonl").open("a").write('{"stage": "tr')  # killed while writing
-    ledgers[1].write(99, {"a": SourceCount(9, 9)}, {})
+    ledgers[1].write(99, {"a": (9, 9)}, {})
     assert not (tmp_path / "data.json").exists()
-    ledgers[0].write(99, {"a": SourceCount(9, 9)}, {})
+    ledgers[0].write(99, {"a": (9, 9)}, {})
     assert [skip["key"] for skip in json.loads((tmp_path / "data.json").read_text())["train"]["a"]["skips"]] == ["key1", "key0"]
