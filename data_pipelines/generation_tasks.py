@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from data_pipelines.decoding import decode_json
 from data_pipelines.tasks import Sample, SampleTask, only_image, target_image
-from umm_zoo.batch import IMAGE_MARKER, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Turn
 
 
 class Reconstruction(SampleTask):

@@ -20,7 +20,7 @@ from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
-from umm_zoo.batch import IMAGE_MARKER, split_answer
+from umm_zoo.conversation import IMAGE_MARKER, split_answer
 
 _QUANTILES = (0, 5, 50, 95, 100)
 

@@ -37,7 +37,7 @@ from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import write_json
-from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
 
 KINDS = ("equal", "contained", "ngram")

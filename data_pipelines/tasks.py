@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
 from umm_zoo.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,25 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn, split_answer
 from umm_zoo.errors import MistakeError
-
-#: Stands in the text of a user turn where an image goes; the k-th marker of a row is the row's k-th image.
-IMAGE_MARKER = "<image>"
-
-
-class Turn(TypedDict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    text: str
-
-
-Conversation = list[Turn]
 
 
 class Grid(NamedTuple):
@@ -135,14 +123,6 @@ class Batch:
         return [split_answer(conversation)[1] for conversation in self.conversations]
 
 
-def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
-    """Split a conversation into (everything before the last assistant turn, that turn's text)."""
-    for index in range(len(conversation) - 1, -1, -1):
-        if conversation[index]["role"] == "assistant":
-            return conversation[:index], conversation[index]["text"]
-    return conversation, ""
-
-
 def image_of_each_row(batch: Batch) -> Tensor:
     """The first input image of each row, or the image it asks for where it has none, ``[B, 3, H, W]``.
 
@@ -156,3 +136,6 @@ def image_of_each_row(batch: Batch) -> Tensor:
             raise MistakeError(f"{key}: has no image; expected rows with an image or a target")
         chosen.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
     return torch.stack(chosen)
+
+
+__all__ = ["IMAGE_MARKER", "Batch", "Conversation", "Grid", "Tokens", "Turn", "image_of_each_row", "split_answer"]

@@ -39,7 +39,7 @@ from data_pipelines.converters.tables import Table, is_parquet
 from data_pipelines.converters.texts import notes, place_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
 
 INPUTS = (
     *("input_images", "source_images", "input_image", "source_image", "source_img", "src_img", "original_image"),

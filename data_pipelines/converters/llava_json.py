@@ -27,7 +27,7 @@ from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.texts import notes, place_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import Conversation
+from umm_zoo.conversation import Conversation
 
 _USED = ("image", "images", "conversations", "task", "kind")
 

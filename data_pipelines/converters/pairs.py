@@ -19,7 +19,7 @@ from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.indexing import split_member_name
 from data_pipelines.tasks import IMAGE_TYPES
-from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
 
 #: What a pair becomes.

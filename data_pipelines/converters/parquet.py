@@ -35,7 +35,7 @@ from data_pipelines.converters.tables import Table
 from data_pipelines.converters.texts import INSTRUCTION, notes, place_markers, without_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import Conversation, Turn
+from umm_zoo.conversation import Conversation, Turn
 from umm_zoo.errors import UserError, locating
 
 TASKS = ("captions", "text_to_image", "vqa", "conversations", "editing")

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from data_pipelines.decoding import BadSampleError
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
 
 _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")

@@ -13,7 +13,8 @@ from data_pipelines.decoding import BadSampleError, ImageTransform, decode_image
 from data_pipelines.shards.buffers import BufferReference, ImageBuffers
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.tasks import Sample
-from umm_zoo.batch import Batch, Conversation
+from umm_zoo.batch import Batch
+from umm_zoo.conversation import Conversation
 from umm_zoo.errors import UserError
 
 
