@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.file import Experiment, load_experiment, merge
+from umm_zoo.experiment.file import Experiment, load_experiment
+from umm_zoo.experiment.overrides import merge
 
 
 @pytest.fixture

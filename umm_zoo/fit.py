@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from umm_zoo.errors import user_errors
-from umm_zoo.experiment.file import load_experiment, parse_override
+from umm_zoo.experiment.file import load_experiment
+from umm_zoo.experiment.overrides import parse_override
 from umm_zoo.training.ranks import ending_together
 from umm_zoo.training.run_folder import runs_folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import Problem, UserError
-from umm_zoo.experiment.file import TARGET
+from umm_zoo.experiment.types import TARGET
 
 if TYPE_CHECKING:
     from umm_zoo.backbones.features import FeatureEncoder
