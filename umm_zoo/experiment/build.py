@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -97,19 +96,19 @@ def build_data(experiment: Experiment) -> LightningDataModule:
     with locating(experiment.file):
         data: LightningDataModule = build(experiment.data, "data")
     for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
-        setattr(data, hook, _located(getattr(data, hook), experiment.file))
+        setattr(data, hook, _DataHook(getattr(data, hook), experiment.file))
     return data
 
 
-def _located(hook: Callable[..., Any], file: str) -> Callable[..., Any]:
-    """A hook of a data module that says of what it refuses that it is of the data."""
+class _DataHook:
+    """A hook of a data module; what it refuses is said to be of the data."""
 
-    @wraps(hook)  # by which Lightning sees whether the class has a hook of its own
-    def call(*arguments: Any, **named: Any) -> Any:
-        with locating(file, "data", REFUSALS):
-            return hook(*arguments, **named)
+    def __init__(self, hook: Callable[..., Any], file: str) -> None:
+        self.__wrapped__, self.file = hook, file  # by this name Lightning sees whether the class has a hook of its own
 
-    return call
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with locating(self.file, "data", REFUSALS):
+            return self.__wrapped__(*arguments, **named)
 
 
 def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
