@@ -9,20 +9,8 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = [
-    "shapes",
-    "image_folder",
-    "llava_json",
-    "blip3o",
-    "img2dataset",
-    "coco",
-    "editing",
-    "parquet",
-    "overlap",
-    "index",
-    "inspect",
-    "precompute",
-]
+COMMANDS = ["shapes", "image_folder", "llava_json", "blip3o", "img2dataset", "coco", "editing", "parquet"]
+COMMANDS += ["overlap", "index", "inspect", "precompute"]
 SCRIPT = """
 import runpy, sys
 for name in sys.argv[1:]:
