@@ -94,11 +94,7 @@ def _sequences(words: Words, length: int) -> Iterator[Words]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file or folder, each once.
-
-    Raises:
-        UserError: it does not exist, holds no prompt, or is in none of the layouts.
-    """
+    """The prompts of a file or folder, each once."""
     try:
         if path.is_dir():
             found = [file.read_text(encoding="utf-8-sig") for file in sorted(path.glob("*.txt"))]

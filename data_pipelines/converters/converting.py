@@ -80,8 +80,7 @@ def converter_parser(
     Args:
         doc: of the converter's module.
         source: help of ``SRC``.
-        unit: what a tar holds so many of; None has no such option.
-        per_shard: default of that.
+        unit, per_shard: what a tar holds so many of, and how many by default; None has no such option.
         edge: which one ``--image-size`` shrinks.
         needs_out: whether ``OUT`` must be given.
     """
@@ -101,15 +100,8 @@ def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides
     """Write every part and print the report; shards that a stopped run finished are kept.
 
     ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
-    ``OUT/report.json`` is the outcome in numbers.
-
-    Args:
-        arguments: of the command line; a conversion with others is not gone on with.
-        parts: what to write.
-        decides: what else decides about the bytes written.
-
-    Raises:
-        UserError: the folder holds the outcome of another conversion, or nothing could be converted.
+    ``OUT/report.json`` is the outcome in numbers. A conversion of other arguments, or of others of what else ``decides`` about the
+    bytes written, is not gone on with.
     """
     out = arguments.out
     digest = hashlib.sha256("\n".join(f"{part.name} {part.label(item)}" for part in parts for item in part.items).encode())

@@ -31,9 +31,6 @@ def stored_image(
         size: None keeps every image as it is.
         edge: ``max`` measures the long edge, ``min`` the short one.
         name: of the image, for the reason why it is left out.
-
-    Raises:
-        BadSampleError: the bytes are no image that a loader would read.
     """
     try:
         return _stored(content, size, edge)
@@ -78,11 +75,7 @@ def read_image(
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The file called ``name`` under ``folder``; an absolute path counts when it begins with the folder's.
-
-    Raises:
-        BadSampleError: no usable name, or one that leads out of the folder.
-    """
+    """The file called ``name`` under ``folder``, and nowhere else; an absolute path counts when it begins with the folder's."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadSampleError(f"bad image name: {name!r}"[:200])
     path = PurePosixPath(name.replace("\\", "/"))

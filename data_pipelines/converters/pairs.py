@@ -44,8 +44,7 @@ def find_tars(source: Path) -> list[Path]:
 def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each sample; members of one sample stand side by side, as every writer of this layout puts them.
 
-    Raises:
-        BadSampleError: no plain tar, or cut short; the samples before the cut have been given.
+    A tar that is cut short, or none, is a ``BadSampleError`` after the samples before the cut.
     """
     key, members, end, cut = "", dict[str, bytes](), 0, ""
     try:
@@ -76,14 +75,7 @@ def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
-    """The samples of one tar, and what is left out of it.
-
-    Args:
-        path: the tar.
-        number: first part of the new keys, since tars of different downloads may repeat theirs.
-        task: one of `TASKS`.
-        size: longest edge of an image; None keeps every image as it is.
-    """
+    """The samples of one tar, and what is left out of it; ``number`` begins the keys, which tars of other downloads may repeat."""
     for place, (key, members) in enumerate(read_tar(path)):
         try:
             sample, noted = _pair(members, task, size)

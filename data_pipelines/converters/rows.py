@@ -19,9 +19,6 @@ class Rows:
 
     Args:
         path: ``.json`` with one list of objects, or ``.jsonl`` with one object per line (told apart by the first character).
-
-    Raises:
-        UserError: there is no such file, it is neither, or it is empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,14 +30,14 @@ class Rows:
         self._offsets = array("q")
         with open(path, "rb") as stream:
             head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not head:
+            raise UserError(path, "the file is empty")
+        if head[:1] not in (b"[", b"{"):
+            raise UserError(path, f"a file that begins with {head[:20]!r}", _LAYOUTS)
         if head[:1] == b"[":
             self._rows = self._read_list()
-        elif head[:1] == b"{":
-            self._find_lines()
-        elif not head:
-            raise UserError(path, "the file is empty")
         else:
-            raise UserError(path, f"a file that begins with {head[:20]!r}", _LAYOUTS)
+            self._find_lines()
         if not len(self):
             raise UserError(path, "the list is empty")
 

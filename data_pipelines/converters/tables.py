@@ -31,9 +31,6 @@ class Table:
 
     Args:
         source: a file, a folder (with its sub-folders), or a glob.
-
-    Raises:
-        UserError: pyarrow is not installed, there is no such file, none can be read, or they differ in their columns.
     """
 
     def __init__(self, source: Path) -> None:

@@ -19,9 +19,6 @@ def place_markers(conversation: Conversation, images: int) -> list[str]:
 
     As LLaVA's own loader does, a single marker is moved to the front of its turn; missing ones are added in front of the first user
     turn; markers of several images stay where they are, since the text around them may depend on it.
-
-    Raises:
-        BadSampleError: there are more markers than images, or no user turn.
     """
     repairs = []
     asked = [turn for turn in conversation if turn["role"] == "user"]

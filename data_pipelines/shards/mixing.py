@@ -17,11 +17,7 @@ BLOCK = 4096
 
 
 def quotas(weights: Sequence[float], total: int = BLOCK) -> list[int]:
-    """Share ``total`` places among ``weights`` by largest remainder; every positive weight gets at least one place.
-
-    Raises:
-        UserError: a weight is negative or not finite, all are zero, or there are more sources than places.
-    """
+    """Share ``total`` places among ``weights`` by largest remainder; every positive weight gets at least one place."""
     shares = np.asarray(weights, dtype=np.float64)
     if not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
         raise UserError("data.train", f"weights {list(weights)}", "finite ones, not negative and not all zero")

@@ -22,9 +22,6 @@ class ShardModule(LightningDataModule):
     """What ``ShardData`` and ``StreamData`` share.
 
     Args: as in ``ShardData``.
-
-    Raises:
-        UserError: a size is not positive.
     """
 
     def __init__(

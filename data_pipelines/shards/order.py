@@ -67,10 +67,6 @@ class ShardOrder:
         sizes: number of samples of each shard; samples are numbered through in this order.
         seed: chooses the order.
         window: shards whose samples are shuffled together; 0 keeps every epoch in the written order.
-
-    Raises:
-        ValueError: there is no sample at all.
-        UserError: a negative window.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int = 0, window: int = 16) -> None:

@@ -20,9 +20,6 @@ class ShardSource:
         task: turns raw members into a sample.
         weight: share of the training stream among the sources (any scale). None, for every source, mixes by size: every sample of
             every source exactly once per epoch.
-
-    Raises:
-        UserError: the weight is negative.
     """
 
     def __init__(self, shards: str | Sequence[str], task: SampleTask | None = None, weight: float | None = None) -> None:

@@ -128,11 +128,7 @@ class IndexedShardWriter:
 
 
 def write_shards(samples: Iterable[Mapping[str, Any]], out: str | Path, name: str, samples_per_shard: int = 1000) -> WriteSummary:
-    """Write all samples with an `IndexedShardWriter` and say what was written.
-
-    Raises:
-        ValueError: a sample or an argument is not usable; complete shards written before it stay.
-    """
+    """Write all samples with an `IndexedShardWriter` and say what was written; complete shards stay if a sample is not usable."""
     with IndexedShardWriter(out, name, samples_per_shard) as writer:
         for sample in samples:
             writer.write(sample)
