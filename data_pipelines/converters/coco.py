@@ -16,7 +16,6 @@ those seen most often together with what is there. Every question is a sample wi
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from data_pipelines.command import Parser, run, whole
 from data_pipelines.converters.coco_objects import Objects, article, plural
 from data_pipelines.converters.converting import Part, convert, converter_parser
 from data_pipelines.converters.files import image_members
+from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, without_markers
 from data_pipelines.decoding import BadSampleError
 from umm_zoo.errors import UserError
@@ -71,38 +71,29 @@ def _read_split(source: Path, images: Path | None, name: str, files: dict[str, P
     captions: dict[int, list[str]] = {}
     objects = Objects({}, {}, set())
     if path := files.get(f"captions_{name}"):
-        content = _read(path, ("images", "annotations"))
-        with _layout(path):
+        with _annotations(path, "images", "annotations") as content:
             named |= {image["id"]: image["file_name"] for image in content["images"]}
             for row in content["annotations"]:
                 if caption := without_markers(str(row["caption"])):
                     captions.setdefault(row["image_id"], []).append(caption)
     if path := files.get(f"instances_{name}"):
-        content = _read(path, ("images", "annotations", "categories"))
-        with _layout(path):
+        with _annotations(path, "images", "annotations", "categories") as content:
             named |= {image["id"]: image["file_name"] for image in content["images"]}
             objects = Objects.from_instances(content)
     return Split(name, folder, named, captions, objects)
 
 
 @contextmanager
-def _layout(path: Path) -> Iterator[None]:
-    """Say which file lacks which key."""
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise UserError(path, f"not COCO's layout ({type(error).__name__}: {error})") from error
-
-
-def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(path, f"cannot be parsed ({error})") from error
+def _annotations(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
+    """The content of a file in COCO's layout; what it lacks is named."""
+    content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise UserError(path, f"not COCO's layout, the list '{missing[0]}' is missing")
-    return dict(content)
+    try:
+        yield content
+    except (KeyError, TypeError) as error:
+        raise UserError(path, f"not COCO's layout ({type(error).__name__}: {error})") from error
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,11 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def image_members(
-    images: Sequence[Any], target: Any = None, folder: Path | None = None, size: int | None = None
+    images: Sequence[Any],
+    target: Any = None,
+    folder: Path | None = None,
+    size: int | None = None,
+    edge: Callable[[Iterable[int]], int] = max,
 ) -> dict[str, bytes]:
     """Members ``0.png``, ``1.jpg`` … of input images, and ``target.png`` of the image to generate, where there is one.
 
@@ -95,19 +99,19 @@ def image_members(
         images: cells as data sets write them: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder``.
         target: likewise.
         folder: of the names; None where there may be none.
-        size: as in `stored_image`.
+        size, edge: as in `stored_image`.
     """
     named = {**{str(place): cell for place, cell in enumerate(images)}, **({} if target is None else {"target": target})}
     members = {}
     for name, cell in named.items():
         content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, cell)
         if isinstance(content, bytes | bytearray):
-            kind, content = stored_image(bytes(content), size)
+            kind, content = stored_image(bytes(content), size, edge)
         elif path in (None, ""):
             raise BadSampleError("missing image: the cell is empty")
         elif folder is None:
             raise BadSampleError(f"missing image: only a name, {str(path)[:80]!r}, and no --images folder")
         else:
-            kind, content = read_image(folder, path, size)
+            kind, content = read_image(folder, path, size, edge)
         members[f"{name}.{kind}"] = content
     return members

@@ -7,7 +7,6 @@ Written are OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar, an
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
-from data_pipelines.converters.files import read_image
+from data_pipelines.converters.files import image_members
+from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, with_article
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
@@ -65,7 +65,7 @@ def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size
         ("exists", f"Is there {with_article(photo.name)} in the picture?", "yes", photo.name),
         ("exists", f"Is there {with_article(other)} in the picture?", "no", other),
     ]
-    image = _image(photo, source, size)
+    image = image_members([_file(photo, source)], None, source, size, min)
     for place, (question, text, answer, about) in enumerate(asked):
         row = {**_row(photo, source, "questions", question, text, answer), "object": about}
         yield {"__key__": f"questions-{photo.number:08d}-{place}", "json": row, **image}
@@ -74,17 +74,16 @@ def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size
 def caption_of(photo: Photo, source: Path, size: int | None) -> Iterator[dict[str, Any]]:
     """ "A photo of an airplane."."""
     row = _row(photo, source, "captions", "caption", INSTRUCTION, f"A photo of {with_article(photo.name)}.")
-    yield {"__key__": f"captions-{photo.number:08d}", "json": row, **_image(photo, source, size)}
-
-
-def _image(photo: Photo, source: Path, size: int | None) -> dict[str, bytes]:
-    kind, content = read_image(source, photo.path.relative_to(source).as_posix(), size, min)
-    return {f"0.{kind}": content}
+    yield {"__key__": f"captions-{photo.number:08d}", "json": row, **image_members([_file(photo, source)], None, source, size, min)}
 
 
 def _row(photo: Photo, source: Path, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
-    turns, file = question_and_answer(question, answer), photo.path.relative_to(source).as_posix()
-    return {"task": task, "kind": kind, "split": photo.split, "conversations": turns, "class": photo.name, "file": file}
+    row = {"task": task, "kind": kind, "split": photo.split, "conversations": question_and_answer(question, answer)}
+    return {**row, "class": photo.name, "file": _file(photo, source)}
+
+
+def _file(photo: Photo, source: Path) -> str:
+    return photo.path.relative_to(source).as_posix()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -105,16 +104,15 @@ def parser() -> Parser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
-    names = json.loads(arguments.names.read_text(encoding="utf-8")) if arguments.names else {}
+    names = read_json(arguments.names) if arguments.names else {}
     source, seed, size = arguments.source, arguments.seed, arguments.image_size
     photos, classes = find_photos(source, arguments.val_share, seed, names)
     makers: dict[str, Callable[[Photo], Iterator[dict[str, Any]]]] = {
         "questions": lambda photo: questions_of(photo, source, classes, seed, size),
         "captions": lambda photo: caption_of(photo, source, size),
     }
-    label: Callable[[Photo], str] = lambda photo: photo.path.relative_to(source).as_posix()  # noqa: E731
     parts = [
-        Part(f"{split}/{task}", chosen, make, label, arguments.photos_per_shard)
+        Part(f"{split}/{task}", chosen, make, lambda photo: _file(photo, source), arguments.photos_per_shard)
         for split in ("train", "val", "test")
         for task, make in makers.items()
         if (chosen := [photo for photo in photos if photo.split == split])

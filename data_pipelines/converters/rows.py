@@ -14,6 +14,14 @@ from umm_zoo.errors import UserError
 _LAYOUTS = "a JSON list of objects, or JSON Lines"
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(path, f"cannot be parsed ({error})") from error
+
+
 class Rows:
     """The rows of one file by number.
 
@@ -35,7 +43,7 @@ class Rows:
         if head[:1] not in (b"[", b"{"):
             raise UserError(path, f"a file that begins with {head[:20]!r}", _LAYOUTS)
         if head[:1] == b"[":
-            self._rows = self._read_list()
+            self._rows = read_json(path)
         else:
             self._find_lines()
         if not len(self):
@@ -55,13 +63,6 @@ class Rows:
         """SHA-256 of the file, by which a conversion that goes on knows that it is still the same one."""
         with open(self.path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-
-    def _read_list(self) -> list[Any]:
-        try:
-            rows: list[Any] = json.loads(self.path.read_text(encoding="utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(self.path, f"cannot be parsed ({error})") from error
-        return rows
 
     def _find_lines(self) -> None:
         offset = 0
