@@ -170,9 +170,6 @@ class Captions(SampleTask):
         return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta})
 
 
-# -- members -----------------------------------------------------------------------------------------------------------------
-
-
 def member(members: dict[str, bytes], name: str) -> bytes:
     """A member by name."""
     if name not in members:

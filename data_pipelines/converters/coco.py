@@ -96,9 +96,6 @@ def _annotations(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
         raise UserError(path, f"not COCO's layout ({type(error).__name__}: {error})") from error
 
 
-# -- samples -----------------------------------------------------------------------------------------------------------------
-
-
 def caption_samples(split: Split, image: int, size: int | None, seed: int, every: bool) -> Iterator[dict[str, Any]]:
     """The image with one of its captions (all of them in ``captions``), or with each."""
     captions = split.captions[image]

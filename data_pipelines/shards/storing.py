@@ -80,9 +80,6 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
     return data, method.to(device)
 
 
-# -- storing -----------------------------------------------------------------------------------------------------------------
-
-
 def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.Namespace) -> None:
     """Store one output for the shards of training and validation, and report."""
     fingerprint, began = item.fingerprint(data.transform.to_json()), time.monotonic()
@@ -158,9 +155,6 @@ def _read(reader: SampleReader, numbers: Sequence[int]) -> RawBatch:
     if raw.error is not None:
         raise raw.error
     return raw
-
-
-# -- the gain ----------------------------------------------------------------------------------------------------------------
 
 
 def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], arguments: argparse.Namespace) -> None:

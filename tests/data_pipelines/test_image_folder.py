@@ -74,6 +74,7 @@ def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
         (["two", "out", "--val-share", "1"], "--val-share: found 1,"),
         (["two", "out", "--image-size", "0"], "--image-size: found 0"),
         (["two"], "the following arguments are required: OUT"),
+        (["two", "out", "--names", "full/mine.txt"], "full/mine.txt: cannot be parsed"),
     ],
 )
 def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
