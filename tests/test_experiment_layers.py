@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from umm_zoo.experiment.file import Experiment, load_experiment
-from umm_zoo.experiment.overrides import merge
+from umm_zoo.experiment.layers import merge
 
 
 @pytest.fixture

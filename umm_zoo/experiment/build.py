@@ -92,7 +92,6 @@ def build_data(experiment: Experiment) -> LightningDataModule:
     Raises:
         UserError: its constructor, or one below it, refused its arguments.
     """
-    experiment.use_folders()
     with locating(experiment.file):
         data: LightningDataModule = build(experiment.data, "data")
     for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
@@ -121,7 +120,6 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
     Raises:
         UserError: a constructor refused its arguments; the line names the node.
     """
-    experiment.use_folders()
     with locating(experiment.file):
         return Built(
             build(experiment.method, "method"),

@@ -1,6 +1,6 @@
 """The experiment file: a typed envelope, inheritance with ``base:``, overrides from the command line, interpolation.
 
-Nothing here imports torch, so that ``--help`` and mistakes in the envelope answer at once. What stands inside ``method``, ``data``,
+Nothing here imports torch, so that ``--help`` and errors of the envelope answer at once. What stands inside ``method``, ``data``,
 ``callbacks``, ``metrics`` and ``trainer`` is checked by ``check.py`` against the signatures of the classes it names.
 
 Layers, each over the one before: the files of ``base`` in order, the file itself, the ``key=value`` pairs of the command line.
@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from umm_zoo.errors import Problem, UserError, did_you_mean
-from umm_zoo.experiment.interpolation import interpolated, unreadable
-from umm_zoo.experiment.overrides import NAMED, merge, overridden, portable, unknown
+from umm_zoo.errors import Problem, UserError
+from umm_zoo.experiment.interpolation import interpolated
+from umm_zoo.experiment.layers import NAMED, overridden, read_layers, unknown
 from umm_zoo.experiment.types import describe, mismatches
 
 #: Trainer arguments that say where a run takes place; its scores do not depend on them.
@@ -75,10 +73,6 @@ class Experiment:
         """The resolved experiment as text that ``load_experiment`` reads back."""
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
 
-    def use_folders(self) -> None:
-        """Let dotted paths find modules that lie beside the experiment file and in the current directory."""
-        use_folders([os.getcwd(), *self.folders])
-
 
 #: Keys of an experiment file.
 ENVELOPE = (*(f.name for f in fields(Experiment) if f.name not in _ASIDE), "base")
@@ -96,9 +90,9 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     """Read an experiment file with its bases, apply ``key=value`` overrides, fill in interpolations.
 
     Raises:
-        UserError: every mistake that can be seen without importing the classes it names.
+        UserError: everything wrong that can be seen without importing the classes it names.
     """
-    tree, folders = _read_with_bases(Path(file))
+    tree, folders = read_layers(Path(file), ENVELOPE)
     return experiment_from(tree, file, folders, overrides)
 
 
@@ -111,7 +105,7 @@ def load_stage(file: str | Path, overrides: Sequence[str]) -> Experiment:
     Raises:
         UserError: see ``load_experiment``.
     """
-    tree, folders = _read_with_bases(Path(file))
+    tree, folders = read_layers(Path(file), ENVELOPE)
     known = tree.get("vars")
     names = [f"vars.{name}" for name in known] if isinstance(known, Mapping) else []
     reach = tuple(f"{key}{end}" for key in ("seed", *PLACES, *names) for end in "=.")
@@ -132,61 +126,8 @@ def experiment_from(
         resolved[key] = resolved.get(key) or {}
     for key in NAMED:
         resolved[key] = {name: node for name, node in resolved[key].items() if node is not None}
+    use_folders([os.getcwd(), *folders])  # dotted paths find what lies beside the files and in the current directory
     return Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides))
-
-
-# -- files -------------------------------------------------------------------------------------------------------------------
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if file.is_dir():
-        raise UserError(file, "a folder", "an experiment file")
-    if not file.is_file():
-        raise UserError(file, "no such file", "an experiment file", _neighbour(file))
-    try:
-        tree = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=False)
-    except GrammarParseError as error:
-        raise unreadable(error, file) from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(file, f"text that is not YAML{line} ({reason})", "an experiment file") from None
-    if not isinstance(tree, dict):
-        raise UserError(file, f"a {type(tree).__name__}", f"a map with the keys {', '.join(ENVELOPE)}")
-    if problems := [unknown(str(key), ENVELOPE) for key in tree if key not in ENVELOPE]:
-        raise UserError(file, problems)
-    return {str(key): value for key, value in tree.items()}
-
-
-def _neighbour(file: Path) -> str:
-    """A hint at the file that was probably meant."""
-    return did_you_mean(file.name, (path.name for path in file.parent.glob("*.y*ml")))
-
-
-def _read_with_bases(file: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The merged tree of a file and its bases, and the folders they lie in (the file's own first)."""
-    if file.resolve() in below:
-        circle = " -> ".join(path.name for path in [*below[below.index(file.resolve()) :], file])
-        raise UserError("base", f"a circle {circle}", "files that end somewhere", file=below[-1])
-    own = {"name": file.stem} | _read(file)
-    stated = own.pop("base", None)
-    bases = [stated] if isinstance(stated, str) else (stated or [])
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError("base", repr(stated), "a path relative to this file, or a list of such paths", file=file)
-    merged: dict[str, Any] = {}
-    folders = [str(file.resolve().parent)]
-    for base in bases:
-        path = file.parent / base
-        if not path.is_file():
-            expected = f"a path relative to {file.parent}/"
-            raise UserError("base", f"'{base}', which is no file", expected, _neighbour(path), file=file)
-        tree, more = _read_with_bases(path, (*below, file.resolve()))
-        merged = merge(merged, tree)
-        folders += [folder for folder in more if folder not in folders]
-    if isinstance(own.get("after"), str):
-        own["after"] = portable(file.parent / own["after"])
-    return merge(merged, own), folders
 
 
 def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:

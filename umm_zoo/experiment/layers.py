@@ -1,4 +1,4 @@
-"""The layers of an experiment: one map over another, and the ``key=value`` pairs of the command line over all."""
+"""The layers of an experiment: the files of ``base``, the file itself, and the ``key=value`` pairs of the command line over all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,74 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from umm_zoo.errors import Problem, UserError, did_you_mean
+from umm_zoo.experiment.interpolation import unreadable
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
 NAMED = ("callbacks", "metrics")
+
+
+def read_layers(file: Path, envelope: Sequence[str], below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The merged tree of a file and its bases, and the folders they lie in (the file's own first).
+
+    Args:
+        file: YAML; without a name it takes that of the file.
+        envelope: keys of an experiment file.
+        below: files that have this one for a base.
+
+    Raises:
+        UserError: a file is missing, unreadable or its own base, or has a key that there is not.
+    """
+    if file.resolve() in below:
+        circle = " -> ".join(path.name for path in [*below[below.index(file.resolve()) :], file])
+        raise UserError("base", f"a circle {circle}", "files that end somewhere", file=below[-1])
+    own = {"name": file.stem} | _read(file, envelope)
+    stated = own.pop("base", None)
+    bases = [stated] if isinstance(stated, str) else (stated or [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError("base", repr(stated), "a path relative to this file, or a list of such paths", file=file)
+    merged: dict[str, Any] = {}
+    folders = [str(file.resolve().parent)]
+    for base in bases:
+        path = file.parent / base
+        if not path.is_file():
+            expected = f"a path relative to {file.parent}/"
+            raise UserError("base", f"'{base}', which is no file", expected, _neighbour(path), file=file)
+        tree, more = read_layers(path, envelope, (*below, file.resolve()))
+        merged = merge(merged, tree)
+        folders += [folder for folder in more if folder not in folders]
+    if isinstance(own.get("after"), str):
+        own["after"] = portable(file.parent / own["after"])
+    return merge(merged, own), folders
+
+
+def _read(file: Path, envelope: Sequence[str]) -> dict[str, Any]:
+    if file.is_dir():
+        raise UserError(file, "a folder", "an experiment file")
+    if not file.is_file():
+        raise UserError(file, "no such file", "an experiment file", _neighbour(file))
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=False)
+    except GrammarParseError as error:
+        raise unreadable(error, file) from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(file, f"text that is not YAML{line} ({reason})", "an experiment file") from None
+    if not isinstance(tree, dict):
+        raise UserError(file, f"a {type(tree).__name__}", f"a map with the keys {', '.join(envelope)}")
+    if problems := [unknown(str(key), envelope) for key in tree if key not in envelope]:
+        raise UserError(file, problems)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _neighbour(file: Path) -> str:
+    """A hint at the file that was probably meant."""
+    return did_you_mean(file.name, (path.name for path in file.parent.glob("*.y*ml")))
 
 
 def merge(old: Any, new: Any) -> Any:
@@ -27,7 +88,7 @@ def merge(old: Any, new: Any) -> Any:
     return {**old, **{key: merge(old[key], value) if key in old else value for key, value in new.items()}}
 
 
-def parse_override(text: str, file: str | Path = "command line") -> tuple[str, Any]:
+def _parse(text: str, file: str | Path) -> tuple[str, Any]:
     """``trainer.max_steps=200`` as a dotted path and a value read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w\-]+(\.[\w\-]+)*", key):
@@ -53,7 +114,7 @@ def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequ
     Raises:
         UserError: it is no such pair, or sets what is not there.
     """
-    key, value = parse_override(text, file)
+    key, value = _parse(text, file)
     path = key.split(".")
     top = path[0]
     settable = [name for name in envelope if name != "base"]
