@@ -98,15 +98,15 @@ class RunRecord(Callback):
         """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
         self._clock = time.monotonic()
         self.began = True
-        if self.folder is not None and trainer.is_global_zero:
-            with writing(self.folder.path):
-                self.folder.begin(self.experiment)
         if self._states is not None and len(self._states) != trainer.world_size:
             self._states = None
         if self._states is not None:
             set_random_state(self._states[trainer.global_rank])
         else:
             seed_all(self.experiment.seed + 7919 * trainer.global_rank + 104729 * trainer.global_step)
+        if self.folder is not None and trainer.is_global_zero:
+            with writing(self.folder.path):
+                self.folder.begin(self.experiment)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore once more: where a validation was due, Lightning has opened its loader since, which draws a number."""
