@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import Conversations, Sample
-from umm_zoo.batch import IMAGE_MARKER, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Turn
 from umm_zoo.shapes.language import long_caption
 from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
 

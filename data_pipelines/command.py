@@ -12,18 +12,25 @@ from umm_zoo.errors import UserError, user_errors
 SHARDS = "tar files, folders, globs, {000..015} ranges or addresses"
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Wraps the paragraphs of a description, and leaves its examples and lists as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(part if "\n " in f"\n{part}" else fill(part, width, indent) for part in text.split("\n\n"))
+
+
 class Parser(argparse.ArgumentParser):
     """Parser of ``python -m data_pipelines.NAME``; a wrong command line is one line and exit code 2.
 
     Args:
-        name: of the command.
-        description: what it does.
-        epilog: below the options.
+        doc: of the command's module: "``python -m data_pipelines.NAME …``: what it is", which ``--help`` shows.
     """
 
-    def __init__(self, name: str, description: str, epilog: str | None = None) -> None:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(prog=f"python -m data_pipelines.{name}", description=description, epilog=epilog, formatter_class=formatter)
+    def __init__(self, doc: str | None) -> None:
+        usage, _, text = (doc or "").replace("\n::\n", "").replace("::\n", ":\n").partition("``: ")
+        prog = " ".join(usage.strip("`").split()[:3])
+        super().__init__(prog=prog, description=text[:1].upper() + text[1:].replace("``", ""), formatter_class=_Formatter)
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave."""

@@ -1,4 +1,7 @@
-"""Decoders of untrusted bytes: images made RGB and brought to one size, text, JSON and arrays."""
+"""Decoders of untrusted bytes: images made RGB and brought to one size, text, JSON and arrays.
+
+What cannot be used raises ``BadSampleError``.
+"""
 
 from __future__ import annotations
 
@@ -129,9 +132,6 @@ def decode_image(content: bytes, size: int, resize: Resize, max_pixels: int = MA
 
     Shape:
         - output: ``[size, size, 3]`` uint8
-
-    Raises:
-        BadSampleError: not an image, of no expected format, cut short, or of more than ``max_pixels`` pixels.
     """
     with open_image(content, max_pixels) as image:
         if image.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
@@ -141,11 +141,7 @@ def decode_image(content: bytes, size: int, resize: Resize, max_pixels: int = MA
 
 @contextmanager
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """An image opened from untrusted bytes; whatever goes wrong while it is open and decoded becomes a ``BadSampleError``.
-
-    Raises:
-        BadSampleError: not an image, of no expected format, cut short, or of more than ``max_pixels`` pixels.
-    """
+    """An image opened from untrusted bytes; whatever goes wrong while it is open and decoded becomes a ``BadSampleError``."""
     if not content:
         raise BadSampleError("image of 0 bytes")
     try:
@@ -191,11 +187,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def decode_text(content: bytes, max_characters: int) -> str:
-    """Decode a caption.
-
-    Raises:
-        BadSampleError: not UTF-8, or longer than ``max_characters``.
-    """
+    """Decode a caption."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -206,11 +198,7 @@ def decode_text(content: bytes, max_characters: int) -> str:
 
 
 def decode_json(content: bytes, max_characters: int) -> dict[str, Any]:
-    """Decode a JSON object.
-
-    Raises:
-        BadSampleError: not UTF-8, too long, not JSON, or not an object.
-    """
+    """Decode a JSON object."""
     try:
         value = json.loads(decode_text(content, max_characters))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -221,11 +209,7 @@ def decode_json(content: bytes, max_characters: int) -> dict[str, Any]:
 
 
 def decode_array(content: bytes) -> Tensor:
-    """Decode a ``.npy`` member; objects are refused, so nothing is unpickled.
-
-    Raises:
-        BadSampleError: not a plain numeric array.
-    """
+    """Decode a ``.npy`` member; objects are refused, so nothing is unpickled."""
     import torch  # slow, and the commands of this package get along without it
 
     try:

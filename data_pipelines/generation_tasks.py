@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data_pipelines.decoding import decode_json
 from data_pipelines.tasks import Sample, SampleTask, only_image, target_image
-from umm_zoo.batch import IMAGE_MARKER, Task, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Task, Turn
 
 
 class Reconstruction(SampleTask):
@@ -14,14 +16,13 @@ class Reconstruction(SampleTask):
 
     Args:
         instruction: what the user says.
-        max_characters: as in ``SampleTask``.
-        extras: as in ``SampleTask``.
+        max_characters, extras: as in ``SampleTask``.
     """
 
     def __init__(
-        self, instruction: str = "Reconstruct the image.", max_characters: int = 65_536, extras: list[str] | None = None
+        self, instruction: str = "Reconstruct the image.", max_characters: int = 65_536, extras: Sequence[str] = ()
     ) -> None:
-        super().__init__(max_characters, extras or [])
+        super().__init__(max_characters, extras)
         self.instruction = instruction
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
@@ -40,14 +41,11 @@ class Unconditional(SampleTask):
 
     Args:
         instruction: what the user says.
-        max_characters: as in ``SampleTask``.
-        extras: as in ``SampleTask``.
+        max_characters, extras: as in ``SampleTask``.
     """
 
-    def __init__(
-        self, instruction: str = "Generate an image.", max_characters: int = 65_536, extras: list[str] | None = None
-    ) -> None:
-        super().__init__(max_characters, extras or [])
+    def __init__(self, instruction: str = "Generate an image.", max_characters: int = 65_536, extras: Sequence[str] = ()) -> None:
+        super().__init__(max_characters, extras)
         self.instruction = instruction
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:

@@ -1,4 +1,7 @@
-"""``python -m data_pipelines.index SHARD…``: writer of the index of byte offsets beside tar shards, also those of others."""
+"""``python -m data_pipelines.index SHARD…``: writer of the index of byte offsets beside tar shards, also those of others.
+
+Each tar is read once, and NAME.tar.index.json written beside it (into the user's cache where that is forbidden).
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,14 @@ _LISTED = 5
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser(
-        "index", "Read tar shards once and write NAME.tar.index.json beside each (into the cache where that is forbidden)."
-    )
+    made = Parser(__doc__)
     made.add_argument("shards", nargs="+", metavar="SHARD", help=SHARDS)
     made.add_argument("--missing", action="store_true", help="only where there is no index yet")
     return made
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Index every shard; those that cannot be indexed are named and the others done.
-
-    Raises:
-        UserError: some shards could not be indexed.
-    """
+    """Index every shard; those that cannot be indexed are named and the others done."""
     shards, failed = expand(arguments.shards), 0
     for path in shards:
         try:

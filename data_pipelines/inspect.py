@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import textwrap
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -20,11 +20,9 @@ from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
-from umm_zoo.batch import split_answer
+from umm_zoo.conversation import IMAGE_MARKER, split_answer
 
 _QUANTILES = (0, 5, 50, 95, 100)
-_TEXT_HEIGHT = 64  # four lines
-_TEXT_COLUMNS = 6  # pixels per character of PIL's built-in font, roughly
 
 
 @dataclass
@@ -52,9 +50,6 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool 
         every: 1 reads all.
         sheet: samples kept for the contact sheet, spread evenly.
         generated: where images stand beside plain captions, take them as images to generate.
-
-    Raises:
-        UserError: a shard cannot be read at all.
     """
     findings, files = Findings(), RangeReader()
     indexes = [load_index(path) for path in shards]
@@ -97,48 +92,26 @@ def _count(findings: Findings, sample: Sample) -> None:
 
 def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: int = 6) -> Image.Image:
     """Input images and the image to generate of each sample, side by side, with question and answer below."""
-    cells = []
-    for _, sample in samples:
-        contents = [*sample.images, *([] if sample.target is None else [sample.target])] or [b""]
-        cell = Image.new("RGB", (edge * len(contents) + 4, edge + _TEXT_HEIGHT), "white")
-        for place, content in enumerate(contents):
-            cell.paste(_thumbnail(content, edge), (place * edge, 0))
+    from umm_zoo.callbacks.cards import Card, draw_cards  # torch comes with it, and --help does without
+
+    cards = []
+    for key, sample in samples:
         prompt, answer = split_answer(sample.conversation)
-        question = prompt[-1]["text"].replace("<image>", "").strip() if prompt else ""
-        pen, width = ImageDraw.Draw(cell), int(cell.width / _TEXT_COLUMNS)
-        wrapped = [(line, colour) for text, colour in ((question, "black"), (answer, "darkgreen")) for line in _lines(text, width)]
-        for number, (line, colour) in enumerate(wrapped):
-            pen.text((2, edge + 2 + 15 * number), line, fill=colour)
-        cells.append(cell)
-    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
-    sheet = Image.new("RGB", (max(sum(c.width for c in row) for row in rows), len(rows) * (edge + _TEXT_HEIGHT)), "white")
-    for number, row in enumerate(rows):
-        left = 0
-        for cell in row:
-            sheet.paste(cell, (left, number * (edge + _TEXT_HEIGHT)))
-            left += cell.width
-    return sheet
-
-
-def _thumbnail(content: bytes, edge: int) -> Image.Image:
-    try:
-        with open_image(content) as image:
-            small = to_rgb(image)
-            scale = edge / max(small.size)
-            resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-            return small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))), resample)
-    except BadSampleError:
-        return Image.new("RGB", (edge, edge), "lightgrey")
-
-
-def _lines(text: str, width: int) -> list[str]:
-    """The first two lines, in letters that PIL's built-in font has."""
-    return textwrap.wrap(text.replace("\n", " ").encode("latin-1", "replace").decode("latin-1"), width)[:2]
+        question = prompt[-1]["text"].replace(IMAGE_MARKER, "").strip() if prompt else ""
+        named = {f"input {place}": content for place, content in enumerate(sample.images, 1)}
+        named |= {} if sample.target is None else {"target": sample.target}
+        images = {}
+        for name, content in named.items():
+            images[name] = Image.new("RGB", (8, 8), "lightgrey")
+            with suppress(BadSampleError), open_image(content) as image:
+                images[name] = to_rgb(image).copy()
+        cards.append(Card(key, question, None, answer, None, images))
+    return draw_cards(cards, edge, columns)
 
 
 def print_findings(findings: Findings, shards: int, console: Console) -> None:
     """Tables of what was found."""
-    console.print(f"{findings.samples:,} samples read from {shards} shards, {findings.bytes / 1e6:,.1f} MB", highlight=False)
+    console.print(f"{findings.samples:,} samples read from {shards} shards, {findings.bytes / 1e6:,.1f} MB")
     counters = {"task/kind": findings.tasks, "members": findings.images, "most frequent answers": findings.answers}
     for title, counter in counters.items():
         table = Table("", "samples", "share", title=title, title_justify="left")
@@ -146,22 +119,22 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
             table.add_row(name[:80] or "(none)", f"{count:,}", f"{count / findings.samples:.1%}")
         console.print(table)
     table = Table("", *("least", "5%", "median", "95%", "most"), title="sizes", title_justify="left")
-    edges = np.asarray([findings.widths, findings.heights], dtype=np.float64)
-    measures = {"width, pixels": edges[0], "height, pixels": edges[1], "width / height": edges[0] / edges[1]}
+    widths, heights = np.asarray([findings.widths, findings.heights], dtype=np.float64)
+    measures = {"width, pixels": widths, "height, pixels": heights, "width / height": widths / heights}
     lengths = {"prompt, characters": findings.prompts, "answer, characters": findings.replies}
-    for name, values in [*measures.items(), *lengths.items()]:
+    for name, values in {**measures, **lengths}.items():
         if len(values):
             table.add_row(name, *(f"{value:.4g}" for value in np.percentile(values, _QUANTILES)))
     console.print(table)
     if findings.bad:
-        console.print(f"bad samples: {len(findings.bad)}", highlight=False)
+        console.print(f"bad samples: {len(findings.bad)}")
         for name, reason in list(findings.bad.items())[:10]:
-            console.print(f"  {name}: {reason}", highlight=False, markup=False)
+            console.print(f"  {name}: {reason}", markup=False)
 
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser("inspect", "Count what is in tar shards and make a contact sheet.")
+    made = Parser(__doc__)
     made.add_argument("shards", nargs="+", metavar="SHARDS", help=SHARDS)
     made.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"), metavar="FILE", help="where the sheet is saved")
     made.add_argument("--every", type=whole(1), default=1, metavar="N", help="read every N-th sample only")
@@ -171,11 +144,7 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Inspect, print, save the sheet.
-
-    Raises:
-        UserError: there is no shard, or one cannot be read.
-    """
+    """Inspect, print, save the sheet."""
     shards = expand(arguments.shards)
     findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
     console = Console(highlight=False)

@@ -23,9 +23,9 @@ import argparse
 import json
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import write_json
-from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
 
 KINDS = ("equal", "contained", "ngram")
@@ -62,35 +62,28 @@ class PromptIndex:
     """
 
     def __init__(self, prompts: Sequence[str], min_words: int = 5, ngram: int = 8, threshold: float = 0.5) -> None:
-        self.prompts = list(prompts)
-        self.words = [words_of(prompt) for prompt in prompts]
-        self.ngram, self.threshold = ngram, threshold
-        self._equal: dict[Words, list[int]] = {}
-        self._heads: dict[Words, list[int]] = {}
-        self._grams: dict[Words, list[int]] = {}
-        self._num_grams: list[int] = []
-        self._head = min_words
+        self.prompts, self.words = list(prompts), [words_of(prompt) for prompt in prompts]
+        self.head, self.ngram, self.threshold = min_words, ngram, threshold
+        self._equal, self._heads, self._grams = (defaultdict[Words, list[int]](list) for _ in range(3))
         for number, words in enumerate(self.words):
-            self._equal.setdefault(words, []).append(number)
+            self._equal[words].append(number)
             if len(words) >= min_words:
-                self._heads.setdefault(words[:min_words], []).append(number)
-            grams = set(_sequences(words, ngram))
-            self._num_grams.append(len(grams))
-            for gram in grams:
-                self._grams.setdefault(gram, []).append(number)
+                self._heads[words[:min_words]].append(number)
+            for gram in set(_sequences(words, ngram)):
+                self._grams[gram].append(number)
 
     def find(self, text: str) -> dict[int, tuple[str, float]]:
         """Kind of overlap and share of the prompt that was found, by the prompt's number."""
         words = words_of(text)
         found = {number: ("equal", 1.0) for number in self._equal.get(words, [])} if words else {}
-        for start, head in enumerate(_sequences(words, self._head)):
+        for start, head in enumerate(_sequences(words, self.head)):
             for number in self._heads.get(head, []):
                 prompt = self.words[number]
                 if words[start : start + len(prompt)] == prompt:
                     found.setdefault(number, ("contained", 1.0))
         hits = Counter(number for gram in set(_sequences(words, self.ngram)) for number in self._grams.get(gram, []))
         for number, count in hits.items():
-            share = count / self._num_grams[number]
+            share = count / len(set(_sequences(self.words[number], self.ngram)))
             if share >= self.threshold:
                 found.setdefault(number, ("ngram", round(share, 4)))
         return found
@@ -101,11 +94,7 @@ def _sequences(words: Words, length: int) -> Iterator[Words]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file or folder, each once.
-
-    Raises:
-        UserError: it does not exist, holds no prompt, or is in none of the layouts.
-    """
+    """The prompts of a file or folder, each once."""
     try:
         if path.is_dir():
             found = [file.read_text(encoding="utf-8-sig") for file in sorted(path.glob("*.txt"))]
@@ -132,91 +121,63 @@ def _prompt(path: Path, row: dict[str, Any], number: int) -> str:
     return str(row["prompt"])
 
 
-@dataclass
-class Overlaps:
-    """What was found, by prompt."""
+def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) -> dict[str, Any]:
+    """The report on the texts of all shards, prompts with most overlaps first; nothing is read of their images."""
+    counts, samples = Counter[str](), Counter[str]()  # of what was read, and samples by their strongest overlap
+    prompts: dict[int, Counter[str]] = {}
+    shown: dict[int, list[dict[str, Any]]] = {}
+    for path, key, texts in _samples(shards):
+        counts["samples"] += 1
+        counts["texts"] += len(texts or ())
+        counts["unreadable_samples"] += texts is None
+        kinds = set()
+        for where, text in texts or ():
+            for number, (kind, share) in index.find(text).items():
+                kinds.add(kind)
+                prompts.setdefault(number, Counter())[kind] += 1
+                if len(rows := shown.setdefault(number, [])) < examples:
+                    rows.append({"shard": path, "key": key, "where": where, "kind": kind, "share": share, "text": text[:_SHOWN]})
+        samples.update([min(kinds, key=KINDS.index)] if kinds else [])
+    order = sorted(prompts, key=lambda number: (-sum(prompts[number].values()), number))
+    return {
+        **{name: counts[name] for name in ("samples", "texts", "unreadable_samples")},
+        "prompts": len(index.prompts),
+        "samples_with_overlap": {kind: samples[kind] for kind in KINDS},
+        "prompts_with_overlap": {
+            "any": len(order),
+            **{kind: sum(bool(found[kind]) for found in prompts.values()) for kind in KINDS},
+        },
+        "overlaps": [{"prompt": index.prompts[number], **prompts[number], "examples": shown[number]} for number in order],
+    }
 
-    samples: int = 0
-    texts: int = 0
-    unreadable: int = 0
-    samples_found: Counter[str] = field(default_factory=Counter)
-    prompts_found: dict[int, Counter[str]] = field(default_factory=dict)
-    examples: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def to_json(self, index: PromptIndex) -> dict[str, Any]:
-        """The report, prompts with most overlaps first."""
-        order = sorted(self.prompts_found, key=lambda number: (-sum(self.prompts_found[number].values()), number))
-        rows = [
-            {"prompt": index.prompts[number], **dict(self.prompts_found[number]), "examples": self.examples[number]}
-            for number in order
-        ]
-        kinds = {kind: sum(1 for counts in self.prompts_found.values() if counts[kind]) for kind in KINDS}
-        return {
-            "samples": self.samples,
-            "texts": self.texts,
-            "unreadable_samples": self.unreadable,
-            "prompts": len(index.prompts),
-            "samples_with_overlap": {kind: self.samples_found[kind] for kind in KINDS},
-            "prompts_with_overlap": {"any": len(order), **kinds},
-            "overlaps": rows,
-        }
-
-
-def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) -> Overlaps:
-    """Read the texts of all shards, and nothing of their images.
-
-    Raises:
-        UserError: a shard cannot be read at all.
-    """
-    overlaps, files = Overlaps(), RangeReader()
+def _samples(shards: Sequence[str]) -> Iterator[tuple[str, str, list[tuple[str, str]] | None]]:
+    """Shard, key, and texts of each sample; None where they cannot be read (bad JSON, not UTF-8)."""
+    files = RangeReader()
     with progress_bar("reading", len(shards)) as advance:
         for path in shards:
             shard = load_index(path)
             for number in range(len(shard)):
-                _look(overlaps, files, shard, number, index, examples)
+                texts: list[tuple[str, str]] | None = None
+                with suppress(RecursionError, json.JSONDecodeError, UnicodeDecodeError):
+                    texts = list(_texts(files, shard, number))
+                yield path, shard.key(number), texts
             advance(1)
-    return overlaps
-
-
-def _look(overlaps: Overlaps, files: RangeReader, shard: ShardIndex, number: int, index: PromptIndex, examples: int) -> None:
-    """Find the overlaps of one sample."""
-    overlaps.samples += 1
-    try:
-        texts = list(_texts(files, shard, number))
-    except UserError:
-        raise
-    except (ValueError, RecursionError):  # bad JSON, not UTF-8
-        overlaps.unreadable += 1
-        return
-    strongest = len(KINDS)
-    for where, text in texts:
-        overlaps.texts += 1
-        for prompt, (kind, share) in index.find(text).items():
-            strongest = min(strongest, KINDS.index(kind))
-            overlaps.prompts_found.setdefault(prompt, Counter())[kind] += 1
-            shown = overlaps.examples.setdefault(prompt, [])
-            if len(shown) < examples:
-                example = {"shard": shard.path, "key": shard.key(number), "where": where, "kind": kind, "share": share}
-                shown.append({**example, "text": text[:_SHOWN]})
-    if strongest < len(KINDS):
-        overlaps.samples_found[KINDS[strongest]] += 1
 
 
 def _texts(files: RangeReader, shard: ShardIndex, number: int) -> Iterator[tuple[str, str]]:
     """Where and what: the turns of the json, or else a caption in it or beside it."""
-    members = {name: (offset, length) for name, offset, length in shard.members(number)}
+    members = {name: place for name, *place in shard.members(number)}
     row = json.loads(files.read(shard.path, *members["json"]).decode()) if "json" in members else {}
-    turns = row.get("conversations") if isinstance(row, dict) else None
-    if isinstance(turns, list):
+    row = row if isinstance(row, dict) else {}
+    if isinstance(turns := row.get("conversations"), list):
         for place, turn in enumerate(turn for turn in turns if isinstance(turn, dict)):
             text = next((turn[key] for key in ("text", "value", "content") if isinstance(turn.get(key), str)), "")
             yield f"turn {place} ({turn.get('role', turn.get('from'))})", text
         return
     if "txt" in members:
         yield "txt", files.read(shard.path, *members["txt"]).decode()
-    for key in ("caption", "prompt"):
-        if isinstance(row, dict) and isinstance(row.get(key), str):
-            yield f"json {key}", row[key]
+    yield from ((f"json {key}", row[key]) for key in ("caption", "prompt") if isinstance(row.get(key), str))
 
 
 def print_overlaps(report: dict[str, Any], saved: Path, listed: int = 5) -> None:
@@ -244,7 +205,7 @@ def _threshold(text: str) -> float:
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser("overlap", "Report training texts that contain evaluation prompts.")
+    made = Parser(__doc__)
     made.add_argument("shards", nargs="+", metavar="SHARDS", help=SHARDS)
     made.add_argument("prompts", type=Path, metavar="PROMPTS", help="file or folder of prompts")
     made.add_argument("--min-words", type=whole(1), default=5, metavar="N", help="shorter prompts count only as equal texts")
@@ -256,13 +217,9 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Search, print, save the report.
-
-    Raises:
-        UserError: there is no shard or prompt file, or one cannot be read.
-    """
+    """Search, print, save the report."""
     index = PromptIndex(read_prompts(arguments.prompts), arguments.min_words, arguments.ngram, arguments.threshold)
-    report = find_overlaps(expand(arguments.shards), index, arguments.examples).to_json(index)
+    report = find_overlaps(expand(arguments.shards), index, arguments.examples)
     write_json(arguments.report, report, indent=1)
     print_overlaps(report, arguments.report)
 

@@ -4,6 +4,13 @@ What a frozen part makes of a sample is the same in every epoch and every run: l
 The method names what it can read back (``Method.precomputable``); training reads it wherever it was stored for exactly these
 weights and this transform, and refuses it otherwise. The originals stay as they are. A stopped run goes on with the first
 unfinished shard.
+
+::
+
+    python -m data_pipelines.precompute experiments/ross/toy/d-stage2.yaml
+    python -m data_pipelines.precompute FILE data.image_size=384 --only latents --batch-size 32
+
+Stored beside each shard, in precomputed/NAME-HASH/, or below data.precomputed where that names a folder.
 """
 
 from __future__ import annotations
@@ -13,20 +20,14 @@ from collections.abc import Sequence
 
 from data_pipelines.command import Parser, run, whole
 
-_EPILOG = """examples:
-  python -m data_pipelines.precompute experiments/ross/toy/d-stage2.yaml
-  python -m data_pipelines.precompute FILE data.image_size=384 --only latents --batch-size 32
-Stored beside each shard, in precomputed/NAME-HASH/, or below data.precomputed where that names a folder."""
-
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser("precompute", (__doc__ or "").split("\n\n")[1], _EPILOG)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made = Parser(__doc__)
     made.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as for umm_zoo.fit")
     made.add_argument("--only", action="append", metavar="NAME", help="store this output and no other (may be repeated)")
-    made.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="samples computed together (default 64)")
+    made.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="samples computed together")
     made.add_argument("--half", action="store_true", help="store 16-bit floats: half the room, losses equal to about 1e-3")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument(
@@ -37,12 +38,7 @@ def parser() -> Parser:
 
 
 def store(arguments: argparse.Namespace) -> None:
-    """Store everything, measure the gain, and report both.
-
-    Raises:
-        UserError: the experiment cannot be built, names nothing that can be stored, or changes its images in training; or a shard
-            cannot be read.
-    """
+    """Store everything, measure the gain, and report both."""
     from data_pipelines.shards.storing import store_outputs  # torch comes with it, and --help does without
 
     store_outputs(arguments)

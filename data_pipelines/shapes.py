@@ -1,4 +1,8 @@
-"""Command ``python -m data_pipelines.shapes OUT``, which writes the shapes world as WebDataset shards."""
+"""``python -m data_pipelines.shapes OUT``: writer of the synthetic shapes world as WebDataset shards.
+
+Written are OUT/SPLIT/TASK-000000.tar, each with its index. Running it again into the same folder adds what is missing; the same
+arguments give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +42,7 @@ def _names(expected: tuple[str, ...]) -> Any:
 def parser() -> Parser:
     """The command line."""
     default = World()
-    made = Parser(
-        "shapes",
-        "Write the synthetic shapes world as WebDataset shards: OUT/SPLIT/TASK-000000.tar, each with its index.",
-        "Running it again into the same folder adds what is missing; the same arguments give the same bytes.",
-    )
+    made = Parser(__doc__)
     made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     made.add_argument("--seed", type=whole(0), default=0, help="the only source of randomness")
     made.add_argument("--cells", type=int, default=default.cells, help="2 for a board of 2x2 cells, 3 for 3x3")

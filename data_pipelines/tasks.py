@@ -1,6 +1,7 @@
 """Tasks of samples: what turns raw members into a conversation, input images and an image to generate.
 
-Images stay bytes here; they are decoded in the loader's worker, once the text has been found usable.
+Images stay bytes here; they are decoded in the loader's worker, once the text has been found usable. What cannot be used raises
+``BadSampleError``, whose message says why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Task, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn
+from umm_zoo.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +144,7 @@ class Captions(SampleTask):
 
     Args:
         instructions: what the user asks; with several, the sample's key picks one.
-        max_characters: as in ``SampleTask``.
-        extras: as in ``SampleTask``.
+        max_characters, extras: as in ``SampleTask``.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Captions(SampleTask):
         super().__init__(max_characters, extras)
         self.instructions = [instructions] if isinstance(instructions, str) else list(instructions)
         if not self.instructions:
-            raise ValueError("Captions.instructions: found an empty list, at least one instruction is needed")
+            raise UserError("", "no instruction", "at least one in instructions")
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         """The caption is the answer."""
@@ -171,37 +172,22 @@ class Captions(SampleTask):
         return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta}, task=Task.CAPTION)
 
 
-# -- members -----------------------------------------------------------------------------------------------------------------
-
-
 def member(members: dict[str, bytes], name: str) -> bytes:
-    """A member by name.
-
-    Raises:
-        BadSampleError: it is missing.
-    """
+    """A member by name."""
     if name not in members:
         raise BadSampleError(f"member '{name}' is missing (found {', '.join(sorted(members)) or 'none'})")
     return members[name]
 
 
 def input_images(members: dict[str, bytes]) -> list[bytes]:
-    """``0.png``, ``1.jpg`` … in order, or the single ``jpg``.
-
-    Raises:
-        BadSampleError: a number is missing or there twice.
-    """
-    numbered: dict[int, bytes] = {}
-    for name, content in members.items():
-        if match := _NUMBERED.fullmatch(name):
-            if int(match[1]) in numbered:
-                raise BadSampleError(f"two input images are number {match[1]}")
-            numbered[int(match[1])] = content
-    if sorted(numbered) != list(range(len(numbered))):
-        raise BadSampleError(f"input images are numbered {sorted(numbered)}, not from 0 on")
-    if numbered:
-        return [numbered[index] for index in range(len(numbered))]
-    return [members[name] for name in IMAGE_TYPES if name in members][:1]
+    """``0.png``, ``1.jpg`` … in order, or the single ``jpg``."""
+    numbered = sorted((int(match[1]), content) for name, content in members.items() if (match := _NUMBERED.fullmatch(name)))
+    for place, (number, _) in enumerate(numbered):
+        if place and number == numbered[place - 1][0]:
+            raise BadSampleError(f"two input images are number {number}")
+        if number != place:
+            raise BadSampleError(f"input images are numbered {[number for number, _ in numbered]}, not from 0 on")
+    return [content for _, content in numbered] or [members[name] for name in IMAGE_TYPES if name in members][:1]
 
 
 def target_image(members: dict[str, bytes]) -> bytes | None:
@@ -210,24 +196,15 @@ def target_image(members: dict[str, bytes]) -> bytes | None:
 
 
 def only_image(members: dict[str, bytes]) -> bytes:
-    """The one image of a captioned sample.
-
-    Raises:
-        BadSampleError: there is none.
-    """
-    for kind in IMAGE_TYPES:
-        for name in (kind, f"0.{kind}"):
-            if name in members:
-                return members[name]
+    """The one image of a captioned sample."""
+    for name in (name for kind in IMAGE_TYPES for name in (kind, f"0.{kind}")):
+        if name in members:
+            return members[name]
     raise BadSampleError(f"no image (found {', '.join(sorted(members)) or 'none'})")
 
 
 def read_turns(turns: object) -> Conversation:
-    """Turns as written by this project (role/text), by chat templates (role/content) or by LLaVA (from/value).
-
-    Raises:
-        BadSampleError: not a list of such turns, or a role is unknown.
-    """
+    """Turns as written by this project (role/text), by chat templates (role/content) or by LLaVA (from/value)."""
     if not isinstance(turns, list):
         raise BadSampleError(f"'conversations' is a {type(turns).__name__}, a list of turns is needed")
     conversation: Conversation = []

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from umm_zoo.errors import UserError
-from umm_zoo.experiment.file import Experiment, load_experiment, merge
+from umm_zoo.experiment.file import Experiment, load_experiment
+from umm_zoo.experiment.layers import merge
 
 
 @pytest.fixture
@@ -129,7 +129,3 @@ def test_merge_leaves_its_arguments_alone() -> None:
     old, new = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(old, new) == {"a": {"b": 1, "c": 2}}
     assert (old, new) == ({"a": {"b": 1}}, {"a": {"c": 2}})
-
-
-def test_error_lists_one_line_per_problem() -> None:
-    assert UserError("f.yaml", ["a: found\n 1", "b: found 2"]).lines() == ["f.yaml: a: found 1", "f.yaml: b: found 2"]

@@ -103,11 +103,16 @@ def floats_per_second(size: int, batch_size: int) -> float:
 
 
 class Decoding(IterableDataset[Tensor]):
-    """Decoding and transform of bytes in memory; no reading, no batch."""
+    """Decoding and transform of bytes in memory, or each from a file (no loader gets its bytes for nothing); no batch."""
 
-    def __init__(self, paths: list[str], size: int, batch_size: int) -> None:
+    def __init__(self, paths: list[str], size: int, batch_size: int, from_files: bool) -> None:
         self.contents: list[bytes | Path] = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
         self.size, self.batch_size = size, batch_size
+        for number, content in enumerate(self.contents if from_files else []):
+            file = Path(paths[0]).parent / "files" / f"{number}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)  # type: ignore[arg-type]
+            self.contents[number] = file
 
     def __iter__(self) -> Iterator[Tensor]:
         resize = Square()
@@ -118,31 +123,17 @@ class Decoding(IterableDataset[Tensor]):
                 yield torch.empty(0)
 
 
-class DecodingFiles(Decoding):
-    """The same, each image being read from a file of its own: no loader gets its bytes for nothing."""
-
-    def __init__(self, paths: list[str], size: int, batch_size: int) -> None:
-        super().__init__(paths, size, batch_size)
-        folder = Path(paths[0]).parent / "files"
-        folder.mkdir(exist_ok=True)
-        for number, content in enumerate(self.contents):
-            assert isinstance(content, bytes)
-            file = folder / f"{number}.jpg"
-            if not file.is_file():
-                file.write_bytes(content)
-            self.contents[number] = file
-
-
-def pil(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+def pil(paths: list[str], size: int, batch_size: int, workers: int, from_files: bool = False) -> Iterator[Tensor]:
     """``Decoding`` in this process or in workers."""
-    yield from DataLoader(Decoding(paths, size, batch_size), batch_size=None, num_workers=workers)
+    yield from DataLoader(Decoding(paths, size, batch_size, from_files), batch_size=None, num_workers=workers)
 
 
-def files(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """``DecodingFiles`` in this process or in workers."""
-    yield from DataLoader(DecodingFiles(paths, size, batch_size), batch_size=None, num_workers=workers)
-
-
+LOADERS: dict[str, Callable[..., Iterator[Tensor]]] = {
+    "pil": pil,
+    "files": partial(pil, from_files=True),
+    "ours": ours,
+    "webdataset": plain,
+}
 CLOCKS = ("clock", "per_process", "all")
 Rates = dict[str, dict[str, list[float]]]
 
@@ -196,10 +187,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = make_shards(Path(folder), given.samples, given.edge, given.shards)
-        makers: dict[str, Callable[[], Iterator[Tensor]]] = {}
-        for workers in given.workers:
-            for name, loader in (("pil", pil), ("files", files), ("ours", ours), ("webdataset", plain)):
-                makers[f"{name} {workers} workers"] = partial(loader, paths, given.image_size, given.batch_size, workers)
+        makers: dict[str, Callable[[], Iterator[Tensor]]] = {
+            f"{name} {workers} workers": partial(loader, paths, given.image_size, given.batch_size, workers)
+            for workers in given.workers
+            for name, loader in LOADERS.items()
+        }
         rates = measure(makers, given.rounds, given.batches)
     report: dict[str, Any] = {clock: summary(rates[clock], given.batch_size, given.workers) for clock in CLOCKS}
     report |= {"floats": {"images_per_second": round(floats_per_second(given.image_size, given.batch_size), 1)}}
@@ -217,13 +209,10 @@ def summary(rates: dict[str, list[float]], batch_size: int, workers: list[int]) 
     def ratio(first: str, second: str) -> float:
         return round(statistics.median(a / b for a, b in zip(rates[first], rates[second], strict=True)), 3)
 
-    return {
-        "images_per_second": {name: round(statistics.median(values) * batch_size, 1) for name, values in rates.items()},
-        "ours_to_webdataset": {str(n): ratio(f"ours {n} workers", f"webdataset {n} workers") for n in workers},
-        "ours_to_pil": {str(n): ratio(f"ours {n} workers", f"pil {n} workers") for n in workers},
-        "ours_to_files": {str(n): ratio(f"ours {n} workers", f"files {n} workers") for n in workers},
-        "webdataset_to_pil": {str(n): ratio(f"webdataset {n} workers", f"pil {n} workers") for n in workers},
-    }
+    speeds = {name: round(statistics.median(values) * batch_size, 1) for name, values in rates.items()}
+    pairs = (("ours", "webdataset"), ("ours", "pil"), ("ours", "files"), ("webdataset", "pil"))
+    ratios = {f"{a}_to_{b}": {str(n): ratio(f"{a} {n} workers", f"{b} {n} workers") for n in workers} for a, b in pairs}
+    return {"images_per_second": speeds, **ratios}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,10 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools.part_card import markdown, world_of
-from tools.probe import Layer, load_batches, parse_layer, probe
-from umm_zoo.backbones.codecs import LatentCodec
-from umm_zoo.backbones.features import LibraryEncoder
+from tools.probe import find_part, load_batches, parse_layer
+from tools.probing import Layer, probe
 from umm_zoo.backbones.image_decoder import ImageDecoder
-from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.loading import torch_dtype
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import load_experiment
@@ -40,25 +36,12 @@ from umm_zoo.training.finished_run import load_run
 from umm_zoo.training.validation import validate
 
 PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
-Part = ImageDecoder | LatentCodec | LibraryEncoder | LlavaBackbone | Qwen25VL
 
 #: What a run may have said of its part that its weights do not say.
 KEPT_ARGUMENTS = ("system_prompt", "template", "max_length", "min_tokens", "max_tokens", "image_size", "condition_rms")
 
 #: Where a part is read: encoders where LLaVA looks, vision-language models where their language model ends.
 DEFAULT_LAYER: dict[str, Layer] = {"encoder": -2, "tower": -2, "codec": -1, "vlm": -1}
-
-
-def find_part(method: Any, source: str | Path) -> tuple[str, Part]:
-    """The part of a run that others use, and its name.
-
-    Raises:
-        ValueError: it has none.
-    """
-    for name in PARTS:
-        if isinstance(part := getattr(method, name, None), Part):
-            return name, part
-    raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, expected one of {', '.join(PARTS)}")
 
 
 def shrink(folder: Path, dtype: str) -> None:
@@ -71,7 +54,7 @@ def shrink(folder: Path, dtype: str) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def load_node(part: Part, stated: dict[str, Any], folder: Path) -> dict[str, Any]:
+def load_node(part: Any, stated: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What an experiment file says to load the part again as it was."""
     kept = {name: stated[name] for name in KEPT_ARGUMENTS if name in stated}
     kind = type(part)
@@ -85,27 +68,21 @@ def earlier(experiment: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
         return []
     stage = load_experiment(after)
     report = runs / stage.name / "metrics.json"
-    here = []
-    if report.is_file():
-        found = json.loads(report.read_text(encoding="utf-8"))
-        here = [{"experiment": found["experiment"], "steps": found["steps"], "seconds": found["seconds"]}]
-    return [*earlier(stage.resolved(), runs), *here]
+    found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
+    return [*earlier(stage.resolved(), runs), *([{key: found[key] for key in ("experiment", "steps", "seconds")}] if found else [])]
 
 
 def sources_of(experiment: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     """The shards of a run, and how many samples of them it has read."""
-    counts = json.loads((run / "data.json").read_text(encoding="utf-8")) if (run / "data.json").is_file() else {}
-    return [
-        {
-            "split": split,
-            "name": name,
-            "shards": source["shards"],
-            "samples": counts.get(split, {}).get(name, {}).get("samples"),
-            "read": counts.get(split, {}).get(name, {}).get("read"),
-        }
-        for split in ("train", "val")
-        for name, source in (experiment["data"].get(split) or {}).items()
-    ]
+    file = run / "data.json"
+    counts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = []
+    for split in ("train", "val"):
+        for name, source in (experiment["data"].get(split) or {}).items():
+            numbers = counts.get(split, {}).get(name, {})
+            read = {key: numbers.get(key) for key in ("samples", "read")}
+            found.append({"split": split, "name": name, "shards": source["shards"], **read})
+    return found
 
 
 def test_shards(experiment: dict[str, Any]) -> dict[str, str]:
@@ -123,7 +100,7 @@ def test_shards(experiment: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def test_scores(run: Path, experiment: dict[str, Any], part: Part, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def test_scores(run: Path, experiment: dict[str, Any], part: Any, name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Scores on the test split of the part as it is stored, the rest of the method being the run's.
 
     Raises:
@@ -143,6 +120,18 @@ def test_scores(run: Path, experiment: dict[str, Any], part: Part, name: str, ov
 def named(metrics: dict[str, float]) -> dict[str, float]:
     """The validation scores among a run's metrics, without their prefix."""
     return {name.removeprefix("val/"): value for name, value in sorted(metrics.items()) if name.startswith("val/")}
+
+
+def probes_of(part: Any, shards: str, image_size: int, attributes: Sequence[str], layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """What can be read from a part's features, by attribute and layer."""
+    if not attributes:
+        return []
+    batches, cells = load_batches(shards, image_size, 4000)
+    return [
+        {**vars(probe(part, batches, attribute, layer, cells)), "layer": layer, "shards": shards}
+        for layer in layers
+        for attribute in attributes
+    ]
 
 
 def export(
@@ -169,41 +158,31 @@ def export(
 
     Raises:
         FileNotFoundError: no checkpoint in the run, or no test split.
-        ValueError: the run has not finished or has no part to export.
+        ValueError: the run has not finished or has no part to export, or one that cannot be probed.
     """
     method = Method.load(run)
     if not (run / "metrics.json").is_file():
         raise ValueError(f"{run}: found no metrics.json, expected a run that has finished (go on with ckpt=last)")
-    name, part = find_part(method, run)
+    name, part = find_part(method, run, PARTS)
+    if attributes and isinstance(part, ImageDecoder):
+        raise ValueError(f"{run}: its part is a decoder, expected for --probe are parts that look at images")
     report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     part.save(folder)
     shrink(folder, dtype)
     node = load_node(part, experiment["method"].get(name) or {}, folder)
-    stored: Part = build(node)  # what was written must load completely
+    stored: Any = build(node).eval()  # what was written must load completely
     sources = sources_of(experiment, run)
     stages = earlier(experiment, run.resolve().parents[len(Path(report["name"]).parts) - 1])
-    scores = {
-        "val": {"samples": sum(s["samples"] or 0 for s in sources if s["split"] == "val"), "metrics": named(report["metrics"])}
-    }
+    samples = sum(source["samples"] or 0 for source in sources if source["split"] == "val")
+    scores = {"val": {"samples": samples, "metrics": named(report["metrics"])}}
     if test:
         scores["test"] = test_scores(run, experiment, stored, name, overrides)
-    probes = []
-    if attributes and isinstance(stored, ImageDecoder):
-        raise ValueError(f"{run}: its part is a decoder, expected for --probe are parts that look at images")
-    if attributes:
-        shards = probe_shards or next(iter(test_shards(experiment).values()))
-        batches, cells = load_batches(shards, experiment["data"]["image_size"], 4000)
-        for layer in layers or (DEFAULT_LAYER[name],):
-            for attribute in attributes:
-                result = asdict(probe(stored.eval(), batches, attribute, layer, cells))
-                probes.append({**result, "layer": layer, "shards": shards})
-    found = {str(Path(source["shards"]).parent.parent): world_of(source["shards"]) for source in sources}
+    shards = probe_shards or (next(iter(test_shards(experiment).values())) if attributes else "")
+    worlds = {str(Path(source["shards"]).parent.parent): world_of(source["shards"]) for source in sources}
     command = f"python -m umm_zoo.fit {report['experiment']}"
-    own = (f"{folder.name}.yaml", f"{folder.name}-decoder.yaml")  # codec-decoder.yaml ends as codec
-    shipped = report["experiment"] in [f"experiments/tiny/{name}" for name in own]
-    again = f"bash tools/train_tiny.sh {folder.name}" if shipped else f"{command} --again"
+    own = [f"experiments/tiny/{file}.yaml" for file in (folder.name, f"{folder.name}-decoder")]  # codec-decoder.yaml ends as codec
     card = {
         "part": folder.name,
         "class": node["_target_"].removesuffix(".from_pretrained"),
@@ -214,19 +193,17 @@ def export(
         "recipe": {
             "experiment": report["experiment"],
             "command": command,
-            "again": again,
+            "again": f"bash tools/train_tiny.sh {folder.name}" if report["experiment"] in own else f"{command} --again",
             "steps": report["steps"],
             "batch_size": experiment["data"].get("batch_size"),
             "seed": report["seed"],
             "after": stages,
         },
         "seconds": round(report["seconds"] + sum(stage["seconds"] for stage in stages), 1),
-        "commit": report["commit"],
-        "versions": report["versions"],
-        "machine": report["machine"],
+        **{key: report[key] for key in ("commit", "versions", "machine")},
         "scores": scores,
-        "probes": probes,
-        "worlds": [world for world in found.values() if world],
+        "probes": probes_of(stored, shards, experiment["data"]["image_size"], attributes, layers or [DEFAULT_LAYER.get(name, -1)]),
+        "worlds": [world for world in worlds.values() if world],
         "sources": sources,
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -245,19 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--probe", nargs="+", default=[], metavar="ATTRIBUTE", help="colour, shape, size, mark, background …")
     parser.add_argument("--layer", nargs="+", type=parse_layer, default=[], help="where to probe (see tools/probe.py)")
     parser.add_argument("--probe-shards", metavar="SHARDS", help="with 'scene' in their json (default: the first test shards)")
-    arguments = parser.parse_args(argv)
-    folder = arguments.out or Path("experiments/tiny/weights") / arguments.run.resolve().name
+    given = parser.parse_args(argv)
+    folder = given.out or Path("experiments/tiny/weights") / given.run.resolve().name
     try:
-        export(
-            arguments.run,
-            folder,
-            arguments.dtype,
-            arguments.test,
-            arguments.set,
-            arguments.probe,
-            arguments.layer,
-            arguments.probe_shards,
-        )
+        export(given.run, folder, given.dtype, given.test, given.set, given.probe, given.layer, given.probe_shards)
     except UserError as error:
         sys.exit("\n".join(f"export_part: {line}" for line in error.lines()))
     except (ValueError, FileNotFoundError) as error:

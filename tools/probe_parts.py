@@ -22,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
-from tools.probe import Layer, load_batches, load_part, part_features, probe
+from tools.probe import load_batches, load_part
+from tools.probing import Layer, part_features, probe
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder

@@ -17,18 +17,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 1024
-SPECIAL = [
-    "<|pad|>",
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<image>",
-]
 
 
 def words(text: str) -> list[str]:
@@ -36,6 +24,8 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+SPECIAL = [f"<|{name}|>" for name in words("pad endoftext im_start im_end vision_start vision_end vision_pad image_pad video_pad")]
+SPECIAL.append("<image>")
 COLOURS = words("red green blue yellow orange purple pink cyan brown white black grey gray magenta teal lime violet")
 SHAPES = words("circle square triangle diamond star cross ring hexagon pentagon heart ellipse rectangle bar disc object shape")
 SIZES = words("small large tiny big medium")
@@ -125,18 +115,11 @@ def corpus(seed: int = 0, sentences: int = 60_000) -> Iterator[str]:
     draw = random.Random(seed)
     templates = CAPTIONS * 2 + QUESTIONS + EDITS + PROMPTS
     words = COLOURS + SHAPES + SIZES + PLACES + MARKS + NUMBERS + PHOTO_CLASSES + ["yes", "no", "none", *ROLES]
+    slots = {"colour": COLOURS, "colour2": COLOURS, "shape": SHAPES, "shape2": SHAPES, "size": SIZES, "place": PLACES}
+    slots |= {"mark": MARKS, "photo": PHOTO_CLASSES}
     for _ in range(sentences):
-        slots = {
-            "colour": draw.choice(COLOURS),
-            "colour2": draw.choice(COLOURS),
-            "shape": draw.choice(SHAPES),
-            "shape2": draw.choice(SHAPES),
-            "size": draw.choice(SIZES),
-            "place": draw.choice(PLACES),
-            "mark": draw.choice(MARKS),
-            "photo": draw.choice(PHOTO_CLASSES),
-        }
-        yield "\n" + draw.choice(templates).format(**slots)
+        filling = {name: draw.choice(values) for name, values in slots.items()}
+        yield "\n" + draw.choice(templates).format(**filling)
     for word in words * 200:  # answers of one word stand after a line break or after a space
         yield f"\n{word}"
         yield f"{word} {word}"

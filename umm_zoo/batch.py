@@ -9,26 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn, split_answer, task_of
 from umm_zoo.errors import UserError
-
-#: Stands in the text of a user turn where an image goes; the k-th marker of a row is the row's k-th image.
-IMAGE_MARKER = "<image>"
-
-
-class Turn(TypedDict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    text: str
-
-
-Conversation = list[Turn]
 
 
 class Grid(NamedTuple):
@@ -41,18 +28,6 @@ class Grid(NamedTuple):
     def num_cells(self) -> int:
         """Number of tokens, h * w."""
         return self.h * self.w
-
-
-class Task(StrEnum):
-    """What a row asks for."""
-
-    TEXT_TO_IMAGE = "text_to_image"
-    EDIT = "edit"  #: change the one input image as an instruction says
-    COMPOSE = "compose"  #: one image of several input images
-    RECONSTRUCT = "reconstruct"  #: the input image again
-    UNCONDITIONAL = "unconditional"  #: any image
-    CAPTION = "caption"
-    QUESTION = "question"
 
 
 @dataclass
@@ -152,21 +127,6 @@ class Batch:
         return [split_answer(conversation)[1] for conversation in self.conversations]
 
 
-def task_of(num_images: int, has_target: bool) -> Task:
-    """What a row with that many input images asks for, if nothing else is said."""
-    if not has_target:
-        return Task.QUESTION
-    return Task.TEXT_TO_IMAGE if num_images == 0 else Task.EDIT if num_images == 1 else Task.COMPOSE
-
-
-def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
-    """Split a conversation into (everything before the last assistant turn, that turn's text)."""
-    for index in range(len(conversation) - 1, -1, -1):
-        if conversation[index]["role"] == "assistant":
-            return conversation[:index], conversation[index]["text"]
-    return conversation, ""
-
-
 def request_batch(prompts: Sequence[str], images: Sequence[Sequence[Tensor]] | None = None) -> Batch:
     """Requests for images as a batch; markers are put in front of a prompt that has none.
 
@@ -211,3 +171,18 @@ def image_of_each_row(batch: Batch) -> Tensor:
             raise UserError(key, "no image", "an image or a target")
         chosen.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
     return torch.stack(chosen)
+
+
+__all__ = [
+    "IMAGE_MARKER",
+    "Batch",
+    "Conversation",
+    "Grid",
+    "Task",
+    "Tokens",
+    "Turn",
+    "image_of_each_row",
+    "request_batch",
+    "split_answer",
+    "task_of",
+]

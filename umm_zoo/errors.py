@@ -54,6 +54,7 @@ class UserError(ValueError):
         found: what stands there (a whole sentence where ``expected`` is empty), or several problems below ``where``.
         expected: what should stand there.
         hint: how to get on.
+        file: the experiment file or run, for the front of every line.
         row: row of the batch in work that it is about.
         advice: what to do next, for a line of its own below all others.
         message: text that ends in a line of ``to_json``, in place of all others: torch raises the error of a loader's worker again
@@ -67,12 +68,13 @@ class UserError(ValueError):
         expected: str = "",
         hint: str = "",
         *,
+        file: str | Path = "",
         row: int | None = None,
         advice: str = "",
         message: str = "",
     ) -> None:
         self.row, self.advice = row, advice
-        self.file = "" if isinstance(found, str) else str(where)
+        self.file = str(file) if isinstance(found, str) else str(where)
         self.problems = [Problem(str(where), found, expected, hint)] if isinstance(found, str) else list(found)
         if message:
             problems, self.file, self.row, self.advice = json.loads(message.strip().splitlines()[-1])

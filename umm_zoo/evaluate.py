@@ -12,8 +12,9 @@ from pathlib import Path
 from umm_zoo.benchmarks import SUITES
 from umm_zoo.errors import UserError, did_you_mean, user_errors
 from umm_zoo.training.finished_run import load_run
+from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances
-from umm_zoo.training.run_folder import writing
+from umm_zoo.training.run_folder import runs_folder, writing
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="SUITE | key=value", help=f"what to score ({', '.join(SUITES)}) and overrides")
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     arguments = parser.parse_intermixed_args(argv)
-    with user_errors(arguments.traceback) as outcome:
+    with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(), arguments.traceback):
         overrides = [word for word in arguments.words if "=" in word]
         suite, *rest = [word for word in arguments.words if "=" not in word] or ["validation"]
         evaluate(arguments.run, suite, rest, overrides)
@@ -74,18 +75,12 @@ def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str]
     taken = [path.stem.partition("-")[2] for path in run.path.glob("evaluation-*.json")]
     number = 1 + max((int(text) for text in taken if text.isdecimal()), default=0)  # a user's own copies have other names
     file = run.path / f"evaluation-{number}.json"
-    if _is_rank_zero():
+    if is_main_process():
         _print_table(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
         with writing(run.path, "a run folder that can be written"):
             file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"written to {file}")
     return file
-
-
-def _is_rank_zero() -> bool:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
 
 
 def _print_table(title: str, scores: Mapping[str, float]) -> None:

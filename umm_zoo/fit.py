@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from umm_zoo.errors import user_errors
-from umm_zoo.experiment.file import load_experiment, parse_override
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.training.ranks import ending_together
 from umm_zoo.training.run_folder import runs_folder
 
@@ -24,11 +24,16 @@ A run folder that holds this very experiment, finished, is left as it is. Ctrl-C
 warned (sbatch --requeue --signal=USR1@120) saves, is requeued, and goes on by itself when the same command starts again."""
 
 
+#: Begins the one pair that belongs to the command and not to the experiment.
+CKPT = "ckpt="
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 a user error, 128 + the signal's number where one stopped it and it saved."""
     arguments = _parser().parse_intermixed_args(argv)
     with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(arguments.runs), arguments.traceback):
-        ckpt, overrides = _split_ckpt(arguments.overrides, arguments.file)
+        overrides = [text for text in arguments.overrides if not text.startswith(CKPT)]
+        ckpt = next((text.removeprefix(CKPT) for text in reversed(arguments.overrides) if text.startswith(CKPT)), None)
         experiment = load_experiment(arguments.file, overrides)
         if arguments.check:
             from umm_zoo.training.preview import print_check  # torch comes in here, after the errors of the file
@@ -55,17 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", metavar="DIR", help="folder of the run folders (default: $UMM_ZOO_RUNS, else runs)")
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     return parser
-
-
-def _split_ckpt(overrides: Sequence[str], file: str) -> tuple[str | None, list[str]]:
-    """``ckpt=…`` belongs to the command, everything else to the experiment."""
-    rest, ckpt = [], None
-    for text in overrides:
-        if text.startswith("ckpt="):
-            ckpt = str(parse_override(text, file)[1])
-        else:
-            rest.append(text)
-    return ckpt, rest
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Such tars can be trained on as they are; then they only need an index each, and 
     python -m data_pipelines.blip3o BLIP3o-Pretrain-Long-Caption --in-place
 
 after which an experiment names them with the task ``{_target_: data_pipelines.tasks.TextToImage}``. With a second folder they are
-checked image by image, and rewritten in this project's layout, one tar for each::
+checked image by image, and rewritten in this project's layout, one tar for each (OUT/train/text_to_image-000000.tar and so on)::
 
     python -m data_pipelines.blip3o BLIP3o-60k shards/blip3o-60k
     python -m data_pipelines.blip3o 'BLIP3o-Pretrain/sa_{000000..000049}.tar' shards/sa --image-size 1024 --task captions
@@ -17,19 +17,14 @@ import argparse
 from pathlib import Path
 
 from data_pipelines.command import Parser, run
-from data_pipelines.converters.converting import converter_parser
-from data_pipelines.converters.pairs import TASKS, convert_tars, find_tars
+from data_pipelines.converters.pairs import convert_tars, find_tars, pairs_parser
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
 
 
 def index_in_place(tars: list[Path]) -> None:
-    """Index every tar and print how many of its samples are pairs, by the names of their members.
-
-    Raises:
-        UserError: a tar cannot be indexed.
-    """
+    """Index every tar and print how many of its samples are pairs, by the names of their members."""
     pairs, others = 0, list[str]()
     for tar in tars:
         index = load_index(str(tar))
@@ -46,23 +41,13 @@ def index_in_place(tars: list[Path]) -> None:
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "blip3o",
-        "Tars of images and texts to samples of text-to-image: OUT/train/text_to_image-000000.tar and so on.",
-        "a folder of tars, one tar, a glob or a {000..015} range",
-        needs_out=False,
-    )
+    made = pairs_parser(__doc__, "text_to_image", needs_out=False)
     made.add_argument("--in-place", action="store_true", help="write nothing but an index beside each tar")
-    made.add_argument("--task", choices=TASKS, default="text_to_image", help="whether the image is to be generated or described")
     return made
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Index or convert, and report.
-
-    Raises:
-        UserError: arguments that do not fit, no tar, or nothing that could be converted.
-    """
+    """Index or convert, and report."""
     if arguments.in_place == (arguments.out is not None):
         raise UserError("OUT", "give either a folder to write into, or --in-place")
     tars = find_tars(arguments.source)

@@ -16,7 +16,6 @@ those seen most often together with what is there. Every question is a sample wi
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,8 @@ from typing import Any
 from data_pipelines.command import Parser, run, whole
 from data_pipelines.converters.coco_objects import Objects, article, plural
 from data_pipelines.converters.converting import Part, convert, converter_parser
-from data_pipelines.converters.files import read_image
+from data_pipelines.converters.files import image_members
+from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, without_markers
 from data_pipelines.decoding import BadSampleError
 from umm_zoo.errors import UserError
@@ -47,11 +47,7 @@ class Split:
 
 
 def find_splits(source: Path, images: Path | None, wanted: list[str] | None) -> list[Split]:
-    """Read the annotations of every split that is there.
-
-    Raises:
-        UserError: no annotations, no images of a split, a wanted split is not there, or a file is not in COCO's layout.
-    """
+    """The splits that are there, with their annotations."""
     if not source.is_dir():
         raise UserError(source, "no such folder")
     folder = source / "annotations" if (source / "annotations").is_dir() else source
@@ -75,41 +71,29 @@ def _read_split(source: Path, images: Path | None, name: str, files: dict[str, P
     captions: dict[int, list[str]] = {}
     objects = Objects({}, {}, set())
     if path := files.get(f"captions_{name}"):
-        content = _read(path, ("images", "annotations"))
-        with _layout(path):
+        with _annotations(path, "images", "annotations") as content:
             named |= {image["id"]: image["file_name"] for image in content["images"]}
             for row in content["annotations"]:
                 if caption := without_markers(str(row["caption"])):
                     captions.setdefault(row["image_id"], []).append(caption)
     if path := files.get(f"instances_{name}"):
-        content = _read(path, ("images", "annotations", "categories"))
-        with _layout(path):
+        with _annotations(path, "images", "annotations", "categories") as content:
             named |= {image["id"]: image["file_name"] for image in content["images"]}
             objects = Objects.from_instances(content)
     return Split(name, folder, named, captions, objects)
 
 
 @contextmanager
-def _layout(path: Path) -> Iterator[None]:
-    """Say which file lacks which key."""
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise UserError(path, f"not COCO's layout ({type(error).__name__}: {error})") from error
-
-
-def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(path, f"cannot be parsed ({error})") from error
+def _annotations(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
+    """The content of a file in COCO's layout; what it lacks is named."""
+    content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise UserError(path, f"not COCO's layout, the list '{missing[0]}' is missing")
-    return dict(content)
-
-
-# -- samples -----------------------------------------------------------------------------------------------------------------
+    try:
+        yield content
+    except (KeyError, TypeError) as error:
+        raise UserError(path, f"not COCO's layout ({type(error).__name__}: {error})") from error
 
 
 def caption_samples(split: Split, image: int, size: int | None, seed: int, every: bool) -> Iterator[dict[str, Any]]:
@@ -123,11 +107,7 @@ def caption_samples(split: Split, image: int, size: int | None, seed: int, every
 
 
 def exists_samples(split: Split, image: int, size: int | None, seed: int, pairs: int) -> Iterator[dict[str, Any]]:
-    """For each of POPE's settings ``pairs`` questions about present objects and as many about absent ones.
-
-    Raises:
-        BadSampleError: nearly every object is in the image, so that absent ones do not suffice.
-    """
+    """For each of POPE's settings ``pairs`` questions about present objects and as many about absent ones."""
     chance = random.Random(f"{seed} {image}")
     present = sorted(split.objects.present(image))
     positives = chance.sample(present, min(pairs, len(present)))
@@ -163,8 +143,7 @@ def _sample(split: Split, image: int, key: str, row: dict[str, Any], size: int |
     name = split.files.get(image)
     if name is None:
         raise BadSampleError(f"missing image: the list names no file of image {image}")
-    kind, content = read_image(split.folder, name, size)
-    return {"__key__": key, "json": {**row, "image_id": image, "file": name}, f"0.{kind}": content}
+    return {"__key__": key, "json": {**row, "image_id": image, "file": name}, **image_members([name], None, split.folder, size)}
 
 
 def plan(split: Split, arguments: argparse.Namespace) -> list[Part[int]]:
@@ -189,19 +168,14 @@ def plan(split: Split, arguments: argparse.Namespace) -> list[Part[int]]:
         random.Random(f"{seed} {task}").shuffle(images)
         images = images[: limit or None]
         if images and task not in arguments.without:
-            label = f"{split.name}/{task}/{{}}".format
-            parts.append(Part(f"{split.name}/{task}", images, make, label, arguments.images_per_shard))
+            name = f"{split.name}/{task}"
+            parts.append(Part(name, images, make, f"{name}/{{}}".format, arguments.images_per_shard))
     return parts
 
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "coco",
-        "COCO captions and instances to captions, POPE's yes/no questions and counting questions.",
-        "folder with annotations/ and the images' folders",
-        unit="images",
-    )
+    made = converter_parser(__doc__, "folder with annotations/ and the images' folders", unit="images")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="images in FOLDER/SPLIT or FOLDER (where None: in SRC)")
     made.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these, such as val2017 (where None: all)")
     made.add_argument("--without", nargs="+", choices=("captions", "exists", "count"), default=[], help="parts to leave out")
@@ -218,11 +192,7 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert and report.
-
-    Raises:
-        UserError: annotations or images are not there, or annotations are in another layout.
-    """
+    """Convert and report."""
     splits = find_splits(arguments.source, arguments.images, arguments.splits)
     convert(arguments, [part for split in splits for part in plan(split, arguments)])
 

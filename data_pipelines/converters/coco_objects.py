@@ -53,11 +53,7 @@ class Objects:
 
     @classmethod
     def from_instances(cls, content: dict[str, Any]) -> Objects:
-        """Count the annotations of an instances file.
-
-        Raises:
-            KeyError: it lacks a key.
-        """
+        """Count the annotations of an instances file."""
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         made = cls({}, {}, set(names.values()))
         for row in content["annotations"]:

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -71,63 +71,21 @@ class Part(Generic[Item]):
     label: Callable[[Item], str] = str
     items_per_shard: int = 1000
 
-    def shards(self) -> Iterator[tuple[int, Sequence[Item]]]:
-        """The number and the items of each tar."""
-        for number, first in enumerate(range(0, len(self.items), self.items_per_shard)):
-            yield number, self.items[first : first + self.items_per_shard]
-
-
-@dataclass
-class Outcome:
-    """What a conversion wrote and left out, those parts included that a stopped run had already written."""
-
-    samples: Counter[str] = field(default_factory=Counter)
-    shards: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def add(self, part: str, entry: dict[str, Any]) -> None:
-        """Count a finished shard of a part."""
-        self.samples[part] += entry["samples"]
-        self.shards[part] += bool(entry["samples"])
-        self.kinds.update(entry["kinds"])
-        self.notes.update(entry.get("notes", {}))
-        self.left_out.update(entry["left_out"])
-
-    def reasons(self) -> Counter[str]:
-        """How much was left out for each category of reasons."""
-        return Counter(re.split(r": | \(", reason, maxsplit=1)[0] for reason in self.left_out.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as it is saved."""
-        counted = {"samples": self.samples, "shards": self.shards, "kinds": self.kinds, "notes": self.notes}
-        rest = {"left_out": len(self.left_out), "reasons": dict(self.reasons().most_common()), "left_out_items": self.left_out}
-        return {**{name: dict(counter) for name, counter in counted.items()}, **rest}
-
 
 def converter_parser(
-    name: str,
-    description: str,
-    source: str,
-    unit: str | None = None,
-    per_shard: int = 1000,
-    edge: str = "long",
-    needs_out: bool = True,
+    doc: str | None, source: str, unit: str | None = None, per_shard: int = 1000, edge: str = "long", needs_out: bool = True
 ) -> Parser:
     """The command line of a converter: ``SRC OUT``, and the options that all of them have.
 
     Args:
-        name: of the command.
-        description: what it does.
+        doc: of the converter's module.
         source: help of ``SRC``.
-        unit: what a tar holds so many of; None has no such option.
-        per_shard: default of that.
+        unit, per_shard: what a tar holds so many of, and how many by default; None has no such option.
         edge: which one ``--image-size`` shrinks.
         needs_out: whether ``OUT`` must be given.
     """
-    epilog = "A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk."
-    made = Parser(name, description, epilog)
+    made = Parser(doc)
+    made.epilog = "A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk."
     made.add_argument("source", type=Path, metavar="SRC", help=source)
     made.add_argument("out", type=Path, nargs=None if needs_out else "?", metavar="OUT", help="folder to write into")
     made.add_argument("--image-size", type=whole(1), metavar="N", help=f"shrink the {edge} edge to N pixels (never enlarges)")
@@ -142,15 +100,8 @@ def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides
     """Write every part and print the report; shards that a stopped run finished are kept.
 
     ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
-    ``OUT/report.json`` is the outcome in numbers.
-
-    Args:
-        arguments: of the command line; a conversion with others is not gone on with.
-        parts: what to write.
-        decides: what else decides about the bytes written.
-
-    Raises:
-        UserError: the folder holds the outcome of another conversion, or nothing could be converted.
+    ``OUT/report.json`` is the outcome in numbers. A conversion of other arguments, or of others of what else ``decides`` about the
+    bytes written, is not gone on with.
     """
     out = arguments.out
     digest = hashlib.sha256("\n".join(f"{part.name} {part.label(item)}" for part in parts for item in part.items).encode())
@@ -158,23 +109,24 @@ def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides
     head = {"arguments": {**kept, **decides}, "items": digest.hexdigest()}
     done = _finished(out, head, arguments.overwrite)
     write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)  # at once: what a run killed in its first shard leaves is ours
-    outcome = Outcome()
+    written: list[tuple[str, dict[str, Any]]] = []
     with progress_bar("", sum(len(part.items) for part in parts)) as advance:
         for part in parts:
-            for number, items in part.shards():
-                place = f"{part.name}-{number:06d}"
+            for number, first in enumerate(range(0, len(part.items), part.items_per_shard)):
+                items, place = part.items[first : first + part.items_per_shard], f"{part.name}-{number:06d}"
                 if _is_whole(out, place, done.get(place), arguments.retry):
                     advance(len(items), part.name)
                 else:
                     done[place] = _write_shard(out, part, number, items, partial(advance, 1, part.name))
                     write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)
-                outcome.add(part.name, done[place])
-    write_json(out / REPORT_FILE, outcome.to_json(), indent=1)
-    if not sum(outcome.samples.values()):
+                written.append((part.name, done[place]))
+    report = _report(written)
+    write_json(out / REPORT_FILE, report, indent=1)
+    if not any(entry["samples"] for _, entry in written):
         (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run begins anew
-        reason = ": ".join(next(iter(outcome.left_out.items()), ("no item",)))
+        reason = ": ".join(next(iter(report["left_out_items"].items()), ("no item",)))
         raise UserError(out, f"nothing could be converted; the first reason: {reason}")
-    _print_report(out, outcome)
+    _print_report(out, report)
 
 
 @contextmanager
@@ -223,8 +175,22 @@ def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item]
     return {"samples": writer.summary.samples, "kinds": kinds, "left_out": left_out, "notes": dict(+notes)}
 
 
-def _print_report(out: Path, outcome: Outcome) -> None:
-    """Samples and shards per part, samples per kind, and what was left out."""
+def _report(written: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """What was written and left out, by the part and the entry of each shard, those of a stopped run included."""
+    samples, shards, kinds, notes = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    left_out: dict[str, str] = {}
+    for part, entry in written:
+        samples[part] += entry["samples"]
+        shards[part] += bool(entry["samples"])
+        kinds.update(entry["kinds"])
+        notes.update(entry.get("notes", {}))
+        left_out |= entry["left_out"]
+    reasons = Counter(re.split(r": | \(", reason, maxsplit=1)[0] for reason in left_out.values())
+    counted = {"samples": samples, "shards": shards, "kinds": kinds, "notes": notes, "left_out": len(left_out)}
+    return {**counted, "reasons": dict(reasons.most_common()), "left_out_items": left_out}
+
+
+def _print_report(out: Path, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -232,16 +198,16 @@ def _print_report(out: Path, outcome: Outcome) -> None:
     table = Table(title=str(out))
     for column in ("part", "shards", "samples"):
         table.add_column(column, justify="left" if column == "part" else "right")
-    for name, samples in outcome.samples.items():
-        table.add_row(name, str(outcome.shards[name]), f"{samples:,}")
+    for name, samples in report["samples"].items():
+        table.add_row(name, str(report["shards"][name]), f"{samples:,}")
     console.print(table)
-    console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(outcome.kinds.items())))
-    for what, count in sorted(outcome.notes.items()):
+    console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items())))
+    for what, count in sorted(report["notes"].items()):
         console.print(f"{count:,} x {what}")
-    if outcome.left_out:
-        console.print("reasons: " + ", ".join(f"{reason} {count:,}" for reason, count in outcome.reasons().most_common()))
-        console.print(f"left out: {len(outcome.left_out)} (all of them in {out / REPORT_FILE})")
-        for name, reason in list(outcome.left_out.items())[:_LISTED]:
+    if report["left_out"]:
+        console.print("reasons: " + ", ".join(f"{reason} {count:,}" for reason, count in report["reasons"].items()))
+        console.print(f"left out: {report['left_out']} (all of them in {out / REPORT_FILE})")
+        for name, reason in list(report["left_out_items"].items())[:_LISTED]:
             console.print(f"  {name}: {reason}")
 
 
@@ -270,6 +236,15 @@ def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any
         if former.get(name) != json.loads(json.dumps(value)):
             raise UserError(out, f"holds a conversion of other {name}; choose another folder, or give --overwrite")
     return shards
+
+
+def image_folder_of(arguments: argparse.Namespace) -> Path:
+    """The folder of the images that rows name: that of ``--images``, or that of the rows."""
+    source: Path = arguments.source
+    folder: Path = arguments.images or (source if source.is_dir() else source.parent)
+    if arguments.images and not folder.is_dir():
+        raise UserError("--images", f"{folder}: no such folder")
+    return folder
 
 
 def split_of(name: str, val_share: float, seed: int = 0) -> str:

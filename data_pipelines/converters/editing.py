@@ -19,7 +19,8 @@ Understood are, in this order, and each by the first of its keys that a row has:
 * the image to generate: output_images, output_image, target_image, target_img, tgt_img, trg_img, edited_image, edited_img,
   output, target, edited.
 
-Images are names inside ``--images``, or bytes in parquet columns (plain, or ``{"bytes", "path"}``).
+Images are names inside ``--images``, or bytes in parquet columns (plain, or ``{"bytes", "path"}``). Written are
+OUT/train/editing-000000.tar and so on.
 """
 
 from __future__ import annotations
@@ -31,15 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.command import Parser, run
-from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser
-from data_pipelines.converters.files import image_of
+from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser, image_folder_of
+from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.tables import Table, is_parquet
 from data_pipelines.converters.texts import notes, place_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
-from umm_zoo.errors import UserError
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
 
 INPUTS = (
     *("input_images", "source_images", "input_image", "source_image", "source_img", "src_img", "original_image"),
@@ -84,11 +84,7 @@ class Edit:
 
 
 def samples_of(row: dict[str, Any], number: int, keys: Keys, images: Path | None, size: int | None) -> Iterator[Made]:
-    """The samples of one row: several where it has several turns.
-
-    Raises:
-        BadSampleError: the row is not understood, or an image cannot be used.
-    """
+    """The samples of one row: several where it has several turns."""
     turns = row.get("data")
     if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
         yield from _sample(row, f"{number:08d}", number, keys, images, size)
@@ -107,28 +103,14 @@ def _sample(row: dict[str, Any], key: str, number: int, keys: Keys, images: Path
     found = next((row[name] for name in _KINDS if isinstance(row.get(name), str) and row[name]), None)
     content = {**notes(row, edit.used, LONGEST_NOTE), "task": task, "kind": (found or "edit") if edit.inputs else task}
     content["conversations"] = edit.conversation
-    sample: dict[str, Any] = {"__key__": key, "json": content}
-    for place, cell in enumerate(edit.inputs):
-        kind, image = image_of(cell, images, size)
-        sample[f"{place}.{kind}"] = image
-    kind, image = image_of(edit.target, images, size)
-    sample[f"target.{kind}"] = image
+    sample = {"__key__": key, "json": content, **image_members(edit.inputs, edit.target, images, size)}
     if edit.inputs:  # a marker that was never written is no repair: most lists have none
         yield from (Noted(what) for what in repairs if "moved" not in what and "missing" not in what)
     yield sample
 
 
 def read_edit(row: dict[str, Any], number: int, keys: Keys) -> Edit:
-    """What a row says.
-
-    Args:
-        row: in one of the layouts of this module.
-        number: chooses among wordings.
-        keys: names that the user gave.
-
-    Raises:
-        BadSampleError: a part is missing; the reason lists the keys that are there.
-    """
+    """What a row says, in one of the layouts of this module; its number chooses among wordings."""
     if keys == Keys() and row.get("conversations"):
         return _from_conversation(row)
     inputs = [name for name in keys.inputs or _first(row, INPUTS) if not _empty(row.get(name))]
@@ -156,7 +138,7 @@ def _from_conversation(row: dict[str, Any]) -> Edit:
         turns = turns[:-1]
     answer = turns[-1]["text"].strip() if turns else ""
     if not turns or answer not in (_GENERATED, IMAGE_MARKER, ""):
-        raise BadSampleError("no image to generate: its answer is text (data_pipelines.converters.llava_json converts such rows)")
+        raise BadSampleError("no image to generate: its answer is text (data_pipelines.llava_json converts such rows)")
     if not cells:
         raise BadSampleError("no image to generate: 'image' is empty")
     for turn in turns:
@@ -185,12 +167,7 @@ def _only(value: Any) -> Any:
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "editing",
-        "Edits from JSON, JSON Lines or parquet to shards: OUT/train/editing-000000.tar and so on.",
-        ".json, .jsonl or .parquet; a folder or glob of parquet files",
-        unit="rows",
-    )
+    made = converter_parser(__doc__, ".json, .jsonl or .parquet; a folder or glob of parquet files", unit="rows")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of named images (where None: the folder of SRC)")
     made.add_argument("--input", nargs="+", metavar="KEY", help="keys of the input images, in order (where None: detected)")
     made.add_argument("--instruction", metavar="KEY", help="key of the instruction (where None: detected)")
@@ -199,14 +176,8 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert and report.
-
-    Raises:
-        UserError: there is no such file or folder of images, the file holds something else, or parquet without pyarrow.
-    """
-    images = arguments.images or (arguments.source if arguments.source.is_dir() else arguments.source.parent)
-    if arguments.images and not images.is_dir():
-        raise UserError("--images", f"{images}: no such folder")
+    """Convert and report."""
+    images = image_folder_of(arguments)
     rows: Rows | Table = Table(arguments.source) if is_parquet(arguments.source) else Rows(arguments.source)
     keys = Keys(arguments.input, arguments.instruction, arguments.target)
     convert_rows(arguments, rows, "editing", lambda number: samples_of(rows[number], number, keys, images, arguments.image_size))
@@ -221,9 +192,8 @@ def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, m
         yield from make(item)
 
     items: list[int | str] = [*rows.unreadable, *range(len(rows))]
-    part = Part(
-        f"train/{name}", items, checked, lambda item: item if isinstance(item, str) else f"row {item}", arguments.rows_per_shard
-    )
+    label: Callable[[int | str], str] = lambda item: item if isinstance(item, str) else f"row {item}"  # noqa: E731
+    part = Part(f"train/{name}", items, checked, label, arguments.rows_per_shard)
     convert(arguments, [part], source=rows.fingerprint())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +19,9 @@ _LOSSLESS = 128
 _JPEG_QUALITY = 95
 
 
-def stored_image(content: bytes, size: int | None = None, edge: Callable[[Iterable[int]], int] = max) -> tuple[str, bytes]:
+def stored_image(
+    content: bytes, size: int | None = None, edge: Callable[[Iterable[int]], int] = max, name: str = ""
+) -> tuple[str, bytes]:
     """File type and bytes to store: ``content`` itself, or the image shrunk until its ``edge`` is ``size`` (never enlarged).
 
     All of the image is decoded, so that a damaged file is found now and not in the training.
@@ -28,10 +30,15 @@ def stored_image(content: bytes, size: int | None = None, edge: Callable[[Iterab
         content: untrusted bytes.
         size: None keeps every image as it is.
         edge: ``max`` measures the long edge, ``min`` the short one.
-
-    Raises:
-        BadSampleError: the bytes are no image that a loader would accept.
+        name: of the image, for the reason why it is left out.
     """
+    try:
+        return _stored(content, size, edge)
+    except BadSampleError as error:
+        raise BadSampleError(f"damaged image: {name}{': ' if name else ''}{error}") from error
+
+
+def _stored(content: bytes, size: int | None, edge: Callable[[Iterable[int]], int]) -> tuple[str, bytes]:
     with open_image(content, MAX_PIXELS) as image:
         scale = 1.0 if size is None else size / edge(image.size)
         if scale >= 1 and image.format in _KINDS:
@@ -51,38 +58,24 @@ def stored_image(content: bytes, size: int | None = None, edge: Callable[[Iterab
     return "png" if lossless else "jpg", file.getvalue()
 
 
-def read_image(folder: Path, name: object, size: int | None = None) -> tuple[str, bytes]:
-    """`stored_image` of the file that a row names, inside ``folder`` and nowhere else.
-
-    Where the file is missing but one with another image suffix is there, that one is taken (the images of OCR-VQA are named
-    ``.jpg`` in LLaVA's lists and come as ``.gif`` and ``.png`` too).
-
-    Raises:
-        BadSampleError: the name leads out of the folder, or the file is missing or damaged.
-    """
+def read_image(
+    folder: Path, name: object, size: int | None = None, edge: Callable[[Iterable[int]], int] = max
+) -> tuple[str, bytes]:
+    """`stored_image` of a file inside ``folder``; another suffix of an image is taken where the named one is missing."""
     path = inside(folder, name)
     try:
+        if not path.is_file() and path.name:
+            path = next((other for kind in IMAGE_TYPES if (other := path.with_suffix(f".{kind}")).is_file()), path)
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        others = [path.with_suffix(f".{kind}") for kind in IMAGE_TYPES] if path.name else []
-        other = next((candidate for candidate in others if candidate.is_file()), None)
-        if other is None:
-            raise BadSampleError(f"missing image: {name}") from None
-        content = other.read_bytes()
+        raise BadSampleError(f"missing image: {name}") from None
     except OSError as error:
         raise BadSampleError(f"unreadable image: {name} ({error.strerror})") from error
-    try:
-        return stored_image(content, size)
-    except BadSampleError as error:
-        raise BadSampleError(f"damaged image: {name}: {error}") from error
+    return stored_image(content, size, edge, str(name))
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The file called ``name`` under ``folder``; an absolute path counts when it begins with the folder's.
-
-    Raises:
-        BadSampleError: no usable name, or one that leads out of the folder.
-    """
+    """The file called ``name`` under ``folder``, and nowhere else; an absolute path counts when it begins with the folder's."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadSampleError(f"bad image name: {name!r}"[:200])
     path = PurePosixPath(name.replace("\\", "/"))
@@ -93,21 +86,32 @@ def inside(folder: Path, name: object) -> Path:
     return folder / path
 
 
-def image_of(cell: Any, folder: Path | None, size: int | None = None) -> tuple[str, bytes]:
-    """`stored_image` of a cell as data sets write it: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder``.
+def image_members(
+    images: Sequence[Any],
+    target: Any = None,
+    folder: Path | None = None,
+    size: int | None = None,
+    edge: Callable[[Iterable[int]], int] = max,
+) -> dict[str, bytes]:
+    """Members ``0.png``, ``1.jpg`` … of input images, and ``target.png`` of the image to generate, where there is one.
 
-    Raises:
-        BadSampleError: the cell is empty or none of these, or its image cannot be used.
+    Args:
+        images: cells as data sets write them: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder``.
+        target: likewise.
+        folder: of the names; None where there may be none.
+        size, edge: as in `stored_image`.
     """
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(content, bytes | bytearray):
-        try:
-            return stored_image(bytes(content), size)
-        except BadSampleError as error:
-            raise BadSampleError(f"damaged image: {error}") from error
-    name = cell.get("path") if isinstance(cell, dict) else cell
-    if not name:
-        raise BadSampleError("missing image: the cell is empty")
-    if folder is None:
-        raise BadSampleError(f"missing image: only a name, {str(name)[:80]!r}, and no --images folder")
-    return read_image(folder, name, size)
+    named = {**{str(place): cell for place, cell in enumerate(images)}, **({} if target is None else {"target": target})}
+    members = {}
+    for name, cell in named.items():
+        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, cell)
+        if isinstance(content, bytes | bytearray):
+            kind, content = stored_image(bytes(content), size, edge)
+        elif path in (None, ""):
+            raise BadSampleError("missing image: the cell is empty")
+        elif folder is None:
+            raise BadSampleError(f"missing image: only a name, {str(path)[:80]!r}, and no --images folder")
+        else:
+            kind, content = read_image(folder, path, size, edge)
+        members[f"{name}.{kind}"] = content
+    return members

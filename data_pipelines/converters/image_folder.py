@@ -1,12 +1,12 @@
 """``python -m data_pipelines.image_folder SRC OUT``: converter of class folders of photos to questions and captions.
 
 ``SRC/train/CLASS/*.jpg`` (with ``val`` or ``test`` beside) keeps its splits; ``SRC/CLASS/*.jpg`` is split by ``--val-share``.
+Written are OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar, and so on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from typing import Any
 
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
-from data_pipelines.converters.files import stored_image
+from data_pipelines.converters.files import image_members
+from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, with_article
-from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
 
@@ -35,72 +35,55 @@ class Photo:
 
 
 def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]) -> tuple[list[Photo], list[str]]:
-    """The photos of every split in a shuffled order that depends on nothing but their paths and the seed, and the class names.
-
-    Raises:
-        UserError: no such folder, no image in class folders, or fewer than two classes.
-    """
+    """The photos of every split in a shuffled order that depends on nothing but their paths and the seed, and the class names."""
     if not source.is_dir():
         raise UserError(source, "no such folder")
     splits = {folder: _SPLITS[folder.name.lower()] for folder in _folders(source) if folder.name.lower() in _SPLITS}
-    roots = splits or {source: ""}
+    keeps_splits = bool(splits) and (set(splits.values()) != {"train"} or val_share == 0)
     found: list[tuple[Path, str, str]] = []
-    for root, split in roots.items():
+    for root, split in (splits or {source: ""}).items():
         for folder in _folders(root):
             name = names.get(folder.name) or folder.name.replace("_", " ").replace("-", " ").strip()
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower().lstrip(".") in IMAGE_TYPES and path.is_file():
-                    found.append((path, name, split or split_of(path.relative_to(source).as_posix(), val_share, seed)))
+                    chance = split_of(path.relative_to(source).as_posix(), val_share, seed)
+                    found.append((path, name, split if keeps_splits else chance))
     classes = sorted({name for _, name, _ in found})
     if not found:
         raise UserError(source, f"no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
     if len(classes) < 2:
         raise UserError(source, f"one class, '{classes[0]}'", "at least two class folders to ask about")
-    if set(splits.values()) == {"train"} and val_share > 0:
-        found = [(path, name, split_of(path.relative_to(source).as_posix(), val_share, seed)) for path, name, _ in found]
     random.Random(seed).shuffle(found)  # neighbours in a shard should not be of one class
     return [Photo(path, name, split, number) for number, (path, name, split) in enumerate(found)], classes
 
 
 def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size: int | None) -> Iterator[dict[str, Any]]:
     """ "What is in the picture?", and whether its class (yes) and another one (no) are there."""
-    kind, content = encode(photo.path, size)
     other = random.Random(f"{seed} {photo.number}").choice([name for name in classes if name != photo.name])
     asked = [
         ("class", "What is in the picture?", photo.name, photo.name),
         ("exists", f"Is there {with_article(photo.name)} in the picture?", "yes", photo.name),
         ("exists", f"Is there {with_article(other)} in the picture?", "no", other),
     ]
+    image = image_members([_file(photo, source)], None, source, size, min)
     for place, (question, text, answer, about) in enumerate(asked):
-        row = _row(photo, source, "questions", question, text, answer)
-        row["object"] = about
-        yield {"__key__": f"questions-{photo.number:08d}-{place}", "json": row, f"0.{kind}": content}
+        row = {**_row(photo, source, "questions", question, text, answer), "object": about}
+        yield {"__key__": f"questions-{photo.number:08d}-{place}", "json": row, **image}
 
 
 def caption_of(photo: Photo, source: Path, size: int | None) -> Iterator[dict[str, Any]]:
     """ "A photo of an airplane."."""
-    kind, content = encode(photo.path, size)
     row = _row(photo, source, "captions", "caption", INSTRUCTION, f"A photo of {with_article(photo.name)}.")
-    yield {"__key__": f"captions-{photo.number:08d}", "json": row, f"0.{kind}": content}
-
-
-def encode(path: Path, size: int | None) -> tuple[str, bytes]:
-    """File type and bytes of a photo: as they are, or with the short edge shrunk to ``size``.
-
-    Raises:
-        BadSampleError: the file is no image that a loader would accept.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadSampleError(f"cannot be read ({error.strerror})") from error
-    return stored_image(content, size, min)
+    yield {"__key__": f"captions-{photo.number:08d}", "json": row, **image_members([_file(photo, source)], None, source, size, min)}
 
 
 def _row(photo: Photo, source: Path, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
-    turns = question_and_answer(question, answer)
-    file = photo.path.relative_to(source).as_posix()
-    return {"task": task, "kind": kind, "split": photo.split, "conversations": turns, "class": photo.name, "file": file}
+    row = {"task": task, "kind": kind, "split": photo.split, "conversations": question_and_answer(question, answer)}
+    return {**row, "class": photo.name, "file": _file(photo, source)}
+
+
+def _file(photo: Photo, source: Path) -> str:
+    return photo.path.relative_to(source).as_posix()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -109,14 +92,8 @@ def _folders(folder: Path) -> list[Path]:
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "image_folder",
-        "Class folders of photos to shards: OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar.",
-        "SRC/CLASS/*.jpg, or SRC/train/CLASS/*.jpg with val or test beside",
-        unit="photos",
-        per_shard=500,
-        edge="short",
-    )
+    source = "SRC/CLASS/*.jpg, or SRC/train/CLASS/*.jpg with val or test beside"
+    made = converter_parser(__doc__, source, unit="photos", per_shard=500, edge="short")
     made.add_argument(
         "--val-share", type=share, default=0.1, help="share of photos held out where SRC has no val or test of its own"
     )
@@ -126,12 +103,8 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert and report.
-
-    Raises:
-        UserError: there are no photos, or a folder holds something else.
-    """
-    names = json.loads(arguments.names.read_text(encoding="utf-8")) if arguments.names else {}
+    """Convert and report."""
+    names = read_json(arguments.names) if arguments.names else {}
     source, seed, size = arguments.source, arguments.seed, arguments.image_size
     photos, classes = find_photos(source, arguments.val_share, seed, names)
     makers: dict[str, Callable[[Photo], Iterator[dict[str, Any]]]] = {
@@ -139,15 +112,10 @@ def main(arguments: argparse.Namespace) -> None:
         "captions": lambda photo: caption_of(photo, source, size),
     }
     parts = [
-        Part(
-            f"{split}/{task}",
-            [photo for photo in photos if photo.split == split],
-            make,
-            lambda photo: photo.path.relative_to(source).as_posix(),
-            arguments.photos_per_shard,
-        )
-        for split in sorted({photo.split for photo in photos}, key=["train", "val", "test"].index)
+        Part(f"{split}/{task}", chosen, make, lambda photo: _file(photo, source), arguments.photos_per_shard)
+        for split in ("train", "val", "test")
         for task, make in makers.items()
+        if (chosen := [photo for photo in photos if photo.split == split])
     ]
     convert(arguments, parts, names=names)
 

@@ -7,7 +7,8 @@
 
 ``SRC`` holds ``00000.tar`` with ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` (status, caption, url, width …), and beside it
 ``00000_stats.json`` with what could not be downloaded, which is counted in the report. A tar without statistics may still be
-written by a running download; it is converted, and the report says so. One tar is written for each.
+written by a running download; it is converted, and the report says so. One tar is written for each: OUT/train/captions-000000.tar
+and so on.
 """
 
 from __future__ import annotations
@@ -18,16 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.command import Parser, run
-from data_pipelines.converters.converting import Made, Noted, converter_parser
-from data_pipelines.converters.pairs import TASKS, convert_tar, convert_tars, find_tars
+from data_pipelines.converters.converting import Made, Noted
+from data_pipelines.converters.pairs import convert_tar, convert_tars, find_tars, pairs_parser
 
 
 def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
-    """The samples of one tar, after what its statistics tell.
-
-    Raises:
-        BadSampleError: the tar is cut short.
-    """
+    """The samples of one tar, after what its statistics tell."""
     yield from statistics(tar)
     yield from convert_tar(tar, number, task, size)
 
@@ -51,21 +48,11 @@ def statistics(tar: Path) -> Iterator[Noted]:
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "img2dataset",
-        "Tars of img2dataset to samples: OUT/train/captions-000000.tar and so on.",
-        "the output folder, one tar, a glob or a {000..015} range",
-    )
-    made.add_argument("--task", choices=TASKS, default="captions", help="whether the image is to be generated or described")
-    return made
+    return pairs_parser(__doc__, "captions")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert and report.
-
-    Raises:
-        UserError: there is no tar, or nothing that could be converted.
-    """
+    """Convert and report."""
     convert_tars(arguments, find_tars(arguments.source), convert_shard)
 
 

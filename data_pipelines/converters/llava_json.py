@@ -9,54 +9,43 @@ For LLaVA's 558k captions, its 665k mix, Cambrian's 737k and 7M lists, and lists
 A row is ``{"id": …, "image": "coco/train2017/1.jpg", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt",
 "value": …}]}``. ``image`` (or ``images``) may be a list, and is missing in text-only rows. The ``<image>`` markers are brought in
 line with the images as LLaVA's own loader does: a single one is moved to the front of its turn, missing ones are added in front
-of the first human turn; a row with more markers than images is left out and reported.
+of the first human turn; a row with more markers than images is left out and reported. Written are
+OUT/train/conversations-000000.tar and so on.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.command import Parser, run, share
-from data_pipelines.converters.converting import Noted, Part, convert, converter_parser, split_of
-from data_pipelines.converters.files import read_image
+from data_pipelines.converters.converting import Made, Noted, Part, convert, converter_parser, image_folder_of, split_of
+from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.texts import notes, place_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import Conversation
-from umm_zoo.errors import UserError
+from umm_zoo.conversation import Conversation
 
 _USED = ("image", "images", "conversations", "task", "kind")
 
 
-def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) -> Iterator[dict[str, Any] | Noted]:
-    """The sample of one row, after what had to be repaired.
-
-    Raises:
-        BadSampleError: the row is not of the layout, or one of its images cannot be used.
-    """
+def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) -> Iterator[Made]:
+    """The sample of one row, after what had to be repaired."""
     names = image_names(row)
     conversation, repairs = reconcile(read_turns(row.get("conversations")), len(names))
     content: dict[str, Any] = {"task": "conversation", "kind": _kind(names), "conversations": conversation, **notes(row, _USED)}
-    sample: dict[str, Any] = {"__key__": f"{number:08d}", "json": content}
     if names:
         content["files"] = names
-    for place, name in enumerate(names):
-        kind, image = read_image(images, name, size)
-        sample[f"{place}.{kind}"] = image
+    sample = {"__key__": f"{number:08d}", "json": content, **image_members(names, None, images, size)}
     yield from map(Noted, repairs)
     yield sample
 
 
 def image_names(row: dict[str, Any]) -> list[str]:
-    """What stands under ``image`` or ``images``, as a list.
-
-    Raises:
-        BadSampleError: neither a name nor a list of names.
-    """
+    """What stands under ``image`` or ``images``, as a list."""
     names = row.get("image", row.get("images"))
     names = names if isinstance(names, list) else [] if names in (None, "") else [names]
     for name in names:
@@ -66,11 +55,7 @@ def image_names(row: dict[str, Any]) -> list[str]:
 
 
 def reconcile(conversation: Conversation, images: int) -> tuple[Conversation, list[str]]:
-    """The conversation with exactly one marker per image, all of them in user turns, and what was changed.
-
-    Raises:
-        BadSampleError: there are more markers than images, or no question with an answer.
-    """
+    """The conversation with exactly one marker per image, all of them in user turns, and what was changed."""
     repairs = []
     while conversation and conversation[0]["role"] == "assistant":  # LLaVA's loader drops it as well
         conversation = conversation[1:]
@@ -104,38 +89,21 @@ def _split(rows: Rows, number: int, val_share: float) -> str:
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "llava_json",
-        "Conversations in LLaVA's JSON with their images to shards: OUT/train/conversations-000000.tar and so on.",
-        "the .json or .jsonl file",
-        unit="rows",
-    )
+    made = converter_parser(__doc__, "the .json or .jsonl file", unit="rows")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images (where None: the folder of SRC)")
     made.add_argument("--val-share", type=share, default=0.0, help="share of the images held out, as OUT/val")
     return made
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert and report.
-
-    Raises:
-        UserError: there is no such file or folder of images, or the file holds something else.
-    """
-    images = arguments.images or arguments.source.parent
-    if not images.is_dir():
-        raise UserError("--images", f"{images}: no such folder")
-    rows = Rows(arguments.source)
+    """Convert and report."""
+    rows, images = Rows(arguments.source), image_folder_of(arguments)
     split = [_split(rows, number, arguments.val_share) for number in range(len(rows))]
+    make: Callable[[int], Iterator[Made]] = lambda number: sample_of(rows[number], number, images, arguments.image_size)  # noqa: E731
     parts = [
-        Part(
-            f"{name}/conversations",
-            [number for number in range(len(rows)) if split[number] == name],
-            lambda number: sample_of(rows[number], number, images, arguments.image_size),
-            lambda number: f"row {number}",
-            arguments.rows_per_shard,
-        )
+        Part(f"{name}/conversations", chosen, make, "row {}".format, arguments.rows_per_shard)
         for name in ("train", "val")
-        if name in split
+        if (chosen := [number for number in range(len(rows)) if split[number] == name])
     ]
     convert(arguments, parts, source=rows.fingerprint())
 

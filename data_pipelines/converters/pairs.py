@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert
+from data_pipelines.command import Parser
+from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser
 from data_pipelines.converters.files import stored_image
 from data_pipelines.converters.texts import INSTRUCTION, notes, question_and_answer, without_markers
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.indexing import split_member_name
 from data_pipelines.tasks import IMAGE_TYPES
-from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
 
 #: What a pair becomes.
@@ -31,24 +32,19 @@ _BLOCK = 512
 
 
 def find_tars(source: Path) -> list[Path]:
-    """The tars of a folder and its sub-folders, or what a glob or ``{000..015}`` range means, in sorted order.
-
-    Raises:
-        UserError: there is none.
-    """
-    if source.is_dir():
-        found = sorted(path for path in source.rglob("*.tar") if path.is_file() and not path.name.startswith("."))
-        if not found:
-            raise UserError(source, "no tar file in this folder")
-        return found
-    return [Path(path) for path in expand(str(source))]
+    """The tars of a folder and its sub-folders, or what a glob or ``{000..015}`` range means, in sorted order."""
+    if not source.is_dir():
+        return [Path(path) for path in expand(str(source))]
+    found = sorted(path for path in source.rglob("*.tar") if path.is_file() and not path.name.startswith("."))
+    if not found:
+        raise UserError(source, "no tar file in this folder")
+    return found
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each sample; members of one sample stand side by side, as every writer of this layout puts them.
 
-    Raises:
-        BadSampleError: no plain tar, or cut short; the samples before the cut have been given.
+    A tar that is cut short, or none, is a ``BadSampleError`` after the samples before the cut.
     """
     key, members, end, cut = "", dict[str, bytes](), 0, ""
     try:
@@ -79,17 +75,7 @@ def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
-    """The samples of one tar, and what is left out of it.
-
-    Args:
-        path: the tar.
-        number: first part of the new keys, since tars of different downloads may repeat theirs.
-        task: one of `TASKS`.
-        size: longest edge of an image; None keeps every image as it is.
-
-    Raises:
-        BadSampleError: the tar is cut short.
-    """
+    """The samples of one tar, and what is left out of it; ``number`` begins the keys, which tars of other downloads may repeat."""
     for place, (key, members) in enumerate(read_tar(path)):
         try:
             sample, noted = _pair(members, task, size)
@@ -101,19 +87,17 @@ def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterato
         yield {"__key__": f"{number:06d}-{place:08d}", **sample}
 
 
+def pairs_parser(doc: str | None, task: str, needs_out: bool = True) -> Parser:
+    """The command line of a converter of such tars; ``task`` is the default of what a pair becomes."""
+    made = converter_parser(doc, "a folder of tars, one tar, a glob or a {000..015} range", needs_out=needs_out)
+    made.add_argument("--task", choices=TASKS, default=task, help="whether the image is to be generated or described")
+    return made
+
+
 def convert_tars(
     arguments: argparse.Namespace, tars: list[Path], samples: Callable[[Path, int, str, int | None], Iterator[Made]] = convert_tar
 ) -> None:
-    """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report.
-
-    Args:
-        arguments: of the command: out, task, image_size, overwrite, retry.
-        tars: what is converted.
-        samples: what one tar gives.
-
-    Raises:
-        UserError: nothing that could be converted.
-    """
+    """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report; ``samples`` gives those of a tar."""
     part = Part(
         f"train/{arguments.task}",
         list(enumerate(tars)),
@@ -135,10 +119,7 @@ def _pair(members: dict[str, bytes], task: str, size: int | None) -> tuple[dict[
     image = next((members[kind] for kind in IMAGE_TYPES if kind in members), None)
     if image is None:
         raise BadSampleError(f"missing image: found {', '.join(sorted(members))}")
-    try:
-        kind, content = stored_image(image, size)
-    except BadSampleError as error:
-        raise BadSampleError(f"damaged image: {error}") from error
+    kind, content = stored_image(image, size)
     plain = without_markers(text)
     noted = [Noted(f"{IMAGE_MARKER} removed from a text")] * (plain != text.strip())
     is_caption = task == "captions"

@@ -14,6 +14,8 @@ becomes is detected by the names and types of the columns, and printed; options 
 * ``conversations``: a column of turns (from/value, role/content), or ``texts`` of ``{"user", "assistant"}`` (The Cauldron);
 * ``vqa``: question and answer (of a list of answers the most frequent one; all of them in ``answers``);
 * ``captions``: a text; with ``--task text_to_image`` the image is to be generated instead of described.
+
+Written are OUT/train/TASK-000000.tar and so on.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from typing import Any
 from data_pipelines.command import Parser, run
 from data_pipelines.converters.converting import Made, Noted, converter_parser
 from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, LONGEST_NOTE, TARGETS, Keys, convert_rows, samples_of
-from data_pipelines.converters.files import image_of
+from data_pipelines.converters.files import image_members
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.converters.tables import Table
 from data_pipelines.converters.texts import INSTRUCTION, notes, place_markers, without_markers
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
-from umm_zoo.batch import Conversation, Turn
+from umm_zoo.conversation import Conversation, Turn
 from umm_zoo.errors import UserError, locating
 
 TASKS = ("captions", "text_to_image", "vqa", "conversations", "editing")
@@ -66,15 +68,7 @@ class Columns:
 
 
 def choose_columns(kinds: dict[str, str], arguments: argparse.Namespace) -> Columns:
-    """What the user named, and for the rest what the columns look like.
-
-    Args:
-        kinds: kind of each column, by name.
-        arguments: of the command line.
-
-    Raises:
-        UserError: a named column is not there, or nothing can be detected.
-    """
+    """What the user named, and for the rest what the columns look like, by their ``kinds``."""
     for option in ("image", "text", "question", "answer", "turns"):
         name = getattr(arguments, option)
         if name is not None and name not in kinds:
@@ -109,11 +103,7 @@ def _known(names: Sequence[str], there: Sequence[str]) -> str | None:
 
 
 def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | None) -> Iterator[Made]:
-    """The sample of one row.
-
-    Raises:
-        BadSampleError: a cell is empty, or its image cannot be used.
-    """
+    """The sample of one row."""
     cells = row.get(columns.image) if columns.image else None
     cells = [cell for cell in (cells if isinstance(cells, list) else [cells]) if cell is not None]
     text = row.get(columns.text or "")
@@ -137,14 +127,12 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
     used = {columns.image, columns.text, columns.answer, "task", "kind", "conversations"}
     task, kind = _NAMES[columns.task]
     content = {**notes(row, used, LONGEST_NOTE), **extra, "task": task, "kind": kind, "conversations": conversation}
-    sample: dict[str, Any] = {"__key__": f"{number:08d}", "json": content}
-    if columns.task == "text_to_image" and len(cells) != 1:
+    is_target = columns.task == "text_to_image"
+    if is_target and len(cells) != 1:
         raise BadSampleError(f"several images to generate: {len(cells)}")
-    for place, cell in enumerate(cells):
-        suffix, image = image_of(cell, None, size)
-        sample[f"target.{suffix}" if columns.task == "text_to_image" else f"{place}.{suffix}"] = image
+    images = image_members([] if is_target else cells, cells[0] if is_target else None, None, size)
     yield from map(Noted, repairs)
-    yield sample
+    yield {"__key__": f"{number:08d}", "json": content, **images}
 
 
 def _words(cell: Any, number: int) -> str:
@@ -176,12 +164,7 @@ def _turns(cell: Any) -> Conversation:
 
 def parser() -> Parser:
     """The command line."""
-    made = converter_parser(
-        "parquet",
-        "Parquet files with images as bytes to shards: OUT/train/TASK-000000.tar and so on.",
-        "a parquet file, a folder of them, or a glob",
-        unit="rows",
-    )
+    made = converter_parser(__doc__, "a parquet file, a folder of them, or a glob", unit="rows")
     made.add_argument("--task", choices=TASKS, help="what a row becomes (where None: detected)")
     for name, what in (
         ("image", "the image or images"),
@@ -195,11 +178,7 @@ def parser() -> Parser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Convert and report.
-
-    Raises:
-        UserError: there is no file, columns that cannot be told, or pyarrow is not installed.
-    """
+    """Convert and report."""
     from rich.console import Console
 
     table, size = Table(arguments.source), arguments.image_size

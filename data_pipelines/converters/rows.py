@@ -14,14 +14,19 @@ from umm_zoo.errors import UserError
 _LAYOUTS = "a JSON list of objects, or JSON Lines"
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(path, f"cannot be parsed ({error})") from error
+
+
 class Rows:
     """The rows of one file by number.
 
     Args:
         path: ``.json`` with one list of objects, or ``.jsonl`` with one object per line (told apart by the first character).
-
-    Raises:
-        UserError: there is no such file, it is neither, or it is empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,14 +38,14 @@ class Rows:
         self._offsets = array("q")
         with open(path, "rb") as stream:
             head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if head[:1] == b"[":
-            self._rows = self._read_list()
-        elif head[:1] == b"{":
-            self._find_lines()
-        elif not head:
+        if not head:
             raise UserError(path, "the file is empty")
-        else:
+        if head[:1] not in (b"[", b"{"):
             raise UserError(path, f"a file that begins with {head[:20]!r}", _LAYOUTS)
+        if head[:1] == b"[":
+            self._rows = read_json(path)
+        else:
+            self._find_lines()
         if not len(self):
             raise UserError(path, "the list is empty")
 
@@ -48,11 +53,7 @@ class Rows:
         return len(self._rows) or len(self._offsets)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One row.
-
-        Raises:
-            BadSampleError: the line cannot be parsed, or the row is no object.
-        """
+        """One row; a ``BadSampleError`` where the line cannot be parsed, or the row is no object."""
         row = self._rows[number] if self._rows else self._parse(self._offsets[number])
         if not isinstance(row, dict):
             raise BadSampleError(f"row is no object: a {type(row).__name__}")
@@ -62,13 +63,6 @@ class Rows:
         """SHA-256 of the file, by which a conversion that goes on knows that it is still the same one."""
         with open(self.path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-
-    def _read_list(self) -> list[Any]:
-        try:
-            rows: list[Any] = json.loads(self.path.read_text(encoding="utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(self.path, f"cannot be parsed ({error})") from error
-        return rows
 
     def _find_lines(self) -> None:
         offset = 0

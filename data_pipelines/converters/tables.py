@@ -31,9 +31,6 @@ class Table:
 
     Args:
         source: a file, a folder (with its sub-folders), or a glob.
-
-    Raises:
-        UserError: pyarrow is not installed, there is no such file, none can be read, or they differ in their columns.
     """
 
     def __init__(self, source: Path) -> None:
@@ -68,11 +65,7 @@ class Table:
         return self._starts[-1]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One row.
-
-        Raises:
-            BadSampleError: the file is damaged there.
-        """
+        """One row; a ``BadSampleError`` where the file is damaged there."""
         try:
             if not self._first <= number < self._last + _AT_ONCE or number >= self._end:
                 self._open(number)
@@ -112,12 +105,8 @@ def _pyarrow() -> Any:
 
 
 def _find(source: Path) -> list[Path]:
-    if source.is_dir():
-        found = sorted(source.rglob("*.parquet"))
-    elif source.is_file():
-        found = [source]
-    else:
-        found = sorted(Path(name) for name in glob(str(source), recursive=True))
+    named = [source] if source.is_file() else map(Path, glob(str(source), recursive=True))
+    found = sorted(source.rglob("*.parquet") if source.is_dir() else named)
     if not found:
         raise UserError(source, "no parquet file found there")
     return found

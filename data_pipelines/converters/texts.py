@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from data_pipelines.decoding import BadSampleError
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
 
 _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
@@ -19,9 +19,6 @@ def place_markers(conversation: Conversation, images: int) -> list[str]:
 
     As LLaVA's own loader does, a single marker is moved to the front of its turn; missing ones are added in front of the first user
     turn; markers of several images stay where they are, since the text around them may depend on it.
-
-    Raises:
-        BadSampleError: there are more markers than images, or no user turn.
     """
     repairs = []
     asked = [turn for turn in conversation if turn["role"] == "user"]

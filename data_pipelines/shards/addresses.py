@@ -22,11 +22,7 @@ def is_remote(path: str) -> bool:
 
 
 def filesystem(path: str) -> Any:
-    """The fsspec file system behind a remote address.
-
-    Raises:
-        UserError: an address of a kind that is not read, or fsspec, or what it needs for this kind, is not installed.
-    """
+    """The fsspec file system behind a remote address."""
     scheme = path.partition("://")[0]
     if scheme not in SCHEMES or "::" in path:
         raise UserError(path, f"an address of the kind '{scheme}'", f"files and {', '.join(SCHEMES[:-1])}")
@@ -44,8 +40,7 @@ def filesystem(path: str) -> Any:
 def expand(shards: str | Sequence[str]) -> list[str]:
     """The tar files meant by a folder, a glob, a ``{000..015}`` range, an address, or a list of these, in sorted order per entry.
 
-    Raises:
-        UserError: an entry names nothing that exists or is a command (``pipe:``), or a shard is named twice.
+    What names nothing that exists, a command (``pipe:``), or a shard twice is a ``UserError``.
     """
     found: list[str] = []
     for entry in [shards] if isinstance(shards, str) else list(shards):

@@ -49,27 +49,20 @@ class RangeReader:
         return os.pread(self._descriptor(path), length, offset)
 
     def members(self, index: ShardIndex, sample: int) -> dict[str, bytes]:
-        """All members of a sample by name.
-
-        Raises:
-            UserError: the tar does not hold there what its index says.
-        """
+        """All members of a sample by name; a ``UserError`` where the tar does not hold there what its index says."""
         wanted = index.members(sample)
         if not wanted:
             return {}
         first = min(offset for _, offset, _ in wanted) - _BLOCK  # the tar header in front is read along, to check the index
         last = max(offset + length for _, offset, length in wanted)
-        if last - first <= sum(length + 3 * _BLOCK for _, _, length in wanted) + _MAX_GAP:
-            span = self.read(index.path, first, last - first)
-            parts = [(name, offset - first, length, span) for name, offset, length in wanted]
-        else:
-            parts = [
-                (name, _BLOCK, length, self.read(index.path, offset - _BLOCK, length + _BLOCK)) for name, offset, length in wanted
-            ]
+        near = last - first <= sum(length + 3 * _BLOCK for _, _, length in wanted) + _MAX_GAP
+        whole = self.read(index.path, first, last - first) if near else b""
         content: dict[str, bytes] = {}
-        for name, start, length, span in parts:
-            content[name] = span[start : start + length]
-            if len(content[name]) != length or _stated_size(span[start - _BLOCK : start]) != length:
+        for name, offset, length in wanted:
+            start = offset - _BLOCK
+            span = whole[start - first : offset - first + length] if near else self.read(index.path, start, length + _BLOCK)
+            content[name] = span[_BLOCK : _BLOCK + length]
+            if len(content[name]) != length or _stated_size(span[:_BLOCK]) != length:
                 found = f"the tar holds no member '{index.key(sample)}.{name}' of {length} bytes where its index says"
                 raise stale_index(index.path, index.path, f"{found}; the file changed or was cut short")
         return content

@@ -13,7 +13,8 @@ from data_pipelines.decoding import BadSampleError, ImageTransform, decode_image
 from data_pipelines.shards.buffers import BufferReference, ImageBuffers
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.tasks import Sample
-from umm_zoo.batch import Batch, Conversation, Task, task_of
+from umm_zoo.batch import Batch
+from umm_zoo.conversation import Conversation, Task, task_of
 from umm_zoo.errors import UserError
 
 
@@ -39,10 +40,10 @@ class RawBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
         """The same rows with every tensor on ``device``; Lightning calls this."""
 
-        def move(images: Tensor | BufferReference | None) -> Tensor | BufferReference | None:
+        def move(images: Any) -> Any:
             return images.to(device, non_blocking=non_blocking) if isinstance(images, Tensor) else images
 
-        extras = {name: value.to(device, non_blocking=non_blocking) for name, value in self.extras.items()}
+        extras = {name: move(value) for name, value in self.extras.items()}
         return replace(self, images=move(self.images), targets=move(self.targets), extras=extras)
 
     def resolve(self, buffers: dict[Any, Tensor]) -> None:
@@ -77,11 +78,7 @@ class _Row(NamedTuple):
 
 
 class RawBatchBuilder:
-    """Rows of one raw batch after the other; each image is decoded straight into a buffer.
-
-    Args:
-        transform: brings images to their size.
-    """
+    """Rows of one raw batch after the other; each image is decoded straight into a buffer."""
 
     def __init__(self, transform: ImageTransform) -> None:
         self.transform = transform
@@ -98,15 +95,9 @@ class RawBatchBuilder:
         self._rows = []
 
     def add(self, key: str, sample: Sample, stored: dict[str, Tensor] | None = None) -> None:
-        """Decode the images of a sample and make it the next row.
+        """Decode the images of a sample and make it the next row; a ``BadSampleError`` leaves the rows as they were.
 
-        Args:
-            key: of the row.
-            sample: as its task made it.
-            stored: precomputed outputs, the first dimension counting entries.
-
-        Raises:
-            BadSampleError: an image cannot be used; the rows are as before.
+        The first dimension of ``stored``, precomputed outputs, counts entries.
         """
         images, targets = self._images.count, self._targets.count
         try:
@@ -125,11 +116,7 @@ class RawBatchBuilder:
         self._rows.append(_Row(key, sample.conversation, count, has_target, sample.meta, task, extras))
 
     def build(self, skips: list[Skip]) -> RawBatch:
-        """The rows so far.
-
-        Raises:
-            UserError: some have an image to generate and others none.
-        """
+        """The rows so far; a ``UserError`` where some have an image to generate and others none."""
         has_target = [row.has_target for row in self._rows]
         if any(has_target) and not all(has_target):
             one, other = (self._rows[has_target.index(there)].key for there in (True, False))

@@ -79,11 +79,7 @@ class ImageBuffers:
         self._number = (self._number + 1) % NUM_BUFFERS
 
     def put(self, image: NDArray[np.uint8]) -> None:
-        """Copy an image ``[H, W, 3]`` behind those of this batch.
-
-        Raises:
-            ValueError: it is of another size than they are.
-        """
+        """Copy an image ``[H, W, 3]`` behind those of this batch; a ``ValueError`` where they are of another size."""
         if not self._shape:
             self._shape = image.shape
             self._buffer = self._next_buffer(self._capacity * image.size)

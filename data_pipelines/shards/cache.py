@@ -31,9 +31,6 @@ class ShardCache:
     Args:
         folder: made if need be; must lie on a local disk (file locks).
         gigabytes: most that the folder may hold, in units of 10^9 bytes.
-
-    Raises:
-        UserError: no room at all.
     """
 
     def __init__(self, folder: str | Path, gigabytes: float) -> None:

@@ -13,14 +13,7 @@ from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.indexing import build_index
-from data_pipelines.shards.ledger import SourceCount
-from data_pipelines.shards.loading import (
-    BatchLoader,
-    SizedBatchLoader,
-    TrainingBatchSampler,
-    ValidationBatchSampler,
-    reading_loader,
-)
+from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, ValidationBatchSampler, reading_loader
 from data_pipelines.shards.mixing import BLOCK, make_stream
 from data_pipelines.shards.module import ShardModule
 from data_pipelines.shards.order import Stream
@@ -59,7 +52,7 @@ class ShardData(ShardModule):
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
 
     Raises:
-        UserError: a size is not positive.
+        UserError: a size is not positive; later a shard that is missing, empty, truncated, or not what its index says.
     """
 
     def __init__(
@@ -100,11 +93,7 @@ class ShardData(ShardModule):
     # -- opening -------------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Find and open every shard now, so that what is missing or damaged is said before a model is built.
-
-        Raises:
-            UserError: no shard is there, or one is empty, truncated, or not what its index says.
-        """
+        """Find and open every shard now, so that what is missing or damaged is said before a model is built."""
         _ = self.stream
         self.open("val")
 
@@ -131,11 +120,7 @@ class ShardData(ShardModule):
             self._write_ledger()
 
     def open(self, stage: str) -> list[OpenSource]:
-        """The opened sources of ``train`` or ``val``.
-
-        Raises:
-            UserError: there is no training source, or a shard cannot be used.
-        """
+        """The opened sources of ``train`` or ``val``."""
         if stage not in self._opened:
             if stage == "train" and not self.sources["train"]:
                 raise UserError("data.train", "no source", "at least one to train on")
@@ -157,11 +142,7 @@ class ShardData(ShardModule):
     # -- loaders -------------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchLoader[RawBatch]:
-        """Endless batches from the current position on.
-
-        Raises:
-            UserError: ``batch_size`` cannot be shared out evenly.
-        """
+        """Endless batches from the current position on."""
         ranks, rank = self._ranks()
         sampler = TrainingBatchSampler(self.stream, self.position, self.batch_size, self._accumulation(), ranks, rank)
         if self._position.fresh:
@@ -173,14 +154,14 @@ class ShardData(ShardModule):
         loader = reading_loader(self.reader("train"), sampler, self.num_workers)
         return BatchLoader(loader, self._deliver, packed=self.trainer is not None)
 
-    def val_dataloader(self) -> SizedBatchLoader[RawBatch] | list[Any]:
+    def val_dataloader(self) -> BatchLoader[RawBatch] | list[Any]:
         """Every validation sample once, shared out over the ranks; an empty list where there is no source."""
         sources = self.open("val")
         if not sources:
             return []
         sampler = ValidationBatchSampler([len(source) for source in sources], self.val_batch_size, *self._ranks())
         loader = reading_loader(self.reader("val"), sampler, self.num_workers)
-        return SizedBatchLoader(loader, self._deliver, len(sampler), packed=self.trainer is not None)
+        return BatchLoader(loader, self._deliver, len(sampler), packed=self.trainer is not None)
 
     def reader(self, stage: str) -> SampleReader:
         """Reader of the samples of ``train`` or ``val``, and of what is stored for them."""
@@ -255,7 +236,7 @@ class ShardData(ShardModule):
             return
         position, sources = self.position(), self.open("train")
         drawn = self._stream.counts(position)
-        train = {source.name: SourceCount(len(source), count) for source, count in zip(sources, drawn, strict=True)}
+        train = {source.name: (len(source), count) for source, count in zip(sources, drawn, strict=True)}
         self.ledger.write(position, train, {source.name: len(source) for source in self.open("val")})
 
 

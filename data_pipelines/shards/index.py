@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,11 +39,7 @@ class _Columns:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> _Columns:
-        """From the parsed file.
-
-        Raises:
-            ValueError: columns of different lengths.
-        """
+        """From the parsed file; a ``ValueError`` where columns differ in their lengths."""
         keys = [key.encode() for key in content["keys"]]
         layouts = content["layouts"]
         layout = np.broadcast_to(np.asarray(content["layout"], dtype=np.int64), len(keys))
@@ -134,11 +129,7 @@ class ShardIndex:
 
 
 def load_index(path: str) -> ShardIndex:
-    """The index of a shard, checked against the size of the tar; made where there is none. Of a local one only the head is read.
-
-    Raises:
-        UserError: the shard does not exist, is empty or holds no sample, or its index is damaged or of another tar.
-    """
+    """The index of a shard, checked against the size of the tar; made where there is none. Of a local one only the head is read."""
     size = shard_size(path)
     place = build_index(path)
     head = None if is_remote(place) else _read_head(place)
@@ -149,11 +140,6 @@ def load_index(path: str) -> ShardIndex:
     if len(index) == 0:
         raise UserError(path, "this shard holds no sample; remove it or fetch it again")
     return index
-
-
-def load_indexes(paths: Iterable[str]) -> list[ShardIndex]:
-    """``load_index`` for several shards."""
-    return [load_index(path) for path in paths]
 
 
 def _read_head(place: str) -> dict[str, Any] | None:
@@ -174,11 +160,7 @@ def _read_head(place: str) -> dict[str, Any] | None:
 
 
 def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
-    """The content of an index.
-
-    Raises:
-        UserError: it cannot be read, or is of another version.
-    """
+    """The content of an index."""
     try:
         text = filesystem(place).cat_file(place).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
         content: dict[str, Any] = json.loads(text)

@@ -1,6 +1,7 @@
 """The index of byte offsets beside each tar: its form on disk, its place, and its making.
 
-With the index a reader jumps to any sample of a plain tar file; that is what makes the order of samples a free choice.
+With the index a reader jumps to any sample of a plain tar file; that is what makes the order of samples a free choice. Whatever
+is wrong with a shard (missing, empty, truncated, no tar) or with its index is a ``UserError`` that names it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,7 @@ INDEX_VERSION = 2
 
 
 def stale_index(path: str, where: str, found: str, expected: str = "") -> UserError:
-    """The error of an index that cannot be used: damaged, or of a tar that was replaced, cut short or is still being written.
-
-    Args:
-        path: the tar.
-        where: the tar or its index, whichever is wrong.
-        found: what is wrong.
-        expected: what should be there.
-    """
+    """The error of the index of ``path``: damaged, or of a tar that was replaced, cut short or is still being written."""
     return UserError(where, found, expected, f"`python -m data_pipelines.index {path}` makes a new index")
 
 
@@ -55,9 +49,6 @@ def index_tar(path: str | Path) -> dict[str, Any]:
         links, hidden files, names without extension), and columns instead of an object per sample: ``layouts`` (the lists of
         member names that occur), ``layout`` (each sample's, one number where all have the same), ``keys`` (the samples in order),
         ``offsets`` and ``sizes`` (of all members, sample after sample in the order of its layout).
-
-    Raises:
-        UserError: there is no such file, it is no plain tar file, or it is cut short.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,11 +110,7 @@ def index_paths(path: str) -> list[str]:
 
 
 def shard_size(path: str) -> int:
-    """Bytes of a shard.
-
-    Raises:
-        UserError: there is no such file, or it is empty.
-    """
+    """Bytes of a shard."""
     if is_remote(path):
         size = int(filesystem(path).size(path) or 0)
     elif os.path.isfile(path):
@@ -136,11 +123,7 @@ def shard_size(path: str) -> int:
 
 
 def build_index(path: str, replace: bool = False) -> str:
-    """The place of a shard's index, which is made where there is none yet (or anew with ``replace``).
-
-    Raises:
-        UserError: the tar is truncated or no tar, or its index cannot be written.
-    """
+    """The place of a shard's index, which is made where there is none yet (or anew with ``replace``)."""
     size, places = shard_size(path), index_paths(path)
     if not replace and (there := next((place for place in places if _exists(place)), None)):
         return there

@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.shards.indexing import write_json
 from umm_zoo.errors import UserError
@@ -44,14 +45,6 @@ class Skip:
         return f"{self.source}/{os.path.basename(self.shard)}:{self.key}: {self.reason}"
 
 
-@dataclass
-class SourceCount:
-    """Size of a source, and how often the order has drawn from it so far."""
-
-    samples: int
-    drawn: int
-
-
 class Ledger:
     """Collects skips, stops the run when they exceed ``max_skips``, and writes ``data.json``.
 
@@ -84,11 +77,7 @@ class Ledger:
             self._append(skip)
 
     def add(self, skip: Skip) -> bool:
-        """Record a skip; return whether it is new.
-
-        Raises:
-            UserError: one too many; the data is damaged, not a sample.
-        """
+        """Record a skip; return whether it is new. One too many is a ``UserError``: the data is damaged, not a sample."""
         if skip in self.skips:
             return False
         self.skips[skip] = None
@@ -101,33 +90,33 @@ class Ledger:
             raise UserError("data.max_skips", f"{len(same)} bad samples", f"{self.max_skips}{where}", shown + more)
         return True
 
-    def write(self, position: int, train: dict[str, SourceCount], val: dict[str, int]) -> None:
-        """Write ``data.json`` whole, under a temporary name first.
+    def write(self, position: int, train: dict[str, tuple[int, int]], val: dict[str, int]) -> None:
+        """Write ``data.json``.
 
         Args:
             position: samples of the training order consumed by the whole job.
-            train: counts of the training sources.
+            train: (samples, how often the order has drawn from it so far) of the training sources.
             val: sizes of the validation sources.
         """
         if self.folder is None or self.rank != 0:
             return
         skips = self._merged()
-        content = {"position": position, "train": {}, "val": {}}
-        for name, count in train.items():
+        content: dict[str, Any] = {"position": position, "train": {}, "val": {}}
+        for name, (samples, drawn) in train.items():
             met = [skip for skip in skips if (skip.stage, skip.source) == ("train", name) and skip.position < position]
-            content["train"][name] = {  # type: ignore[index]
-                "samples": count.samples,
-                "drawn": count.drawn,
-                "read": count.drawn - len(met),
+            content["train"][name] = {
+                "samples": samples,
+                "drawn": drawn,
+                "read": drawn - len(met),
                 "skipped": len(met),
-                "repeated": max(0, count.drawn - count.samples),
+                "repeated": max(0, drawn - samples),
                 "substituted": sum(bool(skip.substitute) for skip in met),
-                "epochs": round(count.drawn / count.samples, 4),
+                "epochs": round(drawn / samples, 4),
                 "skips": [asdict(skip) for skip in met],
             }
         for name, size in val.items():
             met = [skip for skip in skips if (skip.stage, skip.source) == ("val", name)]
-            content["val"][name] = {"samples": size, "skipped": len(met), "skips": [asdict(skip) for skip in met]}  # type: ignore[index]
+            content["val"][name] = {"samples": size, "skipped": len(met), "skips": [asdict(skip) for skip in met]}
         write_json(self.folder / "data.json", content, indent=1)
 
     def _append(self, skip: Skip) -> None:

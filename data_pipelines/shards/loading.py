@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -24,8 +25,7 @@ class TrainingBatchSampler:
         position: asked anew at each start: the position to go on from.
         batch_size: samples of all ranks and micro-batches per optimiser step.
         accumulation: micro-batches per optimiser step.
-        num_ranks: ranks that share a batch.
-        rank: this rank.
+        num_ranks, rank: ranks that share a batch, and this one.
     """
 
     def __init__(
@@ -51,22 +51,16 @@ class ValidationBatchSampler:
     Args:
         sizes: samples of each source.
         batch_size: samples per batch and rank.
-        num_ranks: ranks that share the sources.
-        rank: this rank.
-
-    Raises:
-        UserError: a rank would get nothing.
+        num_ranks, rank: ranks that share the sources, and this one; a ``UserError`` where one would get nothing.
     """
 
     def __init__(self, sizes: list[int], batch_size: int, num_ranks: int, rank: int) -> None:
         if sum(sizes) < num_ranks:
             raise UserError("data.val", f"{sum(sizes)} samples for {num_ranks} ranks", "at least one for each")
         self.batches: list[range] = []
-        start = 0
-        for size in sizes:
+        for start, size in zip(accumulate([0, *sizes]), sizes, strict=False):
             mine = range(start + (rank - start) % num_ranks, start + size, num_ranks)
             self.batches += [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-            start += size
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -91,10 +85,7 @@ class _Requests:
 def reading_loader(
     reader: SampleReader, sampler: TrainingBatchSampler | ValidationBatchSampler, num_workers: int
 ) -> DataLoader[RawBatch]:
-    """Torch's loader over a reader.
-
-    Worker processes only read ahead along a fixed list of positions, so their number cannot change what comes out.
-    """
+    """Torch's loader over a reader; workers only read ahead along a fixed list of positions: their number changes nothing."""
     return DataLoader(
         reader,
         batch_sampler=_Requests(sampler),  # type: ignore[arg-type]  # a request is one object, not a list
@@ -118,12 +109,20 @@ class BatchLoader(Generic[Raw]):
     Args:
         loader: of raw batches.
         on_batch: called with each raw batch in order, for its skips.
+        size: number of batches; None where they have no end, or nobody knows.
         packed: yield raw batches, with images in bytes: a quarter of what floats take on the way to a device, where
             ``RawBatch.batch`` then makes them floats. Those of workers lie in a buffer that is used again, see ``ImageBuffers``.
     """
 
-    def __init__(self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], packed: bool = False) -> None:
-        self._loader, self._on_batch, self.packed = loader, on_batch, packed
+    def __init__(
+        self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], size: int | None = None, packed: bool = False
+    ) -> None:
+        self._loader, self._on_batch, self._size, self.packed = loader, on_batch, size, packed
+
+    def __len__(self) -> int:
+        if self._size is None:  # as torch's own loader of an endless data set
+            raise TypeError("this loader has no length")
+        return self._size
 
     def __iter__(self) -> Iterator[Any]:
         buffers: dict[Any, Tensor] = {}
@@ -135,21 +134,3 @@ class BatchLoader(Generic[Raw]):
             self._on_batch(raw)
             if raw.keys:
                 yield raw if self.packed else raw.batch()
-
-
-class SizedBatchLoader(BatchLoader[Raw]):
-    """A ``BatchLoader`` that ends, and knows its number of batches.
-
-    Args:
-        loader: of raw batches.
-        on_batch: called with each raw batch in order, for its skips.
-        size: number of batches.
-        packed: as in ``BatchLoader``.
-    """
-
-    def __init__(self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], size: int, packed: bool = False) -> None:
-        super().__init__(loader, on_batch, packed)
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size

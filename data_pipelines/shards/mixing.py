@@ -8,21 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.shards.order import ShardOrder, Stream, permutation, pieces_of
+from data_pipelines.shards.order import ShardOrder, Stream, kept, permutation, pieces_of
 from umm_zoo.errors import UserError
 
 #: Positions per block of a weighted mixture. Shares are kept exactly within each block, so a weight is honoured to one part in this
 #: many (our choice: finer than any published mixture needs, and a block is drawn in well under a millisecond).
 BLOCK = 4096
-_KEPT_BLOCKS = 4
 
 
 def quotas(weights: Sequence[float], total: int = BLOCK) -> list[int]:
-    """Share ``total`` places among ``weights`` by largest remainder; every positive weight gets at least one place.
-
-    Raises:
-        UserError: a weight is negative or not finite, all are zero, or there are more sources than places.
-    """
+    """Share ``total`` places among ``weights`` by largest remainder; every positive weight gets at least one place."""
     shares = np.asarray(weights, dtype=np.float64)
     if not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
         raise UserError("data.train", f"weights {list(weights)}", "finite ones, not negative and not all zero")
@@ -59,12 +54,12 @@ class WeightedMixture:
         self.orders = [ShardOrder(shards, permuted_seed(seed, index), window) for index, shards in enumerate(sizes)]
         ends = np.cumsum([order.num_samples for order in self.orders])
         self._first = np.concatenate([[0], ends[:-1]])
-        self._blocks: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
 
     def counts(self, position: int) -> list[int]:
         """How many of the first ``position`` samples came from each source."""
         block, offset = divmod(position, BLOCK)
-        within = np.bincount(self._block(block)[0][:offset], minlength=len(self.shares))
+        within = np.bincount(kept(self._blocks, (block,), self._block)[0][:offset], minlength=len(self.shares))
         return [block * share + int(more) for share, more in zip(self.shares, within, strict=True)]
 
     def take(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -73,7 +68,7 @@ class WeightedMixture:
         return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
 
     def _within(self, block: int, start: int, stop: int) -> NDArray[np.int64]:
-        sources, turns = self._block(block)
+        sources, turns = kept(self._blocks, (block,), self._block)
         sources, turns = sources[start:stop], turns[start:stop]
         samples = np.empty(len(sources), dtype=np.int64)
         for source in np.unique(sources):
@@ -84,15 +79,11 @@ class WeightedMixture:
 
     def _block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Source of each place of a block, and how often that source came before within the block."""
-        if block not in self._blocks:
-            sources = np.repeat(np.arange(len(self.shares)), self.shares)[permutation(BLOCK, self.seed, block)]
-            turns = np.empty(BLOCK, dtype=np.int64)
-            for source, share in enumerate(self.shares):
-                turns[sources == source] = np.arange(share)
-            self._blocks[block] = (sources, turns)
-            while len(self._blocks) > _KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
-        return self._blocks[block]
+        sources = np.repeat(np.arange(len(self.shares)), self.shares)[permutation(BLOCK, self.seed, block)]
+        turns = np.empty(BLOCK, dtype=np.int64)
+        for source, share in enumerate(self.shares):
+            turns[sources == source] = np.arange(share)
+        return sources, turns
 
 
 class ExhaustiveMixture(ShardOrder):
@@ -122,17 +113,7 @@ def permuted_seed(seed: int, index: int) -> int:
 
 
 def make_stream(sizes: Mapping[str, list[int]], weights: Mapping[str, float | None], seed: int, window: int) -> Stream:
-    """The training stream of some sources.
-
-    Args:
-        sizes: those of each source's shards, by its name.
-        weights: each source's share, or None for all of them.
-        seed: chooses the order.
-        window: as in ``ShardOrder``.
-
-    Raises:
-        UserError: some sources have a weight and others none.
-    """
+    """The training stream of sources of these sizes of shards; each has a weight, or none of them has."""
     given = [weight for weight in weights.values() if weight is not None]
     if given and len(given) < len(weights):
         missing = [name for name, weight in weights.items() if weight is None]

@@ -21,20 +21,7 @@ log = logging.getLogger(__name__)
 class ShardModule(LightningDataModule):
     """What ``ShardData`` and ``StreamData`` share.
 
-    Args:
-        train: training sources by name.
-        val: validation sources by name.
-        image_size: edge of input images.
-        target_size: edge of images to generate; ``image_size`` where None.
-        resize: how images become square; None is ``Square``.
-        batch_size: global batch, per optimiser step.
-        val_batch_size: per rank.
-        num_workers: processes that read and decode ahead, per rank.
-        max_skips: bad samples after which the run stops.
-        seed: chooses the order.
-
-    Raises:
-        UserError: a size is not positive.
+    Args: as in ``ShardData``.
     """
 
     def __init__(
@@ -87,11 +74,7 @@ class ShardModule(LightningDataModule):
 
 
 def check_positive(**sizes: int) -> None:
-    """Refuse sizes of ``data`` below 1.
-
-    Raises:
-        UserError: names the size.
-    """
+    """Refuse sizes of ``data`` below 1."""
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"data.{name}", str(value), "a positive whole number")

@@ -7,16 +7,15 @@ so a run resumes by remembering one number, and ranks, workers and micro-batches
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umm_zoo.errors import UserError
 
-#: Permutations of this many windows are kept; a stream walks through windows one after the other.
-_KEPT_WINDOWS = 4
+Made = TypeVar("Made")
 
 
 class Stream(Protocol):
@@ -48,6 +47,15 @@ def pieces_of(start: int, stop: int, period: int) -> Iterator[tuple[int, int, in
         start += length
 
 
+def kept(cache: OrderedDict[tuple[int, ...], Made], key: tuple[int, ...], make: Callable[..., Made]) -> Made:
+    """``make(*key)``, of which a cache keeps the last four: a stream walks through its pieces one after the other."""
+    if key not in cache:
+        cache[key] = make(*key)
+        while len(cache) > 4:
+            cache.popitem(last=False)
+    return cache[key]
+
+
 class ShardOrder:
     """Every sample once per epoch, shuffled over shards and within windows of shards.
 
@@ -59,10 +67,6 @@ class ShardOrder:
         sizes: number of samples of each shard; samples are numbered through in this order.
         seed: chooses the order.
         window: shards whose samples are shuffled together; 0 keeps every epoch in the written order.
-
-    Raises:
-        ValueError: there is no sample at all.
-        UserError: a negative window.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int = 0, window: int = 16) -> None:
@@ -74,8 +78,8 @@ class ShardOrder:
             raise UserError("data.window", str(window), "0 (no shuffling) or a positive number of shards")
         self.seed, self.window = seed, window
         self._first = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])  # number of each shard's first sample
-        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
-        self._windows: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+        self._epochs: OrderedDict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, ...], NDArray[np.int64]] = OrderedDict()
 
     def counts(self, position: int) -> list[int]:
         """All of them came from the one source."""
@@ -89,45 +93,34 @@ class ShardOrder:
     def _within(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         if self.window == 0:
             return np.arange(start, stop, dtype=np.int64)
-        shards, borders = self._shards(epoch)
+        borders = kept(self._epochs, (epoch,), self._shards)[1]
         first = int(np.searchsorted(borders, start, side="right")) - 1
         pieces = []
         for window in range(first, len(borders) - 1):
             low, high = int(borders[window]), int(borders[window + 1])
             if low >= stop:
                 break
-            pieces.append(self._samples(epoch, window, shards)[max(start - low, 0) : min(stop, high) - low])
+            pieces.append(kept(self._windows, (epoch, window), self._samples)[max(start - low, 0) : min(stop, high) - low])
         return np.concatenate(pieces)
 
     def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's permuted shards, and the positions at which its windows begin (and the last ends)."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            shards = permutation(len(self.sizes), self.seed, epoch)
-            ends = np.cumsum(self.sizes[shards])
-            borders = np.concatenate([[0], ends[self.window - 1 :: self.window]])
-            if borders[-1] != self.num_samples:
-                borders = np.append(borders, self.num_samples)
-            self._epoch = (epoch, shards, borders)
-        return self._epoch[1], self._epoch[2]
+        shards = permutation(len(self.sizes), self.seed, epoch)
+        ends = np.cumsum(self.sizes[shards])
+        borders = np.concatenate([[0], ends[self.window - 1 :: self.window]])
+        return shards, borders if borders[-1] == self.num_samples else np.append(borders, self.num_samples)
 
-    def _samples(self, epoch: int, window: int, shards: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _samples(self, epoch: int, window: int) -> NDArray[np.int64]:
         """The shuffled sample numbers of one window."""
-        if (epoch, window) not in self._windows:
-            chosen = shards[window * self.window : (window + 1) * self.window]
-            samples = np.concatenate([np.arange(self._first[s], self._first[s] + self.sizes[s]) for s in chosen])
-            self._windows[epoch, window] = samples[permutation(len(samples), self.seed, epoch, window + 1)]
-            while len(self._windows) > _KEPT_WINDOWS:
-                self._windows.popitem(last=False)
-        return self._windows[epoch, window]
+        chosen = kept(self._epochs, (epoch,), self._shards)[0][window * self.window : (window + 1) * self.window]
+        samples = np.concatenate([np.arange(self._first[s], self._first[s] + self.sizes[s]) for s in chosen])
+        return samples[permutation(len(samples), self.seed, epoch, window + 1)]
 
 
 def rank_slice(batch_size: int, accumulation: int, micro_batch: int, num_ranks: int, rank: int) -> slice:
     """The part of a global batch that ``rank`` reads in its ``micro_batch``-th of ``accumulation`` micro-batches.
 
     Micro-batch after micro-batch and within it rank after rank, the slices put the global batch together again in its order.
-
-    Raises:
-        UserError: the global batch does not divide evenly.
     """
     shares = accumulation * num_ranks
     if batch_size % shares or batch_size < shares:

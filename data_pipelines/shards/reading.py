@@ -97,12 +97,7 @@ class SampleReader(Dataset[RawBatch]):
         return self._builder.build(skips)
 
     def _add(self, sample: int) -> str:
-        """Read and decode one sample; returns its row's key.
-
-        Raises:
-            BadSampleError: it cannot be used.
-            UserError: its shard is not what its index says, or cannot be read any more.
-        """
+        """Read and decode one sample; returns its row's key."""
         source, index, number = self.place(sample)
         key = f"number {number}"
         try:

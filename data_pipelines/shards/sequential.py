@@ -16,11 +16,7 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zX")
 
 
 def read_samples(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of the samples of one tar in order.
-
-    Raises:
-        tarfile.TarError, OSError, ValueError: the rest of it cannot be read.
-    """
+    """Key and members of the samples of one tar in order; a TarError, OSError or ValueError where the rest cannot be read."""
     # opened here, for webdataset would start a shell for an address
     with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as file:
         key, members = "", dict[str, bytes]()
@@ -52,9 +48,7 @@ class _Watched:
         return content
 
     def check_end(self) -> None:
-        """Raises:
-        tarfile.ReadError: a plain tar that does not end in an empty block.
-        """
+        """A ``tarfile.ReadError`` for a plain tar that does not end in an empty block."""
         while self.read(1 << 20):
             pass
         if not self._head.startswith(_COMPRESSED) and (len(self._tail) < _BLOCK or self._tail.strip(b"\0")):

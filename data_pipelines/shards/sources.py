@@ -20,9 +20,6 @@ class ShardSource:
         task: turns raw members into a sample.
         weight: share of the training stream among the sources (any scale). None, for every source, mixes by size: every sample of
             every source exactly once per epoch.
-
-    Raises:
-        UserError: the weight is negative.
     """
 
     def __init__(self, shards: str | Sequence[str], task: SampleTask | None = None, weight: float | None = None) -> None:
@@ -33,11 +30,7 @@ class ShardSource:
         self.weight = weight
 
     def open(self, name: str) -> OpenSource:
-        """Find the shards and read their indexes (making those that are missing).
-
-        Raises:
-            UserError: no shard is there, or one is empty, truncated, or not what its index says.
-        """
+        """Find the shards and read their indexes (making those that are missing)."""
         return OpenSource(name, self.task, [load_index(path) for path in expand(self.shards)])
 
 

@@ -8,9 +8,8 @@ tar itself. The originals stay untouched.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from lightning import Trainer
@@ -21,26 +20,18 @@ from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.sources import OpenSource
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 
 FOLDER = "precomputed"
-_KEPT_NUMBERS = 64
 _HOW = (
     "`python -m data_pipelines.precompute EXPERIMENT --only {}` makes {}, data.precomputed=ignore computes them in training instead"
 )
 
 
 def base_folder(shard: str, where: str | None) -> Path:
-    """The folder of the stored outputs of a shard.
-
-    Args:
-        shard: path or address.
-        where: a folder of the user's choice; None is beside the shard.
-
-    Raises:
-        UserError: beside a remote shard nothing can be written.
-    """
+    """The folder of the stored outputs of a shard: ``where``, or beside it."""
     if where is not None:
         return Path(where)
     if is_remote(shard):
@@ -69,29 +60,22 @@ class StoredOutputs:
     def __init__(self, name: str, places: dict[str, Path]) -> None:
         self.name = name
         self.sides = {shard: load_index(str(place)) for shard, place in places.items()}
-        self._numbers: OrderedDict[str, dict[str, int]] = OrderedDict()
 
     def read(self, files: RangeReader, index: ShardIndex, number: int) -> dict[str, Tensor]:
-        """The entries of a sample, by the name in ``Batch.extras``; the first dimension counts entries.
-
-        Raises:
-            BadSampleError: nothing was stored for this sample.
-        """
+        """The entries of a sample, by the name in ``Batch.extras``; the first dimension counts entries."""
         side, key = self.sides[index.path], index.key(number)
         if len(side) != len(index) or side.key(number) != key:
-            numbers = self._numbers_of(side)
+            numbers = _numbers_of(side)
             if key not in numbers:
                 raise BadSampleError(f"no stored '{self.name}' for this sample, which could not be used when they were made")
             number = numbers[key]
         members = files.members(side, number)
         return {name.removesuffix(".npy"): decode_array(content) for name, content in members.items() if name.endswith(".npy")}
 
-    def _numbers_of(self, side: ShardIndex) -> dict[str, int]:
-        if side.path not in self._numbers:
-            self._numbers[side.path] = {key: number for number, key in enumerate(side.keys())}
-            while len(self._numbers) > _KEPT_NUMBERS:
-                self._numbers.popitem(last=False)
-        return self._numbers[side.path]
+
+@lru_cache(64)
+def _numbers_of(side: ShardIndex) -> dict[str, int]:
+    return {key: number for number, key in enumerate(side.keys())}
 
 
 def find_stored(
@@ -99,14 +83,8 @@ def find_stored(
 ) -> StoredOutputs | None:
     """The stored outputs of some shards; None where nothing of that name was ever stored for any of them.
 
-    Args:
-        name: of the output.
-        fingerprint: asked only where something of that name was stored: weights take a while to hash.
-        indexes: of the shards.
-        where: as in ``base_folder``.
-
-    Raises:
-        UserError: they were made with other weights or another transform, or for a part of the shards only.
+    The fingerprint is asked for only where something was: weights take a while to hash. What was made with other weights or another
+    transform, or for a part of the shards only, is a ``UserError``.
     """
     if where is None and any(is_remote(index.path) for index in indexes):
         return None  # beside a remote shard nothing can have been written
@@ -132,21 +110,23 @@ def stored_for(
     """What is stored of the frozen parts of the method that a trainer trains or scores.
 
     Looked for when a loader is made: only then a resume has its weights.
-
-    Raises:
-        UserError: it is stale or incomplete, or a callback changes the images in training.
     """
     method, callbacks = trainer.lightning_module, trainer.callbacks  # type: ignore[attr-defined]
     named = {name for source in sources for name in source.task.extras}
     indexes = [index for source in sources for index in source.indexes]
     items = method.precomputable() if isinstance(method, Method) else {}
-    found = [
-        find_stored(name, partial(item.fingerprint, transform.to_json()), indexes, where)
-        for name, item in items.items()
-        if name not in named
-    ]
+    wanted = {name: item for name, item in items.items() if name not in named}
+    stored = stored_items(wanted, transform, indexes, where)
     changing = [callback for callback in callbacks if getattr(callback, "changes_images", False)]
-    if any(found) and changing and stage == "train":
+    if stored and changing and stage == "train":
         both = f"{type(changing[0]).__name__}, which changes the images, and stored outputs of the unchanged ones"
         raise UserError("callbacks", both, "one of them", "data.precomputed=ignore computes them in training instead")
+    return stored
+
+
+def stored_items(
+    items: Mapping[str, Precomputable], transform: ImageTransform, indexes: Sequence[ShardIndex], where: str | None
+) -> list[StoredOutputs]:
+    """What is stored of some outputs for some shards."""
+    found = [find_stored(name, partial(item.fingerprint, transform.to_json()), indexes, where) for name, item in items.items()]
     return [outputs for outputs in found if outputs is not None]

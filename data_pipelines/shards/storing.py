@@ -6,8 +6,7 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning
@@ -21,7 +20,7 @@ from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import index_path
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
-from data_pipelines.shards.stored import base_folder, find_stored, folder_of, stem_of
+from data_pipelines.shards.stored import base_folder, folder_of, stem_of, stored_items
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.errors import UserError, locating
@@ -36,24 +35,8 @@ from umm_zoo.training.trainer import quieten
 _TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
-@dataclass
-class Stored:
-    """What was written for one name."""
-
-    samples: int = 0
-    left_out: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    folders: set[str] = field(default_factory=set)
-
-
 def store_outputs(arguments: argparse.Namespace) -> None:
-    """What ``python -m data_pipelines.precompute`` does; see there.
-
-    Raises:
-        UserError: the experiment cannot be built, names nothing that can be stored, or changes its images in training; or a shard
-            cannot be read.
-    """
+    """What ``python -m data_pipelines.precompute`` does."""
     with locating(arguments.experiment):
         data, method = _build(arguments)
         items = method.precomputable()
@@ -64,11 +47,7 @@ def store_outputs(arguments: argparse.Namespace) -> None:
         if not items:
             raise UserError("method", f"{type(method).__name__}, which has no frozen output that is worth storing here")
         for name, item in items.items():
-            report = _store(name, item, data, arguments)
-            folders = ", ".join(sorted(report.folders))
-            print(f"{name}: {report.samples:,} samples, {report.bytes / 1e6:,.1f} MB, {report.seconds:.1f} s, in {folders}")
-            if report.left_out:
-                print(f"  {report.left_out:,} samples cannot be used; training skips them and names them in data.json")
+            _store(name, item, data, arguments)
         if arguments.measure and data.sources["train"]:
             _measure(method, data, items, arguments)
 
@@ -101,55 +80,46 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
     return data, method.to(device)
 
 
-# -- storing -----------------------------------------------------------------------------------------------------------------
-
-
-def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.Namespace) -> Stored:
-    """Store one output for the shards of training and validation."""
-    report, fingerprint = Stored(), item.fingerprint(data.transform.to_json())
+def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.Namespace) -> None:
+    """Store one output for the shards of training and validation, and report."""
+    fingerprint, began = item.fingerprint(data.transform.to_json()), time.monotonic()
+    places: dict[Path, None] = {}  # shards of both are stored once
+    left_out = 0
     for stage in (stage for stage, sources in data.sources.items() if sources):
-        reader = SampleReader(stage, data.open(stage), data.transform, False, data.cache)
+        reader, first = SampleReader(stage, data.open(stage), data.transform, False, data.cache), 0
         with progress_bar(f"{name} ({stage})", len(reader)) as advance:
-            first = 0
             for _, index in reader.shards:
                 folder = folder_of(base_folder(index.path, data.stored_folder()), name, fingerprint)
-                report.folders.add(str(folder))
                 place = folder / f"{stem_of(index)}-000000.tar"
-                if place.is_file() and index_path(place).is_file():
-                    report.samples += len(load_index(str(place)))
-                    advance(len(index))
-                else:
-                    began = time.monotonic()
-                    outputs = _outputs(name, item, reader, range(first, first + len(index)), arguments, advance)
-                    _store_shard(name, folder, index, outputs, report)
-                    report.seconds += time.monotonic() - began
-                report.bytes += place.stat().st_size if place.is_file() else 0
+                if not (place.is_file() and index_path(place).is_file()):
+                    samples = range(first, first + len(index))
+                    left_out += _store_shard(name, folder, index, _outputs(name, item, reader, samples, arguments))
+                advance(len(index))
                 first += len(index)
-    return report
+                places[place] = None
+    count, size = sum(len(load_index(str(place))) for place in places), sum(place.stat().st_size for place in places)
+    folders = ", ".join(sorted({str(place.parent) for place in places}))
+    print(f"{name}: {count:,} samples, {size / 1e6:,.1f} MB, {time.monotonic() - began:.1f} s, in {folders}")
+    if left_out:
+        print(f"  {left_out:,} samples cannot be used; training skips them and names them in data.json")
 
 
-def _store_shard(name: str, folder: Path, index: ShardIndex, outputs: Iterator[bytes | None], report: Stored) -> None:
-    """Store the output of each sample of a shard; None is left out."""
+def _store_shard(name: str, folder: Path, index: ShardIndex, outputs: Iterator[bytes | None]) -> int:
+    """Store the output of each sample of a shard; None is left out. Returns how many were."""
     with IndexedShardWriter(folder, stem_of(index), sys.maxsize) as writer:
         for number, output in enumerate(outputs):
-            if output is None:  # training meets it too, and says why
-                report.left_out += 1
-            else:
+            if output is not None:
                 writer.write({"__key__": index.key(number), f"{name}.npy": output})
-        report.samples += writer.summary.samples
+        left_out = len(index) - writer.summary.samples
         if not writer.summary.samples:
             writer.write({"__key__": "none", f"{name}.none": b""})  # a shard without one usable sample was looked at, too
+    return left_out
 
 
 def _outputs(
-    name: str,
-    item: Precomputable,
-    reader: SampleReader,
-    samples: range,
-    arguments: argparse.Namespace,
-    advance: Callable[..., None],
+    name: str, item: Precomputable, reader: SampleReader, samples: range, arguments: argparse.Namespace
 ) -> Iterator[bytes | None]:
-    """The output of each sample as the content of a ``.npy``; None where the sample cannot be used."""
+    """The output of each sample as the content of a ``.npy``; None where the sample cannot be used: training says why."""
     device = next((tensor.device for tensor in item.part.parameters()), torch.device("cpu"))
     for first in range(0, len(samples), arguments.batch_size):
         numbers = samples[first : first + arguments.batch_size]
@@ -158,7 +128,6 @@ def _outputs(
         entries = iter(_entries(name, item, raw, device) if raw.keys else ())
         for number in numbers:
             yield None if number in skipped else _npy(next(entries), arguments.half)
-        advance(len(numbers))
 
 
 @torch.no_grad()
@@ -188,20 +157,14 @@ def _read(reader: SampleReader, numbers: Sequence[int]) -> RawBatch:
     return raw
 
 
-# -- the gain ----------------------------------------------------------------------------------------------------------------
-
-
 def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], arguments: argparse.Namespace) -> None:
     """Time reading, forward and backward with and without what is stored, in turns, so that a busy machine slows both alike."""
-    sources, transform = data.open("train"), data.transform
+    sources = data.open("train")
     indexes = [index for source in sources for index in source.indexes]
-    found = [
-        find_stored(name, lambda item=item: item.fingerprint(transform.to_json()), indexes, data.stored_folder())  # type: ignore[misc]
-        for name, item in items.items()
-    ]
+    stored = stored_items(items, data.transform, indexes, data.stored_folder())
     readers = {
-        reads_stored: SampleReader("train", sources, transform, True, data.cache, stored)
-        for reads_stored, stored in ((False, []), (True, [outputs for outputs in found if outputs is not None]))
+        reads_stored: SampleReader("train", sources, data.transform, True, data.cache, stored if reads_stored else ())
+        for reads_stored in (False, True)
     }
     size = min(data.batch_size, arguments.batch_size)
     device = next(method.parameters()).device

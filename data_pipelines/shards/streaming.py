@@ -7,6 +7,7 @@ out, and a resume is approximate. ``python -m data_pipelines.index`` makes an in
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -26,14 +27,11 @@ NOTE = (
     "data: these shards are streamed without an index: samples are shuffled within a buffer, and a resume is approximate (it goes "
     "on with whole shards; some samples come again); `python -m data_pipelines.index SHARD…` and ShardData make both exact"
 )
-_noted = False
 
 
+@cache
 def _note_once() -> None:
-    global _noted
-    if not _noted:
-        log.warning(NOTE)
-        _noted = True
+    log.warning(NOTE)
 
 
 class StreamData(ShardModule):
@@ -43,17 +41,8 @@ class StreamData(ShardModule):
     stream without a shard is refused.
 
     Args:
-        train: training sources by name.
-        val: validation sources by name.
-        image_size: edge of input images.
-        batch_size: global batch, per optimiser step.
-        val_batch_size: per rank.
-        num_workers: processes that read and decode ahead, per rank.
+        train, val, image_size, batch_size, val_batch_size, num_workers, max_skips, seed, resize, target_size: as in ``ShardData``.
         buffer: samples among which the next is drawn.
-        max_skips: bad samples after which the run stops.
-        seed: chooses the order.
-        resize: how images become square.
-        target_size: edge of images to generate; ``image_size`` where None.
 
     Raises:
         UserError: a size is not positive, or a source has a weight.
@@ -104,11 +93,7 @@ class StreamData(ShardModule):
         super().setup(stage)
 
     def train_dataloader(self) -> BatchLoader[StreamedBatch]:
-        """Endless batches, from where a checkpoint got to.
-
-        Raises:
-            UserError: fewer shards than ranks x workers, or a batch that cannot be shared out.
-        """
+        """Endless batches, from where a checkpoint got to."""
         if not self.sources["train"]:
             raise UserError("data.train", "no source", "at least one to train on")
         _note_once()

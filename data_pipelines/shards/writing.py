@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from data_pipelines.shards.indexing import index_path, index_tar, write_json
 
@@ -47,15 +47,11 @@ class IndexedShardWriter:
             raise ValueError(f"shard name: found {name!r}, expected a plain file name without / and %")
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard: found {samples_per_shard}, expected 1 or more")
-        self.out = Path(out)
-        self.name = name
-        self.samples_per_shard = samples_per_shard
-        self.first_shard = first_shard
+        self.out, self.name, self.samples_per_shard = Path(out), name, samples_per_shard
         self.summary = WriteSummary()
         self._keys: set[str] = set()
-        self._stream: IO[bytes] | None = None
-        self._temporary: Path | None = None
-        self._writer: Any = None
+        self._tar: Any = None
+        self._number, self._count = first_shard, 0
 
     def __enter__(self) -> IndexedShardWriter:
         return self
@@ -63,8 +59,14 @@ class IndexedShardWriter:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
-        else:
-            self._discard()
+        elif self._tar is not None:
+            self._tar.close()
+            self._tar.stream.close()
+            self._partial.unlink(missing_ok=True)
+
+    @property
+    def _partial(self) -> Path:
+        return self.out / f".{self.name}-{self._number:06d}.tar.partial"
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Write one sample.
@@ -84,21 +86,35 @@ class IndexedShardWriter:
         members = {extension: self._encode(key, extension, value) for extension, value in sample.items() if extension != "__key__"}
         if not members:
             raise ValueError(f"{self.name}: the sample {key!r} has no members")
-        if self._writer is None:
-            self._open()
-        self._writer.write({"__key__": key, **members})
+        if self._count == self.samples_per_shard:
+            self.close()
+        if self._tar is None:
+            from webdataset import TarWriter  # slow to import, and reading an index does not need it
+
+            self.out.mkdir(parents=True, exist_ok=True)
+            stream = open(self._partial, "wb")  # noqa: SIM115 - closed with the shard
+            pax = "PAX_FORMAT"  # long keys need it
+            self._tar = TarWriter(stream, user=_OWNER, group=_OWNER, encoder=False, mtime=0, format=pax)
+        self._tar.write({"__key__": key, **members})
         self._keys.add(key)
+        self._count += 1
         self.summary.samples += 1
         self.summary.members.update(members.keys())
-        row = sample.get("json")
-        if isinstance(row, Mapping):
+        if isinstance(row := sample.get("json"), Mapping):
             self.summary.kinds[str(row.get("kind", ""))] += 1
 
     def close(self) -> None:
         """Finish the last shard. Writing no sample at all leaves no file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar.stream.close()
+        index, final = index_tar(self._partial), self.out / f"{self.name}-{self._number:06d}.tar"
+        index_path(final).unlink(missing_ok=True)  # an old one must not stand beside a new tar, not even for a moment
+        os.replace(self._partial, final)
+        write_json(index_path(final), index)
+        self.summary.shards.append(final)
+        self._tar, self._number, self._count = None, self._number + 1, 0
 
     def _encode(self, key: str, extension: str, value: Any) -> bytes:
         if isinstance(value, bytes):
@@ -110,58 +126,9 @@ class IndexedShardWriter:
         found = f"member {extension!r} of {key!r} is {type(value).__name__}"
         raise ValueError(f"{self.name}: {found}, expected bytes, text, or a dict as json")
 
-    def _open(self) -> None:
-        from webdataset import ShardWriter  # slow to import, and reading an index does not need it
-
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._writer = ShardWriter(
-            f"{self.name}-%06d.tar",
-            maxcount=self.samples_per_shard,
-            start_shard=self.first_shard,
-            maxsize=float("inf"),
-            post=self._finish,
-            verbose=0,
-            opener=self._open_stream,
-            encoder=False,
-            mtime=0,
-            user=_OWNER,
-            group=_OWNER,
-            format="PAX_FORMAT",  # long keys need it
-        )
-
-    def _open_stream(self, file_name: str) -> IO[bytes]:
-        self._temporary = self.out / f".{file_name}.partial"
-        self._stream = open(self._temporary, "wb")  # noqa: SIM115 - closed by _finish or _discard
-        return self._stream
-
-    def _finish(self, file_name: str) -> None:
-        assert self._stream is not None and self._temporary is not None
-        self._stream.close()
-        final = self.out / file_name
-        index = index_tar(self._temporary)
-        # An old index must not stand beside a new tar, not even for a moment.
-        index_path(final).unlink(missing_ok=True)
-        os.replace(self._temporary, final)
-        write_json(index_path(final), index)
-        self._stream = self._temporary = None
-        self.summary.shards.append(final)
-
-    def _discard(self) -> None:
-        if self._writer is not None and self._writer.tarstream is not None:
-            self._writer.tarstream.close()  # or its destructor would write into the closed file
-        if self._stream is not None:
-            self._stream.close()
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
-        self._writer = self._stream = self._temporary = None
-
 
 def write_shards(samples: Iterable[Mapping[str, Any]], out: str | Path, name: str, samples_per_shard: int = 1000) -> WriteSummary:
-    """Write all samples with an `IndexedShardWriter` and say what was written.
-
-    Raises:
-        ValueError: a sample or an argument is not usable; complete shards written before it stay.
-    """
+    """Write all samples with an `IndexedShardWriter` and say what was written; complete shards stay if a sample is not usable."""
     with IndexedShardWriter(out, name, samples_per_shard) as writer:
         for sample in samples:
             writer.write(sample)

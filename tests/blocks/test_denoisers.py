@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.references.ross_reference import denoise, denoiser_weights, position_vector, time_vector
-from tools.import_ross import head_from_release
+from tools.ross_weights import head_from_release
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import AttentionRegressionHead, DenoiserHead, MLPRegressionHead
 from umm_zoo.blocks.transformer import as_map, as_tokens, position_table, time_embedding

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, photo, same_files, samples_in
+from converter_parts import convert, error_of, photo, samples_in
 from PIL import Image
 
 from data_pipelines.converters import image_folder
@@ -55,27 +55,6 @@ def test_damaged_files_are_left_out_and_named(tmp_path, capsys):
     assert "dog/1.png: image cannot be decoded" in capsys.readouterr().out
 
 
-def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    photos(tmp_path / "in", {"cat": 6, "dog": 6})
-    arguments = ("--val-share", 0, "--photos-per-shard", 5)
-    convert(image_folder, tmp_path / "in", tmp_path / "whole", *arguments)
-    encode, calls = image_folder.encode, []
-
-    def interrupted(path, size):
-        calls.append(path)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return encode(path, size)
-
-    monkeypatch.setattr(image_folder, "encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        convert(image_folder, tmp_path / "in", tmp_path / "out", *arguments)
-    assert len(list((tmp_path / "out/train").iterdir())) == 2  # one tar with its index, no half one
-    monkeypatch.setattr(image_folder, "encode", encode)
-    convert(image_folder, tmp_path / "in", tmp_path / "out", *arguments)
-    assert same_files(tmp_path / "whole/train", tmp_path / "out/train") == 2 * 6
-
-
 def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
     photos(tmp_path / "in", {"cat": 2}, (40, 20))
     photos(tmp_path / "in", {"dog": 2}, (8, 8))
@@ -95,6 +74,7 @@ def test_shrinking_keeps_the_aspect_ratio_and_never_enlarges(tmp_path):
         (["two", "out", "--val-share", "1"], "--val-share: found 1,"),
         (["two", "out", "--image-size", "0"], "--image-size: found 0"),
         (["two"], "the following arguments are required: OUT"),
+        (["two", "out", "--names", "full/mine.txt"], "full/mine.txt: cannot be parsed"),
     ],
 )
 def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):

@@ -6,7 +6,7 @@ import pytest
 from test_shards import data_of, fit, png, write_tar
 
 from data_pipelines.shards.data import ShardSource
-from data_pipelines.shards.ledger import Ledger, Skip, SourceCount
+from data_pipelines.shards.ledger import Ledger, Skip
 from umm_zoo.errors import UserError
 
 
@@ -124,14 +124,17 @@ def test_duplicate_keys_are_read_once(tmp_path):
     assert batch.answers() == ["3"] and data_of(tmp_path / "a.tar").stream.num_samples == 1
 
 
-def test_a_shard_replaced_during_the_run_stops_it_with_its_name(tmp_path):
-    write_tar(tmp_path / "a.tar", {f"k{n}": sample(n) for n in range(4)})
-    loader = iter(data_of(tmp_path / "a.tar", batch_size=2).train_dataloader())
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.processes)])
+def test_a_shard_replaced_during_the_run_stops_it_and_the_error_of_a_worker_arrives_whole(tmp_path, workers):
+    write_tar(tmp_path / "a.tar", {f"k{n}": sample(n) for n in range(40)})
+    loader = iter(data_of(tmp_path / "a.tar", batch_size=2, num_workers=workers).train_dataloader())
     next(loader)
-    size = (tmp_path / "a.tar").stat().st_size
-    (tmp_path / "a.tar").write_bytes(bytes(size))
-    with pytest.raises(ValueError, match=r"a\.tar: the tar holds no member 'k\d.*data_pipelines\.index"):
-        [next(loader) for _ in range(3)]
+    (tmp_path / "a.tar").write_bytes(bytes((tmp_path / "a.tar").stat().st_size))
+    with pytest.raises(UserError) as caught:
+        [next(loader) for _ in range(9)]
+    [problem] = caught.value.problems
+    assert problem.where == f"data: {tmp_path}/a.tar" and problem.found.startswith("the tar holds no member 'k")
+    assert problem.hint == f"`python -m data_pipelines.index {tmp_path}/a.tar` makes a new index"
 
 
 def test_ranks_write_their_own_files_and_rank_zero_puts_them_together(tmp_path):
@@ -141,7 +144,7 @@ def test_ranks_write_their_own_files_and_rank_zero_puts_them_together(tmp_path):
         assert ledger.add(Skip("train", "a", "x.tar", f"key{rank}", "broken", 5 - rank))
         assert not ledger.add(Skip("train", "a", "x.tar", f"key{rank}", "broken", 5 - rank))
     (tmp_path / "data.skips.1.jsonl").open("a").write('{"stage": "tr')  # killed while writing
-    ledgers[1].write(99, {"a": SourceCount(9, 9)}, {})
+    ledgers[1].write(99, {"a": (9, 9)}, {})
     assert not (tmp_path / "data.json").exists()
-    ledgers[0].write(99, {"a": SourceCount(9, 9)}, {})
+    ledgers[0].write(99, {"a": (9, 9)}, {})
     assert [skip["key"] for skip in json.loads((tmp_path / "data.json").read_text())["train"]["a"]["skips"]] == ["key1", "key0"]

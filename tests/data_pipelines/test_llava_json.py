@@ -162,7 +162,7 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
         image(tmp_path / f"images/{number}.jpg")
     convert(tmp_path, rows, "--rows-per-shard", 3)
     (tmp_path / "out").rename(tmp_path / "whole")
-    reading, calls = llava_json.read_image, []
+    reading, calls = llava_json.image_members, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -170,7 +170,7 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
             raise KeyboardInterrupt
         return reading(*arguments)
 
-    monkeypatch.setattr(llava_json, "read_image", interrupted)
+    monkeypatch.setattr(llava_json, "image_members", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path, rows, "--rows-per-shard", 3)
     convert(tmp_path, rows, "--rows-per-shard", 3)
@@ -182,7 +182,7 @@ def test_a_conversion_stopped_in_its_first_shard_goes_on(tmp_path, monkeypatch):
     rows = [row("What?", "that", image="a.jpg")]
     image(tmp_path / "images/a.jpg")
     with monkeypatch.context() as patch:
-        patch.setattr(llava_json, "read_image", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(llava_json, "image_members", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             convert(tmp_path, rows)
     (tmp_path / "out/train").mkdir(exist_ok=True)

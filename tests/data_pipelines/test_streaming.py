@@ -57,8 +57,8 @@ def test_progress_counts_only_shards_that_were_delivered_whole(world):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
-def test_training_streams_says_so_once_and_resumes_approximately(world, tmp_path, workers, caplog, monkeypatch):
-    monkeypatch.setattr(streaming, "_noted", False)
+def test_training_streams_says_so_once_and_resumes_approximately(world, tmp_path, workers, caplog):
+    streaming._note_once.cache_clear()
 
     def data(**options):
         source = ShardSource(str(world))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.references.ross_reference import denoise, denoiser_weights
-from tools import import_ross
+from tools import import_ross, ross_weights
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import position_table
 from umm_zoo.experiment.build import build
@@ -51,19 +51,19 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def test_round_trip_is_exact(dtype):
     frozen = ("model.vision_tower.", "model.pixel_decoder.")
     state = {name: tensor.to(dtype) for name, tensor in full_checkpoint().items() if not name.startswith(frozen)}
-    imported = import_ross.import_state(import_ross.sort_parts(state))
-    assert equal(import_ross.export_state(imported), state)
+    imported = ross_weights.import_state(ross_weights.sort_parts(state))
+    assert equal(ross_weights.export_state(imported), state)
     assert len(imported) == 43 + 4 + 4
 
 
 def test_sizes_are_read_from_the_shapes():
-    head = import_ross.head_from_release(denoiser(width=48, depth=2, grid=4), "model.mm_inv_projector.net.")
+    head = ross_weights.head_from_release(denoiser(width=48, depth=2, grid=4), "model.mm_inv_projector.net.")
     assert (head.condition_dim, head.grid, head.channels, head.width, len(head.blocks)) == (24, 4, 8, 48, 2)
     assert head.blocks[0].attention.heads == 16
 
 
 def test_full_checkpoint_is_sorted_into_its_parts():
-    release = import_ross.sort_parts(full_checkpoint())
+    release = ross_weights.sort_parts(full_checkpoint())
     assert (len(release.head), len(release.projector), len(release.tower), len(release.codec)) == (43, 4, 1, 1)
     assert set(release.language) == {
         "model.embed_tokens.weight",
@@ -75,10 +75,10 @@ def test_full_checkpoint_is_sorted_into_its_parts():
 
 def test_unknown_names_are_listed():
     with pytest.raises(ValueError, match=r"2 names that no part .*: model\.mm_other\.weight, model\.visual\.bias"):
-        import_ross.sort_parts(full_checkpoint() | {"model.visual.bias": torch.ones(1), "model.mm_other.weight": torch.ones(1)})
+        ross_weights.sort_parts(full_checkpoint() | {"model.visual.bias": torch.ones(1), "model.mm_other.weight": torch.ones(1)})
     extra = denoiser() | {"model.mm_inv_projector.net.blocks.0.attn.q_norm.weight": torch.ones(2)}
     with pytest.raises(ValueError, match=r"1 unknown tensors: blocks\.0\.attn\.q_norm\.weight"):
-        import_ross.import_state(import_ross.sort_parts(extra))
+        ross_weights.import_state(ross_weights.sort_parts(extra))
 
 
 def test_missing_names_are_listed():
@@ -86,9 +86,9 @@ def test_missing_names_are_listed():
     for name in ("blocks.1.mlp.fc1.bias", "t_embedder.mlp.0.weight"):
         del state[f"model.mm_inv_projector.net.{name}"]
     with pytest.raises(ValueError, match=r"2 tensors are missing: blocks\.1\.mlp\.fc1\.bias, t_embedder\.mlp\.0\.weight"):
-        import_ross.import_state(import_ross.sort_parts(state))
+        ross_weights.import_state(ross_weights.sort_parts(state))
     with pytest.raises(ValueError, match=r"mm_projector: 1 tensors are missing: 2\.bias"):
-        import_ross.sort_parts({k: v for k, v in projector().items() if not k.endswith("2.bias")})
+        ross_weights.sort_parts({k: v for k, v in projector().items() if not k.endswith("2.bias")})
 
 
 def test_gaps_in_the_language_model_are_listed():
@@ -96,32 +96,32 @@ def test_gaps_in_the_language_model_are_listed():
     layers = {f"model.layers.{i}.{n}.weight": torch.ones(2) for i in (0, 2) for n in ("mlp.up_proj", "self_attn.q_proj")}
     state = {"model.embed_tokens.weight": torch.ones(2), "model.norm.weight": torch.ones(2)} | layers
     with pytest.raises(ValueError, match=r"2 tensors are missing: model\.layers\.1\.mlp\.up_proj\.weight, model\.layers\.1\.self"):
-        import_ross.sort_parts(state)
+        ross_weights.sort_parts(state)
     del state["model.norm.weight"], state["model.layers.2.mlp.up_proj.weight"], state["model.layers.2.self_attn.q_proj.weight"]
     with pytest.raises(ValueError, match=r"language model: 1 tensors are missing: model\.norm\.weight"):
-        import_ross.sort_parts(state)
+        ross_weights.sort_parts(state)
 
 
 def test_wrong_shapes_are_refused():
     state = denoiser() | {"model.mm_inv_projector.net.blocks.2.mlp.fc1.weight": torch.zeros(64, 32)}
     with pytest.raises(ValueError, match=r"blocks\.2\.mlp\.fc1\.weight: found \[64, 32\], expected \[128, 32\]"):
-        import_ross.import_state(import_ross.sort_parts(state))
+        ross_weights.import_state(ross_weights.sort_parts(state))
 
 
 @pytest.mark.parametrize("name", ["pos_embed", "ln_pre.weight"])
 def test_other_denoiser_is_refused(name):
     with pytest.raises(ValueError, match="the release's other denoiser"):
-        import_ross.sort_parts(denoiser() | {f"model.mm_inv_projector.{name}": torch.ones(1)})
+        ross_weights.sort_parts(denoiser() | {f"model.mm_inv_projector.{name}": torch.ones(1)})
 
 
 def test_report_compares_positions_and_says_what_is_absent():
     state = denoiser()
     state["model.mm_inv_projector.net.pos_embed"] = position_table(3, 32).float()[None].clone()
     state["model.mm_inv_projector.net.pos_embed"][0, 4, 5] += 0.25
-    lines = import_ross.describe(import_ross.sort_parts(state))
+    lines = import_ross.describe(ross_weights.sort_parts(state))
     assert "condition 24, width 32, 8 channels, 9 tokens, depth 3, heads 16" in lines[0]
     assert lines[1].endswith("table 0.25") and "projector: none" in lines[2]
-    assert "denoiser: none" in import_ross.describe(import_ross.sort_parts(projector()))[0]
+    assert "denoiser: none" in import_ross.describe(ross_weights.sort_parts(projector()))[0]
 
 
 def test_two_files_of_stage_one(tmp_path):

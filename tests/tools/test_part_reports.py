@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines.shapes import main as make_shapes
 from tools import probe_parts, show_parts, update_readme
-from tools.probe import image_states, part_features
+from tools.probing import part_features
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.llava import LlavaBackbone
@@ -66,7 +66,7 @@ def test_rows_of_other_parts_are_kept_where_the_settings_are_the_same(tmp_path: 
 
 def test_image_states_are_what_enters_and_leaves_the_language_model() -> None:
     model, images = llava(), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    entering, grid = image_states(model, images, 0)
+    entering, grid = part_features(model, images, 0)
     torch.testing.assert_close(entering, model.encode_images(images))
     leaving, _ = part_features(model, images, -1)
     assert grid == (4, 4) and leaving.shape == (2, 16, 24)
@@ -74,7 +74,7 @@ def test_image_states_are_what_enters_and_leaves_the_language_model() -> None:
     inputs = model.embed([prompt, prompt], images, [1, 1])
     torch.testing.assert_close(leaving, model(inputs).hidden[inputs.image_mask].view(2, 16, 24))
     with pytest.raises(ValueError, match=r"expected 0 .* and -1"):
-        image_states(model, images, -2)
+        part_features(model, images, -2)
 
 
 def test_one_vector_is_laid_into_the_block_of_each_cell() -> None:

@@ -1,19 +1,10 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
+from tools import probing
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch
-
-_spec = importlib.util.spec_from_file_location("probe_tool", Path(__file__).parents[2] / "tools" / "probe.py")
-probe_tool = importlib.util.module_from_spec(_spec)
-import sys  # noqa: E402
-
-sys.modules["probe_tool"] = probe_tool  # dataclasses look their module up
-_spec.loader.exec_module(probe_tool)
 
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
 
@@ -34,25 +25,25 @@ def batch(rows: int = 200, informative: bool = True) -> Batch:
 
 
 def test_pixels_carry_what_is_drawn() -> None:
-    result = probe_tool.probe(None, [batch()], "colour", -1, CELLS)
+    result = probing.probe(None, [batch()], "colour", -1, CELLS)
     assert result.linear == result.mlp == 1.0
     assert result.num_test == 50 and result.num_train == 150 and 0.5 <= result.chance < 0.7
 
 
 def test_what_is_not_drawn_stays_at_chance() -> None:
-    result = probe_tool.probe(None, [batch(400, informative=False)], "colour", -1, CELLS)
+    result = probing.probe(None, [batch(400, informative=False)], "colour", -1, CELLS)
     assert result.mlp < 0.7
 
 
 def test_attributes_of_the_scene() -> None:
-    assert probe_tool.probe(None, [batch()], "background", -1, CELLS, hidden=0).linear == 1.0
+    assert probing.probe(None, [batch()], "background", -1, CELLS, hidden=0).linear == 1.0
 
 
 def test_cells_get_their_own_tokens() -> None:
     tokens = torch.arange(16.0).reshape(1, 16, 1)
     expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert probe_tool.cell_features(tokens, (4, 4), 2)[0].tolist() == expected
-    assert probe_tool.cell_features(tokens, (4, 4), 3).shape == (1, 9, 1)  # does not divide: averages
+    assert probing.cell_features(tokens, (4, 4), 2)[0].tolist() == expected
+    assert probing.cell_features(tokens, (4, 4), 3).shape == (1, 9, 1)  # does not divide: averages
 
 
 def test_encoders_and_codecs_are_read() -> None:
@@ -60,21 +51,21 @@ def test_encoders_and_codecs_are_read() -> None:
         "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": 8, "patch_size": 4,
     }  # fmt: skip
-    tokens, grid = probe_tool.part_features(CLIPVisionFeatures.from_config(vision), torch.zeros(2, 3, 8, 8), -2)
+    tokens, grid = probing.part_features(CLIPVisionFeatures.from_config(vision), torch.zeros(2, 3, 8, 8), -2)
     assert tokens.shape == (2, 4, 8) and tuple(grid) == (2, 2)
     codec = KLCodec.from_config({"latent_channels": 3, "block_out_channels": [8], "norm_num_groups": 4})
-    latents, grid = probe_tool.part_features(codec, torch.zeros(2, 3, 8, 8), -1)
+    latents, grid = probing.part_features(codec, torch.zeros(2, 3, 8, 8), -1)
     assert latents.shape == (2, 64, 3) and grid == (8, 8)
 
 
 def test_the_same_probe_twice_gives_the_same_number() -> None:
     data = [batch(120)]
-    first, second = (probe_tool.probe(None, data, "colour", -1, CELLS, steps=50) for _ in range(2))
+    first, second = (probing.probe(None, data, "colour", -1, CELLS, steps=50) for _ in range(2))
     assert first == second
 
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="found 'color', expected \\['background', 'cell', 'colour'\\]"):
-        probe_tool.probe(None, [batch()], "color", -1, CELLS)
+        probing.probe(None, [batch()], "color", -1, CELLS)
     with pytest.raises(ValueError, match="expected 40 or more"):
-        probe_tool.probe(None, [batch(10)], "colour", -1, CELLS)
+        probing.probe(None, [batch(10)], "colour", -1, CELLS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.file import TARGET
+from umm_zoo.experiment.types import TARGET
 from umm_zoo.training.finished_run import FinishedRun
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ def check(experiment: Experiment) -> None:
     Raises:
         UserError: with every problem found.
     """
-    experiment.use_folders()
     importlib.invalidate_caches()
     problems: list[Problem] = []
     for path, node, kind in slots_of(experiment):

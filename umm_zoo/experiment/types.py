@@ -20,6 +20,8 @@ TARGET = "_target_"
 ClassOf = Callable[[Mapping[str, Any]], type | None]
 
 _PLAIN = {str: "text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null", Path: "a path"}
+#: What YAML gives where one of these is wanted.
+_PLAIN_VALUES: dict[Any, Any] = {str: str, bool: bool, int: int, float: (int, float), type(None): type(None), Path: str}
 
 
 def is_node(value: Any) -> bool:
@@ -80,38 +82,46 @@ def mismatches(value: Any, hint: Any, where: str, class_of: ClassOf = lambda nod
     hint = strip(hint)
     if hint in (Any, inspect.Parameter.empty, object) or isinstance(hint, (TypeVar, str)):
         return []
-    origin, inner = get_origin(hint), get_args(hint)
-    wrong = [Problem(where, describe(value), describe_slot(hint), did_you_mean(_hint_for(value, hint)))]
-    if origin in (Union, types.UnionType):
-        return _union_mismatches(value, inner, where, class_of, wrong)
-    if is_node(value):
+    if get_origin(hint) in (Union, types.UnionType):
+        outcomes = [mismatches(value, part, where, class_of) for part in get_args(hint)]
+        if [] in outcomes:
+            return []
+        for outcome in outcomes:
+            if outcome[0].where != where:  # of what stands inside a container: the container itself was right
+                return outcome
+    elif is_node(value):
         kind = class_of(value)
-        return [] if kind is None or _holds(hint, kind) else wrong
-    if origin is Literal:
-        return [] if any(value == option and type(value) is type(option) for option in inner) else wrong
-    kind = origin or hint
-    if kind is tuple:
-        return _tuple_mismatches(value, inner, where, class_of, wrong)
-    if _is_mapping(kind) or is_typeddict(kind):
-        if not isinstance(value, Mapping):
-            return wrong
-        slot = inner[1] if len(inner) == 2 else Any
-        return [p for key, v in value.items() if v is not None for p in mismatches(v, slot, f"{where}.{key}", class_of)]
-    if _is_sequence(kind):
-        if not isinstance(value, list):
-            return wrong
-        return [p for i, v in enumerate(value) for p in mismatches(v, inner[0] if inner else Any, f"{where}[{i}]", class_of)]
-    if kind in (bool, str, type(None)):
-        return [] if isinstance(value, kind) else wrong
-    if kind is Path or getattr(kind, "__name__", "") == "PathLike":
-        return [] if isinstance(value, str) else wrong
-    if kind is int:
-        return [] if isinstance(value, int) and not isinstance(value, bool) else wrong
-    if kind is float:
-        return [] if isinstance(value, (int, float)) and not isinstance(value, bool) else wrong
-    if is_named_tuple(kind):
-        return [] if isinstance(value, list) and len(value) == len(kind._fields) else wrong
-    return wrong if inspect.isclass(kind) or kind is collections.abc.Callable else []
+        if kind is None or _holds(hint, kind):
+            return []
+    elif (elements := _elements(value, hint)) is not None:
+        return [p for path, element, slot in elements for p in mismatches(element, slot, f"{where}{path}", class_of)]
+    return [Problem(where, describe(value), describe_slot(hint), did_you_mean(_hint_for(value, hint)))]
+
+
+def _elements(value: Any, hint: Any) -> list[tuple[str, Any, Any]] | None:
+    """Path, value and slot of what stands inside a value; none where it is plain, None where it does not fit itself."""
+    inner, kind = get_args(hint), get_origin(hint) or hint
+    slots: list[Any] = [inner[0] if inner else Any] * len(value) if isinstance(value, list) else []
+    if kind in _PLAIN_VALUES or getattr(kind, "__name__", "") == "PathLike":
+        fits = isinstance(value, _PLAIN_VALUES.get(kind, str)) and (kind is bool or not isinstance(value, bool))
+    elif kind is Literal:
+        fits = any(value == option and type(value) is type(option) for option in inner)
+    elif kind is tuple or _is_sequence(kind):
+        if kind is tuple and inner and Ellipsis not in inner:
+            slots = list(inner)
+        fits = isinstance(value, list) and len(slots) == len(value)
+    elif is_named_tuple(kind):
+        fits, slots = isinstance(value, list) and len(value) == len(kind._fields), []
+    elif _is_mapping(kind) or is_typeddict(kind):
+        if isinstance(value, Mapping):
+            slot = inner[1] if len(inner) == 2 else Any
+            return [(f".{key}", element, slot) for key, element in value.items() if element is not None]
+        fits = False
+    else:
+        fits = not inspect.isclass(kind) and kind is not collections.abc.Callable
+    if not fits:
+        return None
+    return [(f"[{i}]", element, slot) for i, (element, slot) in enumerate(zip(value, slots, strict=True))] if slots else []
 
 
 def strip(hint: Any) -> Any:
@@ -140,25 +150,6 @@ def branch_for(value: Any, hint: Any) -> Any:
 def is_named_tuple(kind: Any) -> bool:
     """Whether ``kind`` is a class made by ``NamedTuple``."""
     return inspect.isclass(kind) and issubclass(kind, tuple) and hasattr(kind, "_fields")
-
-
-def _union_mismatches(value: Any, parts: tuple[Any, ...], where: str, class_of: ClassOf, wrong: list[Problem]) -> list[Problem]:
-    outcomes = [mismatches(value, part, where, class_of) for part in parts]
-    if any(not outcome for outcome in outcomes):
-        return []
-    # what stands inside a container is the better message: the container itself was right
-    return next((outcome for outcome in outcomes if outcome[0].where != where), wrong)
-
-
-def _tuple_mismatches(value: Any, inner: tuple[Any, ...], where: str, class_of: ClassOf, wrong: list[Problem]) -> list[Problem]:
-    if not isinstance(value, list):
-        return wrong
-    if not inner:
-        return []
-    slots = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
-    if len(slots) != len(value):
-        return wrong
-    return [p for i, (v, slot) in enumerate(zip(value, slots, strict=True)) for p in mismatches(v, slot, f"{where}[{i}]", class_of)]
 
 
 def _holds(hint: Any, kind: type) -> bool:

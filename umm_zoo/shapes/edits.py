@@ -35,14 +35,10 @@ class Edit:
     cells: tuple[str, ...] = ()
 
 
-def with_objects(scene: Scene, world: World, objects: list[Object]) -> Scene:
-    """The scene with other objects, put into reading order."""
+def _swap(scene: Scene, world: World, old: Object | None, new: Object | None) -> Scene:
+    """The scene with one object in the place of another, or one more, or one less, in reading order."""
+    objects = [item for item in (*scene.objects, new) if item is not None and item is not old]
     return replace(scene, objects=tuple(sorted(objects, key=lambda item: world.places.index(item.cell))))
-
-
-def _swap(scene: Scene, world: World, old: Object, new: Object | None) -> Scene:
-    rest = [item for item in scene.objects if item is not old]
-    return with_objects(scene, world, rest if new is None else [*rest, new])
 
 
 def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.Generator) -> Edit | None:
@@ -58,7 +54,7 @@ def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.
         # The words cannot say where the new object's mark lies, so it is always the first value, and there is no jitter.
         item = Object(shape, colour, pick(rng, world.sizes), pick(rng, free), world.marks[0])
         what = f"{with_article(full_phrase(item))} at the {item.cell}"
-        return Edit(kind, f"Add {what}.", f"add {what}", with_objects(scene, world, [*scene.objects, item]), (item.cell,))
+        return Edit(kind, f"Add {what}.", f"add {what}", _swap(scene, world, None, item), (item.cell,))
     if not scene.objects:
         return None
     item = pick(rng, scene.objects)
@@ -123,7 +119,7 @@ def make_composition(world: World, scene: Scene, other: Scene, kind: str, rng: n
         if not free:
             return None
         cell = pick(rng, free)
-        target = with_objects(scene, world, [*scene.objects, replace(guest, cell=cell)])
+        target = _swap(scene, world, None, replace(guest, cell=cell))
         words = f"ut the {guest_name} of the second image into the first image at the {cell}"
         return Edit(kind, f"P{words}.", f"p{words}", target, (cell,))
     raise ValueError(f"composition kind: found {kind!r}, expected {', '.join(COMPOSITIONS)}")

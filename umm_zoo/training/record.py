@@ -107,6 +107,9 @@ class RunRecord(Callback):
             set_random_state(self._states[trainer.global_rank])
         else:
             seed_all(self.experiment.seed + 7919 * trainer.global_rank + 104729 * trainer.global_step)
+        if self.folder is not None and trainer.is_global_zero:
+            with writing(self.folder.path):
+                self.folder.begin(self.experiment)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore once more: where a validation was due, Lightning has opened its loader since, which draws a number."""

@@ -21,7 +21,7 @@ from umm_zoo.training.report import results
 from umm_zoo.training.run_folder import RunFolder, writing
 from umm_zoo.training.setup import build_data, build_experiment
 from umm_zoo.training.signals import StopOnSignal, Stopped, answering, leave
-from umm_zoo.training.trainer import keep_rows, make_trainer, quieten
+from umm_zoo.training.trainer import keep_rows, make_trainer
 
 #: Errors of a write in the middle of a training that are the disk's.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -39,7 +39,6 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     Raises:
         UserError: whatever a user can mend, in the set-up or in mid-run.
     """
-    quieten()
     data = build_data(experiment)
     if is_main_process():
         check_data(data, experiment.file)  # before a large model is built

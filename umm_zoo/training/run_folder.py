@@ -153,7 +153,7 @@ class RunFolder:
         partial.replace(self.metrics_file)
 
     def advice(self) -> str:
-        """How to go on with a training that a mistake has ended."""
+        """How to go on with a training that an error has ended."""
         if kept := self.checkpoints.newest():
             return f"{kept} is kept; continue from it with ckpt=last"
         return f"{self.path} holds no checkpoint yet; start again"

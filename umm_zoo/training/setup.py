@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 from lightning import Callback, LightningDataModule
@@ -63,23 +62,22 @@ def build_data(experiment: Experiment) -> LightningDataModule:
     Raises:
         UserError: its constructor, or one below it, refused its arguments.
     """
-    experiment.use_folders()
     with locating(experiment.file):
         data: LightningDataModule = build(experiment.data, "data")
     for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
-        setattr(data, hook, _located(getattr(data, hook), experiment.file))
+        setattr(data, hook, _DataHook(getattr(data, hook), experiment.file))
     return data
 
 
-def _located(hook: Callable[..., Any], file: str) -> Callable[..., Any]:
-    """A hook of a data module that says of what it refuses that it is of the data."""
+class _DataHook:
+    """A hook of a data module; what it refuses is said to be of the data."""
 
-    @wraps(hook)  # by which Lightning sees whether the class has a hook of its own
-    def call(*arguments: Any, **named: Any) -> Any:
-        with locating(file, "data", REFUSALS):
-            return hook(*arguments, **named)
+    def __init__(self, hook: Callable[..., Any], file: str) -> None:
+        self.__wrapped__, self.file = hook, file  # by this name Lightning sees whether the class has a hook of its own
 
-    return call
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with locating(self.file, "data", REFUSALS):
+            return self.__wrapped__(*arguments, **named)
 
 
 def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
@@ -92,7 +90,6 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
     Raises:
         UserError: a constructor refused its arguments, a metric reads what the method does not make; the line names the node.
     """
-    experiment.use_folders()
     with locating(experiment.file):
         method: Method = build(experiment.method, "method")
         built = Built(

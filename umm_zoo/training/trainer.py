@@ -26,6 +26,16 @@ from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built
 from umm_zoo.training.sharding import FullyShardedStrategy
 
+#: Where the ``trainer`` map of an experiment is silent. Validation is counted in batches; ``--check`` prints the model's summary;
+#: ``ShardData`` shares samples out itself.
+DEFAULTS = {
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 10,
+}
+
 
 def quieten() -> None:
     """Silence Lightning's advertisements and what it says about its own internals; warnings about a run stay."""
@@ -40,36 +50,26 @@ def quieten() -> None:
 def make_trainer(
     experiment: Experiment, folder: RunFolder, built: Built, record: RunRecord, more: Sequence[Callback] = ()
 ) -> Trainer:
-    """The Lightning trainer of an experiment, with our defaults where its ``trainer`` map is silent.
-
-    Ours: loggers and checkpoints in the run folder, the latter written whole or not at all; validation counted in batches
-    (``check_val_every_n_epoch`` null); no sanity check; no model summary (``--check`` prints one); no sampler put into loaders,
-    because ``ShardData`` shares samples out itself.
+    """The Lightning trainer of an experiment; loggers and checkpoints are in the run folder, the latter whole or not there at all.
 
     Raises:
         UserError: Lightning refuses the arguments.
     """
+    quieten()
     given = build_arguments(find_target("lightning.Trainer"), experiment.trainer, "trainer")
-    callbacks: dict[str, Any] = {"record": record}
-    callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
-    callbacks |= _standing(given, folder) | built.callbacks
-    defaults: dict[str, Any] = {
-        "check_val_every_n_epoch": None,
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "log_every_n_steps": 10,
-    }
-    if isinstance(given.get("strategy"), FullyShardedStrategy):
-        defaults["inference_mode"] = False  # weights gathered in a validation are the buffers that training gathers into
     if given.get("logger", True) is True:
         given["logger"] = _loggers(folder)
+    if isinstance(given.get("strategy"), FullyShardedStrategy):
+        given.setdefault("inference_mode", False)  # weights gathered in a validation are the buffers that training gathers into
     plugins = given.pop("plugins", None) or []
     given["plugins"] = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in given["plugins"]):
         given["plugins"].append(AtomicCheckpointIO())
+    callbacks: dict[str, Any] = {"record": record}
+    callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
+    callbacks |= _standing(given, folder) | built.callbacks
     with locating(experiment.file, "trainer", (*REFUSALS, MisconfigurationException)):
-        return Trainer(**defaults | given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+        return Trainer(**DEFAULTS | given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
 
 
 def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.training.finished_run import FinishedRun
+from umm_zoo.training.ranks import join_ranks
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.setup import build_experiment
 from umm_zoo.training.trainer import quieten
@@ -67,6 +68,7 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
         enable_model_summary=False,
         default_root_dir=run.path,
     )
+    join_ranks(trainer)
     with record.judging():
         trainer.validate(built.method, datamodule=built.data, verbose=False)
     return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}

@@ -1,4 +1,4 @@
-"""A sample's image, shown and drawn again, or drawn from nothing."""
+"""A sample's image, shown and generated again, or generated out of nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_pipelines.decoding import BadSampleError
 from data_pipelines.generation_tasks import Reconstruction, Unconditional
 
 
-def test_the_image_to_be_drawn_is_input_and_target():
+def test_the_image_to_generate_is_input_and_target():
     members = {"json": json.dumps({"task": "edits", "scene": {"a": 1}, "target_scene": {"b": 2}}).encode(), "0.png": b"in", "target.png": b"out"}  # fmt: skip  # noqa: E501
     sample = Reconstruction()("key", members)
     assert sample.images == [b"out"] and sample.target == b"out"
@@ -24,6 +24,6 @@ def test_a_captioned_image_serves_too():
     assert sample.conversation == [{"role": "user", "text": "Generate an image."}]
 
 
-def test_nothing_to_draw_is_a_bad_sample():
+def test_nothing_to_generate_is_a_bad_sample():
     with pytest.raises(BadSampleError, match="no image"):
         Reconstruction()("key", {"txt": b"a dog"})

@@ -1,0 +1,49 @@
+"""Conversations and tasks: turns with markers for images, and what a row asks for.
+
+Without torch, so that commands that only handle texts start at once.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, TypedDict
+
+#: Stands in the text of a user turn where an image goes; the k-th marker of a row is the row's k-th image.
+IMAGE_MARKER = "<image>"
+
+
+class Turn(TypedDict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+Conversation = list[Turn]
+
+
+def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
+    """Split a conversation into (everything before the last assistant turn, that turn's text)."""
+    for index in range(len(conversation) - 1, -1, -1):
+        if conversation[index]["role"] == "assistant":
+            return conversation[:index], conversation[index]["text"]
+    return conversation, ""
+
+
+class Task(StrEnum):
+    """What a row asks for."""
+
+    TEXT_TO_IMAGE = "text_to_image"
+    EDIT = "edit"  #: change the one input image as an instruction says
+    COMPOSE = "compose"  #: one image of several input images
+    RECONSTRUCT = "reconstruct"  #: the input image again
+    UNCONDITIONAL = "unconditional"  #: any image
+    CAPTION = "caption"
+    QUESTION = "question"
+
+
+def task_of(num_images: int, has_target: bool) -> Task:
+    """What a row with that many input images asks for, if nothing else is said."""
+    if not has_target:
+        return Task.QUESTION
+    return Task.TEXT_TO_IMAGE if num_images == 0 else Task.EDIT if num_images == 1 else Task.COMPOSE
