@@ -97,7 +97,7 @@ def _die_at(number: int) -> None:
 
     A step is every 40th write, which is cut in half, and each flush, rename and removal.
     """
-    from umm_zoo.checkpoints import files as checkpoint_io
+    from umm_zoo.checkpoints import output
 
     done = writes = 0
 
@@ -116,7 +116,7 @@ def _die_at(number: int) -> None:
         return stepping
 
     os.replace, os.fsync, os.unlink = before(os.replace), before(os.fsync), before(os.unlink)
-    write = checkpoint_io._Output.write
+    write = output._Output.write
 
     def half(self: Any, data: Any) -> int:
         nonlocal writes
@@ -129,7 +129,7 @@ def _die_at(number: int) -> None:
         step()
         return written + write(self, data[len(data) // 2 :])
 
-    checkpoint_io._Output.write = half  # type: ignore[method-assign]
+    output._Output.write = half  # type: ignore[method-assign]
 
 
 def _live(order: dict[str, Any]) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from toy_parts import Body, Head, Toy
 
-from umm_zoo.checkpoints import files as checkpoint_io
-from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
+from umm_zoo.checkpoints import output
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, verify
 from umm_zoo.checkpoints.folder import CheckpointFolder, checkpoint_path
 from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW
@@ -90,7 +90,7 @@ def test_what_was_half_written_or_half_removed_goes(tmp_path: Path) -> None:
 
 
 def test_the_word_of_the_disk_is_passed_on_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, begin = written(tmp_path, 1), checkpoint_io._Output.__init__
+    checkpoints, begin = written(tmp_path, 1), output._Output.__init__
 
     class Full:
         def write(self, data: bytes) -> int:
@@ -102,7 +102,7 @@ def test_the_word_of_the_disk_is_passed_on_and_nothing_left(tmp_path: Path, monk
         begin(self, path)
         self._stream = Full()
 
-    monkeypatch.setattr(checkpoint_io._Output, "__init__", on_a_full_disk)
+    monkeypatch.setattr(output._Output, "__init__", on_a_full_disk)
     with pytest.raises(UserError, match=r"00002.ckpt could not be written: no room on the disk \(No space left"):
         written(tmp_path, 2)
     assert names(checkpoints) == ["LATEST", "step-00000001.ckpt"] and load_checkpoint(tmp_path)["global_step"] == 1
@@ -119,7 +119,7 @@ def test_another_content_than_was_to_be_written_is_noticed(tmp_path: Path) -> No
     torch.save({"state_dict": {"a": torch.ones(2), "b": torch.ones(3)}}, tmp_path / "a.ckpt")
     for state in ({"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(4)}):
         with pytest.raises(ValueError, match="the weights read back are not those written"):
-            checkpoint_io.verify(tmp_path / "a.ckpt", {"state_dict": state})
+            verify(tmp_path / "a.ckpt", {"state_dict": state})
 
 
 def trained_head() -> Toy:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from umm_zoo.checkpoints.folder import INDEX, PARTIAL, checkpoint_path, damage, remove, sync
+from umm_zoo.checkpoints.folder import PARTIAL, checkpoint_path, damage, remove, sync
+from umm_zoo.checkpoints.output import reason, write
 from umm_zoo.checkpoints.sharded import read_rest, read_sharded
 from umm_zoo.errors import UserError
-
-#: Errors that mean: no room. EFBIG is a limit on the size of files, as some clusters set.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,18 +36,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         partial = path.with_name(path.name + PARTIAL)
-        output: _Output | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _Output(partial) as output:
-                torch.save(checkpoint, cast(IO[bytes], output))
+            write(checkpoint, partial)
             verify(partial, checkpoint)
             os.replace(partial, path)
             sync(path.parent)
-        except Exception as error:  # pickling may fail in any way, and torch hides what the disk said behind its own error
-            cause = (output.error if output else None) or error
+        except Exception as error:  # pickling may fail in any way
             remove(partial)
-            raise UserError("checkpoint", f"{path} could not be written: {reason(cause)}") from cause
+            raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint after its checksums; a sharded one is put together.
@@ -62,48 +55,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if Path(path).exists() and (problem := damage(Path(path))):
             raise UserError(path, f"a damaged checkpoint ({problem})", "an intact one")
         return load_checkpoint(path)
-
-
-class _Output:
-    """A file for ``torch.save`` that remembers the first error of the disk: torch would report another one in its place."""
-
-    def __init__(self, path: Path) -> None:
-        self.error: OSError | None = None
-        self._stream = path.open("wb")
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._stream.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as failed:
-            self.error = self.error or failed
-            if error is None:
-                raise
-        finally:
-            try:
-                self._stream.close()
-            except OSError as failed:  # what could not be flushed before cannot be now
-                self.error = self.error or failed
-
-
-def reason(error: BaseException) -> str:
-    """An error as part of one line."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"no room on the disk ({error.strerror})"
-    return error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
 
 
 def verify(path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -173,4 +124,4 @@ def _read_consolidated(path: Path) -> dict[str, Any]:
         return {**description, "state_dict": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118 - not a dict
 
 
-__all__ = ["DESCRIPTION", "INDEX", "NO_ROOM", "AtomicCheckpointIO", "load_checkpoint", "reason", "step_in", "verify"]
+__all__ = ["DESCRIPTION", "AtomicCheckpointIO", "load_checkpoint", "step_in", "verify"]

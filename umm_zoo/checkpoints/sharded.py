@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
 from umm_zoo.checkpoints.folder import INDEX, checksum, damage, sync
+from umm_zoo.checkpoints.output import write
 
 REST = "rest.pt"
 
@@ -57,14 +58,14 @@ def write_rest(rest: dict[str, Any], folder: Path, files: dict[str, Any]) -> Non
     """Write everything else, and the index over what the ranks have written.
 
     Raises:
+        OSError: the disk is full.
         ValueError: a file is not what its rank wrote.
     """
-    torch.save(rest, folder / REST)
+    write(rest, folder / REST)
     index = {"format": 2, "files": {**files, REST: _entry(folder / REST)}}
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    for name in (REST, INDEX):
-        with (folder / name).open("rb") as stream:
-            os.fsync(stream.fileno())
+    with (folder / INDEX).open("rb") as stream:
+        os.fsync(stream.fileno())
     sync(folder)
     if problem := damage(folder):
         raise ValueError(problem)

@@ -23,9 +23,10 @@ def interpolated(tree: dict[str, Any], file: str | Path) -> dict[str, Any]:
         config = OmegaConf.create(tree)
     except OmegaConfBaseException as error:
         raise unreadable(error, file) from None
-    if problems := list(_unresolved(config, "", list(_paths(tree)))):
-        raise UserError(file, problems)
-    container: Any = OmegaConf.to_container(config, resolve=True)
+    try:
+        container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, RecursionError):  # the first of perhaps many
+        raise UserError(file, list(_unresolved(config, "", list(_paths(tree))))) from None
     return {str(key): value for key, value in container.items()}
 
 

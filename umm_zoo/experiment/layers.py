@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,19 @@ def read_layers(file: Path, envelope: Sequence[str], below: tuple[Path, ...] = (
     return merge(merged, own), folders
 
 
+@lru_cache
+def _parsed(text: str) -> Any:
+    """Bases are read for every experiment of a comparison; nobody changes what this returns."""
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+
+
 def _read(file: Path, envelope: Sequence[str]) -> dict[str, Any]:
     if file.is_dir():
         raise UserError(file, "a folder", "an experiment file")
     if not file.is_file():
         raise UserError(file, "no such file", "an experiment file", _neighbour(file))
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=False)
+        tree = _parsed(file.read_text(encoding="utf-8"))
     except GrammarParseError as error:
         raise unreadable(error, file) from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:

@@ -17,8 +17,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 from torch.optim import Optimizer
 
-from umm_zoo.checkpoints.files import load_checkpoint, reason
+from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import INDEX, PARTIAL, damage, remove, sync
+from umm_zoo.checkpoints.output import reason
 from umm_zoo.checkpoints.sharded import read_sharded, write_rest, write_slices
 from umm_zoo.errors import UserError
 
