@@ -311,7 +311,7 @@ def library_loop() -> Any:
                     top_p=1.0,
                     temperature=1.0,
                     max_new_tokens=self.captions.max_new_tokens,
-                    pad_token_id=vlm._pad_id,
+                    pad_token_id=vlm.pad_id,
                     eos_token_id=vlm.tokenizer.eos_token_id,
                 )
                 tokens = whole[:, inputs.token_ids.shape[1] :]

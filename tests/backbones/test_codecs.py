@@ -158,7 +158,7 @@ def test_missing_and_unexpected_weights_are_refused(tmp_path) -> None:
 
 def test_a_file_of_another_size_is_refused(tmp_path) -> None:
     KLCodec.from_config(KL).save(tmp_path)
-    with pytest.raises(ValueError, match="config has latent_channels = 5, the experiment says 4"):
+    with pytest.raises(ValueError, match=r"config\.latent_channels: found 4, expected 5 as in"):
         KLCodec.from_pretrained(tmp_path, config={**KL, "latent_channels": 4})
 
 

@@ -133,7 +133,7 @@ def test_misspelt_keys_are_refused_at_both_levels() -> None:
 
 
 def test_a_foreign_tokenizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="tokenizer: found 1024 tokens ending with id 3"):
+    with pytest.raises(ValueError, match="tokenizer: found 1024 tokens with id 3 at the end"):
         CLIPFeatures.from_config({"vision_config": VISION, "text_config": {**TEXT, "vocab_size": 100}})
 
 

@@ -5,52 +5,13 @@ import torch
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
+from tests.backbones.vlm_parts import CLIP, CONVERSATIONS, COUNTS, LLAVA, PROMPTS, assistant, random_images, user
+from tests.backbones.vlm_parts import llava as build
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.templates import Plain, VicunaV1
 
-CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 12,
-    "patch_size": 4,
-}
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model", "image_size": 14}  # the last 2 pixels belong to no patch
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 24,
-    "intermediate_size": 28,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.3,
-}
-CONFIG = {"vision_config": CLIP, "text_config": LLAMA}
-
-
-def user(text):
-    return {"role": "user", "text": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "text": text}
-
-
-CONVERSATIONS = [
-    [user("<image>\nWhat colour is the circle?"), assistant("red")],
-    [user("<image>and<image>"), assistant("no"), user("Why?"), assistant("the second image is green.")],
-    [user("Is it?"), assistant("yes")],
-]
-PROMPTS = [turns[:-1] for turns in CONVERSATIONS]
-COUNTS = [1, 2, 0]
-
-
-def build(config=CONFIG, seed=0, **arguments):
-    torch.manual_seed(seed)
-    return LlavaBackbone.from_config(config, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +20,13 @@ def backbone():
 
 
 @pytest.fixture(scope="module")
-def images():
-    return torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def images(backbone):
+    return random_images(backbone)
 
 
 @pytest.mark.parametrize("vision, layer", [(CLIP, -2), (CLIP, [1, -1]), (SIGLIP, -2)])
 def test_loss_and_logits_are_the_librarys(vision, layer):
-    own = build({**CONFIG, "vision_config": vision, "vision_feature_layer": layer}).eval()
+    own = build({**LLAVA, "vision_config": vision, "vision_feature_layer": layer}).eval()
     images = torch.rand(3, 3, own.image_size, own.image_size) * 2 - 1
     inputs = own.embed(CONVERSATIONS, images, COUNTS)
     output = own(inputs)
@@ -92,47 +53,6 @@ def test_pixels_are_what_the_librarys_processor_makes(backbone):
     assert_close(backbone.normalise(image[None] / 127.5 - 1)[0], theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_only_answers_and_their_end_are_trained(backbone, images):
-    inputs = backbone.embed(CONVERSATIONS, images, COUNTS)
-    decoded = [backbone.tokenizer.decode(row[row != -100]) for row in inputs.labels]
-    assert decoded == ["red<|im_end|>", "no<|im_end|>the second image is green.<|im_end|>", "yes<|im_end|>"]
-    assert (inputs.labels == inputs.token_ids)[inputs.labels != -100].all()
-    assert inputs.image_mask.sum(dim=1).tolist() == [9, 18, 0]
-    assert backbone(inputs).num_tokens.tolist() == (inputs.labels != -100).sum(dim=1).tolist()
-
-
-def test_image_features_stand_at_the_image_mask_in_order(backbone, images):
-    inputs = backbone.embed(CONVERSATIONS, images, COUNTS)
-    assert_close(inputs.embeddings[inputs.image_mask].view(3, 9, 24), backbone.encode_images(images))
-    alone = backbone.embed(CONVERSATIONS[1:2], images[1:], [2])
-    assert_close(alone.embeddings[0], inputs.embeddings[1, : alone.embeddings.shape[1]])
-
-
-def test_logits_are_formed_only_at_labels(backbone, images):
-    seen = []
-    handle = backbone.language_model.lm_head.register_forward_hook(lambda module, given, made: seen.append(made.shape))
-    inputs = backbone.embed(CONVERSATIONS, images, COUNTS)
-    backbone(inputs)
-    handle.remove()
-    assert seen == [((inputs.labels != -100).sum(), 1024)]
-
-
-def test_padding_changes_no_row(backbone, images):
-    together = backbone(backbone.embed(CONVERSATIONS, images, COUNTS))
-    for row, own in enumerate((images[:1], images[1:], None)):
-        alone = backbone(backbone.embed(CONVERSATIONS[row : row + 1], own, COUNTS[row : row + 1]))
-        assert_close(together.nll[row], alone.nll[0], atol=1e-5, rtol=1e-5)
-
-
-def test_left_padded_generation_is_that_of_each_row_alone(backbone, images):
-    together = backbone.generate(PROMPTS, images, COUNTS, max_new_tokens=12)
-    alone = [
-        backbone.generate(PROMPTS[row : row + 1], own, COUNTS[row : row + 1], max_new_tokens=12)[0]
-        for row, own in enumerate((images[:1], images[1:], None))
-    ]
-    assert together == alone and len(set(together)) == 3
-
-
 def test_greedy_generation_is_the_librarys(backbone, images):
     inputs = backbone.embed(PROMPTS, images, COUNTS, for_generation=True)
     theirs = backbone._whole[0].generate(
@@ -146,14 +66,6 @@ def test_greedy_generation_is_the_librarys(backbone, images):
     )[:, inputs.token_ids.shape[1] :]
     expected = [backbone.tokenizer.decode(row, skip_special_tokens=True).strip() for row in theirs]
     assert backbone.generate(PROMPTS, images, COUNTS, max_new_tokens=12) == expected
-
-
-def test_generation_encodes_each_image_once(backbone, images):
-    calls = []
-    handle = backbone.vision_tower.register_forward_hook(lambda module, given, made: calls.append(1))
-    backbone.generate(PROMPTS, images, COUNTS, max_new_tokens=6)
-    handle.remove()
-    assert calls == [1]
 
 
 def test_a_frozen_tower_keeps_no_graph_and_the_projector_learns(images):
@@ -171,7 +83,7 @@ def test_a_frozen_tower_keeps_no_graph_and_the_projector_learns(images):
 
 @pytest.mark.parametrize("vision, layer, rested", [(CLIP, -2, 1), (CLIP, -1, 0), (SIGLIP, 1, 2)])
 def test_every_parameter_with_gradient_gets_one(vision, layer, rested):
-    own = build({**CONFIG, "vision_config": vision, "vision_feature_layer": layer})
+    own = build({**LLAVA, "vision_config": vision, "vision_feature_layer": layer})
     images = torch.rand(3, 3, own.image_size, own.image_size)
     own(own.embed(CONVERSATIONS, images, COUNTS)).loss.backward()
     wanting = {name for name, parameter in own.named_parameters() if parameter.requires_grad}
@@ -192,34 +104,16 @@ def test_gradient_checkpointing_changes_no_gradient(images):
         freeze(own.language_model)  # stage 1: the library itself would not recompute in a frozen decoder
         own.train()
         own(own.embed(CONVERSATIONS, images, COUNTS)).loss.backward()
-    assert any("Checkpoint" in type(layer).__name__ or layer.gradient_checkpointing for layer in saving._decoder.layers)
-    assert all(layer.training for layer in saving._decoder.layers)
-    assert not any(layer.self_attn.training for layer in saving._decoder.layers)
+    assert any("Checkpoint" in type(layer).__name__ or layer.gradient_checkpointing for layer in saving.text_model.layers)
+    assert all(layer.training for layer in saving.text_model.layers)
+    assert not any(layer.self_attn.training for layer in saving.text_model.layers)
     for one, other in zip(plain.projector.parameters(), saving.projector.parameters(), strict=True):
         assert_close(one.grad, other.grad)
 
 
-def test_parts_hold_every_parameter_once(backbone):
-    inside = [id(p) for part in backbone.parts().values() for p in part.parameters()]
-    assert sorted(inside) == sorted(id(p) for p in backbone.parameters())
-    assert set(backbone.parts()) == {"vision_tower", "projector", "language_model"}
-
-
-@pytest.mark.parametrize(
-    "conversation, count, message",
-    [
-        ([user("no marker")], 1, "0 <image> markers .* 1 images"),
-        ([user("<image>?"), assistant("<image>")], 0, "1 <image> markers"),
-    ],
-)
-def test_markers_and_images_must_agree(backbone, images, conversation, count, message):
-    with pytest.raises(ValueError, match=message):
-        backbone.embed([conversation], images[:1] if count else None, [count])
-
-
 def test_a_cut_never_goes_through_an_image(images):
     short = build(max_length=16).eval()
-    with pytest.raises(ValueError, match=r"row 0: found 31 tokens, of which max_length 16 would cut off 7 image tokens"):
+    with pytest.raises(ValueError, match="found 31 tokens, of which max_length 16 would cut off 7 image tokens"):
         short.embed([[user("Here is the image: is it red?<image>"), assistant("no")]], images[:1], [1])
     cut = short.embed([[user("<image>"), assistant("a large red circle at the top left")]], images[:1], [1])
     assert cut.token_ids.shape == (1, 16)
@@ -228,20 +122,20 @@ def test_a_cut_never_goes_through_an_image(images):
 
 
 def test_images_of_another_size_are_refused(backbone):
-    with pytest.raises(ValueError, match="images are 16x16 pixels, the vision tower takes 12x12"):
+    with pytest.raises(ValueError, match="found images of 16x16 pixels, expected the vision tower's 12x12"):
         backbone.embed(CONVERSATIONS[:1], torch.zeros(1, 3, 16, 16), [1])
 
 
 def test_saved_and_loaded_back_bit_equal(backbone, images, tmp_path):
     backbone.save(tmp_path)
-    again = LlavaBackbone.from_pretrained(str(tmp_path), config=CONFIG).eval()
+    again = LlavaBackbone.from_pretrained(str(tmp_path), config=LLAVA).eval()
     for (name, one), (other_name, other) in zip(backbone.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other_name and torch.equal(one, other)
     first, second = (own(own.embed(CONVERSATIONS, images, COUNTS)).loss for own in (backbone, again))
     assert torch.equal(first, second)
     theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(theirs.lm_head.weight, backbone.language_model.lm_head.weight)
-    with pytest.raises(ValueError, match=r"config.text_config.hidden_size: found 32, but .* has 24"):
+    with pytest.raises(ValueError, match=r"config\.text_config\.hidden_size: found 32, expected 24 as in"):
         LlavaBackbone.from_pretrained(str(tmp_path), config={"text_config": {"hidden_size": 32}})
 
 
@@ -271,14 +165,6 @@ def test_dtype_and_attention_are_selectable(images, tmp_path):
         build(dtype="float17")
 
 
-def test_temperature_draws_from_the_generator(backbone, images):
-    draws = [
-        backbone.generate(PROMPTS, images, COUNTS, 6, temperature=1.5, generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
-    assert draws[0] == draws[1] != draws[2]
-
-
 def test_other_templates_generate(images):
     vicuna = build(template=VicunaV1(end="<|im_end|>")).eval()
     inputs = vicuna.embed(CONVERSATIONS, images, COUNTS)
@@ -287,5 +173,11 @@ def test_other_templates_generate(images):
     inputs = plain.embed(CONVERSATIONS[:1], images[:1], [1])
     assert plain.tokenizer.decode(inputs.token_ids[0, 9:]) == "red\n"
     assert all("\n" not in text for text in plain.generate(PROMPTS[:1], images[:1], [1], 20))
-    with pytest.raises(ValueError, match="uses '</s>', which is no token of the tokenizer"):
+    with pytest.raises(ValueError, match="found '</s>', expected a token of the tokenizer"):
         build(template=VicunaV1()).embed(CONVERSATIONS, images, COUNTS)
+
+
+def test_parts_hold_every_parameter_once(backbone):
+    inside = [id(p) for part in backbone.parts().values() for p in part.parameters()]
+    assert sorted(inside) == sorted(id(p) for p in backbone.parameters())
+    assert set(backbone.parts()) == {"vision_tower", "projector", "language_model"}

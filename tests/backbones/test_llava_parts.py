@@ -93,7 +93,7 @@ def test_a_new_projector_is_float32_beside_half_precision_parts(sources):
 
 
 def test_a_part_that_is_not_what_was_stated_is_refused(sources):
-    with pytest.raises(ValueError, match=r"config.vision_config.patch_size: found 2, but .*clip has 4"):
+    with pytest.raises(ValueError, match=r"config\.vision_config\.patch_size: found 2, expected 4 as in .*clip"):
         LlavaBackbone.from_parts(str(sources / "clip"), TEXT | {"model_type": "llama"}, config={"vision_config": {"patch_size": 2}})
     with pytest.raises(FileNotFoundError, match="nowhere"):
         LlavaBackbone.from_parts(str(sources / "nowhere"), str(sources / "llama"))
@@ -110,7 +110,7 @@ def test_a_part_that_is_not_what_was_stated_is_refused(sources):
         ),
         ({"text_config": {"model_type": "llama", "hiden_size": 8}}, "found 'hiden_size'.* did you mean 'hidden_size'"),
         ({"vision_feature_leyer": -1}, "did you mean 'vision_feature_layer'"),
-        ({"vision_feature_select_strategy": "full"}, "expected for clip_vision_model is 'default'"),
+        ({"vision_feature_select_strategy": "full"}, "expected 'default' for a clip_vision_model"),
     ],
 )
 def test_wrong_configurations_are_refused(change, message):

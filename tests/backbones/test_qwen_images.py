@@ -78,7 +78,7 @@ def test_preprocessor_file_round_trip(tmp_path):
     assert TINY.limits_from(tmp_path / "preprocessor_config.json") == (9, 100)
     loaded = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     assert (loaded.patch_size, loaded.size["longest_edge"]) == (4, 100 * 64)
-    with pytest.raises(ValueError, match="patch_size is 4, this wrapper needs 14"):
+    with pytest.raises(ValueError, match="patch_size: found 4, expected 14"):
         PatchLayout().limits_from(tmp_path / "preprocessor_config.json")
 
 

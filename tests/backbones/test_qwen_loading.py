@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tests.backbones.vlm_parts import QWEN, user
 from umm_zoo.backbones import qwen2_5_vl
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 
@@ -51,28 +52,6 @@ PUBLISHED = {
         "vision_config": {**VISION, "out_hidden_size": 3584},
     },
 }
-TINY = {
-    "tie_word_embeddings": True,
-    "text_config": {
-        "vocab_size": 1024,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-    },
-    "vision_config": {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 4,
-        "window_size": 16,
-        "fullatt_block_indexes": [1],
-        "out_hidden_size": 32,
-    },
-}
 
 
 def counted_by_hand(config):
@@ -107,19 +86,19 @@ def test_published_sizes_without_memory_or_files(size, total, monkeypatch):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_and_loaded_bit_equal(tmp_path, tied):
-    vlm = Qwen25VL.from_config({**TINY, "tie_word_embeddings": tied}, min_tokens=9)
+    vlm = Qwen25VL.from_config({**QWEN, "tie_word_embeddings": tied}, min_tokens=9)
     vlm.save(tmp_path)
-    loaded = Qwen25VL.from_pretrained(str(tmp_path), {**TINY, "tie_word_embeddings": tied})
+    loaded = Qwen25VL.from_pretrained(str(tmp_path), {**QWEN, "tie_word_embeddings": tied})
     assert loaded.layout == vlm.layout and len(loaded.tokenizer) == len(vlm.tokenizer)
     assert loaded.state_dict().keys() == vlm.state_dict().keys()
     assert all(value.equal(vlm.state_dict()[name]) for name, value in loaded.state_dict().items())
-    asked = ([[{"role": "user", "text": "<image>?"}]], torch.zeros(1, 3, 24, 24), [1])
+    asked = ([[user("<image>?")]], torch.zeros(1, 3, 24, 24), [1])
     assert loaded.embed(*asked).embeddings.equal(vlm.embed(*asked).embeddings)
     assert loaded(loaded.embed(*asked)).hidden.equal(vlm(vlm.embed(*asked)).hidden)
 
 
 def test_the_library_reads_what_is_saved(tmp_path):
-    vlm = Qwen25VL.from_config(TINY)
+    vlm = Qwen25VL.from_config(QWEN)
     vlm.save(tmp_path)
     library, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -130,7 +109,7 @@ def test_the_library_reads_what_is_saved(tmp_path):
     ("change", "message"), [("drop", "1 tensors missing, such as .*qkv.weight"), ("add", "1 tensors unexpected")]
 )
 def test_incomplete_weights_are_refused(tmp_path, change, message):
-    Qwen25VL.from_config(TINY).save(tmp_path)
+    Qwen25VL.from_config(QWEN).save(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     name = next(name for name in weights if name.endswith("blocks.0.attn.qkv.weight"))
     tensor = weights.pop(name) if change == "drop" else weights[name]
@@ -142,7 +121,7 @@ def test_incomplete_weights_are_refused(tmp_path, change, message):
 
 
 def changed(*path, value):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(QWEN)
     node = config
     for key in path[:-1]:
         node = node[key]
@@ -153,14 +132,17 @@ def changed(*path, value):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"vision_config": {}}, "'text_config' is missing"),
+        ({"vision_config": {}}, "found .'vision_config'., expected 'text_config' too"),
         (changed("text_config", "num_layers", value=3), "config.text_config: found 'num_layers'"),
-        (changed("text_config", "rope_parameters", "mrope_section", value=[16, 24, 24]), "half of the head dimension 32 / 2 is 8"),
-        (changed("vision_config", "out_hidden_size", value=48), "out_hidden_size is 48, text_config.hidden_size is 32"),
-        (changed("vision_config", "window_size", value=7), "window_size is 7, a token alone covers 8 pixels"),
-        (changed("vision_config", "num_heads", value=8), "no multiple of 4"),
-        (changed("text_config", "vocab_size", value=100), "vocab_size: found 100, the tokenizer has 1024"),
-        (changed("image_token_id", value=3), "config.image_token_id: found 3, the tokenizer's"),
+        (
+            changed("text_config", "rope_parameters", "mrope_section", value=[16, 24, 24]),
+            "expected a sum of 8, half of the head",
+        ),
+        (changed("vision_config", "out_hidden_size", value=48), "out_hidden_size: found 48, expected text_config.hidden_size, 32"),
+        (changed("vision_config", "window_size", value=7), "window_size: found 7, expected 8 pixels"),
+        (changed("vision_config", "num_heads", value=8), "expected a multiple of 4 x num_heads"),
+        (changed("text_config", "vocab_size", value=100), "vocab_size: found 100, expected 1024"),
+        (changed("image_token_id", value=3), "config.image_token_id: found 3, expected .*, the tokenizer's"),
     ],
 )
 def test_mistakes_in_a_config_are_named(config, message):
@@ -169,21 +151,21 @@ def test_mistakes_in_a_config_are_named(config, message):
 
 
 def test_another_checkpoint_than_the_one_stated_is_refused(tmp_path):
-    Qwen25VL.from_config(TINY).save(tmp_path)
-    with pytest.raises(ValueError, match=r"text_config\.num_hidden_layers: stated 3, found 2"):
+    Qwen25VL.from_config(QWEN).save(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.text_config\.num_hidden_layers: found 3, expected 2 as in"):
         Qwen25VL.from_pretrained(str(tmp_path), changed("text_config", "num_hidden_layers", value=3))
-    with pytest.raises(FileNotFoundError, match=r"no Qwen2\.5-VL checkpoint"):
+    with pytest.raises(FileNotFoundError, match="elsewhere', expected a name or folder with weights of Qwen2_5_VLFor"):
         Qwen25VL.from_pretrained(str(tmp_path / "elsewhere"))
 
 
 def test_frozen_model_with_gradient_checkpointing_keeps_no_graph():
-    vlm = Qwen25VL.from_config(TINY, gradient_checkpointing=True).requires_grad_(False)
-    inputs = vlm.embed([[{"role": "user", "text": "<image>?"}]], torch.zeros(1, 3, 16, 16), [1])
+    vlm = Qwen25VL.from_config(QWEN, gradient_checkpointing=True).requires_grad_(False)
+    inputs = vlm.embed([[user("<image>?")]], torch.zeros(1, 3, 16, 16), [1])
     assert not inputs.embeddings.requires_grad and not vlm(inputs).hidden.requires_grad
 
 
 def test_built_on_meta_cannot_be_run():
     with torch.device("meta"):
-        vlm = Qwen25VL.from_config(TINY)
+        vlm = Qwen25VL.from_config(QWEN)
     with pytest.raises(RuntimeError, match="meta device"):
         vlm.tokenizer  # noqa: B018

@@ -86,7 +86,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path) -> None:
 
 def test_a_config_that_differs_is_refused(tmp_path) -> None:
     sana().save(tmp_path)
-    with pytest.raises(ValueError, match=r"num_layers = 2, the experiment says 4"):
+    with pytest.raises(ValueError, match=r"config\.num_layers: found 4, expected 2 as in"):
         Sana.from_pretrained(str(tmp_path), config={**TINY, "num_layers": 4})
 
 
@@ -121,9 +121,9 @@ def test_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x, t, c: (x[:, :4], t, c), r"noisy must be \[B, 5, h, w\]"),
-        (lambda x, t, c: (x, t[:1], c), r"time must be \[2\]"),
-        (lambda x, t, c: (x, t, Tokens(c.values[..., :13])), r"condition must be \[2, N, 14\], found \[2, 7, 13\]"),
+        (lambda x, t, c: (x[:, :4], t, c), r"Sana.noisy: found .* expected \[B, 5, h, w\]"),
+        (lambda x, t, c: (x, t[:1], c), r"Sana.time: found \[1\], expected \[2\]"),
+        (lambda x, t, c: (x, t, Tokens(c.values[..., :13])), r"condition: found \[2, 7, 13\], expected \[2, N, 14\]"),
     ],
 )
 def test_wrong_shapes_are_named(change, words: str) -> None:

@@ -130,7 +130,7 @@ def test_metaquery_runs_its_queries_as_the_next_words_of_the_frozen_model():
     assert queries.shape == (2, 5, 32)  # fixed, whatever is drawn
     placed = prompt.prefix, prompt.details, queries, method.queries.grid_for(Grid(4, 4))
     tokens, _, mask = method.pathway.arrange(*placed)
-    expected = method.vlm.continue_from(prompt.prefix, tokens, prompt.prefix.text_positions(5))
+    expected = method.vlm.language_stack(copied=False)(tokens, prompt.prefix, prompt.prefix.text_positions(5), mask)
     assert torch.equal(mask, torch.ones(5, 5).tril().bool().expand(2, -1, -1))
     assert_close(method.pathway(*placed), expected)
     method.train().training_losses(batch)["loss"].backward()

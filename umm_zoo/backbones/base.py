@@ -1,4 +1,4 @@
-"""What every vision-language backbone offers, whatever library stands behind it."""
+"""Vision-language backbone: the interface that methods use, whatever library stands behind it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class VLMInputs:
 
 @dataclass
 class VLMOutput:
-    """What a forward pass gives.
+    """Losses and states of a forward pass.
 
     Shape:
         - loss: ``[]``, mean next-token cross-entropy in nats over all labelled tokens of the batch (0 without any).
@@ -84,7 +84,7 @@ class VLMBackbone(nn.Module, ABC):
             for_generation: pad on the left and end with the opening of an assistant turn.
 
         Raises:
-            MistakeError: the number of ``<image>`` markers of a row is not its number of images.
+            UserError: the number of ``<image>`` markers of a row is not its number of images.
         """
 
     @abstractmethod
@@ -122,10 +122,9 @@ def language_loss(hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Te
         (loss ``[]``, nll ``[B]``, num_tokens ``[B]``), the loss being ``nll.sum() / num_tokens.sum()``.
     """
     targets = labels[:, 1:]  # [B, L-1]
-    wanted = targets != IGNORE
-    logits = lm_head(hidden[:, :-1][wanted])  # [K, vocabulary]
-    losses = F.cross_entropy(logits.float(), targets[wanted], reduction="none")  # [K]
-    rows = wanted.nonzero()[:, 0]
-    nll = torch.zeros(len(labels), device=hidden.device).index_add(0, rows, losses)
-    num_tokens = wanted.sum(dim=1)
+    mask = targets != IGNORE
+    logits = lm_head(hidden[:, :-1][mask])  # [K, vocabulary]
+    losses = F.cross_entropy(logits.float(), targets[mask], reduction="none")  # [K]
+    nll = torch.zeros(len(labels), device=hidden.device).index_add(0, mask.nonzero()[:, 0], losses)
+    num_tokens = mask.sum(dim=1)
     return nll.sum() / num_tokens.sum().clamp(min=1), nll, num_tokens

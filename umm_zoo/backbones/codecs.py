@@ -1,17 +1,17 @@
-"""Image codecs of diffusers behind one interface: images to the latents a decoder is trained on, and back."""
+"""Image codecs: images to the latents that a decoder is trained on, and back."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
-from umm_zoo.backbones.diffusers_loading import built, loaded
-from umm_zoo.errors import MistakeError
+from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
+from umm_zoo.errors import UserError
 
 
 class LatentCodec(nn.Module, ABC):
@@ -50,22 +50,20 @@ class LatentCodec(nn.Module, ABC):
     def expand(self, latents: Tensor) -> Tensor:
         """Images of the network's own (neither shifted nor scaled) latents."""
 
-    @abstractmethod
-    def save(self, folder: str | Path) -> None:
-        """Write the network in its library's format, scaling and shift in its config."""
-
     def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Normalised latents of ``images``.
 
         Args:
             images: ``[B, 3, H, W]`` in [-1, 1].
             sample: draw from the posterior (a codec without noise gives its latent either way); otherwise its mean.
-            generator: source of the draw.
+            generator: source of randomness.
 
         Raises:
-            ValueError: H or W is not a multiple of ``downsampling``.
+            UserError: H or W is not a multiple of ``downsampling``.
         """
-        self._check(images)
+        if any(side % self.downsampling for side in images.shape[-2:]):
+            expected = f"multiples of {self.downsampling}, as {type(self).__name__} needs them"
+            raise UserError("data.image_size", f"images of {list(images.shape[-2:])} pixels", expected)
         mean, log_variance = self.posterior(images)
         return self.normalise(draw(mean, log_variance, generator) if sample else mean).to(images.dtype)
 
@@ -85,17 +83,6 @@ class LatentCodec(nn.Module, ABC):
         variance = self.scaling**-2
         self.scaling.copy_(variance.lerp((latents - self.shift).square().mean(), 1 - momentum).rsqrt())
 
-    def _store_scaling(self) -> None:
-        if self.scaling != torch.tensor(self.model.config.scaling_factor):  # 0.3611 stays 0.3611, not its float32 neighbour
-            self.model.register_to_config(scaling_factor=float(self.scaling))
-
-    def _check(self, images: Tensor) -> None:
-        if any(side % self.downsampling for side in images.shape[-2:]):
-            raise MistakeError(
-                f"data.image_size: found images of {list(images.shape[-2:])} pixels, expected by {type(self).__name__} are "
-                f"multiples of {self.downsampling}"
-            )
-
 
 def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
     """A sample of the diagonal Gaussian posterior; the mean itself where there is no noise."""
@@ -105,7 +92,22 @@ def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator |
     return mean + torch.exp(0.5 * log_variance) * noise
 
 
-class KLCodec(LatentCodec):
+class LibraryCodec(DiffusersNetwork, LatentCodec):
+    """A codec of the diffusers library; scaling and shift stand in the config of its network."""
+
+    def expand(self, latents: Tensor) -> Tensor:
+        """The decoder network."""
+        return self.model.decode(latents.to(self.model.dtype)).sample
+
+    def save(self, folder: str | Path) -> None:
+        """As ``DiffusersNetwork.save``, with the statistics that training has moved."""
+        for name, value in (("scaling_factor", self.scaling), ("shift_factor", self.shift)):
+            if value != torch.tensor(self.model.config.get(name) or 0.0):  # 0.3611 stays 0.3611, not its float32 neighbour
+                self.model.register_to_config(**{name: float(value)})
+        super().save(folder)
+
+
+class KLCodec(LibraryCodec):
     """A variational autoencoder with a small KL term (Rombach et al., 2022, arXiv 2112.10752, section 3.1), ``AutoencoderKL``.
 
     The codec of Stable Diffusion 1 to 3.5 and of FLUX. FLUX.1's has 16 channels at factor 8, scaling 0.3611 and shift 0.1159;
@@ -118,54 +120,23 @@ class KLCodec(LatentCodec):
         ValueError: its config asks for per-channel statistics, which no codec used here has.
     """
 
+    kind = AutoencoderKL
+
     def __init__(self, model: AutoencoderKL) -> None:
         config: Any = model.config
         if config.latents_mean is not None or config.latents_std is not None:
-            raise ValueError("KLCodec: config has latents_mean or latents_std; expected scaling_factor and shift_factor")
+            raise ValueError("KLCodec: found a config with latents_mean or latents_std, expected scaling_factor and shift_factor")
         factor = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(config.latent_channels, factor, config.scaling_factor, config.shift_factor or 0.0)
         self.model = model
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], dtype: str = "float32") -> Self:
-        """Random weights from the library's config keys (``latent_channels``, ``block_out_channels`` …)."""
-        return cls(built(AutoencoderKL, config, dtype))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        subfolder: str | None = None,
-        dtype: str = "float32",
-    ) -> Self:
-        """A folder in diffusers' format or a name on the hub; ``subfolder`` is ``vae`` inside a whole pipeline.
-
-        On the meta device with ``config`` given nothing is read.
-
-        Raises:
-            ValueError: the weights do not fill the network exactly.
-        """
-        return cls(loaded(AutoencoderKL, source, config, subfolder, dtype))
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log variance (clamped by the library to [-30, 20])."""
         distribution = self.model.encode(images.to(self.model.dtype)).latent_dist
         return distribution.mean, distribution.logvar
 
-    def expand(self, latents: Tensor) -> Tensor:
-        """The decoder network."""
-        return self.model.decode(latents.to(self.model.dtype)).sample
 
-    def save(self, folder: str | Path) -> None:
-        """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
-        if self.shift != torch.tensor(self.model.config.shift_factor or 0.0):
-            self.model.register_to_config(shift_factor=float(self.shift))
-        self._store_scaling()
-        self.model.save_pretrained(folder)
-
-
-class DCCodec(LatentCodec):
+class DCCodec(LibraryCodec):
     """A deep-compression autoencoder without noise (Chen et al., 2024, arXiv 2410.10733), ``AutoencoderDC``: Sana's codec.
 
     ``dc-ae-f32c32-sana-1.0`` has 32 channels at factor 32, scaling 0.41407 (the inverse root mean square of its latents), no shift.
@@ -174,48 +145,19 @@ class DCCodec(LatentCodec):
         model: the library's network.
     """
 
+    kind = AutoencoderDC
+
     def __init__(self, model: AutoencoderDC) -> None:
         config: Any = model.config
         super().__init__(config.latent_channels, model.spatial_compression_ratio, config.scaling_factor, 0.0)
         self.model = model
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], dtype: str = "float32") -> Self:
-        """Random weights from the library's config keys (``latent_channels``, ``encoder_block_out_channels`` …)."""
-        return cls(built(AutoencoderDC, config, dtype))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        subfolder: str | None = None,
-        dtype: str = "float32",
-    ) -> Self:
-        """A folder in diffusers' format or a name on the hub.
-
-        On the meta device with ``config`` given nothing is read.
-
-        Raises:
-            ValueError: the weights do not fill the network exactly.
-        """
-        return cls(loaded(AutoencoderDC, source, config, subfolder, dtype))
-
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The latent itself; there is no variance."""
         return self.model.encode(images.to(self.model.dtype)).latent, None
-
-    def expand(self, latents: Tensor) -> Tensor:
-        """The decoder network."""
-        return self.model.decode(latents.to(self.model.dtype)).sample
 
     @torch.no_grad()
     def track_statistics(self, latents: Tensor, momentum: float) -> None:
         """Scaling only, as the inverse root mean square: this format has no shift."""
         mean_square = (self.scaling**-2).lerp(latents.float().square().mean(), 1 - momentum)
         self.scaling.copy_(mean_square.rsqrt())
-
-    def save(self, folder: str | Path) -> None:
-        """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
-        self._store_scaling()
-        self.model.save_pretrained(folder)

@@ -62,10 +62,6 @@ class DeiT3Features(LibraryEncoder):
         model.load_state_dict(folded)
         return cls(model)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The class token after the final norm."""
-        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
-
     def pooled(self, output: Any) -> Tensor:
         """The class token; there is no pooler."""
         first: Tensor = output.last_hidden_state[:, 0]

@@ -4,41 +4,72 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
+from torch import nn
+
+from umm_zoo.backbones.loading import assert_complete, assert_known, assert_stated, find_source, on_meta_device, torch_dtype
 
 
-def built(kind: type[Any], config: dict[str, Any], dtype: str) -> Any:
-    """Random weights.
+class DiffusersNetwork(nn.Module):
+    """What modules around one network of the library are mixed with; the network is the only argument that they must be given.
 
-    Raises:
-        ValueError: a config key is misspelt.
+    Attributes:
+        kind: the network's class.
+        model: the network.
     """
-    assert_known(f"{kind.__name__}.config", config, list(inspect.signature(kind.__init__).parameters)[1:])
-    model = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
-    return model if dtype == "float32" else model.to(torch_dtype(dtype))
 
+    kind: ClassVar[type[Any]]
+    model: Any
 
-def loaded(kind: type[Any], source: str | Path, config: dict[str, Any] | None, subfolder: str | None, dtype: str) -> Any:
-    """Weights of a folder or a name on the hub; on the meta device with ``config`` given nothing is read.
+    @classmethod
+    def from_config(cls, config: dict[str, Any], dtype: str = "float32", gradient_checkpointing: bool = False) -> Self:
+        """Random weights from the library's config keys; what is left out has the library's default.
 
-    Raises:
-        ValueError: the weights do not fill the network exactly, or ``config`` differs from the one stored with them.
-    """
-    if config is not None and on_meta_device():
-        return built(kind, config, dtype)
-    source = find_source(source)
-    model, info = kind.from_pretrained(source, subfolder=subfolder, torch_dtype=torch_dtype(dtype), output_loading_info=True)
-    assert_complete(source, info)
-    if config is not None:
-        for key, value in config.items():
-            found = model.config.get(key)
-            if not key.startswith("_") and _plain(found) != _plain(value):
-                raise ValueError(f"{source}: config has {key} = {found}, the experiment says {value}")
-    return model
+        Args:
+            config: the keys.
+            dtype: of the weights.
+            gradient_checkpointing: compute activations again in the backward pass instead of storing them.
 
+        Raises:
+            ValueError: a key is misspelt.
+        """
+        assert_known(f"{cls.kind.__name__}.config", config, list(inspect.signature(cls.kind.__init__).parameters)[1:])
+        model = cls.kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        return cls(model if dtype == "float32" else model.to(torch_dtype(dtype)))
 
-def _plain(value: Any) -> Any:
-    """Lists for tuples, all the way down: YAML and JSON know no tuples."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        subfolder: str | None = None,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
+
+        Args:
+            source: folder or name.
+            config: what the checkpoint is expected to be.
+            subfolder: of the network inside a whole pipeline, such as ``transformer`` or ``vae``.
+            dtype, gradient_checkpointing: see ``from_config``.
+
+        Raises:
+            ValueError: the weights do not fill the network exactly, or ``config`` differs from the one stored with them.
+        """
+        if config is not None and on_meta_device():
+            return cls.from_config(config, dtype, gradient_checkpointing)
+        source, weights = find_source(source), torch_dtype(dtype)
+        model, info = cls.kind.from_pretrained(source, subfolder=subfolder, torch_dtype=weights, output_loading_info=True)
+        assert_complete(source, info)
+        assert_stated(source, config, model.config)
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        return cls(model)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``, as the library and ``from_pretrained`` read them."""
+        self.model.save_pretrained(folder)

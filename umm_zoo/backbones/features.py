@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -19,16 +19,18 @@ from transformers.models.clip import CLIPConfig, CLIPModel, CLIPVisionConfig, CL
 from transformers.models.dinov2 import Dinov2Config, Dinov2Model
 from transformers.models.dinov3_vit import DINOv3ViTConfig, DINOv3ViTModel
 from transformers.models.siglip import SiglipConfig, SiglipModel
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from transformers.utils.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
+from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN as CLIP_MEAN
+from transformers.utils.constants import OPENAI_CLIP_STD as CLIP_STD
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.text_encoding import TextEncoding
+from umm_zoo.backbones.tokenizer import tokenizer_source
 from umm_zoo.batch import Grid
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
 
 
 def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
@@ -87,7 +89,7 @@ class FeatureEncoder(nn.Module, ABC):
 
 
 class LibraryEncoder(FeatureEncoder):
-    """What the encoders of the transformers library share.
+    """An encoder of the transformers library.
 
     Args:
         model: the library's network.
@@ -99,8 +101,8 @@ class LibraryEncoder(FeatureEncoder):
 
     kind: ClassVar[type[PreTrainedModel]]
     config_kind: ClassVar[type[Any]]
-    mean: ClassVar[tuple[float, float, float]]
-    std: ClassVar[tuple[float, float, float]]
+    mean: ClassVar[Sequence[float]]
+    std: ClassVar[Sequence[float]]
     interpolation: ClassVar[str] = "bicubic"
     stock_size: ClassVar[int | None] = None  #: of the stock processor, where it differs from the config's
     crop_ratio: ClassVar[float | None] = 1.0  #: shorter side before the crop over the crop; None squeezes without a crop
@@ -117,18 +119,24 @@ class LibraryEncoder(FeatureEncoder):
         self.image_size = size  # what does not fill a patch is left out: SigLIP's 384 pixels are 27 patches of 14
         self.grid = Grid(size // vision.patch_size, size // vision.patch_size)
         self.token_width, self.num_layers = vision.hidden_size, vision.num_hidden_layers
-        self.width = self._pooled_width()
+        self.width = self.token_width
 
     @classmethod
     def from_config(
-        cls,
-        config: dict[str, Any],
-        image_size: int | None = None,
-        dtype: str = "float32",
-        attention: Attention = "sdpa",
+        cls, config: dict[str, Any], image_size: int | None = None, dtype: str = "float32", attention: Attention = "sdpa"
     ) -> Self:
-        """Random weights from the library's config keys (``hidden_size``, ``patch_size`` …)."""
-        return cls(_built(cls.kind, cls.config_kind, config, dtype, attention), image_size)
+        """Random weights.
+
+        Args:
+            config: the library's keys (``hidden_size``, ``patch_size`` …).
+            image_size: see the class.
+            dtype: of the weights.
+            attention: the library's implementation.
+
+        Raises:
+            ValueError: a key is misspelt.
+        """
+        return cls(cls._build(config, dtype, attention), image_size)
 
     @classmethod
     def from_pretrained(
@@ -141,10 +149,39 @@ class LibraryEncoder(FeatureEncoder):
     ) -> Self:
         """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
 
+        Args:
+            source: folder or name.
+            config: for the meta device.
+            image_size, dtype, attention: see ``from_config``.
+
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
-        return cls(_loaded(cls, source, config, dtype, attention), image_size)
+        return cls(cls._load(source, config, dtype, attention), image_size)
+
+    @classmethod
+    def _build(cls, config: dict[str, Any], dtype: str, attention: Attention) -> PreTrainedModel:
+        defaults, name = cls.config_kind().to_dict(), f"{cls.kind.__name__}.config"
+        assert_known(name, config, set(defaults))
+        for part in ("text_config", "vision_config"):
+            if part in config:
+                assert_known(f"{name}.{part}", config[part], set(defaults[part]))
+        model: Any = cls.kind._from_config(cls.config_kind(**config), attn_implementation=attention)
+        return cast(PreTrainedModel, model if dtype == "float32" else model.to(torch_dtype(dtype)))
+
+    @classmethod
+    def _load(cls, source: str | Path, config: dict[str, Any] | None, dtype: str, attention: Attention) -> PreTrainedModel:
+        found = find_source(source)
+        if not on_meta_device():
+            model = load_checkpoint(cls.kind, found, dtype, cls.optional, attn_implementation=attention)
+            return cast(PreTrainedModel, model)
+        if config is None:  # the source's own, without its weights
+            return cast(PreTrainedModel, cls.kind._from_config(cls.config_kind.from_pretrained(found)))
+        return cls._build(config, dtype, attention)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The one vector of each image after the final norm."""
+        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Resized and normalised as the network was trained, ``[B, 3, image_size, image_size]``."""
@@ -177,18 +214,12 @@ class LibraryEncoder(FeatureEncoder):
     def vision(self, pixels: Tensor, output_hidden_states: bool = False, masked: Tensor | None = None) -> Any:
         """The library's output for normalised pixels; ``masked`` [B, N] puts the mask token there, where the network has one."""
         mask = {} if masked is None else {"bool_masked_pos": masked}
-        return self._tower()(pixel_values=pixels, output_hidden_states=output_hidden_states, **mask)
+        tower = getattr(self.model, "vision_model", self.model)
+        return tower(pixel_values=pixels, output_hidden_states=output_hidden_states, **mask)
 
     def save(self, folder: str | Path) -> None:
         """transformers' format: ``config.json`` and ``model.safetensors``."""
         self.model.save_pretrained(folder)
-
-    def _tower(self) -> nn.Module:
-        tower: nn.Module = getattr(self.model, "vision_model", self.model)
-        return tower
-
-    def _pooled_width(self) -> int:
-        return self.token_width
 
 
 class CLIPVisionFeatures(LibraryEncoder):
@@ -200,10 +231,6 @@ class CLIPVisionFeatures(LibraryEncoder):
     kind, config_kind = CLIPVisionModel, CLIPVisionConfig
     mean, std = CLIP_MEAN, CLIP_STD
     optional = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The class token after the final norm."""
-        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
 
 
 class DINOv2Features(LibraryEncoder):
@@ -217,10 +244,6 @@ class DINOv2Features(LibraryEncoder):
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     stock_size = 224
     crop_ratio: ClassVar[float | None] = 256 / 224
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The class token after the final norm."""
-        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
 
 
 class DINOv3Features(DINOv2Features):
@@ -239,8 +262,10 @@ class TextImageEncoder(LibraryEncoder):
     Args:
         model: the library's network.
         text: turns strings into token ids the way the text tower wants them.
-        image_size: side of the square images it sees; None takes the config's.
+        image_size: see ``LibraryEncoder``.
     """
+
+    causal_text: ClassVar[bool] = False  #: what follows the end token cannot reach it, so it need not be computed
 
     def __init__(self, model: PreTrainedModel, text: TextEncoding, image_size: int | None = None) -> None:
         super().__init__(model, image_size)
@@ -260,14 +285,12 @@ class TextImageEncoder(LibraryEncoder):
 
         Args:
             config: the library's keys, with ``text_config`` and ``vision_config`` inside.
-            image_size: side of the square images; None takes the config's.
-            dtype: of the weights.
-            attention: implementation.
+            image_size, dtype, attention: see ``LibraryEncoder.from_config``.
             tokenizer: name or folder; None is the shipped one.
         """
         text = TextEncoding.load(tokenizer)
         config = {**config, "text_config": {**text.config(), **config.get("text_config", {})}}
-        return cls(_built(cls.kind, cls.config_kind, config, dtype, attention), text, image_size)
+        return cls(cls._build(config, dtype, attention), text, image_size)
 
     @classmethod
     def from_pretrained(
@@ -279,14 +302,10 @@ class TextImageEncoder(LibraryEncoder):
         attention: Attention = "sdpa",
         tokenizer: str | None = None,
     ) -> Self:
-        """A folder in the library's format or a name on the hub. On the meta device with ``config`` given no weights are read.
+        """As ``LibraryEncoder.from_pretrained``.
 
         Args:
-            source: folder or name.
-            config: for the meta device.
-            image_size: side of the square images; None takes the config's.
-            dtype: of the weights.
-            attention: implementation.
+            source, config, image_size, dtype, attention: see there.
             tokenizer: name or folder; None is the one inside ``source``, or the shipped one where a folder holds none.
 
         Raises:
@@ -294,12 +313,8 @@ class TextImageEncoder(LibraryEncoder):
         """
         if config is not None and on_meta_device():
             return cls.from_config(config, image_size, dtype, attention, tokenizer)
-        source = find_source(source)
-        if tokenizer is None and not (Path(source).is_dir() and not list(Path(source).glob("*token*"))):
-            tokenizer = str(source)
-        return cls(_loaded(cls, source, config, dtype, attention), TextEncoding.load(tokenizer), image_size)
-
-    causal_text: ClassVar[bool] = False  #: what follows the end token cannot reach it, so it need not be computed
+        text = TextEncoding.load(tokenizer_source(find_source(source), tokenizer))
+        return cls(cls._load(source, config, dtype, attention), text, image_size)
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Texts in the space of ``forward``, ``[len(texts), F]``, not normalised."""
@@ -321,8 +336,9 @@ class CLIPFeatures(TextImageEncoder):
     mean, std = CLIP_MEAN, CLIP_STD
     causal_text = True
 
-    def _pooled_width(self) -> int:
-        return int(self.model.config.projection_dim)
+    def __init__(self, model: PreTrainedModel, text: TextEncoding, image_size: int | None = None) -> None:
+        super().__init__(model, text, image_size)
+        self.width = int(self.model.config.projection_dim)
 
 
 class SigLIPFeatures(TextImageEncoder):
@@ -333,7 +349,7 @@ class SigLIPFeatures(TextImageEncoder):
     """
 
     kind, config_kind = SiglipModel, SiglipConfig
-    mean, std = HALF, HALF
+    mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
     crop_ratio = None
 
     @classmethod
@@ -351,46 +367,3 @@ class SigLIPFeatures(TextImageEncoder):
             encoder.model.logit_scale.fill_(math.log(10.0))
             encoder.model.logit_bias.fill_(-10.0)
         return encoder
-
-
-def _built(
-    kind: type[PreTrainedModel], config_kind: type[Any], config: dict[str, Any], dtype: str, attention: Attention
-) -> PreTrainedModel:
-    defaults = config_kind().to_dict()
-    assert_known(f"{kind.__name__}.config", config, set(defaults))
-    for name in ("text_config", "vision_config"):
-        if name in config:
-            assert_known(f"{kind.__name__}.config.{name}", config[name], set(defaults[name]))
-    model: Any = kind._from_config(config_kind(**config), attn_implementation=attention)
-    return model if dtype == "float32" else model.to(torch_dtype(dtype))
-
-
-def _loaded(
-    encoder: type[LibraryEncoder],
-    source: str | Path,
-    config: dict[str, Any] | None,
-    dtype: str,
-    attention: Attention,
-) -> PreTrainedModel:
-    if on_meta_device():
-        if config is None:  # the source's own, without its weights
-            return cast(PreTrainedModel, encoder.kind._from_config(encoder.config_kind.from_pretrained(find_source(source))))
-        return _built(encoder.kind, encoder.config_kind, config, dtype, attention)
-    loader: Any = encoder.kind.from_pretrained
-    model, info = loader(find_source(source), dtype=torch_dtype(dtype), attn_implementation=attention, output_loading_info=True)
-    assert_complete(source, info, encoder.optional)
-    return model
-
-
-__all__ = [
-    "Attention",
-    "CLIPFeatures",
-    "CLIPVisionFeatures",
-    "DINOv2Features",
-    "DINOv3Features",
-    "FeatureEncoder",
-    "LibraryEncoder",
-    "SigLIPFeatures",
-    "TextImageEncoder",
-    "resize_to",
-]

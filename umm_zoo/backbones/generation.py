@@ -1,9 +1,9 @@
-"""Drawing tokens from a language model, one position at a time, and scoring tokens already drawn; the same for every backbone."""
+"""Generation of answers token by token, and log-probabilities of given answers; the same for every backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from umm_zoo.backbones.base import IGNORE, VLMInputs
 
 @dataclass
 class Samples:
-    """Answers of a group of draws: R = B * G rows, the G answers to one prompt next to each other.
+    """Groups of sampled answers: R = B * G rows, the G answers to one prompt next to each other.
 
     Shape:
         - tokens: ``[R, T]``, padding after the end.
@@ -38,7 +38,7 @@ def decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw up to ``max_new_tokens`` tokens for each row; a row stops at its first stop token, the loop when every row has.
+    """Sample up to ``max_new_tokens`` tokens for each row; a row stops at its first stop token, the loop when every row has.
 
     Args:
         step: takes the tokens just drawn ``[R]`` and gives the next logits ``[R, vocabulary]``; holds the KV cache.
@@ -56,7 +56,7 @@ def decode(
         ValueError: ``temperature`` is negative or ``max_new_tokens`` is not positive.
     """
     if temperature < 0 or max_new_tokens < 1:
-        raise ValueError(f"temperature must be >= 0 and max_new_tokens >= 1, found {temperature} and {max_new_tokens}")
+        raise ValueError(f"found temperature {temperature} and max_new_tokens {max_new_tokens}, expected 0 or more and 1 or more")
     stops = torch.tensor(stop_ids, device=logits.device)
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     tokens, masks, scores = [], [], []
@@ -93,26 +93,24 @@ def label_log_probs(
     return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, chosen), mask
 
 
+def last_position(position_ids: Tensor) -> Tensor:
+    """Largest position id of each row, ``[B]``, of ``[B, L]`` or ``[3, B, L]``.
+
+    Padding has position 0, so it is always a real token's; it is not the last column's where a prompt ends in an image.
+    """
+    last = position_ids.amax(-1)
+    return last if last.ndim == 1 else last.amax(0)
+
+
 def repeat_rows(inputs: VLMInputs, times: int) -> VLMInputs:
     """Every row ``times`` times, copies next to each other; the images are not encoded again."""
-
-    def repeat(tensor: Tensor) -> Tensor:
-        return tensor.repeat_interleave(times, dim=0)
-
     rows = inputs.position_ids.ndim - 2  # [B, L], or [3, B, L] for M-RoPE
-    return replace(
-        inputs,
-        token_ids=repeat(inputs.token_ids),
-        embeddings=repeat(inputs.embeddings),
-        attention_mask=repeat(inputs.attention_mask),
-        position_ids=inputs.position_ids.repeat_interleave(times, dim=rows),
-        labels=repeat(inputs.labels),
-        image_mask=repeat(inputs.image_mask),
-    )
+    repeated = {item.name: getattr(inputs, item.name).repeat_interleave(times, dim=0) for item in fields(inputs)}
+    return VLMInputs(**{**repeated, "position_ids": inputs.position_ids.repeat_interleave(times, dim=rows)})
 
 
 def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: Tensor) -> VLMInputs:
-    """Put answers behind left-padded prompts, as their only labels; scores the very tokens that were drawn.
+    """Left-padded prompts with answers behind them, as their only labels: the very tokens that were sampled.
 
     A text that is decoded and tokenised again need not give the tokens back, and then its log-probabilities are of something else.
 
@@ -125,18 +123,14 @@ def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: 
         ValueError: the numbers of rows differ.
     """
     if len(tokens) != len(inputs.token_ids):
-        raise ValueError(f"append_answers: {len(tokens)} answers for {len(inputs.token_ids)} prompts")
-    # Padding carries position 0, so the largest id of a row is always that of a real token; it is not the last column's where a
-    # prompt ends in an image.
-    last = inputs.position_ids.amax(-1, keepdim=True)  # [B, 1] or [3, B, 1]
-    if last.ndim == 3:
-        last = last.amax(0, keepdim=True).expand_as(last)
+        raise ValueError(f"append_answers: found {len(tokens)} answers, expected {len(inputs.token_ids)}, one for each prompt")
     steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    places = (last_position(inputs.position_ids)[:, None] + steps).expand(*inputs.position_ids.shape[:-1], -1)
     return VLMInputs(
         token_ids=torch.cat([inputs.token_ids, tokens], 1),
         embeddings=torch.cat([inputs.embeddings, embeddings.to(inputs.embeddings.dtype)], 1),
         attention_mask=torch.cat([inputs.attention_mask, mask], 1),
-        position_ids=torch.cat([inputs.position_ids, last + steps], -1),
+        position_ids=torch.cat([inputs.position_ids, places], -1),
         labels=torch.cat([torch.full_like(inputs.labels, IGNORE), tokens.masked_fill(~mask, IGNORE)], 1),
         image_mask=torch.cat([inputs.image_mask, torch.zeros_like(mask)], 1),
     )

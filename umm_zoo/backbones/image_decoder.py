@@ -1,9 +1,8 @@
-"""What every image decoder offers to a bridge: a large denoiser of latents that reads a condition of a stated width and scale."""
+"""Image decoder of a bridge: a large denoiser of latents under a condition of a stated width and scale."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ class ImageDecoder(Denoiser):
     """A pretrained diffusion transformer that predicts velocity from a noisy latent, the time and condition tokens.
 
     What a bridge must know about it stands in three attributes; how its library wants time, masks and dtypes stays inside.
-    Subclasses wrap one network each in ``predict`` and have the classmethods ``from_config`` (random weights) and
-    ``from_pretrained`` (a folder or a name).
+    Subclasses wrap one network each in ``predict``; those of diffusers have ``from_config``, ``from_pretrained`` and ``save`` from
+    ``DiffusersNetwork``.
 
     Attributes:
         model: the library's network.
@@ -53,14 +52,6 @@ class ImageDecoder(Denoiser):
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The network itself, on tensors of its own dtype (time stays float32 or wider); see the class for shapes."""
 
-    @abstractmethod
-    def save(self, folder: str | Path) -> None:
-        """Write the network in its library's format, so that ``from_pretrained`` reads it."""
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory while training: activations inside each layer are computed again in the backward pass."""
-        self.model.enable_gradient_checkpointing()
-
     def forward(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
         """Predict the velocity."""
         self._check(noisy, time, condition)
@@ -72,9 +63,9 @@ class ImageDecoder(Denoiser):
         name, patch = type(self).__name__, self.patch
         if noisy.ndim != 4 or noisy.shape[1] != self.latent_channels or any(side % patch for side in noisy.shape[2:]):
             sides = f" with h and w multiples of {patch}" if patch > 1 else ""
-            raise ValueError(f"{name}: noisy must be [B, {self.latent_channels}, h, w]{sides}, found {list(noisy.shape)}")
+            raise ValueError(f"{name}.noisy: found {list(noisy.shape)}, expected [B, {self.latent_channels}, h, w]{sides}")
         if time.shape != noisy.shape[:1]:
-            raise ValueError(f"{name}: time must be [{len(noisy)}], found {list(time.shape)}")
+            raise ValueError(f"{name}.time: found {list(time.shape)}, expected [{len(noisy)}]")
         if condition.values.shape[::2] != (len(noisy), self.condition_dim):
             found = list(condition.values.shape)
-            raise ValueError(f"{name}: condition must be [{len(noisy)}, N, {self.condition_dim}], found {found}")
+            raise ValueError(f"{name}.condition: found {found}, expected [{len(noisy)}, N, {self.condition_dim}]")

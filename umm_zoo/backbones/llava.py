@@ -1,4 +1,4 @@
-"""LLaVA through transformers: vision tower, MLP projector, language model. The only file that knows their attribute paths."""
+"""LLaVA through transformers: vision tower, MLP projector, language model; the only file that knows their attribute paths."""
 
 from __future__ import annotations
 
@@ -11,23 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from umm_zoo.backbones.base import IGNORE, VLMBackbone, VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.frozen import FrozenBackbone
-from umm_zoo.backbones.generation import decode
-from umm_zoo.backbones.llava_loading import (
-    Dtype,
-    assemble,
-    assert_stated,
-    llava_config,
-    load_checkpoint,
-    pixel_statistics,
-    read_config,
-)
-from umm_zoo.backbones.loading import find_source, on_meta_device, torch_dtype
-from umm_zoo.backbones.templates import ChatML, ChatTemplate, encode, pad, stop_ids
-from umm_zoo.backbones.tokenizer import load_tokenizer
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
-from umm_zoo.errors import MistakeError
+from umm_zoo.backbones.library_vlm import LibraryVLM
+from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
+from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
+from umm_zoo.backbones.templates import ChatML, ChatTemplate
+from umm_zoo.backbones.tokenizer import load_tokenizer, tokenizer_source
+from umm_zoo.batch import Conversation, Grid
+from umm_zoo.errors import UserError
 
 
 class LanguageModel(nn.Module):
@@ -38,7 +30,7 @@ class LanguageModel(nn.Module):
         self.model, self.lm_head = model, lm_head
 
 
-class LlavaBackbone(VLMBackbone):
+class LlavaBackbone(LibraryVLM):
     """LLaVA-1.5 (Liu et al., arXiv 2310.03744): patch features of one tower layer, a two-layer MLP, a causal language model.
 
     Build it with ``from_config`` (random weights), ``from_parts`` (a tower and a language model, a new projector) or
@@ -49,9 +41,9 @@ class LlavaBackbone(VLMBackbone):
         tokenizer: name or folder, None for the shipped one; read when first needed.
         template: None is ``ChatML()``.
         max_length: longest row in tokens; longer ones are cut on the right, never through an image.
-        image_mean: per colour, of pixels in [0, 1]; None is what the kind of tower was trained with.
-        image_std: see ``image_mean``.
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
+        source: whose processor says the mean and deviation of pixels; None, or one without a processor, is what the kind of tower
+            was trained with.
 
     Attributes:
         grid: the image tokens of one image, in raster order.
@@ -67,9 +59,8 @@ class LlavaBackbone(VLMBackbone):
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
         max_length: int = 2048,
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
         gradient_checkpointing: bool = False,
+        source: str | None = None,
     ) -> None:
         super().__init__()
         self._whole = (model,)  # a tuple, so that torch does not register every part a second time
@@ -78,22 +69,22 @@ class LlavaBackbone(VLMBackbone):
         self.language_model = LanguageModel(model.model.language_model, model.lm_head)
         self.config: Any = model.config
         vision: Any = model.config.vision_config
-        side = vision.image_size // vision.patch_size
-        self.grid = Grid(side, side)
         self.image_size, self.width = vision.image_size, cast(Any, model.config.text_config).hidden_size
+        self.grid = self.image_grid(self.image_size, self.image_size)
         self.template, self.max_length = template or ChatML(), max_length
         self._tokenizer_source = tokenizer
-        mean, std = pixel_statistics(vision.model_type)
-        self.register_buffer("image_mean", torch.tensor(image_mean or mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(image_std or std).view(1, 3, 1, 1), persistent=False)
+        mean, std = pixel_statistics(vision.model_type, source)
+        self.register_buffer("image_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             # the library has renamed it, and warns of the old name
-            enable = getattr(self._decoder, "activation_checkpointing_enable", None) or self._decoder.gradient_checkpointing_enable
+            decoder = self.text_model
+            enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self._rest_unused_layers()
 
-    # -- construction ------------------------------------------------------------------------------------------------------------
+    # -- construction --------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_config(
@@ -102,8 +93,6 @@ class LlavaBackbone(VLMBackbone):
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
         max_length: int = 2048,
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
         dtype: Dtype = "float32",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
@@ -114,7 +103,7 @@ class LlavaBackbone(VLMBackbone):
             config: fields of the library's ``LlavaConfig``: ``vision_config`` and ``text_config`` (each with ``model_type``),
                 ``vision_feature_layer``, ``projector_hidden_act`` … Left out, ``vision_feature_select_strategy`` drops the class
                 token where there is one, and the vocabulary is the shipped tokenizer's if that is the one used.
-            tokenizer, template, max_length, image_mean, image_std, gradient_checkpointing: see the class.
+            tokenizer, template, max_length, gradient_checkpointing: see the class.
             dtype: of the weights.
             attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
 
@@ -122,9 +111,7 @@ class LlavaBackbone(VLMBackbone):
             ValueError: an unknown field, or a tower whose features are not a grid.
         """
         built = llava_config(config, shipped_tokenizer=tokenizer is None)
-        precision = torch_dtype("float32" if dtype == "auto" else dtype)
-        model = LlavaForConditionalGeneration._from_config(built, dtype=precision, attn_implementation=attention)
-        return cls(model, tokenizer, template, max_length, image_mean, image_std, gradient_checkpointing)
+        return cls(new_llava(built, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
 
     @classmethod
     def from_pretrained(
@@ -134,8 +121,6 @@ class LlavaBackbone(VLMBackbone):
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
         max_length: int = 2048,
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
@@ -147,7 +132,6 @@ class LlavaBackbone(VLMBackbone):
             config: what the checkpoint is expected to be; on the meta device it is used in its place and nothing is read.
             tokenizer: None is the checkpoint's own, or the shipped one where a folder has none.
             template, max_length, gradient_checkpointing: see the class.
-            image_mean, image_std: None is what the checkpoint's own processor says, else what the kind of tower was trained with.
             dtype: ``auto`` is the checkpoint's own.
             attention: see ``from_config``.
 
@@ -156,16 +140,13 @@ class LlavaBackbone(VLMBackbone):
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
         """
         source = find_source(source)
-        own = not Path(source).is_dir() or any(Path(source).glob("tokenizer*.json"))
-        tokenizer = tokenizer or (source if own else None)
+        tokenizer = tokenizer_source(source, tokenizer)
         if on_meta_device():
-            built = read_config(source) if config is None else llava_config(config, shipped_tokenizer=tokenizer is None)
-            whole = LlavaForConditionalGeneration._from_config(built, attn_implementation=attention)
-            return cls(whole, tokenizer, template, max_length, image_mean, image_std, gradient_checkpointing)
-        model = load_checkpoint(LlavaForConditionalGeneration, source, dtype, attention)
+            found: Any = read_config(source) if config is None else llava_config(config, shipped_tokenizer=tokenizer is None)
+            return cls(new_llava(found, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
+        model = load_llava(source, dtype, attention)
         assert_stated(source, config, model.config)
-        mean, std = pixel_statistics(model.config.vision_config.model_type, source)
-        return cls(model, tokenizer, template, max_length, image_mean or mean, image_std or std, gradient_checkpointing)
+        return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
     @classmethod
     def from_parts(
@@ -176,8 +157,6 @@ class LlavaBackbone(VLMBackbone):
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
         max_length: int = 2048,
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
@@ -191,7 +170,6 @@ class LlavaBackbone(VLMBackbone):
             config: fields of ``LlavaConfig``; with ``vision_config`` and ``text_config`` nothing is read on the meta device.
             tokenizer: None is the language model's own, the shipped one for random weights.
             template, max_length, gradient_checkpointing: see the class.
-            image_mean, image_std: None is what the tower's own processor says, else what its kind was trained with.
             dtype: ``auto`` is each part's own.
             attention: see ``from_config``.
 
@@ -199,8 +177,9 @@ class LlavaBackbone(VLMBackbone):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; a configuration is not the one stated.
         """
-        vision_tower = find_source(vision_tower) if isinstance(vision_tower, str) else vision_tower
-        language_model = find_source(language_model) if isinstance(language_model, str) else language_model
+        vision_tower, language_model = (
+            find_source(part) if isinstance(part, str) else part for part in (vision_tower, language_model)
+        )
         if tokenizer is None and isinstance(language_model, str):
             tokenizer = language_model
         fields = dict(config or {})
@@ -211,20 +190,17 @@ class LlavaBackbone(VLMBackbone):
                 found = read_config(part)
                 fields[name] = getattr(found, name, found)  # the vision half of a contrastive model
         if on_meta_device():
-            return cls.from_config(
-                fields, tokenizer, template, max_length, image_mean, image_std, dtype, attention, gradient_checkpointing
-            )
+            return cls.from_config(fields, tokenizer, template, max_length, dtype, attention, gradient_checkpointing)
         model = assemble(vision_tower, language_model, fields, dtype, attention, shipped_tokenizer=tokenizer is None)
-        vision: Any = model.config.vision_config
-        mean, std = pixel_statistics(vision.model_type, vision_tower if isinstance(vision_tower, str) else None)
-        return cls(model, tokenizer, template, max_length, image_mean or mean, image_std or std, gradient_checkpointing)
+        source = vision_tower if isinstance(vision_tower, str) else None
+        return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in the library's format, for ``from_pretrained`` here or there."""
         self._whole[0].save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    # -- structure ---------------------------------------------------------------------------------------------------------------
+    # -- structure -----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -234,23 +210,30 @@ class LlavaBackbone(VLMBackbone):
             ValueError: it has more tokens than the language model.
         """
         found = load_tokenizer(self._tokenizer_source)
-        vocabulary = self.config.text_config.vocab_size
-        if max(found.get_vocab().values()) >= vocabulary:
-            raise ValueError(f"tokenizer: found ids up to {max(found.get_vocab().values())}, the language model has {vocabulary}")
+        vocabulary, largest = self.config.text_config.vocab_size, max(found.get_vocab().values())
+        if largest >= vocabulary:
+            raise ValueError(f"tokenizer: found ids up to {largest}, expected fewer than the language model's {vocabulary}")
         return found
 
-    @cached_property
-    def _stop_ids(self) -> list[int]:
-        return stop_ids(self.tokenizer, self.template.end)
-
     @property
-    def _decoder(self) -> Any:
+    def text_model(self) -> Any:
+        """The library's decoder."""
         return self.language_model.model
 
     @property
-    def device(self) -> torch.device:
-        """Where the token embeddings are."""
-        return cast(torch.device, self._decoder.embed_tokens.weight.device)
+    def lm_head(self) -> nn.Module:
+        """The output layer."""
+        return self.language_model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        """The configuration's."""
+        return cast(int, self.config.image_token_id)
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's."""
+        return int(self.tokenizer.pad_token_id or 0)
 
     def parts(self) -> dict[str, nn.Module]:
         """``vision_tower``, ``projector``, ``language_model`` (embeddings to ``lm_head``)."""
@@ -259,44 +242,49 @@ class LlavaBackbone(VLMBackbone):
     def _rest_unused_layers(self) -> None:
         """Take the gradient from tower parameters that cannot reach the features: DistributedDataParallel would wait for them."""
         layers = cast(nn.ModuleList, cast(Any, self.vision_tower).encoder.layers)
-        wanted = self.config.vision_feature_layer
-        used = max(layer % (len(layers) + 1) for layer in ([wanted] if isinstance(wanted, int) else wanted))
+        used = max(layer % (len(layers) + 1) for layer in self._feature_layers)
         for layer in layers[used:]:
             layer.requires_grad_(False)
         for name in ("post_layernorm", "head"):  # they make the pooled vector
             if hasattr(self.vision_tower, name):
                 getattr(self.vision_tower, name).requires_grad_(False)
 
-    # -- inputs ------------------------------------------------------------------------------------------------------------------
+    @property
+    def _feature_layers(self) -> list[int]:
+        stated = self.config.vision_feature_layer
+        return [stated] if isinstance(stated, int) else list(stated)
+
+    # -- inputs --------------------------------------------------------------------------------------------------------------
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] to what the tower takes: shifted and scaled per colour. Shape: ``[M, 3, H, W]`` both."""
         return ((images + 1) / 2 - self.image_mean) / self.image_std
 
     def image_grid(self, height: int, width: int) -> Grid:
-        """Grid of tokens that an image of that many pixels becomes."""
+        """Whole patches."""
         patch = cast(int, self.config.vision_config.patch_size)
         return Grid(height // patch, width // patch)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, N, D]``.
+        """As the base class.
 
         Raises:
-            ValueError: they have another size than the tower's.
+            UserError: the images have another size than the tower's.
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
-            found = "x".join(map(str, images.shape[-2:]))
-            raise MistakeError(
-                f"images are {found} pixels, the vision tower takes {self.image_size}x{self.image_size} (data.image_size)"
-            )
+            found, side = "x".join(map(str, images.shape[-2:])), self.image_size
+            raise UserError("data.image_size", f"images of {found} pixels", f"the vision tower's {side}x{side}")
         frozen = isinstance(self.vision_tower, FrozenBackbone)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             states = self.vision_tower(self.normalise(images), output_hidden_states=True).hidden_states
-            wanted = self.config.vision_feature_layer
-            features = torch.cat([states[layer] for layer in ([wanted] if isinstance(wanted, int) else wanted)], dim=-1)
+            features = torch.cat([states[layer] for layer in self._feature_layers], dim=-1)
             if self.config.vision_feature_select_strategy == "default":
                 features = features[:, 1:]  # without the class token
         return cast(Tensor, self.projector(features.to(next(self.projector.parameters()).dtype)))
+
+    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grid: Grid) -> Tensor:
+        """The running index."""
+        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
     def embed(
         self,
@@ -305,94 +293,17 @@ class LlavaBackbone(VLMBackbone):
         image_counts: list[int],
         for_generation: bool = False,
     ) -> VLMInputs:
-        """See ``VLMBackbone.embed``; training pads on the right."""
-        num_images = 0 if images is None else len(images)
-        if len(image_counts) != len(conversations) or sum(image_counts) != num_images:
-            raise ValueError(f"image_counts {image_counts} do not fit {len(conversations)} rows and {num_images} images")
-        rows = [
-            self._encode(row, conversation, count, for_generation)
-            for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
-        ]
-        image_id = self.config.image_token_id
-        token_ids = pad([ids for ids, _ in rows], int(self.tokenizer.pad_token_id or 0), left=for_generation).to(self.device)
-        labels = pad([row for _, row in rows], IGNORE, left=for_generation).to(self.device)
-        mask = pad([[1] * len(ids) for ids, _ in rows], 0, left=for_generation).to(self.device).bool()
-        image_mask = (token_ids == image_id) & mask
-        embeddings = self._decoder.embed_tokens(token_ids.masked_fill(image_mask, 0))  # [B, L, D]; an image id may lie outside
-        if images is not None and num_images:
-            features = self.encode_images(images.to(self.device)).to(embeddings.dtype)  # [M, N, D]
-            embeddings = embeddings.masked_scatter(image_mask[..., None], features)
-        elif torch.is_grad_enabled() and any(p.requires_grad for p in self.projector.parameters()):
-            # a batch without images must touch the same parameters on every rank
+        """As the base class; a batch without images touches the same parameters, for ranks wait for each other's gradients."""
+        inputs = super().embed(conversations, images, image_counts, for_generation)
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.projector.parameters())
+        if trained and not sum(image_counts):
             blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-            embeddings = embeddings + 0 * self.encode_images(blank).sum().to(embeddings.dtype)
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return VLMInputs(token_ids, embeddings, mask, positions, labels, image_mask)
+            inputs.embeddings = inputs.embeddings + 0 * self.encode_images(blank).sum().to(inputs.embeddings.dtype)
+        return inputs
 
-    def _encode(self, row: int, conversation: Conversation, num_images: int, for_generation: bool) -> tuple[list[int], list[int]]:
-        markers = sum(turn["text"].count(IMAGE_MARKER) for turn in conversation if turn["role"] == "user")
-        if markers != num_images:
-            raise MistakeError(f"found {markers} {IMAGE_MARKER} markers in the user turns for {num_images} images", row)
-        if for_generation and conversation and conversation[-1]["role"] == "assistant":
-            raise MistakeError("found an assistant turn at the end, expected a question that is left to answer", row)
-        pieces = self.template.render(conversation, for_generation)
-        image_id = self.config.image_token_id
-        ids, labels = encode(self.tokenizer, pieces, image_id, self.grid.num_cells)
-        lost = ids[self.max_length :]
-        if lost and (for_generation or image_id in lost):
-            what = f"{lost.count(image_id)} image tokens" if image_id in lost else "the end of a question"
-            raise MistakeError(
-                f"found {len(ids)} tokens, of which max_length {self.max_length} would cut off {what}; "
-                "expected shorter texts or a larger method.vlm.max_length",
-                row,
-            )
-        return ids[: self.max_length], labels[: self.max_length]
-
-    # -- the language model ------------------------------------------------------------------------------------------------------
-
-    def _run(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def run(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """As the base class."""
         if self.gradient_checkpointing:
-            for layer in self._decoder.layers:  # the library recomputes in training mode only, which a frozen decoder never is in
+            for layer in self.text_model.layers:  # the library recomputes in training mode only, which a frozen one never is in
                 layer.training = cache is None and torch.is_grad_enabled()
-        states = self._decoder(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return cast(Tensor, states.last_hidden_state)
-
-    def forward(self, inputs: VLMInputs) -> VLMOutput:
-        """Run the language model over the whole sequence; logits are formed only where there is a label."""
-        hidden = self._run(inputs.embeddings, inputs.attention_mask, inputs.position_ids)  # [B, L, D]
-        return VLMOutput(*language_loss(hidden, inputs.labels, self.language_model.lm_head), hidden)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        conversations: list[Conversation],
-        images: Tensor | None,
-        image_counts: list[int],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> list[str]:
-        """Answer B prompts with the KV cache, each image encoded once; temperature 0 is greedy."""
-        inputs = self.embed(conversations, images, image_counts, for_generation=True)
-        cache = DynamicCache(config=self.config.text_config)
-        mask, last = inputs.attention_mask, inputs.position_ids[:, -1:]
-
-        def logits_of(hidden: Tensor) -> Tensor:
-            return cast(Tensor, self.language_model.lm_head(hidden[:, -1]))  # [B, vocabulary]
-
-        def step(tokens: Tensor) -> Tensor:
-            nonlocal mask, last
-            mask, last = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), last + 1
-            return logits_of(self._run(self._decoder.embed_tokens(tokens[:, None]), mask, last, cache))
-
-        logits = logits_of(self._run(inputs.embeddings, mask, inputs.position_ids, cache))
-        fill = int(self.tokenizer.pad_token_id or 0)
-        tokens, kept, _ = decode(step, logits, self._stop_ids, fill, max_new_tokens, temperature, generator)
-        rows = zip(tokens.cpu(), kept.cpu(), strict=True)
-        return [str(self.tokenizer.decode(row[own].tolist(), skip_special_tokens=True)).strip() for row, own in rows]
+        return super().run(embeddings, mask, position_ids, cache)

@@ -1,4 +1,4 @@
-"""Configurations and weights of LLaVA's parts, checked on the way in."""
+"""Configurations and weights of LLaVA's parts, checked while they are loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, torch_dtype
+from umm_zoo.backbones.loading import assert_known, assert_stated, load_checkpoint, torch_dtype
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER
 
@@ -54,9 +54,8 @@ def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaCon
     strategy = "default" if TOWERS[kind][0] else "full"
     found = values.setdefault("vision_feature_select_strategy", strategy)
     if found != strategy:
-        raise ValueError(
-            f"config.vision_feature_select_strategy: found '{found}', expected for {kind} is '{strategy}' (one feature per patch)"
-        )
+        expected = f"'{strategy}' for a {kind} (one feature per patch)"
+        raise ValueError(f"config.vision_feature_select_strategy: found '{found}', expected {expected}")
     config = LlavaConfig(**values)
     vision: Any = config.vision_config
     config.image_seq_length = (vision.image_size // vision.patch_size) ** 2
@@ -106,39 +105,25 @@ def read_config(source: str) -> PreTrainedConfig:
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{source}: no model configuration found ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"found '{source}', expected a name or folder with a model configuration ({reason})") from error
 
 
-def load_checkpoint(kind: Any, source: str, dtype: Dtype, attention: str, optional: tuple[str, ...] = ()) -> Any:
-    """``kind.from_pretrained``, refusing weights that do not fill the model exactly.
+def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:
+    """A LLaVA with random weights; ``auto`` is float32."""
+    precision = torch_dtype("float32" if dtype == "auto" else dtype)
+    return LlavaForConditionalGeneration._from_config(config, dtype=precision, attn_implementation=attention)
+
+
+def load_llava(source: str, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:
+    """A whole LLaVA.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: tensors are missing, unexpected or of another shape.
     """
-    precision = "auto" if dtype == "auto" else torch_dtype(dtype)
-    try:
-        model, info = kind.from_pretrained(
-            source, dtype=precision, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except OSError as error:
-        raise FileNotFoundError(f"{source}: no checkpoint found ({str(error).splitlines()[0]})") from error
-    assert_complete(source, info, optional)
-    return model.train()
-
-
-def assert_stated(source: str, stated: Mapping[str, Any] | None, found: PreTrainedConfig, where: str = "config") -> None:
-    """Refuse a checkpoint that is not what the experiment says it is.
-
-    Raises:
-        ValueError: a stated field has another value.
-    """
-    for name, value in (stated or {}).items():
-        own = getattr(found, name)
-        if isinstance(value, Mapping):
-            assert_stated(source, value, own, f"{where}.{name}")
-        elif own != value:
-            raise ValueError(f"{where}.{name}: found {value!r}, but {source} has {own!r}")
+    loaded = load_checkpoint(LlavaForConditionalGeneration, source, dtype, attn_implementation=attention)
+    return cast(LlavaForConditionalGeneration, loaded.train())
 
 
 def load_tower(source: str, dtype: Dtype, attention: str) -> Any:
@@ -150,10 +135,10 @@ def load_tower(source: str, dtype: Dtype, attention: str) -> Any:
     """
     found = read_config(source)
     if isinstance(found, LlavaConfig):
-        return load_checkpoint(LlavaForConditionalGeneration, source, dtype, attention).model.vision_tower
+        return load_llava(source, dtype, attention).model.vision_tower
     with torch.device("meta"):
         kind = type(AutoModel.from_config(getattr(found, "vision_config", found)))
-    return load_checkpoint(kind, source, dtype, attention, TEXT_HALF)
+    return load_checkpoint(kind, source, dtype, TEXT_HALF, attn_implementation=attention).train()
 
 
 def load_decoder(source: str, dtype: Dtype, attention: str) -> tuple[Any, Any, int | None]:
@@ -165,9 +150,9 @@ def load_decoder(source: str, dtype: Dtype, attention: str) -> tuple[Any, Any, i
     """
     found = read_config(source)
     if isinstance(found, LlavaConfig):
-        whole = load_checkpoint(LlavaForConditionalGeneration, source, dtype, attention)
+        whole = load_llava(source, dtype, attention)
         return whole.model.language_model, whole.lm_head, int(whole.config.image_token_id)
-    language = load_checkpoint(AutoModelForCausalLM, source, dtype, attention)
+    language = load_checkpoint(AutoModelForCausalLM, source, dtype, attn_implementation=attention).train()
     return language.base_model, language.get_output_embeddings(), None
 
 
@@ -191,11 +176,11 @@ def assemble(
     tower, decoder, head, values = None, None, None, dict(fields)
     if isinstance(vision_tower, str):
         tower = load_tower(vision_tower, dtype, attention)
-        assert_stated(vision_tower, values.get("vision_config"), tower.config, "config.vision_config")
+        assert_stated(vision_tower, values.get("vision_config"), tower.config, where="config.vision_config")
         values["vision_config"] = tower.config
     if isinstance(language_model, str):
         decoder, head, image_token = load_decoder(language_model, dtype, attention)
-        assert_stated(language_model, values.get("text_config"), decoder.config, "config.text_config")
+        assert_stated(language_model, values.get("text_config"), decoder.config, where="config.text_config")
         values["text_config"] = decoder.config
         if image_token is not None:
             values.setdefault("image_token_index", image_token)

@@ -1,4 +1,4 @@
-"""Checks that every wrapper makes when it reads somebody else's weights."""
+"""Checkpoints of the libraries, loaded with nothing missing, nothing ignored, and nothing other than what was stated."""
 
 from __future__ import annotations
 
@@ -34,6 +34,30 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in expected:
         raise ValueError(f"dtype: found '{name}', expected {sorted(expected)}")
     return expected[name]
+
+
+def load_checkpoint(kind: Any, source: str, dtype: str, optional: Collection[str] = (), **settings: Any) -> Any:
+    """``kind.from_pretrained`` of transformers, refusing weights that do not fill the model exactly.
+
+    Args:
+        kind: class of the library.
+        source: name or folder.
+        dtype: of the weights; ``auto`` is the checkpoint's own.
+        optional: prefixes of tensors in the file that this model leaves out on purpose.
+        settings: further arguments of ``from_pretrained``.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    settings |= {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), "ignore_mismatched_sizes": True}
+    try:
+        model, info = kind.from_pretrained(source, output_loading_info=True, **settings)
+    except OSError as error:
+        expected = f"a name or folder with weights of {kind.__name__} ({str(error).splitlines()[0]})"
+        raise FileNotFoundError(f"found '{source}', expected {expected}") from error
+    assert_complete(source, info, optional)
+    return model
 
 
 def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Collection[str] = ()) -> None:
@@ -74,3 +98,31 @@ def assert_known(where: str, config: Mapping[str, Any], expected: Collection[str
             close = difflib.get_close_matches(key, expected, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise ValueError(f"{where}: found '{key}', expected {sorted(expected)}{hint}")
+
+
+def assert_stated(
+    source: str | Path, stated: Mapping[str, Any] | None, found: Any, ignored: Collection[str] = (), where: str = "config"
+) -> None:
+    """Refuse a checkpoint that is not what the experiment says it is.
+
+    Args:
+        source: what was loaded, for the message.
+        stated: values by key, nested; None states nothing.
+        found: the checkpoint's configuration.
+        ignored: keys that are not compared, beside those that begin with an underscore.
+        where: path of ``stated``, for the message.
+
+    Raises:
+        ValueError: a stated value is another one.
+    """
+    for key, value in (stated or {}).items():
+        own = found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
+        if isinstance(value, Mapping) and own is not None:
+            assert_stated(source, value, own, ignored, f"{where}.{key}")
+        elif key not in ignored and not key.startswith("_") and _plain(own) != _plain(value):
+            raise ValueError(f"{where}.{key}: found {value!r}, expected {own!r} as in {source}")
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, all the way down: YAML and JSON know no tuples."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -12,12 +12,11 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.utils import cached_file
 
 from umm_zoo.backbones.loading import assert_known
-from umm_zoo.backbones.qwen_chat import QwenChat
 from umm_zoo.backbones.qwen_images import PatchLayout
-from umm_zoo.backbones.templates import special_id
+from umm_zoo.backbones.templates import QwenChat, special_id
 
 #: Keys of published files that the library reads, or leaves unread, though its classes do not declare them.
-_OLDER_KEYS = {"rope_scaling", "rope_theta", "in_chans", "spatial_patch_size", "tie_word_embeddings"}
+UNDECLARED = {"rope_scaling", "rope_theta", "in_chans", "spatial_patch_size", "tie_word_embeddings"}
 _SECTIONS = {"text_config": Qwen2_5_VLTextConfig, "vision_config": Qwen2_5_VLVisionConfig}
 #: Token ids of the configuration, and the tokens.
 _TOKENS = {
@@ -39,8 +38,8 @@ def read_config(config: Mapping[str, Any]) -> Qwen2_5_VLConfig:
     assert_known("config", config, {field.name for field in fields(Qwen2_5_VLConfig)})
     for name, section in _SECTIONS.items():
         if name not in config:  # the library would silently take the sizes of the 72B model
-            raise ValueError(f"config: '{name}' is missing; found {sorted(config)}")
-        assert_known(f"config.{name}", config[name], {field.name for field in fields(section)} | _OLDER_KEYS)
+            raise ValueError(f"config: found {sorted(config)}, expected '{name}' too")
+        assert_known(f"config.{name}", config[name], {field.name for field in fields(section)} | UNDECLARED)
     plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for name in ("bos_token_id", "eos_token_id"):  # the defaults are ids of the published vocabulary
         default = getattr(Qwen2_5_VLTextConfig(), name)
@@ -52,25 +51,19 @@ def read_config(config: Mapping[str, Any]) -> Qwen2_5_VLConfig:
 
 
 def _assert_sizes(text: Any, vision: Any) -> None:
-    half = text.hidden_size / text.num_attention_heads / 2
+    head, token = text.hidden_size / text.num_attention_heads, vision.patch_size * vision.spatial_merge_size
     sections = list(text.rope_parameters.get("mrope_section", [16, 24, 24]))
-    if sum(sections) != half:
-        raise ValueError(
-            f"config.text_config: rope_parameters.mrope_section {sections} sums to {sum(sections)}, half of the head dimension"
-            f" {text.hidden_size} / {text.num_attention_heads} is {half:g}"
-        )
-    if vision.out_hidden_size != text.hidden_size:
-        raise ValueError(
-            f"config: vision_config.out_hidden_size is {vision.out_hidden_size}, text_config.hidden_size is {text.hidden_size}"
-        )
-    if (vision.hidden_size / vision.num_heads) % 4:
-        raise ValueError(
-            f"config.vision_config: hidden_size {vision.hidden_size} / num_heads {vision.num_heads} is no multiple of 4,"
-            " which rotary positions of two axes need"
-        )
-    token = vision.patch_size * vision.spatial_merge_size
-    if vision.window_size < token:
-        raise ValueError(f"config.vision_config: window_size is {vision.window_size}, a token alone covers {token} pixels")
+    half = f"a sum of {head / 2:g}, half of the head dimension {text.hidden_size} / {text.num_attention_heads}"
+    multiple = f"a multiple of 4 x num_heads ({vision.num_heads}), as rotary positions of two axes need"
+    width = f"text_config.hidden_size, {text.hidden_size}"
+    for name, found, fits, expected in (
+        ("text_config.rope_parameters.mrope_section", sections, sum(sections) == head / 2, half),
+        ("vision_config.out_hidden_size", vision.out_hidden_size, vision.out_hidden_size == text.hidden_size, width),
+        ("vision_config.hidden_size", vision.hidden_size, vision.hidden_size % (4 * vision.num_heads) == 0, multiple),
+        ("vision_config.window_size", vision.window_size, vision.window_size >= token, f"{token} pixels (one token) or more"),
+    ):
+        if not fits:
+            raise ValueError(f"config.{name}: found {found}, expected {expected}")
 
 
 def match_tokenizer(config: Any, tokenizer: PreTrainedTokenizerBase, stated: Mapping[str, Any]) -> None:
@@ -87,28 +80,11 @@ def match_tokenizer(config: Any, tokenizer: PreTrainedTokenizerBase, stated: Map
     for name, token in _TOKENS.items():
         own = special_id(tokenizer, token)
         if stated.get(name, own) != own:
-            raise ValueError(f"config.{name}: found {stated[name]}, the tokenizer's '{token}' is {own}")
+            raise ValueError(f"config.{name}: found {stated[name]}, expected {own}, the tokenizer's '{token}'")
         setattr(config, name, own)
     if config.text_config.vocab_size < len(tokenizer):
-        raise ValueError(
-            f"config.text_config.vocab_size: found {config.text_config.vocab_size}, the tokenizer has {len(tokenizer)} tokens"
-        )
-
-
-def differences(stated: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One ``key: stated …, found …`` for each value of ``stated`` (nested) that is another one in ``found``."""
-    lines = []
-    for key, value in stated.items():
-        other = found.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            lines += differences(value, other, f"{prefix}{key}.")
-        elif _plain(value) != _plain(other) and key not in _OLDER_KEYS:
-            lines.append(f"{prefix}{key}: stated {value}, found {other}")
-    return lines
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
+        found, expected = config.text_config.vocab_size, f"{len(tokenizer)} (the tokenizer's tokens) or more"
+        raise ValueError(f"config.text_config.vocab_size: found {found}, expected {expected}")
 
 
 def patch_layout(config: Any, min_tokens: int | None, max_tokens: int | None, source: str | None = None) -> PatchLayout:
@@ -126,10 +102,3 @@ def _preprocessor_file(source: str) -> Path | None:
         return Path(source) / name if (Path(source) / name).exists() else None
     found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
-
-
-def tokenizer_source(source: str, tokenizer: str | None) -> str | None:
-    """Where the tokenizer of a checkpoint is: as stated, else its own, else (None) the shipped one."""
-    folder = Path(source)
-    own = not folder.is_dir() or any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return tokenizer or (source if own else None)

@@ -10,16 +10,14 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from umm_zoo.batch import Grid
-
-#: Normalisation of CLIP, which Qwen2.5-VL's preprocessor_config.json repeats.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,14 @@ class PatchLayout:
             ValueError: one side is more than 200 times the other.
         """
         if max(height, width) > 200 * min(height, width):
-            raise ValueError(f"image of {height} x {width} pixels: one side is more than 200 times the other")
+            raise ValueError(f"found an image of {height} x {width} pixels, expected no side more than 200 times the other")
         factor, pixels = self.factor, height * width
         smallest, largest = self.min_tokens * factor**2, self.max_tokens * factor**2
         rounded = round(height / factor) * factor, round(width / factor) * factor
         if rounded[0] * rounded[1] > largest:
             shrink = math.sqrt(pixels / largest)
-            return (
-                max(factor, math.floor(height / shrink / factor) * factor),
-                max(factor, math.floor(width / shrink / factor) * factor),
-            )
+            height, width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+            return height, width
         if rounded[0] * rounded[1] < smallest:
             grow = math.sqrt(smallest / pixels)
             return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
@@ -89,26 +85,30 @@ class PatchLayout:
         pixels = images.float() / 2 + 0.5
         if size != tuple(images.shape[-2:]):
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         pixels = (pixels - mean) / std  # [M, 3, H, W]
         (h, w), m, p = self.grid(*size), self.merge_size, self.patch_size
         cut = pixels.view(-1, 3, h, m, p, w, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)  # [M, h, w, m, m, 3, p, p]
         cut = cut.unsqueeze(6).expand(*cut.shape[:6], self.temporal_size, p, p)  # a still image fills every frame
         return cut.reshape(-1, 3 * self.temporal_size * p * p)
 
-    # -- the library's file ------------------------------------------------------------------------------------------------------
+    # -- the library's file --------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> None:
-        """Write ``preprocessor_config.json`` as the library's own processor reads it."""
-        config = {
-            "image_processor_type": "Qwen2VLImageProcessor",
+    @property
+    def _file(self) -> dict[str, Any]:
+        """What ``preprocessor_config.json`` says of the cut and the normalisation, which are CLIP's."""
+        return {
             "patch_size": self.patch_size,
             "merge_size": self.merge_size,
             "temporal_patch_size": self.temporal_size,
-            "size": {"shortest_edge": self.min_tokens * self.factor**2, "longest_edge": self.max_tokens * self.factor**2},
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
+            "image_mean": list(OPENAI_CLIP_MEAN),
+            "image_std": list(OPENAI_CLIP_STD),
         }
+
+    def save(self, folder: Path) -> None:
+        """Write ``preprocessor_config.json`` as the library's own processor reads it."""
+        size = {"shortest_edge": self.min_tokens * self.factor**2, "longest_edge": self.max_tokens * self.factor**2}
+        config = {"image_processor_type": "Qwen2VLImageProcessor", **self._file, "size": size}
         (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def limits_from(self, file: Path) -> tuple[int, int]:
@@ -118,21 +118,10 @@ class PatchLayout:
             ValueError: it normalises or cuts differently.
         """
         config = json.loads(file.read_text())
-        expected = {
-            "patch_size": self.patch_size,
-            "merge_size": self.merge_size,
-            "temporal_patch_size": self.temporal_size,
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
-        }
-        for key, value in expected.items():
+        for key, value in self._file.items():
             if config.get(key, value) != value:
-                raise ValueError(f"{file}: {key} is {config[key]}, this wrapper needs {value}")
-        size = config.get("size", {})
+                raise ValueError(f"{file}: {key}: found {config[key]}, expected {value}")
+        size, area = config.get("size", {}), self.factor**2
         smallest = config.get("min_pixels") or size.get("shortest_edge")
         largest = config.get("max_pixels") or size.get("longest_edge")
-        area = self.factor**2
-        return (
-            math.ceil(smallest / area) if smallest else self.min_tokens,
-            largest // area if largest else self.max_tokens,
-        )
+        return math.ceil(smallest / area) if smallest else self.min_tokens, largest // area if largest else self.max_tokens

@@ -11,7 +11,7 @@ from diffusers.models import SD3Transformer2DModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from umm_zoo.backbones.diffusers_loading import built, loaded
+from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import find_source, on_meta_device
 
@@ -23,7 +23,7 @@ class MaskedJointAttention:
     """The library's joint attention with a mask over the text tokens, which its own leaves out.
 
     Without a mask it is the library's, bit for bit. UAE's release pads the two branches of guidance to one length and lets the
-    decoder see the padding; here a caption is drawn the same whatever else is in the batch.
+    decoder see the padding; here a caption gives the same image whatever else is in the batch.
     """
 
     def __call__(
@@ -58,7 +58,7 @@ class MaskedJointAttention:
         return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-class StableDiffusion3(ImageDecoder):
+class StableDiffusion3(DiffusersNetwork, ImageDecoder):
     """SD3's multimodal diffusion transformer (Esser et al., 2024, arXiv 2403.03206): UAE's decoder, in its 3.5-large size.
 
     Text tokens of width 4096 pass every block beside those of the image; their positions are their order only. The network also
@@ -72,30 +72,20 @@ class StableDiffusion3(ImageDecoder):
     Args:
         model: the library's network.
         pooled: ``[pooled_projection_dim]``, the constant; None is zeros.
-        condition_rms: no published number is known, and UAE's connector ends without a norm; 1 is our choice.
     """
 
+    kind = SD3Transformer2DModel
+    condition_rms = 1.0  #: our choice: no published number is known, and UAE's connector ends without a norm
     pooled: Tensor
 
-    def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None, condition_rms: float = 1.0) -> None:
+    def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None) -> None:
         super().__init__()
         config: Any = model.config
         processor: Any = MaskedJointAttention()  # the library's hints list its own classes only
         model.set_attn_processor(processor)
-        self.model, self.condition_rms = model, condition_rms
+        self.model = model
         self.condition_dim, self.latent_channels, self.patch = config.joint_attention_dim, config.in_channels, config.patch_size
         self.register_buffer("pooled", torch.zeros(config.pooled_projection_dim) if pooled is None else pooled.float().clone())
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        condition_rms: float = 1.0,
-        dtype: str = "float32",
-        gradient_checkpointing: bool = False,
-    ) -> Self:
-        """Random weights from the library's config keys (``num_layers``, ``joint_attention_dim`` …), and a zero constant."""
-        return cls(built(SD3Transformer2DModel, config, dtype), None, condition_rms)._prepared(gradient_checkpointing)
 
     @classmethod
     def from_pretrained(
@@ -103,31 +93,23 @@ class StableDiffusion3(ImageDecoder):
         source: str | Path,
         config: dict[str, Any] | None = None,
         subfolder: str | None = None,
-        pooled_from: str | Path | None = None,
-        condition_rms: float = 1.0,
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        pooled_from: str | Path | None = None,
     ) -> Self:
-        """A folder in diffusers' format or a name on the hub; on the meta device with ``config`` given nothing is read.
+        """As ``DiffusersNetwork.from_pretrained``.
 
         Args:
-            source: folder or name.
-            config: what the checkpoint is expected to be.
-            subfolder: ``transformer`` inside a whole pipeline.
+            source, config, subfolder, dtype, gradient_checkpointing: see there.
             pooled_from: the pipeline whose two CLIP text encoders give the constant; None is zeros.
-            condition_rms: see the class.
-            dtype: of the weights.
-            gradient_checkpointing: recompute blocks in the backward pass.
-
-        Raises:
-            ValueError: the weights do not fill the network exactly.
         """
-        model = loaded(SD3Transformer2DModel, source, config, subfolder, dtype)
-        pooled = None if pooled_from is None or on_meta_device() else pooled_of_nothing(pooled_from)
-        return cls(model, pooled, condition_rms)._prepared(gradient_checkpointing)
+        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing)
+        if pooled_from is not None and not on_meta_device():
+            decoder.pooled.copy_(pooled_of_nothing(pooled_from))
+        return decoder
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The library's forward, told the time as its own pipeline tells it (0 to 1000)."""
+        """The library's forward, with the time as its own pipeline gives it (0 to 1000)."""
         joint = None
         if mask is not None:
             cells = noisy.shape[-2] * noisy.shape[-1] // self.patch**2
@@ -141,15 +123,6 @@ class StableDiffusion3(ImageDecoder):
             return_dict=False,
         )[0]
         return predicted
-
-    def save(self, folder: str | Path) -> None:
-        """diffusers' format: ``config.json`` and ``diffusion_pytorch_model.safetensors``; the constant is not in it."""
-        self.model.save_pretrained(folder)
-
-    def _prepared(self, gradient_checkpointing: bool) -> Self:
-        if gradient_checkpointing:
-            self.enable_gradient_checkpointing()
-        return self
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Chat templates: how a conversation becomes pieces of text, special tokens and images, and which of them are trained."""
+"""Chat templates: conversations as pieces of text, special tokens and images, some of them trained."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from umm_zoo.backbones.base import IGNORE
 from umm_zoo.batch import IMAGE_MARKER, Conversation
+
+#: The system turn that Qwen's published template puts before a conversation that has none.
+SYSTEM_PROMPT = "You are a helpful assistant."
 
 
 class Piece(NamedTuple):
@@ -45,6 +48,7 @@ class ChatML(ChatTemplate):
     """
 
     end = "<|im_end|>"
+    around_image: tuple[Piece, ...] = ()  #: what opens an image and what closes it
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
@@ -58,9 +62,23 @@ class ChatML(ChatTemplate):
         for role, text in turns:
             trained = role == "assistant"
             pieces += [Piece("special", "<|im_start|>"), Piece("text", f"{role}\n")]
-            pieces += [Piece("text", text, True)] if trained else split_images(text)
+            pieces += [Piece("text", text, True)] if trained else split_images(text, *self.around_image)
             pieces += [Piece("special", self.end, trained), Piece("text", "\n")]
         return [*pieces, Piece("special", "<|im_start|>"), Piece("text", "assistant\n")] if for_generation else pieces
+
+
+class QwenChat(ChatML):
+    """ChatML of Qwen2-VL and its successors: every image stands between ``<|vision_start|>`` and ``<|vision_end|>``.
+
+    Args:
+        system: system text of conversations that bring none (default: the published template's); None for no system turn.
+    """
+
+    image = "<|image_pad|>"
+    around_image = (Piece("special", "<|vision_start|>"), Piece("special", "<|vision_end|>"))
+
+    def __init__(self, system: str | None = SYSTEM_PROMPT) -> None:
+        super().__init__(system)
 
 
 class VicunaV1(ChatTemplate):
@@ -105,10 +123,11 @@ class Plain(ChatTemplate):
         return pieces if for_generation or not answers else [*pieces, Piece("text", answers[-1] + self.end, True)]
 
 
-def split_images(text: str) -> list[Piece]:
-    """The text of a user turn with its image markers as pieces of their own."""
+def split_images(text: str, *around: Piece) -> list[Piece]:
+    """The text of a user turn with its image markers as pieces of their own, each between the two of ``around``, if given."""
     first, *others = text.split(IMAGE_MARKER)
-    return [Piece("text", first), *(piece for part in others for piece in (Piece("image"), Piece("text", part)))]
+    image = [*around[:1], Piece("image"), *around[1:]]
+    return [Piece("text", first), *(piece for part in others for piece in (*image, Piece("text", part)))]
 
 
 def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -119,10 +138,8 @@ def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """
     found = tokenizer.convert_tokens_to_ids(token)  # get_vocab would copy the whole vocabulary for every turn
     if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
-        raise ValueError(
-            f"template: uses '{token}', which is no token of the tokenizer (its end token is '{tokenizer.eos_token}', "
-            f"its special tokens are {tokenizer.all_special_tokens})"
-        )
+        own = f"its end token is '{tokenizer.eos_token}', its special tokens are {tokenizer.all_special_tokens}"
+        raise ValueError(f"template: found '{token}', expected a token of the tokenizer ({own})")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Text encoders that hand an image decoder one state per token: what text-to-image models are trained with."""
+"""Text encoder with one state per token, the condition that text-to-image models are trained with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.t5 import T5Config, T5EncoderModel
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, find_source, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.text_encoding import TextEncoding
+from umm_zoo.backbones.tokenizer import tokenizer_source
 from umm_zoo.batch import Tokens
 
 
 class TextEncoder(nn.Module):
     """The encoder of T5 (Raffel et al., 2020, arXiv 1910.10683): bidirectional, one state per token.
 
-    Imagen, PixArt, SD3 and FLUX draw from it. Here its small kind is what a tiny decoder is pretrained with before a bridge takes
-    the encoder's place.
+    Imagen, PixArt, SD3 and FLUX are conditioned on it. Here a small one is what a tiny decoder is pretrained with, before a bridge
+    takes its place.
 
     Args:
         model: the library's network.
@@ -73,20 +74,17 @@ class TextEncoder(nn.Module):
         Args:
             source: folder or name; a file of the whole T5 loads too, its decoder being left out.
             config: for the meta device.
-            tokenizer: name or folder; None is the one inside ``source``.
-            max_length: in tokens.
-            dtype: of the weights.
+            tokenizer: name or folder; None is the one inside ``source``, or the shipped one where a folder holds none.
+            max_length, dtype: see ``from_config``.
 
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
         if config is not None and on_meta_device():
             return cls.from_config(config, tokenizer, max_length, dtype)
-        source = find_source(source)
-        kind: Any = T5EncoderModel
-        model, info = kind.from_pretrained(source, dtype=torch_dtype(dtype), output_loading_info=True)
-        assert_complete(source, info, optional=("decoder.", "lm_head."))
-        return cls(model, TextEncoding.load(tokenizer or source), max_length)
+        found = find_source(source)
+        model = load_checkpoint(T5EncoderModel, found, dtype, optional=("decoder.", "lm_head."))
+        return cls(model, TextEncoding.load(tokenizer_source(found, tokenizer)), max_length)
 
     def forward(self, texts: list[str]) -> Tokens:
         """States of every token up to the end token."""

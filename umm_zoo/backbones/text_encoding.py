@@ -1,4 +1,4 @@
-"""Strings to the token ids that the text towers of contrastive encoders take."""
+"""Token ids of strings, as the text towers of contrastive encoders take them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TextEncoding:
         return cls(load_tokenizer(source))
 
     def config(self) -> dict[str, Any]:
-        """What the text tower must know about the tokenizer, as the library's config keys."""
+        """The tokenizer's sizes and special tokens, as config keys of the library's text towers."""
         tokens = self.tokenizer
         return {
             "vocab_size": len(tokens),
@@ -45,10 +45,8 @@ class TextEncoding:
         own, end = len(self.tokenizer), self.tokenizer.eos_token_id
         # 2 is the wrong value of CLIP's first public configs; the library then pools at the largest id, which is the end token
         if own > text_config.vocab_size or text_config.eos_token_id not in (end, 2):
-            raise ValueError(
-                f"tokenizer: found {own} tokens ending with id {end}, "
-                f"the text tower has {text_config.vocab_size} ending with id {text_config.eos_token_id}"
-            )
+            expected = f"the text tower's {text_config.vocab_size} with id {text_config.eos_token_id} at the end"
+            raise ValueError(f"tokenizer: found {own} tokens with id {end} at the end, expected {expected}")
 
     def __call__(self, texts: list[str], length: int, trimmed: bool = False) -> Tensor:
         """Ids ``[len(texts), length]``, or as long as the longest of them if ``trimmed``; longer texts lose words, not the end."""

@@ -1,4 +1,4 @@
-"""One way to get a tokenizer, with or without a network."""
+"""Tokenizers: the shipped one, and those of public models."""
 
 from __future__ import annotations
 
@@ -39,3 +39,9 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:  # Llama and Vicuna have none; padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_source(source: str | Path, stated: str | None = None) -> str | None:
+    """Where the tokenizer of a checkpoint is: as stated, else in the checkpoint itself, else (None) the shipped one."""
+    own = not Path(source).is_dir() or any(Path(source).glob("tokenizer*"))
+    return stated or (str(source) if own else None)
