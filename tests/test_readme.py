@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from data_pipelines.command import run
+from data_pipelines.converters.converting import converter_parser
 from umm_zoo.batch import Batch, Tokens
 from umm_zoo.compare import main as compare
 from umm_zoo.comparison.plan import load_plan
@@ -101,6 +105,18 @@ def test_its_task_makes_a_question(folder: Path) -> None:
     sample = importlib.import_module("my_task").Titles()("key", {"title": b" Night ", "jpg": b"bytes"})
     assert [turn["text"] for turn in sample.conversation] == ["<image>\nWhat is it called?", "Night"]
     assert sample.images == [b"bytes"]
+
+
+def test_its_converter_leaves_out_what_has_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("texts").mkdir()
+    for name in ("one", "two"):
+        Path(f"texts/{name}.txt").write_text(name)
+    Image.new("RGB", (8, 8)).save("texts/one.jpg")
+    module = importlib.import_module("my_converter")
+    arguments = converter_parser(module.__doc__, "", unit="texts").parse_args(["texts", "shards"])
+    assert run(module.main, arguments) == 0, capsys.readouterr().err
+    report = json.loads(Path("shards/report.json").read_text())
+    assert report["samples"] == {"train/captions": 1} and "missing image" in str(report["left_out_items"])
 
 
 def test_its_schedule_halves(folder: Path) -> None:
