@@ -205,6 +205,12 @@ def test_the_paths_it_names_exist() -> None:
     assert len(named) > 5 and [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+def test_the_page_of_the_tools_names_each_of_them() -> None:
+    text = PAGES[ROOT / "tools" / "README.md"]
+    programs = [path.name for path in (ROOT / "tools").iterdir() if path.suffix in (".py", ".sh", ".txt")]
+    assert [name for name in sorted(programs) if f"tools/{name}" not in text] == []
+
+
 def test_the_classes_it_names_exist() -> None:
     for path in set(re.findall(r"`(umm_zoo\.[\w.]+[A-Z]\w+)`", TEXT)):
         module, _, name = path.rpartition(".")
