@@ -20,9 +20,6 @@ class QwenStack(LanguageStack):
 
     The library's own loop cannot be used here: its cache grows at every call, and its gradient checkpointing throws it away.
 
-    Shape:
-        See ``LanguageStack``.
-
     Args:
         layers, norm, rotary: of the library's text model.
 

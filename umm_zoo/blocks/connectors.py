@@ -1,9 +1,8 @@
-"""From the language model's states at the queries to the condition of an image decoder."""
+"""Connectors: the language model's states at the queries to the condition of an image decoder."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from umm_zoo.blocks.positions import CroppedTable2d, PositionEmbedding
 
 
 class Connector(nn.Module, ABC):
-    """Maps the states at the queries to condition tokens.
+    """Map from the states at the queries to condition tokens.
 
     Attributes:
         in_dim: language-model width D.
@@ -31,54 +30,31 @@ class Connector(nn.Module, ABC):
     def forward(self, states: Tokens, grid: Grid) -> Tokens:
         """Map."""
 
-    def match_rms(self, rms: float | None) -> None:
-        """Start from the root mean square that the decoder's condition had in its own training; None where it has none."""
+    def match_rms(self, rms: float) -> None:
+        """Start from the root mean square that the decoder's condition had in its own training, where a norm ends the connector."""
+        if isinstance(norm := getattr(self, "norm", None), nn.RMSNorm):
+            nn.init.constant_(norm.weight, rms)
 
     def example_inputs(self) -> tuple[Tokens, Grid]:
         """States of a grid that is not square, for ``umm_zoo.testing.check_block``."""
         return Tokens(torch.randn(2, 12, self.in_dim)), Grid(3, 4)
 
 
-class _NormalisedConnector(Connector):
-    """What connectors with a norm at their end share: its scale starts where the decoder expects it."""
-
-    norm: nn.Module
-    _stated_rms: float | None
-
-    def _add_norm(self, out_dim: int, output_rms: float | None, used: bool = True) -> None:
-        self._stated_rms = output_rms
-        self.norm = nn.RMSNorm(out_dim, eps=1e-6) if used else nn.Identity()
-        if output_rms is not None:
-            self._scale(output_rms)
-
-    def _scale(self, rms: float) -> None:
-        if isinstance(self.norm, nn.RMSNorm):
-            nn.init.constant_(cast(Tensor, self.norm.weight), rms)
-
-    def match_rms(self, rms: float | None) -> None:
-        """Set the scale of the norm, unless the constructor was told one."""
-        if self._stated_rms is None and rms is not None:
-            self._scale(rms)
-
-
-class PositionMLP(_NormalisedConnector):
+class PositionMLP(Connector):
     """Adds a position to each state, then a gated MLP: ``down(silu(gate(z + P)) * up(z + P))``, then an RMS norm.
 
     WeMMU's whole connector; the trainable pathway before it does the rest. The position is needed because a decoder such as Sana
     has none of its own, and cross-attention does not see where a condition token stands. The paper gives the form and 2048 to
-    2304; hidden width, activation, biases and the norm are our choice, the last two as in the connectors of its parents.
+    2304; hidden width, activation, biases and the norm, whose scale starts at the decoder's ``condition_rms``, are our choice, the
+    last two as in the connectors of its parents.
 
     Reference: Yang et al., "WeMMU" (arXiv 2512.02536).
-
-    Shape:
-        See ``Connector``.
 
     Args:
         in_dim: 2048 for Qwen2.5-VL-3B.
         out_dim: 2304 for Sana.
         hidden_dim: None is ``out_dim``.
         positions: None is a learned table of 64 x 64 zeros of which the centre is used.
-        output_rms: start of the norm's scale; None is the decoder's ``condition_rms`` (the square root of 5.5 for Sana).
 
     Raises:
         ValueError: ``positions`` are of another width.
@@ -90,18 +66,17 @@ class PositionMLP(_NormalisedConnector):
         out_dim: int,
         hidden_dim: int | None = None,
         positions: PositionEmbedding | None = None,
-        output_rms: float | None = None,
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or out_dim
         self.in_dim, self.out_dim = in_dim, out_dim
         self.positions = positions if positions is not None else CroppedTable2d(in_dim)
         if self.positions.width != in_dim:
-            raise ValueError(f"positions.width is {self.positions.width}, PositionMLP.in_dim is {in_dim}")
+            raise ValueError(f"PositionMLP.positions: found a width of {self.positions.width}, expected in_dim, {in_dim}")
         self.gate = nn.Linear(in_dim, hidden_dim)
         self.up = nn.Linear(in_dim, hidden_dim)
         self.down = nn.Linear(hidden_dim, out_dim)
-        self._add_norm(out_dim, output_rms)
+        self.norm: nn.Module = nn.RMSNorm(out_dim, eps=1e-6)
 
     def forward(self, states: Tokens, grid: Grid) -> Tokens:
         """Position, gated MLP, norm."""
@@ -109,7 +84,7 @@ class PositionMLP(_NormalisedConnector):
         return Tokens(self.norm(self.down(F.silu(self.gate(x)) * self.up(x))), states.mask)
 
 
-class MLPConnector(_NormalisedConnector):
+class MLPConnector(Connector):
     """Linear, GELU, Linear on every token, without position.
 
     UAE: 2048 to 8192 to 4096 with biases and no norm (50.3 M parameters), read by Stable Diffusion 3.5 in place of its text
@@ -117,28 +92,23 @@ class MLPConnector(_NormalisedConnector):
 
     Reference: Yan et al., "Can Understanding and Generation Truly Benefit Together -- or Just Coexist?" (arXiv 2509.09666).
 
-    Shape:
-        See ``Connector``.
-
     Args:
         in_dim, out_dim: language-model and condition width.
         hidden_dim: None is four times ``in_dim``.
-        normalised: end with an RMS norm at the decoder's ``condition_rms``.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int | None = None, normalised: bool = False) -> None:
+    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int | None = None) -> None:
         super().__init__()
         hidden_dim = hidden_dim or 4 * in_dim
         self.in_dim, self.out_dim = in_dim, out_dim
         self.wide, self.out = nn.Linear(in_dim, hidden_dim), nn.Linear(hidden_dim, out_dim)
-        self._add_norm(out_dim, None, normalised)
 
     def forward(self, states: Tokens, grid: Grid) -> Tokens:
         """Apply to every token alone."""
-        return Tokens(self.norm(self.out(F.gelu(self.wide(states.values)))), states.mask)
+        return Tokens(self.out(F.gelu(self.wide(states.values))), states.mask)
 
 
-class TransformerConnector(_NormalisedConnector):
+class TransformerConnector(Connector):
     """A bidirectional encoder over the query states, then a projection to the condition ("Enc-Proj").
 
     MetaQuery's (the defaults): 24 pre-norm layers at the language model's width with a gated feed-forward of four times it, RMS
@@ -148,9 +118,6 @@ class TransformerConnector(_NormalisedConnector):
 
     Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256); Wu et al., "OpenUni" (arXiv
     2505.23661).
-
-    Shape:
-        See ``Connector``.
 
     Args:
         in_dim, out_dim: language-model and condition width.
@@ -177,7 +144,7 @@ class TransformerConnector(_NormalisedConnector):
     ) -> None:
         super().__init__()
         if projection_layers not in (1, 2):
-            raise ValueError(f"TransformerConnector.projection_layers: found {projection_layers}, expected 1 and 2")
+            raise ValueError(f"TransformerConnector.projection_layers: found {projection_layers}, expected 1 or 2")
         self.in_dim, self.out_dim = in_dim, out_dim
         inner = width or in_dim
         self.enter = nn.Identity() if inner == in_dim else nn.Linear(in_dim, inner)
@@ -185,7 +152,7 @@ class TransformerConnector(_NormalisedConnector):
         self.leave = nn.RMSNorm(inner, eps=1e-6)
         wide = [nn.Linear(inner, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim)]
         self.projection = nn.Sequential(*wide) if projection_layers == 2 else nn.Linear(inner, out_dim)
-        self._add_norm(out_dim, None, normalised)
+        self.norm: nn.Module = nn.RMSNorm(out_dim, eps=1e-6) if normalised else nn.Identity()
 
     def forward(self, states: Tokens, grid: Grid) -> Tokens:
         """Encode, project, normalise."""
@@ -208,7 +175,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, hidden_dim: int) -> None:
         super().__init__()
         if width % (2 * heads):
-            raise ValueError(f"width must be a multiple of 2 x heads for rotary positions, found width {width} and heads {heads}")
+            raise ValueError(f"width: found {width}, expected a multiple of 2 x heads ({heads}) for rotary positions")
         self.heads = heads
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)

@@ -1,4 +1,4 @@
-"""Networks that predict latents, noise or velocity from a condition; they know no schedule."""
+"""Denoisers and regression heads: networks that predict from a condition, and know no schedule."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import (
-    FeedForward,
-    SelfAttention,
+    ModulatedBlock,
+    PlainBlock,
     as_map,
     as_tokens,
     position_table,
@@ -21,7 +21,7 @@ from umm_zoo.blocks.transformer import (
 
 
 class Denoiser(nn.Module, ABC):
-    """Predicts, from a noisy latent, the time and a condition, whatever its objective asks for.
+    """Prediction, from a noisy latent, the time and a condition, of whatever its objective trains.
 
     Shape:
         - noisy: ``[B, C, h, w]``
@@ -35,32 +35,8 @@ class Denoiser(nn.Module, ABC):
         """Predict."""
 
 
-class ModulatedBlock(nn.Module):
-    """A transformer block whose norms and residual branches are shifted, scaled and gated by a condition (adaLN-zero).
-
-    Reference: Peebles and Xie, 2023, arXiv 2212.09748, here with one condition per token.
-
-    Shape:
-        - x, condition: ``[B, N, width]``; the condition is taken after its SiLU
-        - output: ``[B, N, width]``
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = SelfAttention(width, heads)
-        self.feed_forward = FeedForward(width)
-        self.modulation = nn.Linear(width, 6 * width)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Attention, then feed-forward, each with its own shift, scale and gate."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)  # each [B, N, width]
-        x = x + gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1)
-        return x + gate2 * self.feed_forward(self.norm(x) * (1 + scale2) + shift2)
-
-
 class DenoiserHead(Denoiser):
-    """The small transformer that denoises packed latents from a language model's states, one condition vector per token.
+    """Small transformer that denoises packed latents under a language model's states, one condition vector per token.
 
     ROSS, released code: noisy token + position enters ``depth`` adaLN-zero blocks; the condition of token i is
     ``time_in(t) + condition_in(SiLU(h_i))`` and passes another SiLU before every modulation. It predicts the noise only (the
@@ -138,17 +114,15 @@ class DenoiserHead(Denoiser):
         return as_map(self.out(self.final_norm(x) * (1 + scale) + shift))  # [B, channels, grid, grid]
 
     def _check(self, noisy: Tensor, states: Tensor) -> None:
-        expected = (self.channels, self.grid, self.grid)
-        if noisy.shape[1:] != expected:
-            raise ValueError(f"DenoiserHead: noisy must be [B, {', '.join(map(str, expected))}], found {list(noisy.shape)}")
-        if states.shape != (len(noisy), self.grid**2, self.condition_dim):
-            raise ValueError(
-                f"DenoiserHead: condition must be [{len(noisy)}, {self.grid**2}, {self.condition_dim}], found {list(states.shape)}"
-            )
+        latent, condition = [self.channels, self.grid, self.grid], [len(noisy), self.grid**2, self.condition_dim]
+        if list(noisy.shape[1:]) != latent:
+            raise ValueError(f"DenoiserHead.noisy: found {list(noisy.shape)}, expected {['B', *latent]}")
+        if list(states.shape) != condition:
+            raise ValueError(f"DenoiserHead.condition: found {list(states.shape)}, expected {condition}")
 
 
 class RegressionHead(nn.Module, ABC):
-    """Predicts a target per image token directly from the condition, without noise or time.
+    """Prediction of a target per image token straight from the condition, without noise or time.
 
     A subclass implements ``regress``.
 
@@ -189,7 +163,7 @@ class MLPRegressionHead(RegressionHead):
     def __init__(self, condition_dim: int, channels: int, num_layers: int = 2) -> None:
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"MLPRegressionHead: num_layers must be at least 1, found {num_layers}")
+            raise ValueError(f"MLPRegressionHead.num_layers: found {num_layers}, expected 1 or more")
         self.condition_dim, self.channels = condition_dim, channels
         layers: list[nn.Module] = []
         for _ in range(num_layers - 1):
@@ -199,26 +173,6 @@ class MLPRegressionHead(RegressionHead):
     def regress(self, states: Tensor) -> Tensor:
         """Apply to every token alone."""
         return self.layers(states)
-
-
-class PlainBlock(nn.Module):
-    """A pre-norm transformer block without modulation.
-
-    Shape:
-        ``[B, N, width]`` -> ``[B, N, width]``.
-    """
-
-    def __init__(self, width: int, heads: int, ratio: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.feed_forward = FeedForward(width, ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attention, then feed-forward."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.feed_forward(self.norm2(x))
 
 
 class AttentionRegressionHead(RegressionHead):
@@ -251,21 +205,9 @@ class AttentionRegressionHead(RegressionHead):
     def regress(self, states: Tensor) -> Tensor:
         """All tokens see each other."""
         if states.shape[1:] != (self.grid**2, self.condition_dim):
-            raise ValueError(
-                f"AttentionRegressionHead: condition must be [B, {self.grid**2}, {self.condition_dim}], found {list(states.shape)}"
-            )
+            expected = ["B", self.grid**2, self.condition_dim]
+            raise ValueError(f"AttentionRegressionHead.condition: found {list(states.shape)}, expected {expected}")
         x = self.condition_in(states) + self.positions  # [B, N, width]
         for block in self.blocks:
             x = block(x)
         return self.out(self.norm(x))
-
-
-__all__ = [
-    "AttentionRegressionHead",
-    "Denoiser",
-    "DenoiserHead",
-    "MLPRegressionHead",
-    "ModulatedBlock",
-    "PlainBlock",
-    "RegressionHead",
-]

@@ -47,7 +47,7 @@ class Details:
 
 
 class DetailBranch(nn.Module, ABC):
-    """Turns codec latents of input images into tokens for the query pathway, one per token of the vision tower.
+    """Map from codec latents of input images to tokens for the query pathway, one per token of the vision tower.
 
     The method resizes each image so that its latent has the tower's token grid, and gives both tokens of a place the same
     position ids.
@@ -73,16 +73,13 @@ class DetailBranch(nn.Module, ABC):
 
 
 class VAEDetail(DetailBranch):
-    """One linear layer from the latent of the drawing model's own codec to the width of the language model.
+    """One linear layer from the latent of the decoder's own codec to the width of the language model.
 
     WeMMU's Figure 4 compares six connections; this one converges fastest and most stably. It restores the detail that language
     model and queries lose, although the vision tower had it. Whether the paper scales the latents first is not published: here they
     are normalised, as the codec gives them.
 
     Reference: Yang et al., "WeMMU" (arXiv 2512.02536).
-
-    Shape:
-        See ``DetailBranch``.
 
     Args:
         latent_channels: 32 for Sana's codec.
@@ -96,7 +93,7 @@ class VAEDetail(DetailBranch):
     def __init__(self, latent_channels: int, width: int, positions: PositionEmbedding | None = None) -> None:
         super().__init__()
         if positions is not None and positions.width != width:
-            raise ValueError(f"VAEDetail: positions.width is {positions.width}, width is {width}")
+            raise ValueError(f"VAEDetail.positions: found a width of {positions.width}, expected {width}")
         self.latent_channels, self.width = latent_channels, width
         self.projection, self.positions = nn.Linear(latent_channels, width), positions
 

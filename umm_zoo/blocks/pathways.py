@@ -1,4 +1,4 @@
-"""Query pathways: the layers that turn query tokens into states while they attend to what the frozen model made of the prompt."""
+"""Query pathways: layers that turn query tokens into states, attending to the frozen model's keys and values of the prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from umm_zoo.blocks.details import Details
 class QueryPathway(nn.Module, ABC):
     """Layers that run over ``[detail tokens | queries]`` behind a prompt that the frozen model has encoded once.
 
-    It decides where these stand and who attends to whom: all to the whole prompt; detail tokens to their own image and to those
+    It decides where these stand and which attends to which: all to the whole prompt; detail tokens to their own image and to those
     before it, and to no query; queries to every detail token, and to each other as ``among`` says. Prompt tokens never attend to
     them, so the prompt's keys and values are constants here: nothing is stored for its backward pass, and what the frozen model
     says stays the same bit for bit. A subclass implements ``attach``, which the method calls with its backbone (two nodes of an
@@ -74,7 +74,7 @@ class QueryPathway(nn.Module, ABC):
             yield weights[:, :, tokens.shape[1] - queries.shape[1] :]
 
     def arrange(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """``[details | queries]``, their position ids, and who may attend to whom.
+        """``[details | queries]``, their position ids, and which may attend to which.
 
         Returns:
             tokens ``[B, K+N, D]``, positions ``[3, B, K+N]``, mask ``[B, K+N, K+N]`` bool.
@@ -102,7 +102,7 @@ class QueryPathway(nn.Module, ABC):
 
 
 class ExpertPathway(QueryPathway):
-    """A trainable copy of the language model's layers, norms and all, that reads the frozen one's keys and values.
+    """A trainable copy of the language model's layers, norms and all, that attends to the frozen one's keys and values.
 
     WeMMU (a mixture of transformers, after Bagel): queries see everything and each other, prompt tokens keep their causal pattern.
     The token embeddings are left out of the copy, nothing would ever train them. At the start it is the language model itself:
@@ -110,9 +110,6 @@ class ExpertPathway(QueryPathway):
     parameters, which with the other parts makes the 8 B that the paper's tables give.
 
     Reference: Yang et al., "WeMMU" (arXiv 2512.02536); Deng et al., "Bagel" (arXiv 2505.14683).
-
-    Shape:
-        See ``QueryPathway``.
 
     Args:
         bidirectional, grid_positions, gradient_checkpointing: see ``QueryPathway``.
@@ -152,9 +149,6 @@ class FrozenPathway(QueryPathway):
     layers stay the backbone's.
 
     Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256).
-
-    Shape:
-        See ``QueryPathway``.
 
     Args:
         bidirectional, grid_positions, gradient_checkpointing: see ``QueryPathway``.

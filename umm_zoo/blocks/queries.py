@@ -1,4 +1,4 @@
-"""What a bridge puts behind a prompt, one token per place where the language model is to say what to draw."""
+"""Query tokens of a bridge: what stands behind a prompt, one token for each place of the image to generate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from umm_zoo.blocks.positions import PositionEmbedding, centre
 
 
 class QuerySampler(nn.Module, ABC):
-    """Makes the query tokens of a batch. A method calls it once per batch and shares the draw among its guidance branches.
+    """Query tokens of a batch. A method calls it once per batch and shares the draw among its guidance branches.
 
     A subclass implements ``forward``; one with a count of its own overrides ``grid_for``.
 
@@ -22,8 +22,8 @@ class QuerySampler(nn.Module, ABC):
         random: whether two calls give two draws.
 
     Shape:
-        - context: ``[B, L, D]``, the embedded prompts (the mask is False on padding), for queries that depend on what is asked
-        - grid: what is to be drawn, in cells of the latent
+        - context: ``[B, L, D]``, the embedded prompts (the mask is False on padding), for queries that depend on the request
+        - grid: of the image to generate, in cells of the latent
         - output: ``[B, N, D]`` in the context's dtype, N being the cells of ``grid_for(grid)``, in raster order
     """
 
@@ -31,7 +31,7 @@ class QuerySampler(nn.Module, ABC):
     random: bool = False
 
     def grid_for(self, grid: Grid) -> Grid:
-        """The grid that the queries form when an image of ``grid`` is to be drawn; the same one unless the count is fixed."""
+        """The grid that the queries form for an image of ``grid``; the same one unless the count is fixed."""
         return grid
 
     @abstractmethod
@@ -50,9 +50,6 @@ class NoisyQueries(QuerySampler):
     place a query stands for it knows from its position alone. A learned scale per channel stayed at 1 and was dropped.
 
     Reference: Yang et al., "WeMMU" (arXiv 2512.02536); no public code.
-
-    Shape:
-        See ``QuerySampler``.
     """
 
     random = True
@@ -72,26 +69,23 @@ class NoisyQueries(QuerySampler):
 class LearnedQueries(QuerySampler):
     """A fixed number of learned embeddings, the same for every prompt and every size of image.
 
-    MetaQuery and OpenUni use 256 (MetaQuery's code defaults to 64). Their grid is square where the number is, else one row.
+    MetaQuery and OpenUni use 256 (MetaQuery's code defaults to 64). They start at a deviation of 1 / sqrt(width), OpenUni's. Their
+    grid is square where the number is, else one row.
 
     Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256).
-
-    Shape:
-        See ``QuerySampler``; N is ``num_queries``.
 
     Args:
         width: language-model width.
         num_queries: N.
-        init_std: of the initial embeddings; None is 1 / sqrt(width), OpenUni's.
     """
 
-    def __init__(self, width: int, num_queries: int = 256, init_std: float | None = None) -> None:
+    def __init__(self, width: int, num_queries: int = 256) -> None:
         super().__init__()
         self.width, self.num_queries = width, num_queries
-        self.table = nn.Parameter(torch.randn(num_queries, width) * _std(init_std, width))
+        self.table = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
 
     def grid_for(self, grid: Grid) -> Grid:
-        """The queries' own grid, whatever is to be drawn."""
+        """The queries' own grid, whatever the image's."""
         side = math.isqrt(self.num_queries)
         return Grid(side, side) if side * side == self.num_queries else Grid(1, self.num_queries)
 
@@ -104,24 +98,20 @@ class LearnedGridQueries(QuerySampler):
     """One learned embedding per cell, as many as the image has: a table of which the centre is used.
 
     WeMMU's ablation "learnable, dynamic number"; how its queries follow the size is not published. The centre crop is that of the
-    connector's position table, the only reading that fits the name.
-
-    Shape:
-        See ``QuerySampler``.
+    connector's position table, which alone fits the name.
 
     Args:
         width: language-model width.
         max_height, max_width: rows and columns of the table; 64 reaches 2048 pixels with a codec of factor 32.
-        init_std: of the initial embeddings; None is 1 / sqrt(width), OpenUni's.
 
     Raises:
         ValueError: a grid is larger than the table.
     """
 
-    def __init__(self, width: int, max_height: int = 64, max_width: int = 64, init_std: float | None = None) -> None:
+    def __init__(self, width: int, max_height: int = 64, max_width: int = 64) -> None:
         super().__init__()
         self.width = width
-        self.table = nn.Parameter(torch.randn(max_height, max_width, width) * _std(init_std, width))
+        self.table = nn.Parameter(torch.randn(max_height, max_width, width) * width**-0.5)
 
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
         """The centre of the table for every row."""
@@ -131,13 +121,10 @@ class LearnedGridQueries(QuerySampler):
 class PerturbedGridQueries(LearnedGridQueries):
     """Learned embeddings per cell plus normal noise: between ``LearnedGridQueries`` and ``NoisyQueries``. Our control.
 
-    Shape:
-        See ``QuerySampler``.
-
     Args:
         width: language-model width.
         noise_std: deviation of the noise.
-        max_height, max_width, init_std: see ``LearnedGridQueries``.
+        max_height, max_width: see ``LearnedGridQueries``.
 
     Raises:
         ValueError: a grid is larger than the table.
@@ -145,10 +132,8 @@ class PerturbedGridQueries(LearnedGridQueries):
 
     random = True
 
-    def __init__(
-        self, width: int, noise_std: float, max_height: int = 64, max_width: int = 64, init_std: float | None = None
-    ) -> None:
-        super().__init__(width, max_height, max_width, init_std)
+    def __init__(self, width: int, noise_std: float, max_height: int = 64, max_width: int = 64) -> None:
+        super().__init__(width, max_height, max_width)
         self.noise_std = noise_std
 
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
@@ -159,11 +144,7 @@ class PerturbedGridQueries(LearnedGridQueries):
 
 
 class ZeroQueries(QuerySampler):
-    """Nothing but a position. Our control: does the noise matter, or only that nothing is learned per slot?
-
-    Shape:
-        See ``QuerySampler``.
-    """
+    """Nothing but a position. Our control: does the noise matter, or only that nothing is learned per slot?"""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -178,9 +159,6 @@ class FrozenNoiseQueries(QuerySampler):
     """Standard normal numbers drawn once and never again. Our control: does it matter that the noise is drawn anew?
 
     The draw depends on ``seed`` alone, so no checkpoint has to hold it.
-
-    Shape:
-        See ``QuerySampler``.
 
     Args:
         width: language-model width.
@@ -211,11 +189,8 @@ class PlacedQueries(QuerySampler):
     M-RoPE gives columns the lowest frequencies of a head: at Qwen2.5-VL's base and sections the angle between the two ends of 36
     columns is below 0.01, and learned queries, which know their slot, have an advantage over noise that is not the one in question.
 
-    Shape:
-        See ``QuerySampler``.
-
     Args:
-        queries: what is drawn or learned.
+        queries: random or learned.
         positions: added to it, on the grid of the queries.
 
     Raises:
@@ -225,7 +200,7 @@ class PlacedQueries(QuerySampler):
     def __init__(self, queries: QuerySampler, positions: PositionEmbedding) -> None:
         super().__init__()
         if queries.width != positions.width:
-            raise ValueError(f"PlacedQueries: queries.width is {queries.width}, positions.width is {positions.width}")
+            raise ValueError(f"PlacedQueries: found positions.width {positions.width}, expected queries.width, {queries.width}")
         self.queries, self.positions, self.width = queries, positions, queries.width
 
     @property
@@ -240,7 +215,3 @@ class PlacedQueries(QuerySampler):
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
         """Queries, placed."""
         return self.positions(self.queries(context, grid, generator), self.grid_for(grid))
-
-
-def _std(stated: float | None, width: int) -> float:
-    return width**-0.5 if stated is None else stated

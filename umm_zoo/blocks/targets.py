@@ -1,8 +1,7 @@
-"""What a language model's states at the image tokens are asked to reconstruct of the input image."""
+"""Reconstruction targets: what a language model's states at the image tokens must give back of the input image."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -22,15 +21,10 @@ def patchify(grid: Tensor, patch: int) -> Tensor:
     return rearrange(grid, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch)
 
 
-def unpatchify(tokens: Tensor, patch: int) -> Tensor:
-    """The inverse of ``patchify`` on a square grid."""
-    return rearrange(tokens, "B (h w) (C p q) -> B C (h p) (w q)", h=math.isqrt(tokens.shape[1]), p=patch, q=patch)
-
-
 class ReconstructionTarget(nn.Module, ABC):
     """One target vector per image token, computed from the image that the vision tower saw.
 
-    A subclass implements ``read``, and ``images`` where a prediction can be looked at. No gradient flows into a target.
+    A subclass implements ``compute``, and ``images`` where a prediction can be looked at. No gradient flows into a target.
 
     Shape:
         - images: ``[M, 3, H, W]`` in [-1, 1], at any size; clamped and resized to ``image_size``
@@ -39,9 +33,9 @@ class ReconstructionTarget(nn.Module, ABC):
     Attributes:
         grid: image tokens per side.
         channels: values a head predicts per token.
-        image_size: side of the square image that ``read`` receives, in pixels.
+        image_size: side of the square image that ``compute`` receives, in pixels.
         has_images: whether ``images`` is possible.
-        worth_storing: whether computing targets costs enough that they are better read from the shards.
+        worth_storing: whether computing targets costs enough that they had better come from the shards.
     """
 
     grid: int
@@ -51,7 +45,7 @@ class ReconstructionTarget(nn.Module, ABC):
     worth_storing: bool = False
 
     @abstractmethod
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def compute(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """``[M, 3, image_size, image_size]`` -> ``[M, grid*grid, F]``."""
 
     def images(self, predicted: Tensor) -> Tensor:
@@ -60,7 +54,7 @@ class ReconstructionTarget(nn.Module, ABC):
         Raises:
             ValueError: this target cannot be turned back into an image.
         """
-        raise ValueError(f"{type(self).__name__} has no images: its targets cannot be turned back into pixels")
+        raise ValueError(f"found a {type(self).__name__}, expected a target that can be turned back into pixels")
 
     def prepare(self, images: Tensor) -> Tensor:
         """Clamp to [-1, 1] and resize bilinearly, without antialiasing, as ROSS's release does before its codec."""
@@ -74,7 +68,7 @@ class ReconstructionTarget(nn.Module, ABC):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Targets of the images; ``generator`` is for targets that are drawn."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.read(self.prepare(images), generator)
+            return self.compute(self.prepare(images), generator)
 
     def round_trip(self, images: Tensor) -> Tensor:
         """The images as they would look if every prediction were exact.
@@ -95,7 +89,7 @@ class ReconstructionTarget(nn.Module, ABC):
             ValueError: they have another number of tokens than the grid.
         """
         if stored.ndim != 3 or stored.shape[1] != self.grid**2:
-            raise ValueError(f"{type(self).__name__}: stored targets must be [M, {self.grid**2}, F], found {list(stored.shape)}")
+            raise ValueError(f"{type(self).__name__}: found stored targets {list(stored.shape)}, expected [M, {self.grid**2}, F]")
         return stored
 
     def predictor(self, head: Predictor) -> Predictor:
@@ -118,30 +112,13 @@ class PixelPatches(ReconstructionTarget):
         self.grid, self.patch = grid, patch
         self.channels, self.image_size = 3 * patch**2, grid * patch
 
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def compute(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Cut into patches."""
         return patchify(images, self.patch)
 
     def images(self, predicted: Tensor) -> Tensor:
         """Put the patches together."""
         return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
-
-
-class NormalizedPixelPatches(PixelPatches):
-    """Pixel patches, each brought to zero mean and unit deviation (He et al., 2022, arXiv 2111.06377).
-
-    Our alternative to ``PixelPatches``; a patch's own mean and deviation are lost, so there are no images.
-    """
-
-    has_images = False
-
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Cut and normalise."""
-        return F.layer_norm(patchify(images, self.patch), (self.channels,), eps=1e-6)
-
-    def images(self, predicted: Tensor) -> Tensor:
-        """Not possible."""
-        return ReconstructionTarget.images(self, predicted)
 
 
 class CodecLatents(ReconstructionTarget):
@@ -168,7 +145,7 @@ class CodecLatents(ReconstructionTarget):
         self.channels = codec.latent_channels * pack**2
         self.image_size = grid * pack * codec.downsampling
 
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def compute(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Encode and pack."""
         return patchify(self.codec.encode(images, sample=self.sampled, generator=generator), self.pack)
 
@@ -199,24 +176,19 @@ class CodecLatents(ReconstructionTarget):
         return self.codec.decode(F.pixel_shuffle(predicted, self.pack)).clamp(-1, 1)
 
 
-class PixelsThroughCodec(ReconstructionTarget):
+class PixelsThroughCodec(PixelPatches):
     """Pixels again, but the head predicts latents and the codec's frozen decoder turns them into pixels (ROSS^R-Latent2Pixel).
 
-    The gradient passes through the decoder to the head. That the decoder is frozen is our reading; the paper's text does not say.
+    The gradient passes through the decoder to the head. That the decoder is frozen is our choice; the paper's text does not say.
 
     Shape:
         ``[M, 3, H, W]`` -> ``[M, grid*grid, 3*p*p]``, p pixels per token; the head predicts ``[M, C*pack*pack, grid, grid]``.
     """
 
     def __init__(self, codec: LatentCodec, grid: int, pack: int = 2) -> None:
-        super().__init__()
-        self.codec, self.grid, self.pack = codec, grid, pack
-        self.patch = pack * codec.downsampling
-        self.channels, self.image_size = codec.latent_channels * pack**2, grid * self.patch
-
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Cut into patches."""
-        return patchify(images, self.patch)
+        super().__init__(grid, pack * codec.downsampling)
+        self.codec, self.pack = codec, pack
+        self.channels = codec.latent_channels * pack**2
 
     def predictor(self, head: Predictor) -> Predictor:
         """The head, then unpacking, the decoder and the same cut into patches."""
@@ -231,19 +203,12 @@ class PixelsThroughCodec(ReconstructionTarget):
         """Through the codec and back: a head that predicts latents can come no closer."""
         return through_codec(self.codec, self.prepare(images))
 
-    def images(self, predicted: Tensor) -> Tensor:
-        """Put the patches together."""
-        return F.pixel_shuffle(predicted, self.patch).clamp(-1, 1)
-
 
 class OtherImages(ReconstructionTarget):
     """Targets of another image of the batch than the states come from: a control, not the paper's.
 
     Nothing about the image seen can be learned from them, while the objective, its cost and the statistics of the targets stay.
     The images of a batch are moved round by one; a batch of one image has no other.
-
-    Shape:
-        That of ``target``.
     """
 
     def __init__(self, target: ReconstructionTarget) -> None:
@@ -256,9 +221,9 @@ class OtherImages(ReconstructionTarget):
         targets: Tensor = self.target(images, generator)
         return targets.roll(1, 0)
 
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def compute(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """The target's own."""
-        return self.target.read(images, generator)
+        return self.target.compute(images, generator)
 
     def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Stored targets of the image before."""
@@ -273,7 +238,7 @@ class OtherImages(ReconstructionTarget):
         return self.target.images(predicted)
 
     def round_trip(self, images: Tensor) -> Tensor:
-        """The image's own round trip: what is looked at is the image seen."""
+        """The image's own round trip: what is shown is the image seen."""
         return self.target.round_trip(images)
 
 
@@ -306,23 +271,9 @@ class TeacherFeatures(ReconstructionTarget):
         self.teacher, self.grid, self.image_size = teacher, grid, teacher.image_size
         self.channels = teacher.token_width
 
-    def read(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def compute(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Encode, resize, normalise."""
         features = as_map(self.teacher.tokens(images).float())  # [M, F, k, k]
         if features.shape[-1] != self.grid:
             features = F.interpolate(features, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
         return F.layer_norm(as_tokens(features), (self.channels,), eps=1e-6)
-
-
-__all__ = [
-    "CodecLatents",
-    "NormalizedPixelPatches",
-    "OtherImages",
-    "PixelPatches",
-    "PixelsThroughCodec",
-    "ReconstructionTarget",
-    "TeacherFeatures",
-    "patchify",
-    "through_codec",
-    "unpatchify",
-]

@@ -1,4 +1,4 @@
-"""Pieces that several transformer blocks share: embeddings of time and place, attention, feed-forward, token grids."""
+"""Pieces that several transformers share: embeddings of time and place, attention, feed-forward, layers, token grids."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def position_table(grid: int, width: int) -> Tensor:
         ValueError: the width is not a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"width must be a multiple of 4 for two-dimensional positions, found {width}")
+        raise ValueError(f"width: found {width}, expected a multiple of 4 for two-dimensional positions")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # [grid, width / 4]
     axis = torch.cat([angles.sin(), angles.cos()], dim=-1)  # [grid, width / 2]
@@ -57,7 +57,7 @@ def as_map(tokens: Tensor) -> Tensor:
     """
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1]:
-        raise ValueError(f"a square grid of tokens is needed, found {tokens.shape[1]} of them")
+        raise ValueError(f"tokens: found {tokens.shape[1]}, expected those of a square grid")
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width must be a multiple of heads, found width {width} and heads {heads}")
+            raise ValueError(f"width: found {width}, expected a multiple of heads ({heads})")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -108,6 +108,50 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to every token alone."""
         return self.out(F.gelu(self.wide(x), approximate="tanh"))
+
+
+class ModulatedBlock(nn.Module):
+    """A transformer block whose norms and residual branches are shifted, scaled and gated by a condition (adaLN-zero).
+
+    Reference: Peebles and Xie, 2023, arXiv 2212.09748, here with one condition per token.
+
+    Shape:
+        - x, condition: ``[B, N, width]``; the condition is taken after its SiLU
+        - output: ``[B, N, width]``
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads)
+        self.feed_forward = FeedForward(width)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Attention, then feed-forward, each with its own shift, scale and gate."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)  # each [B, N, width]
+        x = x + gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.feed_forward(self.norm(x) * (1 + scale2) + shift2)
+
+
+class PlainBlock(nn.Module):
+    """A pre-norm transformer block without modulation.
+
+    Shape:
+        ``[B, N, width]`` -> ``[B, N, width]``.
+    """
+
+    def __init__(self, width: int, heads: int, ratio: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.feed_forward = FeedForward(width, ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attention, then feed-forward."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
 
 
 def xavier_linears(module: nn.Module) -> None:
