@@ -28,7 +28,6 @@ KNOWN_LONG: set[str] = {
     "umm_zoo/backbones/qwen2_5_vl.py",
     "umm_zoo/blocks/targets.py",
     "umm_zoo/methods/bridge.py",
-    "umm_zoo/methods/ross.py",
 }
 
 

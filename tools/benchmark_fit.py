@@ -28,7 +28,7 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.training.record import RunRecord, seed_all
@@ -170,7 +170,7 @@ def report(turns: TakeTurns, experiment: Experiment, block: int, limit: float) -
 
 
 def main() -> int:
-    """The command; exit code 1 when the ratio is above the limit or the losses differ, 2 for a mistake in the experiment."""
+    """The command; exit code 1 when the ratio is above the limit or the losses differ, 2 for a user error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("experiment")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -180,14 +180,12 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1.05, help="largest ratio that passes")
     arguments = parser.parse_intermixed_args()
     quieten()
-    try:
+    with user_errors() as outcome:
         blocks = max(1, arguments.steps // arguments.block)
         experiment = prepare(arguments.experiment, arguments.overrides, arguments.warmup + blocks * arguments.block)
         turns = measure(experiment, arguments.warmup, arguments.block)
-    except UserError as error:
-        print(*(f"error: {line}" for line in error.lines()), sep="\n", file=sys.stderr)
-        return 2
-    return report(turns, experiment, arguments.block, arguments.limit)
+        outcome.code = report(turns, experiment, arguments.block, arguments.limit)
+    return outcome.code
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from tools.probe import find_part, load_batches, parse_layer
 from tools.probing import Layer, probe
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import torch_dtype
-from umm_zoo.errors import UserError
+from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
@@ -211,8 +211,8 @@ def export(
     return card
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    assert __doc__ is not None
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="folder to write (default experiments/tiny/weights/NAME)")
@@ -224,15 +224,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--probe-shards", metavar="SHARDS", help="with 'scene' in their json (default: the first test shards)")
     given = parser.parse_args(argv)
     folder = given.out or Path("experiments/tiny/weights") / given.run.resolve().name
-    try:
+    with user_errors() as outcome, locating(refusals=REFUSALS):
         export(given.run, folder, given.dtype, given.test, given.set, given.probe, given.layer, given.probe_shards)
-    except UserError as error:
-        sys.exit("\n".join(f"export_part: {line}" for line in error.lines()))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"export_part: {error}")
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{folder}: {size / 2**20:.2f} MiB")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{folder}: {size / 2**20:.2f} MiB")
+    return outcome.code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

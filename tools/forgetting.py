@@ -14,33 +14,33 @@ import json
 import sys
 from pathlib import Path
 
+from umm_zoo.errors import UserError, locating, user_errors
+
 LOWER_IS_BETTER = ("copy_index", "flow", "loss", "frechet", "/extra")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 a user error."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order of the stages")
     made.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="only scores whose name contains one of these")
     options = made.parse_args(arguments)
-    try:
-        stages = {run.name: scores_of(run) for run in options.runs}
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(stages, options.metrics))
-    return 0
+    with user_errors() as outcome:
+        print(table({run.name: scores_of(run) for run in options.runs}, options.metrics))
+    return outcome.code
 
 
 def scores_of(run: Path) -> dict[str, float]:
     """The validation scores that a run ended with.
 
     Raises:
-        FileNotFoundError: the run has no ``metrics.json``.
+        UserError: the run has no ``metrics.json``, or a damaged one.
     """
     file = run / "metrics.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: found no such file, expected the folder of a finished run")
-    metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+        raise UserError(file, "no such file", "the folder of a finished run")
+    with locating(place=str(file), refusals=(ValueError,)):
+        metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
     return {name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")}
 
 

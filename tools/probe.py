@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 
 from tools.probing import Layer, probe
 from umm_zoo.batch import Batch
+from umm_zoo.errors import REFUSALS, locating, user_errors
 
 
 def find_part(method: Any, source: str | Path, names: Sequence[str] = ("encoder", "tower", "codec", "vlm")) -> tuple[str, Any]:
@@ -96,8 +97,8 @@ def parse_layer(text: str) -> Layer:
     return "pooled" if text == "pooled" else int(text)
 
 
-def main() -> None:
-    assert __doc__ is not None
+def main() -> int:
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", help="exported folder, run folder, checkpoint, experiment file, CLASS:FOLDER, or 'pixels'")
     parser.add_argument("--shards", required=True, help="tar shards with 'scene' in their json")
@@ -114,15 +115,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="updates of each probe (default 400)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per attribute")
     arguments = parser.parse_args()
-    try:
+    with user_errors() as outcome, locating(refusals=REFUSALS):
         part = load_part(arguments.part)
         batches, cells = load_batches(arguments.shards, arguments.image_size, arguments.limit)
         for attribute in arguments.attribute:
             result = probe(part, batches, attribute, arguments.layer, cells, steps=arguments.steps)
             print(json.dumps(asdict(result)) if arguments.json else result, flush=True)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"probe: {error}")
+    return outcome.code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,6 +28,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.training.report import circumstances
 
 WEIGHTS = Path("experiments/tiny/weights")
@@ -108,8 +109,8 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    assert __doc__ is not None
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="folders of the weights (default: all)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"where they are (default {WEIGHTS})")
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = arguments.out / "probes.json"
     rows = kept_rows(file, settings)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    try:
+    with user_errors() as outcome, locating(refusals=REFUSALS):
         batches, cells = load_batches(arguments.shards, 32, arguments.limit)
         for name in names if any(row["part"] == PIXELS for row in rows) else dict.fromkeys([PIXELS, *names]):
             began = time.monotonic()
@@ -137,10 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             report = {"command": f"python tools/probe_parts.py {options}", "settings": settings, **circumstances(), "rows": rows}
             file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"probe_parts: {error}")
-    print(file.with_suffix(".md"))
+        print(file.with_suffix(".md"))
+    return outcome.code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

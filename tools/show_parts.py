@@ -30,6 +30,7 @@ from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.samples import card_of, to_pil
+from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample, render
 
@@ -143,8 +144,8 @@ def show(name: str, weights: Path, out: Path, photo_source: str | None, side: in
     return written
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    assert __doc__ is not None
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="folders of the weights (default: all)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"where they are (default {WEIGHTS})")
@@ -153,15 +154,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=128, help="pixels a side of a scene beside its answer (default 128)")
     arguments = parser.parse_args(argv)
     names = arguments.parts or sorted(folder.name for folder in arguments.weights.iterdir() if folder.is_dir())
-    try:
+    with user_errors() as outcome, locating(refusals=REFUSALS):
         for name in names:
             if not (arguments.weights / name).is_dir():
                 raise FileNotFoundError(f"{arguments.weights / name}: no such part")
             for path in show(name, arguments.weights, arguments.out, arguments.photos, arguments.side):
                 print(f"{path}: {path.stat().st_size / 1024:.0f} kB")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"show_parts: {error}")
+    return outcome.code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ tool = importlib.util.module_from_spec(spec)
 sys.modules["benchmark_rollout_tool"] = tool
 spec.loader.exec_module(tool)
 
-from tools.rollout_trl import trl_trainer  # noqa: E402  (the tool puts the project on the path)
+from tools.rollout_arms import trl_trainer  # noqa: E402  (the tool puts the project on the path)
 
 SMALL = ["--batch", "2", "--group", "2", "--tokens", "4", "--width", "32", "--size", "32", "--steps", "1"]
 

@@ -1,9 +1,77 @@
-"""TRL's GRPOTrainer on the method of benchmark_rollout.py: same model, images, renderer and reward, its own rollouts."""
+"""The other arms of benchmark_rollout.py: the library's own calls, and TRL's GRPOTrainer, on the same model, images and reward."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
+
+
+def library_loop() -> Any:
+    """The method with its captions and its scoring as a general trainer does them."""
+    import torch
+    from torch import Tensor
+
+    from umm_zoo.backbones.base import VLMInputs
+    from umm_zoo.backbones.generation import Samples
+    from umm_zoo.methods.uae.captioner_grpo import CaptionRollout, GenerationForUnderstanding
+
+    class LibraryLoop(GenerationForUnderstanding):
+        """Every copy of a prompt for itself."""
+
+        @torch.no_grad()
+        def roll_out(self, batch: Any) -> CaptionRollout:
+            vlm, images = self.vlm, batch.images
+            group = self.rollouts.group
+            size = len(images) * group
+            copies = images.repeat_interleave(group, dim=0)
+            with self.phases("caption", self.device):
+                inputs = vlm.embed(self.captions.conversations(size), copies, [1] * size, for_generation=True)
+                sides = torch.tensor([[1, *(side // vlm.layout.patch_size for side in copies.shape[-2:])]] * size)
+                whole = vlm.model.generate(
+                    input_ids=inputs.token_ids,
+                    attention_mask=inputs.attention_mask.long(),
+                    pixel_values=vlm.layout.patches(copies),
+                    image_grid_thw=sides.to(copies.device),
+                    mm_token_type_ids=inputs.image_mask.int(),
+                    do_sample=True,
+                    top_k=0,
+                    top_p=1.0,
+                    temperature=1.0,
+                    max_new_tokens=self.captions.max_new_tokens,
+                    pad_token_id=vlm.pad_id,
+                    eos_token_id=vlm.tokenizer.eos_token_id,
+                )
+                tokens = whole[:, inputs.token_ids.shape[1] :]
+                ended = (tokens == vlm.tokenizer.eos_token_id).long()
+                mask = (ended.cumsum(1) - ended) == 0
+                texts = [
+                    str(vlm.tokenizer.decode(row[own].tolist(), skip_special_tokens=True))
+                    for row, own in zip(tokens, mask, strict=True)
+                ]
+            with self.phases("score", self.device):
+                old = self.log_probs(inputs, tokens, mask)
+            samples = Samples(tokens, mask, texts, old)
+            with self.phases("generate", self.device):
+                generated = self.images_of_samples(samples, images, self.noise(len(images), group), torch.arange(size))
+            rewards, advantages = self.judge(generated, batch)
+            return CaptionRollout(
+                batch=batch,
+                images=images,
+                captions=texts,
+                generated=generated,
+                rewards=rewards,
+                advantages=advantages,
+                inputs=inputs,
+                samples=samples,
+                weights=self.objective.aggregation(mask),
+            )
+
+        def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
+            copies = rollout.images[groups]
+            return self.vlm.embed(self.captions.conversations(len(groups)), copies, [1] * len(groups), for_generation=True)
+
+    return LibraryLoop
+
 
 #: QwenChat without a system turn, as the library writes a template.
 CHAT_TEMPLATE = (
