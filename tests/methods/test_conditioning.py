@@ -7,13 +7,7 @@ import torch
 from bridge_parts import requests
 
 from umm_zoo.batch import Batch, Task, Tokens
-from umm_zoo.methods.conditioning import (
-    ConditionDropout,
-    Guidance,
-    Prompts,
-    mode_of,
-    select_rows,
-)
+from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts, mode_of, select_rows
 from umm_zoo.objectives.guidance import guide, guide_edit
 
 

@@ -6,17 +6,7 @@ from torchmetrics import Metric
 from values_over_ranks import values_by_rank, values_of
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import (
-    PSNR,
-    AnswerAccuracy,
-    AttentionBias,
-    LanguagePrior,
-    Means,
-    PairedAccuracy,
-    Perplexity,
-    Retrieval,
-    YesNo,
-)
+from umm_zoo.metrics import PSNR, AnswerAccuracy, AttentionBias, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
 from umm_zoo.outputs import Outputs, QueryAttention
 
 pytestmark = pytest.mark.processes

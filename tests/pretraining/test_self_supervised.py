@@ -4,13 +4,7 @@ import torch
 from umm_zoo.backbones.features import DINOv2Features, DINOv3Features
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.pretraining.self_supervised import (
-    MaskedImageModelling,
-    VICReg,
-    Views,
-    off_diagonal_covariance,
-    variance_hinge,
-)
+from umm_zoo.pretraining.self_supervised import MaskedImageModelling, VICReg, Views, off_diagonal_covariance, variance_hinge
 from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup
 

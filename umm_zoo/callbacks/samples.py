@@ -67,13 +67,7 @@ class SampleGrid(Callback):
         self._chosen = _Chosen(self.num_samples)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the rows that are still wanted."""
         if trainer.sanity_checking or not trainer.is_global_zero:

@@ -117,13 +117,7 @@ class DecoderTuning(Autoencoder):
         noise: standard deviation of what is added to normalised latents while training (our choice).
     """
 
-    def __init__(
-        self,
-        codec: LatentCodec,
-        l1_weight: float = 1.0,
-        mse_weight: float = 4.0,
-        noise: float = 0.1,
-    ) -> None:
+    def __init__(self, codec: LatentCodec, l1_weight: float = 1.0, mse_weight: float = 4.0, noise: float = 0.1) -> None:
         self.noise = noise
         super().__init__(codec, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
 

@@ -31,11 +31,7 @@ class Contrastive(Method):
     """
 
     def __init__(
-        self,
-        encoder: TextImageEncoder,
-        contrast: ContrastiveLoss,
-        negatives: HardNegatives | None = None,
-        max_scale: float = 100.0,
+        self, encoder: TextImageEncoder, contrast: ContrastiveLoss, negatives: HardNegatives | None = None, max_scale: float = 100.0
     ) -> None:
         super().__init__()
         self.encoder, self.contrast, self.negatives = encoder, contrast, negatives

@@ -95,10 +95,7 @@ class VICReg(Method):
         super().__init__()
         self.encoder, self.views = encoder, views or Views()
         self.expander = nn.Sequential(
-            nn.Linear(encoder.width, expander_dim),
-            nn.BatchNorm1d(expander_dim),
-            nn.ReLU(),
-            nn.Linear(expander_dim, expander_dim),
+            nn.Linear(encoder.width, expander_dim), nn.BatchNorm1d(expander_dim), nn.ReLU(), nn.Linear(expander_dim, expander_dim)
         )
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
@@ -152,11 +149,7 @@ class MaskedImageModelling(Method):
     """
 
     def __init__(
-        self,
-        encoder: DINOv2Features,
-        mask_ratio: float = 0.6,
-        summary_weight: float = 1.0,
-        hidden_dim: int = 256,
+        self, encoder: DINOv2Features, mask_ratio: float = 0.6, summary_weight: float = 1.0, hidden_dim: int = 256
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -39,12 +39,7 @@ class VisionWarmup(Method):
 
     stage_only = ("heads",)
 
-    def __init__(
-        self,
-        vlm: VLMBackbone,
-        labels: CellLabels,
-        scene_attributes: dict[str, list[str]] | None = None,
-    ) -> None:
+    def __init__(self, vlm: VLMBackbone, labels: CellLabels, scene_attributes: dict[str, list[str]] | None = None) -> None:
         super().__init__()
         self.vlm, self.labels = vlm, labels
         self.scene_attributes = dict(scene_attributes or {})

@@ -8,15 +8,4 @@ from umm_zoo.shapes.rendering import render
 from umm_zoo.shapes.samples import SPLITS, TASKS, Sample, make_sample
 from umm_zoo.shapes.scenes import Object, Scene, World, sample_scene, sample_stream
 
-__all__ = [
-    "SPLITS",
-    "TASKS",
-    "Object",
-    "Sample",
-    "Scene",
-    "World",
-    "make_sample",
-    "render",
-    "sample_scene",
-    "sample_stream",
-]
+__all__ = ["SPLITS", "TASKS", "Object", "Sample", "Scene", "World", "make_sample", "render", "sample_scene", "sample_stream"]

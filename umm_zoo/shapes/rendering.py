@@ -93,12 +93,8 @@ def _share(inside: np.ndarray) -> np.ndarray:
 def _across(orientation: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The coordinate that runs across stripes of an orientation; ``rising`` stripes climb to the right."""
     diagonal = 0.5**0.5
-    return {
-        "horizontal": y + 0 * x,
-        "vertical": x + 0 * y,
-        "rising": (x + y) * diagonal,
-        "falling": (x - y) * diagonal,
-    }[orientation]
+    across = {"horizontal": y + 0 * x, "vertical": x + 0 * y, "rising": (x + y) * diagonal, "falling": (x - y) * diagonal}
+    return across[orientation]
 
 
 @lru_cache(maxsize=64)
