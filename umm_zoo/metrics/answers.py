@@ -1,4 +1,4 @@
-"""Accuracy of generated answers."""
+"""Metric of generated answers: how many are right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name, required
+from umm_zoo.metrics.rows import RowMetric, kind_of, name_to_words, rates_by_name, required
 from umm_zoo.outputs import Outputs
 
 # All that is neither word nor space, except a decimal point or comma inside a number and the minus before one.
@@ -37,11 +37,7 @@ class AnswerAccuracy(RowMetric):
     """Share of rows whose generated answer equals the true one after :func:`normalise`, overall and per question kind.
 
     Rows without an answer in the conversation are left out. ``compute`` gives ``overall`` and one entry per ``meta["kind"]`` found
-    (a row without a kind is counted under its task); it is empty when no row was seen.
-
-    Args:
-        kinds: score these kinds only.
-        tasks: score these tasks only; long captions, for instance, are nothing to compare word by word.
+    (a row without a kind is counted under its task). Long captions are nothing to compare word by word: leave their task out.
 
     Raises:
         UserError: there are no ``answers``, or a kind is called "overall" or is longer than 32 bytes.
@@ -49,24 +45,17 @@ class AnswerAccuracy(RowMetric):
 
     reads = ("answers",)
 
-    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__()
-        self.kinds, self.tasks = kinds, tasks
-
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``answers`` with the batch's own."""
         answers, truths = required(outputs, "answers", self), batch.answers()
         records = []
-        for row in chosen_rows(batch, self.kinds, self.tasks):
+        for row in self.chosen(batch):
             if truths[row]:
                 right = normalise(answers[row]) == normalise(truths[row])
                 records.append([int(right), *name_to_words(kind_of(batch.meta[row]))])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``overall`` first, then each kind."""
-        records = self.records()
-        if not len(records):
-            return {}
         hits = records[:, 0]
         return {"overall": hits.double().mean(), **rates_by_name(hits, records[:, 1:])}

@@ -1,4 +1,4 @@
-"""Fréchet distance of generated from true images in the features of any encoder."""
+"""Metric of generated images as a set: Fréchet distance from the true ones in the features of any encoder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class FrechetDistance(FrechetInceptionDistance):
 
     Args:
         encoder: takes images in [-1, 1]; it is frozen.
-        kinds: count these kinds only.
-        tasks: count these tasks only.
+        kinds, tasks: see ``RowMetric``.
 
     Raises:
         UserError: there is nothing true to compare with.

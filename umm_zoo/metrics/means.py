@@ -1,4 +1,4 @@
-"""Means of whatever numbers a method's validation step names."""
+"""Metrics that average the numbers that a method's validation step names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from umm_zoo.outputs import Outputs
 
 
 class Means(RowMetric):
-    """The mean over the whole set of scalars that ``validation_step`` makes by name: losses, ``NAME_accuracy`` and the like.
+    """Means over the whole set of scalars that ``validation_step`` makes by name: losses, ``NAME_accuracy`` and the like.
 
     A batch's scalar is the mean over something. ``Outputs.counts`` says over how many of what (the labelled cells, the rows with a
     hard negative); a name that is not in it counts each row of the batch once. With its count a value is the same however the rows
@@ -52,11 +52,8 @@ class Means(RowMetric):
                 records.append([*name_to_words(name), *sums.view(torch.int64).tolist()])  # bits: records are whole numbers
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """One mean per name, in alphabetical order; empty when nothing was seen."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """One mean per name, in alphabetical order."""
         names, group = torch.unique(records[:, :NAME_WORDS], dim=0, return_inverse=True)
         sums = records[:, NAME_WORDS:].contiguous().view(torch.float64)  # [rows, 2]: total, count
         sums = torch.zeros(len(names), 2, dtype=torch.float64, device=sums.device).index_add(0, group, sums)

@@ -1,4 +1,4 @@
-"""Questions that count in pairs."""
+"""Metric of questions that count in pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.metrics.answers import normalise
-from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, required
+from umm_zoo.metrics.rows import RowMetric, digest, required
 from umm_zoo.outputs import Outputs
 
 
@@ -20,9 +20,6 @@ class PairedAccuracy(RowMetric):
     different batches and on different ranks. ``compute`` gives ``paired``, ``single`` (accuracy over the same rows), and
     ``incomplete``, the number of pairs of which only one row was seen: excluded from both accuracies, never guessed.
 
-    Args:
-        kinds: count these kinds only.
-
     Raises:
         UserError: there are no ``answers``, or more than two rows share a pair (a repeated sample, or two data sets with the same
             names).
@@ -30,26 +27,19 @@ class PairedAccuracy(RowMetric):
 
     reads = ("answers",)
 
-    def __init__(self, kinds: list[str] | None = None) -> None:
-        super().__init__()
-        self.kinds = kinds
-
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``answers`` with the batch's own."""
         answers, truths = required(outputs, "answers", self), batch.answers()
         records = []
-        for row in chosen_rows(batch, self.kinds):
+        for row in self.chosen(batch):
             pair = batch.meta[row].get("pair")
             if pair is not None:
                 source = batch.keys[row].split("/", 1)[0] if "/" in batch.keys[row] else ""
                 records.append([digest(f"{source}/{pair}"), int(normalise(answers[row]) == normalise(truths[row]))])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """``paired``, ``single``, ``incomplete``; the accuracies are absent without a complete pair, all are without rows."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """``paired``, ``single``, ``incomplete``; the accuracies are absent without a complete pair."""
         _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
         if (sizes > 2).any():
             raise UserError("metrics.PairedAccuracy", f"{int((sizes > 2).sum())} pairs of more than two rows", "two")

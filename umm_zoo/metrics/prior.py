@@ -1,4 +1,4 @@
-"""Accuracy of answers that are given without looking."""
+"""Metric of what answers are worth that are given without looking at the image."""
 
 from __future__ import annotations
 
@@ -7,33 +7,27 @@ from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch
 from umm_zoo.metrics.answers import normalise
-from umm_zoo.metrics.rows import RowMetric, chosen_rows, digest, kind_of, name_to_words, rates_by_name
+from umm_zoo.metrics.rows import RowMetric, digest, kind_of, name_to_words, rates_by_name
 from umm_zoo.outputs import Outputs
 
 
 class LanguagePrior(RowMetric):
     """Accuracy of answers given from the question's text alone; to be printed beside :class:`AnswerAccuracy`.
 
-    No model is asked: the numbers come from the questions and answers of the evaluated set. ``held_out`` is the number to quote,
+    No model takes part: the numbers come from the questions and answers of the evaluated set. ``held_out`` is the number to quote,
     and the entry of each kind its part over that kind: the answers counted in one half of the rows (by a hash of their keys) are
     given in the other half and the reverse, falling back on the kind's most frequent answer for a new question text.
     ``in_set_bound`` says how often one is right who gives each question text its most frequent answer *in this very set*: no
     language-only model can beat that on this set, and where few questions share a text none comes near (it is 1 where all texts
     differ). Ties go to the answer with the smaller hash.
-
-    Args:
-        kinds, tasks: count these rows only; give what :class:`AnswerAccuracy` is given.
+    ``kinds`` and ``tasks`` should be those of :class:`AnswerAccuracy`.
     """
-
-    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__()
-        self.kinds, self.tasks = kinds, tasks
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Note the questions and true answers; ``outputs`` is not read."""
         prompts, truths = batch.prompts(), batch.answers()
         records = []
-        for row in chosen_rows(batch, self.kinds, self.tasks):
+        for row in self.chosen(batch):
             if truths[row]:
                 question = normalise(" ".join(turn["text"] for turn in prompts[row]).replace(IMAGE_MARKER, " "))
                 half = digest(batch.keys[row]) & 1
@@ -41,11 +35,8 @@ class LanguagePrior(RowMetric):
                 records.append([digest(question), digest(normalise(truths[row])), half, *words])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """``held_out``, each kind's part of it, ``in_set_bound``; empty when no row was seen."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """``held_out``, each kind's part of it, ``in_set_bound``."""
         question, answer, half, words = records[:, 0], records[:, 1], records[:, 2], records[:, 3:]
         hits = _most_frequent(question, answer, question)[0] == answer
         kind = torch.unique(words, dim=0, return_inverse=True)[1]

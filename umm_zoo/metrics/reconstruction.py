@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio of reconstructions, their fine detail apart."""
+"""Metric of reconstructions: peak signal-to-noise ratio, that of the fine detail apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import RowMetric, chosen_rows, generated_pairs
+from umm_zoo.metrics.rows import RowMetric, generated_pairs
 from umm_zoo.outputs import Outputs
 
 #: Mean squared error of half an 8-bit level where images lie in [-1, 1]; below it decibels say nothing.
@@ -22,35 +22,25 @@ class Reconstruction(RowMetric):
     of the true images, also ``psnr_ceiling`` and ``high_band_ceiling``: what a decoder that reproduces every latent would reach.
     Batches without ``generated`` are left out.
 
-    Args:
-        kinds: count these kinds only.
-        tasks: count these tasks only.
-
     Raises:
         UserError: there is nothing true to compare with, or shapes differ.
     """
 
     reads = ("generated",)
-
-    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__(torch.float64)
-        self.kinds, self.tasks = kinds, tasks
+    record_dtype = torch.float64
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``generated`` and ``round_trips`` with what they should be."""
         if (pairs := generated_pairs(outputs, batch, self)) is None:
             return
-        rows, trips = chosen_rows(batch, self.kinds, self.tasks), outputs.round_trips
+        rows, trips = self.chosen(batch), outputs.round_trips
         images, references = (part[rows] for part in pairs)
         values = decibels(images, references)
         nothing = torch.full_like(values, torch.nan)
         self.add_rows(torch.cat([values, nothing if trips is None else decibels(trips[rows], references)], dim=1))
 
-    def compute(self) -> dict[str, Tensor]:
-        """Means over images; ceilings only where round trips were given, nothing without rows."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """Means over images; ceilings only where round trips were given."""
         names = ("psnr", "high_band", "psnr_ceiling", "high_band_ceiling")
         means = dict(zip(names, records.nanmean(dim=0), strict=True))
         return {name: value for name, value in means.items() if not value.isnan()}

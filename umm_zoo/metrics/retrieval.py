@@ -1,4 +1,4 @@
-"""Retrieval of images by texts, and of texts by images."""
+"""Metric of retrieval: of images by texts, and of texts by images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import RowMetric, chosen_rows, required
+from umm_zoo.metrics.rows import RowMetric, required
 from umm_zoo.outputs import Outputs
 
 _TIE = 1e-6  # cosines closer than this are the same: rounding must not decide between equal captions
@@ -20,30 +20,21 @@ class Retrieval(RowMetric):
     candidates share the point: two rows with the same caption score 1/2 each, and a collapsed model scores chance. The value
     depends on the number of rows, so compare on one set only.
 
-    Args:
-        kinds, tasks: count these rows only.
-
     Raises:
         UserError: there are no ``image_features`` or no ``text_features``.
     """
 
     reads = ("image_features", "text_features")
-
-    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__(dtype=torch.float32)
-        self.kinds, self.tasks = kinds, tasks
+    record_dtype = torch.float32
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Keep ``image_features`` and ``text_features``."""
-        rows = chosen_rows(batch, self.kinds, self.tasks)
+        rows = self.chosen(batch)
         features = [required(outputs, name, self)[rows].float() for name in self.reads]
         self.add_rows(torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1))
 
-    def compute(self) -> dict[str, Tensor]:
-        """Recall in both directions; empty when no row was seen."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """Recall in both directions."""
         images, texts = records.double().chunk(2, dim=1)
         return {"image_to_text": _recall(images, texts), "text_to_image": _recall(texts, images)}
 

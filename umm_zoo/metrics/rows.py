@@ -107,28 +107,34 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 class RowMetric(Metric):
-    """A metric defined over groups of rows (a kind, a pair, a question, the whole set) that may be spread over batches and ranks.
+    """Metric over groups of rows (a kind, a pair, a question, the whole set) that may be spread over batches and ranks.
 
-    It keeps one record of a few numbers per row and groups them when the value is asked for. torchmetrics' own list states fail
-    between ranks when one of them has no rows (it sends a float vector where the others send a matrix), so ``sync`` joins the
-    records of a rank into one matrix first.
+    ``update`` keeps one record of a few numbers per row, ``values_of`` makes the values of all records. torchmetrics' own list
+    states fail between ranks when one of them has no rows (it sends a float vector where the others send a matrix), so ``sync``
+    joins the records of a rank into one matrix first.
 
     Args:
-        dtype: of the records.
+        kinds, tasks: count rows of these only, by ``meta["kind"]`` and ``meta["task"]``; None counts all.
 
     Attributes:
         reads: names of what ``update`` needs of a batch's outputs, fields and scalars alike.
+        record_dtype: of the records.
     """
 
     reads: tuple[str, ...] = ()
+    record_dtype = torch.int64
     full_state_update = False
     higher_is_better = True
     rows: list[Tensor] | Tensor
 
-    def __init__(self, dtype: torch.dtype = torch.int64) -> None:
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__()
-        self.record_dtype = dtype
+        self.kinds, self.tasks = kinds, tasks
         self.add_state("rows", default=[], dist_reduce_fx=_join)
+
+    def chosen(self, batch: Batch) -> list[int]:
+        """The rows that count."""
+        return chosen_rows(batch, self.kinds, self.tasks)
 
     def add_rows(self, records: list[list[int]] | Tensor) -> None:
         """Keep records ``[rows, width]``."""
@@ -140,6 +146,15 @@ class RowMetric(Metric):
         if isinstance(self.rows, Tensor):
             return self.rows
         return _join([torch.empty(0, 0, dtype=self.record_dtype, device=self.device), *self.rows])
+
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """Values by name, of one record or more."""
+        raise NotImplementedError
+
+    def compute(self) -> Any:
+        """``values_of`` all records; empty without any."""
+        records = self.records()
+        return self.values_of(records) if len(records) else {}
 
     def sync(
         self,

@@ -1,4 +1,4 @@
-"""Likeness of generated and original images to several image encoders: UAE's Unified-Score."""
+"""Metric of likeness of generated and original images to several image encoders: UAE's Unified-Score."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import chosen_rows, generated_pairs, required
+from umm_zoo.metrics.rows import RowMetric, generated_pairs, required
 from umm_zoo.outputs import Outputs
 
 
-class UnifiedScore(Metric):
+class UnifiedScore(RowMetric):
     """100 times the cosine of features, averaged over images for each encoder; ``unified`` is the encoders' plain mean.
 
     Unified-Bench's first protocol: an image is captioned, generated from the caption alone, and compared with itself. The
@@ -31,17 +30,14 @@ class UnifiedScore(Metric):
     Args:
         encoders: by the name of their column.
         images: which images are compared.
-        kinds, tasks: count these rows only.
+        kinds, tasks: see ``RowMetric``.
 
     Raises:
         ValueError: no encoder, or a column called ``unified``.
         UserError: a batch of generated images lacks those to compare, or what they should be.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    totals: Tensor
-    count: Tensor
+    record_dtype = torch.float64
 
     def __init__(
         self,
@@ -50,13 +46,11 @@ class UnifiedScore(Metric):
         kinds: list[str] | None = None,
         tasks: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(kinds, tasks)
         if not encoders or "unified" in encoders:
             raise ValueError(f"UnifiedScore.encoders: found {sorted(encoders)}, expected one or more, none called 'unified'")
         self.encoders = nn.ModuleDict({name: freeze(encoder) for name, encoder in encoders.items()})
-        self.images, self.reads, self.kinds, self.tasks = images, (images,), kinds, tasks
-        self.add_state("totals", torch.zeros(len(encoders), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.images, self.reads = images, (images,)
 
     @torch.no_grad()
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -64,19 +58,16 @@ class UnifiedScore(Metric):
         if (pairs := generated_pairs(outputs, batch, self, same_size=False)) is None:
             return
         images, references = required(outputs, self.images, self), pairs[1]
-        if rows := chosen_rows(batch, self.kinds, self.tasks):
-            self.totals += self.cosines(images[rows], references[rows]).double().sum(dim=1)
-            self.count += len(rows)
+        if rows := self.chosen(batch):
+            self.add_rows(self.cosines(images[rows], references[rows]).double().T)
 
     def cosines(self, images: Tensor, references: Tensor) -> Tensor:
         """``[number of encoders, B]``."""
         return torch.stack([cosines_under(encoder, images, references) for encoder in self.encoders.values()])  # type: ignore[arg-type]
 
-    def compute(self) -> dict[str, Tensor]:
-        """One score per encoder and their mean; empty when nothing was seen."""
-        if not self.count:
-            return {}
-        scores = dict(zip(self.encoders, 100 * self.totals / self.count, strict=True))
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """One score per encoder and their mean."""
+        scores = dict(zip(self.encoders, 100 * records.mean(dim=0), strict=True))
         return {**scores, "unified": torch.stack(list(scores.values())).mean()}
 
 

@@ -1,4 +1,4 @@
-"""Yes/no questions about what is in an image."""
+"""Metric of yes/no questions about what is in an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.metrics.answers import normalise
-from umm_zoo.metrics.rows import RowMetric, chosen_rows, name_to_words, rates_by_name, required
+from umm_zoo.metrics.rows import RowMetric, name_to_words, rates_by_name, required
 from umm_zoo.outputs import Outputs
 
 _YES, _NO, _UNPARSED = 1, 0, -1
@@ -28,9 +28,7 @@ class YesNo(RowMetric):
     recall and yes_ratio. (POPE's script takes whatever holds no "no" for a yes, which hides a model that does not answer.) Where
     rows carry ``meta["negative"]`` (how the absent object was chosen: random, popular, adversarial), ``accuracy_<negative>`` is
     the accuracy over those rows.
-
-    Args:
-        kinds: question kinds that are counted.
+    The kind ``exists`` is counted unless ``kinds`` says others.
 
     Raises:
         UserError: there are no ``answers``, or the truth of a counted row is neither yes nor no.
@@ -38,15 +36,14 @@ class YesNo(RowMetric):
 
     reads = ("answers",)
 
-    def __init__(self, kinds: list[str] | None = None) -> None:
-        super().__init__()
-        self.kinds = ["exists"] if kinds is None else kinds
+    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
+        super().__init__(["exists"] if kinds is None else kinds, tasks)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``answers`` with the batch's own."""
         answers, truths = required(outputs, "answers", self), batch.answers()
         records = []
-        for row in chosen_rows(batch, self.kinds):
+        for row in self.chosen(batch):
             truth = parse_yes_no(truths[row])
             if truth == _UNPARSED:
                 raise UserError("", f"the true answer '{truths[row]}'", "yes or no", row=row)
@@ -54,11 +51,8 @@ class YesNo(RowMetric):
             records.append([truth, parse_yes_no(answers[row]), *name_to_words(negative)])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """The five and ``unparsed``; a ratio without cases is 0, and all is empty when no row was seen."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """The five and ``unparsed``; a ratio without cases is 0."""
         truth, answer = records[:, 0], records[:, 1]
         hits = truth == answer
         true_positives = (hits & (truth == _YES)).sum().double()

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.answers import clauses
-from umm_zoo.metrics.rows import chosen_rows, required
+from umm_zoo.metrics.rows import RowMetric, required
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.language import clause as clause_of
 from umm_zoo.shapes.scenes import SIZES, Scene
@@ -49,42 +47,32 @@ def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
     return ClauseCounts(len(mentioned), len(right), len(true.objects), *small, *large, int(background), words)
 
 
-class CaptionClauses(Metric):
+class CaptionClauses(RowMetric):
     """Precision and recall of the clauses of captions, and how long captions are.
 
     ``compute`` gives ``precision`` (true clauses of all mentioned), ``recall`` (objects described rightly and completely),
     ``small`` and ``large`` (recall by size), ``faithful`` (share of captions that mention something and nothing wrong),
     ``background``, ``mentioned`` (clauses per caption) and ``words``. Rows without ``meta["scene"]`` are left out.
 
-    Args:
-        kinds, tasks: count these rows only.
-
     Raises:
         UserError: there are no ``answers``.
     """
 
     reads = ("answers",)
-    full_state_update = False
-    higher_is_better = True
-    sums: Tensor
-
-    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__()
-        self.kinds, self.tasks = kinds, tasks
-        self.add_state("sums", torch.zeros(len(ClauseCounts._fields) + 2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare each row's text with its scene."""
-        texts = required(outputs, "answers", self)
-        for row in chosen_rows(batch, self.kinds, self.tasks):
+        texts, records = required(outputs, "answers", self), []
+        for row in self.chosen(batch):
             if (scene := batch.meta[row].get("scene")) is not None:
                 counts = clause_counts(texts[row], scene)
                 faithful = counts.mentioned > 0 and counts.true == counts.mentioned
-                self.sums += torch.tensor([*counts, int(faithful), 1], dtype=torch.float64, device=self.sums.device)
+                records.append([*counts, int(faithful), 1])
+        self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Rates; empty when nothing was seen, and without those that have no denominator."""
-        named = dict(zip([*ClauseCounts._fields, "faithful", "captions"], self.sums, strict=True))
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """Rates, without those that have no denominator."""
+        named = dict(zip([*ClauseCounts._fields, "faithful", "captions"], records.double().sum(dim=0), strict=True))
         rates = {
             "precision": ("true", "mentioned"),
             "recall": ("true", "objects"),

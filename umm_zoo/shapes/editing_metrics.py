@@ -1,4 +1,4 @@
-"""Metrics of edited scenes: whether what was asked for was done, and nothing else."""
+"""Metrics of edited scenes: whether the instruction was carried out, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
-from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, name_to_words, rates_by_name, required
+from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, rates_by_name, required
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.geneval_metrics import ShapesMetric
 from umm_zoo.shapes.rendering import cell_boxes
@@ -26,10 +26,6 @@ class EditSuccess(ShapesMetric):
     Over rows with ``meta["edit"]``. Edits of two kinds at once (``recolour+move``) are counted together as ``hybrid``, every
     other by its kind. ``compute`` gives one rate per kind, ``overall`` (the mean over rows) and ``untouched``, the share
     of edits after which everything else is still there as well.
-
-    Args:
-        detector: of the world that the model generates; None is for the smaller one.
-        kinds, tasks: count these rows only.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -42,16 +38,14 @@ class EditSuccess(ShapesMetric):
             records.append([int(done), *name_to_words(edit_kind(meta)), int(seen.coarse() == truth.coarse())])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """One rate per kind, ``overall`` and ``untouched``; nothing without rows."""
-        records = self.records()
-        if not len(records):
-            return {}
-        return {"overall": records[:, 0].double().mean(), "untouched": records[:, -1].double().mean(), **self.rates()}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """One rate per kind, ``overall`` and ``untouched``."""
+        hits, untouched = records[:, 0], records[:, -1]
+        return {"overall": hits.double().mean(), "untouched": untouched.double().mean(), **rates_by_name(hits, records[:, 1:-1])}
 
 
 class EditPixels(RowMetric):
-    """How edits treat pixels: what must change and what must not.
+    """Metric of the pixels of edits: what must change and what must not.
 
     Over rows with ``meta["edited_cells"]``, M being those cells (the whole image where the background changes too):
 
@@ -62,7 +56,7 @@ class EditPixels(RowMetric):
 
     Args:
         cells: of the board, per side.
-        kinds, tasks: count these rows only.
+        kinds, tasks: see ``RowMetric``.
 
     Raises:
         UserError: the batch has no targets or images of the generated ones' size.
@@ -71,15 +65,15 @@ class EditPixels(RowMetric):
     reads = ("generated",)
 
     def __init__(self, cells: int = 2, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__()
-        self.cells, self.kinds, self.tasks = cells, kinds, tasks
+        super().__init__(kinds, tasks)
+        self.cells = cells
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``generated`` with targets and sources."""
         if (images := outputs.generated) is None:
             return
         records = []
-        for row in chosen_rows(batch, self.kinds, self.tasks):
+        for row in self.chosen(batch):
             meta = batch.meta[row]
             if "edited_cells" not in meta:
                 continue
@@ -95,11 +89,8 @@ class EditPixels(RowMetric):
             records.append([*name_to_words(edit_kind(meta)), *values.view(torch.int64).tolist()])  # bits: records are whole numbers
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """``copy_index`` and ``preservation``, in all and by kind; nothing without rows."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """``copy_index`` and ``preservation``, in all and by kind."""
         index, kept = records[:, NAME_WORDS:].contiguous().view(torch.float64).T
         names, outside = records[:, :NAME_WORDS], ~kept.isnan()
         values = {"copy_index": index.mean(), "preservation": kept.nanmean()}
@@ -114,24 +105,18 @@ class InstructionSensitivity(RowMetric):
     generates its image (a ``Bridge`` takes "change nothing", whose target is the source): it makes ``unchanged`` and
     ``unchanged_references``. Batches without ``unchanged`` are left out. ``compute`` gives the ratio of sums over all rows.
 
-    Args:
-        kinds, tasks: count these rows only.
-
     Raises:
         UserError: one of the images is missing.
     """
 
     reads = ("generated", "unchanged")
-
-    def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
-        super().__init__(torch.float64)
-        self.kinds, self.tasks = kinds, tasks
+    record_dtype = torch.float64
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare two generated images with two targets."""
         if outputs.unchanged is None:
             return
-        rows = chosen_rows(batch, self.kinds, self.tasks)
+        rows = self.chosen(batch)
         names = ("generated", "unchanged", "unchanged_references")
         made, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
         targets = batch.targets

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
-from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, chosen_rows, kind_of, name_to_words, rates_by_name
+from umm_zoo.metrics.rows import RowMetric, kind_of, name_to_words, rates_by_name
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.detector import ShapesDetector
 from umm_zoo.shapes.relations import RELATIONS, relations
@@ -19,13 +19,13 @@ from umm_zoo.shapes.scenes import Scene
 
 
 class ShapesMetric(RowMetric):
-    """Metric of generated scenes: a detector, and a rate of success per kind.
+    """Metric of generated scenes, which a detector reads off the images.
 
     Batches without ``generated`` are left out: a run may generate for the first batches of a validation only.
 
     Args:
         detector: None is for the smaller world (2 x 2 cells, 4 colours, 2 shapes).
-        kinds, tasks: count these rows only.
+        kinds, tasks: see ``RowMetric``.
     """
 
     reads = ("generated",)
@@ -33,20 +33,15 @@ class ShapesMetric(RowMetric):
     def __init__(
         self, detector: ShapesDetector | None = None, kinds: list[str] | None = None, tasks: list[str] | None = None
     ) -> None:
-        super().__init__()
-        self.detector, self.kinds, self.tasks = detector or ShapesDetector(), kinds, tasks
+        super().__init__(kinds, tasks)
+        self.detector = detector or ShapesDetector()
 
     def detections(self, outputs: Outputs, batch: Batch, needed: str) -> dict[int, Scene]:
         """Scenes seen by row, of the rows of the chosen kinds and tasks whose ground truth holds ``needed``."""
         if (images := outputs.generated) is None:
             return {}
-        rows = [row for row in chosen_rows(batch, self.kinds, self.tasks) if needed in batch.meta[row]]
+        rows = [row for row in self.chosen(batch) if needed in batch.meta[row]]
         return dict(zip(rows, self.detector(images[rows]), strict=True)) if rows else {}
-
-    def rates(self, first: int = 0) -> dict[str, Tensor]:
-        """Mean of column ``first`` of the records by the name in the columns that follow it; empty without rows."""
-        records = self.records()
-        return rates_by_name(records[:, first], records[:, first + 1 : first + 1 + NAME_WORDS]) if len(records) else {}
 
 
 class ShapesGenEval(ShapesMetric):
@@ -56,10 +51,6 @@ class ShapesGenEval(ShapesMetric):
     ``single_object``, ``two_objects``, ``counting``, ``colours``, ``position``, ``colour_attribution``. ``compute`` gives each
     category's rate and ``overall``, the mean over categories as in the paper. Further objects do no harm except where the number
     is asked for.
-
-    Args:
-        detector: of the world that the model generates; None is for the smaller one.
-        kinds, tasks: count these rows only.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -70,10 +61,10 @@ class ShapesGenEval(ShapesMetric):
             records.append([int(right), *name_to_words(kind_of(batch.meta[row]))])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """``overall`` and one rate per category; nothing without rows."""
-        rates = self.rates()
-        return {"overall": torch.stack(list(rates.values())).mean(), **rates} if rates else {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """``overall`` and one rate per category."""
+        rates = rates_by_name(records[:, 0], records[:, 1:])
+        return {"overall": torch.stack(list(rates.values())).mean(), **rates}
 
 
 class SceneMatch(ShapesMetric):
@@ -82,10 +73,7 @@ class SceneMatch(ShapesMetric):
     Over rows with ``meta["target_scene"]``. ``compute`` gives ``scene`` (all of it right, marks aside), ``objects`` (share of true
     objects that are there, cell, shape, colour and size right), ``marks`` (share of those whose mark is right, which no prompt
     names), ``extra`` (objects where there should be none, per image) and ``background``.
-
-    Args:
-        detector: of the world that the model generates; None is for the smaller one.
-        kinds, tasks: count these rows only; prompts that leave something open cannot be scored so.
+    Prompts that leave something open cannot be scored so: leave their kinds out.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -100,11 +88,8 @@ class SceneMatch(ShapesMetric):
             records.append([int(seen.coarse() == truth.coarse()), len(pairs), len(truth.objects), marked, extra, int(ground)])
         self.add_rows(records)
 
-    def compute(self) -> dict[str, Tensor]:
-        """``scene``, ``objects``, ``marks``, ``extra`` and ``background``; nothing without rows."""
-        records = self.records()
-        if not len(records):
-            return {}
+    def values_of(self, records: Tensor) -> dict[str, Tensor]:
+        """``scene``, ``objects``, ``marks``, ``extra`` and ``background``."""
         scene, right, wanted, marked, extra, ground = records.double().mean(dim=0)
         marks = marked / right  # NaN where no object was right
         return {"scene": scene, "objects": right / wanted, "marks": marks, "extra": extra, "background": ground}
