@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +23,8 @@ class LLaVA(Method):
         vlm: the model; its parts are the method's.
     """
 
+    makes = ("loss", "nll", "num_tokens", "answers")
+
     def __init__(self, vlm: VLMBackbone) -> None:
         super().__init__()
         self.vlm = vlm
@@ -38,11 +38,6 @@ class LLaVA(Method):
         inputs = self.vlm.inputs_of(batch)
         self.num_tokens = inputs.attention_mask.sum()
         return {"loss": self.vlm(inputs).loss}
-
-    @property
-    def makes(self) -> Collection[str]:
-        """See ``validation_step``."""
-        return ("loss", "nll", "num_tokens", "answers")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Teacher-forced ``loss``, ``nll`` and ``num_tokens``, and greedy ``answers`` to the last question of each row."""

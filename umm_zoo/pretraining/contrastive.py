@@ -1,9 +1,8 @@
-"""Training of an image-text pair of towers."""
+"""Method that trains an image encoder and a text encoder on pairs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +29,8 @@ class Contrastive(Method):
         max_scale: the logit scale is kept at or below this (CLIP, section 2.5).
     """
 
+    makes = ("loss", "scale", "hard_accuracy", "image_features", "text_features")
+
     def __init__(
         self, encoder: TextImageEncoder, contrast: ContrastiveLoss, negatives: HardNegatives | None = None, max_scale: float = 100.0
     ) -> None:
@@ -44,11 +45,6 @@ class Contrastive(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, and how often a row's own caption beats its hard negatives."""
         return self._compare(batch, None).scalars
-
-    @property
-    def makes(self) -> Collection[str]:
-        """See ``validation_step``."""
-        return ("loss", "scale", "hard_accuracy", "image_features", "text_features")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Adds ``image_features`` and ``text_features``; hard negatives are drawn from a fixed seed.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,7 +66,20 @@ def off_diagonal_covariance(features: Tensor) -> Tensor:
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / features.shape[1]
 
 
-class VICReg(Method):
+class SelfSupervised(Method):
+    """Method that trains an image encoder without labels, under random numbers of its own; a subclass has the losses."""
+
+    encoder: FeatureEncoder
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """The losses under random numbers of a fixed seed, and the features of the images as they are."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(batch_idx)
+            losses = self.training_losses(batch)
+        return Outputs(losses, image_features=self.encoder(image_of_each_row(batch)))
+
+
+class VICReg(SelfSupervised):
     """Invariance between views of an image, while each feature keeps its variance and features do not repeat each other.
 
     Bardes et al., 2022, arXiv 2105.04906, section 4; no negatives, no teacher, no momentum. The vectors compared are those of an
@@ -82,6 +93,8 @@ class VICReg(Method):
         variance_weight: section 4.2, 25.
         covariance_weight: section 4.2, 1.
     """
+
+    makes = ("loss", "invariance", "variance", "covariance", "image_features")
 
     def __init__(
         self,
@@ -121,20 +134,8 @@ class VICReg(Method):
         loss = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), images.new_zeros(()))
         return {"loss": loss, **terms}
 
-    @property
-    def makes(self) -> Collection[str]:
-        """See ``validation_step``."""
-        return ("loss", "invariance", "variance", "covariance", "image_features")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """The terms, and the features of the images as they are; views are drawn from a fixed seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batch_idx)
-            losses = self.training_losses(batch)
-        return Outputs(losses, image_features=self.encoder(image_of_each_row(batch)))
-
-
-class MaskedImageModelling(Method):
+class MaskedImageModelling(SelfSupervised):
     """Prediction of the pixels of hidden patches, and of the whole image from the class token alone.
 
     The first term is SimMIM (Xie et al., 2022, arXiv 2111.09886): hidden patches carry the mask token through the encoder, one
@@ -147,6 +148,9 @@ class MaskedImageModelling(Method):
         summary_weight: of the second term.
         hidden_dim: width of its decoder.
     """
+
+    makes = ("loss", "masked", "summary", "image_features")
+    encoder: DINOv2Features
 
     def __init__(
         self, encoder: DINOv2Features, mask_ratio: float = 0.6, summary_weight: float = 1.0, hidden_dim: int = 256
@@ -184,15 +188,3 @@ class MaskedImageModelling(Method):
         masked = F.l1_loss(found[hidden], targets[hidden])
         whole = F.l1_loss(summary, targets)
         return {"loss": masked + self.summary_weight * whole, "masked": masked, "summary": whole}
-
-    @property
-    def makes(self) -> Collection[str]:
-        """See ``validation_step``."""
-        return ("loss", "masked", "summary", "image_features")
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """The terms under masks of a fixed seed, and the features of the images as they are."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batch_idx)
-            losses = self.training_losses(batch)
-        return Outputs(losses, image_features=self.encoder(image_of_each_row(batch)))
