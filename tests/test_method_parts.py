@@ -130,7 +130,7 @@ def test_load_asks_for_its_own_class(tmp_path: Path) -> None:
     node["body"]["out_dim"] = node["head"]["in_dim"] = 3
     torch.save({"experiment": {"method": node}, "state_dict": {}}, tmp_path / "a.ckpt")
     assert isinstance(Toy.load(tmp_path / "a.ckpt"), Toy)
-    with pytest.raises(TypeError, match="holds a Toy, asked for a Other"):
+    with pytest.raises(TypeError, match="holds a Toy, expected a Other"):
         Other.load(tmp_path / "a.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""The data contract: what a loader hands to a method, and the letters used for shapes everywhere.
+"""Data contract between loader and method, and the letters used for shapes everywhere.
 
 Letters: B batch rows, M images of the whole batch (rows may hold zero, one or several), L sequence length, N image tokens or
 queries of one row, D language-model width, E condition width, C latent channels, h, w grid cells, H, W pixels, G group size,

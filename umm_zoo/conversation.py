@@ -31,7 +31,7 @@ def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
 
 
 class Task(StrEnum):
-    """What a row asks for."""
+    """Request of a row."""
 
     TEXT_TO_IMAGE = "text_to_image"
     EDIT = "edit"  #: change the one input image as an instruction says

@@ -1,4 +1,4 @@
-"""What every method (paper) shares: named parts, a training loss, validation outputs, and which weights a checkpoint holds."""
+"""Base class of methods (papers): named parts, a training loss, validation outputs, and which weights a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MakeOptimizer = Callable[[Mapping[str, Sequence[nn.Parameter]]], Any]
 
 
 class Method(LightningModule, ABC):
-    """A paper as a LightningModule over built blocks.
+    """Paper as a LightningModule over built blocks.
 
     A subclass implements ``parts``, ``training_losses`` and ``validation_step``. It knows no optimiser, no trainer and no file:
     ``train_only`` gives it what the ``training`` map of an experiment says.
@@ -69,7 +69,7 @@ class Method(LightningModule, ABC):
 
     @abstractmethod
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """What metrics and callbacks read."""
+        """Outputs of one batch for metrics and callbacks."""
 
     def precomputable(self) -> dict[str, Precomputable]:
         """What ``data_pipelines.precompute`` may store beside the data, by its name in ``Batch.extras``; frozen parts only."""
@@ -231,12 +231,12 @@ class Method(LightningModule, ABC):
 
         Raises:
             FileNotFoundError: no checkpoint there.
-            TypeError: the checkpoint holds a method of another class than the one asked for.
+            TypeError: the checkpoint holds a method of another class than this one.
         """
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
         use_folders(checkpoint.get("folders", []))
         method = build(checkpoint["experiment"]["method"])
         if not isinstance(method, cls):
-            raise TypeError(f"{source}: holds a {type(method).__name__}, asked for a {cls.__name__}")
+            raise TypeError(f"{source}: holds a {type(method).__name__}, expected a {cls.__name__}")
         method.load_weights(checkpoint["state_dict"])
         return method.eval()

@@ -1,4 +1,4 @@
-"""What a method's validation gives to metrics and callbacks, and the capabilities that a method may have.
+"""Outputs of validation for metrics and callbacks, and the capabilities that a method may have.
 
 Capabilities are protocols of one or two functions. ``generate``, sample callbacks, benchmarks and rewards ask for them and for
 nothing else, so that any method that has the function can be used, a stranger's too.
@@ -33,7 +33,7 @@ class QueryAttention:
 
 @dataclass
 class Outputs:
-    """What ``validation_step`` made of a batch of B rows. A field that was not made is None.
+    """Outputs of ``validation_step`` for a batch of B rows. A field that was not made is None.
 
     Args:
         scalars: losses and rates by name, each a mean over something.
@@ -41,7 +41,7 @@ class Outputs:
         answers: B texts.
         nll: ``[B]``, sum of the negative log-likelihoods of a row's answer tokens, in nats.
         num_tokens: ``[B]``, answer tokens of each row.
-        generated: ``[B, 3, H, W]`` in [-1, 1], what the method made of each row: the image asked for, or its reconstruction.
+        generated: ``[B, 3, H, W]`` in [-1, 1], what the method made of each row: the requested image, or a reconstruction.
         references: ``[B, 3, H, W]``, what ``generated`` should be; None where that is ``Batch.targets``.
         round_trips: ``[B, 3, H, W]``, the references through the codec alone: the best that could be.
         unchanged: ``[B, 3, H, W]``, edits generated from the same noise with an instruction to change nothing.
@@ -83,7 +83,7 @@ FIELDS = frozenset(f.name for f in fields(Outputs)) - {"scalars", "counts"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run wants of ``validation_step``; the run's callbacks fill it in before a validation.
+    """Extent of a validation; the run's callbacks set it before the first one.
 
     Args:
         on_request: names among ``ON_REQUEST`` that a metric reads.
@@ -102,7 +102,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are generated, where it is not the method's own way.
+    """Settings of generation, where they are not the method's own.
 
     Args:
         num_steps: of the sampler.

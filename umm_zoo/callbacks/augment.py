@@ -13,7 +13,7 @@ from umm_zoo.batch import Batch
 
 
 class ShiftAndFlip(Callback):
-    """Shifts every training image by a few pixels and mirrors half of them; validation images stay as they are.
+    """Callback that shifts every training image by a few pixels and mirrors half of them; validation is left alone.
 
     For photos of things; not for worlds whose answers say left and right. The draw is a pure function of the seed, the rank and the
     batch, so a resumed run sees the same images.

@@ -98,7 +98,7 @@ def _draw_card(card: Card, side: int, width: int) -> Image.Image:
 
 
 def draw_cards(cards: list[Card], side: int, cards_per_row: int) -> Image.Image:
-    """Lay cards out in rows of equal width, as many beside each other as asked for and as fit in ``MAX_WIDTH`` pixels."""
+    """Lay cards out in rows of equal width, at most so many beside each other, and as many as fit in ``MAX_WIDTH`` pixels."""
     most = max(len(card.images) for card in cards)
     width = max(most * (side + MARGIN) - MARGIN, MIN_TEXT_WIDTH) + 2 * (MARGIN + BORDER)
     cards_per_row = max(1, min(cards_per_row, len(cards), MAX_WIDTH // (width + MARGIN)))

@@ -1,4 +1,4 @@
-"""Metrics of a method while it trains."""
+"""Callback that scores a method while it trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from umm_zoo.outputs import ON_REQUEST, Outputs
 
 
 class MetricCallback(Callback):
-    """Feeds validation outputs to metrics and logs ``<prefix>/<name>`` or ``<prefix>/<name>/<entry>``.
+    """Callback that gives validation outputs to metrics and logs ``<prefix>/<name>`` or ``<prefix>/<name>/<entry>``.
 
     The metrics live here and never on the LightningModule, where a metric's networks would leak into every checkpoint. Values are
     exact over ranks: torchmetrics adds up the states, nothing is averaged per batch or per rank. A value that is not a number (no
@@ -44,7 +44,7 @@ class MetricCallback(Callback):
         self.values: dict[str, float] = {}  # of the last validation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the method for what it makes only where a metric reads it."""
+        """Request what a method makes only where a metric reads it."""
         if isinstance(pl_module, Method):
             read = {name for metric in self.metrics.values() for name in getattr(metric, "reads", ())}
             pl_module.wanted = replace(pl_module.wanted, on_request=pl_module.wanted.on_request | ON_REQUEST & read)

@@ -16,7 +16,7 @@ from umm_zoo.outputs import RollsOut
 
 
 class RolloutMetrics(Callback):
-    """Scores the rollouts of training with the metrics of validation, and logs ``rollout/<name>/<entry>``.
+    """Callback that scores the rollouts of training with metrics of validation, and logs ``rollout/<name>/<entry>``.
 
     What is scored is what ``rollout_outputs`` of the method gives (see ``outputs.RollsOut``): the first sample of each row of the
     last rollout, with its batch. Each value is that of one training batch, over all ranks.
@@ -33,7 +33,7 @@ class RolloutMetrics(Callback):
         self.metrics, self.every_n_steps = dict(metrics), every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask once whether there is anything to score."""
+        """Look once whether there is anything to score."""
         if not isinstance(pl_module, RollsOut):
             found = f"RolloutMetrics with a {type(pl_module).__name__}, which has no rollouts"
             raise UserError("callbacks", found, "a method that trains on its own samples")
@@ -58,7 +58,7 @@ class RolloutMetrics(Callback):
 
 
 class CollapseGuard(Callback):
-    """Stops a run whose rewards no longer differ within groups, whose captions are certain, or whose loss is no number.
+    """Callback that stops a run whose rewards are alike within groups, whose captions are certain, or whose loss is no number.
 
     While all is well it keeps ``checkpoints/good.ckpt``; the message of the end names it. Every rank must have collapsed.
 

@@ -1,4 +1,4 @@
-"""Images of what a method does, saved at every validation."""
+"""Grids of samples, saved at every validation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Chosen:
 
 
 class SampleGrid(Callback):
-    """Saves ``<run folder>/samples/step-XXXXXX.png`` at every validation: images, question, answer and truth of fixed samples.
+    """Callback that saves fixed samples with images, question, answer and truth: ``<run folder>/samples/step-XXXXXX.png``.
 
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
     answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``. The images of a sample are ``Outputs.columns`` where

@@ -11,7 +11,7 @@ from umm_zoo.outputs import Wanted
 
 
 class Validation(Callback):
-    """Says how much a method makes at each validation; nothing of it touches training.
+    """Callback that sets how much a method makes at each validation; nothing of it touches training.
 
     Args:
         max_new_tokens: longest answer; 0 makes none.
@@ -28,7 +28,7 @@ class Validation(Callback):
         self.max_new_tokens, self.num_generated_batches = max_new_tokens, num_generated_batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the method."""
+        """Set it in the method."""
         if isinstance(pl_module, Method):
             longest, batches = self.max_new_tokens, self.num_generated_batches
             pl_module.wanted = replace(pl_module.wanted, max_new_tokens=longest, num_generated_batches=batches)

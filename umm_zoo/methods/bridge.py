@@ -1,4 +1,4 @@
-"""What every bridge from a frozen vision-language model to an image decoder shares: prompts in, images out."""
+"""Base class of bridges from a frozen vision-language model to an image decoder: prompts in, images out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from umm_zoo.outputs import Outputs, Sampling
 
 
 class Bridge(Method):
-    """A frozen vision-language model, queries that attend to its prompt, and an image decoder conditioned on their states.
+    """Method of a frozen vision-language model, queries that attend to its prompt, and an image decoder conditioned on them.
 
     The model encodes the request once, without gradients and keeping no activations; query tokens attend to its keys and values on
     the ``pathway``; the ``connector`` turns their states into the decoder's condition; the decoder carries noise to the target's
@@ -158,7 +158,7 @@ class Bridge(Method):
         return {*self.objective.makes, *own}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """What metrics read.
+        """Outputs for metrics.
 
         Rows with an image to generate: the objective's terms under the same noise at every validation, ``generated`` with guidance
         from noise that depends on the row alone, ``round_trips`` of the codec; on request ``attention``, and ``unchanged``: edits

@@ -1,4 +1,4 @@
-"""Conditioning modes: requests with something left out, as training drops it and as guidance compares it.
+"""Conditioning modes of requests: with something left out, as training drops it and as guidance compares it.
 
 A request has words and maybe images. The four modes are ``full``, ``image`` (the images without the instruction), ``text``
 (the instruction without the images) and ``nothing``.
@@ -27,7 +27,7 @@ def mode_of(task: Task) -> ConditioningMode:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What stands in a prompt in place of what was left out.
+    """Words and images that stand in a prompt in place of those left out.
 
     Rows of the tasks "reconstruction" and "unconditional" are given these words too, whatever their shard says, so that the
     branches of guidance are exactly what was trained.
@@ -64,7 +64,7 @@ class Prompts:
 
 
 class ConditionDropout:
-    """Leaves out parts of the condition at random, so that the branches of guidance are trained.
+    """Random choice of what training leaves out of the condition, so that the branches of guidance are trained.
 
     WeMMU trains its branches as tasks; 10 % of the words in text-to-image are our choice, as in its parents.
 
@@ -113,14 +113,14 @@ class ConditionDropout:
 
 
 class Guidance:
-    """How strongly each part of a request is followed, and so the weight of each mode's prediction.
+    """Scales of how strongly each part of a request is followed, and so the weight of each mode's prediction.
 
     With e the prediction under a mode: text-to-image ``e_nothing + text (e_full - e_nothing)``; a reconstruction ``e_nothing +
     reconstruction (e_image - e_nothing)``; an edit ``e_nothing + reconstruction (e_image - e_nothing) + edit (e_full - e_image)``;
     a composition of several images ``e_nothing + composition (e_full - e_nothing)``, or the form of edits where ``composition``
     is None (MetaQuery).
 
-    The defaults are WeMMU's; that its "rec" branch is the mode ``image`` and its "unc" branch ``nothing`` is our reading.
+    The defaults are WeMMU's; that its "rec" branch is the mode ``image`` and its "unc" branch ``nothing`` is our choice.
 
     Args:
         text, reconstruction, edit, composition: the scales; 1 everywhere is no guidance.
@@ -135,7 +135,7 @@ class Guidance:
         return cls(1.0, 1.0, 1.0, 1.0)
 
     def changed(self, scale: float | None, image_scale: float | None) -> Guidance:
-        """The same with other scales of what is asked for and of input images, where they are given."""
+        """The same with other scales of the request and of input images, where they are given."""
         if scale is None and image_scale is None:
             return self
         image = self.reconstruction if image_scale is None else image_scale

@@ -1,4 +1,4 @@
-"""Encoded prompts: what a frozen model made of a batch of requests, as data that queries go on from."""
+"""Encoded prompts: the states of a frozen model after a batch of requests, as data that queries go on from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from umm_zoo.outputs import QueryAttention
 
 @dataclass
 class EncodedPrompt:
-    """A cached prompt and the detail tokens of its images.
+    """Cached prompts of a batch, and the detail tokens of their images.
 
     Shape:
         - context: ``[B, L, D]``, the prompt's embeddings

@@ -1,4 +1,4 @@
-"""LLaVA: visual instruction tuning, the baseline of the understanding methods."""
+"""Method of visual instruction tuning: LLaVA, the baseline of the understanding methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from umm_zoo.outputs import Outputs
 
 
 class LLaVA(Method):
-    """Next-token prediction on the answers of conversations about images, and on nothing else.
+    """Method of next-token prediction on the answers of conversations about images, and on nothing else.
 
     LLaVA-1.5 trains in two stages: the projector alone on captions (``trained: [projector]``), then projector and language model on
     instructions (``trained: [projector, language_model]``); the vision tower stays frozen. Any ``VLMBackbone`` will do.

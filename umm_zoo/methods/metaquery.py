@@ -1,4 +1,4 @@
-"""Learned queries in a frozen language model: the bridge that WeMMU argues against, and OpenUni's."""
+"""Bridge of learned queries in a frozen language model: the one that WeMMU argues against, and OpenUni's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from umm_zoo.objectives.flow_matching import FlowMatching
 
 
 class MetaQuery(Bridge):
-    """A frozen vision-language model that runs over learned queries itself, a transformer as connector, a trained decoder.
+    """Bridge whose frozen vision-language model runs over learned queries itself; a transformer is the connector.
 
     The paper's blocks: ``LearnedQueries`` (256 in its configurations), ``FrozenPathway`` (causal, placed as the next words),
-    ``TransformerConnector`` of 24 layers, Sana 1.6B. OpenUni is the same bridge with a connector of 6 layers. One draw of the loss
-    per image, times uniform.
+    ``TransformerConnector`` of 24 layers, Sana 1.6B. OpenUni is the same bridge with a connector of 6 layers. The loss has
+    one random time per image, uniform.
 
     Guidance as in its code: 3.0 for text, 1.5 for images in the three-term form; a part of the request is left out of every tenth
     row, images replaced by black ones.

@@ -1,4 +1,4 @@
-"""Visual instruction tuning in which the language model's outputs at the image tokens must reconstruct the image."""
+"""Method of visual instruction tuning in which the language model's outputs at the image tokens reconstruct the image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRECOMPUTED = "reconstruction_target"
 
 
 class ROSS(Method):
-    """Next-token prediction plus reconstruction of the input image from the language model's states at its tokens.
+    """Method of next-token prediction plus reconstruction of the input image from the language model's states at its tokens.
 
     The last states after the final norm, at the image positions and unshifted, pass a LayerNorm without affine and are the
     condition of a head, which denoises or regresses a target of the same image (section 3). The sum of both losses is minimised,
@@ -42,7 +42,7 @@ class ROSS(Method):
         vlm: the model that is trained; every image must take as many tokens as the target has.
         target: what is reconstructed.
         head: a ``Denoiser``, or a ``RegressionHead`` under a regression objective.
-        objective: how the head is trained, and how a trained one draws.
+        objective: how the head is trained, and how a trained one samples.
         weight: of the reconstruction; 1 in the paper.
         reduction: how the losses of a batch become one; None is ``MeanOverImages``.
 

@@ -1,4 +1,4 @@
-"""Noisy queries on a trainable copy of the language model: a bridge that does not collapse when new tasks are added."""
+"""Bridge of noisy queries on a trainable copy of the language model, which does not collapse when new tasks are added."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from umm_zoo.objectives.flow_matching import FlowMatching
 
 
 class WeMMU(Bridge):
-    """A frozen vision-language model beside which a trainable copy of its language model reads noise and says what to draw.
+    """Bridge in which a trainable copy of the frozen language model turns noisy queries into the decoder's condition.
 
     The paper's blocks: ``NoisyQueries``, one per cell of the latent, drawn anew at every step; ``ExpertPathway``; ``VAEDetail``;
     ``PositionMLP``; Sana and its codec. Learned queries, it argues, settle on a point that serves the tasks trained first, and copy
     their input when editing is added later; noise leaves nothing to settle. The ablations are other blocks in the same slots.
 
     Four stages: (1) pathway, connector and detail warm up under ``ContrastiveFlowMatching`` on reconstruction, text-to-image and
-    unconditional drawing, the decoder frozen; (2) the decoder joins under ``FlowMatching``; (3) single-image editing; (4) editing
+    unconditional rows, the decoder frozen; (2) the decoder joins under ``FlowMatching``; (3) single-image editing; (4) editing
     with several images. Guidance: 4.0 for text; 2.0 and 3.0 in the three-term form for edits; 3.0 for several images.
 
     Not published, so our choice: learning rates, task shares, dropout, sampler, the prompts of the guidance branches, and what

@@ -62,7 +62,7 @@ class Means(RowMetric):
 
 
 class AttentionBias(Means):
-    """How much more queries of a bridge attend to an image token than to a word, averaged over rows.
+    """Mean of how much more queries of a bridge attend to an image token than to a word.
 
     ``compute`` gives ``attention_bias``, the difference of the mean attention to a token of either kind, and
     ``attention_log_bias``, that of its logarithm. Batches whose attention was not measured are left out.

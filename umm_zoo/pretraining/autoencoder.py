@@ -1,4 +1,4 @@
-"""Training of an image codec."""
+"""Methods that train an image codec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class Autoencoder(Method):
-    """Reconstruction of images through a codec, with a slight pull of its latents towards a standard normal.
+    """Method that trains a codec to reconstruct images, with a slight pull of its latents towards a standard normal.
 
     The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G) without the adversarial term, which
     needs far more data than a small codec: pixel distance, distance of a frozen encoder's features, KL. The codec's shift and
@@ -105,7 +105,7 @@ class Autoencoder(Method):
 
 
 class DecoderTuning(Autoencoder):
-    """Further training of a codec's decoder while its latents stay what they are, bit for bit.
+    """Method that trains a codec's decoder further while its latents stay what they are, bit for bit.
 
     What Stable Diffusion's ``ft-MSE`` decoders are to its codec: whatever was trained on the latents goes on to fit, and its
     images become sharper. Noise is added to the latents, because those that a model generates are never quite true.

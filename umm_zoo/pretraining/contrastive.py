@@ -17,7 +17,7 @@ from umm_zoo.outputs import Outputs
 
 
 class Contrastive(Method):
-    """Contrast of images and captions: each pair together, away from the other captions and from hard negatives.
+    """Method of contrast: each image with its caption, away from the other captions and from hard negatives.
 
     The caption of a row is its last assistant turn, or its prompt where it has none (text-to-image rows). In a distributed run each
     rank contrasts its own rows.

@@ -1,4 +1,4 @@
-"""Training of image encoders without any label or text: invariance between two views, and masked prediction."""
+"""Methods that train an image encoder without label or text: invariance between two views, and masked prediction."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SelfSupervised(Method):
 
 
 class VICReg(SelfSupervised):
-    """Invariance between views of an image, while each feature keeps its variance and features do not repeat each other.
+    """Method of invariance between views of an image, while each feature keeps its variance and features do not repeat each other.
 
     Bardes et al., 2022, arXiv 2105.04906, section 4; no negatives, no teacher, no momentum. The vectors compared are those of an
     expander, a small MLP behind the encoder that is thrown away afterwards.
@@ -136,7 +136,7 @@ class VICReg(SelfSupervised):
 
 
 class MaskedImageModelling(SelfSupervised):
-    """Prediction of the pixels of hidden patches, and of the whole image from the class token alone.
+    """Method that predicts the pixels of hidden patches, and of the whole image from the class token alone.
 
     The first term is SimMIM (Xie et al., 2022, arXiv 2111.09886): hidden patches carry the mask token through the encoder, one
     linear layer predicts their pixels, the loss is L1 over hidden pixels. It leaves the class token untrained, and that token is

@@ -1,4 +1,4 @@
-"""Training of a vision tower on ground truth, so that what its features carry is known."""
+"""Method that trains a vision tower on ground truth, so that what its features carry is known."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def _index(values: list[str], value: str, key: str) -> int:
 
 
 class SupervisedTower(Method):
-    """Naming of each attribute of the object in each cell, from patch features of the last and the last but one layer.
+    """Method that names each attribute of the object in each cell, from patch features of the last and the last but one layer.
 
     LLaVA and ROSS look through the last but one layer of a frozen tower. A reconstruction loss can only help a language model with
     what that layer carries, so a toy needs a tower of which this is known: one trained with the fine detail among its attributes,
     and as a control one trained without. Each cell's features are averaged, and a linear layer behind a LayerNorm names the
-    attribute; so what is learnt can be read out linearly. Attributes are asked of cells that hold an object; a further head
+    attribute; so what is learnt can be read out linearly. Attributes are those of cells that hold an object; a further head
     says which do.
 
     Args:
@@ -165,7 +165,7 @@ class SupervisedTower(Method):
         return Outputs({**losses, **accuracy}, {**of_losses, **counts})
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
+        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
         images = image_of_each_row(batch)
         labels = {name: values.to(images.device) for name, values in self.labels(batch, everything).items()}
         labels["occupied"] = self.labels.occupied(batch).to(images.device)

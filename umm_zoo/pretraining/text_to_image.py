@@ -1,4 +1,4 @@
-"""Training of an image decoder with a text encoder of its own, before any bridge exists."""
+"""Method that trains an image decoder with a text encoder of its own, before any bridge exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from umm_zoo.outputs import Outputs, Sampling
 
 
 class TextToImage(Method):
-    """Generation of an image from its prompt: how Sana and SD3 were trained, and how the tiny decoders of this repository are.
+    """Method of text-to-image: how Sana and SD3 were trained, and how the tiny decoders of this repository are.
 
     States of the text encoder, brought to the root mean square that the decoder names as its own, are its condition. With
     probability ``drop_text`` a prompt is replaced by the empty one, for guidance (Ho and Salimans, 2022, arXiv 2207.12598). A later
@@ -96,7 +96,7 @@ class TextToImage(Method):
         return outputs
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """What prompts ask for, ``[B, 3, H, W]`` in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
+        """Images of prompts, ``[B, 3, H, W]`` in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
 
         Raises:
             UserError: a row has no prompt, or an image; a size that the codec cannot make.

@@ -1,4 +1,4 @@
-"""Training of a language model's vision side on what is in an image, before the language model learns to talk about it."""
+"""Method that trains the vision side of a language model on what is in an image, before it learns to talk about it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _SeesImages(Protocol):
 
 
 class VisionWarmup(Method):
-    """Naming, from each image token as it enters the language model, of each attribute of the object in whose cell it lies.
+    """Method that names, from each image token as it enters the language model, the attributes of the object where it lies.
 
     A vision tower that starts from nothing together with its language model leaves the plateau of guessing only after thousands of
     steps; public models start from a pretrained tower. This gives a toy that start in a minute. A stage that comes ``after`` takes
@@ -72,7 +72,7 @@ class VisionWarmup(Method):
         return Outputs({**losses, **accuracy}, {**of_losses, **counts})
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where nothing is asked."""
+        """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
         images = image_of_each_row(batch)
         eyes = cast(_SeesImages, self.vlm)
         tokens = eyes.encode_images(images)  # [B, N, D]

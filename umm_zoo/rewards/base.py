@@ -1,4 +1,4 @@
-"""The base class of rewards: how much a generated image is worth, given the row that it was generated for."""
+"""Base class of rewards: how much a generated image is worth, given the row that it was generated for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from umm_zoo.batch import Batch
 
 
 class Reward(nn.Module, ABC):
-    """Scores candidate images; higher is better. Used without gradient, and it has no parameters to train.
+    """Score of candidate images; higher is better. Used without gradient, and it has no parameters to train.
 
     The batch has B rows, the candidates are R = B * G images, the G of one row next to each other: what concerns the row alone
     (its image's features, say) need be computed once. A subclass of one's own is used by its dotted path; ``umm_zoo.testing``'s

@@ -11,7 +11,7 @@ from umm_zoo.rewards.base import Reward, group_size
 
 
 class WeightedReward(Reward):
-    """``sum_k weight_k reward_k``.
+    """Weighted sum of rewards: ``sum_k weight_k reward_k``.
 
     Args:
         rewards: by name.
@@ -35,7 +35,7 @@ class WeightedReward(Reward):
 
 
 class ShuffledReward(Reward):
-    """Every candidate is compared with another row's source: the control in which nothing about the image can be learned.
+    """Reward of every candidate for another row's source: the control in which nothing about the image can be learned.
 
     What grows under it (the length of captions, say) does so without any help of the reward. Row i is compared with row i + 1.
 

@@ -12,7 +12,7 @@ from umm_zoo.rewards.base import Reward, group_size
 
 
 class ReconstructionReward(Reward):
-    """The cosine of the features of candidate and source, in [-1, 1]: UAE's only reward, without threshold, length or format term.
+    """Cosine of the features of candidate and source, in [-1, 1]: UAE's only reward, without threshold, length or format term.
 
     Both images go through the same preprocessing, the encoder's own, which is also that of the benchmark. (The released reward
     code divides the candidate by 255 once too often and squeezes where the benchmark crops.)

@@ -14,7 +14,7 @@ from umm_zoo.shapes.scenes import BACKGROUNDS, COLOURS, DETAILS, MAX_JITTER, PLA
 
 
 class ShapesDetector:
-    """Finds background and objects of a scene by comparing every cell with its template of every object, and with none.
+    """Detector of background and objects, which compares every cell with its template of every object, and with none.
 
     Analysis by synthesis: the template of least squared error wins, over all objects of a cell and over the four backgrounds of the
     whole image. A cell counts as filled where an object leaves at most ``max_share`` of the error that the empty cell leaves,

@@ -99,7 +99,7 @@ class EditPixels(RowMetric):
 
 
 class InstructionSensitivity(RowMetric):
-    """How far another instruction moves the image, measured by how far it should: 0 where the text is ignored, 1 as it should be.
+    """Ratio of how far another instruction moves the image to how far it should: 0 where the text is ignored, 1 at best.
 
     ``|y1 - y2|^2 / |target1 - target2|^2``: one source, two instructions, one noise. The method chooses the second instruction and
     generates its image (a ``Bridge`` takes "change nothing", whose target is the source): it makes ``unchanged`` and

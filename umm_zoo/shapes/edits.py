@@ -18,7 +18,7 @@ COMPOSITIONS = ("replace_subject", "insert_object")
 
 @dataclass(frozen=True)
 class Edit:
-    """A change and its outcome.
+    """Change of a scene and its outcome.
 
     Args:
         kind: one of `EDITS` or `COMPOSITIONS`, or two joined by ``+``.

@@ -45,7 +45,7 @@ class ShapesMetric(RowMetric):
 
 
 class ShapesGenEval(ShapesMetric):
-    """GenEval in miniature (Ghosh et al., 2023, arXiv 2310.11513): share of prompts whose image shows what is asked for.
+    """GenEval in miniature (Ghosh et al., 2023, arXiv 2310.11513): share of prompts whose image fulfils them.
 
     Over rows with ``meta["requirement"]`` (the shapes world's task ``geneval``), which name a category as their kind:
     ``single_object``, ``two_objects``, ``counting``, ``colours``, ``position``, ``colour_attribution``. ``compute`` gives each

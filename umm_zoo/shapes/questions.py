@@ -34,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Slot:
-    """What the question at one place of a block has to be; ``answer`` and ``negative`` are for existence alone."""
+    """Kind of the question at one place of a block; ``answer`` and ``negative`` are for existence alone."""
 
     kind: str
     answer: str = ""
@@ -98,7 +98,7 @@ def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.rando
 
 
 def mark_question(world: World, name: str) -> str:
-    """How the fine detail of an object is asked for, by the world's kind of detail."""
+    """The question after the fine detail of an object, by the world's kind of detail."""
     return {
         "mark": f"Where is the mark on the {name}?",
         "stripes": f"Which way do the stripes on the {name} run?",

@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for, and the random numbers to make it from."""
+    """Request for a sample, and the random numbers to make it from."""
 
     world: World
     seed: int
@@ -81,7 +81,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a task made of a request: questions and answers (None where an image is asked for), scenes, ground truth."""
+    """Outcome of a request: questions and answers (None where an image is to be generated), scenes, ground truth."""
 
     kind: str
     turns: Iterable[tuple[str, str | None]]
@@ -100,7 +100,7 @@ def make_sample(
         caption_order: ``canonical`` (reading order) or ``random`` order of the clauses of a long caption.
 
     Raises:
-        UserError: an unknown split, task or order; hybrids asked for outside their own split; or a world so small that the
+        UserError: an unknown split, task or order; hybrids outside their own split; or a world so small that the
             sample cannot be made.
     """
     known = {"split": (split, SPLITS), "task": (task, TASKS), "caption_order": (caption_order, CAPTION_ORDERS)}

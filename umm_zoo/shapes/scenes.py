@@ -1,4 +1,4 @@
-"""Scenes, how hard their world is, and random scenes that never leak between splits."""
+"""Scenes, the difficulty of their world, and random scenes that never leak between splits."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """How hard the world is.
+    """Difficulty of the world: its board, colours, shapes and sizes.
 
     Args:
         cells: 2 for a board of 2x2 cells, 3 for 3x3; at most one object lies in a cell.

@@ -1,4 +1,4 @@
-"""What UAE's stages share: a captioner, a renderer, and what can be done with the two."""
+"""Base class of UAE's stages: a captioner, a renderer, and their use together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from umm_zoo.rewards.base import Reward
 
 
 class UAEBase(Method):
-    """A captioner and a renderer as an auto-encoder: the caption is the code, and the image generated from it says how good it is.
+    """Method of captioner and renderer as an auto-encoder: the caption is the code, judged by the image generated from it.
 
     A stage's class adds its training step.
 

@@ -1,4 +1,4 @@
-"""UAE's second stage: the language model learns to write captions from which the image can be generated again."""
+"""Second stage of UAE: the language model learns to write captions from which the image can be generated again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from umm_zoo.rewards.base import Reward
 
 @dataclass(kw_only=True)
 class CaptionRollout(Rollout):
-    """G captions of each row, and what the language model was asked.
+    """Rollout of G captions of each row, with the prompts of the language model.
 
     Shape:
         - inputs: the B prompts, embedded; no graph
@@ -41,7 +41,7 @@ class CaptionRollout(Rollout):
 
 
 class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
-    """GRPO on the language model alone; connector, decoder, codec and reward stay frozen.
+    """Stage of GRPO on the language model alone; connector, decoder, codec and reward stay frozen.
 
     Each step: the images are encoded once and captioned G times with the KV cache; the frozen renderer generates from every
     caption, from noise that its group shares; the reward compares the image generated with the one described; the tokens are scored
@@ -148,7 +148,7 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
             **losses,
             "caption_tokens": lengths.mean(),
             "at_limit": (lengths == self.captions.max_new_tokens).float().mean(),
-            # minus the log-probability of what was drawn: the entropy's unbiased estimate, per token
+            # minus the log-probability of the sampled tokens: the entropy's unbiased estimate, per token
             "entropy": -samples.log_probs.sum() / samples.mask.sum().clamp(min=1),
         }
 
@@ -180,7 +180,7 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         return {"loss": out["loss"], **{name: share * out[name] for name in self.watched}}
 
     def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
-        """The prompts of some rows; with a graph where an embedding or the tower is trained, otherwise as they were read."""
+        """The prompts of some rows; with a graph where an embedding or the tower is trained, otherwise as they were encoded."""
         if {"vision_tower", "projector", "language_model"} & set(self.trained):
             return self._questions(rollout.images[groups.to(rollout.images.device)])
         own = rollout.inputs

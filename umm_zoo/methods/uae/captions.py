@@ -1,4 +1,4 @@
-"""The question that UAE's captioner is asked, and how its captions are sampled."""
+"""Prompt of UAE's captioner, and the sampling of its captions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
 
-#: What the captioner is asked, word for word as released (blanks at ends of lines and asterisks included); the image is last.
+#: Prompt of the captioner, word for word as released (blanks at ends of lines and asterisks included); the image is last.
 CAPTION_PROMPT = (
     "You are an expert vision-language model. \n"
     "Your task is: Given an input image, generate a **textual description** of the image. "
@@ -17,7 +17,7 @@ CAPTION_PROMPT = (
 
 @dataclass(frozen=True)
 class CaptionSampling:
-    """How captions are asked for and sampled, in training and validation alike.
+    """Prompt and sampling of captions, in training and validation alike.
 
     Args:
         prompt: asks for the caption, with one ``<image>``; the released one by default.

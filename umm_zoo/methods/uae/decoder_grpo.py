@@ -1,4 +1,4 @@
-"""UAE's third stage: the decoder learns to generate all that a caption says, by Flow-GRPO."""
+"""Third stage of UAE: the decoder learns to generate all that a caption says, by Flow-GRPO."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from umm_zoo.rewards.base import Reward
 
 @dataclass(kw_only=True)
 class ImageRollout(Rollout):
-    """G images from the one caption of each row, with the steps that led to them.
+    """Rollout of G images from the one caption of each row, with the steps that led to them.
 
     Shape:
         - condition, negative: ``[R, N, E]``; negative None without guidance
@@ -36,7 +36,7 @@ class ImageRollout(Rollout):
 
 
 class UnderstandingForGeneration(Reinforcement[ImageRollout]):
-    """Flow-GRPO on the decoder; the language model that writes and reads the captions stays frozen.
+    """Stage of Flow-GRPO on the decoder; the language model that writes and reads the captions stays frozen.
 
     Each step: one caption per image, G images sampled stochastically from it with all their steps, the reward of the last state,
     and the clipped surrogate of every trained step, each with its own backward pass. The reference of the KL is the decoder with

@@ -1,4 +1,4 @@
-"""UAE's first stage: connector and decoder learn to generate what long captions say."""
+"""First stage of UAE: connector and decoder learn to generate what long captions say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from umm_zoo.methods.uae.renderers import CaptionRenderer
 
 
 class UAE(UAEBase):
-    """Connector and decoder learn to generate images from long captions that the frozen language model has read.
+    """Stage in which connector and decoder learn to generate images from long captions that the frozen language model encodes.
 
     Flow matching on pairs of image and long caption. The paper trains ``connector`` and ``decoder`` on 700,000 images of 1024 px
     with captions of more than 250 tokens; learning rate, batch and steps are not published, so those of the experiment files are

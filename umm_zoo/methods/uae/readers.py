@@ -1,4 +1,4 @@
-"""Readers of captions: which states of the language model stand for a caption."""
+"""Readers of captions: the choice of the language model's states that stand for a caption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from umm_zoo.batch import IMAGE_MARKER, Conversation, Tokens, Turn
 
 
 class CaptionReader(ABC):
-    """Which states of the language model stand for a caption. They carry no gradient: a decoder trains the model by reward only."""
+    """Base class of readers: the language model's states that stand for a caption.
+
+    They carry no gradient: a decoder trains the model by reward only.
+    """
 
     with_adapter: ClassVar[bool] = True  #: whether the policy's adapter takes part, or the model reads as it was before
 
@@ -40,7 +43,7 @@ class CaptionReader(ABC):
 
 
 class TextOnlyReader(CaptionReader):
-    """The caption alone, re-read as a turn of its own role: the pure auto-encoder, in which text is all that passes.
+    """Reader of the caption alone, as a turn of its own role: the pure auto-encoder, in which text is all that passes.
 
     As in the released demo: the role is the literal ``generate``, the template's system turn stands before it and the opening of an
     answer behind, and the whole sequence of last-layer states counts, template tokens included.
@@ -60,7 +63,7 @@ class TextOnlyReader(CaptionReader):
 
 
 class BaseTextReader(TextOnlyReader):
-    """As ``TextOnlyReader``, but by the model without the policy's adapter, so that training changes nothing but the text.
+    """``TextOnlyReader`` by the model without the policy's adapter, so that training changes nothing but the text.
 
     In the paper the same weights write and read, and the condition drifts while the policy learns. Here what a reward gains can
     only have come through the words.
@@ -70,13 +73,13 @@ class BaseTextReader(TextOnlyReader):
 
 
 class AnswerStatesReader(CaptionReader):
-    """The states at the caption's own tokens while the image is looked at, as UAE's released cold start does.
+    """Reader of the states at the caption's own tokens while the image is looked at, as in UAE's released cold start.
 
     They have attended to the image, so more than text passes: what is generated is no proof of what the caption says. Texts without
     an image are read as answers to the prompt alone.
 
     Args:
-        prompt: what is asked before the caption.
+        prompt: before the caption.
     """
 
     def __init__(self, prompt: str = "Describe the image.") -> None:

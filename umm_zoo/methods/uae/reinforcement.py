@@ -1,4 +1,4 @@
-"""The update that UAE's reinforcement stages share: roll out, reward, score in parts, use again."""
+"""Base class of UAE's reinforcement stages: roll out, reward, score in parts, use again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from umm_zoo.rewards.base import Reward
 
 @dataclass(kw_only=True)
 class Rollout:
-    """B rows, G samples of each, the images generated and what those are worth. R = B * G, the samples of a row side by side.
+    """Samples of B rows, G of each, the images generated and their rewards. R = B * G, the samples of a row side by side.
 
     Shape:
         - images: ``[B, 3, H, W]``, what the captions describe; captions: R texts
@@ -44,7 +44,7 @@ R = TypeVar("R", bound=Rollout)
 
 
 class Reinforcement(UAEBase, Generic[R]):
-    """Policy gradients relative to a group of samples; a stage says what is sampled and how its samples are scored.
+    """Stage of policy gradients relative to a group of samples; a subclass says what is sampled and how it is scored.
 
     Attributes:
         watched: names of what ``loss_parts`` give beside the loss.

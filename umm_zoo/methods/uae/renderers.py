@@ -25,7 +25,7 @@ NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, ca
 
 
 class Renderer(nn.Module, ABC):
-    """Generates images from captions. An image depends on its caption and its seed alone, not on what else is made with it."""
+    """Base class of generators of images from captions; an image depends on its caption and its seed alone."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
@@ -58,7 +58,7 @@ class Renderer(nn.Module, ABC):
 
 
 class CaptionRenderer(Renderer):
-    """UAE's: states of the re-read caption, a connector, a diffusion transformer, a codec.
+    """Renderer of UAE: states of the re-read caption, a connector, a diffusion transformer, a codec.
 
     The whole sequence of states takes the place of the decoder's text encoders (the paper's "last hidden state h_T" reads like one
     vector; the released code is plain). Guidance leads away from a negative prompt that is read in the same way. Padding is masked,
@@ -179,7 +179,7 @@ class CaptionRenderer(Renderer):
 
 
 class BridgeRenderer(Renderer):
-    """A trained bridge (WeMMU, MetaQuery, ...) that generates from the captions, with its own frozen copy of the language model.
+    """Renderer by a trained bridge (WeMMU, MetaQuery, ...) with its own frozen copy of the language model.
 
     For UAE's later form, in which reinforcement is a post-training of an existing model and trains the language model's words only.
     Since the bridge reads with its own copy, text is again all that passes.
@@ -205,7 +205,7 @@ class BridgeRenderer(Renderer):
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """See ``Renderer``; the given model and its adapter are not looked at. An empty caption is asked for as a blank."""
+        """See ``Renderer``; the given model and its adapter are not looked at. A blank stands for an empty caption."""
         texts = [caption.replace(IMAGE_MARKER, "").strip() or "." for caption in captions]
         return self.bridge.generate(request_batch(texts).to(vlm.device), seeds, sampling).float().clamp(-1, 1)
 

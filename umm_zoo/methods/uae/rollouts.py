@@ -23,7 +23,7 @@ class GroupNoise(ABC):
 
 
 class SharedNoise(GroupNoise):
-    """One noise for all samples of a row: what they are compared by is then the caption and not luck.
+    """Seeds of one noise for all samples of a row: what they are compared by is then the caption and not luck.
 
     Whether UAE's authors share it is not known; recommended where G is small.
     """
@@ -34,7 +34,7 @@ class SharedNoise(GroupNoise):
 
 
 class IndependentNoise(GroupNoise):
-    """A noise for every sample, as in Flow-GRPO."""
+    """Seeds of a noise for every sample, as in Flow-GRPO."""
 
     def __call__(self, num_rows: int, group: int) -> list[int]:
         """A seed per sample."""
@@ -47,7 +47,7 @@ def _seeds(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """How many samples there are of each row, from which noise, and how they are used.
+    """Number of samples of each row, their noise and their use.
 
     Args:
         group: G, samples of each row, compared with one another.
