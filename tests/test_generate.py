@@ -3,36 +3,17 @@ import subprocess
 import sys
 
 import pytest
+import tiny_configs
 from finished_runs import write_run
 from PIL import Image
 
 from umm_zoo import generate
 from umm_zoo.generation.model import load_image
 
+CONFIG = {"vision_config": tiny_configs.clip(), "text_config": tiny_configs.llama(num_hidden_layers=1, initializer_range=0.5)}
 METHOD = {
     "_target_": "umm_zoo.methods.llava.LLaVA",
-    "vlm": {
-        "_target_": "umm_zoo.backbones.llava.LlavaBackbone.from_config",
-        "config": {
-            "vision_config": {
-                "model_type": "clip_vision_model",
-                "hidden_size": 16,
-                "intermediate_size": 20,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 8,
-                "patch_size": 4,
-            },
-            "text_config": {
-                "model_type": "llama",
-                "hidden_size": 24,
-                "intermediate_size": 28,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 3,
-                "initializer_range": 0.5,
-            },
-        },
-    },
+    "vlm": {"_target_": "umm_zoo.backbones.llava.LlavaBackbone.from_config", "config": CONFIG},
 }
 
 

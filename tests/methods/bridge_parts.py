@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tiny_configs
 import torch
 from torch import nn
 
@@ -20,39 +21,8 @@ from umm_zoo.methods.metaquery import MetaQuery
 from umm_zoo.methods.wemmu import WeMMU
 from umm_zoo.objectives.flow_matching import FlowMatching
 
-VLM = {
-    "tie_word_embeddings": True,
-    "text_config": {
-        "vocab_size": 1024,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]},
-    },
-    "vision_config": {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "window_size": 16,
-        "fullatt_block_indexes": [0],
-        "out_hidden_size": 32,
-    },
-}
-CODEC = {
-    "latent_channels": 2,
-    "block_out_channels": [4, 4],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "scaling_factor": 0.36,
-    "shift_factor": 0.1,
-}
+VLM = tiny_configs.qwen(32, [2, 3, 3], theta=100.0, intermediate_size=40)
+CODEC = tiny_configs.codec(2, scaling_factor=0.36, shift_factor=0.1)
 SANA = {
     "in_channels": 2,
     "out_channels": 2,

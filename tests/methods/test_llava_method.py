@@ -1,4 +1,5 @@
 import pytest
+import tiny_configs
 import torch
 from torch.testing import assert_close
 
@@ -9,17 +10,8 @@ from umm_zoo.outputs import Wanted
 from umm_zoo.training.optimization import AdamW, Constant
 from umm_zoo.training.setup import TrainingSetup
 
-VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-TEXT = {"model_type": "qwen2", "hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 3}
-TEXT["num_key_value_heads"] = 1
+VISION = tiny_configs.clip()
+TEXT = tiny_configs.llama(model_type="qwen2", num_key_value_heads=1)
 COLOURS = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1)}
 
 

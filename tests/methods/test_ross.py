@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tiny_configs
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -22,34 +23,9 @@ from umm_zoo.objectives.reduction import MeanOverImages, Reduction, ReleasedRedu
 from umm_zoo.objectives.regression import MeanSquaredError, NegativeCosine
 from umm_zoo.outputs import Wanted
 
-TOWER = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 12,
-    "patch_size": 4,
-}
-DECODER = {
-    "model_type": "llama",
-    "hidden_size": 24,
-    "intermediate_size": 28,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.3,
-}
-CODEC = {
-    "latent_channels": 2,
-    "block_out_channels": [4, 4],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-}
+TOWER = tiny_configs.clip(image_size=12)
+DECODER = tiny_configs.llama(num_key_value_heads=1, initializer_range=0.3)
+CODEC = tiny_configs.codec(2, scaling_factor=0.3611, shift_factor=0.1159)
 EVERYTHING = ["projector", "language_model", "head"]
 
 
@@ -336,32 +312,10 @@ def test_target_of_another_grid_is_refused():
 
 
 def test_another_backbone():
-    node = {
-        "_target_": "umm_zoo.backbones.qwen2_5_vl.Qwen25VL.from_config",
-        "config": {
-            "text_config": {
-                "vocab_size": 1024,
-                "hidden_size": 24,
-                "intermediate_size": 32,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
-            },
-            "vision_config": {
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 20,
-                "num_heads": 2,
-                "patch_size": 2,
-                "spatial_merge_size": 2,
-                "window_size": 12,
-                "fullatt_block_indexes": [0],
-                "out_hidden_size": 24,
-            },
-        },
-    }
-    method = ROSS(build_node(node), PixelPatches(3, 4), MLPRegressionHead(24, 48), MeanSquaredError())
+    eyes = {"intermediate_size": 20, "patch_size": 2, "window_size": 12}
+    config = tiny_configs.qwen(24, [2, 2, 2], eyes, intermediate_size=32, num_hidden_layers=1) | {"tie_word_embeddings": False}
+    vlm = build_node({"_target_": "umm_zoo.backbones.qwen2_5_vl.Qwen25VL.from_config", "config": config})
+    method = ROSS(vlm, PixelPatches(3, 4), MLPRegressionHead(24, 48), MeanSquaredError())
     method.train_only(EVERYTHING)
     losses = method.training_losses(batch())
     losses["loss"].backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import tiny_configs
 import torch
 from torch import Tensor, nn
 
@@ -27,29 +28,7 @@ from umm_zoo.objectives.grpo import GRPO
 from umm_zoo.objectives.solvers import Euler
 from umm_zoo.rewards import Reward
 
-VLM = {
-    "tie_word_embeddings": True,
-    "text_config": {
-        "vocab_size": 1024,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
-    },
-    "vision_config": {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "window_size": 16,
-        "fullatt_block_indexes": [0],
-        "out_hidden_size": 24,
-    },
-}
+VLM = tiny_configs.qwen(24, [2, 2, 2], intermediate_size=32)
 DECODER = {
     "sample_size": 4,
     "patch_size": 1,
@@ -63,14 +42,7 @@ DECODER = {
     "pooled_projection_dim": 6,
     "pos_embed_max_size": 4,
 }
-CODEC = {
-    "latent_channels": 4,
-    "block_out_channels": [4, 4],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-}
+CODEC = tiny_configs.codec(4)
 PROMPT = "<image>\nDescribe the image."
 
 

@@ -1,4 +1,5 @@
 import pytest
+import tiny_configs
 import torch
 
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
@@ -10,15 +11,7 @@ from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning, kl_to_st
 from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup
 
-KL = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "scaling_factor": 1.0,
-}
+KL = tiny_configs.codec(4, (8, 16), norm_num_groups=4, scaling_factor=1.0)
 DC = {
     "encoder_block_types": "ResBlock",
     "decoder_block_types": "ResBlock",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_configs
 import torch
 from torch import nn
 
@@ -20,30 +21,8 @@ from umm_zoo.training.setup import TrainingSetup
 
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
 COLOURS = ["red", "green"]
-TINY = {
-    "tie_word_embeddings": True,
-    "text_config": {
-        "vocab_size": 1024,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-    },
-    "vision_config": {
-        "depth": 1,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "window_size": 16,
-        "fullatt_block_indexes": [0],
-        "out_hidden_size": 32,
-        "initializer_range": 0.06,
-    },
-}
+EYES = {"hidden_size": 24, "intermediate_size": 40, "initializer_range": 0.06}
+TINY = tiny_configs.qwen(32, [2, 3, 3], EYES, intermediate_size=48, num_hidden_layers=1)
 
 
 def batch(rows: int = 8) -> Batch:

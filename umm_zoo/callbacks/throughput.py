@@ -20,7 +20,7 @@ Stamp = float | torch.cuda.Event
 
 
 class Throughput(Callback):
-    """Callback that logs ``throughput/...`` every few steps: samples and tokens per second, the split of the step time, peak memory.
+    """Callback that logs ``throughput/...`` every few steps: samples and tokens per second, parts of the step time, peak memory.
 
     - ``samples_per_s``, over all ranks; ``tokens_per_s`` where the method counts them in ``num_tokens`` (a tensor, read only at log
       steps).
