@@ -126,7 +126,7 @@ def test_texts_longer_than_the_model_reads_are_named(split: str, file: str, caps
     assert main(["long.yaml", "trainer.val_check_interval=1", "data.train.world=null"]) == 2
     error = said(capsys)[0]
     assert error.startswith("error: long.yaml: data: some/a-000000.tar:s01: found ")
-    assert "of which max_length 24 would cut off 4 image tokens; expected shorter texts or a larger method.vlm.max_length" in error
+    assert "of which max_length 24 would cut off 4 image tokens, expected shorter texts or a larger method.vlm.max_length" in error
 
 
 def test_a_metric_that_the_method_does_not_feed(file: str, capsys: pytest.CaptureFixture[str]) -> None:

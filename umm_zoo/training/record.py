@@ -135,7 +135,7 @@ class RunRecord(Callback):
         """Let a user error say the experiment's file, the sample's key and how to go on."""
         if isinstance(exception, UserError):
             advice = self.folder.advice() if self.folder is not None and self.began else ""
-            exception.locate(self.experiment.file, keys=self.keys, advice=advice)
+            exception.locate(self.experiment.file, "data" if exception.row is not None else "", self.keys, advice)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
