@@ -169,35 +169,3 @@ def did_you_mean(word: str | None, known: Iterable[Any] | None = None) -> str:
     """A hint at the right word: ``word`` itself, or the one of ``known`` that it misspells; empty where there is none."""
     meant = word if word is None or known is None else nearest(word, known)
     return f"did you mean '{meant}'?" if meant else ""
-
-
-#: Parts of an experiment that a message may begin with; one that begins otherwise speaks of the data.
-_PLACES = ("data", "metrics", "method", "callbacks", "trainer")
-
-
-class MistakeError(UserError):
-    """Former name of a ``UserError`` in mid-run; to go when the last of them is a ``UserError``."""
-
-    def __init__(self, message: str, row: int | None = None) -> None:
-        super().__init__("", message, row=row)
-
-    def __str__(self) -> str:
-        return super().__str__() if self.row is None else f"row {self.row}: {super().__str__()}"
-
-    def locate(self, file: str | Path = "", place: str = "", keys: Sequence[str] = (), advice: str = "") -> None:
-        """See ``UserError.locate``."""
-        self.problems, self.row = [Problem("", self.line(keys))], None
-        self.file, self.advice = self.file or str(file), self.advice or advice
-
-    def line(self, keys: Sequence[str] = ()) -> str:
-        """The message behind its place.
-
-        Args:
-            keys: of the batch in work; that of ``row`` is named.
-        """
-        text = self.problems[0].found
-        if "Original Traceback" in text:  # torch raises a worker's error again, with the worker's traceback for a message
-            text = UserError(message=text).problems[0].found
-        if self.row is not None:
-            text = f"{keys[self.row] if self.row < len(keys) else f'row {self.row}'}: {text}"
-        return text if text.startswith(tuple(f"{place}{mark}" for place in _PLACES for mark in ".:")) else f"data: {text}"
