@@ -25,8 +25,6 @@ KNOWN_CIRCLE: set[str] = set()
 KNOWN_LONG: set[str] = {
     "umm_zoo/backbones/features.py",
     "umm_zoo/backbones/llava.py",
-    "umm_zoo/backbones/qwen2_5_vl.py",
-    "umm_zoo/blocks/targets.py",
     "umm_zoo/methods/bridge.py",
 }
 

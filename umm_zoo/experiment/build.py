@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from umm_zoo.errors import REFUSALS, UserError
-from umm_zoo.experiment.targets import Target, TargetError, find_target
+from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
 
 
@@ -21,18 +21,17 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
     Raises:
         UserError: no such target, or a constructor raised ValueError, TypeError, OSError, ImportError.
     """
-    try:
+    where = path or str(node[TARGET])
+    with locating(place=where):
         target = find_target(str(node[TARGET]))
-    except TargetError as error:
-        raise UserError(path or str(node[TARGET]), [error.problem]) from None
     arguments = build_arguments(target, node, path)
     try:
         return target.call(**arguments)
     except UserError as error:
-        error.locate(place=path)
+        error.locate(place=where)
         raise
     except REFUSALS as error:
-        raise UserError(path or str(node[TARGET]), f"{node[TARGET]}: {error or type(error).__name__}") from error
+        raise UserError(where, f"{node[TARGET]}: {error or type(error).__name__}") from error
 
 
 def build_arguments(target: Target, node: Mapping[str, Any], path: str = "") -> dict[str, Any]:

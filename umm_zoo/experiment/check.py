@@ -10,7 +10,7 @@ from typing import Any
 from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.moved import Moved, where_now
-from umm_zoo.experiment.targets import Target, TargetError, class_of, find_target
+from umm_zoo.experiment.targets import Target, class_of, find_target
 from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot, is_node, mismatches
 
 #: Class whose arguments the map ``training`` holds.
@@ -33,7 +33,7 @@ def check(experiment: Experiment) -> None:
         else:
             problems += mismatches(node, kind, path, class_of)
         problems += _inside(node, path)
-    problems += _training_problems(experiment.training)
+    problems += _inside({TARGET: TRAINING, **experiment.training}, "training")
     problems += _trainer_problems(experiment.trainer)
     if moved := [problem for problem in problems if isinstance(problem, Moved)]:
         found = f"{len(moved)} keys or classes of an earlier version, such as {moved[0].where} ({moved[0].hint})"
@@ -68,11 +68,11 @@ def _inside(value: Any, path: str) -> list[Problem]:
         return [Problem(f"{path}.{TARGET}", describe(value[TARGET]), "the dotted path of a class or classmethod"), *below]
     try:
         target = find_target(value[TARGET])
-    except TargetError as error:
-        wrong, where = error.problem, f"{path}.{TARGET}"
+    except UserError as error:
+        error.locate(place=f"{path}.{TARGET}")
         if moved := where_now(value[TARGET]):
-            return [Moved(where, wrong.found, wrong.expected, moved), *below]
-        return [Problem(where, wrong.found, wrong.expected, wrong.hint), *below]
+            return [Moved(wrong.where, wrong.found, wrong.expected, moved) for wrong in error.problems] + below
+        return error.problems + below
     return _argument_problems(target, value, path) + below
 
 
@@ -93,20 +93,12 @@ def _argument_problems(target: Target, node: Mapping[str, Any], path: str) -> li
             misspelt.add(meant)
             short = meant is not None and len(known) > 12
             expected = f"{len(known)} others" if short else ", ".join(known) or "none"
-            problems.append(
-                Problem(
-                    f"{path}.{key}", f"an unknown argument '{key}'", f"the arguments of {name}: {expected}", did_you_mean(meant)
-                )
-            )
+            found = f"an unknown argument '{key}'"
+            problems.append(Problem(f"{path}.{key}", found, f"the arguments of {name}: {expected}", did_you_mean(meant)))
     for key in target.required:
         if key not in node and key not in misspelt:
             problems.append(Problem(f"{path}.{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))
     return problems
-
-
-def _training_problems(training: Mapping[str, Any]) -> list[Problem]:
-    node = {TARGET: TRAINING, **training}
-    return _inside(node, "training")
 
 
 def _trainer_problems(trainer: Mapping[str, Any]) -> list[Problem]:

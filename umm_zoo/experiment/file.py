@@ -118,6 +118,7 @@ def experiment_from(
     tree: Mapping[str, Any], file: str | Path, folders: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Experiment:
     """An experiment from an unresolved (or stored) dict; see ``load_experiment``."""
+    use_folders([os.getcwd(), *folders])  # dotted paths find what lies beside the files and in the current directory
     tree = {"seed": 0, **tree}  # so that ${seed} leads somewhere in a file that does not state it
     for override in overrides:
         tree = overridden(tree, override, file, ENVELOPE)
@@ -128,7 +129,6 @@ def experiment_from(
         resolved[key] = resolved.get(key) or {}
     for key in NAMED:
         resolved[key] = {name: node for name, node in resolved[key].items() if node is not None}
-    use_folders([os.getcwd(), *folders])  # dotted paths find what lies beside the files and in the current directory
     return Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides))
 
 

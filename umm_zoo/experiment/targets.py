@@ -14,16 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from umm_zoo.errors import Problem, did_you_mean, nearest
+from umm_zoo.errors import UserError, did_you_mean, nearest
 from umm_zoo.experiment.types import TARGET, describe_slot
-
-
-class TargetError(Exception):
-    """A dotted path that cannot be a target; ``problem`` says why."""
-
-    def __init__(self, found: str, expected: str, meant: str | None = None) -> None:
-        self.problem = Problem("", found, expected, did_you_mean(meant))
-        super().__init__(str(self.problem))
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,12 @@ def find_target(path: str) -> Target:
     """The class or classmethod at a dotted path.
 
     Raises:
-        TargetError: nothing is there, or something that is neither.
+        UserError: nothing is there, or something that is neither.
     """
     expected = "the dotted path of a class or classmethod"
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts) or len(parts) < 2:
-        raise TargetError(f"'{path}'", expected + " (package.module.Class)")
+        raise UserError("", f"'{path}'", expected + " (package.module.Class)")
     module, rest = _import_longest(parts)
     here: Any = module
     for index, part in enumerate(rest):
@@ -65,7 +57,8 @@ def find_target(path: str) -> Target:
             if inspect.ismodule(here) and hasattr(here, "__path__"):
                 names += [info.name for info in pkgutil.iter_modules(here.__path__)]
             meant = nearest(part, names)
-            raise TargetError(f"'{path}', but {owner} has no '{part}'", expected, f"{owner}.{meant}" if meant else None)
+            hint = did_you_mean(f"{owner}.{meant}") if meant else ""
+            raise UserError("", f"'{path}', but {owner} has no '{part}'", expected, hint)
         here = getattr(here, part)
     return _target_of(here, path)
 
@@ -81,10 +74,10 @@ def _import_longest(parts: list[str]) -> tuple[Any, list[str]]:
         except ModuleNotFoundError as error:
             if error.name == name:
                 return _or_no_module(module, parts, end - 1)
-            raise TargetError(f"'{path}', whose module needs '{error.name}', which is not installed", expected) from None
+            raise UserError("", f"'{path}', whose module needs '{error.name}', which is not installed", expected) from None
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise TargetError(f"'{path}', whose module {name} fails on import ({reason})", expected) from None
+            raise UserError("", f"'{path}', whose module {name} fails on import ({reason})", expected) from None
     return module, []
 
 
@@ -92,19 +85,20 @@ def _or_no_module(module: Any, parts: list[str], end: int) -> tuple[Any, list[st
     if module is None:
         meant = nearest(parts[0], [info.name for info in pkgutil.iter_modules()])
         where = "neither installed, nor beside the experiment file, nor in the current directory"
-        raise TargetError(f"'{'.'.join(parts)}', but module '{parts[0]}' is {where}", "an importable module", meant)
+        found = f"'{'.'.join(parts)}', but module '{parts[0]}' is {where}"
+        raise UserError("", found, "an importable module", did_you_mean(meant))
     return module, parts[end:]
 
 
 def _target_of(found: Any, path: str) -> Target:
     if inspect.isclass(found):
         if inspect.isabstract(found):
-            raise TargetError(f"'{path}', an abstract class", describe_slot(found).removeprefix("a node of "))
+            raise UserError("", f"'{path}', an abstract class", describe_slot(found).removeprefix("a node of "))
         return _read_signature(found, found, found.__init__)
     if inspect.ismethod(found) and inspect.isclass(found.__self__):
         return _read_signature(found, _returned(found), found.__func__)
     kind = "a module" if inspect.ismodule(found) else "a function" if callable(found) else f"an object of {type(found).__name__}"
-    raise TargetError(f"'{path}', which is {kind}", "a class or a classmethod")
+    raise UserError("", f"'{path}', which is {kind}", "a class or a classmethod")
 
 
 def _returned(method: Any) -> type:
@@ -142,7 +136,7 @@ def class_of(node: Mapping[str, Any]) -> type | None:
     """The class that a node makes; None where its target cannot be found."""
     try:
         return find_target(str(node[TARGET])).kind
-    except TargetError:
+    except UserError:
         return None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
-from umm_zoo.errors import Problem, did_you_mean, nearest
+from umm_zoo.errors import Problem, did_you_mean
 
 #: Key of a node that names its class.
 TARGET = "_target_"
@@ -95,7 +95,7 @@ def mismatches(value: Any, hint: Any, where: str, class_of: ClassOf = lambda nod
             return []
     elif (elements := _elements(value, hint)) is not None:
         return [p for path, element, slot in elements for p in mismatches(element, slot, f"{where}{path}", class_of)]
-    return [Problem(where, describe(value), describe_slot(hint), did_you_mean(_hint_for(value, hint)))]
+    return [Problem(where, describe(value), describe_slot(hint), _hint_for(value, hint))]
 
 
 def _elements(value: Any, hint: Any) -> list[tuple[str, Any, Any]] | None:
@@ -164,21 +164,17 @@ def _holds(hint: Any, kind: type) -> bool:
     return issubclass(kind, slot)
 
 
-def _hint_for(value: Any, hint: Any) -> str | None:
+def _hint_for(value: Any, hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
-    options = set(inner) if origin in (Union, types.UnionType) else {hint}
+    options = inner if origin in (Union, types.UnionType) else (hint,)
     if isinstance(value, str):
-        if options & {int, float} and re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value):
-            return re.sub(r"^([-+]?\d+)(?=[eE])", r"\1.0", value) + ", without quotes"
+        if {int, float} & set(options) and re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value):
+            return did_you_mean(re.sub(r"^([-+]?\d+)(?=[eE])", r"\1.0", value) + ", without quotes")
         if bool in options and value.lower() in ("yes", "no", "on", "off", "true", "false"):
-            return "true" if value.lower() in ("yes", "on", "true") else "false"
-        literals = [
-            o for part in (inner if origin is not Literal else [hint]) if get_origin(part) is Literal for o in get_args(part)
-        ]
-        return nearest(value, literals) if literals else None
-    if isinstance(value, float) and int in options and value.is_integer():
-        return str(int(value))
-    return None
+            return did_you_mean("true" if value.lower() in ("yes", "on", "true") else "false")
+        literals = [option for part in options if get_origin(part) is Literal for option in get_args(part)]
+        return did_you_mean(value, literals) if literals else ""
+    return did_you_mean(str(int(value))) if isinstance(value, float) and int in options and value.is_integer() else ""
 
 
 def _is_mapping(kind: Any) -> bool:

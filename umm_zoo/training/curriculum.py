@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from umm_zoo.experiment.file import PLACES, Experiment, load_stage
 from umm_zoo.training.ranks import is_main_process, launched_ranks
 from umm_zoo.training.run import train
 from umm_zoo.training.run_folder import RunFolder, few, writing
-from umm_zoo.training.signals import call, restarted_by_slurm
+from umm_zoo.training.signals import call
 
 
 def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None, again: bool = False) -> int:
@@ -26,10 +27,10 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
     Raises:
         UserError: the experiment is wrong, or what it is asked to do.
     """
-    stages = earlier_stages(experiment)
+    stages, restarted = earlier_stages(experiment), restarted_by_slurm()
     check(experiment)
     folder = RunFolder.of(experiment, runs)
-    if restarted_by_slurm() and folder.checkpoints.newest() is not None:
+    if restarted and folder.checkpoints.newest() is not None:
         ckpt, again = "last", False  # the job's first attempt has done what its command line asks
         print(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint", flush=True)
     with writing(folder.path):  # a folder that may not even be looked into is refused here
@@ -69,6 +70,11 @@ def earlier_stages(experiment: Experiment) -> list[Experiment]:
             raise UserError(line[-1].file, found)
         line.append(stage)
     return line[1:]
+
+
+def restarted_by_slurm() -> bool:
+    """Whether this is a SLURM job that has been requeued."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
 def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:

@@ -16,9 +16,8 @@ from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.method import Method
 from umm_zoo.training.curriculum import earlier_stages
-from umm_zoo.training.run import check_data
 from umm_zoo.training.run_folder import RunFolder
-from umm_zoo.training.setup import Built, build_experiment
+from umm_zoo.training.setup import Built, build_experiment, check_data
 
 #: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
 _TRAINED_COPIES = 3

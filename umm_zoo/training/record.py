@@ -98,9 +98,6 @@ class RunRecord(Callback):
         """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
         self._clock = time.monotonic()
         self.began = True
-        if self.folder is not None and trainer.is_global_zero:
-            with writing(self.folder.path):
-                self.folder.begin(self.experiment)
         if self._states is not None and len(self._states) != trainer.world_size:
             self._states = None
         if self._states is not None:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import lightning
-from lightning import LightningDataModule
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from umm_zoo.checkpoints.files import load_checkpoint
@@ -19,7 +18,7 @@ from umm_zoo.training.ranks import is_main_process, join_ranks
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
 from umm_zoo.training.run_folder import RunFolder, writing
-from umm_zoo.training.setup import build_data, build_experiment
+from umm_zoo.training.setup import build_data, build_experiment, check_data
 from umm_zoo.training.signals import StopOnSignal, Stopped, answering, leave
 from umm_zoo.training.trainer import keep_rows, make_trainer
 
@@ -85,17 +84,6 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
             folder.finish(experiment, report)
         print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
     return 0
-
-
-def check_data(data: LightningDataModule, file: str) -> None:
-    """Let a data module that has a ``check()`` say what is missing (``ShardData`` does); others say it when they are set up.
-
-    Raises:
-        UserError: a shard is missing, empty or damaged.
-    """
-    with locating(file, "data", REFUSALS):
-        if callable(inspect := getattr(data, "check", None)):
-            inspect()
 
 
 def load_weights(method: Method, source: str | Path, file: str) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,6 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
         self.logs = self.path / "logs"
         self.metrics_file = self.path / "metrics.json"
         self.experiment_file = self.path / "experiment.yaml"
@@ -53,6 +53,11 @@ class RunFolder:
     def of(cls, experiment: Experiment, runs: str | Path | None = None) -> RunFolder:
         """The folder of an experiment below that of all runs."""
         return cls(runs_folder(runs) / experiment.name)
+
+    @cached_property
+    def checkpoints(self) -> CheckpointFolder:
+        """Its checkpoints."""
+        return CheckpointFolder(self.path / "checkpoints")
 
     def finished(self) -> bool:
         """Whether a run came to its end here."""

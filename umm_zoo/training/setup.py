@@ -11,9 +11,10 @@ from torch import nn
 from torchmetrics import Metric
 
 from umm_zoo.errors import REFUSALS, UserError, locating
-from umm_zoo.experiment.build import build, build_arguments
+from umm_zoo.experiment.build import build
+from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
-from umm_zoo.experiment.targets import find_target
+from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
@@ -40,10 +41,11 @@ class TrainingSetup:
 
     def build(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> Any:
         """Optimiser and schedule (stepped per update) over the parameters of each trained part, as Lightning wants them."""
-        optimizer = self.optimizer.build(parameters)
-        if self.schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule.build(optimizer), "interval": "step"}}
+        with locating(place="training", refusals=REFUSALS):
+            optimizer = self.optimizer.build(parameters)
+            if self.schedule is None:
+                return optimizer
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule.build(optimizer), "interval": "step"}}
 
 
 @dataclass
@@ -80,6 +82,17 @@ class _DataHook:
             return self.__wrapped__(*arguments, **named)
 
 
+def check_data(data: LightningDataModule, file: str) -> None:
+    """Let a data module that has a ``check()`` say what is missing (``ShardData`` does); others say it when they are set up.
+
+    Raises:
+        UserError: a shard is missing, empty or damaged.
+    """
+    with locating(file, "data", REFUSALS):
+        if callable(inspect := getattr(data, "check", None)):
+            inspect()
+
+
 def build_experiment(experiment: Experiment, data: LightningDataModule | None = None) -> Built:
     """Build the parts of a checked experiment. The method comes first, so that its weights depend on the seed alone.
 
@@ -99,9 +112,8 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
             {name: build(node, f"metrics.{name}") for name, node in experiment.metrics.items()},
         )
         if experiment.training:
-            setup = find_target("umm_zoo.training.setup.TrainingSetup")
             with locating(place="training"):
-                setup.call(**build_arguments(setup, experiment.training, "training")).prepare(method)
+                build({TARGET: TRAINING, **experiment.training}, "training").prepare(method)
         check_outputs(method, built.metrics)
     return built
 

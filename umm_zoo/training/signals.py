@@ -124,11 +124,6 @@ def requeue_signal(trainer: Trainer) -> int:
     return int(signal.SIGUSR1) if slurm_job() else 0
 
 
-def restarted_by_slurm() -> bool:
-    """Whether this is a SLURM job that has been requeued."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0").isdigit() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-
-
 def slurm_job() -> str | None:
     """The SLURM job that this process belongs to, as ``scontrol`` names it; None in an interactive one."""
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
