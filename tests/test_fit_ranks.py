@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import toy_parts
 from nursery import Nursery
-from test_fit_mistakes import BAD, SAMPLES, write
+from test_fit_errors import BAD, SAMPLES, write
 from test_fit_processes import environment, finished, fit
 
 from data_pipelines.shards.writing import write_shards

@@ -251,7 +251,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(file: str, capsys: pytest.Captu
 
 def test_error_within_training_keeps_its_traceback(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, batch: Any) -> dict[str, Any]:
-        raise ValueError("a bug, not a mistake of the user")
+        raise ValueError("a bug, no error of the user")
 
     monkeypatch.setattr(toy_parts.Toy, "training_losses", broken)
     with pytest.raises(ValueError, match="a bug"):

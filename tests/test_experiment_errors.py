@@ -1,4 +1,4 @@
-"""Every mistake in an experiment is one helpful line on stderr and exit code 2, and nothing is trained."""
+"""Every error of a user in an experiment is one helpful line on stderr and exit code 2, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def without(tree: dict[str, Any], path: str) -> None:
 
 
 #: name -> (path, value), expected parts of the one line
-MISTAKES: dict[str, tuple[tuple[str, Any], list[str]]] = {
+ERRORS: dict[str, tuple[tuple[str, Any], list[str]]] = {
     "misspelt envelope key": (
         ("metod", {}),
         ["metod: found an unknown key 'metod'", "expected name, seed,", "did you mean 'method'?"],
@@ -166,9 +166,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_one_helpful_line(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (path, value), expected = MISTAKES[name]
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_user_error_is_one_helpful_line(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path, value), expected = ERRORS[name]
     tree = toy_parts.toy_experiment()
     change(tree, path, value)
     line = refused(capsys, [str(toy_parts.write_yaml(folder / "experiment.yaml", tree))])

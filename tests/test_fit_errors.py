@@ -1,4 +1,4 @@
-"""Mistakes that show only in mid-run: one line with shard and key, exit code 2, and the way on."""
+"""User errors that show only in mid-run: one line with shard and key, exit code 2, and the way on."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_samples_with_and_without_an_image_to_generate(file: str, capsys: pytest
     )
 
 
-def test_a_mistake_before_the_first_checkpoint_says_to_start_again(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_before_the_first_checkpoint_says_to_start_again(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("world/a", [{}] * 4 + [{"0.png": content} for content in BAD])
     assert main([file, "data.max_skips=0"]) == 2
     error, advice = capsys.readouterr().err.splitlines()[-2:]
@@ -173,8 +173,8 @@ class OwnData(LightningDataModule):
 
 
 @pytest.mark.processes
-def test_a_mistake_in_a_users_own_worker_loses_torchs_wrapping(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    toy_parts.write_yaml(Path("own.yaml"), toy_parts.toy_experiment() | {"data": {"_target_": "test_fit_mistakes.OwnData"}})
+def test_an_error_in_a_users_own_worker_loses_torchs_wrapping(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    toy_parts.write_yaml(Path("own.yaml"), toy_parts.toy_experiment() | {"data": {"_target_": "test_fit_errors.OwnData"}})
     assert main(["own.yaml", "trainer.max_steps=20"]) == 2
     assert said(capsys)[0] == "error: own.yaml: mine/rows.csv: found no row 9, expected 0 to 8"
 
