@@ -148,10 +148,7 @@ class Captions(SampleTask):
     """
 
     def __init__(
-        self,
-        instructions: Sequence[str] = ("Describe the image.",),
-        max_characters: int = 65_536,
-        extras: Sequence[str] = (),
+        self, instructions: Sequence[str] = ("Describe the image.",), max_characters: int = 65_536, extras: Sequence[str] = ()
     ) -> None:
         super().__init__(max_characters, extras)
         self.instructions = [instructions] if isinstance(instructions, str) else list(instructions)

@@ -61,12 +61,7 @@ def test_rows_that_failed_or_lost_a_member_are_left_out_with_their_reason(tmp_pa
     report = convert(img2dataset, tmp_path / "in", tmp_path / "out")
     assert report["samples"] == {"train/captions": 2}
     assert report["left_out_items"]["00000.tar/000000001"] == "status failed_to_resize: image decoding error"
-    assert report["reasons"] == {
-        "missing image": 1,
-        "status failed_to_resize": 1,
-        "damaged image": 1,
-        "json cannot be parsed": 1,
-    }
+    assert report["reasons"] == {"missing image": 1, "status failed_to_resize": 1, "damaged image": 1, "json cannot be parsed": 1}
 
 
 def test_missing_and_broken_statistics_are_said(tmp_path):

@@ -107,11 +107,7 @@ def test_rows_by_number_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        (
-            {"image": [b"x"], "text": ["a"]},
-            ["--text", "caption"],
-            "found 'caption', expected one of the columns image, text",
-        ),
+        ({"image": [b"x"], "text": ["a"]}, ["--text", "caption"], "found 'caption', expected one of the columns image, text"),
         ({"image": [b"x"], "name": ["a"]}, [], "cannot tell what a row is; the columns are image (image), name (text)"),
         ({"left": [b"x"], "right": [b"x"], "text": ["a"]}, [], "cannot tell what a row is"),
         ({"image": [b"x"], "text": ["a"]}, ["--task", "vqa"], "cannot tell columns for vqa"),

@@ -121,10 +121,7 @@ def test_the_hash_is_of_weights_buffers_and_types():
     ("more", "message"),
     [
         (["--only", "latents"], "--only: found 'latents', expected reconstruction_target"),
-        (
-            ["callbacks.flip={_target_: umm_zoo.callbacks.augment.ShiftAndFlip}"],
-            "callbacks.flip: found one that changes",
-        ),
+        (["callbacks.flip={_target_: umm_zoo.callbacks.augment.ShiftAndFlip}"], "callbacks.flip: found one that changes"),
         (["data.train.captions.shards=nowhere"], "no shard"),
     ],
 )
