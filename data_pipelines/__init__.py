@@ -1,4 +1,4 @@
-"""From anybody's files to training batches: converters to tar shards, and the loader of such shards.
+"""Data side of the zoo: converters of anybody's files to tar shards, and the loader of such shards.
 
 The converters lie in ``converters/`` and keep their short names as commands: ``python -m data_pipelines.coco``.
 """

@@ -16,12 +16,7 @@ from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
 
 
 class SceneCaptions(Conversations):
-    """Conversations of one question, answered by a caption that is made from the scene of the sample.
-
-    Args:
-        prompt: the question.
-        seed: of the choices; they depend on the sample's key besides.
-    """
+    """Conversations of one question (``prompt``), answered by a caption of the scene; chances depend on ``seed`` and the key."""
 
     def __init__(self, prompt: str = "Describe the image.", seed: int = 0) -> None:
         super().__init__()
@@ -32,11 +27,7 @@ class SceneCaptions(Conversations):
         """One caption of a scene."""
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """As ``Conversations``, with another question and answer.
-
-        Raises:
-            BadSampleError: the sample has no scene.
-        """
+        """As ``Conversations``, with another question and answer; a ``BadSampleError`` where there is no scene."""
         sample = super().sample(key, members)
         if "scene" not in sample.meta:
             raise BadSampleError("json has no 'scene' to describe")
@@ -58,11 +49,6 @@ class UnderDescribed(SceneCaptions):
         keep_large, keep_small: probability that an object is named.
         confused: probability that the colour of a small object is another.
         colours: how many of the world's colours may stand in for it.
-        prompt: what is asked.
-        seed: of the choices.
-
-    Raises:
-        ValueError: a probability outside [0, 1].
     """
 
     def __init__(
@@ -94,11 +80,9 @@ class UnderDescribed(SceneCaptions):
 
 
 class FullCaptions(SceneCaptions):
-    """Long captions of whole scenes under one question: what a renderer is trained to reconstruct.
+    """Long captions of whole scenes under one question, from which a renderer learns to reconstruct.
 
-    Args:
-        prompt: what is asked.
-        shuffled: the clauses of the objects in an order that the sample's key decides, instead of reading order.
+    ``shuffled`` puts the clauses of the objects in an order that the sample's key decides, instead of from left to right.
     """
 
     def __init__(self, prompt: str = "Describe the image.", shuffled: bool = True) -> None:

@@ -13,7 +13,7 @@ SHARDS = "tar files, folders, globs, {000..015} ranges or addresses"
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Wraps the paragraphs of a description, and leaves its examples and lists as they are."""
+    """Help formatter that wraps the paragraphs of a description, and leaves its examples and lists as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
@@ -23,8 +23,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Parser of ``python -m data_pipelines.NAME``; a wrong command line is one line and exit code 2.
 
-    Args:
-        doc: of the command's module: "``python -m data_pipelines.NAME …``: what it is", which ``--help`` shows.
+    ``doc`` is the docstring of the command's module: "``python -m data_pipelines.NAME …``: what it is"; ``--help`` shows it.
     """
 
     def __init__(self, doc: str | None) -> None:

@@ -44,7 +44,7 @@ class BadSampleError(ValueError):
 
 
 class Resize(ABC):
-    """Brings an image of any size to a square."""
+    """Policy that brings an image of any size to a square."""
 
     def __init__(self, resample: str = "bicubic") -> None:
         if resample not in ("nearest", "bilinear", "bicubic", "lanczos"):
@@ -62,7 +62,7 @@ class Resize(ABC):
 
 
 class Square(Resize):
-    """Short edge to ``size``, then the centre: nothing is distorted, the ends of the long edge are lost."""
+    """Resize of the short edge to ``size`` and cut of the centre: nothing is distorted, the ends of the long edge are lost."""
 
     def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """Resize the centre square in one pass."""
@@ -75,7 +75,7 @@ class Square(Resize):
 
 
 class Squeeze(Resize):
-    """Both edges to ``size``: everything is seen, proportions are distorted."""
+    """Resize of both edges to ``size``: everything is seen, proportions are distorted."""
 
     def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """Resize without regard to the aspect ratio."""
@@ -83,11 +83,9 @@ class Squeeze(Resize):
 
 
 class PadToSquare(Resize):
-    """Long edge to ``size``, the rest filled: everything is seen undistorted, at a lower resolution.
+    """Resize of the long edge to ``size`` with a border: everything is seen undistorted, at a lower resolution.
 
-    Args:
-        fill: grey value of the border, 0 to 255 (LLaVA fills with the encoder's mean, near 127).
-        resample: the filter.
+    The border has the grey value ``fill``, 0 to 255 (LLaVA fills with the encoder's mean, near 127).
     """
 
     def __init__(self, fill: int = 127, resample: str = "bicubic") -> None:
@@ -106,13 +104,7 @@ class PadToSquare(Resize):
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Sizes and resize policy that make a sample's images squares.
-
-    Args:
-        image_size: edge of input images.
-        target_size: edge of images to generate.
-        resize: how images become square.
-    """
+    """Edges of input images and of images to generate, and the policy that makes them squares."""
 
     image_size: int
     target_size: int

@@ -12,11 +12,7 @@ from umm_zoo.conversation import IMAGE_MARKER, Task, Turn
 class Reconstruction(SampleTask):
     """The image of any sample, shown and to be generated again: that to generate where it has one, else its only image.
 
-    Extras called ``latents`` fit, for they are of the image to generate. The method may put other words in the place of these.
-
-    Args:
-        instruction: what the user says.
-        max_characters, extras: as in ``SampleTask``.
+    Extras called ``latents`` fit, for they are of the image to generate. The method may replace the user's ``instruction``.
     """
 
     def __init__(
@@ -37,12 +33,7 @@ class Reconstruction(SampleTask):
 
 
 class Unconditional(SampleTask):
-    """The image of any sample, to be generated without a word: that to generate where it has one, else its only image.
-
-    Args:
-        instruction: what the user says.
-        max_characters, extras: as in ``SampleTask``.
-    """
+    """The image of any sample, to be generated without a prompt: that to generate where it has one, else its only image."""
 
     def __init__(self, instruction: str = "Generate an image.", max_characters: int = 65_536, extras: Sequence[str] = ()) -> None:
         super().__init__(max_characters, extras)

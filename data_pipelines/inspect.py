@@ -27,7 +27,7 @@ _QUANTILES = (0, 5, 50, 95, 100)
 
 @dataclass
 class Findings:
-    """What an inspection counted."""
+    """Counts of an inspection, and the samples for its contact sheet."""
 
     samples: int = 0
     bytes: int = 0
@@ -43,13 +43,9 @@ class Findings:
 
 
 def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool = False) -> Findings:
-    """Read every ``every``-th sample: its text, and of its images the header (those of the sheet are decoded).
+    """Read every ``every``-th sample: its text, and the headers of its images; ``sheet`` samples, spread evenly, are kept.
 
-    Args:
-        shards: tar files.
-        every: 1 reads all.
-        sheet: samples kept for the contact sheet, spread evenly.
-        generated: where images stand beside plain captions, take them as images to generate.
+    Images beside plain captions are input images, or with ``generated`` images to generate.
     """
     findings, files = Findings(), RangeReader()
     indexes = [load_index(path) for path in shards]

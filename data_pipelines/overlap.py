@@ -52,13 +52,11 @@ def words_of(text: str) -> Words:
 
 
 class PromptIndex:
-    """Finds the prompts that a text overlaps with, in a time that does not grow with their number.
+    """Index of prompts that finds those a text overlaps with, in a time that does not grow with their number.
 
     Args:
-        prompts: the evaluation's prompts.
         min_words: shorter prompts count only as equal texts ("a dog" stands in half of all captions).
-        ngram: words of a sequence.
-        threshold: share of a prompt's sequences that makes an overlap.
+        threshold: share of a prompt's sequences of ``ngram`` words that makes an overlap.
     """
 
     def __init__(self, prompts: Sequence[str], min_words: int = 5, ngram: int = 8, threshold: float = 0.5) -> None:
@@ -143,10 +141,7 @@ def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) 
         **{name: counts[name] for name in ("samples", "texts", "unreadable_samples")},
         "prompts": len(index.prompts),
         "samples_with_overlap": {kind: samples[kind] for kind in KINDS},
-        "prompts_with_overlap": {
-            "any": len(order),
-            **{kind: sum(bool(found[kind]) for found in prompts.values()) for kind in KINDS},
-        },
+        "prompts_with_overlap": {"any": len(order)} | {k: sum(bool(found[k]) for found in prompts.values()) for k in KINDS},
         "overlaps": [{"prompt": index.prompts[number], **prompts[number], "examples": shown[number]} for number in order],
     }
 

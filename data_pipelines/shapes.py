@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from functools import partial
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.command import Parser, run, whole
+from data_pipelines.converters.converting import progress_bar
+from data_pipelines.shards.indexing import write_json
+from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.errors import UserError
 from umm_zoo.shapes.rendering import render
 from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, Sample, make_sample
@@ -46,12 +48,9 @@ def parser() -> Parser:
     made.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     made.add_argument("--seed", type=whole(0), default=0, help="the only source of randomness")
     made.add_argument("--cells", type=int, default=default.cells, help="2 for a board of 2x2 cells, 3 for 3x3")
-    made.add_argument(
-        "--colours", dest="num_colours", metavar="COLOURS", type=int, default=default.num_colours, help="number of colours, 4 to 8"
-    )
-    made.add_argument(
-        "--shapes", dest="num_shapes", metavar="SHAPES", type=int, default=default.num_shapes, help="number of shapes, 2 to 4"
-    )
+    for name, range_ in (("colours", "4 to 8"), ("shapes", "2 to 4")):
+        shown = {"metavar": name.upper(), "help": f"number of {name}, {range_}"}
+        made.add_argument(f"--{name}", dest=f"num_{name}", type=int, default=getattr(default, f"num_{name}"), **shown)
     made.add_argument("--sizes", type=_names(SIZES), default=SIZES, help="small, large, or both")
     made.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects of a scene, 1 to 4")
     made.add_argument("--image-size", type=int, default=default.image_size, help="pixels a side, 32 or 64")
@@ -70,11 +69,7 @@ def parser() -> Parser:
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What is to be written, by ``SPLIT/TASK``: the number of samples and whatever else its bytes depend on.
-
-    Raises:
-        UserError: nothing at all.
-    """
+    """What is to be written, by ``SPLIT/TASK``: number of samples and what else its bytes depend on; nothing is a ``UserError``."""
     options = {"mark_share": ("questions", "dialogues"), "caption_order": ("captions", "text_to_image")}
     wanted: dict[str, dict[str, Any]] = {}
     for task, split in product(arguments.tasks, SPLITS):
@@ -125,15 +120,8 @@ def _remove_old(out: Path, name: str) -> None:
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """Write the shards, the contact sheet and ``world.json``.
-
-    Raises:
-        UserError: arguments outside the expected ranges, or a folder that holds something else.
-    """
+    """Write the shards, the contact sheet and ``world.json``."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from data_pipelines.shards.writing import IndexedShardWriter
 
     out, console, started = arguments.out, Console(), time.perf_counter()
     world = World(**{name: getattr(arguments, name) for name in World.__dataclass_fields__})
@@ -145,20 +133,17 @@ def write(arguments: argparse.Namespace) -> None:
     sample = partial(make_sample, world, arguments.seed, mark_share=arguments.mark_share, caption_order=arguments.caption_order)
     missing = {name: entry for name, entry in wanted.items() if name not in parts}
     number = sum(entry["samples"] for entry in missing.values())
-    _write_world(out, head, parts)
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=number)
+    write_json(out / WORLD_FILE, {**head, "parts": parts}, indent=1)
+    with progress_bar("", number) as advance:
         for name, entry in missing.items():
             split, task = name.split("/")
-            progress.update(bar, description=name)
             _remove_old(out, name)  # what a stopped run left
             with IndexedShardWriter(out / split, task, arguments.samples_per_shard) as writer:
                 for index in range(entry["samples"]):
                     writer.write(sample(split, task, index).members(world))
-                    progress.advance(bar)
+                    advance(1, name)
             parts[name] = {**entry, "shards": len(writer.summary.shards), "kinds": dict(sorted(writer.summary.kinds.items()))}
-            _write_world(out, head, parts)
+            write_json(out / WORLD_FILE, {**head, "parts": parts}, indent=1)
     seconds = time.perf_counter() - started
     split_of = {task: split for split, task in (name.split("/") for name in reversed(wanted))}
     turns = [(task, index) for index in range(_SHEET_SAMPLES) for task in split_of][:_SHEET_SAMPLES]
@@ -195,13 +180,6 @@ def _table(wanted: dict[str, Any], parts: dict[str, Any], missing: dict[str, Any
         counts = (str(parts[name][key]) for key in ("samples", "shards"))
         table.add_row(name, *counts, kinds, "" if name in missing else "was there already")
     return table
-
-
-def _write_world(out: Path, head: dict[str, Any], parts: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{WORLD_FILE}.partial"
-    temporary.write_text(json.dumps({**head, "parts": parts}, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, out / WORLD_FILE)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Tasks of samples: what turns raw members into a conversation, input images and an image to generate.
+"""Tasks of samples, which turn raw members into a conversation, input images and an image to generate.
 
 Images stay bytes here; they are decoded in the loader's worker, once the text has been found usable. What cannot be used raises
 ``BadSampleError``, whose message says why.
@@ -47,7 +47,7 @@ class Sample:
 
 
 class SampleTask(ABC):
-    """Maps the raw members of a sample to a ``Sample``.
+    """Base class of what makes a ``Sample`` of raw members.
 
     Args:
         max_characters: longer texts make a bad sample (our choice: far above any caption, far below what stalls a tokenizer).
@@ -60,11 +60,7 @@ class SampleTask(ABC):
 
     @abstractmethod
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """Interpret the members of one sample.
-
-        Raises:
-            BadSampleError: it cannot be used; the message says why.
-        """
+        """Interpret the members of one sample; a ``BadSampleError`` where it cannot be used."""
 
     def __call__(self, key: str, members: dict[str, bytes]) -> Sample:
         """``sample``, with the markers counted and the precomputed arrays added."""
@@ -142,9 +138,7 @@ class Editing(Conversations):
 class Captions(SampleTask):
     """Images with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
 
-    Args:
-        instructions: what the user asks; with several, the sample's key picks one.
-        max_characters, extras: as in ``SampleTask``.
+    Of several ``instructions``, as what the user says, the sample's key picks one.
     """
 
     def __init__(
@@ -162,10 +156,8 @@ class Captions(SampleTask):
             raise BadSampleError("the caption is empty")
         meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
         instruction = self.instructions[zlib.crc32(key.encode()) % len(self.instructions)]
-        conversation = [
-            Turn(role="user", text=f"{IMAGE_MARKER}\n{instruction}"),
-            Turn(role="assistant", text=caption.replace(IMAGE_MARKER, "")),
-        ]
+        answer = Turn(role="assistant", text=caption.replace(IMAGE_MARKER, ""))
+        conversation = [Turn(role="user", text=f"{IMAGE_MARKER}\n{instruction}"), answer]
         return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta}, task=Task.CAPTION)
 
 

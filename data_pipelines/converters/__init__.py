@@ -1,1 +1,1 @@
-"""One converter for each public layout of data, to tar shards."""
+"""Converters to tar shards, one for each public layout of data."""

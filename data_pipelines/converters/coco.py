@@ -37,7 +37,7 @@ SETTINGS = ("random", "popular", "adversarial")
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its images' folder, their file names by id, captions by id, and its objects."""
+    """Split of the data: its images' folder, their file names by id, captions by id, and its objects."""
 
     name: str
     folder: Path
@@ -149,19 +149,12 @@ def _sample(split: Split, image: int, key: str, row: dict[str, Any], size: int |
 def plan(split: Split, arguments: argparse.Namespace) -> list[Part[int]]:
     """The parts of one split: which images, in an order that depends on the seed alone."""
     size, seed, objects = arguments.image_size, arguments.seed, split.objects
-    kinds = sorted(objects.counts)
+    several = [image for image in sorted(objects.counts) if len(objects.present(image)) > 3]
+    countable = [image for image in sorted(objects.counts) if objects.countable(image, arguments.most)]
     chosen: dict[str, tuple[list[int], int, Callable[[int], Iterator[dict[str, Any]]]]] = {
         "captions": (sorted(split.captions), 0, lambda image: caption_samples(split, image, size, seed, arguments.all_captions)),
-        "exists": (
-            [image for image in kinds if len(objects.present(image)) > 3],
-            arguments.exists_images,
-            lambda image: exists_samples(split, image, size, seed, arguments.pairs),
-        ),
-        "count": (
-            [image for image in kinds if objects.countable(image, arguments.most)],
-            arguments.count_images,
-            lambda image: count_samples(split, image, size, seed, arguments.most),
-        ),
+        "exists": (several, arguments.exists_images, lambda image: exists_samples(split, image, size, seed, arguments.pairs)),
+        "count": (countable, arguments.count_images, lambda image: count_samples(split, image, size, seed, arguments.most)),
     }
     parts = []
     for task, (images, limit, make) in chosen.items():

@@ -8,15 +8,8 @@ from typing import Any
 
 from data_pipelines.converters.texts import with_article
 
-_PLURALS = {
-    "person": "people",
-    "mouse": "mice",
-    "knife": "knives",
-    "sheep": "sheep",
-    "scissors": "pairs of scissors",
-    "skis": "pairs of skis",
-    "broccoli": "pieces of broccoli",
-}
+_PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep"}
+_PLURALS |= {"scissors": "pairs of scissors", "skis": "pairs of skis", "broccoli": "pieces of broccoli"}
 
 
 def article(name: str) -> str:
@@ -37,13 +30,7 @@ def plural(name: str) -> str:
 
 @dataclass
 class Objects:
-    """The objects of one split.
-
-    Args:
-        counts: single objects per image and name.
-        crowds: names per image of which a crowd is marked, whose number nobody knows.
-        names: every name of the list.
-    """
+    """Objects of one split: single ones per image and name, names per image of which a crowd is marked, and every name."""
 
     counts: dict[int, Counter[str]]
     crowds: dict[int, set[str]]

@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Yielded by a ``make`` whose item is a whole file: one sample of it that is left out, and why."""
+    """Sample that is left out and why, yielded by a ``make`` whose item is a whole file."""
 
     label: str
     reason: str
@@ -43,7 +43,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Noted:
-    """Yielded by a ``make``: something that the report counts, such as a repair."""
+    """Remark that the report counts, such as a repair, yielded by a ``make``."""
 
     what: str
     count: int = 1
@@ -54,15 +54,10 @@ Made = dict[str, Any] | LeftOut | Noted
 
 @dataclass
 class Part(Generic[Item]):
-    """One family of shards, ``OUT/NAME-000000.tar`` and so on.
+    """Family of shards, ``OUT/NAME-000000.tar`` and so on; a name is a folder and the first part of file names (``train/vqa``).
 
-    Args:
-        name: folder and first part of the file names, such as ``train/questions``.
-        items: what is converted, in the order in which it is written.
-        make: the samples of one item (``__key__`` and members), among them any `LeftOut` and `Noted`; ``BadSampleError`` leaves
-            (the rest of) the item out, with its reason. A reason reads "category: details" or "category (details)".
-        label: how an item is named in the report.
-        items_per_shard: items of one tar.
+    ``make`` gives the samples of one item (``__key__`` and members), among them any `LeftOut` and `Noted`; ``BadSampleError``
+    leaves (the rest of) the item out, with a reason that reads "category: details" or "category (details)".
     """
 
     name: str
@@ -77,12 +72,7 @@ def converter_parser(
 ) -> Parser:
     """The command line of a converter: ``SRC OUT``, and the options that all of them have.
 
-    Args:
-        doc: of the converter's module.
-        source: help of ``SRC``.
-        unit, per_shard: what a tar holds so many of, and how many by default; None has no such option.
-        edge: which one ``--image-size`` shrinks.
-        needs_out: whether ``OUT`` must be given.
+    ``unit`` is what a tar holds ``per_shard`` of by default (None has no such option), ``edge`` the one that is shrunk.
     """
     made = Parser(doc)
     made.epilog = "A stopped conversion goes on when it is started again. Images are copied byte for byte unless shrunk."

@@ -60,13 +60,7 @@ LONGEST_NOTE = 2000
 
 @dataclass(frozen=True)
 class Keys:
-    """Under which keys a row has what; several input keys are read one after the other.
-
-    Args:
-        inputs: the input images; None takes the first of `INPUTS` that is there.
-        instruction: None takes the first of `INSTRUCTIONS`.
-        target: None takes the first of `TARGETS`.
-    """
+    """Keys of what a row has; None takes the first of `INPUTS`, `INSTRUCTIONS` or `TARGETS` that is there."""
 
     inputs: Sequence[str] | None = None
     instruction: str | None = None
@@ -75,7 +69,7 @@ class Keys:
 
 @dataclass
 class Edit:
-    """One edit before its images are read: the turns, and cells that name or hold images."""
+    """Edit before its images are read: the turns, and cells that name or hold images."""
 
     conversation: Conversation
     inputs: list[Any]
@@ -170,8 +164,8 @@ def parser() -> Parser:
     made = converter_parser(__doc__, ".json, .jsonl or .parquet; a folder or glob of parquet files", unit="rows")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of named images (where None: the folder of SRC)")
     made.add_argument("--input", nargs="+", metavar="KEY", help="keys of the input images, in order (where None: detected)")
-    made.add_argument("--instruction", metavar="KEY", help="key of the instruction (where None: detected)")
-    made.add_argument("--target", metavar="KEY", help="key of the image to generate (where None: detected)")
+    for name, what in (("instruction", "the instruction"), ("target", "the image to generate")):
+        made.add_argument(f"--{name}", metavar="KEY", help=f"key of {what} (where None: detected)")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Images on their way into a shard: found valid and kept byte for byte, or shrunk."""
+"""Images for shards: found valid and kept byte for byte, or shrunk."""
 
 from __future__ import annotations
 
@@ -17,20 +17,14 @@ _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif
 #: Up to this edge a shrunken image is stored without loss; above, JPEG saves nine tenths of the space.
 _LOSSLESS = 128
 _JPEG_QUALITY = 95
+#: Which edge a size is of: ``max`` measures the long one, ``min`` the short one.
+Edge = Callable[[Iterable[int]], int]
 
 
-def stored_image(
-    content: bytes, size: int | None = None, edge: Callable[[Iterable[int]], int] = max, name: str = ""
-) -> tuple[str, bytes]:
+def stored_image(content: bytes, size: int | None = None, edge: Edge = max, name: str = "") -> tuple[str, bytes]:
     """File type and bytes to store: ``content`` itself, or the image shrunk until its ``edge`` is ``size`` (never enlarged).
 
-    All of the image is decoded, so that a damaged file is found now and not in the training.
-
-    Args:
-        content: untrusted bytes.
-        size: None keeps every image as it is.
-        edge: ``max`` measures the long edge, ``min`` the short one.
-        name: of the image, for the reason why it is left out.
+    All of the image is decoded, so that a damaged file, whose ``name`` the reason gives, is found now and not in the training.
     """
     try:
         return _stored(content, size, edge)
@@ -38,7 +32,7 @@ def stored_image(
         raise BadSampleError(f"damaged image: {name}{': ' if name else ''}{error}") from error
 
 
-def _stored(content: bytes, size: int | None, edge: Callable[[Iterable[int]], int]) -> tuple[str, bytes]:
+def _stored(content: bytes, size: int | None, edge: Edge) -> tuple[str, bytes]:
     with open_image(content, MAX_PIXELS) as image:
         scale = 1.0 if size is None else size / edge(image.size)
         if scale >= 1 and image.format in _KINDS:
@@ -58,9 +52,7 @@ def _stored(content: bytes, size: int | None, edge: Callable[[Iterable[int]], in
     return "png" if lossless else "jpg", file.getvalue()
 
 
-def read_image(
-    folder: Path, name: object, size: int | None = None, edge: Callable[[Iterable[int]], int] = max
-) -> tuple[str, bytes]:
+def read_image(folder: Path, name: object, size: int | None = None, edge: Edge = max) -> tuple[str, bytes]:
     """`stored_image` of a file inside ``folder``; another suffix of an image is taken where the named one is missing."""
     path = inside(folder, name)
     try:
@@ -87,19 +79,11 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def image_members(
-    images: Sequence[Any],
-    target: Any = None,
-    folder: Path | None = None,
-    size: int | None = None,
-    edge: Callable[[Iterable[int]], int] = max,
+    images: Sequence[Any], target: Any = None, folder: Path | None = None, size: int | None = None, edge: Edge = max
 ) -> dict[str, bytes]:
     """Members ``0.png``, ``1.jpg`` … of input images, and ``target.png`` of the image to generate, where there is one.
 
-    Args:
-        images: cells as data sets write them: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder``.
-        target: likewise.
-        folder: of the names; None where there may be none.
-        size, edge: as in `stored_image`.
+    Cells are as data sets write them: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder`` (None: there may be none).
     """
     named = {**{str(place): cell for place, cell in enumerate(images)}, **({} if target is None else {"target": target})}
     members = {}

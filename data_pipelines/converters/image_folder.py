@@ -26,7 +26,7 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 
 @dataclass(frozen=True)
 class Photo:
-    """One file of a class folder."""
+    """File of a class folder."""
 
     path: Path
     name: str
@@ -94,9 +94,7 @@ def parser() -> Parser:
     """The command line."""
     source = "SRC/CLASS/*.jpg, or SRC/train/CLASS/*.jpg with val or test beside"
     made = converter_parser(__doc__, source, unit="photos", per_shard=500, edge="short")
-    made.add_argument(
-        "--val-share", type=share, default=0.1, help="share of photos held out where SRC has no val or test of its own"
-    )
+    made.add_argument("--val-share", type=share, default=0.1, help="share of photos held out where SRC has no val or test")
     made.add_argument("--names", type=Path, metavar="FILE", help="json map from folder names to class names (n02084071: dog)")
     made.add_argument("--seed", type=int, default=0, help="order of the photos, split, and classes asked for in vain")
     return made

@@ -1,7 +1,4 @@
-"""Pairs of image and text in tars that others made (``KEY.jpg``, ``KEY.txt``, sometimes ``KEY.json``), read in one pass.
-
-Members are read, never extracted: a name cannot become a path.
-"""
+"""Pairs of image and text in tars that others made (``KEY.jpg``, ``KEY.txt``, sometimes ``KEY.json``), read in one pass."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from data_pipelines.converters.files import stored_image
 from data_pipelines.converters.texts import INSTRUCTION, notes, question_and_answer, without_markers
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.shards.addresses import expand
-from data_pipelines.shards.indexing import split_member_name
+from data_pipelines.shards.sequential import read_samples
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
@@ -26,9 +23,7 @@ from umm_zoo.errors import UserError
 TASKS = ("text_to_image", "captions")
 #: The caption is in the conversation already; the rest repeats the image's own header or the key.
 _DROPPED = ("caption", "error_message", "exif", "key", "conversations")
-_MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
 _MAX_CHARACTERS = 1_000_000
-_BLOCK = 512
 
 
 def find_tars(source: Path) -> list[Path]:
@@ -42,36 +37,11 @@ def find_tars(source: Path) -> list[Path]:
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of each sample; members of one sample stand side by side, as every writer of this layout puts them.
-
-    A tar that is cut short, or none, is a ``BadSampleError`` after the samples before the cut.
-    """
-    key, members, end, cut = "", dict[str, bytes](), 0, ""
+    """Key and members of each sample; a tar that is cut short, or none, is a ``BadSampleError`` after what it has."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
-                end = member.offset_data + member.size
-                found, extension = split_member_name(member.name)
-                if not found or not member.isreg() or member.issparse() or member.size > _MAX_MEMBER:
-                    continue
-                if found != key:
-                    if members:
-                        yield key, members
-                    key, members = found, {}
-                stream = tar.extractfile(member)
-                content = b"" if stream is None else stream.read()
-                if len(content) < member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                members.setdefault(extension, content)
-        if path.stat().st_size < end + _BLOCK:
-            raise tarfile.ReadError("no end marker, perhaps cut short")
+        yield from read_samples(str(path), cut_too=True)
     except (tarfile.TarError, OSError, EOFError) as error:
-        cut = str(error)
-    if members:
-        yield key, members
-    if cut:
-        raise BadSampleError(f"tar cannot be read to its end: {cut}")
+        raise BadSampleError(f"tar cannot be read to its end: {error}") from error
 
 
 def convert_tar(path: Path, number: int, task: str, size: int | None) -> Iterator[Made]:

@@ -55,7 +55,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read, and what a row becomes."""
+    """Columns that are read, and what a row becomes."""
 
     task: str
     image: str | None
@@ -117,13 +117,12 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
     elif columns.task == "vqa":
         answer, extra = _answer(row.get(columns.answer or ""))
         conversation = [Turn(role="user", text=_words(text, number)), Turn(role="assistant", text=answer)]
-        place_markers(conversation, len(cells))
-    elif columns.task == "captions":
-        caption = without_markers(_words(text, number))
-        conversation = [Turn(role="user", text=INSTRUCTION), Turn(role="assistant", text=caption)]
-        place_markers(conversation, len(cells))
     else:
         conversation = [Turn(role="user", text=without_markers(_words(text, number)))]
+        if columns.task == "captions":
+            conversation = [Turn(role="user", text=INSTRUCTION), Turn(role="assistant", text=conversation[0]["text"])]
+    if columns.task in ("vqa", "captions"):
+        place_markers(conversation, len(cells))
     used = {columns.image, columns.text, columns.answer, "task", "kind", "conversations"}
     task, kind = _NAMES[columns.task]
     content = {**notes(row, used, LONGEST_NOTE), **extra, "task": task, "kind": kind, "conversations": conversation}
@@ -156,9 +155,8 @@ def _answer(cell: Any) -> tuple[str, dict[str, Any]]:
 def _turns(cell: Any) -> Conversation:
     """Turns in any of the usual writings."""
     if isinstance(cell, list) and cell and all(isinstance(turn, dict) and "user" in turn for turn in cell):
-        cell = [
-            {"role": role, "text": turn[role]} for turn in cell for role in ("user", "assistant") if isinstance(turn.get(role), str)
-        ]
+        roles = ("user", "assistant")
+        cell = [{"role": role, "text": turn[role]} for turn in cell for role in roles if isinstance(turn.get(role), str)]
     return read_turns(cell)
 
 

@@ -23,11 +23,7 @@ def read_json(path: Path) -> Any:
 
 
 class Rows:
-    """The rows of one file by number.
-
-    Args:
-        path: ``.json`` with one list of objects, or ``.jsonl`` with one object per line (told apart by the first character).
-    """
+    """Rows by number of one file: a JSON list of objects, or JSON Lines (recognised by the first character, not the suffix)."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

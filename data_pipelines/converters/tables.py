@@ -25,12 +25,10 @@ def is_parquet(source: Path) -> bool:
 
 
 class Table:
-    """The rows of one or more parquet files, as if they were one.
+    """Rows of one or more parquet files, as if they were one.
 
-    Reading in order costs one pass; a jump costs the row groups up to the row of that file.
-
-    Args:
-        source: a file, a folder (with its sub-folders), or a glob.
+    Reading in order costs one pass; a jump costs the row groups up to the row of that file. ``source`` is a file, a folder (with
+    its sub-folders), or a glob.
     """
 
     def __init__(self, source: Path) -> None:

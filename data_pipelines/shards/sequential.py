@@ -1,4 +1,4 @@
-"""Reader of a tar from front to back through webdataset, for shards without an index."""
+"""Reader of a tar from front to back, for shards without an index; members are read, never extracted: no name becomes a path."""
 
 from __future__ import annotations
 
@@ -6,36 +6,47 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-import webdataset as wds
-
 from data_pipelines.shards.addresses import filesystem, is_remote
 from data_pipelines.shards.indexing import split_member_name
 
 _BLOCK = 512
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zX")
+_MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
 
 
-def read_samples(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of the samples of one tar in order; a TarError, OSError or ValueError where the rest cannot be read."""
-    # opened here, for webdataset would start a shell for an address
+def read_samples(path: str, cut_too: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of the samples of one tar in order; a TarError, OSError or ValueError where the rest cannot be read.
+
+    Members of one sample stand side by side, as every writer of this layout puts them. The sample before a cut, of which members
+    may be missing, is left out unless ``cut_too``.
+    """
+    key, members = "", dict[str, bytes]()
     with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as file:
-        key, members = "", dict[str, bytes]()
         watched = _Watched(file)
-        for entry in wds.tariterators.tar_file_iterator(watched, skip_meta=None, handler=wds.reraise_exception):
-            own, name = split_member_name(entry["fname"])
-            if own and own != key:
-                if members:
-                    yield key, members
-                key, members = own, {}
-            if own:
-                members.setdefault(name, entry["data"])
-        watched.check_end()  # before the last sample, of which the end may be missing
-        if members:
-            yield key, members
+        try:
+            with tarfile.open(fileobj=watched, mode="r|*") as tar:  # type: ignore[call-overload]  # it needs ``read`` alone
+                for member in tar:
+                    tar.members.clear()  # tarfile keeps every header
+                    own, name = split_member_name(member.name)
+                    if not own or not member.isreg() or member.issparse() or member.size > _MAX_MEMBER:
+                        continue
+                    if own != key:
+                        if members:
+                            yield key, members
+                        key, members = own, {}
+                    stream = tar.extractfile(member)
+                    members.setdefault(name, b"" if stream is None else stream.read())
+            watched.check_end()
+        except (tarfile.TarError, OSError, EOFError):
+            if members and cut_too:
+                yield key, members
+            raise
+    if members:
+        yield key, members
 
 
 class _Watched:
-    """Passes the bytes of a tar on and looks at its end: Python's tarfile takes an archive cut between members for a whole one."""
+    """Bytes of a tar, whose end is looked at: Python's tarfile takes an archive cut between members for a whole one."""
 
     def __init__(self, file: Any) -> None:
         self._file, self._head, self._tail = file, b"", b""
