@@ -49,8 +49,8 @@ def parser() -> Parser:
     made.add_argument("--seed", type=whole(0), default=0, help="the only source of randomness")
     made.add_argument("--cells", type=int, default=default.cells, help="2 for a board of 2x2 cells, 3 for 3x3")
     for name, range_ in (("colours", "4 to 8"), ("shapes", "2 to 4")):
-        shown = {"metavar": name.upper(), "help": f"number of {name}, {range_}"}
-        made.add_argument(f"--{name}", dest=f"num_{name}", type=int, default=getattr(default, f"num_{name}"), **shown)
+        dest, what = f"num_{name}", f"number of {name}, {range_}"
+        made.add_argument(f"--{name}", dest=dest, metavar=name.upper(), type=int, default=getattr(default, dest), help=what)
     made.add_argument("--sizes", type=_names(SIZES), default=SIZES, help="small, large, or both")
     made.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects of a scene, 1 to 4")
     made.add_argument("--image-size", type=int, default=default.image_size, help="pixels a side, 32 or 64")

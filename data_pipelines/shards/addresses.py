@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from glob import glob
+from glob import escape, glob
 from typing import Any
 
 from umm_zoo.errors import UserError
@@ -72,7 +72,7 @@ def _expand_one(pattern: str) -> list[str]:
             return [pattern]
         matches = sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
     elif os.path.isdir(pattern):
-        matches = sorted(glob(os.path.join(glob_escape(pattern), "*.tar")))
+        matches = sorted(glob(os.path.join(escape(pattern), "*.tar")))
     elif os.path.isfile(pattern):
         matches = [pattern]
     else:
@@ -80,8 +80,3 @@ def _expand_one(pattern: str) -> list[str]:
     if not matches:
         raise UserError(pattern, f"no shard (*.tar) found there, looking from {os.getcwd()}")
     return matches
-
-
-def glob_escape(path: str) -> str:
-    """``path`` with the characters that a glob would read as wildcards made plain."""
-    return re.sub(r"([*?[])", r"[\1]", path)

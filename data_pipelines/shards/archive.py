@@ -22,11 +22,7 @@ _MAX_GAP = 1 << 16
 
 
 class RangeReader:
-    """Reads byte ranges of files; keeps the files used last open, one set per process.
-
-    Args:
-        cache: where whole remote shards are kept; None reads every range from afar.
-    """
+    """Reader of byte ranges, with the files used last kept open, one set per process; whole remote shards lie in a ``cache``."""
 
     def __init__(self, cache: ShardCache | None = None) -> None:
         self.cache = cache

@@ -20,7 +20,7 @@ from umm_zoo.errors import UserError
 
 @dataclass
 class RawBatch:
-    """What a worker sends: stacked rows and the skips met on the way, or the error that ends the run.
+    """Stacked rows that a worker sends with the skips met on the way, or the error that ends the run.
 
     Shape:
         - images, targets: ``[M, H, W, 3]`` and ``[B, H, W, 3]`` uint8, a quarter of the floats on the way between processes
@@ -121,9 +121,8 @@ class RawBatchBuilder:
         if any(has_target) and not all(has_target):
             one, other = (self._rows[has_target.index(there)].key for there in (True, False))
             found = f"{one} has an image to generate, {other} of the same batch has none"
-            raise UserError(
-                "data", found, hint="sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
-            )
+            hint = "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
+            raise UserError("data", found, hint=hint)
         names = self._rows[0].extras if self._rows else {}
         return RawBatch(
             keys=[row.key for row in self._rows],

@@ -22,15 +22,10 @@ NUM_BUFFERS = PREFETCH + 4
 
 @dataclass
 class BufferReference:
-    """Images of a worker on their way: the buffer they lie in goes along only where the other side has not got it yet.
+    """Images in a worker's buffer, which itself goes along only where the other side has not got it yet.
 
-    Handing shared memory to another process takes a file descriptor through a socket, for every batch anew.
-
-    Args:
-        owner: whose buffer it is: process, and buffers within it.
-        number: which of its buffers.
-        shape: of the images in it.
-        buffer: the buffer itself, the first time.
+    Handing shared memory to another process takes a file descriptor through a socket, for every batch anew. The owner is a process
+    and its ``ImageBuffers``, the number one of their buffers.
     """
 
     owner: tuple[int, int]
@@ -46,7 +41,7 @@ class BufferReference:
 
 
 class ImageBuffers:
-    """Memory for each image of a batch as soon as it is decoded, while it still lies in the processor's cache.
+    """Buffers that take each image of a batch as soon as it is decoded, while it still lies in the processor's cache.
 
     In a worker the same few buffers of shared memory are used in turns: the first touch of fresh shared memory takes four times the
     copy itself, for every batch anew. A buffer is written again ``NUM_BUFFERS`` batches later. Torch's loader asks a worker for its

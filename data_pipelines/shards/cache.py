@@ -22,15 +22,12 @@ _TRIES = 3
 
 
 class ShardCache:
-    """Keeps remote shards in a folder; those used longest ago make room.
+    """Folder in which remote shards are kept; those used longest ago make space.
 
-    A shard is fetched under another name, its room taken beforehand, and renamed when it is whole, so neither a reader nor a crash
-    meets half a shard and the folder never exceeds its bound. Where there is no room (a shard larger than the bound, or all of it
+    A shard is fetched under another name, its space taken beforehand, and renamed when it is whole, so neither a reader nor a crash
+    meets half a shard and the folder never exceeds its bound. Where there is no space (a shard larger than the bound, or all of it
     being fetched into by others) the caller reads ranges from afar.
-
-    Args:
-        folder: made if need be; must lie on a local disk (file locks).
-        gigabytes: most that the folder may hold, in units of 10^9 bytes.
+    The folder must lie on a local disk (file locks).
     """
 
     def __init__(self, folder: str | Path, gigabytes: float) -> None:
@@ -41,11 +38,11 @@ class ShardCache:
         self._refused: set[str] = set()
 
     def read(self, path: str, offset: int, length: int) -> bytes | None:
-        """A byte range of a remote shard, which is fetched first if need be; None where there is no room for it."""
+        """A byte range of a remote shard, which is fetched first if need be; None where there is no space for it."""
         for _ in range(_TRIES):
             place = self._place(path)
             try:
-                # opened anew each time: a file held open would take room after its eviction
+                # opened anew each time: a file held open would take space after its eviction
                 with open(place, "rb", buffering=0) as file:
                     self._touch(place)
                     return os.pread(file.fileno(), length, offset)
@@ -97,7 +94,7 @@ class ShardCache:
         return True
 
     def _reserve(self, partial: Path, size: int) -> bool:
-        """Make room by evicting, and take it: a partial file counts with the size in its name."""
+        """Make space by evicting, and take it: a partial file counts with the size in its name."""
         with _locked(self.folder / ".lock"):
             files = sorted(self._files())
             held = sum(other for _, other, file in files if file != partial)

@@ -8,7 +8,7 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.decoding import Resize
+from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.cache import ShardCache
@@ -34,8 +34,7 @@ class ShardData(ShardModule):
     A sample that cannot be used is recorded with shard, key and reason, and its batch is smaller by it.
 
     Args:
-        train: training sources by name.
-        val: validation sources by name, read one after the other, each sample once.
+        train, val: sources by name; those of validation are read one after the other, each sample once.
         image_size: edge of input images.
         batch_size: global batch, per optimiser step.
         val_batch_size: per rank.
@@ -47,7 +46,7 @@ class ShardData(ShardModule):
         target_size: edge of images to generate; ``image_size`` where None.
         cache: folder on a local disk in which whole remote shards are kept, shared by all processes of the machine; None reads each
             sample by range requests.
-        cache_gb: most that ``cache`` may hold; shards used longest ago make room.
+        cache_gb: most that ``cache`` may hold; shards used longest ago make space.
         precomputed: where the outputs of frozen parts lie that ``data_pipelines.precompute`` stored: ``beside`` the shards, a
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
 
@@ -72,25 +71,15 @@ class ShardData(ShardModule):
         cache_gb: float = 100.0,
         precomputed: str = "beside",
     ) -> None:
+        transform = ImageTransform(image_size, target_size or image_size, resize or Square())
         super().__init__(
-            train=train,
-            val=val,
-            image_size=image_size,
-            target_size=target_size,
-            resize=resize,
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            num_workers=num_workers,
-            max_skips=max_skips,
-            seed=seed,
+            train, val, transform, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed
         )
-        self.window, self.precomputed = window, precomputed
+        self.num_workers, self.window, self.precomputed = num_workers, window, precomputed
         self.cache = None if cache is None else ShardCache(cache, cache_gb)
         self._opened: dict[str, list[OpenSource]] = {}
         self._stream: Stream | None = None
         self._position = TrainingPosition(batch_size)
-
-    # -- opening -------------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Find and open every shard now, so that what is missing or damaged is said before a model is built."""
@@ -139,8 +128,6 @@ class ShardData(ShardModule):
     def _weights(self) -> dict[str, float | None]:
         return {name: source.weight for name, source in self.sources["train"].items()}
 
-    # -- loaders -------------------------------------------------------------------------------------------------------------
-
     def train_dataloader(self) -> BatchLoader[RawBatch]:
         """Endless batches from the current position on."""
         ranks, rank = self._ranks()
@@ -188,8 +175,6 @@ class ShardData(ShardModule):
             table.add_row(source.name, str(len(source.indexes)), f"{len(source):,}", f"{share:.1%}", epochs)
         return table
 
-    # -- position and ledger -------------------------------------------------------------------------------------------------
-
     def position(self) -> int:
         """Training samples consumed by the whole job, in whole optimiser steps."""
         return self._position.of(self.trainer)
@@ -206,11 +191,7 @@ class ShardData(ShardModule):
         return {"position": self.position(), "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            UserError: the order of the samples is another one now, so "go on" has no meaning.
-        """
+        """Go on from a checkpoint; a ``UserError`` where the order of the samples is another one now."""
         now = self._order()
         for name, was in state_dict["order"].items():
             if now.get(name) != was:
@@ -238,6 +219,3 @@ class ShardData(ShardModule):
         drawn = self._stream.counts(position)
         train = {source.name: (len(source), count) for source, count in zip(sources, drawn, strict=True)}
         self.ledger.write(position, train, {source.name: len(source) for source in self.open("val")})
-
-
-__all__ = ["ShardData", "ShardSource"]

@@ -23,7 +23,7 @@ _HEAD_BYTES = 65_536
 
 @dataclass
 class _Columns:
-    """Where each member of each sample lies, in flat arrays of the narrowest type.
+    """Places of the members of all samples, in flat arrays of the narrowest type.
 
     Sample ``i`` has the key ``keys[key_ends[i - 1] : key_ends[i]]``, the names ``layouts[layout[i]]`` and the members from
     ``starts[i]`` on.
@@ -62,16 +62,11 @@ def _narrow(values: NDArray[Any]) -> NDArray[Any]:
 
 
 class ShardIndex:
-    """One shard's samples: their number at once, their places when first asked for.
+    """Samples of one shard: their number is known at once, their places are read when first needed.
 
-    The places of the shards asked for last are kept, per process; those of a run over thousands of shards would fill the memory of
-    every worker.
-
-    Args:
-        path: the tar.
-        place: where the index lies.
-        head: ``tar_size``, ``sha256`` and ``counts``.
-        columns: the places, where they have been read already; they are then kept for good.
+    The places of the shards used last are kept, per process; those of a run over thousands of shards would fill the memory of
+    every worker. ``place`` is where the index lies, ``head`` has ``tar_size``, ``sha256`` and ``counts``; ``columns`` are places
+    that have been read already, and are then kept for good.
     """
 
     #: Shards whose places a process keeps.
@@ -143,7 +138,7 @@ def load_index(path: str) -> ShardIndex:
 
 
 def _read_head(place: str) -> dict[str, Any] | None:
-    """The head of a local index, None where it cannot be told apart from the rest."""
+    """The head of a local index, None where it cannot be recognised."""
     with open(place, "rb") as file:
         start = file.read(_HEAD_BYTES).decode("utf-8", "replace").replace(', "duplicates":', _HEAD_END)
         file.seek(max(0, os.path.getsize(place) - 2))

@@ -1,4 +1,4 @@
-"""The index of byte offsets beside each tar: its form on disk, its place, and its making.
+"""Index of byte offsets beside each tar: its form on disk, its place, and its making.
 
 With the index a reader jumps to any sample of a plain tar file; that is what makes the order of samples a free choice. Whatever
 is wrong with a shard (missing, empty, truncated, no tar) or with its index is a ``UserError`` that names it.

@@ -20,17 +20,10 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class Skip:
-    """A sample that was not used.
+    """Sample that was not used: its stage (``train`` or ``val``), source, tar and key, why, and its position in the order.
 
-    Args:
-        stage: ``train`` or ``val``.
-        source: name of the source.
-        shard: path of the tar.
-        key: the sample's key.
-        reason: what is wrong with it.
-        position: where in the order it stood.
-        substitute: the sample that was repeated in its place; only where a whole micro-batch was bad, for a rank cannot train on
-            nothing. Empty otherwise: the batch was smaller by this sample.
+    ``substitute`` was repeated in its place: only where a whole micro-batch was bad, for a rank cannot train on nothing. It is
+    empty otherwise: the batch was smaller by this sample.
     """
 
     stage: str
@@ -46,12 +39,7 @@ class Skip:
 
 
 class Ledger:
-    """Collects skips, stops the run when they exceed ``max_skips``, and writes ``data.json``.
-
-    Args:
-        max_skips: bad samples of one stage after which a rank stops the run.
-        rank: this process; rank 0 writes ``data.json``.
-    """
+    """Collection of skips, which stops the run when a rank has more than ``max_skips`` of a stage; rank 0 writes ``data.json``."""
 
     def __init__(self, max_skips: int, rank: int = 0) -> None:
         self.max_skips, self.rank = max_skips, rank
@@ -91,12 +79,9 @@ class Ledger:
         return True
 
     def write(self, position: int, train: dict[str, tuple[int, int]], val: dict[str, int]) -> None:
-        """Write ``data.json``.
+        """Write ``data.json``, of the position of the whole job, and the sizes of the sources.
 
-        Args:
-            position: samples of the training order consumed by the whole job.
-            train: (samples, how often the order has drawn from it so far) of the training sources.
-            val: sizes of the validation sources.
+        Of those of training also how often the order has drawn from them so far.
         """
         if self.folder is None or self.rank != 0:
             return

@@ -18,14 +18,9 @@ from umm_zoo.errors import UserError
 
 
 class TrainingBatchSampler:
-    """The micro-batches of one rank, from a position of the stream on, without end.
+    """Micro-batches of one rank, without end, from the position in the job's stream that is current at each start.
 
-    Args:
-        stream: the order of the whole job.
-        position: asked anew at each start: the position to go on from.
-        batch_size: samples of all ranks and micro-batches per optimiser step.
-        accumulation: micro-batches per optimiser step.
-        num_ranks, rank: ranks that share a batch, and this one.
+    ``batch_size`` counts the samples of all ranks and all micro-batches (``accumulation``) per optimiser step.
     """
 
     def __init__(
@@ -44,14 +39,9 @@ class TrainingBatchSampler:
 
 
 class ValidationBatchSampler:
-    """Every ``num_ranks``-th sample once, in order; a batch never crosses from one source into the next.
+    """Every ``num_ranks``-th sample once, in order; a batch (per rank) never crosses from one source into the next.
 
-    Ranks differ by at most one sample, nothing is padded and nothing repeated.
-
-    Args:
-        sizes: samples of each source.
-        batch_size: samples per batch and rank.
-        num_ranks, rank: ranks that share the sources, and this one; a ``UserError`` where one would get nothing.
+    Ranks differ by at most one sample, nothing is padded and nothing repeated; a ``UserError`` where one would get nothing.
     """
 
     def __init__(self, sizes: list[int], batch_size: int, num_ranks: int, rank: int) -> None:
@@ -71,7 +61,7 @@ class ValidationBatchSampler:
 
 
 class _Requests:
-    """What a batch sampler asks for, each time it begins with another number: workers that stay must send their buffers again."""
+    """Requests of a batch sampler, each time it begins with another number: workers that stay must send their buffers again."""
 
     def __init__(self, sampler: TrainingBatchSampler | ValidationBatchSampler) -> None:
         self._sampler, self._iteration = sampler, 0
@@ -104,11 +94,9 @@ Raw = TypeVar("Raw", bound=RawBatch)
 
 
 class BatchLoader(Generic[Raw]):
-    """Batches of raw batches, each of which the data module is shown first.
+    """Batches of raw batches, each of which ``on_batch`` gets first, for its skips.
 
     Args:
-        loader: of raw batches.
-        on_batch: called with each raw batch in order, for its skips.
         size: number of batches; None where they have no end, or nobody knows.
         packed: yield raw batches, with images in bytes: a quarter of what floats take on the way to a device, where
             ``RawBatch.batch`` then makes them floats. Those of workers lie in a buffer that is used again, see ``ImageBuffers``.

@@ -12,7 +12,7 @@ from data_pipelines.shards.order import ShardOrder, Stream, kept, permutation, p
 from umm_zoo.errors import UserError
 
 #: Positions per block of a weighted mixture. Shares are kept exactly within each block, so a weight is honoured to one part in this
-#: many (our choice: finer than any published mixture needs, and a block is drawn in well under a millisecond).
+#: many (our choice: finer than any published mixture needs, and a block takes well under a millisecond).
 BLOCK = 4096
 
 
@@ -44,8 +44,7 @@ class WeightedMixture:
     Args:
         sizes: for each source, the sizes of its shards.
         weights: for each source, its share of the stream (any scale). A source of weight 0 is never read.
-        seed: chooses the order of the blocks and of every source.
-        window: as in ``ShardOrder``.
+        seed, window: as in ``ShardOrder``.
     """
 
     def __init__(self, sizes: Sequence[Sequence[int]], weights: Sequence[float], seed: int = 0, window: int = 16) -> None:
@@ -87,13 +86,7 @@ class WeightedMixture:
 
 
 class ExhaustiveMixture(ShardOrder):
-    """Every sample of every source exactly once per epoch of the whole: shares follow the sizes.
-
-    Args:
-        sizes: for each source, the sizes of its shards.
-        seed: chooses the order.
-        window: shards (of any source) whose samples are shuffled together.
-    """
+    """Every sample of every source (each given as the sizes of its shards) once per epoch of the whole: shares follow the sizes."""
 
     def __init__(self, sizes: Sequence[Sequence[int]], seed: int = 0, window: int = 16) -> None:
         super().__init__([size for shards in sizes for size in shards], seed, window)

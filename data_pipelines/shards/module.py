@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from data_pipelines.decoding import ImageTransform, Resize, Square
+from data_pipelines.decoding import ImageTransform
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.ledger import Ledger
 from data_pipelines.shards.sources import ShardSource
@@ -19,29 +19,22 @@ log = logging.getLogger(__name__)
 
 
 class ShardModule(LightningDataModule):
-    """What ``ShardData`` and ``StreamData`` share.
-
-    Args: as in ``ShardData``.
-    """
+    """Base class of ``ShardData`` and ``StreamData``, which say what its arguments mean."""
 
     def __init__(
         self,
         train: dict[str, ShardSource] | None,
         val: dict[str, ShardSource] | None,
-        image_size: int,
-        target_size: int | None,
-        resize: Resize | None,
+        transform: ImageTransform,
         batch_size: int,
         val_batch_size: int,
-        num_workers: int,
         max_skips: int,
         seed: int,
     ) -> None:
         super().__init__()
-        check_positive(image_size=image_size, batch_size=batch_size, val_batch_size=val_batch_size)
+        check_positive(image_size=transform.image_size, batch_size=batch_size, val_batch_size=val_batch_size)
         self.sources = {"train": dict(train or {}), "val": dict(val or {})}
-        self.transform = ImageTransform(image_size, target_size or image_size, resize if resize is not None else Square())
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.transform, self.batch_size, self.val_batch_size = transform, batch_size, val_batch_size
         self.seed, self.ledger = seed, Ledger(max_skips)
 
     def setup(self, stage: str) -> None:

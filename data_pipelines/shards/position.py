@@ -6,15 +6,10 @@ from lightning import Trainer
 
 
 class TrainingPosition:
-    """Training samples consumed by the whole job, in whole optimiser steps.
+    """Count of the training samples consumed by the whole job, in whole optimiser steps.
 
     Counted from the trainer's steps and not from batches loaded: workers read ahead of what is trained on, and half an accumulated
-    step is done again after a resume.
-
-    Args:
-        batch_size: samples per optimiser step.
-        start: position at which the run began or was resumed.
-        resumed: whether a checkpoint said so.
+    step is done again after a resume. ``start`` is the position at which the run began, or was ``resumed``.
     """
 
     def __init__(self, batch_size: int, start: int = 0, resumed: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Reader of samples by their number: what a loader's worker runs."""
+"""Reader of samples by their number, as a loader's worker runs it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _TRIES = 64
 
 
 class SamplePosition(NamedTuple):
-    """A position in the order and the sample that stands there."""
+    """Position in the order, and the sample that stands there."""
 
     position: int
     sample: int
 
 
 class BatchRequest(NamedTuple):
-    """A micro-batch that a loader asks for, and how often that loader has begun."""
+    """Request for a micro-batch, with how often its loader has begun."""
 
     positions: list[SamplePosition]
     iteration: int = 0
@@ -42,13 +42,8 @@ class BatchRequest(NamedTuple):
 class SampleReader(Dataset[RawBatch]):
     """Random access to the samples of several sources, numbered through.
 
-    Args:
-        stage: ``train`` or ``val``, for the ledger.
-        sources: opened sources.
-        transform: brings images to their size.
-        substitute: put another sample in place of a batch that has no good one (training: a rank cannot step on nothing).
-        cache: where whole remote shards are kept.
-        stored: outputs of frozen parts that were computed beforehand.
+    With ``substitute`` another sample takes the place of a batch that has no good one (training: a rank cannot step on nothing);
+    ``stored`` are outputs of frozen parts that were computed beforehand.
     """
 
     def __init__(

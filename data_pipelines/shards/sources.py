@@ -13,7 +13,7 @@ from umm_zoo.errors import UserError
 
 
 class ShardSource:
-    """Shards of one kind and what their samples mean. Nothing is opened before the run starts.
+    """Source of samples: shards of one kind, and the task of their samples. Nothing is opened before the run starts.
 
     Args:
         shards: a folder, a glob, a ``{000..015}`` range, an http(s), s3 or gs address, or a list of these.
@@ -36,7 +36,7 @@ class ShardSource:
 
 @dataclass
 class OpenSource:
-    """A source whose indexes have been read."""
+    """Source whose indexes have been read."""
 
     name: str
     task: SampleTask

@@ -50,12 +50,7 @@ def stem_of(index: ShardIndex) -> str:
 
 
 class StoredOutputs:
-    """What was stored under one name for some shards.
-
-    Args:
-        name: of the output.
-        places: the tar of stored outputs by the path of the shard.
-    """
+    """Outputs of one name for some shards: ``places`` has the tar of outputs by the path of the shard."""
 
     def __init__(self, name: str, places: dict[str, Path]) -> None:
         self.name = name

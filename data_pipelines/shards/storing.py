@@ -36,7 +36,7 @@ _TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-t
 
 
 def store_outputs(arguments: argparse.Namespace) -> None:
-    """What ``python -m data_pipelines.precompute`` does."""
+    """Store, and measure the gain, as the command line says."""
     with locating(arguments.experiment):
         data, method = _build(arguments)
         items = method.precomputable()
@@ -163,8 +163,7 @@ def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], a
     indexes = [index for source in sources for index in source.indexes]
     stored = stored_items(items, data.transform, indexes, data.stored_folder())
     readers = {
-        reads_stored: SampleReader("train", sources, data.transform, True, data.cache, stored if reads_stored else ())
-        for reads_stored in (False, True)
+        reads: SampleReader("train", sources, data.transform, True, data.cache, stored if reads else ()) for reads in (False, True)
     }
     size = min(data.batch_size, arguments.batch_size)
     device = next(method.parameters()).device

@@ -22,7 +22,7 @@ from umm_zoo.errors import UserError
 
 
 class Progress(NamedTuple):
-    """How far a stream has got: its epoch, and the shards of it whose samples have all been delivered."""
+    """Progress of a stream: its epoch, and the shards of it whose samples have all been delivered."""
 
     epoch: int = 0
     shards: int = 0
@@ -33,7 +33,7 @@ _BEGIN = Progress()
 
 @dataclass
 class StreamedBatch(RawBatch):
-    """A raw batch with the progress of its worker; None at the end of what is not endless."""
+    """Raw batch with the progress of its worker; None at the end of what is not endless."""
 
     progress: Progress | None = None
     worker: int = 0
@@ -56,11 +56,7 @@ class ShardStream(IterableDataset[StreamedBatch]):
     Args:
         stage: ``train`` goes on with the next epoch, without end; ``val`` reads one epoch in the order on disk.
         shards: (source, path) of each shard.
-        sources: by name.
-        transform: brings images to their size.
-        batch_size: samples per batch.
         ranks: (number of ranks, this rank).
-        seed: chooses the order.
         buffer: samples among which the next one of a training is drawn; 1 keeps the order on disk.
         start: where to go on: an epoch, and how many of its shards (in its order) are done.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from data_pipelines.decoding import Resize
+from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.loading import BatchLoader
@@ -37,15 +37,8 @@ def _note_once() -> None:
 class StreamData(ShardModule):
     """Training and validation batches from tar shards without an index; see ``ShardData`` for those that have one.
 
-    Sources are read together, each shard once per epoch; weights are not honoured. Ranks and workers share out whole shards, and a
-    stream without a shard is refused.
-
-    Args:
-        train, val, image_size, batch_size, val_batch_size, num_workers, max_skips, seed, resize, target_size: as in ``ShardData``.
-        buffer: samples among which the next is drawn.
-
-    Raises:
-        UserError: a size is not positive, or a source has a weight.
+    Sources are read together, each shard once per epoch; a weight is refused. Ranks and workers share out whole shards, and a
+    stream without a shard is refused. The next sample is drawn from a ``buffer`` of so many; all else is as in ``ShardData``.
     """
 
     def __init__(
@@ -62,23 +55,15 @@ class StreamData(ShardModule):
         resize: Resize | None = None,
         target_size: int | None = None,
     ) -> None:
+        transform = ImageTransform(image_size, target_size or image_size, resize or Square())
         super().__init__(
-            train=train,
-            val=val,
-            image_size=image_size,
-            target_size=target_size,
-            resize=resize,
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            num_workers=num_workers,
-            max_skips=max_skips,
-            seed=seed,
+            train, val, transform, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed
         )
         check_positive(buffer=buffer)
         for name, source in self.sources["train"].items():
             if source.weight is not None:
                 raise UserError(f"data.train.{name}.weight", str(source.weight), "none for streamed sources (index them)")
-        self.buffer, self._start = buffer, Progress()
+        self.num_workers, self.buffer, self._start = num_workers, buffer, Progress()
         self._reached: dict[int, Progress] = {}
 
     def check(self) -> None:
@@ -120,11 +105,9 @@ class StreamData(ShardModule):
         shards, ranks = self._shards(stage), self._ranks()
         streams = ranks[0] * max(1, workers)
         if len(shards) < streams:
-            raise UserError(
-                f"data.{stage}",
-                f"{len(shards)} shards for {ranks[0]} ranks x {max(1, workers)} workers",
-                "at least one for each, since streamed shards are shared out whole (fewer workers, or an index)",
-            )
+            found = f"{len(shards)} shards for {ranks[0]} ranks x {max(1, workers)} workers"
+            expected = "at least one for each, since streamed shards are shared out whole (fewer workers, or an index)"
+            raise UserError(f"data.{stage}", found, expected)
         start = self._start if stage == "train" else Progress()
         # every stream needs a shard of what is left of the epoch: some that were delivered come again
         start = Progress(start.epoch, min(start.shards, len(shards) - streams))

@@ -18,7 +18,7 @@ _OWNER = "umm_zoo"
 
 @dataclass
 class WriteSummary:
-    """What was written: tar files in order, samples, members by extension, and samples by the ``kind`` in their json."""
+    """Summary of what was written: tars in order, samples, members by extension, and samples by the ``kind`` in their json."""
 
     shards: list[Path] = field(default_factory=list)
     samples: int = 0
@@ -27,19 +27,11 @@ class WriteSummary:
 
 
 class IndexedShardWriter:
-    """Writes samples into ``OUT/NAME-000000.tar`` and so on, each tar with its index beside it.
+    """Writer of samples into ``OUT/NAME-000000.tar`` and so on, each tar with its index beside it.
 
     Bytes depend on the samples alone (fixed times and owners). A shard appears under its name only when it is complete: until
     then, and if the writing fails, it is a hidden temporary file that is removed again.
-
-    Args:
-        out: folder, made if need be.
-        name: first part of the file names.
-        samples_per_shard: most samples in one tar.
-        first_shard: number of the first tar, for a writer that goes on where another stopped.
-
-    Raises:
-        ValueError: the name or a number is not usable, or a sample is (see `write`).
+    ``first_shard`` is the number of the first tar, for a writer that goes on where another stopped.
     """
 
     def __init__(self, out: str | Path, name: str, samples_per_shard: int = 1000, first_shard: int = 0) -> None:
@@ -69,15 +61,7 @@ class IndexedShardWriter:
         return self.out / f".{self.name}-{self._number:06d}.tar.partial"
 
     def write(self, sample: Mapping[str, Any]) -> None:
-        """Write one sample.
-
-        Args:
-            sample: ``__key__`` (no dot) and the members by extension (``json``, ``0.png``, ``target.png``): bytes, text, or for
-                ``json`` a dict.
-
-        Raises:
-            ValueError: the key is missing, repeated or holds a dot, or a member is neither bytes, text nor a dict.
-        """
+        """Write one sample: ``__key__`` (no dot) and members by extension (``json``, ``0.png``): bytes, text, or a dict as json."""
         key = sample.get("__key__")
         if not isinstance(key, str) or not key or "." in key:
             raise ValueError(f"{self.name}: a sample needs a '__key__' without a dot, found {key!r}")

@@ -1,4 +1,4 @@
-"""Which of two captions describes an image better, according to a judge: Unified-Bench's second protocol."""
+"""Comparison of captions of an image by a judge: Unified-Bench's second protocol."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from umm_zoo.callbacks.samples import to_pil
 
 Verdict = Literal["first", "second", "tie"]
 
-#: What a judge is asked: our words for the paper's criteria, of which it states three.
+#: The question to a judge: our words for the paper's criteria, of which it states three.
 QUESTION = """Two captions, A and B, describe the image. Judge them.
 1. Score each from 1 to 10 for comprehensiveness, richness and accuracy; for fluency; for semantic and compositional insight.
 2. Compare them head to head. What a caption claims but the image does not show counts against it.
@@ -35,7 +35,7 @@ B: {second}"""
 
 
 class Judge(ABC):
-    """Answers a question about an image in words."""
+    """Model that answers a question about an image in words."""
 
     @abstractmethod
     def ask(self, image: Image.Image, question: str) -> str:
@@ -43,12 +43,7 @@ class Judge(ABC):
 
 
 class LocalJudge(Judge):
-    """A vision-language model of this package.
-
-    Args:
-        vlm: the model.
-        max_new_tokens: longest answer.
-    """
+    """Vision-language model of this package as a judge."""
 
     def __init__(self, vlm: VLMBackbone, max_new_tokens: int = 512) -> None:
         self.vlm, self.max_new_tokens = vlm.eval(), max_new_tokens
@@ -64,14 +59,13 @@ class LocalJudge(Judge):
 
 
 class EndpointJudge(Judge):
-    """A server that speaks OpenAI's chat protocol; the images and captions are sent to it.
+    """Server that speaks OpenAI's chat protocol as a judge; the images and captions are sent to it.
 
     Args:
         url: base address, such as ``http://localhost:8000/v1``.
         model: name that the server knows.
         key_variable: environment variable that holds the key; unset or empty sends none.
-        max_tokens: longest answer.
-        timeout: seconds for one answer.
+        max_tokens, timeout: of one answer, the latter in seconds.
     """
 
     def __init__(
@@ -81,21 +75,13 @@ class EndpointJudge(Judge):
         self.max_tokens, self.timeout = max_tokens, timeout
 
     def ask(self, image: Image.Image, question: str) -> str:
-        """One request, at temperature 0.
-
-        Raises:
-            ConnectionError: no server there, or it answers with an error or with something else than an answer.
-        """
+        """One request, at temperature 0; a ``ConnectionError`` where no server is there, or it gives anything but an answer."""
         stored = io.BytesIO()
         image.convert("RGB").save(stored, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(stored.getvalue()).decode()}"
         content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": url}}]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
+        messages = [{"role": "user", "content": content}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable):
             headers["Authorization"] = f"Bearer {key}"
@@ -116,7 +102,7 @@ def verdict(answer: str) -> Verdict | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one set of captions fared against another.
+    """Outcome of one set of captions against another.
 
     Args:
         wins, ties, losses: images; a tie is also where the judge's choice followed the place of a caption.
@@ -140,13 +126,7 @@ class Comparison:
 def compare_captions(judge: Judge, images: Tensor | Sequence[Image.Image], own: Sequence[str], other: Sequence[str]) -> Comparison:
     """Let a judge compare two captions of each image, in both orders: only a choice that survives the swap is a win or a loss.
 
-    Args:
-        judge: who decides.
-        images: ``[B, 3, H, W]`` in [-1, 1], or PIL images.
-        own, other: B captions each.
-
-    Raises:
-        ValueError: their numbers differ.
+    Tensors are ``[B, 3, H, W]`` in [-1, 1]; a ``ValueError`` where the numbers of images and captions differ.
     """
     shown = [to_pil(image) if isinstance(image, Tensor) else image for image in images]
     if not len(shown) == len(own) == len(other):

@@ -28,13 +28,7 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
     Captions are the likeliest ones under the method's own prompt, images are generated from seed 42. Beside the scores it writes
     ``unified-bench-<n>/captions.jsonl`` (file, caption, the cosines of each pair), every image made, and ``grid.png``. An image
     that cannot be read, or an encoder that cannot be built, ends the command: a mean over what is left would be another benchmark.
-
-    Args:
-        run: the run.
-        words: folder of images, and file of encoders.
-
-    Raises:
-        UserError: no images, no encoders, or a method that cannot reconstruct from captions.
+    The words are the folder of images, and the file of encoders.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The checkpoints that a run is continued from."""
+"""Callback that saves the checkpoints from which a run is resumed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,11 @@ from umm_zoo.checkpoints.folder import CheckpointFolder
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves every so many steps and at the end, always right after a training batch, and keeps the newest few.
+    """Callback that saves every so many steps and at the end, always right after a training batch, and keeps the newest few.
 
     Lightning's ``ModelCheckpoint`` would also save after a validation and at the end of an epoch. A run continued from the end of
     an epoch starts a new one, with a new iterator and other random numbers: it is no longer the run that was not interrupted.
-
-    Args:
-        every_n_train_steps: optimiser steps between two savings.
-        keep: checkpoints that stay, the newest included.
-        folder: where to; None is ``checkpoints`` in the run folder.
-
-    Raises:
-        ValueError: every_n_train_steps or keep is not positive.
+    ``keep`` counts the newest; ``folder`` is ``checkpoints`` in the run folder where it is None.
     """
 
     def __init__(self, every_n_train_steps: int, keep: int = 2, folder: str | Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Writing a checkpoint so that it is whole or not there, and reading one without unpickling objects."""
+"""Files of checkpoints, written so that they are whole or not there, and read without unpickling objects."""
 
 from __future__ import annotations
 
@@ -20,17 +20,13 @@ from umm_zoo.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name, reads back, flushes, renames: a checkpoint under its own name is always a whole one.
+    """Plug-in that writes under a temporary name, reads back, flushes, renames: what has a checkpoint's name is always whole.
 
     Every strategy writes single files through this plug-in; the sharded one does the same for its folders.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``.
-
-        Raises:
-            UserError: it could not be written, or not be read back; what was written is removed again.
-        """
+        """Write ``checkpoint``; where it cannot be written or read back, it is removed again and a ``UserError``."""
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -47,22 +43,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint after its checksums; a sharded one is put together.
-
-        Raises:
-            UserError: there is none, or a damaged one.
-        """
+        """Read a checkpoint after its checksums; a sharded one is put together, a damaged one is a ``UserError``."""
         if Path(path).exists() and (problem := damage(Path(path))):
             raise UserError(path, f"a damaged checkpoint ({problem})", "an intact one")
         return load_checkpoint(path)
 
 
 def verify(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Read ``path`` back and compare it with what was to be written.
-
-    Raises:
-        ValueError: a checksum is wrong, or keys, shapes or types of the weights differ.
-    """
+    """Read ``path`` back; a ``ValueError`` where a checksum is wrong, or keys, shapes or types of the weights differ."""
     if problem := damage(path):
         raise ValueError(problem)
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -79,14 +67,8 @@ def _outline(state: Mapping[str, Any]) -> dict[str, Any]:
 def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Read the checkpoint of a run folder, a checkpoint (file or sharded folder), or consolidated weights (``.safetensors``).
 
-    Nothing is unpickled but plain values and tensors (``weights_only``).
-
-    Args:
-        source: what to read.
-        mapped: leave the tensors on the disk until they are touched.
-
-    Raises:
-        UserError: there is no checkpoint, or something else, or one that is cut short.
+    Nothing is unpickled but plain values and tensors (``weights_only``); ``mapped`` ones stay on the disk until they are touched.
+    What is no checkpoint, or cut short, is a ``UserError``.
     """
     path = checkpoint_path(source)
     try:
@@ -103,11 +85,7 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def step_in(source: str | Path) -> int:
-    """Optimiser steps that a checkpoint holds; its tensors are not read.
-
-    Raises:
-        UserError: there is no checkpoint, or something else, or one that is cut short.
-    """
+    """Optimiser steps that a checkpoint holds; its tensors are not read, and errors are those of ``load_checkpoint``."""
     path = checkpoint_path(source)
     return int((read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True))["global_step"])
 
@@ -122,6 +100,3 @@ def _read_consolidated(path: Path) -> dict[str, Any]:
         if description is None:
             raise SafetensorError("not written by tools/consolidate.py")
         return {**description, "state_dict": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118 - not a dict
-
-
-__all__ = ["DESCRIPTION", "AtomicCheckpointIO", "load_checkpoint", "step_in", "verify"]

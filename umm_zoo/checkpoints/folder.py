@@ -1,4 +1,4 @@
-"""The checkpoints of a run on disk: which one is the latest, whether it is intact, and how a new one takes its place.
+"""Folder of a run's checkpoints: which one is the latest, whether it is intact, and how a new one takes its place.
 
 A checkpoint is written under a temporary name, read back, flushed to the disk and renamed; then the marker ``LATEST`` changes; then
 older checkpoints are removed. Whatever kills a run, and whenever, ``LATEST`` names a whole checkpoint. Nothing here imports torch:
@@ -33,20 +33,13 @@ INDEX = "index.json"
 class CheckpointFolder:
     """``<run>/checkpoints/``: some ``step-<n>.ckpt`` (a file, or a folder where the strategy shards), and ``LATEST``.
 
-    Args:
-        path: the folder; it need not exist.
-        keep: how many checkpoints stay, the newest included. More than one, for disks do lose what they were given.
-
-    Raises:
-        ValueError: keep is not positive.
+    ``keep`` checkpoints stay, the newest included: more than one, for disks do lose what they were given.
     """
 
     def __init__(self, path: str | Path, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"keep: found {keep}, expected 1 or more")
         self.path, self.keep = Path(path), keep
-
-    # -- reading -------------------------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         """Every checkpoint in the order in which they are tried: those that ``LATEST`` lists, then other steps, then the rest."""
@@ -65,8 +58,7 @@ class CheckpointFolder:
     def latest(self) -> Path | None:
         """The newest intact checkpoint, None where there is none at all; a note on stderr says what had to be passed over.
 
-        Raises:
-            UserError: there are checkpoints, and none of them is intact.
+        Where there are checkpoints and none of them is intact, it is a ``UserError``.
         """
         passed = []
         listed = self._listed()
@@ -89,13 +81,10 @@ class CheckpointFolder:
         text = marker.read_text(encoding="utf-8", errors="replace") if marker.is_file() else ""
         return [line for line in text.splitlines() if re.fullmatch(r"[\w.-]+\.ckpt", line)]
 
-    # -- writing -------------------------------------------------------------------------------------------------------------
-
     def save(self, trainer: Trainer) -> Path:
         """Write the checkpoint of the current step, make it the latest, remove old ones; all ranks call it together.
 
-        Raises:
-            UserError: on every rank, where it could not be written; the earlier checkpoints are untouched.
+        Where it could not be written, every rank raises a ``UserError``, and the earlier checkpoints are untouched.
         """
         path: Path = trainer.strategy.broadcast(self._free(trainer.global_step))
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -171,8 +160,6 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-# -- verification --------------------------------------------------------------------------------------------------------------
-
 _SEEN: dict[tuple[str, int, int], str | None] = {}
 
 
@@ -226,11 +213,7 @@ def checksum(file: Path) -> int:
 
 
 def checkpoint_path(source: str | Path) -> Path:
-    """The newest intact checkpoint of a run folder, or the checkpoint itself (a file, or the folder of a sharded one).
-
-    Raises:
-        UserError: there is none that is intact.
-    """
+    """The newest intact checkpoint of a run folder (else a ``UserError``), or the checkpoint itself (a file, or a sharded one)."""
     source = Path(source)
     if source.is_file() or (source / INDEX).is_file():
         return source
@@ -240,6 +223,3 @@ def checkpoint_path(source: str | Path) -> Path:
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
         raise UserError(source, f"no checkpoint there (looked for {folder / 'step-*.ckpt'})", expected)
     return path
-
-
-__all__ = ["CheckpointFolder", "checkpoint_path", "checksum", "damage", "remove", "step_of", "sync"]

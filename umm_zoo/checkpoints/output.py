@@ -1,4 +1,4 @@
-"""Writing with ``torch.save`` so that what the disk says is heard: torch reports another error in its place."""
+"""Output of ``torch.save`` whose errors are those of the disk: torch reports another in their place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 import torch
 
-#: Errors that mean: no room. EFBIG is a limit on the size of files, as some clusters set.
+#: Errors that mean: no space left. EFBIG is a limit on the size of files, as some clusters set.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,7 +32,7 @@ def reason(error: BaseException) -> str:
 
 
 class _Output:
-    """A file that remembers the first error of the disk."""
+    """File that remembers the first error of the disk."""
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None

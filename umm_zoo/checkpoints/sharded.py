@@ -55,12 +55,7 @@ def write_slices(checkpoint: dict[str, Any], folder: Path, rank: int) -> tuple[d
 
 
 def write_rest(rest: dict[str, Any], folder: Path, files: dict[str, Any]) -> None:
-    """Write everything else, and the index over what the ranks have written.
-
-    Raises:
-        OSError: the disk is full.
-        ValueError: a file is not what its rank wrote.
-    """
+    """Write everything else, and the index; a ``ValueError`` where a file is not what its rank wrote."""
     write(rest, folder / REST)
     index = {"format": 2, "files": {**files, REST: _entry(folder / REST)}}
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -76,15 +71,10 @@ def _entry(file: Path) -> dict[str, Any]:
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
-    """The checkpoint with an empty tensor on ``meta`` in the place of each sharded one.
-
-    Raises:
-        ValueError: an earlier version wrote it.
-    """
+    """The checkpoint with an empty tensor on ``meta`` in the place of each sharded one."""
     if json.loads((folder / INDEX).read_text(encoding="utf-8")).get("format") != 2:
-        raise ValueError(
-            f"{folder}: found a sharded checkpoint of an earlier version, expected a file made of it there (consolidate)"
-        )
+        found = "a sharded checkpoint of an earlier version"
+        raise ValueError(f"{folder}: found {found}, expected a file made of it there (consolidate)")
     rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     return rest
 
@@ -92,9 +82,7 @@ def read_rest(folder: Path) -> dict[str, Any]:
 def read_sharded(folder: Path, empty: Callable[[Tensor], Tensor] = lambda tensor: torch.empty_like(tensor, device="cpu")) -> Any:
     """The checkpoint as one process would have written it, or in slices.
 
-    Args:
-        folder: with ``index.json``.
-        empty: makes the tensor to read into, of a tensor on ``meta``; of a sharded one only the local part is read.
+    ``empty`` makes the tensor to read into, of a tensor on ``meta``; of a sharded one only the local part is read.
     """
     read: dict[str, Tensor] = {}
     places: dict[int, Tensor] = {}
@@ -112,6 +100,3 @@ def read_sharded(folder: Path, empty: Callable[[Tensor], Tensor] = lambda tensor
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each process reads for itself
         dcp.load(read, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     return checkpoint
-
-
-__all__ = ["read_rest", "read_sharded", "write_rest", "write_slices"]

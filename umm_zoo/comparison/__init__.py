@@ -1,1 +1,1 @@
-"""Blocks side by side under one recipe: the plan (what runs, and that nothing else differs) and the results (intervals, plot)."""
+"""Comparison of blocks under one recipe: the plan (what runs, and that nothing else differs) and the results (intervals, plot)."""

@@ -11,14 +11,11 @@ from typing import IO, Any
 
 
 class Children:
-    """Processes that are running at the moment.
+    """Training processes that are running at the moment; once ``stopped``, no more start.
 
     Each starts in a session of its own, so that the terminal's Ctrl-C does not reach it a second time; ``stop`` sends SIGTERM, on
     which ``umm_zoo.fit`` saves and ends. A comparison that died alone would leave them training, and a second one would then write
     into the same run folders.
-
-    Attributes:
-        stopped: whether ``stop`` was called; nothing starts any more.
     """
 
     def __init__(self) -> None:

@@ -26,13 +26,9 @@ _WORDS: dict[type, str] = {str: "text", list: "list", dict: "map"}
 
 @dataclass(frozen=True)
 class Step:
-    """One training run of a plan, identified by everything that decides its outcome.
+    """Training run of a plan, after the stage ``below``; its experiment has the run's name and the run folder of ``after``.
 
-    Args:
-        experiment: resolved, with the run's name and the run folder of ``after`` filled in.
-        identity: hash of the resolved experiment and of those it stands on, names aside.
-        label: for progress lines.
-        below: the earlier stage that it starts from.
+    ``identity`` is a hash of the resolved experiment and of those it stands on, names aside; ``label`` is for progress lines.
     """
 
     experiment: Experiment
@@ -43,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A choice at a seed: the steps in the order they run, the last one being scored."""
+    """Choice at a seed: the steps in the order they run, the last one being scored."""
 
     choice: str
     seed: int
@@ -52,11 +48,9 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked compare file.
+    """Checked compare file.
 
     Args:
-        name: stem of the file.
-        question, decision: as written.
         metrics: printed name -> (key in metrics.json, whether higher is better).
         runs: choices in the file's order, seeds inside.
         contrasts: pairs of choices whose difference is of interest besides those to the first choice.
@@ -80,13 +74,7 @@ class Plan:
 def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
     """Read a compare file, resolve every choice at every seed, refuse what differs outside ``vary`` and ``also``.
 
-    Args:
-        file: the compare file.
-        made: identity -> name of runs that are finished already, for another comparison or under another name; they are not made
-            again.
-
-    Raises:
-        UserError: a key is unknown or missing, a value has the wrong type, or two choices differ elsewhere or not at all.
+    ``made`` has the names, by identity, of runs that are finished already, for this comparison or another, and are not made again.
     """
     file = Path(file)
     tree = _read(file)
@@ -109,9 +97,8 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(
-            file, "no such file", "a compare file", did_you_mean(file.name, (p.name for p in file.parent.glob("*.y*ml")))
-        )
+        hint = did_you_mean(file.name, (p.name for p in file.parent.glob("*.y*ml")))
+        raise UserError(file, "no such file", "a compare file", hint)
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -129,9 +116,8 @@ def _read(file: Path) -> dict[str, Any]:
         problems.append(Problem("seeds", repr(tree["seeds"]), "a list of whole numbers"))
     for place, pair in enumerate(tree.get("contrasts", []) if not problems else []):
         if not isinstance(pair, list) or len(pair) != 2 or any(str(name) not in tree["choices"] for name in pair):
-            problems.append(
-                Problem(f"contrasts.{place}", repr(pair), f"two of the choices {', '.join(map(repr, tree['choices']))}")
-            )
+            expected = f"two of the choices {', '.join(map(repr, tree['choices']))}"
+            problems.append(Problem(f"contrasts.{place}", repr(pair), expected))
     if not problems and len(tree["choices"]) < 2:
         problems.append(Problem("choices", f"{len(tree['choices'])} choice", "two or more"))
     if problems:
@@ -162,9 +148,8 @@ def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
         return value, True
     if isinstance(value, dict) and set(value) == {"key", "better"} and value["better"] in ("higher", "lower"):
         return str(value["key"]), value["better"] == "higher"
-    raise UserError(
-        file, [Problem(f"metrics.{printed}", repr(value), "a key of metrics.json, or {key: …, better: higher or lower}")]
-    )
+    expected = "a key of metrics.json, or {key: …, better: higher or lower}"
+    raise UserError(file, [Problem(f"metrics.{printed}", repr(value), expected)])
 
 
 def _chain(file: Path, overrides: list[str]) -> list[Experiment]:
@@ -205,9 +190,8 @@ def _refuse_other_differences(
                 continue
             values = " and ".join("nothing" if side.get(path, missing) is missing else repr(side[path]) for side in (left, right))
             found = f"{values} in '{first[0]}' and '{other[0]}'" + (f" (stage {stage + 1})" if len(first[1]) > 1 else "")
-            problems.append(
-                Problem(path, found, f"differences below {', '.join(allowed)} only; list it under 'also' if it is meant")
-            )
+            expected = f"differences below {', '.join(allowed)} only; list it under 'also' if it is meant"
+            problems.append(Problem(path, found, expected))
     if problems:
         raise UserError(file, problems)
 

@@ -1,4 +1,4 @@
-"""The outcome of a comparison as a table (Markdown), rows (CSV), a record (JSON) and a plot, all from the same rows."""
+"""Outcome of a comparison as a table (Markdown), rows (CSV), a record (JSON) and a plot, all from the same rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _DIFFERENCES = (
     "t, the mean in standard errors; p of the paired t-test, Holm-adjusted per metric over this table."
 )
 
-
 #: Panels of a plot beside each other.
 _PANELS = 4
 
 
 @dataclass
 class Row:
-    """One finished run: a choice at a seed."""
+    """Finished run: a choice at a seed."""
 
     choice: str
     seed: int
@@ -43,17 +42,10 @@ class Row:
 
 @dataclass
 class Results:
-    """All rows of a comparison and what is needed to read them.
+    """All rows of a comparison, one per choice and seed, and what is needed to read them.
 
-    Args:
-        name: name of the compare file, without suffix.
-        question: what is asked, as the compare file says.
-        source: path of the compare file.
-        metrics: printed name -> (key in a run's metrics.json, whether higher is better).
-        rows: one per choice and seed.
-        provenance: commit, machine, library versions, command.
-        decision: how the answer is decided.
-        contrasts: further pairs (choice, other) whose difference is of interest.
+    Fields are as in ``umm_zoo.comparison.plan.Plan``; ``source`` is the path of the compare file, ``provenance`` has the commit,
+    the machine, versions of libraries and the command.
     """
 
     name: str
@@ -94,8 +86,6 @@ class Results:
         values = [row.costs[key] for row in self.rows if row.choice == choice and key in row.costs]
         return sum(values) / len(values) if values else None
 
-    # -- writing -------------------------------------------------------------------------------------------------------------
-
     def write(self, folder: Path) -> list[Path]:
         """Write ``<name>.md/.csv/.json/.png`` into ``folder`` and return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,10 +116,8 @@ class Results:
         if pairs := self.differences():
             lines += ["", _DIFFERENCES.format(first=first)]
             adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
-            rows = [
-                [a if b == first else f"{a} - {b}", *(self._difference_cell((a, b), m, adjusted[m]) for m in self.metrics)]
-                for a, b in pairs
-            ]
+            cells = [[self._difference_cell(pair, metric, adjusted[metric]) for metric in self.metrics] for pair in pairs]
+            rows = [[a if b == first else f"{a} - {b}", *row] for (a, b), row in zip(pairs, cells, strict=True)]
             lines += ["", *self._table(["choice", *self.metrics], rows)]
         present = [key for key in COSTS if self.cost(first, key) is not None]
         if present:
@@ -165,11 +153,8 @@ class Results:
 
     @staticmethod
     def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        return [
-            "| " + " | ".join(header) + " |",
-            "|" + "|".join("---" for _ in header) + "|",
-            *("| " + " | ".join(row) + " |" for row in rows),
-        ]
+        head, *lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+        return [head, "|---" * len(header) + "|", *lines]
 
     def _write_csv(self, path: Path) -> None:
         keys = [key for key, _ in self.metrics.values()]

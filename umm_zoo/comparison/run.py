@@ -87,9 +87,7 @@ def _train(step: Step, runs: Path, single_thread: bool, children: Children) -> i
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(experiment.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "umm_zoo.fit", str(file), "--runs", str(runs)]
-    if (
-        folder.checkpoints.newest() is not None
-    ):  # the folder is known by its content: an unfinished run in it is this one, interrupted
+    if folder.checkpoints.newest() is not None:  # a folder is known by its content: an unfinished run in it is this one, stopped
         command.append("ckpt=last")
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([*experiment.folders, *filter(None, [environment.get("PYTHONPATH")])])

@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the half-width of its 95 % confidence interval (Student's t over seeds); ``half`` is NaN for one seed."""
+    """Mean and the half-width of its 95 % confidence interval (Student's t over seeds); ``half`` is NaN for one seed."""
 
     mean: float
     half: float
@@ -35,11 +35,7 @@ def _digits(value: float) -> str:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """95 % interval of the mean of n values: ``t(.975, n-1) · s / √n`` with the sample standard deviation s.
-
-    Raises:
-        ValueError: no value at all.
-    """
+    """95 % interval of the mean of n values: ``t(.975, n-1) · s / √n`` with the sample standard deviation s."""
     num = len(values)
     if num == 0:
         raise ValueError("interval: no values")

@@ -1,4 +1,4 @@
-"""Commands of ``python -m umm_zoo.generate`` by name: what a finished run can be asked to do."""
+"""Commands of ``python -m umm_zoo.generate`` by name: what a finished run can do."""
 
 from umm_zoo.generation.answering import Ask, Caption
 from umm_zoo.generation.base import Command

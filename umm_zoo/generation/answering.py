@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Ask(Command):
-    """Images, then a question about them."""
+    """Answer to a question about images."""
 
     help = "answer a question: ask [IMAGE ...] QUESTION"
     prints_question = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """How the answer is drawn from the model."""
+        """Length and temperature."""
         parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
         parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest word (default)")
 
@@ -45,13 +45,13 @@ class Ask(Command):
 
 
 class Caption(Ask):
-    """Every image described by itself."""
+    """Description of every image by itself."""
 
     help = "describe images: caption IMAGE ..."
     prints_question = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """What the model is told."""
+        """The prompt."""
         super().add_arguments(parser)
         parser.add_argument("--prompt", default="Describe the image.", metavar="TEXT", help="default: %(default)s")
 

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 class Command(ABC):
-    """One thing that a run can be asked to do.
-
-    Attributes:
-        help: one line.
-        prints_question: put the question before a printed answer.
-    """
+    """Command to a finished run, with one line of help; ``prints_question`` puts the question before a printed answer."""
 
     help: str
     prints_question: bool = False
@@ -29,24 +24,12 @@ class Command(ABC):
 
     @abstractmethod
     def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
-        """The words behind the command as requests.
-
-        Raises:
-            UserError: they make no sense.
-        """
+        """The words behind the command as requests; a ``UserError`` where they make no sense."""
 
     def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
-        """The lines of a batch file as requests.
-
-        Raises:
-            UserError: no such file, or a line is not a request.
-        """
+        """The lines of a batch file as requests; a ``UserError`` where one is none."""
         return read_requests(file)
 
     @abstractmethod
     def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
-        """Do it for one batch.
-
-        Raises:
-            UserError: the method lacks the capability for it, or a request does not suit it.
-        """
+        """Results of one batch; a ``UserError`` where the method lacks the capability, or a request does not suit it."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Reconstruct(Command):
-    """Every image made again from what the language model makes of it."""
+    """Reconstruction of every image from the language model's states."""
 
     help = "make images again from the language model's states: reconstruct IMAGE ..."
 
@@ -45,23 +45,20 @@ class Reconstruct(Command):
         images = model.batch_of(requests).images
         assert images is not None  # one per request
         made = {"round trip": model.method.round_trip(images), "reconstruction": model.method.reconstruct(images, arguments.seed)}
-        return [
-            Result(request, None, {name: to_pil(column[row]) for name, column in made.items()})
-            for row, request in enumerate(requests)
-        ]
+        rows = [{name: to_pil(column[row]) for name, column in made.items()} for row in range(len(requests))]
+        return [Result(request, None, row) for request, row in zip(requests, rows, strict=True)]
 
 
 class Generate(Command):
-    """What the commands have in common that make the image that a request asks for."""
+    """Base class of the commands that generate images."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """How the images are generated."""
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image of a request (default: 0)")
         parser.add_argument("--num", type=int, default=1, metavar="N", help="images per request, seed after seed (default: 1)")
         parser.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: the run's own)")
-        parser.add_argument(
-            "--guidance", type=float, metavar="X", help="how strongly the request is followed; 1 is none (default: the run's own)"
-        )
+        followed = "how strongly the request is followed; 1 is none (default: the run's own)"
+        parser.add_argument("--guidance", type=float, metavar="X", help=followed)
         parser.add_argument("--size", metavar="HxW", help="in pixels, such as 512 or 512x768 (default: the run's own)")
         parser.set_defaults(out="generated", image_guidance=None)
 
@@ -108,9 +105,8 @@ class Edit(Generate):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The second scale of the three-term form."""
         super().add_arguments(parser)
-        parser.add_argument(
-            "--image-guidance", type=float, metavar="X", help="how strongly the image is followed (default: the run's own)"
-        )
+        followed = "how strongly the image is followed (default: the run's own)"
+        parser.add_argument("--image-guidance", type=float, metavar="X", help=followed)
         parser.add_argument("--picture-guidance", type=float, dest="image_guidance", help=argparse.SUPPRESS)  # its former name
 
     def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
@@ -134,16 +130,12 @@ class Compose(Generate):
 
 
 def several(requests: list[Request], arguments: argparse.Namespace) -> list[Request]:
-    """Each request as often as asked for, seed after seed."""
+    """Each request ``--num`` times, seed after seed."""
     return [replace(request, seed=arguments.seed + number) for request in requests for number in range(arguments.num)]
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
-    """``512`` or ``512x768`` as height and width.
-
-    Raises:
-        UserError: neither.
-    """
+    """``512`` or ``512x768`` as height and width; a ``UserError`` where the text is neither."""
     if text is None:
         return None
     sides = text.lower().split("x")

@@ -25,33 +25,27 @@ Square = Callable[[Image.Image, int], Image.Image]
 
 @dataclass
 class Model:
-    """A method in evaluation mode, and how image files become its inputs."""
+    """Method in evaluation mode, and how image files become its inputs."""
 
     method: Method
     load_image: Callable[[Path], Tensor]
     device: str
 
     def batch_of(self, requests: Sequence[Request]) -> Batch:
-        """A row per request, on the model's device.
-
-        Raises:
-            UserError: a file is no image.
-            ValueError: images are of different sizes.
-        """
+        """A row per request, on the model's device; a ``UserError`` where a file is no image."""
         images = [[self.load_image(path) for path in request.images] for request in requests]
         return request_batch([request.question for request in requests], images).to(self.device)
 
-    def cannot(self, deed: str, capability: type) -> UserError:
+    def cannot(self, action: str, capability: type) -> UserError:
         """What to raise where the method lacks a capability (a protocol of ``umm_zoo.outputs``)."""
-        found = f"a {type(self.method).__name__}, which cannot {deed}"
+        found = f"a {type(self.method).__name__}, which cannot {action}"
         return UserError("", found, f"a method that can ({capability.__module__}.{capability.__name__})")
 
 
 def load_model(run: FinishedRun, device: str) -> Model:
     """The method of a run with its weights; images become square as in the run's data.
 
-    Raises:
-        UserError: it cannot be built, the weights do not fit, or there is no such device.
+    Where it cannot be built, weights do not fit, or there is no such device, it is a ``UserError``.
     """
     method, data = run.load_method(), run.experiment.data
     backbone = next((module for module in method.children() if isinstance(module, VLMBackbone)), None)
@@ -66,15 +60,9 @@ def load_model(run: FinishedRun, device: str) -> Model:
 
 
 def load_image(path: Path, size: int | None, resize: Square | None = None) -> Tensor:
-    """An image as ``[3, H, W]`` in [-1, 1].
+    """An image as ``[3, H, W]`` in [-1, 1]: any file that PIL opens, else a ``UserError``; transparency is laid on white.
 
-    Args:
-        path: any file that PIL opens; transparency is laid on white.
-        size: edge in pixels; None keeps the image as it is.
-        resize: what the run's data did to its images; None cuts out the centre square.
-
-    Raises:
-        UserError: not an image.
+    A ``size`` makes it a square of this edge, as ``resize`` does, or by cutting out the centre.
     """
     try:
         with Image.open(path) as opened:

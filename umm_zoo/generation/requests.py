@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """What is asked, about which images."""
+    """Question or prompt, the images it is about, and a seed."""
 
     images: list[Path]
     question: str
@@ -29,7 +29,7 @@ class Request:
 
 @dataclass
 class Result:
-    """What came of it: a text, or images by name."""
+    """Result of a request: a text, or images by name."""
 
     request: Request
     answer: str | None = None
@@ -37,14 +37,9 @@ class Result:
 
 
 def read_requests(file: Path, question: str | None = None) -> list[Request]:
-    """Requests from a JSONL file.
+    """Requests from the lines of a JSONL file; a ``UserError`` where one is none.
 
-    Args:
-        file: one request per line.
-        question: of the lines that have none; every line must then have an image. None where a question is needed.
-
-    Raises:
-        UserError: no such file, or a line is not a request.
+    Lines need a question, unless there is a ``question`` for those that have none; every line must then have an image.
     """
     requests = []
     for number, line in enumerate(read_lines(file, "a JSONL file"), 1):
@@ -53,10 +48,10 @@ def read_requests(file: Path, question: str | None = None) -> list[Request]:
         try:
             row = json.loads(line)
             images = row.get("images", [])
-            asked = row["question"] if question is None else row.get("question", question)
-            if not isinstance(asked, str) or not isinstance(images, list) or not (images or question is None):
+            text = row["question"] if question is None else row.get("question", question)
+            if not isinstance(text, str) or not isinstance(images, list) or not (images or question is None):
                 raise TypeError
-            requests.append(Request([file.parent / image for image in images], asked))
+            requests.append(Request([file.parent / image for image in images], text))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             expected = '{"images": ["one.png", ...]' + (', "question": "..."}' if question is None else "}")
             raise UserError(f"{file}: line {number}", f"'{line[:60]}'", expected) from None
@@ -64,11 +59,7 @@ def read_requests(file: Path, question: str | None = None) -> list[Request]:
 
 
 def read_lines(file: Path, expected: str) -> list[str]:
-    """The lines of a text file.
-
-    Raises:
-        UserError: no such file.
-    """
+    """The lines of a text file; a ``UserError`` where there is none."""
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
