@@ -52,7 +52,7 @@ def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when
     with monkeypatch.context() as patch:  # neither training nor validation encodes an image with content again
         encoded = []
         real = CodecLatents.to_store
-        patch.setattr(CodecLatents, "read", lambda *arguments: pytest.fail("a target was computed"))
+        patch.setattr(CodecLatents, "compute", lambda *arguments: pytest.fail("a target was computed"))
         patch.setattr(CodecLatents, "to_store", lambda self, images: encoded.append(len(images)) or real(self, images))
         patch.setattr(CodecLatents, "round_trip", lambda self, images: images)
         stored = losses(options(world), tmp_path / "stored")
