@@ -173,16 +173,4 @@ def image_of_each_row(batch: Batch) -> Tensor:
     return torch.stack(chosen)
 
 
-__all__ = [
-    "IMAGE_MARKER",
-    "Batch",
-    "Conversation",
-    "Grid",
-    "Task",
-    "Tokens",
-    "Turn",
-    "image_of_each_row",
-    "request_batch",
-    "split_answer",
-    "task_of",
-]
+__all__ = ["IMAGE_MARKER", "Batch", "Conversation", "Grid", "Task", "Tokens", "Turn", "image_of_each_row", "request_batch"]

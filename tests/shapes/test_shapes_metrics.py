@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.reconstruction import Reconstruction, high_band
+from umm_zoo.metrics.images import Reconstruction, high_band
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import Object, Scene, World, make_sample, render
 from umm_zoo.shapes.detector import ShapesDetector

@@ -77,7 +77,7 @@ class MetricCallback(Callback):
             return
         self.values = {}
         for name, metric in self.metrics.items():
-            for entry, value in _entries(metric.compute()):
+            for entry, value in entries(metric.compute()):
                 self.values["/".join(filter(None, (self.prefix, name, entry)))] = float(value)
             metric.reset()
         for key, number in self.values.items():
@@ -97,7 +97,7 @@ class MetricCallback(Callback):
         return table
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
     """(entry, value) of what a metric computed: a scalar has one entry without a name."""
     if isinstance(value, Mapping):
         yield from value.items()

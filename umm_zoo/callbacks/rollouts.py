@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
+from umm_zoo.callbacks.metrics import entries
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import RollsOut
 
@@ -50,9 +51,7 @@ class RolloutMetrics(Callback):
         for name, metric in self.metrics.items():
             metric.reset()
             metric.update(outputs, batch)
-            value = metric.compute()
-            entries = value if isinstance(value, dict) else {"": value}
-            for entry, number in entries.items():
+            for entry, number in entries(metric.compute()):
                 key = "/".join(filter(None, ("rollout", name, entry)))
                 pl_module.log(key, torch.tensor(float(number)), batch_size=1)
 

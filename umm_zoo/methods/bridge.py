@@ -83,14 +83,7 @@ class Bridge(Method):
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone, and ``queries``, ``pathway``, ``connector``, ``detail`` (if any), ``decoder``, ``codec``."""
-        named: dict[str, nn.Module | None] = {
-            "queries": self.queries,
-            "pathway": self.pathway,
-            "connector": self.connector,
-            "detail": self.detail,
-            "decoder": self.decoder,
-            "codec": self.codec,
-        }
+        named = {name: getattr(self, name) for name in ("queries", "pathway", "connector", "detail", "decoder", "codec")}
         return {**self.vlm.parts(), **{name: part for name, part in named.items() if part is not None}}
 
     def check_trained(self, trained: Sequence[str]) -> None:
@@ -209,10 +202,7 @@ class Bridge(Method):
         guidance: Guidance | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Generate images from Python.
-
-        A prompt alone is text-to-image, with one image an edit, with several a composition. With an empty prompt, images are
-        reconstructed, and without any the model makes what it likes.
+        """Images ``[len(prompts), 3, H, W]`` in [-1, 1] of requests from Python, whose tasks are those of ``request_batch``.
 
             images = WeMMU.load("runs/wemmu/toy/stage4").sample(["Make the circle green."], [[image]], seed=3)
 
@@ -223,9 +213,6 @@ class Bridge(Method):
             num_steps: of the sampler; None is the objective's own.
             guidance: scales; None is the method's own.
             size: height and width in pixels; None is the method's ``image_size``.
-
-        Returns:
-            ``[len(prompts), 3, H, W]`` in [-1, 1].
 
         Raises:
             ValueError: as many lists of images as prompts are needed; a marker too many; a size that the codec cannot make.

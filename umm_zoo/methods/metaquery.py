@@ -32,20 +32,14 @@ class MetaQuery(Bridge):
 
     Args:
         vlm: frozen for good; LLaVA-OneVision or Qwen2.5-VL in the paper, InternVL3 in OpenUni.
-        queries: ``LearnedQueries`` in the paper.
+        queries, connector, objective: ``LearnedQueries``, ``TransformerConnector`` and ``FlowMatching`` in the paper.
         pathway: ``FrozenPathway`` in the paper; it has nothing to train.
-        connector: ``TransformerConnector`` in the paper.
         decoder: Sana 1.6B in the paper; trained, in OpenUni from its second stage on.
-        codec: the decoder's own; images to latents and back.
-        objective: ``FlowMatching`` in the paper.
         detail: not in the paper; None for none.
         guidance: scales of sampling; None is the code's.
-        dropout: what training leaves out at random, and what stands in its place; None is a tenth of each kind, nothing in the
-            place of words and black in the place of images, as in the code.
-        image_size: side in pixels of what ``sample`` generates when nothing else is said.
-
-    Raises:
-        ValueError: sizes of the blocks disagree.
+        dropout: as in ``WeMMU``; None is a tenth of each kind, nothing in the place of words and black in the place of images, as
+            in the code.
+        codec, image_size: see ``WeMMU``.
     """
 
     def __init__(
@@ -71,11 +65,7 @@ class MetaQuery(Bridge):
         self.join()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Flow matching of the target's latent, conditioned on what the frozen model makes of the learned queries.
-
-        Raises:
-            UserError: the batch has no images to generate.
-        """
+        """Flow matching of the target's latent, conditioned on what the frozen model makes of the learned queries."""
         prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
         latents = self.target_latents(batch)  # [B, C, h, w]
         grid = Grid(*latents.shape[-2:])

@@ -36,9 +36,7 @@ class WeMMU(Bridge):
 
     Args:
         vlm: frozen for good; Qwen2.5-VL-3B in the paper.
-        queries: ``NoisyQueries`` in the paper.
-        pathway: ``ExpertPathway`` in the paper.
-        connector: ``PositionMLP`` in the paper.
+        queries, pathway, connector: ``NoisyQueries``, ``ExpertPathway`` and ``PositionMLP`` in the paper.
         decoder: Sana 1.6B in the paper; frozen in stage 1.
         codec: the decoder's own; images to latents and back.
         objective: ``ContrastiveFlowMatching`` in stage 1, then ``FlowMatching``.
@@ -46,9 +44,6 @@ class WeMMU(Bridge):
         guidance: scales of sampling; None is the paper's.
         dropout: what training leaves out at random, and what stands in its place; None is 10 % of the words of text-to-image.
         image_size: side in pixels of what ``sample`` generates when nothing else is said.
-
-    Raises:
-        ValueError: sizes of the blocks disagree.
     """
 
     def __init__(
@@ -73,11 +68,7 @@ class WeMMU(Bridge):
         self.join()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Flow matching of the target's latent, conditioned on what fresh noise made of the request.
-
-        Raises:
-            UserError: the batch has no images to generate.
-        """
+        """Flow matching of the target's latent, conditioned on what fresh noise made of the request."""
         prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
         latents = self.target_latents(batch)  # [B, C, h, w]
         grid = Grid(*latents.shape[-2:])

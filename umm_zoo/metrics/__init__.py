@@ -6,12 +6,11 @@ Each one's ``update`` takes ``(outputs, batch)`` and picks its rows by ``batch.m
 
 from umm_zoo.metrics.answers import AnswerAccuracy, normalise
 from umm_zoo.metrics.frechet import FrechetDistance
-from umm_zoo.metrics.images import PSNR
+from umm_zoo.metrics.images import PSNR, Reconstruction
 from umm_zoo.metrics.means import AttentionBias, Means
 from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
 from umm_zoo.metrics.prior import LanguagePrior
-from umm_zoo.metrics.reconstruction import Reconstruction
 from umm_zoo.metrics.retrieval import Retrieval
 from umm_zoo.metrics.rows import RowMetric
 from umm_zoo.metrics.yes_no import YesNo

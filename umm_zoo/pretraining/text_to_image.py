@@ -27,8 +27,6 @@ class TextToImage(Method):
     probability ``drop_text`` a prompt is replaced by the empty one, for guidance (Ho and Salimans, 2022, arXiv 2207.12598). A later
     stage does not take the text encoder over: a bridge replaces it.
 
-    Latents are read from ``batch.extras["latents"]`` where they were stored, otherwise made from ``batch.targets`` by the codec.
-
     Args:
         text_encoder: of prompts.
         decoder: the network that denoises.
@@ -76,7 +74,7 @@ class TextToImage(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms."""
-        latents, texts = self._latents(batch), prompts(batch)
+        latents, texts = self.target_latents(batch), prompts(batch)
         dropped = (torch.rand(len(texts)) < self.drop_text).tolist()
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
         return self.objective(self.decoder, latents, condition)
@@ -88,7 +86,7 @@ class TextToImage(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The objective's terms at fixed times and noise, and ``generated`` from the prompts."""
-        latents, texts = self._latents(batch), prompts(batch)
+        latents, texts = self.target_latents(batch), prompts(batch)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(texts), generator))
         if self.wanted.generates(batch_idx):
@@ -123,16 +121,15 @@ class TextToImage(Method):
         latents = self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=num_steps)
         return self.codec.decode(latents).clamp(-1, 1)
 
-    def _latents(self, batch: Batch) -> Tensor:
-        return batch.extras["latents"].float() if "latents" in batch.extras else self.target_latents(batch)
-
     @torch.no_grad()
     def target_latents(self, batch: Batch) -> Tensor:
-        """Latents of the images to generate, ``[B, C, h, w]``.
+        """Latents of the images to generate, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
 
         Raises:
-            UserError: there are none.
+            UserError: there is nothing to generate.
         """
+        if "latents" in batch.extras:
+            return batch.extras["latents"].float()
         if batch.targets is None:
             raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
         return self.codec.encode(batch.targets)

@@ -73,14 +73,8 @@ class CaptionClauses(RowMetric):
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """Rates, without those that have no denominator."""
         named = dict(zip([*ClauseCounts._fields, "faithful", "captions"], records.double().sum(dim=0), strict=True))
-        rates = {
-            "precision": ("true", "mentioned"),
-            "recall": ("true", "objects"),
-            "small": ("small_true", "small"),
-            "large": ("large_true", "large"),
-            "faithful": ("faithful", "captions"),
-            "background": ("background_true", "captions"),
-            "mentioned": ("mentioned", "captions"),
-            "words": ("words", "captions"),
-        }
+        rates = {"precision": ("true", "mentioned"), "recall": ("true", "objects")}
+        rates |= {size: (f"{size}_true", size) for size in ("small", "large")}
+        counted = {"faithful": "faithful", "background": "background_true", "mentioned": "mentioned", "words": "words"}
+        rates |= {name: (over, "captions") for name, over in counted.items()}
         return {name: named[over] / named[under] for name, (over, under) in rates.items() if named[under] > 0}

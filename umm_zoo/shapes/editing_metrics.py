@@ -10,14 +10,12 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
+from umm_zoo.metrics.images import decibels
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, rates_by_name, required
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.geneval_metrics import ShapesMetric
 from umm_zoo.shapes.rendering import cell_boxes
 from umm_zoo.shapes.scenes import Scene
-
-#: Mean squared error of half an 8-bit level where images lie in [-1, 1]; below it PSNR says nothing.
-_FLOOR = (1 / 255) ** 2
 
 
 class EditSuccess(ShapesMetric):
@@ -84,7 +82,7 @@ class EditPixels(RowMetric):
             near, far = to_target[inside].sum(), to_source[inside].sum()
             index = near / (near + far).clamp(min=1e-12)
             outside = to_target[~inside]
-            kept = 10 * torch.log10(4 / outside.mean().clamp(min=_FLOOR)) if len(outside) else near.new_tensor(torch.nan)
+            kept = decibels(outside.mean()) if len(outside) else near.new_tensor(torch.nan)
             values = torch.stack([index, kept]).cpu()
             records.append([*name_to_words(edit_kind(meta)), *values.view(torch.int64).tolist()])  # bits: records are whole numbers
         self.add_rows(records)

@@ -13,18 +13,10 @@ from umm_zoo.shapes.scenes import Object, Scene, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
-#: Sets of attributes that can name an object, the preferred first.
-_WAYS = (
-    ("shape",),
-    ("colour", "shape"),
-    ("size", "colour", "shape"),
-    ("cell",),
-    ("colour",),
-    ("size", "shape"),
-    ("size", "colour"),
-)
-#: The ways a fixed reference uses, in order; the last always works.
-_CANONICAL = _WAYS[:4]
+#: Sets of attributes that a fixed reference to an object uses, in order; the last always works.
+_CANONICAL: tuple[tuple[str, ...], ...] = (("shape",), ("colour", "shape"), ("size", "colour", "shape"), ("cell",))
+#: All that can name an object.
+_WAYS = (*_CANONICAL, ("colour",), ("size", "shape"), ("size", "colour"))
 
 
 def with_article(phrase: str) -> str:

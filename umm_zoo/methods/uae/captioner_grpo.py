@@ -59,12 +59,9 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
     Reference: Yan et al., 2025, arXiv 2509.09666, section 2 and supplement 3.
 
     Args:
-        vlm: the captioner.
-        renderer: generates images from the captions.
-        reward: of an image generated.
+        vlm, renderer, captions, reward: see ``UAEBase``.
         objective: of the tokens.
         adapter: rank 32, alpha 64 on all linear layers in the release; None trains the weights themselves.
-        captions: how captions are sampled; None is ``CaptionSampling()``.
         rollouts: groups and their use; None is groups of 4. Noise is ``SharedNoise`` unless said.
         num_steps: of the renderer while training; 10 in the released cold start, None is the renderer's own.
 

@@ -49,13 +49,11 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
     Reference: Yan et al., 2025, arXiv 2509.09666 (versions 1 to 3); Liu et al., 2025, arXiv 2505.05470.
 
     Args:
-        vlm: writes and reads captions, with the second stage's adapter.
+        vlm, captions, reward: see ``UAEBase``.
         renderer: its decoder is trained.
-        reward: of an image generated.
         objective: of the steps.
         adapter: that of the second stage, frozen.
         decoder_adapter: rank 32, alpha 64 on the attention projections; None trains the decoder's own weights.
-        captions: how captions are sampled; None is ``CaptionSampling()``.
         rollouts: groups and their use; None is groups of 24. Noise is ``IndependentNoise`` unless said.
         guidance: scale in sampling and training, the unconditional branch detached; None is the renderer's own.
         from_true_captions: generate from the captions of the data instead of the model's own (our addition, a control).

@@ -30,12 +30,9 @@ class UAE(UAEBase):
         vlm: Qwen2.5-VL-3B in the paper; frozen here.
         renderer: ``CaptionRenderer``.
         adapter: of the second stage, where this one comes after it (as a control of the third).
-        captions: how captions are sampled in validation; None is ``CaptionSampling()``.
+        captions: of validation.
         drop_caption: share of captions replaced by the negative prompt, so that guidance away from it has a meaning (our choice;
             the paper states none).
-
-    Raises:
-        ValueError: sizes of the blocks disagree.
     """
 
     trainable = ("connector", "decoder")

@@ -124,11 +124,7 @@ def _logged(part: Callable[[], dict[str, Tensor]], logs: list[dict[str, Tensor]]
 
 
 def check_reference(kl_weight: float, adapter: LoRA | None, name: str) -> None:
-    """Refuse a KL where there is no adapter to switch off.
-
-    Raises:
-        ValueError: that.
-    """
+    """Raise a ``ValueError`` for a KL where there is no adapter to switch off."""
     if kl_weight and adapter is None:
         raise ValueError(
             f"objective.kl_weight: found {kl_weight}, expected 0 without {name}: the reference policy is the model with its "
