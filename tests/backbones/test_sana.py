@@ -48,7 +48,7 @@ def test_it_states_what_a_bridge_must_know() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [1.0, 0.001])
-def test_the_library_is_told_time_as_its_pipeline_tells_it(scale: float) -> None:
+def test_time_comes_as_the_librarys_pipeline_gives_it(scale: float) -> None:
     decoder, (noisy, _, condition) = sana(timestep_scale=scale), inputs(masked=True)
     found = decoder(noisy, torch.tensor([0.25, 0.999]), condition)
     expected = decoder.model(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from umm_zoo.batch import Batch
-from umm_zoo.objectives.contrast import ContrastiveLoss, SigmoidContrast, SoftmaxContrast, StoredNegatives, WordSwaps
+from umm_zoo.objectives.contrast import ContrastiveLoss, SigmoidContrast, SoftmaxContrast, WordSwaps
 
 SCALE, BIAS = torch.tensor(3.0), torch.tensor(-0.5)
 
@@ -82,12 +82,6 @@ def test_word_swaps_change_exactly_one_word_of_a_group() -> None:
 def test_word_swaps_find_whole_words_only() -> None:
     swaps = WordSwaps([["red", "blue"]]).of(Batch(["k"], [[]]), ["a covered cup"])
     assert swaps == [[]]
-
-
-def test_stored_negatives_come_from_the_ground_truth() -> None:
-    batch = Batch(["a", "b"], [[], []], meta=[{"hard_negatives": ["x", "y", "z"]}, {}])
-    first, second = StoredNegatives(num=2).of(batch, ["", ""])
-    assert len(first) == 2 and set(first) <= {"x", "y", "z"} and second == []
 
 
 def test_a_group_of_one_is_refused() -> None:

@@ -81,7 +81,6 @@ def test_posterior():
     assert_close(mean, doubles(0.502046006627), rtol=1e-11, atol=0)
     first = torch.tensor([0])
     assert_close(PROCESS.posterior_mean(doubles(0.3), doubles(9), first), doubles(0.3), rtol=1e-12, atol=0)
-    assert PROCESS.posterior_log_variance[0] == PROCESS.posterior_log_variance[1] == pytest.approx(-10.7340825325, rel=1e-11)
     assert PROCESS.sampling_variance[0] == pytest.approx(2.17894961457e-05, rel=1e-11)
     assert (PROCESS.sampling_variance[1:] == PROCESS.betas[1:]).all()
 
@@ -192,8 +191,8 @@ def test_steps_are_uniform_and_draws_only_shrink_the_variance():
 def test_sampling_with_the_exact_noise_returns_the_data():
     objective = GaussianNoisePrediction(sampling_steps=50, first_index=998)
     x0 = torch.randn(2, 4, 2, 2)
-    drawn = objective.sample(seen_noise(objective, x0), (2, 4, 2, 2), condition(2), torch.Generator().manual_seed(0))
-    assert_close(drawn, x0, rtol=0, atol=2e-4)
+    generated = objective.sample(seen_noise(objective, x0), (2, 4, 2, 2), condition(2), torch.Generator().manual_seed(0))
+    assert_close(generated, x0, rtol=0, atol=2e-4)
 
 
 def test_clipping_bounds_the_first_step():
@@ -221,20 +220,20 @@ def test_respacing():
     kept = PROCESS.respaced(spaced_indices(10, 999))
     assert kept.betas.tolist() == pytest.approx(betas, rel=1e-6)
     assert PROCESS.respaced(spaced_indices(1000, 999)).betas == pytest.approx(PROCESS.betas, rel=1e-9)
-    with pytest.raises(ValueError, match=r"1..1000"):
+    with pytest.raises(ValueError, match=r"found 1001, expected 1\.\.1000"):
         spaced_indices(1001, 999)
 
 
-def test_network_is_told_the_original_index():
-    told = []
+def test_network_gets_the_original_index():
+    seen = []
     objective = GaussianNoisePrediction(sampling_steps=4)
 
     def spy(x, t, c):
-        told.append(int(t[0]))
+        seen.append(int(t[0]))
         return torch.zeros_like(x)
 
     objective.sample(spy, (1, 1, 1, 1), condition(1, 1))
-    assert told == [999, 666, 333, 0]
+    assert seen == [999, 666, 333, 0]
 
 
 def test_reductions():

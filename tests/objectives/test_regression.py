@@ -42,5 +42,5 @@ def test_loss_is_the_mean_and_sampling_is_the_prediction():
 
 
 def test_other_shape_is_refused():
-    with pytest.raises(ValueError, match=r"predicts \[2, 3, 2, 2\], the target is \[2, 4, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"found a prediction \[2, 3, 2, 2\], expected the target's \[2, 4, 2, 2\]"):
         MeanSquaredError().losses(predicting(torch.zeros(2, 3, 2, 2)), torch.zeros(2, 4, 2, 2), CONDITION)

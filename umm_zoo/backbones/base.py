@@ -69,11 +69,7 @@ class VLMBackbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(
-        self,
-        conversations: list[Conversation],
-        images: Tensor | None,
-        image_counts: list[int],
-        for_generation: bool = False,
+        self, conversations: list[Conversation], images: Tensor | None, image_counts: list[int], for_generation: bool = False
     ) -> VLMInputs:
         """Tokenise with the chat template, encode the images once, put both together.
 

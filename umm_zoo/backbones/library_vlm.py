@@ -81,11 +81,7 @@ class LibraryVLM(VLMBackbone):
     # -- inputs --------------------------------------------------------------------------------------------------------------
 
     def embed(
-        self,
-        conversations: list[Conversation],
-        images: Tensor | None,
-        image_counts: list[int],
-        for_generation: bool = False,
+        self, conversations: list[Conversation], images: Tensor | None, image_counts: list[int], for_generation: bool = False
     ) -> VLMInputs:
         """See ``VLMBackbone.embed``. Padding is on the right, for generation on the left."""
         num_images = 0 if images is None else len(images)

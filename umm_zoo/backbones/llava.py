@@ -287,11 +287,7 @@ class LlavaBackbone(LibraryVLM):
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
     def embed(
-        self,
-        conversations: list[Conversation],
-        images: Tensor | None,
-        image_counts: list[int],
-        for_generation: bool = False,
+        self, conversations: list[Conversation], images: Tensor | None, image_counts: list[int], for_generation: bool = False
     ) -> VLMInputs:
         """As the base class; a batch without images touches the same parameters, for ranks wait for each other's gradients."""
         inputs = super().embed(conversations, images, image_counts, for_generation)

@@ -27,11 +27,7 @@ class MaskedJointAttention:
     """
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Args: attention_mask: ``[B, 1, 1, h*w + N]`` bool. The second attention of SD3.5-medium sees the image alone."""
         size, count = hidden_states.shape[:2]

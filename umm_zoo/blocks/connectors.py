@@ -61,11 +61,7 @@ class PositionMLP(Connector):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        hidden_dim: int | None = None,
-        positions: PositionEmbedding | None = None,
+        self, in_dim: int, out_dim: int, hidden_dim: int | None = None, positions: PositionEmbedding | None = None
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or out_dim

@@ -1,4 +1,4 @@
-"""How good a sample was compared with the others of its group: what a policy gradient weighs log-probabilities with."""
+"""Advantages: how good samples are beside the others of their group, the weights of a policy gradient."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ class Advantage(ABC):
         ``[B, G]`` -> ``[B, G]``, no gradient.
     """
 
-    @torch.no_grad()
+    @abstractmethod
     def __call__(self, rewards: Tensor) -> Tensor:
         """Advantages of a batch of groups."""
-        finite = rewards.isfinite()
-        values = rewards.float().where(finite, 0.0)
-        count = finite.sum(dim=1, keepdim=True).clamp(min=1)
-        # of numbers that are all the same the mean may be off by a rounding, which dividing by no deviation would blow up
-        highest = values.masked_fill(~finite, -torch.inf).amax(1, keepdim=True)
-        lowest = values.masked_fill(~finite, torch.inf).amin(1, keepdim=True)
-        centred = (values - values.sum(dim=1, keepdim=True) / count).where(finite & (highest > lowest), 0.0)
-        return self.scaled(centred, finite)
 
-    @abstractmethod
-    def scaled(self, centred: Tensor, finite: Tensor) -> Tensor:
-        """Advantages from rewards without their group's mean ``[B, G]``, 0 where ``finite`` [B, G] is False."""
+
+def centred(rewards: Tensor) -> Tensor:
+    """Rewards ``[B, G]`` without their group's mean; 0 where one is not finite, and in a group whose rewards are all equal."""
+    finite = rewards.isfinite()
+    values = rewards.float().where(finite, 0.0)
+    count = finite.sum(dim=1, keepdim=True).clamp(min=1)
+    # of numbers that are all the same the mean may be off by a rounding, which dividing by no deviation would blow up
+    highest = values.masked_fill(~finite, -torch.inf).amax(1, keepdim=True)
+    lowest = values.masked_fill(~finite, torch.inf).amin(1, keepdim=True)
+    return (values - values.sum(dim=1, keepdim=True) / count).where(finite & (highest > lowest), 0.0)
 
 
 class GroupStandardised(Advantage):
@@ -46,19 +45,13 @@ class GroupStandardised(Advantage):
     def __init__(self, delta: float = 1e-4, correction: int = 1) -> None:
         self.delta, self.correction = delta, correction
 
-    def scaled(self, centred: Tensor, finite: Tensor) -> Tensor:
+    @torch.no_grad()
+    def __call__(self, rewards: Tensor) -> Tensor:
         """Divide by each group's own deviation."""
-        count = (finite.sum(dim=1, keepdim=True) - self.correction).clamp(min=1)
-        deviation = (centred.square().sum(dim=1, keepdim=True) / count).sqrt() + self.delta
-        return centred / deviation.where(deviation > 0, 1.0)  # 0/0 of a group without a spread is 0
-
-
-class GroupCentred(Advantage):
-    """``R - mean`` within each group: Dr. GRPO's (Liu et al., 2025, arXiv 2503.20783), where easy and hard groups weigh alike."""
-
-    def scaled(self, centred: Tensor, finite: Tensor) -> Tensor:
-        """As it is."""
-        return centred
+        gains = centred(rewards)
+        count = (rewards.isfinite().sum(dim=1, keepdim=True) - self.correction).clamp(min=1)
+        deviation = (gains.square().sum(dim=1, keepdim=True) / count).sqrt() + self.delta
+        return gains / deviation.where(deviation > 0, 1.0)  # 0/0 of a group without a spread is 0
 
 
 class BatchStandardised(Advantage):
@@ -77,19 +70,14 @@ class BatchStandardised(Advantage):
 
     @torch.no_grad()
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Advantages of a batch of groups."""
-        centred = GroupCentred()(rewards)
+        """Divide by the deviation of the whole batch."""
         values = rewards.double()[rewards.isfinite()]
         # two passes: a spread of a hundredth about .9 would drown in the difference of two squares
         count, total = _over_ranks(torch.stack([values.new_tensor(float(len(values))), values.sum()]))
         mean = total / count.clamp(min=1)
         (squares,) = _over_ranks((values - mean).square().sum()[None])
         deviation = (squares / count.clamp(min=1)).sqrt()
-        return (centred / (deviation.float() + self.delta)).clamp(-self.bound, self.bound)
-
-    def scaled(self, centred: Tensor, finite: Tensor) -> Tensor:
-        """Not used: the deviation is that of the rewards, not of the centred ones."""
-        return centred
+        return (centred(rewards) / (deviation.float() + self.delta)).clamp(-self.bound, self.bound)
 
 
 def _over_ranks(sums: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every training objective on latents offers."""
+"""Objective of training on latents: a network's loss, and latents out of the trained network."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from umm_zoo.batch import Tokens
 #: A denoiser ``(noisy, time, condition)``, or a regression head ``(condition)``: each objective says which it calls.
 Predictor = Callable[..., Tensor]
 
+#: ``[B, C, h, w]``.
+Shape = tuple[int, int, int, int]
+
 
 class Objective(ABC):
-    """Turns a network, clean latents and a condition into a loss, and the trained network back into latents.
+    """A loss of a network, clean latents and a condition; and latents of a condition through the trained network.
 
     A subclass implements ``losses`` (one value per sample, so that a method can leave samples out) and ``sample``.
 
@@ -27,13 +30,7 @@ class Objective(ABC):
     makes: ClassVar[tuple[str, ...]] = ("loss",)
 
     @abstractmethod
-    def losses(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """The loss of every sample.
 
         Args:
@@ -47,21 +44,16 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def sample(
-        self,
-        denoiser: Predictor,
-        shape: tuple[int, int, int, int],
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Latents of the given shape ``[B, C, h, w]`` from the condition alone."""
+    def sample(self, denoiser: Predictor, shape: Shape, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
+        """Latents of the given shape from the condition alone."""
 
     def __call__(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
+        self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Scalars of one batch; ``loss`` is the mean over all samples and draws."""
         return {"loss": self.losses(denoiser, latents, condition, generator).mean()}
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 where they are."""
+    return x if x.dtype == torch.float64 else x.float()

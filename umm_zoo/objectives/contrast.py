@@ -1,4 +1,4 @@
-"""Losses that pull matching images and texts together, with negatives that differ in one attribute; and where those come from."""
+"""Contrastive losses of images and texts, and hard negatives: texts that differ from the right one in one attribute."""
 
 from __future__ import annotations
 
@@ -24,11 +24,24 @@ class ContrastiveLoss(nn.Module, ABC):
         - output: ``[]``
     """
 
-    @abstractmethod
     def forward(
         self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
     ) -> Tensor:
         """The mean loss."""
+        logits = scale * images @ texts.T + bias  # [B, B]
+        wrong = scale * torch.einsum("bf,bkf->bk", images, negatives) + bias  # [B, K]
+        own = torch.eye(len(images), dtype=torch.bool, device=images.device)
+        return self.loss(logits, wrong, own, same & ~own, valid)
+
+    @abstractmethod
+    def loss(self, logits: Tensor, wrong: Tensor, own: Tensor, twins: Tensor, valid: Tensor) -> Tensor:
+        """The mean loss of logits.
+
+        Shape:
+            - logits: ``[B, B]``, images by texts; wrong: ``[B, K]``, images by their own negatives
+            - own, twins: ``[B, B]`` bool, a row's own text, and others that are just as true
+            - valid: ``[B, K]`` bool
+        """
 
 
 class SoftmaxContrast(ContrastiveLoss):
@@ -38,59 +51,29 @@ class SoftmaxContrast(ContrastiveLoss):
     have no image of their own.
     """
 
-    def forward(
-        self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
-    ) -> Tensor:
+    def loss(self, logits: Tensor, wrong: Tensor, own: Tensor, twins: Tensor, valid: Tensor) -> Tensor:
         """Cross-entropy against the own text and the own image; equally true ones are left out of the sum."""
-        logits = scale * images @ texts.T + bias  # [B, B]
-        twins = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(twins, float("-inf"))
-        wrong = scale * torch.einsum("bf,bkf->bk", images, negatives) + bias  # [B, K]
         wrong = wrong.masked_fill(~valid, float("-inf"))
-        own = torch.arange(len(images), device=images.device)
-        return 0.5 * (F.cross_entropy(torch.cat([logits, wrong], dim=1), own) + F.cross_entropy(logits.T, own))
+        labels = torch.arange(len(logits), device=logits.device)
+        return 0.5 * (F.cross_entropy(torch.cat([logits, wrong], dim=1), labels) + F.cross_entropy(logits.T, labels))
 
 
 class SigmoidContrast(ContrastiveLoss):
     """Every pair is a yes-or-no question (Zhai et al., 2023, arXiv 2303.15343, equation 2); hard negatives are B·K further noes."""
 
-    def forward(
-        self, images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor, bias: Tensor, same: Tensor, valid: Tensor
-    ) -> Tensor:
+    def loss(self, logits: Tensor, wrong: Tensor, own: Tensor, twins: Tensor, valid: Tensor) -> Tensor:
         """Sum of the log losses over the pairs, divided by B as in the paper."""
-        logits = scale * images @ texts.T + bias  # [B, B]
-        own = torch.eye(len(images), dtype=torch.bool, device=images.device)
-        losses = F.softplus(torch.where(own, -logits, logits)).masked_fill(same & ~own, 0.0)
-        wrong = scale * torch.einsum("bf,bkf->bk", images, negatives) + bias  # [B, K]
-        return (losses.sum() + F.softplus(wrong).masked_fill(~valid, 0.0).sum()) / len(images)
+        losses = F.softplus(torch.where(own, -logits, logits)).masked_fill(twins, 0.0)
+        return (losses.sum() + F.softplus(wrong).masked_fill(~valid, 0.0).sum()) / len(logits)
 
 
 class HardNegatives(ABC):
-    """Where the texts come from that are almost, but not, true of a row's image."""
+    """Source of texts that are almost, but not, true of a row's image."""
 
     @abstractmethod
     def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
         """For each row some texts that are wrong about its image, possibly none."""
-
-
-class StoredNegatives(HardNegatives):
-    """Texts that the data set holds: ``meta[key]``, a list of strings.
-
-    Args:
-        key: name in the row's ground truth.
-        num: at most this many of a row are used, drawn anew each time.
-    """
-
-    def __init__(self, key: str = "hard_negatives", num: int = 4) -> None:
-        self.key, self.num = key, num
-
-    def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
-        """A draw from each row's list."""
-        rows = []
-        for meta in batch.meta:
-            stored = list(meta.get(self.key, ()))
-            rows.append([stored[i] for i in torch.randperm(len(stored), generator=generator)[: self.num].tolist()])
-        return rows
 
 
 class WordSwaps(HardNegatives):
@@ -108,7 +91,7 @@ class WordSwaps(HardNegatives):
 
     def __init__(self, groups: list[list[str]], num: int = 4) -> None:
         if any(len(group) < 2 for group in groups):
-            raise ValueError(f"WordSwaps.groups: expected lists of two words or more, found {groups}")
+            raise ValueError(f"WordSwaps.groups: found {groups}, expected lists of two words or more")
         self.num = num
         self.others = {word: [other for other in group if other != word] for group in groups for word in group}
         longest_first = sorted(self.others, key=len, reverse=True)

@@ -7,7 +7,6 @@ the schedule to time k + 1.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,9 @@ from torch import Tensor
 
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.advantages import Advantage, BatchStandardised
-from umm_zoo.objectives.base import Predictor
+from umm_zoo.objectives.base import Predictor, at_least_float32
+from umm_zoo.objectives.grpo import clipped_gains
+from umm_zoo.objectives.times import shifted
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -32,13 +33,10 @@ def shifted_times(num_steps: int, shift: float = 3.0) -> list[float]:
         ValueError: fewer than two steps, or a shift that is not positive.
     """
     if num_steps < 2 or shift <= 0:
-        raise ValueError(f"schedule: num_steps must be >= 2 and shift > 0, found {num_steps} and {shift}")
+        raise ValueError(f"schedule: found num_steps {num_steps} and shift {shift}, expected 2 or more and more than 0")
 
-    def shifted(s: float) -> float:
-        return shift * s / (1 + (shift - 1) * s)
-
-    last = shifted(1 / 1000)
-    return [shifted(1 + (last - 1) * k / (num_steps - 1)) for k in range(num_steps)] + [0.0]
+    last = shifted(1 / 1000, shift)
+    return [shifted(1 + (last - 1) * k / (num_steps - 1), shift) for k in range(num_steps)] + [0.0]
 
 
 @dataclass
@@ -64,9 +62,16 @@ class Transition:
             ValueError: the step is deterministic.
         """
         if self.std == 0:
-            raise ValueError("log_prob: a step without noise (noise_level 0) has no density")
+            raise ValueError("log_prob: found a step without noise (noise_level 0), expected one that has a density")
         errors = (x.to(self.mean.dtype) - self.mean).square() / (2 * self.std**2)
         return -errors.flatten(1).mean(dim=1) - math.log(self.std) - _HALF_LOG_TWO_PI
+
+    def divergence(self, reference: Tensor) -> Tensor:
+        """How far the mean is from that of the reference policy, ``[R]``: what Flow-GRPO's release adds.
+
+        The mean over elements divided by ``2 g^2``, which is ``|dt| / D`` of the KL ``|mean - mean_ref|^2 / (2 s^2)``.
+        """
+        return (self.mean - reference).square().flatten(1).mean(dim=1) / (2 * self.diffusion**2)
 
 
 def stochastic_step(x: Tensor, velocity: Tensor, times: list[float], step: int, noise_level: float) -> Transition:
@@ -82,7 +87,7 @@ def stochastic_step(x: Tensor, velocity: Tensor, times: list[float], step: int, 
         noise_level: 0.7 in the release.
     """
     t, dt = times[step], times[step + 1] - times[step]
-    x, velocity = _wide(x), _wide(velocity)
+    x, velocity = at_least_float32(x), at_least_float32(velocity)
     if noise_level == 0:
         return Transition(x + velocity * dt, 0.0, 0.0, dt)
     g = noise_level * math.sqrt(t / (1 - (times[1] if t == 1 else t)))
@@ -90,62 +95,9 @@ def stochastic_step(x: Tensor, velocity: Tensor, times: list[float], step: int, 
     return Transition(mean, g * math.sqrt(-dt), g, dt)
 
 
-class DetachedGuidance:
-    """Classifier-free guidance whose unconditional branch gets no gradient: ``v_u + scale (v_c - v_u)``, ``v_u`` detached.
-
-    Used with the same scale for sampling and training. At scale 1 the unconditional branch is not run.
-
-    Args:
-        denoiser: ``(noisy, time, condition)``.
-        negative: the condition of the unconditional branch, one row for each of the batch; None only at scale 1.
-        scale: 4.5 in Flow-GRPO's release.
-
-    Raises:
-        ValueError: no negative condition at a scale other than 1.
-    """
-
-    def __init__(self, denoiser: Predictor, negative: Tokens | None, scale: float) -> None:
-        if negative is None and scale != 1:
-            raise ValueError(f"guidance: scale {scale} needs a negative condition, only 1 does without")
-        self.denoiser, self.negative, self.scale = denoiser, negative, scale
-
-    def __call__(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
-        """The guided velocity."""
-        conditional = self.denoiser(noisy, time, condition)
-        if self.scale == 1 or self.negative is None:
-            return conditional
-        with torch.no_grad():  # no graph is kept for it, so that training takes the memory of one branch
-            unconditional = self.denoiser(noisy, time, self.negative)
-        return unconditional + self.scale * (conditional - unconditional)
-
-
-class StepDivergence(ABC):
-    """How far a step's mean is from that of the reference policy, ``[R]``."""
-
-    @abstractmethod
-    def __call__(self, transition: Transition, reference: Tensor) -> Tensor:
-        """Divergence, with a gradient into ``transition.mean``; ``reference`` is the other mean."""
-
-
-class ExactKL(StepDivergence):
-    """KL between Gaussians of equal covariance, ``|mean - mean_ref|^2 / (2 s^2)``, summed over all elements."""
-
-    def __call__(self, transition: Transition, reference: Tensor) -> Tensor:
-        """The sum."""
-        return (transition.mean - reference).square().flatten(1).sum(dim=1) / (2 * transition.std**2)
-
-
-class ReleasedKL(StepDivergence):
-    """What Flow-GRPO's release adds: the mean over elements, divided by ``2 g^2`` and not ``2 s^2``, so ``|dt| / D`` of the KL."""
-
-    def __call__(self, transition: Transition, reference: Tensor) -> Tensor:
-        """The scaled mean."""
-        return (transition.mean - reference).square().flatten(1).mean(dim=1) / (2 * transition.diffusion**2)
-
-
 @dataclass
 class Trajectory:
-    """What R samples went through on their way from noise to data.
+    """States of R samples on their way from noise to data.
 
     Shape:
         - states: ``[S + 1, R, C, h, w]``, noise first
@@ -177,7 +129,6 @@ class FlowGRPO:
             (its exponent is 1/D), 1e-3 to 1e-2 there.
         advantage: None is ``BatchStandardised``.
         kl_weight: 0 by default, 0.01 to 0.04 in the release's runs.
-        divergence: None is ``ReleasedKL``.
         trained_steps: first step trained, and the first one after it that is not; None is all but the last hundredth.
 
     Raises:
@@ -192,18 +143,16 @@ class FlowGRPO:
         clip: float = 1e-4,
         advantage: Advantage | None = None,
         kl_weight: float = 0.0,
-        divergence: StepDivergence | None = None,
         trained_steps: tuple[int, int] | None = None,
     ) -> None:
         if noise_level <= 0:
-            raise ValueError(f"noise_level: found {noise_level}, expected positive numbers: without noise there is no policy")
+            raise ValueError(f"noise_level: found {noise_level}, expected more than 0: without noise there is no policy")
         first, stop = trained_steps or (0, int(0.99 * num_steps))
         if not 0 <= first < stop <= num_steps:
             raise ValueError(f"trained_steps: found {[first, stop]}, expected 0 <= first < stop <= {num_steps}")
         self.times = shifted_times(num_steps, shift)
         self.noise_level, self.clip, self.kl_weight = noise_level, clip, kl_weight
         self.advantage = advantage or BatchStandardised()
-        self.divergence = divergence or ReleasedKL()
         self.trained_steps = range(first, stop)
 
     def transition(self, velocity: Predictor, x: Tensor, step: int, condition: Tokens) -> Transition:
@@ -219,8 +168,8 @@ class FlowGRPO:
         states, log_probs = [noise], []
         for step in range(len(self.times) - 1):
             transition = self.transition(velocity, states[-1], step, condition)
-            draw = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=transition.mean.dtype)
-            states.append(transition.mean + transition.std * draw)
+            random = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=transition.mean.dtype)
+            states.append(transition.mean + transition.std * random)
             log_probs.append(transition.log_prob(states[-1]))
         return Trajectory(torch.stack(states), torch.stack(log_probs))
 
@@ -249,21 +198,15 @@ class FlowGRPO:
         x = trajectory.states[step]
         transition = self.transition(velocity, x, step, condition)
         ratios = (transition.log_prob(trajectory.states[step + 1]) - trajectory.log_probs[step]).exp()  # [R]
-        clipped = ratios.clamp(1 - self.clip, 1 + self.clip)
-        loss = torch.maximum(-advantages * ratios, -advantages * clipped).mean()
+        gains, active = clipped_gains(ratios, advantages, self.clip)
         divergence = torch.zeros_like(ratios)
         if reference is not None:
             with torch.no_grad():
                 other = self.transition(reference, x, step, condition).mean
-            divergence = self.divergence(transition, other)
-        active = (advantages * clipped < advantages * ratios).float()
+            divergence = transition.divergence(other)
         return {
-            "loss": loss + self.kl_weight * divergence.mean(),
-            "clip_fraction": active.mean(),
+            "loss": self.kl_weight * divergence.mean() - gains.mean(),
+            "clip_fraction": active.float().mean(),
             "kl": divergence.mean().detach(),
             "ratio_spread": (ratios.detach() - 1).abs().mean(),
         }
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -1,4 +1,4 @@
-"""Flow matching on straight paths from data to noise, plain and with contrast between samples."""
+"""Flow matching with straight interpolants from data to noise, plain and with contrast between samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor
+from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 from umm_zoo.objectives.solvers import DPMSolver, Solver
 from umm_zoo.objectives.times import TimeSampler, UniformTimes, shifted
 
 
-class Path(NamedTuple):
-    """Points on the straight paths of a batch: ``noisy = (1 - t) data + t noise`` and ``velocity = noise - data``."""
+class Interpolant(NamedTuple):
+    """Points between the data and noise of a batch: ``noisy = (1 - t) data + t noise`` and ``velocity = noise - data``."""
 
     noisy: Tensor
     time: Tensor
@@ -25,10 +25,10 @@ class Path(NamedTuple):
 
 
 class FlowMatching(Objective):
-    """Regression of the velocity ``noise - data`` on straight paths (Lipman et al., 2023, arXiv 2210.02747), weight 1 at all times.
+    """Regression of the velocity ``noise - data`` on straight interpolants (Lipman et al., 2023, arXiv 2210.02747).
 
-    The denoiser is called with times in [0, 1], 0 being data. Latents, noise and errors are kept in float32 (or float64) whatever
-    the network computes in.
+    All times weigh 1. The denoiser is called with times in [0, 1], 0 being data. Latents, noise and errors are kept in float32 (or
+    float64) whatever the network computes in.
 
     Args:
         times: of training; None is uniform, which MetaQuery, OpenUni and BLIP3-o use (WeMMU does not state its own).
@@ -43,58 +43,39 @@ class FlowMatching(Objective):
     makes: ClassVar[tuple[str, ...]] = ("loss", "flow")
 
     def __init__(
-        self,
-        times: TimeSampler | None = None,
-        num_steps: int = 20,
-        sampling_shift: float = 3.0,
-        solver: Solver | None = None,
+        self, times: TimeSampler | None = None, num_steps: int = 20, sampling_shift: float = 3.0, solver: Solver | None = None
     ) -> None:
         if num_steps < 1 or sampling_shift <= 0:
-            raise ValueError(
-                f"flow matching: num_steps must be 1 or more and sampling_shift positive, found {num_steps} and {sampling_shift}"
-            )
+            found = f"num_steps {num_steps} and sampling_shift {sampling_shift}"
+            raise ValueError(f"flow matching: found {found}, expected 1 or more and more than 0")
         self.times, self.solver = times or UniformTimes(), solver or DPMSolver()
         self.num_steps, self.sampling_shift = num_steps, sampling_shift
 
-    def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Path:
+    def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Interpolant:
         """Times and noise for a batch of clean latents."""
-        latents = latents if latents.dtype == torch.float64 else latents.float()
+        latents = at_least_float32(latents)
         time = self.times(len(latents), latents.device, generator).to(latents.dtype)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        return self.path(latents, time, noise)
+        return self.interpolate(latents, time, noise)
 
-    def path(self, latents: Tensor, time: Tensor, noise: Tensor) -> Path:
+    def interpolate(self, latents: Tensor, time: Tensor, noise: Tensor) -> Interpolant:
         """The points at given times ``[B]`` and noise ``[B, C, h, w]``."""
         t = time[:, None, None, None]
-        return Path((1 - t) * latents + t * noise, time, noise - latents)
+        return Interpolant((1 - t) * latents + t * noise, time, noise - latents)
 
     def terms(
-        self,
-        denoiser: Predictor,
-        path: Path,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
+        self, denoiser: Predictor, points: Interpolant, condition: Tokens, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Every term at given points, ``[B]`` each: ``loss`` is minimised, ``flow`` is the plain error of the velocity."""
-        flow = _errors(self._predict(denoiser, path, condition), path.velocity)
+        flow = _errors(self._predict(denoiser, points, condition), points.velocity)
         return {"loss": flow, "flow": flow}
 
-    def losses(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The loss of every sample, ``[1, B]``."""
+    def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
+        """As ``Objective.losses``, one draw per sample: ``[1, B]``."""
         return self.terms(denoiser, self.draw(latents, generator), condition, generator)["loss"][None]
 
     def __call__(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
+        self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Means over the batch: ``loss``, and ``flow``, the plain error, by which different objectives can be compared."""
         terms = self.terms(denoiser, self.draw(latents, generator), condition, generator)
@@ -104,7 +85,7 @@ class FlowMatching(Objective):
     def sample(
         self,
         denoiser: Predictor,
-        shape: tuple[int, int, int, int],
+        shape: Shape,
         condition: Tokens | Sequence[Branch],
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -129,10 +110,10 @@ class FlowMatching(Objective):
             condition = denoiser.condition
         device = condition.values.device
         x = torch.randn(shape, generator=generator, device=device) if noise is None else noise.to(device)
-        told = condition
+        fixed = condition
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            return denoiser(state, torch.full((len(state),), time, device=device), told).to(state.dtype)
+            return denoiser(state, torch.full((len(state),), time, device=device), fixed).to(state.dtype)
 
         return self.solver(velocity, x, self.sampling_times(num_steps))
 
@@ -141,8 +122,8 @@ class FlowMatching(Objective):
         steps = num_steps or self.num_steps
         return [shifted(1 - i / steps, self.sampling_shift) for i in range(steps + 1)]
 
-    def _predict(self, denoiser: Predictor, path: Path, condition: Tokens) -> Tensor:
-        return denoiser(path.noisy, path.time, condition).to(path.velocity.dtype)
+    def _predict(self, denoiser: Predictor, points: Interpolant, condition: Tokens) -> Tensor:
+        return denoiser(points.noisy, points.time, condition).to(points.velocity.dtype)
 
 
 class ContrastiveFlowMatching(FlowMatching):
@@ -160,10 +141,7 @@ class ContrastiveFlowMatching(FlowMatching):
         weight: lambda; 0.05 in both papers. 0 is flow matching.
         gather_below: with fewer rows than this on any rank, those of all ranks serve as negatives while training (our choice; the
             rows must then be of equal size on all of them, their number need not).
-        times: as in ``FlowMatching``.
-        num_steps: as in ``FlowMatching``.
-        sampling_shift: as in ``FlowMatching``.
-        solver: as in ``FlowMatching``.
+        times, num_steps, sampling_shift, solver: as in ``FlowMatching``.
 
     Raises:
         ValueError: a weight outside [0, 1), or one that has no other sample to be contrasted with while training.
@@ -180,22 +158,18 @@ class ContrastiveFlowMatching(FlowMatching):
         sampling_shift: float = 3.0,
         solver: Solver | None = None,
     ) -> None:
-        super().__init__(times, num_steps, sampling_shift, solver)
+        super().__init__(times=times, num_steps=num_steps, sampling_shift=sampling_shift, solver=solver)
         if not 0 <= weight < 1:
             raise ValueError(f"ContrastiveFlowMatching.weight: found {weight}, expected 0 or more and below 1")
         self.weight, self.gather_below = weight, gather_below
 
     def terms(
-        self,
-        denoiser: Predictor,
-        path: Path,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
+        self, denoiser: Predictor, points: Interpolant, condition: Tokens, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Adds ``contrast``, the error against the other sample's velocity, ``[B]``."""
-        predicted = self._predict(denoiser, path, condition)
-        flow = _errors(predicted, path.velocity)
-        contrast = _errors(predicted, self.negatives(path.velocity, generator))
+        predicted = self._predict(denoiser, points, condition)
+        flow = _errors(predicted, points.velocity)
+        contrast = _errors(predicted, self.negatives(points.velocity, generator))
         return {"loss": flow - self.weight * contrast, "flow": flow, "contrast": contrast}
 
     def negatives(self, velocity: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -232,10 +206,6 @@ class ContrastiveFlowMatching(FlowMatching):
         pool = torch.cat([part[:number] for part, number in zip(parts, rows, strict=True)])
         return pool, sum(rows[: dist.get_rank()])
 
-    def plain_velocity(self, velocity: Tensor, mean_latent: Tensor) -> Tensor:
-        """Undo the affine map of the minimiser: ``(1 - weight) v - weight mu``."""
-        return (1 - self.weight) * velocity - self.weight * mean_latent
 
-
-def _errors(predicted: Tensor, wanted: Tensor) -> Tensor:
-    return (predicted - wanted).square().flatten(1).mean(dim=1)
+def _errors(predicted: Tensor, velocity: Tensor) -> Tensor:
+    return (predicted - velocity).square().flatten(1).mean(dim=1)

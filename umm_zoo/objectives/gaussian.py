@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor
+from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 
 
 def cosine_betas(num_timesteps: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def spaced_indices(num_kept: int, last: int) -> list[int]:
         ValueError: ``num_kept`` is not in 1..last + 1.
     """
     if not 1 <= num_kept <= last + 1:
-        raise ValueError(f"sampling steps must lie in 1..{last + 1} when the first index is {last}, found {num_kept}")
+        raise ValueError(f"sampling_steps: found {num_kept}, expected 1..{last + 1} for the first index {last}")
     stride = last / (num_kept - 1) if num_kept > 1 else 1.0
     indices, position = [], 0.0
     for _ in range(num_kept):
@@ -49,10 +49,10 @@ class GaussianProcess:
 
     Args:
         betas: variances of the forward steps, ``[T]``.
-        indices: what the network is told at each step, ``[T]``; the step's own number where nothing was respaced.
+        indices: what the network gets for each step, ``[T]``; the step's own number where nothing was respaced.
 
     Attributes:
-        betas, alphas_bar, posterior_variance, posterior_log_variance, mean_of_x0, mean_of_xt, sampling_variance: tables ``[T]``.
+        betas, alphas_bar, posterior_variance, mean_of_x0, mean_of_xt, sampling_variance: tables ``[T]``.
     """
 
     def __init__(self, betas: np.ndarray, indices: list[int] | None = None) -> None:
@@ -63,7 +63,6 @@ class GaussianProcess:
         previous = np.append(1.0, self.alphas_bar[:-1])
         self.posterior_variance = self.betas * (1.0 - previous) / (1.0 - self.alphas_bar)
         first = self.posterior_variance[1] if len(self.betas) > 1 else self.betas[0]
-        self.posterior_log_variance = np.log(np.append(first, self.posterior_variance[1:]))
         self.mean_of_x0 = self.betas * np.sqrt(previous) / (1.0 - self.alphas_bar)
         self.mean_of_xt = (1.0 - previous) * np.sqrt(alphas) / (1.0 - self.alphas_bar)
         self.sampling_variance = np.append(first, self.betas[1:])
@@ -74,7 +73,7 @@ class GaussianProcess:
         return cls(cosine_betas(num_timesteps))
 
     def respaced(self, indices: list[int]) -> GaussianProcess:
-        """The process on a subset of steps: betas from ratios of the kept alphas_bar, the network still told the old indices."""
+        """The process on a subset of steps: betas from ratios of the kept alphas_bar; the network still gets the old indices."""
         kept = self.alphas_bar[indices]
         return GaussianProcess(1.0 - kept / np.append(1.0, kept[:-1]), indices)
 
@@ -107,11 +106,12 @@ def _at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
 
 
 class GaussianNoisePrediction(Objective):
-    """Predict the noise of a noised latent at a random step: the objective of ROSS's denoising variant.
+    """Prediction of a noised latent's noise at a random step: the objective of ROSS's denoising variant.
 
     Each latent is repeated ``num_draws`` times, copy after copy along the batch, with its condition; every copy gets its own step,
     uniform over 0..T-1, and its own noise. The loss of a copy is the mean squared error of the noise, without any weighting of
-    steps; the variance is not learned. Released code; the paper's main text states neither T, the schedule nor the draws.
+    steps; the variance is not learned. Released code; the paper's main text states neither T (1,000 there), the schedule nor the
+    number of draws.
 
     Sampling is ancestral, over all steps, from pure noise, without clipping, as in the release. Its first step multiplies an error
     of the prediction by 31.6, so images come out better with ``first_index`` 998 or with ``clip``.
@@ -119,55 +119,35 @@ class GaussianNoisePrediction(Objective):
     Reference: Wang et al., 2024, arXiv 2410.09575; Ho et al., 2020, arXiv 2006.11239.
 
     Args:
-        num_draws: steps drawn per latent and update.
-        num_timesteps: T.
+        num_draws: random steps per latent and update.
         sampling_steps: steps kept when sampling.
         first_index: the noisiest index sampling starts from; None is T - 1.
         clip: bound on the predicted clean latent while sampling; None for no bound.
-        temperature: factor on the noise added while sampling.
 
     Raises:
         ValueError: the sampling steps do not fit the first index.
     """
 
     def __init__(
-        self,
-        num_draws: int = 4,
-        num_timesteps: int = 1000,
-        sampling_steps: int = 1000,
-        first_index: int | None = None,
-        clip: float | None = None,
-        temperature: float = 1.0,
+        self, num_draws: int = 4, sampling_steps: int = 1000, first_index: int | None = None, clip: float | None = None
     ) -> None:
-        last = num_timesteps - 1 if first_index is None else first_index
-        if not 0 <= last < num_timesteps:
-            raise ValueError(f"first_index must lie in 0..{num_timesteps - 1}, found {last}")
-        self.num_draws, self.clip, self.temperature = num_draws, clip, temperature
-        self.process = GaussianProcess.cosine(num_timesteps)
+        self.process = GaussianProcess.cosine()
+        largest = len(self.process.betas) - 1
+        last = largest if first_index is None else first_index
+        if not 0 <= last <= largest:
+            raise ValueError(f"first_index: found {last}, expected 0..{largest}")
+        self.num_draws, self.clip = num_draws, clip
         self.sampling_process = self.process.respaced(spaced_indices(sampling_steps, last))
 
-    def losses(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """Mean squared error of the noise, ``[num_draws, B]``."""
-        latents = _at_least_float32(latents).repeat(self.num_draws, 1, 1, 1)  # [R*B, C, h, w]
+        latents = at_least_float32(latents).repeat(self.num_draws, 1, 1, 1)  # [R*B, C, h, w]
         steps = len(self.process.betas)
         t = torch.randint(0, steps, (len(latents),), generator=generator, device=latents.device)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         return self.losses_at(denoiser, latents, condition, t, noise).unflatten(0, (self.num_draws, -1))
 
-    def losses_at(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        t: Tensor,
-        noise: Tensor,
-    ) -> Tensor:
+    def losses_at(self, denoiser: Predictor, latents: Tensor, condition: Tokens, t: Tensor, noise: Tensor) -> Tensor:
         """The loss at given steps ``[R*B]`` and noise, latents already repeated; ``[R*B]``."""
         copies = len(latents) // len(condition.values)
         condition = _repeated(condition, copies)
@@ -178,13 +158,7 @@ class GaussianNoisePrediction(Objective):
         return errors.flatten(1).mean(dim=1)
 
     @torch.no_grad()
-    def sample(
-        self,
-        denoiser: Predictor,
-        shape: tuple[int, int, int, int],
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def sample(self, denoiser: Predictor, shape: Shape, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """Ancestral sampling from pure noise to ``[B, C, h, w]``."""
         device = condition.values.device
         noises = (torch.randn(shape, generator=generator, device=device) for _ in range(len(self.sampling_process.betas) + 1))
@@ -195,17 +169,13 @@ class GaussianNoisePrediction(Objective):
 
     def denoise_step(self, denoiser: Predictor, x: Tensor, step: int, condition: Tokens, noise: Tensor) -> Tensor:
         """One step of ``sample``, from the given position in the kept steps and with the given noise."""
-        told = torch.full((len(x),), self.sampling_process.indices[step], device=x.device)
+        index = torch.full((len(x),), self.sampling_process.indices[step], device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            predicted = denoiser(x, told, condition).to(x.dtype)
+            predicted = denoiser(x, index, condition).to(x.dtype)
         position = torch.full((len(x),), step, device=x.device)
-        return self.sampling_process.step(x, position, predicted, self.temperature * noise, self.clip)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return self.sampling_process.step(x, position, predicted, noise, self.clip)
 
 
 def _repeated(condition: Tokens, copies: int) -> Tokens:
     mask = None if condition.mask is None else condition.mask.repeat(copies, 1)
-    return Tokens(_at_least_float32(condition.values).repeat(copies, 1, 1), mask)
+    return Tokens(at_least_float32(condition.values).repeat(copies, 1, 1), mask)

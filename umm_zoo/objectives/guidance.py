@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a weighted sum over conditions, whatever their number."""
+"""Classifier-free guidance: a weighted sum over conditions, whatever their number; and the form that policy gradients train."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def guide_edit(
 ) -> list[Branch]:
     """``v_unc + a (v_rec - v_unc) + b (v_edit - v_rec)``: the image's share and the instruction's are set apart.
 
-    WeMMU's form for editing, with a = 2 and b = 3 there (our reading: v_rec is the prediction under the task "reconstruct");
+    WeMMU's form for editing, with a = 2 and b = 3 there (our understanding: v_rec is the prediction under the task "reconstruct");
     introduced by Brooks et al., 2023, arXiv 2211.09800, equation 3.
     """
     a, b = reconstruction_scale, edit_scale
@@ -38,7 +38,7 @@ def guide_edit(
 
 
 class GuidedDenoiser:
-    """A denoiser whose prediction is the weighted sum over branches; the condition it is called with is not looked at.
+    """A denoiser whose prediction is the weighted sum over branches; the condition it is called with is not used.
 
     All branches run in one call of the network, stacked along the batch. Branches of weight zero are not run. Conditions of
     different lengths are padded and masked.
@@ -54,7 +54,7 @@ class GuidedDenoiser:
     def __init__(self, denoiser: Predictor, branches: Sequence[Branch]) -> None:
         total = sum(branch.weight for branch in branches)
         if not branches or abs(total - 1) > 1e-4:
-            raise ValueError(f"guidance: the weights of the branches must add up to 1, found {total:.4g}")
+            raise ValueError(f"guidance: found weights with the sum {total:.4g}, expected 1")
         self.denoiser = denoiser
         kept = [branch for branch in branches if branch.weight != 0]
         self.weights = [branch.weight for branch in kept]
@@ -66,6 +66,35 @@ class GuidedDenoiser:
         predicted = self.denoiser(noisy.repeat(copies, 1, 1, 1), time.repeat(copies), self.condition)  # [K*B, C, h, w]
         weights = torch.tensor(self.weights, dtype=predicted.dtype, device=predicted.device)
         return torch.einsum("k,kbchw->bchw", weights, predicted.unflatten(0, (copies, -1)))
+
+
+class DetachedGuidance:
+    """Classifier-free guidance whose unconditional branch gets no gradient: ``v_u + scale (v_c - v_u)``, ``v_u`` detached.
+
+    Used with the same scale for sampling and training. At scale 1 the unconditional branch is not run.
+
+    Args:
+        denoiser: ``(noisy, time, condition)``.
+        negative: the condition of the unconditional branch, one row for each of the batch; None only at scale 1.
+        scale: 4.5 in Flow-GRPO's release.
+
+    Raises:
+        ValueError: no negative condition at a scale other than 1.
+    """
+
+    def __init__(self, denoiser: Predictor, negative: Tokens | None, scale: float) -> None:
+        if negative is None and scale != 1:
+            raise ValueError(f"guidance: found scale {scale} without a negative condition, expected one (1 alone does without)")
+        self.denoiser, self.negative, self.scale = denoiser, negative, scale
+
+    def __call__(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
+        """The guided velocity."""
+        conditional = self.denoiser(noisy, time, condition)
+        if self.scale == 1 or self.negative is None:
+            return conditional
+        with torch.no_grad():  # no graph is kept for it, so that training takes the memory of one branch
+            unconditional = self.denoiser(noisy, time, self.negative)
+        return unconditional + self.scale * (conditional - unconditional)
 
 
 def stacked(conditions: Sequence[Tokens]) -> Tokens:

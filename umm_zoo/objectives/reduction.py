@@ -1,4 +1,4 @@
-"""How the losses of a batch become one number when some of its rows hold no image."""
+"""Reduction of a batch's losses to one number when some of its rows hold no image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MeanOverImages(Reduction):
 
 
 class ReleasedReduction(Reduction):
-    """What ROSS's release computes: the mean over all rows first, then a factor of almost 1, or 0 when no row holds an image.
+    """That of ROSS's release: the mean over all rows first, then a factor of almost 1, or 0 when no row holds an image.
 
     Rows without an image therefore add the loss of denoising a flat grey image from a zero condition. For parity with the
     release only.

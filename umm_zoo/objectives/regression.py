@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor
+from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 
 
 class Regression(Objective):
-    """Compares ``head(condition)`` with the target; a subclass says how in ``distance``.
+    """Distance of ``head(condition)`` from the target, which a subclass defines.
 
     There is nothing random: one draw per sample, and ``sample`` is the prediction itself.
     """
@@ -22,13 +22,7 @@ class Regression(Objective):
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         """``[B, C, h, w]`` each -> errors ``[B, ..., h, w]``, of which the mean is taken."""
 
-    def losses(
-        self,
-        denoiser: Predictor,
-        latents: Tensor,
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """The distance of every sample, ``[1, B]``.
 
         Raises:
@@ -37,18 +31,12 @@ class Regression(Objective):
         with torch.autocast(latents.device.type, enabled=False):
             predicted = denoiser(condition)
         if predicted.shape != latents.shape:
-            raise ValueError(f"regression: the head predicts {list(predicted.shape)}, the target is {list(latents.shape)}")
-        target = latents if latents.dtype == torch.float64 else latents.float()
+            raise ValueError(f"regression: found a prediction {list(predicted.shape)}, expected the target's {list(latents.shape)}")
+        target = at_least_float32(latents)
         return self.distance(predicted.to(target.dtype), target).flatten(1).mean(dim=1)[None]
 
     @torch.no_grad()
-    def sample(
-        self,
-        denoiser: Predictor,
-        shape: tuple[int, int, int, int],
-        condition: Tokens,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def sample(self, denoiser: Predictor, shape: Shape, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """The prediction; the shape is the head's own."""
         return denoiser(condition)
 

@@ -1,4 +1,4 @@
-"""How times between data (0) and noise (1) are drawn for training and spaced for sampling."""
+"""Times between data (0) and noise (1): random ones for training, spaced ones for sampling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shifted(time: T, shift: float) -> T:
 
 
 class TimeSampler(ABC):
-    """Draws the times at which a flow is trained.
+    """Random times at which a flow is trained.
 
     Shape:
         - output: ``[count]`` float32 in [0, 1]
@@ -58,7 +58,7 @@ class LogitNormalTimes(TimeSampler):
 
 
 class ShiftedTimes(TimeSampler):
-    """Another sampler's times, moved towards noise, where the condition decides what is drawn.
+    """Another sampler's times, moved towards noise, where the condition decides what is generated.
 
     Args:
         shift: 3.0 in Sana's recipe (over ``LogitNormalTimes``).

@@ -17,7 +17,8 @@ from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_refe
 from umm_zoo.methods.uae.renderers import CaptionRenderer
 from umm_zoo.methods.uae.rollouts import IndependentNoise, Phases, Rollouts, portions, rows_of
 from umm_zoo.objectives.base import Predictor
-from umm_zoo.objectives.flow_grpo import DetachedGuidance, FlowGRPO, Trajectory
+from umm_zoo.objectives.flow_grpo import FlowGRPO, Trajectory
+from umm_zoo.objectives.guidance import DetachedGuidance
 from umm_zoo.rewards.base import Reward
 
 
