@@ -13,7 +13,6 @@ from umm_zoo.blocks.pathways import ExpertPathway
 from umm_zoo.blocks.positions import CroppedTable2d
 from umm_zoo.methods.conditioning import Guidance
 from umm_zoo.methods.encoded_prompt import EncodedPrompt
-from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 
 
@@ -219,47 +218,6 @@ def test_07_the_expert_starts_as_the_frozen_model():
     count = inputs.embeddings.shape[1] - 6
     states = pathway(prefix, None, inputs.embeddings[:, 6:], Grid(1, count))
     assert_close(states, vlm(inputs).hidden[:, 6:], rtol=0, atol=1e-5)
-
-
-def test_08_contrastive_flow_matching_and_its_closed_form():
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(6, 1, 1, 1, generator=generator) + 3
-
-    def zero(noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
-        return torch.zeros_like(noisy)
-
-    condition = Tokens(torch.zeros(6, 1, 1))
-    plain, none = (
-        objective(zero, latents, condition, torch.Generator().manual_seed(1))["loss"]
-        for objective in (FlowMatching(), ContrastiveFlowMatching(weight=0.0))
-    )
-    assert torch.equal(plain, none)
-    velocity = torch.arange(6.0).view(6, 1, 1, 1)
-    drawn = torch.stack([ContrastiveFlowMatching().negatives(velocity, torch.Generator().manual_seed(s)) for s in range(200)])
-    assert not (drawn == velocity).any() and all(len(set(drawn[:, i].flatten().tolist())) == 5 for i in range(6))
-
-
-def test_08_minimiser_is_an_affine_map_of_the_plain_one():
-    """A denoiser that answers one number per class: its loss is a parabola, whose lowest point is read off three values."""
-    weight, size = 0.05, 20000
-    kinds = torch.arange(size) % 4 == 0  # a quarter shows 2.0, the others -1.0
-    latents = torch.where(kinds, 2.0, -1.0).view(-1, 1, 1, 1)
-    objective = ContrastiveFlowMatching(weight=weight)
-
-    def losses(answer: float) -> Tensor:
-        def denoiser(noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
-            return torch.full_like(noisy, answer)
-
-        generator = torch.Generator().manual_seed(0)
-        return objective.terms(denoiser, objective.draw(latents, generator), Tokens(torch.zeros(size, 1, 1)), generator)["loss"]
-
-    low, middle, high = (losses(answer) for answer in (-1.0, 0.0, 1.0))
-    for rows, conditional in ((kinds, -2.0), (~kinds, 1.0)):  # E[noise - data | class]
-        slope, bend = (float((high - low)[rows].mean() / 2), float((high + low - 2 * middle)[rows].mean() / 2))
-        best, mean_latent = -slope / (2 * bend), -0.25
-        assert best == pytest.approx((conditional + weight * mean_latent) / (1 - weight), abs=0.05)
-        undone = objective.plain_velocity(torch.tensor(best), torch.tensor(mean_latent))
-        assert float(undone) == pytest.approx(conditional, abs=0.05)
 
 
 def test_09_guidance_is_the_papers():
