@@ -49,7 +49,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     trainer = make_trainer(experiment, folder, built, record, [StopOnSignal(folder.checkpoints)])
     if trainer.is_global_zero:
         with writing(folder.path), locating(f"{experiment.file}: ckpt"):
-            keep_rows(trainer, folder, resume) if resume else folder.clear()
+            keep_rows(trainer, folder, resume) if resume else folder.clear(experiment)
     join_ranks(trainer)
     try:
         with answering([signal.SIGTERM], leave), record.judging():

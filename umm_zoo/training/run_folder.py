@@ -136,13 +136,13 @@ class RunFolder:
             raise UserError(self.path, "ckpt: found 'last', but there is no checkpoint any more")
         return latest
 
-    def clear(self) -> None:
-        """Remove what an earlier run wrote, and nothing else: the folder may hold other runs or a user's notes."""
+    def clear(self, experiment: Experiment) -> None:
+        """Begin, and first remove what an earlier run wrote; nothing else, for the folder may hold other runs or a user's notes."""
         for left in (self.experiment_file, self.metrics_file, *self.path.glob("evaluation-*.json")):
             left.unlink(missing_ok=True)
         for folder in ("checkpoints", "logs", "samples"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
-        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self.begin(experiment)
 
     def begin(self, experiment: Experiment) -> None:
         """Make it the folder of this experiment, which has not finished yet."""
