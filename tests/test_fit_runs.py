@@ -15,8 +15,10 @@ import yaml
 
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.evaluate import main as evaluate
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main
 from umm_zoo.method import Method
+from umm_zoo.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -155,6 +157,13 @@ def test_folder_of_something_else_is_not_touched(file: str, capsys: pytest.Captu
     assert main([file, "--again"]) == 2
     assert "runs/toy: found files that no run wrote" in capsys.readouterr().err
     assert Path("runs/toy/thesis.tex").is_file() and Path("runs/toy/checkpoints").is_dir()
+
+
+def test_a_fresh_run_that_dies_in_its_set_up_may_start_again(file: str, tmp_path: Path) -> None:
+    experiment, folder = load_experiment(file), RunFolder(tmp_path / "runs" / "toy")
+    folder.clear(experiment)
+    (folder.path / "data.json").write_text("{}")  # the data module's, before training begins
+    assert folder.decide(experiment, ckpt=None, again=False) == "fresh"
 
 
 def test_again_removes_only_what_a_run_writes(file: str) -> None:
