@@ -30,9 +30,7 @@ def parser() -> Parser:
     made.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="samples computed together")
     made.add_argument("--half", action="store_true", help="store 16-bit floats: half the room, losses equal to about 1e-3")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument(
-        "--measure", type=whole(0), default=6, metavar="N", help="training steps timed each way at the end; 0 for none"
-    )
+    made.add_argument("--measure", type=whole(0), default=6, metavar="N", help="training steps timed each way; 0 for none")
     made.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     return made
 

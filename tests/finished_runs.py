@@ -14,15 +14,7 @@ from umm_zoo.experiment.file import use_folders
 def write_run(
     folder: Path, method: dict[str, Any], image_size: int = 8, folders: tuple[str, ...] = (), **more: dict[str, Any]
 ) -> Path:
-    """The run folder of a method as it is built from seed 0.
-
-    Args:
-        folder: is made.
-        method: the method's node.
-        image_size: edge of the images in the run's data.
-        folders: where the classes of the node are found, beside those that are installed.
-        more: maps of the experiment.
-    """
+    """The run folder of a method as its node is built from seed 0; ``folders`` hold classes of it, ``more`` are maps beside it."""
     use_folders(folders)
     torch.manual_seed(0)
     experiment = {

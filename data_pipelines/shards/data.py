@@ -71,10 +71,8 @@ class ShardData(ShardModule):
         cache_gb: float = 100.0,
         precomputed: str = "beside",
     ) -> None:
-        transform = ImageTransform(image_size, target_size or image_size, resize or Square())
-        super().__init__(
-            train, val, transform, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed
-        )
+        sizes = ImageTransform(image_size, target_size or image_size, resize or Square())
+        super().__init__(train, val, sizes, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed)
         self.num_workers, self.window, self.precomputed = num_workers, window, precomputed
         self.cache = None if cache is None else ShardCache(cache, cache_gb)
         self._opened: dict[str, list[OpenSource]] = {}

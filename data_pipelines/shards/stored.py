@@ -25,9 +25,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 
 FOLDER = "precomputed"
-_HOW = (
-    "`python -m data_pipelines.precompute EXPERIMENT --only {}` makes {}, data.precomputed=ignore computes them in training instead"
-)
+_HOW = "`python -m data_pipelines.precompute EXPERIMENT --only {}` makes {}, data.precomputed=ignore computes them in training"
 
 
 def base_folder(shard: str, where: str | None) -> Path:

@@ -162,9 +162,8 @@ def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], a
     sources = data.open("train")
     indexes = [index for source in sources for index in source.indexes]
     stored = stored_items(items, data.transform, indexes, data.stored_folder())
-    readers = {
-        reads: SampleReader("train", sources, data.transform, True, data.cache, stored if reads else ()) for reads in (False, True)
-    }
+    given = {False: (), True: stored}
+    readers = {reads: SampleReader("train", sources, data.transform, True, data.cache, given[reads]) for reads in given}
     size = min(data.batch_size, arguments.batch_size)
     device = next(method.parameters()).device
     method.train()

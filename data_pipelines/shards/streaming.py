@@ -55,10 +55,8 @@ class StreamData(ShardModule):
         resize: Resize | None = None,
         target_size: int | None = None,
     ) -> None:
-        transform = ImageTransform(image_size, target_size or image_size, resize or Square())
-        super().__init__(
-            train, val, transform, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed
-        )
+        sizes = ImageTransform(image_size, target_size or image_size, resize or Square())
+        super().__init__(train, val, sizes, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed)
         check_positive(buffer=buffer)
         for name, source in self.sources["train"].items():
             if source.weight is not None:

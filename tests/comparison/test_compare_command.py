@@ -96,10 +96,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if not failed:
             found = RunFolder.of(experiment, command[5])
             found.begin(experiment)
-            metrics = {"val/loss": float(experiment.method["body"]["dropout"])}
-            found.finish(
-                experiment, {"metrics": metrics, "commit": "abc", "machine": {"cpus": len(ended)}, "versions": {"torch": "2"}}
-            )
+            report = {"commit": "abc", "machine": {"cpus": len(ended)}, "versions": {"torch": "2"}}
+            found.finish(experiment, {**report, "metrics": {"val/loss": float(experiment.method["body"]["dropout"])}})
         ended.append(f"{experiment.name} threads={environment.get('OMP_NUM_THREADS')}")
         return int(failed)
 
@@ -240,7 +238,7 @@ def test_plan_runs_nothing(folder: Path, pretended: list[str], capsys: pytest.Ca
 
 @pytest.mark.processes
 def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real process, stopped by a mistake before it trains: ``beside`` is found, its class is not."""
+    """A real process, stopped by a user error before it trains: ``beside`` is found, its class is not."""
     (folder / "beside.py").write_text("from torch import nn\n\nclass Body(nn.Identity):\n    pass\n")
     experiment = toy_parts.toy_experiment()
     experiment["method"]["body"] = {"_target_": "beside.Boddy"}

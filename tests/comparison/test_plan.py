@@ -140,6 +140,6 @@ def test_stages_in_a_circle_are_refused(tmp_path: Path):
         ("  noisy: {value: {_target_: some.Noisy}}\n", "", "choices: found 1 choice"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str):
+def test_user_errors_are_named(tmp_path: Path, old: str, new: str, message: str):
     with pytest.raises(UserError, match=message):
         load_plan(written(tmp_path, COMPARE.replace(old, new)))

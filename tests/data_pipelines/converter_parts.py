@@ -40,6 +40,13 @@ def error_of(command: Any, arguments: list[Any], capsys: pytest.CaptureFixture[s
     return line
 
 
+def parquet_of(path: Path, row_group_size: int = 4, **columns: list[Any]) -> None:
+    """A parquet file, where pyarrow is there."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(arrow.table(columns), path, row_group_size=row_group_size)
+
+
 def samples_in(pattern: Path) -> list[dict[str, Any]]:
     """The json of each sample in tars of a glob, with its key, its members and the texts of its turns."""
     found = [pair for path in sorted(pattern.parent.glob(pattern.name)) for pair in read_tar(path)]

@@ -1,6 +1,8 @@
 import os
 import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,14 +24,15 @@ def test_members_are_read_where_tarfile_finds_them(tmp_path):
 
 @pytest.mark.parametrize("layout", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 def test_tars_of_every_format_with_long_and_foreign_names(tmp_path, layout):
-    long = "x" * (90 if layout == tarfile.USTAR_FORMAT else 180)
+    long = "folder/" + "x" * (80 if layout == tarfile.USTAR_FORMAT else 180)
     with tarfile.open(tmp_path / "a.tar", "w", format=layout) as tar:
-        for key in (f"./{long}", "été"):
-            (tmp_path / "member").write_text(key)
-            tar.add(tmp_path / "member", f"{key}.TXT")
+        for name in (f"./{long}.TXT", f"./{long}.0.png", "été.TXT"):
+            (tmp_path / "member").write_text(name)
+            tar.add(tmp_path / "member", name)
     index = load_index(str(tmp_path / "a.tar"))
     found = {index.key(n): RangeReader().members(index, n) for n in range(2)}
-    assert found == {long: {"txt": f"./{long}".encode()}, "été": {"txt": "été".encode()}}
+    both = {"txt": f"./{long}.TXT".encode(), "0.png": f"./{long}.0.png".encode()}
+    assert found == {long: both, "été": {"txt": "été.TXT".encode()}}
 
 
 def test_members_far_apart_are_one_sample(tmp_path):
@@ -112,22 +115,29 @@ class Ranges(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, type[Ranges]]]:
+    """Address of a server of a folder's files, and its handler."""
+    handler = type("Handler", (Ranges,), {"root": folder, "sent": 0})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler
+    finally:
+        server.shutdown()
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.processes)])
 def test_shards_on_a_web_server_give_the_same_batches_by_range_reads(tmp_path, workers):
     pytest.importorskip("fsspec")
     pytest.importorskip("aiohttp")
     world = write_world(tmp_path, [5, 6])
     local = next(iter(data_of(world).train_dataloader()))  # writes the indexes
-    handler = type("Handler", (Ranges,), {"root": tmp_path, "sent": 0})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}/part-{{000..001}}.tar"
-        data = ShardData(train={"a": ShardSource(address)}, batch_size=8, window=2, image_size=8, num_workers=workers)
+    with served(tmp_path) as (address, handler):
+        source = ShardSource(f"{address}/part-{{000..001}}.tar")
+        data = ShardData(train={"a": source}, batch_size=8, window=2, image_size=8, num_workers=workers)
         data.check()
         indexes = sum(path.stat().st_size for path in tmp_path.glob("*.json"))
         assert handler.sent == indexes  # opening fetches no shard
         remote = next(iter(data.train_dataloader()))
         assert remote.keys == local.keys and remote.images.equal(local.images)
-    finally:
-        server.shutdown()

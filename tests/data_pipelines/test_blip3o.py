@@ -62,14 +62,8 @@ def test_bad_pairs_are_left_out_and_a_cut_tar_gives_what_it_has(tmp_path):
     (tmp_path / "in/2.tar").write_bytes(b"")
     (tmp_path / "in/3.tar").write_bytes(b"no tar at all" * 100)
     report = convert(blip3o, tmp_path / "in", tmp_path / "out")
-    assert report["reasons"] == {
-        "tar cannot be read to its end": 3,
-        "damaged image": 1,
-        "missing image": 1,
-        "empty text": 1,
-        "no text": 1,
-        "text is not UTF-8": 1,
-    }
+    once = dict.fromkeys(("damaged image", "missing image", "empty text", "no text", "text is not UTF-8"), 1)
+    assert report["reasons"] == once | {"tar cannot be read to its end": 3}
     assert report["left_out_items"]["0.tar/c"] == "missing image: found txt"
     assert report["notes"] == {"<image> removed from a text": 1}
     assert report["samples"] == {"train/text_to_image": 2 + 6}

@@ -1,6 +1,8 @@
-"""Captions that leave objects out and confuse the colours of small ones, against the rates they are asked for."""
+"""Captions that leave objects out and confuse the colours of small ones, against the rates of their arguments."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from data_pipelines.caption_tasks import FullCaptions, UnderDescribed
 from umm_zoo.shapes import World, make_sample
 from umm_zoo.shapes.caption_metrics import clause_counts
+from umm_zoo.shapes.samples import Sample
 from umm_zoo.shapes.scenes import sample_scene
 
 
@@ -33,13 +36,15 @@ def test_nothing_left_out_and_nothing_confused_is_the_truth():
         UnderDescribed(keep_small=1.5)
 
 
+def members_of(sample: Sample) -> dict[str, bytes]:
+    members = {name: value for name, value in sample.members(World()).items() if name != "__key__"}
+    return {**members, "json": json.dumps(members["json"]).encode()}
+
+
 @pytest.mark.parametrize("task", [UnderDescribed(), FullCaptions()])
 def test_a_sample_is_decided_by_its_key(task: UnderDescribed):
     sample = make_sample(World(), 1, "train", "captions", 3)
-    members = {name: value for name, value in sample.members(World()).items() if name != "__key__"}
-    import json
-
-    members["json"] = json.dumps(members["json"]).encode()
+    members = members_of(sample)
     one, two = task("a", dict(members)), task("a", dict(members))
     assert one.conversation == two.conversation and one.conversation[0]["text"] == "<image>\nDescribe the image."
     assert one.conversation[1]["text"].endswith(f"background: {sample.scenes[0].background}")
@@ -48,10 +53,6 @@ def test_a_sample_is_decided_by_its_key(task: UnderDescribed):
 
 def test_full_captions_name_every_object():
     sample = make_sample(World(), 1, "train", "captions", 5)
-    members = {name: value for name, value in sample.members(World()).items() if name != "__key__"}
-    import json
-
-    members["json"] = json.dumps(members["json"]).encode()
-    answer = FullCaptions()("a", members).conversation[1]["text"]
+    answer = FullCaptions()("a", members_of(sample)).conversation[1]["text"]
     counts = clause_counts(answer, sample.scenes[0].to_json())
     assert counts.true == counts.mentioned == counts.objects and counts.background_true

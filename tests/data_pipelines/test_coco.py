@@ -9,6 +9,7 @@ from PIL import Image
 from data_pipelines.converters import coco as command
 from data_pipelines.converters.coco_objects import Objects, article, plural
 
+NO_ID = '{"images": [{}], "annotations": []}'
 NAMES = ["person", "dog", "cat", "car", "scissors", "bus", "cup", "fork"]
 #: Objects per image: the first four are of more than three kinds.
 THERE = {
@@ -121,11 +122,7 @@ def test_names_read_well_in_questions():
         (lambda at: [path.unlink() for path in (at / "annotations").iterdir()], [], "neither captions_*.json nor instances_*.json"),
         (lambda at: (at / "annotations/captions_val2017.json").write_text("[]"), [], "the list 'images' is missing"),
         (lambda at: (at / "annotations/instances_val2017.json").write_text("{"), [], "cannot be parsed"),
-        (
-            lambda at: (at / "annotations/captions_val2017.json").write_text('{"images": [{}], "annotations": []}'),
-            [],
-            "not COCO's layout (KeyError: 'id')",
-        ),
+        (lambda at: (at / "annotations/captions_val2017.json").write_text(NO_ID), [], "not COCO's layout (KeyError: 'id')"),
         (lambda at: None, ["--pairs", "0"], "--pairs: found 0"),
     ],
 )

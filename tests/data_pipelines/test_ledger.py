@@ -50,17 +50,11 @@ def test_one_bad_sample_of_each_kind_kills_nothing_and_is_named(tmp_path):
     total = 20 + len(BAD)
     data = data_of(damaged(tmp_path / "world"), batch_size=total)
     model = fit(data, tmp_path / "run", 1)
-    assert sorted(key.split(":")[1] for key in model.seen) == [
-        f"good{n:02d}" for n in range(20)
-    ]  # smaller by the bad, no stand-ins
+    seen = sorted(key.split(":")[1] for key in model.seen)
+    assert seen == [f"good{n:02d}" for n in range(20)]  # smaller by the bad, no stand-ins
     source = json.loads((tmp_path / "run/data.json").read_text())["train"]["a"]
-    assert (source["samples"], source["drawn"], source["read"], source["skipped"], source["repeated"]) == (
-        total,
-        total,
-        20,
-        len(BAD),
-        0,
-    )
+    counts = [source[name] for name in ("samples", "drawn", "read", "skipped", "repeated")]
+    assert counts == [total, total, 20, len(BAD), 0]
     assert {skip["key"]: skip["shard"] for skip in source["skips"]} == {key: str(tmp_path / "world/a.tar") for key in BAD}
     for skip in source["skips"]:
         assert BAD[skip["key"]][1] in skip["reason"]

@@ -82,11 +82,8 @@ def test_markers_are_brought_in_line_with_the_images(asked, images, expected):
 
 
 def test_markers_outside_of_user_turns_do_not_count():
-    turns = [
-        {"role": "assistant", "text": "Hi."},
-        {"role": "user", "text": "What?"},
-        {"role": "assistant", "text": "<image> a cat"},
-    ]
+    said = (("assistant", "Hi."), ("user", "What?"), ("assistant", "<image> a cat"))
+    turns = [{"role": role, "text": text} for role, text in said]
     conversation, repairs = reconcile(turns, 1)
     assert [turn["text"] for turn in conversation] == ["<image>\nWhat?", "a cat"]
     assert len(repairs) == 3
@@ -103,32 +100,17 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path):
     (tmp_path / "images/cut.jpg").write_bytes(whole[:-40])
     (tmp_path / "secret.jpg").write_bytes(whole)
     (tmp_path / "images/zero.jpg").write_bytes(b"")
-    names = [
-        "good.jpg",
-        "cut.jpg",
-        "gone.jpg",
-        "../secret.jpg",
-        str(tmp_path / "secret.jpg"),
-        "zero.jpg",
-        ["good.jpg", "gone.jpg"],
-        7,
-    ]
+    names: list = ["good.jpg", "cut.jpg", "gone.jpg", "../secret.jpg", str(tmp_path / "secret.jpg"), "zero.jpg"]
+    names += [["good.jpg", "gone.jpg"], 7]
     rows = [row("<image>\nWhat?", "that", image=name) for name in names]
     rows += [row("<image>\nWhat?", image="good.jpg"), row("<image>", "a"), {"conversations": "no"}, [3]]
     report = convert(tmp_path, rows)
     assert report["samples"] == {"train/conversations": 1}
-    assert report["reasons"] == {
-        "damaged image": 2,
-        "missing image": 2,
-        "image outside of the folder": 2,
-        "more markers than images": 1,
-        "bad image name": 1,
-        "no question with an answer": 1,
-        "'conversations' is a str, a list of turns is needed": 1,
-        "row is no object": 1,
-    }
-    assert not report["notes"]
-    assert report["left_out"] == len(rows) - 1
+    once = ["more markers than images", "bad image name", "no question with an answer", "row is no object"]
+    once.append("'conversations' is a str, a list of turns is needed")
+    twice = ["damaged image", "missing image", "image outside of the folder"]
+    assert report["reasons"] == dict.fromkeys(once, 1) | dict.fromkeys(twice, 2)
+    assert not report["notes"] and report["left_out"] == len(rows) - 1
     assert report["left_out_items"]["row 2"] == "missing image: gone.jpg"
 
 

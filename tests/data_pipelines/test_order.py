@@ -61,12 +61,10 @@ def test_a_job_that_changes_its_ranks_at_every_resume_sees_the_straight_order(si
     steps, batch_size = 0, 12
     for ranks, accumulation, more in legs:  # each leg begins in new processes, which know the position alone
         order = ShardOrder(sizes, seed, window)
-        slots = [
-            iter(TrainingBatchSampler(order, lambda at=steps: at * batch_size, batch_size, accumulation, ranks, rank))
-            for rank in range(ranks)
-        ]
+        given = (order, lambda at=steps: at * batch_size, batch_size, accumulation, ranks)
+        samplers = [iter(TrainingBatchSampler(*given, rank)) for rank in range(ranks)]
         for _ in range(more * accumulation):
-            seen += [slot.sample for own in slots for slot in next(own)]
+            seen += [place.sample for own in samplers for place in next(own)]
         steps += more
     assert seen == ShardOrder(sizes, seed, window).take(0, steps * batch_size).tolist()
 

@@ -12,15 +12,9 @@ LONG = "a quiet harbour at dawn with three red boats moored along a wooden pier"
 
 
 def shard(folder: Path, *answers: str) -> None:
-    samples = [
-        {
-            "__key__": f"{number:04d}",
-            "json": {"conversations": [{"role": "user", "text": "<image>\nDescribe."}, {"role": "assistant", "text": answer}]},
-            "0.png": b"never read",
-        }
-        for number, answer in enumerate(answers)
-    ]
-    write_shards(samples, folder, "a")
+    question = {"role": "user", "text": "<image>\nDescribe."}
+    rows = [{"conversations": [question, {"role": "assistant", "text": answer}]} for answer in answers]
+    write_shards(({"__key__": f"{n:04d}", "json": row, "0.png": b"never read"} for n, row in enumerate(rows)), folder, "a")
 
 
 def run(*arguments: object) -> None:

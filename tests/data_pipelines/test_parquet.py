@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from converter_parts import convert, error_of, photo, samples_in
+from converter_parts import parquet_of as write
 
 from data_pipelines.converters import parquet as command
 from data_pipelines.converters.tables import Table
@@ -13,11 +14,6 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 def struct(value: int = 0, kind: str = "JPEG") -> dict:
     return {"bytes": photo(value, kind), "path": None}
-
-
-def write(path: Path, row_group_size: int = 4, **columns: list) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(arrow.table(columns), path, row_group_size=row_group_size)
 
 
 def samples(out: Path) -> list[dict]:

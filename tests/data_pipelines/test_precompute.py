@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,8 @@ def error_of(arguments: list[str], runs: Path, capsys) -> str:
 
 def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when_stale(tmp_path, capsys, monkeypatch):
     world = write_world(tmp_path / "world", [5, 6])
-    write_tar(
-        world / "part-002.tar", {"bad": {"json": b"{}"}, "good": {**_caption(), "0.png": png(9, 32)}, "text": _caption("Say 5.")}
-    )
+    rows = {"bad": {"json": b"{}"}, "good": {**_caption(), "0.png": png(9, 32)}, "text": _caption("Say 5.")}
+    write_tar(world / "part-002.tar", rows)
     before = {path.name: path.read_bytes() for path in world.glob("*.tar")}
     computed = losses(options(world), tmp_path / "plain")
     assert main([*options(world), "--measure", "1"]) == 0
@@ -68,9 +68,8 @@ def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when
     save_file(state, weights, {"format": "pt"})
     line = error_of(options(world, f"method.target.codec.source={codec}"), tmp_path / "a", capsys)
     assert "found stored 'reconstruction_target' of other weights or another transform" in line and "precompute" in line
-    assert "other weights" in error_of(
-        options(world, "data.resize._target_=data_pipelines.decoding.Squeeze"), tmp_path / "b", capsys
-    )
+    squeezed = options(world, "data.resize._target_=data_pipelines.decoding.Squeeze")
+    assert "other weights" in error_of(squeezed, tmp_path / "b", capsys)
     assert losses(options(world, f"method.target.codec.source={codec}", "data.precomputed=ignore"), tmp_path / "c")
 
     write_world(world / "more", [3])
@@ -80,8 +79,6 @@ def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when
 
 
 def _caption(answer: str = "five") -> dict[str, bytes]:
-    import json
-
     question = "Which?" if answer != "five" else "<image>\nWhich?"
     turns = [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
     return {"json": json.dumps({"conversations": turns}).encode()}

@@ -65,10 +65,8 @@ def test_a_second_run_says_that_all_was_there(tmp_path, capsys):
 
 def test_overwriting_leaves_nothing_of_the_old_world(tmp_path):
     assert main([str(tmp_path), *FEW, "--tasks", "captions,edits"]) == 0
-    assert (
-        main([str(tmp_path), "--overwrite", "--cells", "3", "--train", "2", "--val", "0", "--test", "0", "--tasks", "captions"])
-        == 0
-    )
+    other = ["--overwrite", "--cells", "3", "--train", "2", "--val", "0", "--test", "0", "--tasks", "captions"]
+    assert main([str(tmp_path), *other]) == 0
     assert sorted(name for name in tree(tmp_path) if name.endswith(".tar")) == ["train/captions-000000.tar"]
     assert list(json.loads((tmp_path / "world.json").read_text())["parts"]) == ["train/captions"]
 

@@ -70,16 +70,10 @@ def fit(
     data: ShardData, folder: Path, steps: int, resume: Path | None = None, accumulate: int = 1, model=None, **options
 ) -> Recorder:
     model = model or Recorder()
-    trainer = Trainer(
-        max_steps=steps,
-        accumulate_grad_batches=accumulate,
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"callbacks": [ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)], **options},
-    )
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    saving = {"callbacks": [ModelCheckpoint(folder, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)]}
+    place: dict = {"default_root_dir": folder, "accelerator": "cpu", **quiet, **saving, **options}
+    trainer = Trainer(max_steps=steps, accumulate_grad_batches=accumulate, **place)
     trainer.fit(model, data, ckpt_path=resume)
     return model
 
@@ -152,14 +146,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(world, tmp_path):
 def test_validation_reads_every_sample_once_and_in_order(world, tmp_path):
     other = write_world(tmp_path / "other", [3, 2], first=100)
     val = {"a": ShardSource(str(world)), "b": ShardSource(str(other / "*.tar"))}
-    model = fit(
-        data_of(world, val=val, val_batch_size=4),
-        tmp_path,
-        1,
-        num_sanity_val_steps=0,
-        val_check_interval=1,
-        check_val_every_n_epoch=None,
-    )
+    options = {"num_sanity_val_steps": 0, "val_check_interval": 1, "check_val_every_n_epoch": None}
+    model = fit(data_of(world, val=val, val_batch_size=4), tmp_path, 1, **options)
     assert [key.split(":")[1] for key in model.validated] == [f"s{n:04d}" for n in [*range(25), *range(100, 105)]]
 
 
@@ -175,7 +163,6 @@ def test_captioned_shards_of_others_become_conversations(tmp_path):
     [
         ("nothing/*.tar", r"nothing/\*\.tar: no shard"),
         ("missing-{00..01}.tar", r"missing-00\.tar: no shard"),
-        ("pipe:cat x.tar", r"never run"),
         ("empty.tar", r"empty\.tar: this shard is an empty file"),
         ("none.tar", r"none\.tar: this shard holds no sample"),
         ("text.tar", r"text\.tar: "),

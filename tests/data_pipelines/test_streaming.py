@@ -27,8 +27,8 @@ def stream(world, rank=0, ranks=1, start=Progress(), seed=0, buffer=6, stage="tr
     return made
 
 
-def keys(shipments) -> list[str]:
-    return [key for shipment in shipments for key in shipment.keys]
+def keys(batches) -> list[str]:
+    return [key for raw in batches for key in raw.keys]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -51,9 +51,9 @@ def test_epochs_and_seeds_differ_and_repeat_when_asked_again(world):
 def test_progress_counts_only_shards_that_were_delivered_whole(world):
     whole = set(keys(stream(world)))
     for cut in range(1, 8):
-        shipments = list(stream(world))[:cut]
-        rest = keys(stream(world, start=shipments[-1].progress)) if shipments[-1].progress.epoch == 0 else []
-        assert set(keys(shipments)) | set(rest) == whole  # nothing is left out; some may come again
+        batches = list(stream(world))[:cut]
+        rest = keys(stream(world, start=batches[-1].progress)) if batches[-1].progress.epoch == 0 else []
+        assert set(keys(batches)) | set(rest) == whole  # nothing is left out; some may come again
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
@@ -80,9 +80,9 @@ def test_a_shard_cut_short_and_bad_samples_are_named_and_kill_nothing(tmp_path):
     (world / "part-001.tar").write_bytes(whole[:3000])
     write_tar(world / "part-002.tar", {"bad": {"json": b"{"}, "none": {"0.png": b""}})
     (world / "part-003.tar").write_bytes(b"no tar at all" * 99)
-    shipments = list(stream(world, buffer=1))
-    reasons = {f"{skip.shard[-12:]}:{skip.key}": skip.reason for shipment in shipments for skip in shipment.skips}
-    assert {"part-000.tar:s0000", "part-000.tar:s0003"} <= {key.removeprefix("a/") for key in keys(shipments)}
+    batches = list(stream(world, buffer=1))
+    reasons = {f"{skip.shard[-12:]}:{skip.key}": skip.reason for raw in batches for skip in raw.skips}
+    assert {"part-000.tar:s0000", "part-000.tar:s0003"} <= {key.removeprefix("a/") for key in keys(batches)}
     assert {"part-001.tar:*", "part-002.tar:bad", "part-002.tar:none", "part-003.tar:*"} <= set(reasons)
     assert "cannot be read" in reasons["part-003.tar:*"]
 
