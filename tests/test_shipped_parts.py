@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from tools.part_card import markdown
-from tools.probe import load_part
-from tools.probing import probe
+from tools.probing import load_part, probe
 from umm_zoo.batch import Batch, Tokens
 from umm_zoo.metrics import Retrieval, normalise
 from umm_zoo.objectives.contrast import WordSwaps

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools.part_card import markdown, world_of
-from tools.probe import find_part, load_batches, parse_layer
-from tools.probing import Layer, probe
+from tools.probe_parts import parse_layer
+from tools.probing import Layer, find_part, load_batches, probe
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.errors import REFUSALS, locating, user_errors
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test", action="store_true", help="score on the test split: the validation shards with /test/ for /val/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for that score; may be repeated")
     parser.add_argument("--probe", nargs="+", default=[], metavar="ATTRIBUTE", help="colour, shape, size, mark, background …")
-    parser.add_argument("--layer", nargs="+", type=parse_layer, default=[], help="where to probe (see tools/probe.py)")
+    parser.add_argument("--layer", nargs="+", type=parse_layer, default=[], help="where to probe (see tools/probe_parts.py)")
     parser.add_argument("--probe-shards", metavar="SHARDS", help="with 'scene' in their json (default: the first test shards)")
     given = parser.parse_args(argv)
     folder = given.out or Path("experiments/tiny/weights") / given.run.resolve().name

@@ -10,16 +10,8 @@ import yaml
 
 from umm_zoo.shapes.scenes import World
 
-#: Options of the shapes command by the field of the world they set.
-_WORLD_OPTIONS = {
-    "cells": "cells",
-    "num_colours": "colours",
-    "num_shapes": "shapes",
-    "max_objects": "max-objects",
-    "image_size": "image-size",
-    "detail": "detail",
-    "sizes": "sizes",
-}
+#: Fields of a world that the shapes command has options for.
+_FIELDS = ("cells", "num_colours", "num_shapes", "max_objects", "image_size", "detail", "sizes")
 
 
 def world_of(shards: str) -> dict[str, Any] | None:
@@ -43,7 +35,8 @@ def world_commands(folder: Path, found: dict[str, Any]) -> list[str]:
                 sizes[name.replace("_", "-")] = entry[name]
     default = World().to_json()
     world = found["world"]
-    options = [f"--{option} {_plain(world[name])}" for name, option in _WORLD_OPTIONS.items() if world[name] != default[name]]
+    changed = [name for name in _FIELDS if world[name] != default[name]]
+    options = [f"--{name.removeprefix('num_').replace('_', '-')} {_plain(world[name])}" for name in changed]
     groups: dict[tuple[Any, ...], list[str]] = {}
     for task, sizes in tasks.items():
         # mark pairs have no train split unless asked for; they join the others all the same

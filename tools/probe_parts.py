@@ -1,11 +1,14 @@
-"""Probe all shipped parts: what each carries of a scene and what it has lost, as JSON and as the README's table.
+"""Probe parts: what each carries of a scene and what it has lost; of all shipped ones as JSON and as the README's table.
 
     python tools/probe_parts.py --shards 'data/tiny/test/captions-*.tar'
     python tools/probe_parts.py llava vlm                     (these again; the other rows stay where the settings are the same)
+    python tools/probe_parts.py runs/tiny/tower --attribute mark --layer -2              (printed alone, as for every other source:)
+    python tools/probe_parts.py experiments/tiny/tower.yaml 'umm_zoo.backbones.features.CLIPVisionFeatures:FOLDER' pixels
 
-Encoders are read at the layer that LLaVA looks through (-2) and in their one vector; vision-language models at their image tokens,
-before and behind the language model. Above them stand the pixels, from which everything can be read. Accuracy depends on how much a
-probe has seen, so only rows of one file may be compared.
+Other sources are run folders, checkpoints, experiment files (untrained weights: the floor), CLASS:FOLDER, and the pixels (the
+ceiling). Encoders are read at the layer that LLaVA looks through (-2) and in their one vector; vision-language models at their
+image tokens, before and behind the language model. Accuracy depends on how much a probe has seen, so only rows of one file may be
+compared. How a probe is made: ``tools/probing.py``.
 """
 
 from __future__ import annotations
@@ -22,8 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
-from tools.probe import load_batches, load_part
-from tools.probing import Layer, part_features, probe
+from tools.probing import Layer, load_batches, load_part, part_features, probe
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.features import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
@@ -48,15 +50,22 @@ def places(part: Any) -> dict[str, Layer]:
     return {PIXELS if part is None else "latents": -1}
 
 
-def probe_part(name: str, weights: Path, batches: list[Batch], cells: list[str], steps: int) -> list[dict[str, Any]]:
-    """One row per place and attribute."""
-    part, rows = load_part(name if name == PIXELS else str(weights / name)), []
-    for place, layer in places(part).items():
+def parse_layer(text: str) -> Layer:
+    """``pooled`` or a number."""
+    return "pooled" if text == "pooled" else int(text)
+
+
+def probe_part(
+    source: str, batches: list[Batch], cells: list[str], attributes: Sequence[str], layers: Sequence[Layer], steps: int
+) -> list[dict[str, Any]]:
+    """One row per place and attribute; no layers are the usual places."""
+    part, rows = load_part(source), []
+    for place, layer in {f"layer {layer}": layer for layer in layers}.items() or places(part).items():
         features = [part_features(part, image_of_each_row(batch), layer, len(cells)) for batch in batches]
-        for attribute in ATTRIBUTES:
+        for attribute in attributes:
             found = probe(part, batches, attribute, layer, cells, steps=steps, features=features)
-            rows.append({"part": name, "place": place, **vars(found)})
-            print(f"{name}, {place}: {found}", flush=True)
+            rows.append({"place": place, **vars(found)})
+            print(f"{source}, {place}: {found}", flush=True)
     return rows
 
 
@@ -88,10 +97,7 @@ def markdown(report: dict[str, Any]) -> str:
     rows = report["rows"]
     ceiling = {row["attribute"]: row for row in rows if row["part"] == PIXELS}
     head = [f"{name} ({100 * row['chance']:.0f})" for name, row in ceiling.items()]
-    lines = [
-        f"| part | read at | {' | '.join(head)} | lost |",
-        "|---" * (3 + len(head)) + "|",
-    ]
+    lines = [f"| part | read at | {' | '.join(head)} | lost |", "|---" * (3 + len(head)) + "|"]
     for part, place in dict.fromkeys((row["part"], row["place"]) for row in rows):
         found = [row for row in rows if (row["part"], row["place"]) == (part, place)]
         cells = [f"{100 * row['linear']:.1f} / {100 * row['mlp']:.1f}" for row in found]
@@ -112,27 +118,44 @@ def markdown(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="folders of the weights (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="folders of the weights, or other sources (default: all of the weights)"
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"where they are (default {WEIGHTS})")
     parser.add_argument(
         "--shards", default="data/tiny/test/captions-*.tar", help="with 'scene' in their json (default: %(default)s)"
     )
+    parser.add_argument("--attribute", nargs="+", default=ATTRIBUTES, help="of the objects or of the scene (default: %(default)s)")
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        type=parse_layer,
+        default=[],
+        help="of an encoder: counted from its end, or pooled, its one "
+        "vector; of a vision-language model: 0 what enters its language model, -1 what leaves it (default: the usual places)",
+    )
+    parser.add_argument("--image-size", type=int, default=32, help="pixels a side (default 32)")
     parser.add_argument("--limit", type=int, default=1000, help="at most about this many images (default 1000)")
     parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
     parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
-    arguments = parser.parse_args(argv)
-    names = arguments.parts or [PIXELS, *sorted(folder.name for folder in arguments.weights.iterdir() if is_probed(folder))]
-    settings = {"shards": arguments.shards, "limit": arguments.limit, "steps": arguments.steps}
-    file = arguments.out / "probes.json"
-    rows = kept_rows(file, settings)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    given = parser.parse_args(argv)
+    names = given.parts or [PIXELS, *sorted(folder.name for folder in given.weights.iterdir() if is_probed(folder))]
+    sources = {name: str(given.weights / name) if (given.weights / name).is_dir() else name for name in names}
+    settings = {"shards": given.shards, "limit": given.limit, "steps": given.steps}
     with user_errors() as outcome, locating(refusals=REFUSALS):
-        batches, cells = load_batches(arguments.shards, 32, arguments.limit)
-        for name in names if any(row["part"] == PIXELS for row in rows) else dict.fromkeys([PIXELS, *names]):
+        batches, cells = load_batches(given.shards, given.image_size, given.limit)
+        if given.layer or given.attribute != ATTRIBUTES or any(name != PIXELS and sources[name] == name for name in names):
+            for source in sources.values():
+                probe_part(source, batches, cells, given.attribute, given.layer, given.steps)
+            return 0
+        file = given.out / "probes.json"
+        given.out.mkdir(parents=True, exist_ok=True)
+        rows = kept_rows(file, settings)
+        for name, source in (sources if any(row["part"] == PIXELS for row in rows) else {PIXELS: PIXELS} | sources).items():
             began = time.monotonic()
-            found = probe_part(name, arguments.weights, batches, cells, arguments.steps)
+            found = probe_part(source, batches, cells, ATTRIBUTES, [], given.steps)
             seconds = round((time.monotonic() - began) / len(found), 2)
-            rows = [row for row in rows if row["part"] != name] + [{**row, "seconds": seconds} for row in found]
+            rows = [row for row in rows if row["part"] != name] + [{"part": name, **row, "seconds": seconds} for row in found]
             rows.sort(key=lambda row: (row["part"] != PIXELS, row["part"]))  # stable: places and attributes keep their order
             options = shlex.join(word for key, value in settings.items() for word in (f"--{key}", str(value)))
             report = {"command": f"python tools/probe_parts.py {options}", "settings": settings, **circumstances(), "rows": rows}

@@ -1,10 +1,21 @@
-"""Linear and small-MLP probes of a part's features for any attribute of the ground truth."""
+"""Linear and small-MLP probes of a part's features for any attribute of the ground truth.
+
+An attribute of objects (colour, shape, size, mark …) is asked of every cell that holds one, from the features of that cell; an
+attribute of the scene (background, stripes) of each image, from one vector. Of a vision-language model the states at the image
+tokens are read: what enters its language model (layer 0) or leaves it (layer -1); the question stands behind the image and cannot
+reach them. The probe learns on three quarters of the images and is scored on the rest; the best of a few weight decays is chosen
+on a slice of the former.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,16 +37,7 @@ WEIGHT_DECAYS = (0.0, 0.01, 0.1)
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well an attribute can be read from features.
-
-    Args:
-        attribute: what was asked.
-        linear: accuracy of a linear layer on held-out images.
-        mlp: accuracy of two layers.
-        chance: accuracy of always saying the commonest value.
-        num_train: rows the probes learnt from.
-        num_test: rows they are scored on.
-    """
+    """How well an attribute can be read: accuracies on ``num_test`` held-out rows; ``chance`` is that of the commonest value."""
 
     attribute: str
     linear: float
@@ -53,12 +55,7 @@ class ProbeResult:
 
 
 def cell_features(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """The features of each cell of a square board, its tokens side by side where they divide evenly, else their average.
-
-    Shape:
-        - tokens: ``[B, N, D]`` in raster order, N = h * w
-        - output: ``[B, side * side, F]``
-    """
+    """``[B, h*w, D]`` to ``[B, side*side, F]``: a cell's tokens side by side where they divide evenly, else their average."""
     B, _, D = tokens.shape
     h, w = grid
     board = tokens.transpose(1, 2).reshape(B, D, h, w)
@@ -71,14 +68,7 @@ def cell_features(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 def labelled_rows(
     batch: Batch, features: Tensor, grid: tuple[int, int], attribute: str, cells: list[str]
 ) -> list[tuple[Tensor, str, int]]:
-    """(feature, value, number of the image) wherever a batch has the attribute.
-
-    Args:
-        batch: rows with a scene.
-        features: ``[B, N, D]`` patch tokens.
-        grid: of the tokens.
-        attribute: of the scene's objects, or of the scene.
-        cells: names of the cells in reading order.
+    """(feature, value, number of the image) wherever a batch has the attribute, of patch tokens ``[B, N, D]``.
 
     Raises:
         ValueError: a row has no scene, or the ground truth no such attribute.
@@ -99,15 +89,7 @@ def labelled_rows(
 
 
 def fit_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, hidden: int, steps: int = 400) -> float:
-    """Accuracy on ``test`` of a probe learnt on ``train``; hidden 0 is linear.
-
-    Args:
-        train: features ``[n, D]`` and labels ``[n]``.
-        test: the same, of other images.
-        classes: number of values.
-        hidden: width of the hidden layer.
-        steps: updates of 256 rows.
-    """
+    """Accuracy on ``test`` of a probe learnt on ``train``, both features ``[n, D]`` and labels ``[n]``; hidden 0 is linear."""
     mean, std = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
     x, y = (train[0] - mean) / std, train[1]
     cut = max(1, len(x) // 6)
@@ -216,3 +198,52 @@ def probe(
     linear = fit_probe(train_rows, test_rows, len(classes), 0, steps)
     mlp = fit_probe(train_rows, test_rows, len(classes), hidden, steps) if hidden else linear
     return ProbeResult(attribute, linear, mlp, chance, int((~test).sum()), int(test.sum()))
+
+
+def find_part(method: Any, source: str | Path, names: Sequence[str] = ("encoder", "tower", "codec", "vlm")) -> tuple[str, Any]:
+    """The part of a run that others use, and its name.
+
+    Raises:
+        ValueError: it has none of these names.
+    """
+    for name in names:
+        if isinstance(part := getattr(method, name, None), nn.Module):
+            return name, part
+    raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, expected one of {', '.join(names)}")
+
+
+def load_part(source: str) -> nn.Module | None:
+    """A part of an exported folder, a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``."""
+    from umm_zoo.experiment.build import build
+    from umm_zoo.experiment.file import load_experiment
+    from umm_zoo.method import Method
+
+    part: nn.Module
+    if source == "pixels":
+        return None
+    if (card := Path(source) / "card.json").is_file():
+        part = build({**json.loads(card.read_text(encoding="utf-8"))["load"], "source": source})
+    elif ":" in source:
+        target, folder = source.split(":", 1)
+        part = build({"_target_": f"{target}.from_pretrained", "source": folder})
+    elif source.endswith((".yaml", ".yml")):
+        experiment = load_experiment(source)
+        torch.manual_seed(experiment.seed)
+        part = find_part(build(experiment.method), source)[1]
+    else:
+        part = find_part(Method.load(source), source)[1]
+    return part.eval()
+
+
+def load_batches(shards: str, image_size: int, limit: int) -> tuple[list[Batch], list[str]]:
+    """Labelled images of shards in their own order, and the names of the cells of their world (read from ``world.json``)."""
+    from data_pipelines.shards.addresses import expand
+    from data_pipelines.shards.data import ShardData, ShardSource
+    from umm_zoo.shapes.scenes import PLACES
+
+    data = ShardData(val={"probe": ShardSource(shards)}, image_size=image_size, val_batch_size=256)
+    data.prepare_data()
+    batches = list(islice(data.val_dataloader(), -(-limit // 256)))
+    world = Path(expand(shards)[0]).parent.parent / "world.json"
+    cells = json.loads(world.read_text(encoding="utf-8"))["world"]["cells"] if world.is_file() else 2
+    return batches, list(PLACES[cells])

@@ -24,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
-from tools.probe import load_part
+from tools.probing import load_part
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.batch import Batch

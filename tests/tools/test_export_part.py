@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from data_pipelines.shapes import main as make_shapes
 from tools import export_part
 from tools.part_card import world_commands
-from tools.probe import load_part
+from tools.probing import load_part
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
 from umm_zoo.training.curriculum import run as fit
