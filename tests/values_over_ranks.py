@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -28,6 +29,15 @@ def values_of(make: MakeMetrics, step: Step, rows: range, batch_size: int = 3) -
         for entry, value in (computed if isinstance(computed, dict) else {"": computed}).items():
             values[f"{name}/{entry}"] = float(value)
     return values
+
+
+def check_every_rank(make: MakeMetrics, step: Step, splits: dict[str, list[range]], num_rows: int) -> dict[str, float]:
+    """Assert that each rank has the values of one process over all rows, and return these."""
+    expected = values_of(make, step, range(num_rows))
+    for found in (values for by_split in values_by_rank(make, step, splits) for values in by_split.values()):
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert list(found) == list(expected)  # ranks that log in another order would wait for each other
+    return expected
 
 
 def values_by_rank(make: MakeMetrics, step: Step, splits: dict[str, list[range]]) -> list[dict[str, dict[str, float]]]:

@@ -83,11 +83,7 @@ class Method(LightningModule, ABC):
         """
 
     def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
-        """Freeze every part not named in ``trained``.
-
-        Args:
-            trained: names of parts.
-            make_optimizer: called when a training starts.
+        """Freeze every part not named in ``trained``; ``make_optimizer`` is called when a training starts.
 
         Raises:
             UserError: a name is not a part, or one that this method never trains.
@@ -224,10 +220,7 @@ class Method(LightningModule, ABC):
 
     @classmethod
     def load(cls, source: str | Path) -> Method:
-        """Rebuild a method from a run folder or a checkpoint file, in evaluation mode.
-
-        Args:
-            source: ``runs/<name>`` or a ``.ckpt`` file; the resolved experiment is read from inside the checkpoint.
+        """Rebuild a method, in evaluation mode, from a run folder (``runs/<name>``) or a ``.ckpt`` file; both hold its experiment.
 
         Raises:
             FileNotFoundError: no checkpoint there.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torchmetrics import Metric
-from values_over_ranks import values_by_rank, values_of
+from values_over_ranks import check_every_rank
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics import PSNR, AnswerAccuracy, AttentionBias, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
@@ -61,15 +61,6 @@ def step(rows: range) -> tuple[Outputs, Batch]:
     return outputs, batch
 
 
-@pytest.fixture(scope="module")
-def by_rank() -> list[dict[str, dict[str, float]]]:
-    return values_by_rank(all_metrics, step, SPLITS)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_has_the_value_of_one_process(by_rank: list[dict[str, dict[str, float]]], rank: int, split: str) -> None:
-    expected = values_of(all_metrics, step, range(NUM_ROWS))
+def test_every_rank_has_the_value_of_one_process() -> None:
+    expected = check_every_rank(all_metrics, step, SPLITS, NUM_ROWS)
     assert len(expected) > 20
-    assert by_rank[rank][split] == pytest.approx(expected, abs=1e-6)
-    assert list(by_rank[rank][split]) == list(expected)  # ranks that log in another order would wait for each other

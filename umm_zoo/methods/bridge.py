@@ -113,13 +113,7 @@ class Bridge(Method):
         return torch.cat(rows)
 
     def condition(self, prompt: EncodedPrompt, queries: Tensor, grid: Grid) -> Tokens:
-        """The decoder's condition ``[B, N, E]``.
-
-        Args:
-            prompt: the encoded requests.
-            queries: ``[B, N, D]``, drawn for ``grid``.
-            grid: of the latent to be generated.
-        """
+        """The decoder's condition ``[B, N, E]`` from queries ``[B, N, D]`` for a latent grid."""
         own = self.queries.grid_for(grid)
         states = self.pathway(prompt.prefix, prompt.details, queries, own)  # [B, N, D]
         dtype = next(self.connector.parameters(), states).dtype

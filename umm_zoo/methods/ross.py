@@ -40,7 +40,7 @@ class ROSS(Method):
 
     Args:
         vlm: the model that is trained; every image must take as many tokens as the target has.
-        target: what is reconstructed.
+        target: of the reconstruction.
         head: a ``Denoiser``, or a ``RegressionHead`` under a regression objective.
         objective: how the head is trained, and how a trained one samples.
         weight: of the reconstruction; 1 in the paper.
@@ -115,13 +115,9 @@ class ROSS(Method):
     def reconstruction_loss(
         self, batch: Batch, hidden: Tensor, image_mask: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The reconstruction loss of a batch whose language-model states are given.
+        """The reconstruction loss from last states ``[B, L, D]`` and their image mask ``[B, L]``.
 
-        Args:
-            batch: its images.
-            hidden: ``[B, L, D]`` last states.
-            image_mask: ``[B, L]``.
-            generator: for posterior, steps and noise.
+        The generator is for posterior, steps and noise.
         """
         has_image = self._samples(batch).to(hidden.device)  # [S], one entry per image, and per row without where those take part
         states = self.image_states(hidden, image_mask)  # [M, N, D]

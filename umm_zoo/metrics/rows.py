@@ -36,14 +36,8 @@ def required(outputs: Outputs, name: str, metric: Metric) -> Any:
 def generated_pairs(outputs: Outputs, batch: Batch, metric: Metric, same_size: bool = True) -> tuple[Tensor, Tensor] | None:
     """``generated`` and what it should be, ``[B, 3, H, W]`` each; None where nothing was generated for the batch.
 
-    Args:
-        outputs: of a batch.
-        batch: the batch.
-        metric: for messages.
-        same_size: both must have one size in pixels.
-
     Raises:
-        UserError: there is nothing to compare with, or shapes differ.
+        UserError: there is nothing to compare with, or shapes differ (sizes in pixels only with ``same_size``).
     """
     if outputs.generated is None:
         return None

@@ -43,11 +43,7 @@ class CellLabels:
                 raise ValueError(f"CellLabels.shares: found '{name}', expected {sorted(attributes)}")
 
     def __call__(self, batch: Batch, everything: bool = False) -> dict[str, Tensor]:
-        """Labels ``[B, cells]`` of each attribute, ``UNLABELLED`` where there is none.
-
-        Args:
-            batch: rows with a scene.
-            everything: ignore ``shares``, for evaluation.
+        """Labels ``[B, cells]`` of each attribute, ``UNLABELLED`` where there is none; ``everything`` ignores ``shares``.
 
         Raises:
             UserError: a row has no scene, or an object's attribute a value that is not listed.

@@ -30,13 +30,9 @@ class ClauseCounts(NamedTuple):
 
 
 def clause_counts(caption: str, scene: Mapping[str, Any]) -> ClauseCounts:
-    """Counts of ``top left: a small red circle; ...; background: grey`` against a scene.
+    """Counts of ``top left: a small red circle; ...; background: grey`` against the ``scene`` of a sample.
 
     A clause is right when cell, size, colour and shape all are. One said twice counts as two mentions of which one is true.
-
-    Args:
-        caption: clauses, separated by semicolons.
-        scene: as in the ``scene`` of a sample: ``background`` and ``objects`` with ``cell``, ``size``, ``colour``, ``shape``.
     """
     said, true = clauses(caption), Scene.from_json(scene)
     mentioned = [clause for clause in said if not clause.startswith("background:")]

@@ -47,15 +47,12 @@ def _fits(scene: Scene, item: Object, attributes: Iterable[str]) -> bool:
 
 
 def refer(scene: Scene, item: Object, rng: np.random.Generator | None = None, avoid: Collection[str] = ()) -> str | None:
-    """A phrase that fits this object of the scene and no other.
+    """A phrase that fits this object of the scene and no other; None where there is none.
 
     Args:
         rng: chooses among all phrases that fit; None gives the one fixed phrase, the shortest of ``circle``,
             ``red circle``, ``small red circle`` and ``object at the top left``.
-        avoid: attributes that the phrase must not give away, because they are asked for.
-
-    Returns:
-        The phrase, or None where no phrase without the avoided attributes singles the object out.
+        avoid: attributes that the phrase must not give away, because the question is about them.
     """
     ways = _CANONICAL if rng is None else _WAYS
     fitting = [way for way in ways if not set(way) & set(avoid) and _fits(scene, item, way)]
@@ -70,11 +67,7 @@ def clause(item: Object) -> str:
 
 
 def long_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """Every object in a clause of its own, then the background.
-
-    Args:
-        rng: shuffles the clauses of the objects; None keeps reading order.
-    """
+    """Every object in a clause of its own, in the scene's order or shuffled by ``rng``, then the background."""
     order = range(len(scene.objects)) if rng is None else rng.permutation(len(scene.objects)).tolist()
     clauses = [clause(scene.objects[i]) for i in order]
     return "; ".join([*clauses, f"background: {scene.background}"])

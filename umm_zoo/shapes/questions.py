@@ -150,11 +150,7 @@ def absent_pairs(world: World, scene: Scene, split: str, negative: str) -> list[
 
 
 def mark_pair(world: World, scene: Scene, rng: np.random.Generator) -> tuple[Question, list[tuple[Scene, str]]]:
-    """Two scenes that differ in one object's fine detail alone, and the one question that tells them apart (MMVP).
-
-    Returns:
-        The question about the first scene, and (scene, answer) of both.
-    """
+    """A question, and two scenes with their answers that differ in one object's fine detail alone (MMVP)."""
     item = pick(rng, scene.objects)
     other = replace(item, mark=pick(rng, [mark for mark in world.marks if mark != item.mark]))
     changed = replace(scene, objects=tuple(other if one is item else one for one in scene.objects))

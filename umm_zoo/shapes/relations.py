@@ -23,25 +23,19 @@ class RelationPrompt(NamedTuple):
 
 
 def make_relation(world: World, split: str, rng: np.random.Generator) -> RelationPrompt | None:
-    """Two objects, each by any words that tell it from the other, and where they lie to each other.
+    """Two objects, each by any words that tell it from the other, and where they lie; None where the two are alike.
 
     The prompts of position in GenEval name shapes alone, and two shapes differ in so few pixels that a generator hardly learns from
     them what ``above`` means; beside a colour it does.
-
-    Returns:
-        None where the two are alike.
     """
     return _prompt(world, split, rng, lambda scene, item: refer(scene, item, rng, avoid=("cell",)))
 
 
 def make_colour_relation(world: World, split: str, rng: np.random.Generator) -> RelationPrompt | None:
-    """Two objects of two colours, each named by its colour, with its shape or without.
+    """Two objects, each named by its colour, with its shape or without; None where the two have one colour.
 
     The easiest to learn: two colours are as far apart in an image as anything is, and no size or shape is needed to tell which
     object is which.
-
-    Returns:
-        None where the two have one colour.
     """
 
     def name(scene: Scene, item: Object) -> str | None:
@@ -56,10 +50,8 @@ def make_tied_relation(world: World, split: str, rng: np.random.Generator) -> Re
     """Two objects named by their shapes alone, in a scene in which every shape has one colour; to train with before the true ones.
 
     Two shapes differ in so few pixels that a generator hardly learns from them which words ask for which place. Here the words make
-    a difference as large as a colour's. In scenes of all colours it then has to learn that they did not ask for a colour.
-
-    Returns:
-        None where the two have one shape, or one has another colour than its shape's.
+    a difference as large as a colour's. In scenes of all colours it then has to learn that they did not ask for a colour. None
+    where the two have one shape, or one has another colour than its shape's.
     """
     tied = tied_colours(world, split)
 

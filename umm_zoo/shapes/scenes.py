@@ -212,11 +212,7 @@ def random_jitter(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def sample_scene(world: World, split: str, rng: np.random.Generator, min_objects: int = 1, max_objects: int | None = None) -> Scene:
-    """Random scene of a split.
-
-    Args:
-        min_objects: fewest objects.
-        max_objects: most objects; None takes the world's.
+    """Random scene of a split; ``max_objects`` None takes the world's.
 
     Raises:
         UserError: none of 10,000 random scenes is of this split.

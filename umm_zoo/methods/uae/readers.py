@@ -27,13 +27,7 @@ class CaptionReader(ABC):
 
     @abstractmethod
     def states(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None) -> Tokens:
-        """The states ``[R, N, D]`` with their mask.
-
-        Args:
-            vlm: the language model, in evaluation mode.
-            captions: R texts.
-            images: what they describe, ``[R, 3, H, W]``; None where there is none, as for a negative prompt.
-        """
+        """The states ``[R, N, D]`` of R captions with their mask; the images are what they describe, None for a negative prompt."""
 
     def __call__(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None, adapter: LoRA | None = None) -> Tokens:
         """``states`` without gradient, with or without the policy's adapter."""

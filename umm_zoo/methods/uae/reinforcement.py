@@ -48,8 +48,6 @@ class Reinforcement(UAEBase, Generic[R]):
 
     Attributes:
         watched: names of what ``loss_parts`` give beside the loss.
-        reward: of what is generated.
-        objective: of the samples.
         rollouts: how many samples there are and how they are used.
         phases: seconds of each phase of the last update.
         rollout: the last one; None before the first.
@@ -68,14 +66,9 @@ class Reinforcement(UAEBase, Generic[R]):
 
     @abstractmethod
     def loss_parts(self, rollout: R, rows: list[Tensor]) -> list[Callable[[], dict[str, Tensor]]]:
-        """The loss in parts that are scored one after the other.
+        """The loss in parts that are scored one after the other, from portions of the rows that carry a gradient.
 
-        Args:
-            rollout: the samples.
-            rows: those that carry a gradient, in portions.
-
-        Returns:
-            functions that each give their share of ``loss`` and, without gradient, of what is ``watched``.
+        Each gives its share of ``loss`` and, without gradient, of what is ``watched``.
         """
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
