@@ -22,7 +22,7 @@ SCENE = {"background": "grey", "objects": [{"cell": "top left", "size": "small",
 
 
 class Policy(lightning.LightningModule):
-    """Logs what it is told to, step by step."""
+    """Logs the given numbers, step by step."""
 
     def __init__(self, spreads: list[float], losses: list[float] | None = None) -> None:
         super().__init__()

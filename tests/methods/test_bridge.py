@@ -127,7 +127,7 @@ def test_metaquery_runs_its_queries_as_the_next_words_of_the_frozen_model():
     method, batch = metaquery(), requests(0, 1)
     prompt = encoded(method, batch)
     queries = method.draw_queries(prompt, Grid(4, 4))
-    assert queries.shape == (2, 5, 32)  # fixed, whatever is drawn
+    assert queries.shape == (2, 5, 32)  # fixed, whatever the size of the image
     placed = prompt.prefix, prompt.details, queries, method.queries.grid_for(Grid(4, 4))
     tokens, _, mask = method.pathway.arrange(*placed)
     expected = method.vlm.language_stack(copied=False)(tokens, prompt.prefix, prompt.prefix.text_positions(5), mask)
@@ -184,7 +184,7 @@ def test_attention_bias_is_what_queries_pay_to_an_image_token_minus_a_word(monke
     assert found.num_rows == 1
 
 
-def test_users_mistakes_are_named():
+def test_user_errors_are_named():
     with pytest.raises(ValueError, match=r"queries.width is 8, vlm.width is 32"):
         wemmu(queries=NoisyQueries(8))
     with pytest.raises(ValueError, match=r"connector.out_dim is 9, decoder.condition_dim is 12"):

@@ -70,14 +70,14 @@ def test_01_frozen_path_is_the_same_with_and_without_queries_and_details(counts)
 
 
 def test_01_understanding_is_the_same_bit_for_bit_after_four_stages():
-    asked = requests(1, 2, 0, seed=9)
+    questions = requests(1, 2, 0, seed=9)
     vlm = tiny_vlm()
-    hidden = vlm(vlm.inputs_of(asked)).hidden
-    answers = vlm.generate(asked.prompts(), asked.images, asked.image_counts, 6)
-    drawn = requests(0, 1, 0)
-    drawn.tasks = [Task.TEXT_TO_IMAGE, Task.RECONSTRUCT, Task.UNCONDITIONAL]
+    hidden = vlm(vlm.inputs_of(questions)).hidden
+    answers = vlm.generate(questions.prompts(), questions.images, questions.image_counts, 6)
+    generation = requests(0, 1, 0)
+    generation.tasks = [Task.TEXT_TO_IMAGE, Task.RECONSTRUCT, Task.UNCONDITIONAL]
     state: dict[str, Tensor] = {}
-    for stage, batch in enumerate((drawn, drawn, requests(1, 0, 1), requests(2, 1, 0)), 1):
+    for stage, batch in enumerate((generation, generation, requests(1, 0, 1), requests(2, 1, 0)), 1):
         method = wemmu(["pathway", "connector", "detail"] + ["decoder"] * (stage > 1))  # frozen parts as from their own files
         method.load_weights(state)
         trained_step(method.train(), batch)
@@ -85,8 +85,8 @@ def test_01_understanding_is_the_same_bit_for_bit_after_four_stages():
         method.on_save_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
     assert not [key for key in state if key.startswith(("vlm.", "codec."))] and any(key.startswith("decoder.") for key in state)
-    assert torch.equal(method.vlm(method.vlm.inputs_of(asked)).hidden, hidden)
-    assert method.answer(asked, 6) == answers
+    assert torch.equal(method.vlm(method.vlm.inputs_of(questions)).hidden, hidden)
+    assert method.answer(questions, 6) == answers
 
 
 @pytest.mark.parametrize("counts", [(1,), (0, 2, 1)])
@@ -107,8 +107,8 @@ def test_02_queries_differ_between_steps_and_repeat_under_a_seed():
     torch.manual_seed(5)
     assert not torch.equal(first, second) and torch.equal(first, method.draw_queries(prompt, Grid(4, 4)))
     assert not torch.equal(first[0], first[1]) and abs(float(first.std()) - 1) < 0.1
-    drawn = [method.sample(["a red circle"], seed=seed) for seed in (3, 3, 4)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    made = [method.sample(["a red circle"], seed=seed) for seed in (3, 3, 4)]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
 def test_03_truth_table_of_the_mask():

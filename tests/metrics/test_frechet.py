@@ -32,10 +32,10 @@ def test_it_is_the_distance_of_two_gaussians() -> None:
     true = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 0.1
     true = true - true.mean(dim=0)
     true = true @ torch.linalg.inv(torch.linalg.cholesky(true.T.cov())).T * 0.1  # covariance 0.01 times the identity
-    drawn = true * torch.tensor([2.0, 1.0]) + torch.tensor([0.3, 0.0])
+    made = true * torch.tensor([2.0, 1.0]) + torch.tensor([0.3, 0.0])
     metric = FrechetDistance(Means())
-    metric.update(Outputs(generated=images(drawn[:20])), batch(true[:20]))
-    metric.update(Outputs(generated=images(drawn[20:])), batch(true[20:]))
+    metric.update(Outputs(generated=images(made[:20])), batch(true[:20]))
+    metric.update(Outputs(generated=images(made[20:])), batch(true[20:]))
     assert float(metric.compute()) == pytest.approx(0.3**2 + 0.1**2, rel=1e-3)
 
 

@@ -159,8 +159,8 @@ def test_it_learns_which_latent_a_prompt_asks_for() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
-    drawn = method.eval().objective.sample(method.decoder, (2, 5, 4, 4), method.condition(["a red circle", "a blue square"]))
-    assert drawn[0].mean() > 0.5 and drawn[1].mean() < -0.5
+    made = method.eval().objective.sample(method.decoder, (2, 5, 4, 4), method.condition(["a red circle", "a blue square"]))
+    assert made[0].mean() > 0.5 and made[1].mean() < -0.5
 
 
 def test_a_later_stage_does_not_take_the_text_encoder() -> None:

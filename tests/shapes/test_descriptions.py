@@ -64,9 +64,9 @@ def test_questions_on_a_caption_can_be_answered_from_its_words(world: World) -> 
     for sample in samples:
         first, *rest = turns(sample)
         caption, question = first.split("\n")
-        asked = [question, *rest[1::2]]
-        assert 1 <= len(asked) == len(set(asked)) <= 6 and "What is the background?" in asked
-        assert rest[0::2] == [answer(caption, question) for question in asked]
+        questions = [question, *rest[1::2]]
+        assert 1 <= len(questions) == len(set(questions)) <= 6 and "What is the background?" in questions
+        assert rest[0::2] == [answer(caption, question) for question in questions]
 
 
 def test_text_alone_carries_no_image() -> None:
@@ -107,8 +107,8 @@ def test_which_of_two_lies_where() -> None:
         prompt, question = first.split("\n")
         match = re.fullmatch(r"an? (.+) (left of|right of|above|below) an? (.+)", prompt)
         assert match
-        for asked, said in zip([question, rest[1]], rest[0::2], strict=True):
-            side = asked.removesuffix("?").split()[-1]
+        for text, said in zip([question, rest[1]], rest[0::2], strict=True):
+            side = text.removesuffix("?").split()[-1]
             assert said == (match[1] if side == opposite[match[2]][0] else match[3]) and side in opposite[match[2]]
     assert len(samples) == 30
 

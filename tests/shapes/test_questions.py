@@ -180,9 +180,9 @@ def test_the_wording_of_questions_leaves_something_to_see():
 def test_every_answer_of_a_dialogue_is_right_and_no_question_comes_twice(name):
     for row in rows(WORLDS[name], "dialogues", 60):
         turns = row["conversations"]
-        asked = [turn["text"].removeprefix("<image>\n") for turn in turns[::2]]
-        assert 2 <= len(asked) <= 6 and len(set(asked)) == len(asked)
-        assert [turn["text"] for turn in turns[1::2]] == [oracle(row["scene"], text) for text in asked]
+        questions = [turn["text"].removeprefix("<image>\n") for turn in turns[::2]]
+        assert 2 <= len(questions) <= 6 and len(set(questions)) == len(questions)
+        assert [turn["text"] for turn in turns[1::2]] == [oracle(row["scene"], text) for text in questions]
 
 
 def test_dialogues_say_yes_and_no_about_equally_often():
@@ -194,7 +194,7 @@ def test_dialogues_say_yes_and_no_about_equally_often():
 def test_every_lookup_finds_its_object_and_is_about_nothing_else(name):
     for row in rows(WORLDS[name], "lookups", 60):
         turns = row["conversations"]
-        asked = [turn["text"].removeprefix("<image>\n") for turn in turns[::2]]
-        assert 2 <= len(asked) == len(set(asked)) <= 12
-        assert all(re.match(r"Where is the|What (colour|shape|size) is the", text) for text in asked)
-        assert [turn["text"] for turn in turns[1::2]] == [oracle(row["scene"], text) for text in asked]
+        questions = [turn["text"].removeprefix("<image>\n") for turn in turns[::2]]
+        assert 2 <= len(questions) == len(set(questions)) <= 12
+        assert all(re.match(r"Where is the|What (colour|shape|size) is the", text) for text in questions)
+        assert [turn["text"] for turn in turns[1::2]] == [oracle(row["scene"], text) for text in questions]

@@ -28,13 +28,13 @@ def test_colour_relations_tell_two_colours_apart_and_hold(world: World) -> None:
         names, relation = next((prompt.split(f" {name} "), name) for name in RELATIONS if f" {name} " in prompt)
         items = row["target_scene"]["objects"]
         assert len(items) == 2 and len({item["colour"] for item in items}) == 2
-        told = []
+        shown = []
         for name in names:  # "a red circle", "an orange object"
             _, colour, noun = name.split()
             (named,) = [item for item in items if item["colour"] == colour]
             assert noun in ("object", named["shape"])
-            told.append(named)
-        assert lies(*told, relation, world)
+            shown.append(named)
+        assert lies(*shown, relation, world)
         prompts.append(prompt)
     assert {prompt.count("object") for prompt in prompts} == {0, 1, 2}
 
@@ -46,8 +46,8 @@ def test_tied_relations_have_one_colour_per_shape(world: World, split: str) -> N
         row = make_sample(world, 3, split, "tied_relations", i).row
         prompt, items = row["conversations"][0]["text"], row["target_scene"]["objects"]
         names, relation = next((prompt.split(f" {name} "), name) for name in RELATIONS if f" {name} " in prompt)
-        told = [next(item for item in items if item["shape"] == name.split()[1]) for name in names]
-        assert len(items) == len({item["shape"] for item in items}) == 2 and lies(*told, relation, world)
+        shown = [next(item for item in items if item["shape"] == name.split()[1]) for name in names]
+        assert len(items) == len({item["shape"] for item in items}) == 2 and lies(*shown, relation, world)
         assert not any(colour in prompt for colour in world.colours)
         for item in items:
             colours_of[item["shape"]].add(item["colour"])

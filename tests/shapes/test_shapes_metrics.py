@@ -139,9 +139,9 @@ def test_preservation_is_told_by_kind_and_says_nothing_where_everything_may_chan
     kinds = [str(meta["edit"]) for meta in batch.meta]
     error = {kind: 0.05 * (place + 1) for place, kind in enumerate(dict.fromkeys(kinds))}
     shifts = torch.tensor([error[kind] for kind in kinds])[:, None, None, None]
-    drawn = targets - shifts * targets.sign()  # every channel of every pixel off by so much, and inside [-1, 1]
+    made = targets - shifts * targets.sign()  # every channel of every pixel off by so much, and inside [-1, 1]
     metric = EditPixels()
-    metric.update(Outputs(generated=drawn), batch)
+    metric.update(Outputs(generated=made), batch)
     found = {name: float(value) for name, value in metric.compute().items() if name.startswith("preservation/")}
     expected = {f"preservation/{kind}": 20 * math.log10(2 / size) for kind, size in error.items() if kind != "background"}
     assert found == pytest.approx(expected, rel=1e-5) and len(found) == 5

@@ -1,4 +1,4 @@
-"""Metrics of drawn scenes: two processes with uneven rows must give what one process gives."""
+"""Metrics of generated scenes: two processes with uneven rows must give what one process gives."""
 
 from typing import Any
 
@@ -53,12 +53,12 @@ def image(*scenes: Any) -> torch.Tensor:
 
 
 def step(rows: range) -> tuple[Outputs, Batch]:
-    """The given rows; every third is drawn as asked, the others as some other scene, all a little wrong."""
+    """The given rows; every third shows its target, the others as some other scene, all a little wrong."""
     samples = [make_sample(WORLD, 3, "test", TASKS[i], i) for i in rows]
     targets = image(*[sample.target for sample in samples])
     others = image(*[make_sample(WORLD, 3, "test", "edits", 100 + i).target for i in rows])
-    told = torch.tensor([i % 3 == 0 for i in rows])[:, None, None, None]
-    drawn = torch.where(told, targets, others) * torch.tensor([1 - i / 100 for i in rows])[:, None, None, None]
+    right = torch.tensor([i % 3 == 0 for i in rows])[:, None, None, None]
+    made = torch.where(right, targets, others) * torch.tensor([1 - i / 100 for i in rows])[:, None, None, None]
     inputs = [scene for sample in samples for scene in sample.scenes]
     batch = Batch(
         [sample.key for sample in samples],
@@ -68,7 +68,7 @@ def step(rows: range) -> tuple[Outputs, Batch]:
         targets,
         [{**sample.row, "task": TASKS[i]} for i, sample in zip(rows, samples, strict=True)],
     )
-    outputs = Outputs(generated=drawn, unchanged=others, unchanged_references=-targets, round_trips=targets * 0.9)
+    outputs = Outputs(generated=made, unchanged=others, unchanged_references=-targets, round_trips=targets * 0.9)
     return outputs, batch
 
 

@@ -19,8 +19,7 @@ class LanguagePrior(RowMetric):
     given in the other half and the reverse, falling back on the kind's most frequent answer for a new question text.
     ``in_set_bound`` says how often one is right who gives each question text its most frequent answer *in this very set*: no
     language-only model can beat that on this set, and where few questions share a text none comes near (it is 1 where all texts
-    differ). Ties go to the answer with the smaller hash.
-    ``kinds`` and ``tasks`` should be those of :class:`AnswerAccuracy`.
+    differ). Ties go to the answer with the smaller hash. ``kinds`` and ``tasks`` should be those of :class:`AnswerAccuracy`.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -42,20 +41,20 @@ class LanguagePrior(RowMetric):
         kind = torch.unique(words, dim=0, return_inverse=True)[1]
         blind = torch.zeros_like(hits)
         for side in (0, 1):
-            seen, asked = half != side, half == side
-            if seen.any() and asked.any():
-                guess, known = _most_frequent(question[seen], answer[seen], question[asked])
-                fallback, kind_known = _most_frequent(kind[seen], answer[seen], kind[asked])
-                right = torch.where(known, guess, fallback) == answer[asked]
-                blind[asked] = right & (known | kind_known)
+            seen, wanted = half != side, half == side
+            if seen.any() and wanted.any():
+                guess, known = _most_frequent(question[seen], answer[seen], question[wanted])
+                fallback, kind_known = _most_frequent(kind[seen], answer[seen], kind[wanted])
+                right = torch.where(known, guess, fallback) == answer[wanted]
+                blind[wanted] = right & (known | kind_known)
         return {"held_out": blind.double().mean(), **rates_by_name(blind, words), "in_set_bound": hits.double().mean()}
 
 
-def _most_frequent(groups: Tensor, values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """For each entry of ``asked``, the most frequent value [N] of that group, and whether the group exists [N]."""
+def _most_frequent(groups: Tensor, values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """for each entry of ``wanted``, the most frequent value [N] of that group, and whether the group exists [N]."""
     pairs, counts = torch.unique(torch.stack([groups, values], dim=1), dim=0, return_counts=True)  # sorted by group, value
     order = torch.argsort(counts, descending=True, stable=True)
     order = order[torch.argsort(pairs[order, 0], stable=True)]  # by group, then the most frequent first
     pairs = pairs[order]
-    start = torch.searchsorted(pairs[:, 0].contiguous(), asked.contiguous()).clamp(max=len(pairs) - 1)
-    return pairs[start, 1], pairs[start, 0] == asked
+    start = torch.searchsorted(pairs[:, 0].contiguous(), wanted.contiguous()).clamp(max=len(pairs) - 1)
+    return pairs[start, 1], pairs[start, 0] == wanted

@@ -27,8 +27,7 @@ class YesNo(RowMetric):
     the number of answers that are neither yes nor no. Those count as wrong: never as a yes, but in the denominators of accuracy,
     recall and yes_ratio. (POPE's script takes whatever holds no "no" for a yes, which hides a model that does not answer.) Where
     rows carry ``meta["negative"]`` (how the absent object was chosen: random, popular, adversarial), ``accuracy_<negative>`` is
-    the accuracy over those rows.
-    The kind ``exists`` is counted unless ``kinds`` says others.
+    the accuracy over those rows. The kind ``exists`` is counted unless ``kinds`` says others.
 
     Raises:
         UserError: there are no ``answers``, or the truth of a counted row is neither yes nor no.

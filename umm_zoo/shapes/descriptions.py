@@ -27,12 +27,12 @@ Turns = list[tuple[str, str]]
 
 
 def about_caption(world: World, split: str, rng: np.random.Generator) -> Turns | None:
-    """A long caption with its clauses in any order, and questions on it, the background among them; the mark is never asked for."""
+    """A long caption with its clauses in any order, and questions on it, the background among them; never the mark."""
     scene = sample_scene(world, split, rng)
     kinds, answers = tuple(COARSE_SHARES), ("yes", "no")
     slots = (Slot(pick(rng, kinds), pick(rng, answers), pick(rng, NEGATIVES)) for _ in range(CAPTION_TURNS - 1))
-    asked = [("What is the background?", scene.background), *ask_several(world, scene, split, slots, rng).items()]
-    turns = [asked[i] for i in rng.permutation(len(asked)).tolist()]
+    pairs = [("What is the background?", scene.background), *ask_several(world, scene, split, slots, rng).items()]
+    turns = [pairs[i] for i in rng.permutation(len(pairs)).tolist()]
     return _after(long_caption(scene, rng), turns)
 
 

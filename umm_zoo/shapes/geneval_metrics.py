@@ -50,7 +50,7 @@ class ShapesGenEval(ShapesMetric):
     Over rows with ``meta["requirement"]`` (the shapes world's task ``geneval``), which name a category as their kind:
     ``single_object``, ``two_objects``, ``counting``, ``colours``, ``position``, ``colour_attribution``. ``compute`` gives each
     category's rate and ``overall``, the mean over categories as in the paper. Further objects do no harm except where the number
-    is asked for.
+    is named.
     """
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -96,7 +96,7 @@ class SceneMatch(ShapesMetric):
 
 
 def fulfils(seen: Scene, requirement: Mapping[str, Any], cells: int) -> bool:
-    """Whether an image shows what is asked for; see ``umm_zoo.shapes.geneval`` for the requirement's form.
+    """Whether an image fulfils a requirement; see ``umm_zoo.shapes.geneval`` for the requirement's form.
 
     Raises:
         UserError: an unknown relation.

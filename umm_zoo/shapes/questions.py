@@ -19,7 +19,7 @@ NEGATIVES = ("random", "popular", "adversarial")
 COARSE_SHARES = {"colour": 1, "shape": 1, "size": 1, "count": 1, "position": 1, "exists": 2}
 #: Questions are mixed in blocks of this many, so shares and the yes/no balance are exact in every block.
 BLOCK = 100
-_ASKED = {"colour": "colour", "shape": "shape", "size": "size", "position": "cell", "mark": "mark"}
+_ATTRIBUTES = {"colour": "colour", "shape": "shape", "size": "size", "position": "cell", "mark": "mark"}
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ def ask(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Gener
 
 def ask_several(world: World, scene: Scene, split: str, slots: Iterable[Slot], rng: np.random.Generator) -> dict[str, str]:
     """Different questions about one scene with their answers; fewer than slots where two are alike or one is ambiguous."""
-    asked = (ask(world, scene, split, slot, rng) for slot in slots)
-    return {question.text: question.answer for question in asked if question is not None}
+    made = (ask(world, scene, split, slot, rng) for slot in slots)
+    return {question.text: question.answer for question in made if question is not None}
 
 
 def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.random.Generator) -> Question | None:
     """A question of kind colour, shape, size, position or mark about one object of the scene."""
-    name = refer(scene, item, rng, avoid=(_ASKED[kind],))
+    name = refer(scene, item, rng, avoid=(_ATTRIBUTES[kind],))
     if name is None:
         return None
-    answer = getattr(item, _ASKED[kind])
+    answer = getattr(item, _ATTRIBUTES[kind])
     text = {
         "colour": f"What colour is the {name}?",
         "shape": f"What shape is the {name}?",
@@ -132,11 +132,11 @@ def _exists(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.G
 
 
 def absent_pairs(world: World, scene: Scene, split: str, negative: str) -> list[tuple[str, str]]:
-    """The (shape, colour) pairs a setting of POPE asks for in vain.
+    """The (shape, colour) pairs that a setting of POPE has questions about in vain.
 
     ``random``: any that the split may show; ``popular``: the frequent ones; ``adversarial``: those that recombine the
     attributes of objects present, or else share one attribute with one. Outside the held-out split, held-out pairs are
-    never asked for: their answer would always be no.
+    left out: their answer would always be no.
     """
     present = {item.combination for item in scene.objects}
     absent = [pair for pair in world.combinations(split) if pair not in present]

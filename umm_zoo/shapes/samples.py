@@ -158,7 +158,7 @@ def _relation(maker: Callable[..., RelationPrompt | None], request: _Request) ->
     return prompt and _Made("relation", [(prompt.text, None)], target=prompt.scene)
 
 
-def _asked(question: Question | None, *scenes: Scene, **meta: Any) -> _Made | None:
+def _question(question: Question | None, *scenes: Scene, **meta: Any) -> _Made | None:
     if question is None:
         return None
     return _Made(question.kind, [(question.text, question.answer)], scenes, meta={**meta, **dict(question.meta)})
@@ -166,7 +166,7 @@ def _asked(question: Question | None, *scenes: Scene, **meta: Any) -> _Made | No
 
 def _questions(request: _Request) -> _Made | None:
     scene = request.scene()
-    return _asked(ask(request.world, scene, request.split, request.slot(request.index), request.rng), scene)
+    return _question(ask(request.world, scene, request.split, request.slot(request.index), request.rng), scene)
 
 
 def _several(kind: str, request: _Request, slots: Iterable[Slot]) -> _Made | None:
@@ -190,12 +190,12 @@ def _lookups(request: _Request) -> _Made | None:
 def _pairs(request: _Request) -> _Made | None:
     question, both = mark_pair(request.world, request.scene(), request.rng)
     shown, answer = both[request.index % 2]
-    return _asked(replace(question, answer=answer), shown, pair=request.index // 2)
+    return _question(replace(question, answer=answer), shown, pair=request.index // 2)
 
 
 def _two_images(request: _Request) -> _Made | None:
-    asked = ask_two(request.world, request.split, request.index, request.rng)
-    return asked and _asked(asked[1], *asked[0])
+    made = ask_two(request.world, request.split, request.index, request.rng)
+    return made and _question(made[1], *made[0])
 
 
 def _edited(edit: Edit | None, kind: str, *scenes: Scene) -> _Made | None:
@@ -225,7 +225,7 @@ def _compositions(request: _Request) -> _Made | None:
 
 
 def _readings(request: _Request) -> _Made | None:
-    """Text alone: what a language model must understand before it can be asked for an image in words."""
+    """Text alone: what a language model must understand before an image can be described to it in words."""
     kind = tuple(TEXT_KINDS)[request.index % len(TEXT_KINDS)]
     turns = TEXT_KINDS[kind](request.world, request.split, request.rng)
     return None if turns is None else _Made(kind, turns)
