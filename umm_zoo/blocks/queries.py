@@ -118,31 +118,6 @@ class LearnedGridQueries(QuerySampler):
         return centre(self.table, grid).to(context.values.dtype).expand(len(context.values), -1, -1)
 
 
-class PerturbedGridQueries(LearnedGridQueries):
-    """Learned embeddings per cell plus normal noise: between ``LearnedGridQueries`` and ``NoisyQueries``. Our control.
-
-    Args:
-        width: language-model width.
-        noise_std: deviation of the noise.
-        max_height, max_width: see ``LearnedGridQueries``.
-
-    Raises:
-        ValueError: a grid is larger than the table.
-    """
-
-    random = True
-
-    def __init__(self, width: int, noise_std: float, max_height: int = 64, max_width: int = 64) -> None:
-        super().__init__(width, max_height, max_width)
-        self.noise_std = noise_std
-
-    def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
-        """Table plus a fresh draw."""
-        learned = super().forward(context, grid)
-        noise = torch.randn(learned.shape, generator=generator, device=learned.device, dtype=torch.float32)
-        return learned + self.noise_std * noise.to(learned.dtype)
-
-
 class ZeroQueries(QuerySampler):
     """Nothing but a position. Our control: does the noise matter, or only that nothing is learned per slot?"""
 

@@ -138,8 +138,3 @@ def class_of(node: Mapping[str, Any]) -> type | None:
         return find_target(str(node[TARGET])).kind
     except UserError:
         return None
-
-
-def forget_modules() -> None:
-    """Forget which targets were found, for callers that change modules while running (tests, notebooks)."""
-    find_target.cache_clear()
