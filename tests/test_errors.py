@@ -43,9 +43,9 @@ def test_one_line_per_problem() -> None:
 def test_who_catches_it_adds_what_it_does_not_say() -> None:
     error = UserError("", "3 words", "2", row=1)
     error.locate("f.yaml", "data", ["k0", "k1"], "go on")
-    assert (str(error), error.advice) == ("f.yaml: k1: found 3 words, expected 2", "go on")
+    assert (str(error), error.advice) == ("f.yaml: data: k1: found 3 words, expected 2", "go on")
     error.locate("g.yaml", "method", ["k2"])
-    assert str(error) == "f.yaml: k1: found 3 words, expected 2"
+    assert str(error) == "f.yaml: data: k1: found 3 words, expected 2"
 
 
 def test_a_refusal_becomes_a_user_error_where_its_place_is_known() -> None:

@@ -22,7 +22,7 @@ LAYERS = (
 #: Not yet mended: imports against the direction, modules of a circle, files too long.
 KNOWN_UPWARD: set[str] = set()
 KNOWN_CIRCLE: set[str] = set()
-KNOWN_LONG: set[str] = {"umm_zoo/backbones/features.py", "umm_zoo/backbones/llava.py"}
+KNOWN_LONG: set[str] = set()
 
 
 def name_of(file: Path) -> str:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 
 from tools.probing import Layer, load_batches, load_part, part_features, probe
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import REFUSALS, locating, user_errors

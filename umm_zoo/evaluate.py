@@ -51,7 +51,7 @@ def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str]
     Args:
         source: run folder or checkpoint.
         suite: name in ``umm_zoo.benchmarks.SUITES``.
-        words: what the suite is told.
+        words: arguments of the suite.
         overrides: ``key=value`` over the experiment of the run.
 
     Raises:

@@ -79,7 +79,7 @@ def test_peft_reads_what_is_saved_and_back(tmp_path):
     assert_close(peft.PeftModel.from_pretrained(base, str(tmp_path))(x), network(x))
     other, twin = attached()
     other.load_state_dict(network.state_dict())
-    twin.read(tmp_path)
+    twin.load(tmp_path)
     assert torch.equal(other(x), network(x))
 
 
@@ -93,4 +93,4 @@ def test_mistakes(tmp_path):
     twin = LoRA(rank=2)
     twin.attach(Network())
     with pytest.raises(ValueError, match="rank 3"):
-        twin.read(tmp_path)
+        twin.load(tmp_path)

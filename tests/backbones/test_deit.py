@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from umm_zoo.backbones.deit import DeiT3Features
-from umm_zoo.backbones.features import IMAGENET_MEAN, IMAGENET_STD
 
 W, P, G, DEPTH = 128, 4, 3, 2  # two heads of 64
 
@@ -36,7 +36,7 @@ def released(style: str) -> dict[str, Tensor]:
 
 
 def reference(w: dict[str, Tensor], images: Tensor, gammas: tuple[str, str]) -> Tensor:
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     x = F.conv2d(((images + 1) / 2 - mean) / std, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=P)
     x = x.flatten(2).transpose(1, 2) + w["pos_embed"]  # positions before the class token joins
     x = torch.cat([w["cls_token"].expand(len(x), 1, W), x], dim=1)

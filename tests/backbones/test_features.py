@@ -3,15 +3,8 @@ import torch
 from transformers.models.clip import CLIPModel
 from transformers.models.siglip import SiglipModel
 
-from umm_zoo.backbones.features import (
-    CLIPFeatures,
-    CLIPVisionFeatures,
-    DINOv2Features,
-    DINOv3Features,
-    LibraryEncoder,
-    SigLIPFeatures,
-    resize_to,
-)
+from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
+from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, DINOv2Features, DINOv3Features, SigLIPFeatures
 
 VISION = {
     "hidden_size": 16,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics.frechet import FrechetDistance
 from umm_zoo.outputs import Outputs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics.unified_score import UnifiedScore
 from umm_zoo.outputs import Outputs

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from umm_zoo.backbones.deit import DeiT3Features
-from umm_zoo.backbones.features import CLIPVisionFeatures, LibraryEncoder
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
+from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics import Means
 from umm_zoo.pretraining.supervised_tower import UNLABELLED, CellLabels, SupervisedTower, cell_means, labels_of_tokens

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from umm_zoo.backbones.features import CLIPVisionFeatures, FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.rewards import ReconstructionReward, Reward, ShuffledReward, WeightedReward
 from umm_zoo.testing import check_reward

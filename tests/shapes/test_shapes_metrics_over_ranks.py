@@ -8,7 +8,7 @@ import torch
 from torchmetrics import Metric
 from values_over_ranks import check_every_rank
 
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics import FrechetDistance, Reconstruction
 from umm_zoo.outputs import Outputs

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-#: The files that peft writes and reads.
+#: Files of peft.
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -40,7 +40,7 @@ class LoRA(nn.Module):
 
     The additions live here and not among the network's own tensors, so that an adapter is a part like any other: it is trained by
     name, a checkpoint holds it and not the network, a later stage may add one to weights that an earlier stage has trained, and
-    without it the network is bit for bit what it was. ``save`` and ``read`` use peft's format, so that an adapter goes from here to
+    without it the network is bit for bit what it was. ``save`` and ``load`` use peft's format, so that an adapter goes from here to
     ``peft.PeftModel`` and back. A method attaches it.
 
     Defaults are those of UAE's language model and of Flow-GRPO: rank 32, alpha 64, Gaussian start (deviation 1 / rank).
@@ -73,10 +73,10 @@ class LoRA(nn.Module):
             ValueError: it is attached already, or no layer has such a name.
         """
         if len(self.layers):
-            raise ValueError("LoRA.attach: this adapter stands beside a network already")
+            raise ValueError("LoRA.attach: found an adapter that is attached already, expected a new one")
         found = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
         for name, layer in found.items():
-            if self._wants(name):
+            if self._takes(name):
                 addition = LowRank(layer.in_features, layer.out_features, self.rank).to(layer.weight.device)
                 self.layers[name.replace(".", "/")] = addition
                 layer.register_forward_hook(self._hook(addition))
@@ -85,7 +85,7 @@ class LoRA(nn.Module):
             raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, expected ends of layer names such as {some}")
         network.requires_grad_(False)
 
-    def _wants(self, name: str) -> bool:
+    def _takes(self, name: str) -> bool:
         def ends(ending: str) -> bool:
             return name == ending or name.endswith(f".{ending}")
 
@@ -108,21 +108,24 @@ class LoRA(nn.Module):
 
     # -- peft's files --------------------------------------------------------------------------------------------------------
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """The parameters by the names that peft gives them."""
+        named: dict[str, Tensor] = {}
+        for key, layer in self.layers.items():
+            name, addition = f"base_model.model.{key.replace('/', '.')}", cast(LowRank, layer)
+            named |= {f"{name}.lora_A.weight": addition.down, f"{name}.lora_B.weight": addition.up}
+        return named
+
     def save(self, folder: str | Path) -> None:
-        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` as peft reads them, for the attached network."""
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` in peft's format, for the attached network."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors, names = {}, []
-        for key, addition in self.layers.items():
-            names.append(key.replace("/", "."))
-            tensors[f"base_model.model.{names[-1]}.lora_A.weight"] = addition.down.detach().contiguous()  # type: ignore[operator]
-            tensors[f"base_model.model.{names[-1]}.lora_B.weight"] = addition.up.detach().contiguous()  # type: ignore[operator]
-        save_file(tensors, folder / WEIGHTS)
+        save_file({name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}, folder / WEIGHTS)
         config = {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "target_modules": names,
+            "target_modules": [key.replace("/", ".") for key in self.layers],
             "init_lora_weights": "gaussian",
             "bias": "none",
             "lora_dropout": 0.0,
@@ -130,24 +133,19 @@ class LoRA(nn.Module):
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @torch.no_grad()
-    def read(self, folder: str | Path) -> None:
+    def load(self, folder: str | Path) -> None:
         """Take over the weights of an adapter that peft or ``save`` has written for the same layers.
 
         Raises:
             ValueError: its layers, its rank or its alpha are others.
         """
-        folder = Path(folder)
+        folder, own = Path(folder), self._tensors()
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if (config["r"], config["lora_alpha"]) != (self.rank, self.alpha):
             found = f"rank {config['r']} and alpha {config['lora_alpha']}"
             raise ValueError(f"{folder}: found {found}, expected {self.rank} and {self.alpha}")
         tensors = load_file(folder / WEIGHTS)
-        wanted = {}
-        for key, addition in self.layers.items():
-            name = key.replace("/", ".")
-            wanted[f"base_model.model.{name}.lora_A.weight"] = addition.down
-            wanted[f"base_model.model.{name}.lora_B.weight"] = addition.up
-        if different := sorted(wanted.keys() ^ tensors.keys()):
-            raise ValueError(f"{folder}: {len(different)} tensors are missing or have no place, such as {different[0]}")
-        for key, parameter in wanted.items():
-            parameter.copy_(tensors[key])  # type: ignore[operator]
+        if different := sorted(own.keys() ^ tensors.keys()):
+            raise ValueError(f"{folder}: found {len(different)} tensors too many or too few, such as {different[0]}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.vit import ViTConfig, ViTModel
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from umm_zoo.backbones.features import IMAGENET_MEAN, IMAGENET_STD, LibraryEncoder
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
 from umm_zoo.backbones.loading import on_meta_device
 
 
@@ -32,7 +33,7 @@ class DeiT3Features(LibraryEncoder):
     """
 
     kind, config_kind = HeadlessViT, ViTConfig
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     optional = ("classifier.", "pooler.")
 
     @classmethod
@@ -50,15 +51,16 @@ class DeiT3Features(LibraryEncoder):
         if config is not None and on_meta_device():
             return cls.from_config(config)
         if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such file")
-        read: Any = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
-        state = {name: tensor for name, tensor in read.get("model", read).items() if not name.startswith("head.")}
+            raise FileNotFoundError(f"found '{file}', expected a file of weights")
+        stored: Any = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
+        state = {name: tensor for name, tensor in stored.get("model", stored).items() if not name.startswith("head.")}
         found, folded = fold_release(state)
         model = HeadlessViT(ViTConfig(**found))
         missing = sorted(model.state_dict().keys() - folded.keys())
         unknown = sorted(folded.keys() - model.state_dict().keys())
         if missing or unknown:
-            raise ValueError(f"{file}: tensors missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
+            different = f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+            raise ValueError(f"{file}: found tensors {different}, expected those of DEiT-III")
         model.load_state_dict(folded)
         return cls(model)
 

@@ -19,7 +19,7 @@ class Samples:
         - tokens: ``[R, T]``, padding after the end.
         - mask: ``[R, T]`` bool, True on the answer's tokens, its end-of-turn token included (absent if the length ran out).
         - texts: R decoded answers without special tokens.
-        - log_probs: ``[R, T]``, of each token under the distribution it was drawn from (at temperature 0: under the model at
+        - log_probs: ``[R, T]``, of each token under the distribution it was sampled from (at temperature 0: under the model at
           temperature 1); 0 on padding. No gradient.
     """
 
@@ -41,7 +41,7 @@ def decode(
     """Sample up to ``max_new_tokens`` tokens for each row; a row stops at its first stop token, the loop when every row has.
 
     Args:
-        step: takes the tokens just drawn ``[R]`` and gives the next logits ``[R, vocabulary]``; holds the KV cache.
+        step: takes the tokens just sampled ``[R]`` and gives the next logits ``[R, vocabulary]``; holds the KV cache.
         logits: ``[R, vocabulary]`` for the first token.
         stop_ids: tokens that end a row.
         pad_id: fills a row after its end.

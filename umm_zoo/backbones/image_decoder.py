@@ -15,7 +15,7 @@ from umm_zoo.blocks.denoisers import Denoiser
 class ImageDecoder(Denoiser):
     """A pretrained diffusion transformer that predicts velocity from a noisy latent, the time and condition tokens.
 
-    What a bridge must know about it stands in three attributes; how its library wants time, masks and dtypes stays inside.
+    What a bridge must know about it stands in three attributes; how its library takes time, masks and dtypes stays inside.
     Subclasses wrap one network each in ``predict``; those of diffusers have ``from_config``, ``from_pretrained`` and ``save`` from
     ``DiffusersNetwork``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -182,17 +181,8 @@ class LlavaBackbone(LibraryVLM):
         )
         if tokenizer is None and isinstance(language_model, str):
             tokenizer = language_model
-        fields = dict(config or {})
-        for name, part in (("vision_config", vision_tower), ("text_config", language_model)):
-            if isinstance(part, Mapping):
-                fields[name] = part
-            elif on_meta_device() and name not in fields:
-                found = read_config(part)
-                fields[name] = getattr(found, name, found)  # the vision half of a contrastive model
-        if on_meta_device():
-            return cls.from_config(fields, tokenizer, template, max_length, dtype, attention, gradient_checkpointing)
-        model = assemble(vision_tower, language_model, fields, dtype, attention, shipped_tokenizer=tokenizer is None)
-        source = vision_tower if isinstance(vision_tower, str) else None
+        model = assemble(vision_tower, language_model, config or {}, dtype, attention, shipped_tokenizer=tokenizer is None)
+        source = vision_tower if isinstance(vision_tower, str) and not on_meta_device() else None
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
     def save(self, folder: str | Path) -> None:

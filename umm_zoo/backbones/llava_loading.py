@@ -19,7 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from umm_zoo.backbones.loading import assert_known, assert_stated, load_checkpoint, torch_dtype
+from umm_zoo.backbones.loading import assert_known, assert_stated, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER
 
@@ -170,10 +170,19 @@ def assemble(
 
     Args:
         vision_tower, language_model: a source or a configuration.
-        fields: of the library's ``LlavaConfig``; what it says of a part that is read is compared with what is found.
+        fields: of the library's ``LlavaConfig``; what it says of a part is compared with what is loaded, and used in its place on
+            the meta device.
         dtype, attention, shipped_tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
     """
     tower, decoder, head, values = None, None, None, dict(fields)
+    for name, part in (("vision_config", vision_tower), ("text_config", language_model)):
+        if not isinstance(part, str):
+            values[name] = part
+        elif on_meta_device() and name not in values:
+            found = read_config(part)
+            values[name] = getattr(found, name, found)  # the vision half of a contrastive model
+    if on_meta_device():
+        return new_llava(llava_config(values, shipped_tokenizer), dtype, attention)
     if isinstance(vision_tower, str):
         tower = load_tower(vision_tower, dtype, attention)
         assert_stated(vision_tower, values.get("vision_config"), tower.config, where="config.vision_config")

@@ -16,8 +16,8 @@ from umm_zoo.batch import Batch
 
 @dataclass(frozen=True)
 class Precomputable:
-    """One output of a frozen part. Where it was stored, the batch brings it in ``Batch.extras`` under the name that it has in
-    ``Method.precomputable()``; the method reads it there, or computes it as always where it is absent.
+    """One output of a frozen part. Where it was stored, the batch has it in ``Batch.extras`` under the name that it has in
+    ``Method.precomputable()``; where it is absent the method computes it.
 
     Args:
         part: whose weights decide about the output.
@@ -34,8 +34,8 @@ class Precomputable:
 
     def fingerprint(self, transform: Mapping[str, Any]) -> str:
         """Hash of the weights, the settings, and the transform that images come through."""
-        told = json.dumps({"settings": dict(self.settings), "transform": dict(transform)}, sort_keys=True)
-        return hashlib.sha256((weights_hash(self.part) + told).encode()).hexdigest()
+        stated = json.dumps({"settings": dict(self.settings), "transform": dict(transform)}, sort_keys=True)
+        return hashlib.sha256((weights_hash(self.part) + stated).encode()).hexdigest()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A frozen model's reading of a prompt, kept as keys and values for whatever is to attend to it, and who reads them."""
+"""Prompts encoded once, kept as keys and values, and the layers of tokens that attend to them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Prefix:
 
 
 class LanguageStack(nn.Module, ABC):
-    """The layers and the final norm of a language model, without its embeddings, for tokens that read a prefix.
+    """The layers and the final norm of a language model, without its embeddings, for tokens that attend to a prefix.
 
     The prefix is constant: nothing is appended to it, and gradients reach the tokens and the layers, never the prompt.
 
@@ -109,7 +109,7 @@ class LanguageStack(nn.Module, ABC):
 
 
 class PrefixBackbone(VLMBackbone, ABC):
-    """A vision-language model that can read a prompt once and let other tokens go on from it.
+    """A vision-language model that encodes a prompt once and lets other tokens go on from it.
 
     Attributes:
         template: the form of its conversations.
@@ -119,7 +119,7 @@ class PrefixBackbone(VLMBackbone, ABC):
 
     @abstractmethod
     def prefix(self, inputs: VLMInputs) -> Prefix:
-        """Read a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
+        """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
 
     @abstractmethod
     def image_grid(self, height: int, width: int) -> Grid:
@@ -134,8 +134,8 @@ class PrefixBackbone(VLMBackbone, ABC):
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for the length of a block, whatever the mode of each sub-module before and after.
 
-    Dropout must be off while a prompt is read or an answer drawn; and the library's gradient checkpointing, on in training mode
-    only, throws the KV cache away.
+    Dropout must be off while a prompt is encoded or an answer sampled; and the library's gradient checkpointing, on in training
+    mode only, throws the KV cache away.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's decoder layers as a block of their own, run on tokens that read a cached prompt."""
+"""Qwen2.5-VL's decoder layers as a block of their own, run on tokens that attend to a cached prompt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class QwenStack(LanguageStack):
         self.layers, self.norm, self.rotary = layers, norm, rotary
         self.width = int(cast(Tensor, norm.weight).shape[0])
         if (found := self._config._attn_implementation) not in ("sdpa", "eager"):
-            raise ValueError(f"attention: found '{found}', the mask among the queries needs 'sdpa' or 'eager'")
+            raise ValueError(f"attention: found '{found}', expected 'sdpa' or 'eager', which take a mask among the queries")
 
     @property
     def _config(self) -> Any:
@@ -92,7 +92,7 @@ class QwenStack(LanguageStack):
         return Prefix(cache, mask, places, torch.randn(batch_size, config.hidden_size, dtype=weight.dtype, device=weight.device))
 
     def _allowed(self, tokens: Tensor, prefix: Prefix, mask: Tensor) -> Tensor:
-        """The mask as the attention in use wants it: booleans, or numbers to be added."""
+        """The mask as the attention in use takes it: booleans, or numbers to be added."""
         whole = prefix.mask_with(mask)
         if self._config._attn_implementation == "sdpa":
             return whole
@@ -112,7 +112,7 @@ class QwenStack(LanguageStack):
 
 
 class _ConstantKeys:
-    """One layer's keys and values of a prompt, in the place of the library's cache: read, never appended to."""
+    """One layer's keys and values of a prompt, in the place of the library's cache: used, never appended to."""
 
     def __init__(self, layer: Any) -> None:
         self.keys, self.values = layer.keys, layer.values

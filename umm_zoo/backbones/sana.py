@@ -17,9 +17,9 @@ NUM_TRAIN_TIMES = 1000
 class Sana(DiffusersNetwork, ImageDecoder):
     """Sana's transformer (Xie et al., 2024, arXiv 2410.10629): the decoder of WeMMU, MetaQuery, OpenUni and BLIP3o-NEXT.
 
-    The condition is read by cross-attention alone, after the network's own projection and norm; there are no position embeddings
+    The condition enters by cross-attention alone, after the network's own projection and norm; there are no position embeddings
     (``interpolation_scale`` null), so the condition must say what goes where. The 1.6B network has 20 layers of width 2240 and
-    reads tokens of width 2304 (``from_config({})``); ``Sana_1600M_512px_diffusers`` and ``Sana_1600M_1024px_diffusers`` hold it in
+    takes tokens of width 2304 (``from_config({})``); ``Sana_1600M_512px_diffusers`` and ``Sana_1600M_1024px_diffusers`` hold it in
     the subfolder ``transformer``. ``sample_size`` only matters with position embeddings.
 
     The root mean square of the tokens that it is at home with is the square root of 5.5: where MetaQuery and BLIP3o-NEXT start the

@@ -58,7 +58,7 @@ class StableDiffusion3(DiffusersNetwork, ImageDecoder):
     """SD3's multimodal diffusion transformer (Esser et al., 2024, arXiv 2403.03206): UAE's decoder, in its 3.5-large size.
 
     Text tokens of width 4096 pass every block beside those of the image; their positions are their order only. The network also
-    wants one vector of the whole text. UAE gives it a constant, that of the empty string under the two CLIP text encoders, and
+    takes one vector of the whole text. UAE gives it a constant, that of the empty string under the two CLIP text encoders, and
     needs no text encoder after that.
 
     SD3.5-large: 38 blocks of width 2432, 8.06 billion parameters, latents of 16 channels in patches of 2 x 2

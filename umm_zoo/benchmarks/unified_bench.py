@@ -12,7 +12,7 @@ from umm_zoo.experiment.types import TARGET
 from umm_zoo.training.finished_run import FinishedRun
 
 if TYPE_CHECKING:
-    from umm_zoo.backbones.features import FeatureEncoder
+    from umm_zoo.backbones.feature_encoder import FeatureEncoder
 
 #: Of every image's initial noise, as in the released demo.
 SEED = 42
@@ -82,7 +82,7 @@ def _encoders(run: FinishedRun, file: str | None) -> dict[str, FeatureEncoder]:
     """Those of a file, or of the run's own Unified-Score."""
     import yaml
 
-    from umm_zoo.backbones.features import FeatureEncoder
+    from umm_zoo.backbones.feature_encoder import FeatureEncoder
     from umm_zoo.experiment.build import build
 
     nodes: Any = None

@@ -83,7 +83,7 @@ class PositionMLP(Connector):
 class MLPConnector(Connector):
     """Linear, GELU, Linear on every token, without position.
 
-    UAE: 2048 to 8192 to 4096 with biases and no norm (50.3 M parameters), read by Stable Diffusion 3.5 in place of its text
+    UAE: 2048 to 8192 to 4096 with biases and no norm (50.3 M parameters), for Stable Diffusion 3.5 in place of its text
     encoders.
 
     Reference: Yan et al., "Can Understanding and Generation Truly Benefit Together -- or Just Coexist?" (arXiv 2509.09666).

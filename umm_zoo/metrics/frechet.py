@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import chosen_rows, generated_pairs

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
 from umm_zoo.metrics.rows import RowMetric, generated_pairs, required

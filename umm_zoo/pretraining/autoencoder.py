@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.features import LibraryEncoder
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
 from umm_zoo.batch import Batch, Grid, image_of_each_row
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method

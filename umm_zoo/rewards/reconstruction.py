@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from umm_zoo.backbones.features import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.rewards.base import Reward, group_size

@@ -1,4 +1,4 @@
-"""The contract that every block keeps, for anybody's subclass: ``check_block(MyBlock(...), (inputs,), output_shape=...)``."""
+"""Contract of every block, for anybody's subclass: ``check_block(MyBlock(...), (inputs,), output_shape=...)``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def check_block(
     unused: Sequence[str] = (),
     random: bool = False,
 ) -> None:
-    """Put a block through what training, checkpoints, mixed precision and averaging will ask of it.
+    """Put a block through what training, checkpoints, mixed precision and averaging need of it.
 
     Args:
         block: built, small; it is copied and not changed.
-        inputs: positional arguments of ``forward``: tensors, dataclasses, tuples or maps of them, or plain values. None asks the
+        inputs: positional arguments of ``forward``: tensors, dataclasses, tuples or maps of them, or plain values. None is the
             block's own ``example_inputs()``, which the base classes of queries, positions, connectors, details and pathways have.
         output_shape: of the first tensor that comes out; None does not check it.
         dtypes: that it must run in. Floating inputs are converted too.
@@ -72,7 +72,7 @@ def check_block(
 
 
 def check_reward(reward: Reward, candidates: Tensor, batch: Batch) -> None:
-    """Put a reward through what policy gradients will ask of it.
+    """Put a reward through what policy gradients need of it.
 
     Args:
         reward: built, small.

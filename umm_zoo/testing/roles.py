@@ -1,4 +1,4 @@
-"""What ``check_block`` asks of a block beyond the general contract, by the base class that it fills: shapes on several grids."""
+"""Contracts of the blocks' base classes, beyond the general one: shapes on several grids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRIDS = (Grid(1, 1), Grid(2, 3), Grid(3, 2))
 
 @torch.no_grad()
 def check_role(block: nn.Module) -> None:
-    """Shapes on several grids, and what a role promises besides.
+    """Shapes on several grids, and whatever else the base class promises.
 
     Raises:
         AssertionError: says what was expected and what was found.

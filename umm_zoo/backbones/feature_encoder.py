@@ -1,0 +1,209 @@
+"""Interface of pretrained image encoders, and what those of the transformers library share.
+
+Normalisation and resizing live inside: every encoder takes the images of a batch, in [-1, 1] and of any size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.batch import Grid
+
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+
+
+def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
+    """Square images of ``size``, as the stock image processors make them (antialiased).
+
+    Args:
+        images: ``[B, 3, H, W]``; returned as they are where they already have the size.
+        size: side of the result in pixels.
+        crop_from: length the shorter side gets before the centre is cut out; None squeezes the whole image into the square.
+        mode: ``bicubic`` or ``bilinear``.
+
+    Shape:
+        - output: ``[B, 3, size, size]``
+    """
+    height, width = images.shape[-2:]
+    if height == width == size:
+        return images
+    if crop_from is None:
+        target = (size, size)
+    else:
+        short = min(height, width)
+        target = (int(crop_from * height / short), int(crop_from * width / short))
+    resized = F.interpolate(images.float(), size=target, mode=mode, antialias=True, align_corners=False)
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return resized[..., top : top + size, left : left + size].clamp(-1, 1).to(images.dtype)
+
+
+class FeatureEncoder(nn.Module, ABC):
+    """A pretrained image encoder.
+
+    Shape:
+        - forward: ``[B, 3, H, W]`` in [-1, 1] to ``[B, F]``, one vector per image
+        - tokens: the same images to ``[B, N, D]``, patch tokens in raster order, without class and register tokens
+
+    Attributes:
+        width: F.
+        token_width: D.
+        num_layers: number of transformer blocks.
+        grid: the patch grid, N = h * w.
+        image_size: side of the square images the network itself sees, in pixels.
+    """
+
+    width: int
+    token_width: int
+    num_layers: int
+    grid: Grid
+    image_size: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """One vector per image, ``[B, F]``, not normalised."""
+
+    @abstractmethod
+    def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Patch tokens ``[B, N, D]``: -1 is what the network gives out, -2 the input of its last block (LLaVA's choice)."""
+
+
+class LibraryEncoder(FeatureEncoder):
+    """An encoder of the transformers library.
+
+    Args:
+        model: the library's network.
+        image_size: side of the square images it sees; None takes ``stock_size``, or the config's where that is smaller.
+
+    Raises:
+        ValueError: ``image_size`` is smaller than a patch.
+    """
+
+    kind: ClassVar[type[PreTrainedModel]]
+    config_kind: ClassVar[type[Any]]
+    mean: ClassVar[Sequence[float]]
+    std: ClassVar[Sequence[float]]
+    interpolation: ClassVar[str] = "bicubic"
+    stock_size: ClassVar[int | None] = None  #: of the stock processor, where it differs from the config's
+    crop_ratio: ClassVar[float | None] = 1.0  #: shorter side before the crop over the crop; None squeezes without a crop
+    optional: ClassVar[Collection[str]] = ()  #: prefixes of weights that public files hold and this class leaves out
+    model: Any
+
+    def __init__(self, model: PreTrainedModel, image_size: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        vision = getattr(model.config, "vision_config", model.config)
+        size = image_size or min(vision.image_size, self.stock_size or vision.image_size)
+        if size < vision.patch_size:
+            raise ValueError(f"{type(self).__name__}.image_size: found {size}, expected {vision.patch_size} (a patch) or more")
+        self.image_size = size  # what does not fill a patch is left out: SigLIP's 384 pixels are 27 patches of 14
+        self.grid = Grid(size // vision.patch_size, size // vision.patch_size)
+        self.token_width, self.num_layers = vision.hidden_size, vision.num_hidden_layers
+        self.width = self.token_width
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], image_size: int | None = None, dtype: str = "float32", attention: Attention = "sdpa"
+    ) -> Self:
+        """Random weights.
+
+        Args:
+            config: the library's keys (``hidden_size``, ``patch_size`` …).
+            image_size: see the class.
+            dtype: of the weights.
+            attention: the library's implementation.
+
+        Raises:
+            ValueError: a key is misspelt.
+        """
+        return cls(cls._build(config, dtype, attention), image_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        image_size: int | None = None,
+        dtype: str = "float32",
+        attention: Attention = "sdpa",
+    ) -> Self:
+        """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
+
+        Args:
+            source: folder or name.
+            config: for the meta device.
+            image_size, dtype, attention: see ``from_config``.
+
+        Raises:
+            ValueError: the weights do not fill the network exactly.
+        """
+        return cls(cls._load(source, config, dtype, attention), image_size)
+
+    @classmethod
+    def _build(cls, config: dict[str, Any], dtype: str, attention: Attention) -> PreTrainedModel:
+        defaults, name = cls.config_kind().to_dict(), f"{cls.kind.__name__}.config"
+        assert_known(name, config, set(defaults))
+        for part in ("text_config", "vision_config"):
+            if part in config:
+                assert_known(f"{name}.{part}", config[part], set(defaults[part]))
+        model: Any = cls.kind._from_config(cls.config_kind(**config), attn_implementation=attention)
+        return cast(PreTrainedModel, model if dtype == "float32" else model.to(torch_dtype(dtype)))
+
+    @classmethod
+    def _load(cls, source: str | Path, config: dict[str, Any] | None, dtype: str, attention: Attention) -> PreTrainedModel:
+        found = find_source(source)
+        if not on_meta_device():
+            model = load_checkpoint(cls.kind, found, dtype, cls.optional, attn_implementation=attention)
+            return cast(PreTrainedModel, model)
+        if config is None:  # the source's own, without its weights
+            return cast(PreTrainedModel, cls.kind._from_config(cls.config_kind.from_pretrained(found)))
+        return cls._build(config, dtype, attention)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The one vector of each image after the final norm."""
+        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Resized and normalised as the network was trained, ``[B, 3, image_size, image_size]``."""
+        crop_from = None if self.crop_ratio is None else round(self.image_size * self.crop_ratio)
+        images = resize_to(images, self.image_size, crop_from, self.interpolation)
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((images * 0.5 + 0.5 - mean) / std).to(self.model.dtype)
+
+    def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Patch tokens of a layer.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        if not -self.num_layers - 1 <= layer <= -1:
+            raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
+        output = self.vision(self.pixels(images), output_hidden_states=layer != -1)
+        return self.patches(output, layer).to(images.dtype)
+
+    def patches(self, output: Any, layer: int) -> Tensor:
+        """Patch tokens ``[B, N, D]`` of a layer of what ``vision`` gave; class and register tokens come first and are left out."""
+        state: Tensor = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        return state[:, -self.grid.num_cells :]
+
+    def pooled(self, output: Any) -> Tensor:
+        """The one vector ``[B, token_width]`` of what ``vision`` gave, after the final norm."""
+        vector: Tensor = output.pooler_output
+        return vector
+
+    def vision(self, pixels: Tensor, output_hidden_states: bool = False, masked: Tensor | None = None) -> Any:
+        """The library's output for normalised pixels; ``masked`` [B, N] puts the mask token there, where the network has one."""
+        mask = {} if masked is None else {"bool_masked_pos": masked}
+        tower = getattr(self.model, "vision_model", self.model)
+        return tower(pixel_values=pixels, output_hidden_states=output_hidden_states, **mask)
+
+    def save(self, folder: str | Path) -> None:
+        """transformers' format: ``config.json`` and ``model.safetensors``."""
+        self.model.save_pretrained(folder)
