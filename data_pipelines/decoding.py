@@ -40,7 +40,7 @@ _UPRIGHT = {
 
 
 class BadSampleError(ValueError):
-    """One sample that cannot be used; the message is the reason that the ledger records."""
+    """Error of one sample that cannot be used; the message is the reason that the ledger records."""
 
 
 class Resize(ABC):

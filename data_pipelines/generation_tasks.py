@@ -10,7 +10,7 @@ from umm_zoo.conversation import IMAGE_MARKER, Task, Turn
 
 
 class Reconstruction(SampleTask):
-    """The image of any sample, shown and to be generated again: that to generate where it has one, else its only image.
+    """Task of an image to be shown and generated again: that to generate where a sample has one, else its only image.
 
     Extras called ``latents`` fit, for they are of the image to generate. The method may replace the user's ``instruction``.
     """
@@ -33,7 +33,7 @@ class Reconstruction(SampleTask):
 
 
 class Unconditional(SampleTask):
-    """The image of any sample, to be generated without a prompt: that to generate where it has one, else its only image."""
+    """Task of an image to be generated without a prompt: that to generate where a sample has one, else its only image."""
 
     def __init__(self, instruction: str = "Generate an image.", max_characters: int = 65_536, extras: Sequence[str] = ()) -> None:
         super().__init__(max_characters, extras)

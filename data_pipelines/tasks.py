@@ -27,7 +27,7 @@ _NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(IMAGE_TYPES)})")
 
 @dataclass
 class Sample:
-    """One sample before its images are decoded.
+    """Sample before its images are decoded.
 
     Args:
         conversation: turns; the k-th ``<image>`` marker of the user's texts is the k-th image.
@@ -47,7 +47,7 @@ class Sample:
 
 
 class SampleTask(ABC):
-    """Base class of what makes a ``Sample`` of raw members.
+    """Base class of tasks, which make a ``Sample`` of raw members.
 
     Args:
         max_characters: longer texts make a bad sample (our choice: far above any caption, far below what stalls a tokenizer).
@@ -78,7 +78,7 @@ class SampleTask(ABC):
 
 
 class Conversations(SampleTask):
-    """This project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` …, and ``KEY.target.png`` to generate.
+    """Task of this project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` …, and ``KEY.target.png`` to generate.
 
     A single image may also be called ``KEY.jpg``. Turns may have the keys role/text, role/content or (LLaVA's) from/value.
     """
@@ -93,7 +93,7 @@ class Conversations(SampleTask):
 
 
 class TextToImage(Conversations):
-    """A prompt and the image it asks for.
+    """Task of a prompt and the image to generate for it.
 
     Reads this project's layout, and pairs of ``KEY.jpg`` (or png, webp) with ``KEY.txt``, as BLIP3-o and img2dataset write them.
     """
@@ -117,7 +117,7 @@ class TextToImage(Conversations):
 
 
 class Editing(Conversations):
-    """An instruction, one or more input images, and the edited image."""
+    """Task of an instruction, one or more input images, and the edited image."""
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         """As ``Conversations``, but target and input image are demanded, and markers put in front where none is written."""
@@ -136,7 +136,7 @@ class Editing(Conversations):
 
 
 class Captions(SampleTask):
-    """Images with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
+    """Task of images with a caption, ``KEY.jpg`` and ``KEY.txt`` (BLIP3-o, img2dataset), as a question for the caption.
 
     Of several ``instructions``, as what the user says, the sample's key picks one.
     """

@@ -1,4 +1,4 @@
-"""The samples of a shard and the places of their members, read from its index when they are needed."""
+"""Index of a shard in memory: its samples and the places of their members, read when they are needed."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class TextToImage(Generate):
 
 
 class Edit(Generate):
-    """An image changed as an instruction says."""
+    """Image changed as an instruction says."""
 
     help = "change an image: edit IMAGE INSTRUCTION"
 
@@ -117,7 +117,7 @@ class Edit(Generate):
 
 
 class Compose(Generate):
-    """An image made of several as an instruction says."""
+    """Image made of several as an instruction says."""
 
     help = "make one image of several: compose IMAGE IMAGE ... INSTRUCTION"
 

@@ -1,4 +1,4 @@
-"""The method of a finished run, ready for use, and image files as its inputs."""
+"""Method of a finished run, ready for use, and image files as its inputs."""
 
 from __future__ import annotations
 
