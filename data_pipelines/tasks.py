@@ -78,7 +78,7 @@ class SampleTask(ABC):
 
 
 class Conversations(SampleTask):
-    """Task of this project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` …, and ``KEY.target.png`` to generate.
+    """Task of this project's own layout: ``KEY.json`` with ``conversations``, images ``KEY.0.png`` … and ``KEY.target.png``.
 
     A single image may also be called ``KEY.jpg``. Turns may have the keys role/text, role/content or (LLaVA's) from/value.
     """
