@@ -111,7 +111,7 @@ class ImageTransform:
     resize: Resize
 
     def to_json(self) -> dict[str, Any]:
-        """What happens to an image, in plain values."""
+        """Steps of the transform, in plain values."""
         resize = {name: str(value) for name, value in sorted(vars(self.resize).items())}
         return {"image_size": self.image_size, "target_size": self.target_size, "resize": [type(self.resize).__name__, resize]}
 

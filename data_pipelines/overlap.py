@@ -161,7 +161,7 @@ def _samples(shards: Sequence[str]) -> Iterator[tuple[str, str, list[tuple[str, 
 
 
 def _texts(files: RangeReader, shard: ShardIndex, number: int) -> Iterator[tuple[str, str]]:
-    """Where and what: the turns of the json, or else a caption in it or beside it."""
+    """Places and texts: the turns of the json, or else a caption in it or beside it."""
     members = {name: place for name, *place in shard.members(number)}
     row = json.loads(files.read(shard.path, *members["json"]).decode()) if "json" in members else {}
     row = row if isinstance(row, dict) else {}

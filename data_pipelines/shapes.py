@@ -69,7 +69,7 @@ def parser() -> Parser:
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What is to be written, by ``SPLIT/TASK``: number of samples and what else its bytes depend on; nothing is a ``UserError``."""
+    """The plan, by ``SPLIT/TASK``: number of samples and what else its bytes depend on; nothing is a ``UserError``."""
     options = {"mark_share": ("questions", "dialogues"), "caption_order": ("captions", "text_to_image")}
     wanted: dict[str, dict[str, Any]] = {}
     for task, split in product(arguments.tasks, SPLITS):

@@ -1,4 +1,4 @@
-"""What encoding a prompt once is worth: step time and peak memory of a bridge's training step, ours against the naive one.
+"""Gain from encoding a prompt once: step time and peak memory of a bridge's training step, ours against the naive one.
 
     python tools/benchmark_bridge.py [--lengths 64 256 1024] [--batch 8] [--width 256] [--layers 6] [--queries 64] [--repeats 3]
 

@@ -1,4 +1,4 @@
-"""What a step of caption reinforcement costs, by phase, against a plain loop over the library's calls and against TRL's trainer.
+"""Costs of a step of caption reinforcement, by phase, against a plain loop over the library's calls and against TRL's trainer.
 
     python tools/benchmark_rollout.py [--batch 4] [--group 8] [--tokens 32] [--width 128] [--steps 5] [--repeats 3] [--device cpu]
 
@@ -109,7 +109,7 @@ class Clock:
         self.began = timing.now(self.options.device)
 
     def end(self) -> None:
-        """What no phase has measured is ``update``."""
+        """Time that no phase has measured is ``update``."""
         whole, phases = timing.now(self.options.device) - self.began, self.method.phases.seconds
         if self.steps:
             for name, seconds in {**phases, "update": whole - sum(phases.values())}.items():

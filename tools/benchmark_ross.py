@@ -1,4 +1,4 @@
-"""What reconstruction costs: step time and peak memory of the baseline, of ROSS^R and of ROSS^D, as ratios to the baseline.
+"""Costs of reconstruction: step time and peak memory of the baseline, of ROSS^R and of ROSS^D, as ratios to the baseline.
 
     python tools/benchmark_ross.py [--batch 16] [--grid 8] [--width 256] [--layers 6] [--head-width 128] [--repeats 3]
 

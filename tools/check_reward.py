@@ -83,7 +83,7 @@ def drops(method: Draws, reward: Any, batch: Batch, seeds: int) -> dict[str, tup
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 the reward sees all changes, 1 it does not, 2 a mistake."""
+    """The command; returns its exit code: 0 the reward sees all changes, 1 it does not, 2 a user error."""
     parser = argparse.ArgumentParser(prog="tools/check_reward.py", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("experiment", metavar="EXPERIMENT")

@@ -30,7 +30,7 @@ from umm_zoo.errors import UserError, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 done, 2 a mistake."""
+    """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("--out", metavar="FILE", help="default: NAME.safetensors in the run folder or beside the checkpoint")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def default_out(source: Path) -> Path:
-    """Where the file goes unless somebody says otherwise."""
+    """Default path of the file."""
     return source / f"{source.name}.safetensors" if (source / "checkpoints").is_dir() else source.with_suffix(".safetensors")
 
 

@@ -55,14 +55,14 @@ def shrink(folder: Path, dtype: str) -> None:
 
 
 def load_node(part: Any, stated: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What an experiment file says to load the part again as it was."""
+    """Lines of an experiment file that load the part again as it was."""
     kept = {name: stated[name] for name in KEPT_ARGUMENTS if name in stated}
     kind = type(part)
     return {"_target_": f"{kind.__module__}.{kind.__name__}.from_pretrained", "source": folder.as_posix(), **kept}
 
 
 def earlier(experiment: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
-    """What the stages before this one cost, the first one first, as far as they are files with runs beside this one."""
+    """Costs of the stages before this one, the first one first, as far as they are files with runs beside this one."""
     after = experiment.get("after")
     if not after or Path(after).suffix not in (".yaml", ".yml") or not Path(after).is_file():
         return []
@@ -123,7 +123,7 @@ def named(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def probes_of(part: Any, shards: str, image_size: int, attributes: Sequence[str], layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """What can be read from a part's features, by attribute and layer."""
+    """Attributes that can be read from a part's features, by attribute and layer."""
     if not attributes:
         return []
     batches, cells = load_batches(shards, image_size, 4000)

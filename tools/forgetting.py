@@ -1,4 +1,4 @@
-"""What later stages of a curriculum cost earlier tasks: every score after each stage, and its change from best to last.
+"""Costs of later stages of a curriculum to earlier tasks: every score after each stage, and its change from best to last.
 
     python tools/forgetting.py runs/wemmu/toy/stage2 runs/wemmu/toy/stage3 runs/wemmu/toy/stage4 [--metrics geneval edits]
 

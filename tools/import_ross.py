@@ -55,7 +55,7 @@ def read_files(sources: Iterable[Path]) -> State:
 
 
 def describe(release: Release) -> list[str]:
-    """What a checkpoint holds, a line or two per part."""
+    """Summary of a checkpoint, a line or two per part."""
     lines = ["denoiser: none in these files; the head would start untrained"]
     if release.head:
         with torch.device("meta"):

@@ -15,7 +15,7 @@ _FIELDS = ("cells", "num_colours", "num_shapes", "max_objects", "image_size", "d
 
 
 def world_of(shards: str) -> dict[str, Any] | None:
-    """How the shapes world that holds these shards was made, from its ``world.json``; None where there is none."""
+    """Making of the shapes world that holds these shards, from its ``world.json``; None where there is none."""
     folder = Path(shards).parent.parent
     if not (folder / "world.json").is_file():
         return None

@@ -42,7 +42,7 @@ KEPT = 0.9
 
 
 def places(part: Any) -> dict[str, Layer]:
-    """Where a part is read, by the name of the place."""
+    """Places where a part is read, by name."""
     if isinstance(part, VLMBackbone):
         return {"enters the language model": 0, "leaves it": -1}
     if isinstance(part, FeatureEncoder):
@@ -70,7 +70,7 @@ def probe_part(
 
 
 def kept_rows(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier report of the same settings holds; nothing where there is none."""
+    """Contents of an earlier report of the same settings; nothing where there is none."""
     if not file.is_file():
         return []
     report = json.loads(file.read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def is_probed(folder: Path) -> bool:
 
 
 def skill(row: dict[str, Any]) -> float:
-    """How much better than chance the better probe is, 1 being always right."""
+    """Gain of the better probe over chance, 1 being always right."""
     return float((max(row["linear"], row["mlp"]) - row["chance"]) / max(1 - row["chance"], 1e-9))
 
 

@@ -37,7 +37,7 @@ WEIGHT_DECAYS = (0.0, 0.01, 0.1)
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well an attribute can be read: accuracies on ``num_test`` held-out rows; ``chance`` is that of the commonest value."""
+    """Readability of an attribute: accuracies on ``num_test`` held-out rows; ``chance`` is that of the commonest value."""
 
     attribute: str
     linear: float

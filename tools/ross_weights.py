@@ -90,7 +90,7 @@ def sort_parts(state: Mapping[str, Tensor]) -> Release:
 
 
 def language_names(found: Iterable[str]) -> set[str]:
-    """What a language model with these tensors must have: every layer what any has, embeddings, the final norm.
+    """Tensors that a language model like this must have: every layer what any has, embeddings, the final norm.
 
     The output layer may be the embedding matrix, so ``lm_head.weight`` may be absent.
     """

@@ -83,7 +83,7 @@ def round_trips(codec: LatentCodec, images: Tensor, names: list[str]) -> list[Ca
 
 @torch.no_grad()
 def answered(vlm: VLMBackbone, batch: Batch, max_new_tokens: int) -> list[Card]:
-    """What the model says to each row, with the truth."""
+    """Answers of the model to each row, with the truth."""
     answers = vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens)
     outputs = Outputs(answers=answers)
     return [card_of(row, outputs, batch, title=batch.meta[row]["kind"].replace("_", " ")) for row in range(len(batch))]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms in turns, each turn in a process of its own, medians, memory, and small models."""
+"""Shared parts of the benchmarks: arms in turns, each turn in a process of its own, medians, memory, and small models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parser(doc: str | None, arms: tuple[str, ...], steps: tuple[int, str], **siz
 
 
 def in_turns(script: str, options: argparse.Namespace, cases: Mapping[Case, Mapping[str, Any]]) -> dict[Case, list[Numbers]]:
-    """What ``script`` prints as its last line, of every turn of every case; other load on the machine meets all of them.
+    """Last printed line of ``script``, of every turn of every case; other load on the machine meets all of them.
 
     Args:
         script: a file that takes the options, and ``--arm`` for one turn.

@@ -43,7 +43,7 @@ class Task(StrEnum):
 
 
 def task_of(num_images: int, has_target: bool) -> Task:
-    """What a row with that many input images asks for, if nothing else is said."""
+    """Task of a row with that many input images, if nothing else is said."""
     if not has_target:
         return Task.QUESTION
     return Task.TEXT_TO_IMAGE if num_images == 0 else Task.EDIT if num_images == 1 else Task.COMPOSE

@@ -41,7 +41,7 @@ class Problem:
 
 
 class UserError(ValueError):
-    """What a user can mend: a misspelt key, a damaged shard, a sample longer than the model reads, weights that do not fit.
+    """An error that a user can mend: a misspelt key, a damaged shard, a sample too long for the model, unfit weights.
 
     Commands print it as one line per problem, without a traceback, and exit with code 2. Raise it for nothing else: every other
     error is taken for a bug and keeps its traceback. Who catches it may know more: ``locate`` adds the file or the sample's key.
@@ -95,7 +95,7 @@ class UserError(ValueError):
 
     @property
     def __notes__(self) -> list[str]:  # type: ignore[override]
-        """What stands below the traceback: in a loader's worker the line that ``message`` needs."""
+        """The text below the traceback: in a loader's worker the line that ``message`` needs."""
         return [self.to_json()] if multiprocessing.parent_process() else []
 
     def lines(self) -> list[str]:

@@ -72,7 +72,7 @@ class Method(LightningModule, ABC):
         """Outputs of one batch for metrics and callbacks."""
 
     def precomputable(self) -> dict[str, Precomputable]:
-        """What ``data_pipelines.precompute`` may store beside the data, by its name in ``Batch.extras``; frozen parts only."""
+        """Outputs that ``data_pipelines.precompute`` may store, by their names in ``Batch.extras``; frozen parts only."""
         return {}
 
     def check_trained(self, trained: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class Method(LightningModule, ABC):
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
-        """What the ``training`` map of the experiment makes of the trained parts.
+        """Optimiser and schedule that the ``training`` map of the experiment makes.
 
         Raises:
             UserError: there is none.
@@ -158,7 +158,7 @@ class Method(LightningModule, ABC):
         return self.part_keys(self.trained) | self._inherited
 
     def run_state(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights, optimiser, random numbers and data position, on each rank of its own.
+        """State that a resumed run needs beside weights, optimiser, random numbers and data position, on each rank of its own.
 
         Override it (and ``load_run_state``) in a method that keeps things between steps: rollouts of a reinforcement learner that
         are not used up, counters, a generator of its own. Plain values and tensors only, and little, for rank 0 collects them.

@@ -73,7 +73,7 @@ class Outputs:
     columns: dict[str, Tensor] | None = None
 
     def references_of(self, batch: Batch) -> Tensor | None:
-        """What ``generated`` should be, ``[B, 3, H, W]``."""
+        """Images that ``generated`` should be, ``[B, 3, H, W]``."""
         return batch.targets if self.references is None else self.references
 
 

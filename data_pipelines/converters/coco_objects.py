@@ -66,11 +66,11 @@ class Objects:
         return sorted(self.names - self.present(image))
 
     def popular(self, image: int) -> list[str]:
-        """What is not in an image, most frequent in the split first."""
+        """Objects that are not in an image, most frequent in the split first."""
         return sorted(self.absent(image), key=lambda name: (-self._frequency[name], name))
 
     def adversarial(self, image: int) -> list[str]:
-        """What is not in an image, most often together with what is there first."""
+        """Objects that are not in an image, most often together with what is there first."""
         score: Counter[str] = Counter()
         for name in self.present(image):
             score.update(self._together[name])

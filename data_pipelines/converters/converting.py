@@ -166,7 +166,7 @@ def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item]
 
 
 def _report(written: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """What was written and left out, by the part and the entry of each shard, those of a stopped run included."""
+    """Counts of what was written and left out, by the part and the entry of each shard, those of a stopped run included."""
     samples, shards, kinds, notes = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     left_out: dict[str, str] = {}
     for part, entry in written:

@@ -104,7 +104,7 @@ def _sample(row: dict[str, Any], key: str, number: int, keys: Keys, images: Path
 
 
 def read_edit(row: dict[str, Any], number: int, keys: Keys) -> Edit:
-    """What a row says, in one of the layouts of this module; its number chooses among wordings."""
+    """Instruction and images of a row, in one of the layouts of this module; its number chooses among wordings."""
     if keys == Keys() and row.get("conversations"):
         return _from_conversation(row)
     inputs = [name for name in keys.inputs or _first(row, INPUTS) if not _empty(row.get(name))]

@@ -30,7 +30,7 @@ def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterat
 
 
 def statistics(tar: Path) -> Iterator[Noted]:
-    """How many of a tar's addresses failed, by the statistics beside it."""
+    """Number of a tar's addresses that failed, by the statistics beside it."""
     path = tar.with_name(f"{tar.stem}_stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))

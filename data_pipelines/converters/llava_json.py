@@ -45,7 +45,7 @@ def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) 
 
 
 def image_names(row: dict[str, Any]) -> list[str]:
-    """What stands under ``image`` or ``images``, as a list."""
+    """The value of ``image`` or ``images``, as a list."""
     names = row.get("image", row.get("images"))
     names = names if isinstance(names, list) else [] if names in (None, "") else [names]
     for name in names:
@@ -69,7 +69,7 @@ def reconcile(conversation: Conversation, images: int) -> tuple[Conversation, li
 
 
 def _kind(names: list[str]) -> str:
-    """Where the row comes from, as far as its first image's folder tells (the 558k list has numbers for folders)."""
+    """Source of the row, as far as its first image's folder tells (the 558k list has numbers for folders)."""
     if not names:
         return "text"
     folder = PurePosixPath(names[0]).parts[0] if len(PurePosixPath(names[0]).parts) > 1 else ""

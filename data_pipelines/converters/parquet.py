@@ -68,7 +68,7 @@ class Columns:
 
 
 def choose_columns(kinds: dict[str, str], arguments: argparse.Namespace) -> Columns:
-    """What the user named, and for the rest what the columns look like, by their ``kinds``."""
+    """The columns that the user named, and for the rest those that look like it, by their ``kinds``."""
     for option in ("image", "text", "question", "answer", "turns"):
         name = getattr(arguments, option)
         if name is not None and name not in kinds:

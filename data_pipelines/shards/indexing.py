@@ -103,7 +103,7 @@ def index_path(tar: str | Path) -> Path:
 
 
 def index_paths(path: str) -> list[str]:
-    """Where the index of a shard may lie: beside it, or in the user's cache where the shard's folder cannot be written."""
+    """Paths where the index of a shard may lie: beside it, or in the user's cache where the shard's folder cannot be written."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
     whole = path if is_remote(path) else os.path.abspath(path)
     return [path + INDEX_SUFFIX, str(cache / (hashlib.sha256(whole.encode()).hexdigest()[:32] + INDEX_SUFFIX))]

@@ -56,7 +56,7 @@ class WeightedMixture:
         self._blocks: OrderedDict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
 
     def counts(self, position: int) -> list[int]:
-        """How many of the first ``position`` samples came from each source."""
+        """Number of the first ``position`` samples that came from each source."""
         block, offset = divmod(position, BLOCK)
         within = np.bincount(kept(self._blocks, (block,), self._block)[0][:offset], minlength=len(self.shares))
         return [block * share + int(more) for share, more in zip(self.shares, within, strict=True)]
@@ -93,7 +93,7 @@ class ExhaustiveMixture(ShardOrder):
         self._totals = [sum(shards) for shards in sizes]
 
     def counts(self, position: int) -> list[int]:
-        """How many of the first ``position`` samples came from each source; the started epoch is gone through once."""
+        """Number of the first ``position`` samples that came from each source; the started epoch is gone through once."""
         epochs, offset = divmod(position, self.num_samples)
         sources = np.searchsorted(np.cumsum(self._totals), self.take(position - offset, position), side="right")
         within = np.bincount(sources, minlength=len(self._totals))

@@ -25,7 +25,7 @@ class Stream(Protocol):
         """The sample numbers at positions ``start`` to ``stop - 1``."""
 
     def counts(self, position: int) -> list[int]:
-        """How many of the first ``position`` samples came from each source."""
+        """Number of the first ``position`` samples that came from each source."""
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:

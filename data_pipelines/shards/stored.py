@@ -38,7 +38,7 @@ def base_folder(shard: str, where: str | None) -> Path:
 
 
 def folder_of(base: Path, name: str, fingerprint: str) -> Path:
-    """Where outputs of one name and fingerprint lie."""
+    """Folder of the outputs of one name and fingerprint."""
     return base / f"{name}-{fingerprint[:16]}"
 
 
@@ -100,7 +100,7 @@ def find_stored(
 def stored_for(
     trainer: Trainer, stage: str, sources: Sequence[OpenSource], transform: ImageTransform, where: str | None
 ) -> list[StoredOutputs]:
-    """What is stored of the frozen parts of the method that a trainer trains or scores.
+    """Stored outputs of the frozen parts of the method that a trainer trains or scores.
 
     Looked for when a loader is made: only then a resume has its weights.
     """
@@ -120,6 +120,6 @@ def stored_for(
 def stored_items(
     items: Mapping[str, Precomputable], transform: ImageTransform, indexes: Sequence[ShardIndex], where: str | None
 ) -> list[StoredOutputs]:
-    """What is stored of some outputs for some shards."""
+    """The stored values of some outputs for some shards."""
     found = [find_stored(name, partial(item.fingerprint, transform.to_json()), indexes, where) for name, item in items.items()]
     return [outputs for outputs in found if outputs is not None]

@@ -12,7 +12,7 @@ from umm_zoo.backbones.loading import assert_complete, assert_known, assert_stat
 
 
 class DiffusersNetwork(nn.Module):
-    """What modules around one network of the library are mixed with; the network is the only argument that they must be given.
+    """Mixin of modules around one network of the library; the network is the only argument that they must be given.
 
     Attributes:
         kind: the network's class.

@@ -75,7 +75,7 @@ class LibraryVLM(VLMBackbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the token embeddings are."""
+        """Name of the token embeddings."""
         return cast(torch.device, self.text_model.embed_tokens.weight.device)
 
     # -- inputs --------------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def match_tokenizer(config: Any, tokenizer: PreTrainedTokenizerBase, stated: Map
 
 
 def patch_layout(config: Any, min_tokens: int | None, max_tokens: int | None, source: str | None = None) -> PatchLayout:
-    """How the model's images are cut: bounds as given, else those of the checkpoint's preprocessor, else the published ones."""
+    """Cutting of the model's images: bounds as given, else those of the checkpoint's preprocessor, else the published ones."""
     vision = config.vision_config
     layout = PatchLayout(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     file = None if source is None else _preprocessor_file(source)

@@ -22,7 +22,7 @@ from umm_zoo.batch import Grid
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """How an image is resized, normalised and cut.
+    """Resizing, normalising and cutting of an image.
 
     The tower takes flattened patches in groups of ``merge_size x merge_size`` neighbours, because its merger turns each group into
     one language-model token; the groups are in raster order. A still image fills all ``temporal_size`` frames of a patch.
@@ -96,7 +96,7 @@ class PatchLayout:
 
     @property
     def _file(self) -> dict[str, Any]:
-        """What ``preprocessor_config.json`` says of the cut and the normalisation, which are CLIP's."""
+        """The words of ``preprocessor_config.json`` on the cut and the normalisation, which are CLIP's."""
         return {
             "patch_size": self.patch_size,
             "merge_size": self.merge_size,

@@ -42,6 +42,6 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_source(source: str | Path, stated: str | None = None) -> str | None:
-    """Where the tokenizer of a checkpoint is: as stated, else in the checkpoint itself, else (None) the shipped one."""
+    """Path of a checkpoint's tokenizer: as stated, else in the checkpoint itself, else (None) the shipped one."""
     own = not Path(source).is_dir() or any(Path(source).glob("tokenizer*"))
     return stated or (str(source) if own else None)

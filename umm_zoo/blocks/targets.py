@@ -79,7 +79,7 @@ class ReconstructionTarget(nn.Module, ABC):
         return self.images(as_map(self(images)))
 
     def to_store(self, images: Tensor) -> Tensor:
-        """What ``of_stored`` makes targets of, one entry per image, without a random draw."""
+        """Values that ``of_stored`` makes targets of, one entry per image, without a random draw."""
         return self(images)
 
     def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -159,7 +159,7 @@ class CodecLatents(ReconstructionTarget):
         return torch.cat([mean, log_variance], dim=1).float()
 
     def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What ``to_store`` made, latents as the codec encodes them, ``[M, C, h, w]``, or already packed."""
+        """The output of ``to_store``, latents as the codec encodes them, ``[M, C, h, w]``, or already packed."""
         if stored.ndim == 4 and stored.shape[1] == 2 * self.codec.latent_channels:
             own = next(self.codec.parameters(), stored).dtype  # the draw is made in it, as ``encode`` does
             mean, log_variance = stored.to(own).chunk(2, dim=1)

@@ -10,7 +10,7 @@ class Progress(RichProgressBar):
     """Lightning's rich bar for runs that are counted in steps: no endless epoch and no version number in it."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands behind the bar."""
+        """The values behind the bar."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return items

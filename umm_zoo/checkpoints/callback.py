@@ -33,7 +33,7 @@ class LastCheckpoint(Checkpoint):
             self.checkpoints.path = Path(trainer.default_root_dir) / "checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What a run is resumed from exists already."""
+        """A checkpoint that a run is resumed from exists already."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:

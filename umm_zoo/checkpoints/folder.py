@@ -164,7 +164,7 @@ _SEEN: dict[tuple[str, int, int], str | None] = {}
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint on disk, None where every byte is what was written.
+    """The fault of a checkpoint on disk, None where every byte is what was written.
 
     A file is an archive that stores a checksum of each entry (``torch.save`` writes it and ``torch.load`` never looks); a folder
     has the checksums of its files in ``index.json``.

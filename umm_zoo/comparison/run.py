@@ -35,7 +35,7 @@ def made_runs(runs: Path, own: str) -> dict[str, str]:
 
 
 def log_file(step: Step, runs: Path) -> Path:
-    """What the training process of a step said."""
+    """Printed lines of the training process of a step."""
     return RunFolder.of(step.experiment, runs).path.with_suffix(".log")
 
 
@@ -128,5 +128,5 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    """What the runs were made with, every different value once: an interrupted comparison may go on elsewhere."""
+    """Circumstances of the runs, every different value once: an interrupted comparison may go on elsewhere."""
     return "; ".join(dict.fromkeys(values))

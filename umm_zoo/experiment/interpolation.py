@@ -31,7 +31,7 @@ def interpolated(tree: dict[str, Any], file: str | Path) -> dict[str, Any]:
 
 
 def unreadable(error: OmegaConfBaseException, file: str | Path) -> UserError:
-    """What to say of an interpolation that is not even one."""
+    """Error text for an interpolation that is not even one."""
     reason = str(error).splitlines()[0]
     return UserError(str(error.full_key), f"an interpolation that cannot be read ({reason})", "${key}", file=file)
 

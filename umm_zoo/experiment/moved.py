@@ -78,7 +78,7 @@ def renamed(text: str) -> str:
 
 
 def where_now(path: str) -> str:
-    """What has become of a dotted target or key; empty where it has not moved."""
+    """The new place of a dotted target or key; empty where it has not moved."""
     if path in KEYS:
         return f"it is {KEYS[path]} now" if KEYS[path] else "it is not needed any more"
     return f"it is {now} now" if (now := renamed(path)) != path else ""

@@ -52,7 +52,7 @@ def describe(value: Any) -> str:
 
 
 def describe_slot(hint: Any) -> str:
-    """What a slot accepts, in words."""
+    """The values that a slot accepts, in words."""
     hint = strip(hint)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):

@@ -53,7 +53,7 @@ class Generate(Command):
     """Base class of the commands that generate images."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """How the images are generated."""
+        """Sampling settings of the images."""
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image of a request (default: 0)")
         parser.add_argument("--num", type=int, default=1, metavar="N", help="images per request, seed after seed (default: 1)")
         parser.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: the run's own)")

@@ -37,7 +37,7 @@ class Model:
         return request_batch([request.question for request in requests], images).to(self.device)
 
     def cannot(self, action: str, capability: type) -> UserError:
-        """What to raise where the method lacks a capability (a protocol of ``umm_zoo.outputs``)."""
+        """The error where the method lacks a capability (a protocol of ``umm_zoo.outputs``)."""
         found = f"a {type(self.method).__name__}, which cannot {action}"
         return UserError("", found, f"a method that can ({capability.__module__}.{capability.__name__})")
 

@@ -98,7 +98,7 @@ class Bridge(Method):
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
-        """What the frozen model makes of requests in the given modes; detail tokens carry a gradient, nothing else."""
+        """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""
         return encode_prompt(self.vlm, self.codec, self.detail, self.dropout.prompts.apply(batch, modes))
 
     def draw_queries(self, prompt: EncodedPrompt, grid: Grid, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -173,7 +173,7 @@ class Bridge(Method):
         return outputs
 
     def _add_unchanged(self, outputs: Outputs, batch: Batch, sampling: Sampling) -> None:
-        """What the same noise gives when the instruction is to change nothing; left out unless all rows are edits of that size."""
+        """Images of the same noise when the instruction is to change nothing; left out unless all rows are edits of that size."""
         images = batch.images
         if set(batch.tasks) == {Task.EDIT} and images is not None and tuple(images.shape[-2:]) == sampling.size:
             unchanged = replace(batch, tasks=[Task.RECONSTRUCT] * len(batch))
@@ -216,7 +216,7 @@ class Bridge(Method):
         return self._generate(batch, seeds, guidance or self.guidance, num_steps, size)
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """What the rows of a batch ask for, ``[B, 3, H, W]`` in [-1, 1]; see ``outputs.Draws``."""
+        """Images that the rows of a batch ask for, ``[B, 3, H, W]`` in [-1, 1]; see ``outputs.Draws``."""
         sampling = sampling or Sampling()
         guidance = self.guidance.changed(sampling.guidance, sampling.image_guidance)
         return self._generate(batch, seeds, guidance, sampling.num_steps, sampling.size)

@@ -81,7 +81,7 @@ def aligned_latents(vlm: PrefixBackbone, codec: LatentCodec, images: Tensor) -> 
 
 @torch.no_grad()
 def query_attention(pathway: QueryPathway, prompt: EncodedPrompt, queries: Tensor, grid: Grid) -> QueryAttention:
-    """How much more queries attend to the image than to the words, after WeMMU's Figure 3 (whose unit is not published).
+    """Attention of the queries to the image over that to the words, after WeMMU's Figure 3 (whose unit is not published).
 
     Mean attention that a query pays to one token of the vision tower minus that to one token of text, over queries, heads and
     layers. Rows without an image do not count, and the words of the chat template count as text; a positive number is a bias to the

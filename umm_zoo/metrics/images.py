@@ -84,7 +84,7 @@ def both_bands(images: Tensor, references: Tensor) -> Tensor:
 
 
 def high_band(images: Tensor) -> Tensor:
-    """What a 3 x 3 binomial blur takes away, ``[B, C, H, W]``; borders are repeated."""
+    """Detail that a 3 x 3 binomial blur takes away, ``[B, C, H, W]``; borders are repeated."""
     line = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
     kernel = (line[:, None] * line[None, :]).expand(images.shape[1], 1, 3, 3)
     return images - F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=images.shape[1])

@@ -67,7 +67,7 @@ class Transition:
         return -errors.flatten(1).mean(dim=1) - math.log(self.std) - _HALF_LOG_TWO_PI
 
     def divergence(self, reference: Tensor) -> Tensor:
-        """How far the mean is from that of the reference policy, ``[R]``: what Flow-GRPO's release adds.
+        """Distance of the mean from that of the reference policy, ``[R]``, which Flow-GRPO's release adds.
 
         The mean over elements divided by ``2 g^2``, which is ``|dt| / D`` of the KL ``|mean - mean_ref|^2 / (2 s^2)``.
         """

@@ -84,7 +84,7 @@ class Contrastive(Method):
 
 
 def captions(batch: Batch) -> list[str]:
-    """What each row says about its image.
+    """The words of each row about its image.
 
     Raises:
         UserError: a row has no text.

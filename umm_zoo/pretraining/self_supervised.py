@@ -56,7 +56,7 @@ class Views(nn.Module):
 
 
 def variance_hinge(features: Tensor) -> Tensor:
-    """How far the standard deviation of each feature ``[B, F]`` stays below 1, averaged (VICReg, equation 1)."""
+    """Shortfall below 1 of the standard deviation of each feature ``[B, F]``, averaged (VICReg, equation 1)."""
     return F.relu(1 - (features.var(dim=0) + 1e-4).sqrt()).mean()
 
 

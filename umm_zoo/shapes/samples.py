@@ -49,7 +49,7 @@ class Sample:
     target: Scene | None = None
 
     def members(self, world: World) -> dict[str, Any]:
-        """What `data_pipelines.shards.writing` writes: ``__key__``, ``json``, ``0.png`` …, ``target.png``."""
+        """The entries that `data_pipelines.shards.writing` writes: ``__key__``, ``json``, ``0.png`` …, ``target.png``."""
         images = {f"{i}.png": encode_png(render(world, scene)) for i, scene in enumerate(self.scenes)}
         if self.target is not None:
             images["target.png"] = encode_png(render(world, self.target))

@@ -91,7 +91,7 @@ class EMA(Callback):
         _copy(self.averages, module)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """Contents of the checkpoint."""
         return {"updates": self.updates, "averages": self.averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def is_main_process() -> bool:
 
 
 def launched_ranks() -> int:
-    """How many processes a launcher has started with this one; 1 where Lightning may still start others itself."""
+    """Number of processes that a launcher has started with this one; 1 where Lightning may still start others itself."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) if _launch_names() else 1
 
 

@@ -1,4 +1,4 @@
-"""What a run must remember to be continued exactly: its experiment, its random numbers, the time it has taken."""
+"""State of a run that is continued exactly: its experiment, its random numbers, the time it has taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written down of a finished run: scores, costs, and the circumstances of the measurement."""
+"""Record of a finished run: scores, costs, and the circumstances of the measurement."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class RunFolder:
             return next((line[5:].strip().strip("'\"") for line in lines if line.startswith("name:")), None)
 
     def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
-        """What to do with the folder.
+        """The next step for the folder.
 
         Args:
             experiment: the one to run.
@@ -114,7 +114,7 @@ class RunFolder:
         return "finished" if ckpt == "last" and self.finished() and not different else "resume"
 
     def follow(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
-        """What rank 0 decides, by another rank, which may see the folder while rank 0 is already changing it."""
+        """The decision of rank 0, by another rank, which may see the folder while rank 0 is already changing it."""
         if not self.differences(experiment) and self.finished() and not again and ckpt in (None, "last"):
             return "finished"
         return "resume" if ckpt else "fresh"
@@ -158,7 +158,7 @@ class RunFolder:
         partial.replace(self.metrics_file)
 
     def advice(self) -> str:
-        """How to go on with a training that an error has ended."""
+        """Advice on how to go on with a training that an error has ended."""
         if kept := self.checkpoints.newest():
             return f"{kept} is kept; continue from it with ckpt=last"
         return f"{self.path} holds no checkpoint yet; start again"

@@ -134,5 +134,5 @@ def check_outputs(method: Method, metrics: Mapping[str, Metric]) -> None:
 
 
 def reads(metric: Metric) -> frozenset[str]:
-    """What a metric says that it reads of ``Outputs``: fields, and scalars by name."""
+    """The parts of ``Outputs`` that a metric says it reads: fields, and scalars by name."""
     return frozenset(getattr(metric, "reads", ()))

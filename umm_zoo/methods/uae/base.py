@@ -93,7 +93,7 @@ class UAEBase(Method):
     def images_of_captions(
         self, captions: Sequence[str], seeds: Sequence[int], images: Tensor | None = None, sampling: Sampling | None = None
     ) -> Tensor:
-        """What captions give, ``[R, 3, H, W]``; the images that they describe are for readers that look."""
+        """Images of captions, ``[R, 3, H, W]``; the images that they describe are for readers that look."""
         return self.renderer.generate(self.vlm, captions, seeds, images, self.adapter, sampling)
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:

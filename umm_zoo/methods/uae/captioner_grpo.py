@@ -118,7 +118,7 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         )
 
     def images_of_samples(self, samples: Samples, images: Tensor, seeds: list[int], rows: Tensor) -> Tensor:
-        """What some captions give, in the renderer's steps of training."""
+        """Images of some captions, in the renderer's steps of training."""
         numbers = rows.tolist()
         return self.images_of_captions(
             [samples.texts[row] for row in numbers],
