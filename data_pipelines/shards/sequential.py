@@ -1,4 +1,8 @@
-"""Reader of a tar from front to back, for shards without an index; members are read, never extracted: no name becomes a path."""
+"""Reader of a tar from front to back, for shards without an index; members are read, never extracted: no name becomes a path.
+
+webdataset's own iterator would read a member of any claimed size, a sparse one too, and take a tar that is cut between members for
+a whole one.
+"""
 
 from __future__ import annotations
 
