@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from tests.backbones.vlm_parts import QWEN
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks import connectors, details, pathways, positions, queries
@@ -25,27 +26,6 @@ from umm_zoo.blocks.queries import (
 )
 from umm_zoo.testing import check_block
 
-VLM = {
-    "text_config": {
-        "vocab_size": 1024,
-        "hidden_size": 16,
-        "intermediate_size": 20,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 2]},
-    },
-    "vision_config": {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 4,
-        "window_size": 16,
-        "fullatt_block_indexes": [0],
-        "out_hidden_size": 16,
-    },
-}
 BLOCKS: list[nn.Module] = [
     NoisyQueries(8),
     LearnedQueries(8, 6),
@@ -70,7 +50,7 @@ BLOCKS: list[nn.Module] = [
 def attached(kind: type[pathways.QueryPathway], checkpointing: bool = False) -> pathways.QueryPathway:
     torch.manual_seed(0)
     pathway = kind(gradient_checkpointing=checkpointing)
-    pathway.attach(Qwen25VL.from_config(VLM))
+    pathway.attach(Qwen25VL.from_config(QWEN))
     return pathway
 
 

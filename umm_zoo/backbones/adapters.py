@@ -146,6 +146,6 @@ class LoRA(nn.Module):
             raise ValueError(f"{folder}: found {found}, expected {self.rank} and {self.alpha}")
         tensors = load_file(folder / WEIGHTS)
         if different := sorted(own.keys() ^ tensors.keys()):
-            raise ValueError(f"{folder}: found {len(different)} tensors too many or too few, such as {different[0]}")
+            raise ValueError(f"{folder}: found {different[0]} missing or without a place, expected the layers of this adapter")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

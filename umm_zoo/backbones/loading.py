@@ -84,7 +84,7 @@ def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Colle
     }
     problems = [f"{len(keys)} tensors {name}, such as {keys[0]}" for name, keys in found.items() if keys]
     if problems:
-        raise ValueError(f"{source}: the weights do not fit the model: {'; '.join(problems)}")
+        raise ValueError(f"{source}: found weights with {'; '.join(problems)}, expected those of the model")
 
 
 def assert_known(where: str, config: Mapping[str, Any], expected: Collection[str]) -> None:

@@ -162,7 +162,7 @@ def _check_dtype(block: nn.Module, arguments: tuple[Any, ...], output: Tensor, d
         assert found.dtype == dtype, f"{name}: expected an output of {dtype} for weights and inputs of {dtype}, found {found.dtype}"
     assert found.isfinite().all(), f"{name}: expected finite outputs in {dtype}, found some that are not"
     if dtype == torch.float64 and output.dtype == torch.float32:
-        gap = float((found.detach() - output.detach()).abs().max() / output.abs().max().clamp(min=1e-6)) if output.numel() else 0.0
+        gap = float((found - output).abs().max() / output.abs().max().clamp(min=1e-6)) if output.numel() else 0.0
         assert gap < _FLOAT64_TOLERANCE, (
             f"{name}: expected float64 to agree with float32 to {_FLOAT64_TOLERANCE:.0e} of the largest value, found {gap:.1e}"
         )
@@ -198,7 +198,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _first(value: Any, name: str) -> Tensor:
     found = next(_tensors(value), None)
     assert found is not None, f"{name}: expected a tensor among the outputs, found {type(value).__name__}"
-    return found
+    return found.detach()
 
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:
