@@ -190,12 +190,6 @@ def test_kl_to_a_reference_is_added_with_its_weight():
     assert_close(out["loss"].detach(), 0.3 * out["kl"])
 
 
-def test_window_of_trained_steps():
-    assert list(FlowGRPO(num_steps=6, trained_steps=(1, 3)).trained_steps) == [1, 2]
-    with pytest.raises(ValueError, match="trained_steps"):
-        FlowGRPO(num_steps=4, trained_steps=(2, 5))
-
-
 @pytest.mark.parametrize("low_precision", [False, True])
 def test_gradients_taken_part_by_part_are_those_of_the_sum(low_precision: bool):
     torch.manual_seed(0)

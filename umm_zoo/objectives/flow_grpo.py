@@ -121,6 +121,10 @@ class FlowGRPO:
 
     Reference: Liu et al., "Flow-GRPO" (arXiv 2505.05470) and its released code; Yan et al., "UAE" (arXiv 2509.09666).
 
+    Attributes:
+        times: the schedule, ``S + 1`` of them.
+        trained_steps: positions of the steps that are trained.
+
     Args:
         num_steps: S, while sampling for training.
         shift: of the schedule, see ``shifted_times``.
@@ -129,10 +133,9 @@ class FlowGRPO:
             (its exponent is 1/D), 1e-3 to 1e-2 there.
         advantage: None is ``BatchStandardised``.
         kl_weight: 0 by default, 0.01 to 0.04 in the release's runs.
-        trained_steps: first step trained, and the first one after it that is not; None is all but the last hundredth.
 
     Raises:
-        ValueError: no noise, or a window that lies outside the steps.
+        ValueError: no noise, fewer than two steps, or a shift that is not positive.
     """
 
     def __init__(
@@ -143,17 +146,13 @@ class FlowGRPO:
         clip: float = 1e-4,
         advantage: Advantage | None = None,
         kl_weight: float = 0.0,
-        trained_steps: tuple[int, int] | None = None,
     ) -> None:
         if noise_level <= 0:
             raise ValueError(f"noise_level: found {noise_level}, expected more than 0: without noise there is no policy")
-        first, stop = trained_steps or (0, int(0.99 * num_steps))
-        if not 0 <= first < stop <= num_steps:
-            raise ValueError(f"trained_steps: found {[first, stop]}, expected 0 <= first < stop <= {num_steps}")
         self.times = shifted_times(num_steps, shift)
         self.noise_level, self.clip, self.kl_weight = noise_level, clip, kl_weight
         self.advantage = advantage or BatchStandardised()
-        self.trained_steps = range(first, stop)
+        self.trained_steps = range(int(0.99 * num_steps))
 
     def transition(self, velocity: Predictor, x: Tensor, step: int, condition: Tokens) -> Transition:
         """The step from ``x`` [R, C, h, w] under a velocity field."""
