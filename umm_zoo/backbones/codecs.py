@@ -15,7 +15,7 @@ from umm_zoo.errors import UserError
 
 
 class LatentCodec(nn.Module, ABC):
-    """Compresses images to normalised latents and back; scaling and shift live here and nowhere else.
+    """Map from images to normalised latents and back; scaling and shift live here and nowhere else.
 
     ``encode`` gives ``(z - shift) * scaling`` of the network's own latent z, about zero mean and unit deviation, and ``decode``
     undoes it. Subclasses implement the network's own side, ``posterior`` and ``expand``.

@@ -11,7 +11,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class FrozenBackbone(nn.Module):
-    """Mixed into the class of every frozen part.
+    """Mixin of the class of every frozen part.
 
     One ``model.train()`` (Lightning calls it before every fit and after every validation) would otherwise wake dropout and the
     running statistics of BatchNorm for the whole run.

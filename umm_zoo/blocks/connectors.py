@@ -41,7 +41,7 @@ class Connector(nn.Module, ABC):
 
 
 class PositionMLP(Connector):
-    """Adds a position to each state, then a gated MLP: ``down(silu(gate(z + P)) * up(z + P))``, then an RMS norm.
+    """A position added to each state, then a gated MLP: ``down(silu(gate(z + P)) * up(z + P))``, then an RMS norm.
 
     WeMMU's whole connector; the trainable pathway before it does the rest. The position is needed because a decoder such as Sana
     has none of its own, and cross-attention does not see where a condition token stands. The paper gives the form and 2048 to

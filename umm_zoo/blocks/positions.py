@@ -32,7 +32,7 @@ class PositionEmbedding(nn.Module, ABC):
 
 
 class CroppedTable2d(PositionEmbedding):
-    """Adds a learned vector per place: a large table of which a smaller grid takes the centre.
+    """A learned vector added per place: a large table of which a smaller grid takes the centre.
 
     WeMMU: rows floor((Hmax - h) / 2) on, columns likewise. Its table's size and start are not published; 64 x 64 of zeros is our
     choice, so that training starts from the language model's own states.
@@ -59,7 +59,7 @@ class CroppedTable2d(PositionEmbedding):
 
 
 class SineCosine2d(PositionEmbedding):
-    """Adds fixed sines and cosines of row and column; nothing is learned, any grid fits.
+    """Fixed sines and cosines of row and column, added; nothing is learned, any grid fits.
 
     Args:
         width: D.

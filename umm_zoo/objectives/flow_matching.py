@@ -192,7 +192,7 @@ class ContrastiveFlowMatching(FlowMatching):
         return pool[(own + away) % len(pool)]
 
     def _pool(self, velocity: Tensor) -> tuple[Tensor, int]:
-        """Whose velocities may serve, and where this rank's begin. Ranks that lost a bad sample have fewer rows than others."""
+        """The velocities that may serve, and where this rank's begin. Ranks that lost a bad sample have fewer rows than others."""
         mine = torch.tensor([len(velocity)], device=velocity.device)
         numbers = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(numbers, mine)
