@@ -80,7 +80,7 @@ def trouble(rank: int, bug: bool = False, step: int = 2) -> str:
     return f"callbacks.trouble={json.dumps(arguments)}"
 
 
-LINE = "error: toy.yaml: s00005: found a long text, expected a short one"
+LINE = "error: toy.yaml: data: s00005: found a long text, expected a short one"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
