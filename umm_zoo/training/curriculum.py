@@ -44,7 +44,8 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
         start = Path(experiment.after) if not stages else RunFolder.of(stages[0], runs).path
         if stages and (code := _finish(stages[0], experiment, runs)):
             return code
-    return train(experiment, folder, folder.resume_path(ckpt) if what == "resume" and ckpt else None, start)
+    resume = folder.resume_path(ckpt, experiment.file) if what == "resume" and ckpt else None
+    return train(experiment, folder, resume, start)
 
 
 def earlier_stages(experiment: Experiment) -> list[Experiment]:
@@ -60,14 +61,13 @@ def earlier_stages(experiment: Experiment) -> list[Experiment]:
         path = Path(line[-1].after)
         if not path.exists():
             expected = "an experiment file, a run folder or a checkpoint"
-            raise UserError(line[-1].file, f"after: found '{path}', which does not exist, expected {expected}")
+            raise UserError("after", f"'{path}', which does not exist", expected, file=line[-1].file)
         if path.suffix not in (".yaml", ".yml"):
             break
         stage = load_stage(path, line[-1].overrides)
         if stage.name in [other.name for other in line]:
             circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in [*line, stage])
-            found = f"after: found a circle {circle}, expected stages with different names that end somewhere"
-            raise UserError(line[-1].file, found)
+            raise UserError("after", f"a circle {circle}", "stages with different names that end somewhere", file=line[-1].file)
         line.append(stage)
     return line[1:]
 
@@ -85,14 +85,12 @@ def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:
         return 0
     if different and (folder.finished() or folder.checkpoints.newest() is not None):
         again = " ".join(["python -m umm_zoo.fit", stage.file, *stage.overrides, "--again"])
-        raise UserError(
-            later.file,
-            f"after: found in {folder.path} a run of {stage.file} with other {few(different)}, expected other run folders for the "
-            f"whole curriculum (--runs DIR), or this stage anew: {again}",
-        )
+        found = f"in {folder.path} a run of {stage.file} with other {few(different)}"
+        expected = f"other run folders for the whole curriculum (--runs DIR), or this stage anew: {again}"
+        raise UserError("after", found, expected, file=later.file)
     if launched_ranks() > 1:
-        found = f"after: found that {stage.file} has not finished in {folder.path}, expected a finished stage here: run it first"
-        raise UserError(later.file, found)
+        found = f"that {stage.file} has not finished in {folder.path}"
+        raise UserError("after", found, "a finished stage here: run it first", file=later.file)
     print(f"{later.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
     ckpt = "last" if folder.checkpoints.newest() is not None else None
     if str(stage.trainer.get("devices", "")) == "1":

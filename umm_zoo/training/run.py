@@ -69,8 +69,8 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        found = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-        raise UserError(folder.path, f"found that nothing more can be written ({found})", advice=folder.advice()) from error
+        why = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+        raise UserError(folder.path, f"found that nothing more can be written ({why})", advice=folder.advice()) from error
     if trainer.is_global_zero:
         report = {
             "name": experiment.name,

@@ -88,29 +88,26 @@ class RunFolder:
             again: throw away what is there.
 
         Raises:
-            UserError: the folder holds another experiment or an unfinished run, or there is nothing to resume.
+            UserError: the folder holds another experiment or an unfinished run.
         """
         if self.path.exists() and not self.experiment_file.is_file() and (not self.path.is_dir() or any(self.path.glob("*.*"))):
-            raise UserError(self.path, "found files that no run wrote, expected a run folder or a new one (name=… or --runs DIR)")
+            raise UserError(self.path, "files that no run wrote", "a run folder or a new one (name=… or --runs DIR)")
         if again and not ckpt:
             return "fresh"
         different = self.differences(experiment) if self.experiment_file.is_file() else []
         if ckpt is None:
             if self.checkpoints.newest() is None and not self.finished():
                 return "fresh"  # a run that died before its first checkpoint has nothing to lose
-            options = "expected name=… for another folder, --again to start over"
+            options = "name=… for another folder, --again to start over"
             if different:
-                raise UserError(
-                    self.path,
-                    f"found a run of another experiment (other {few(different)}), {options}, ckpt=last to continue it all the same",
+                found, options = (
+                    f"a run of another experiment (other {few(different)})",
+                    f"{options}, ckpt=last to continue it all the same",
                 )
+                raise UserError(self.path, found, options)
             if self.finished():
                 return "finished"
-            raise UserError(self.path, f"found an unfinished run of this experiment, expected ckpt=last to continue it, {options}")
-        if not (self.checkpoints.newest() if ckpt == "last" else Path(ckpt).exists()):
-            where = f"checkpoint in {self.checkpoints.path}" if ckpt == "last" else "such file"
-            expected = "expected 'last' or the path of a checkpoint"
-            raise UserError(experiment.file, f"ckpt: found '{ckpt}', but there is no {where}, {expected}")
+            raise UserError(self.path, "an unfinished run of this experiment", f"ckpt=last to continue it, {options}")
         return "finished" if ckpt == "last" and self.finished() and not different else "resume"
 
     def follow(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
@@ -119,22 +116,21 @@ class RunFolder:
             return "finished"
         return "resume" if ckpt else "fresh"
 
-    def resume_path(self, ckpt: str) -> Path:
+    def resume_path(self, ckpt: str, file: str) -> Path:
         """The checkpoint that ``ckpt=…`` means: for ``last`` the newest intact one.
 
         Raises:
-            UserError: none is intact.
+            UserError: there is none, or none that is intact.
         """
-        if ckpt != "last":
-            return Path(ckpt)
         try:
-            latest = self.checkpoints.latest()
+            path = self.checkpoints.latest() if ckpt == "last" else Path(ckpt)
         except UserError as error:
             error.locate(advice="--again starts over")
             raise
-        if latest is None:
-            raise UserError(self.path, "ckpt: found 'last', but there is no checkpoint any more")
-        return latest
+        if path is None or not path.exists():
+            none = f"'{ckpt}', but there is no {f'checkpoint in {self.checkpoints.path}' if path is None else 'such file'}"
+            raise UserError("ckpt", none, "'last' or the path of a checkpoint", file=file)
+        return path
 
     def clear(self, experiment: Experiment) -> None:
         """Begin, and first remove what an earlier run wrote; nothing else, for the folder may hold other runs or a user's notes."""
