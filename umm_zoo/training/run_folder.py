@@ -32,7 +32,7 @@ def writing(
         yield
     except OSError as error:
         where = "" if error.filename in (None, str(path)) else f", {error.filename}"
-        raise UserError(path, f"found a place that cannot be written ({error.strerror}{where}), expected {instead}") from error
+        raise UserError(path, f"a place that cannot be written ({error.strerror}{where})", instead) from error
 
 
 def runs_folder(runs: str | Path | None = None) -> Path:
@@ -100,11 +100,8 @@ class RunFolder:
                 return "fresh"  # a run that died before its first checkpoint has nothing to lose
             options = "name=… for another folder, --again to start over"
             if different:
-                found, options = (
-                    f"a run of another experiment (other {few(different)})",
-                    f"{options}, ckpt=last to continue it all the same",
-                )
-                raise UserError(self.path, found, options)
+                found = f"a run of another experiment (other {few(different)})"
+                raise UserError(self.path, found, f"{options}, ckpt=last to continue it all the same")
             if self.finished():
                 return "finished"
             raise UserError(self.path, "an unfinished run of this experiment", f"ckpt=last to continue it, {options}")
