@@ -9,6 +9,14 @@ from lightning.pytorch.callbacks import RichProgressBar
 class Progress(RichProgressBar):
     """Lightning's rich bar for runs that are counted in steps: no endless epoch and no version number in it."""
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of the whole run, as the bar counts those of before a resumption too (Lightning takes them off the total)."""
+        trainer = self.trainer
+        if trainer.max_epochs == -1 and trainer.max_steps > 0:
+            return min(trainer.num_training_batches, trainer.max_steps * trainer.accumulate_grad_batches)
+        return trainer.num_training_batches
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
         """The values behind the bar."""
         items = super().get_metrics(trainer, pl_module)

@@ -1,0 +1,23 @@
+"""The total that the progress bar counts to."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from umm_zoo.callbacks.progress import Progress
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_steps", "batches", "accumulated", "total"),
+    [(-1, 800, float("inf"), 1, 800), (-1, 800, float("inf"), 4, 3200), (-1, 800, 30, 1, 30), (2, -1, 30, 4, 30)],
+)
+def test_a_resumed_run_counts_to_the_batches_of_the_whole_run(max_epochs, max_steps, batches, accumulated, total):
+    bar = Progress()
+    bar._trainer = SimpleNamespace(
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        global_step=12,
+        num_training_batches=batches,
+        accumulate_grad_batches=accumulated,
+    )
+    assert bar.total_train_batches == total
