@@ -1,4 +1,4 @@
-"""Tasks that caption the scenes of the shapes world anew: everything, or too little and with small things wrong."""
+"""Tasks that caption the scenes of the shapes world in new words: everything, or too little and with small things wrong."""
 
 from __future__ import annotations
 

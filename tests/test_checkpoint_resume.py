@@ -46,7 +46,7 @@ def test_adapters_of_a_second_stage_resume_exactly(nursery: Nursery, tmp_path: P
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(stage))
     argv = ["second.yaml", saving(2)]
     assert nursery.run(tmp_path, *argv, kill_at=3)[0] == -signal.SIGKILL  # in the first stage
-    code, said = nursery.run(tmp_path, *argv, "name=whole")  # runs it anew
+    code, said = nursery.run(tmp_path, *argv, "name=whole")  # runs it again
     assert code == 0 and "which has not finished: " in said, said
     assert nursery.run(tmp_path, *argv, kill_at=40)[0] == -signal.SIGKILL  # in the second
     assert nursery.run(tmp_path, *argv, "ckpt=last")[0] == 0

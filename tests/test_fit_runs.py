@@ -131,7 +131,7 @@ def test_finished_run_is_left_alone(file: str, capsys: pytest.CaptureFixture[str
     before = Path("runs/toy/metrics.json").stat().st_mtime_ns  # the text may be equal: same losses, and seconds are rounded
     for argv in ([file], [file, "ckpt=last"]):
         assert main(argv) == 0
-        assert "this experiment has finished there; --again runs it anew" in capsys.readouterr().out
+        assert "this experiment has finished there; --again runs it again" in capsys.readouterr().out
     assert Path("runs/toy/metrics.json").stat().st_mtime_ns == before
     assert main([file, "--again"]) == 0
     assert Path("runs/toy/metrics.json").stat().st_mtime_ns != before
@@ -215,7 +215,7 @@ def test_a_finished_stage_of_other_vars_is_not_taken(file: str, capsys: pytest.C
     assert main(["stage2.yaml", "vars.width=6"]) == 2
     error = capsys.readouterr().err
     assert "error: stage2.yaml: after: found in runs/stage1 a run of stage1.yaml with other method.body.out_dim" in error
-    assert "expected other run folders for the whole curriculum (--runs DIR), or this stage anew: " in error
+    assert "expected other run folders for the whole curriculum (--runs DIR), or this stage again: " in error
     assert "python -m umm_zoo.fit stage1.yaml vars.width=6 --again" in error
     assert not Path("runs/stage2").exists() and load_checkpoint("runs/stage1")["state_dict"]["body.linear.weight"].shape == (3, 4)
     assert main(["stage2.yaml", "vars.width=6", "--runs", "six"]) == 0

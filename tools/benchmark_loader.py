@@ -141,7 +141,7 @@ Rates = dict[str, dict[str, list[float]]]
 def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batches: int) -> Rates:
     """Batches per second by clock and name, of every round, taking turns.
 
-    Each begins anew in its turn and ends with it, or its workers would read ahead while another is timed. What they have ready when
+    Each starts over in its turn and ends with it, or its workers would read ahead while another is timed. What they have ready when
     the clock starts was taken out before.
     """
     rates: Rates = {clock: {name: [] for name in makers} for clock in CLOCKS}

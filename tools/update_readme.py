@@ -32,7 +32,7 @@ def tables(root: Path, path: str, folder: Path) -> str:
 
 
 def filled(readme: str, root: Path = ROOT, folder: Path | None = None) -> str:
-    """A text with every block made anew.
+    """A text with every block made again.
 
     Args:
         readme: the text.

@@ -113,7 +113,7 @@ def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides
     report = _report(written)
     write_json(out / REPORT_FILE, report, indent=1)
     if not any(entry["samples"] for _, entry in written):
-        (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run begins anew
+        (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run starts over
         reason = ": ".join(next(iter(report["left_out_items"].items()), ("no item",)))
         raise UserError(out, f"nothing could be converted; the first reason: {reason}")
     _print_report(out, report)

@@ -24,7 +24,7 @@ NUM_BUFFERS = PREFETCH + 4
 class BufferReference:
     """Images in a worker's buffer, which itself goes along only where the other side has not got it yet.
 
-    Handing shared memory to another process takes a file descriptor through a socket, for every batch anew. The owner is a process
+    Handing shared memory to another process takes a file descriptor through a socket, for every batch again. The owner is a process
     and its ``ImageBuffers``, the number one of their buffers.
     """
 
@@ -44,7 +44,7 @@ class ImageBuffers:
     """Buffers that take each image of a batch as soon as it is decoded, while it still lies in the processor's cache.
 
     In a worker the same few buffers of shared memory are used in turns: the first touch of fresh shared memory takes four times the
-    copy itself, for every batch anew. A buffer is written again ``NUM_BUFFERS`` batches later. Torch's loader asks a worker for its
+    copy itself, per batch. A buffer is written again ``NUM_BUFFERS`` batches later. Torch's loader asks a worker for its
     batch j + 2 when batch j is taken out, so batch j + 6 is not begun before batch j + 4 is taken out; a reader that has done with
     j before it asks for j + 4 never sees a buffer change. Lightning has: it takes one batch ahead, and makes floats of the older
     one before it takes the next. Outside of a worker every batch has memory of its own.

@@ -42,7 +42,7 @@ class ShardCache:
         for _ in range(_TRIES):
             place = self._place(path)
             try:
-                # opened anew each time: a file held open would take space after its eviction
+                # opened again each time: a file held open would take space after its eviction
                 with open(place, "rb", buffering=0) as file:
                     self._touch(place)
                     return os.pread(file.fileno(), length, offset)

@@ -123,7 +123,7 @@ def shard_size(path: str) -> int:
 
 
 def build_index(path: str, replace: bool = False) -> str:
-    """The place of a shard's index, which is made where there is none yet (or anew with ``replace``)."""
+    """The place of a shard's index, which is made where there is none yet (or again with ``replace``)."""
     size, places = shard_size(path), index_paths(path)
     if not replace and (there := next((place for place in places if _exists(place)), None)):
         return there

@@ -59,7 +59,7 @@ def kept(cache: OrderedDict[tuple[int, ...], Made], key: tuple[int, ...], make: 
 class ShardOrder:
     """Every sample once per epoch, shuffled over shards and within windows of shards.
 
-    Shards are permuted anew each epoch, cut into windows of ``window`` shards, and the samples of a window are shuffled together:
+    Shards are permuted again each epoch, cut into windows of ``window`` shards, and the samples of a window are shuffled together:
     reading stays local (at most ``window`` shards are open at a time) while neighbours in a shard are torn apart. Position ``p``
     lies in epoch ``p // num_samples``.
 

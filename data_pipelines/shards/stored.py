@@ -94,7 +94,7 @@ def find_stored(
         found = f"stored '{name}' for {len(places) - len(missing)} of {len(places)} shards, not for {missing[0]}"
         raise UserError("data.precomputed", found, "all of them", _HOW.format(name, "the rest"))
     found = f"stored '{name}' of other weights or another transform ({stored[0]})"
-    raise UserError("data.precomputed", found, expected[:16], _HOW.format(name, "them anew"))
+    raise UserError("data.precomputed", found, expected[:16], _HOW.format(name, "them again"))
 
 
 def stored_for(

@@ -71,7 +71,7 @@ def test_training_streams_says_so_once_and_resumes_approximately(world, tmp_path
     assert len(notes) == 1 and "data_pipelines.index" in notes[0]
     assert len(model.seen) == 20 and len(again.seen) == 12
     assert len(set(model.seen)) == 20 or workers  # a worker that is through with its shards begins its next epoch
-    assert len(set(model.seen) | set(again.seen)) > len(set(model.seen))  # it went on, and did not begin anew
+    assert len(set(model.seen) | set(again.seen)) > len(set(model.seen))  # it went on, and did not start over
 
 
 def test_a_shard_cut_short_and_bad_samples_are_named_and_kill_nothing(tmp_path):

@@ -21,7 +21,7 @@ class Precomputable:
 
     Args:
         part: whose weights decide about the output.
-        compute: a tensor with one entry per input image or per row. May not draw random numbers: what a training draws anew (a
+        compute: a tensor with one entry per input image or per row. May not draw random numbers: what a training draws again (a
             sample of a posterior) is drawn from what is stored.
         per: what an entry belongs to, ``image`` or ``row``.
         settings: plain values that decide as well and are no weights.

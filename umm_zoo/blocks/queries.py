@@ -44,7 +44,7 @@ class QuerySampler(nn.Module, ABC):
 
 
 class NoisyQueries(QuerySampler):
-    """Independent standard normal numbers, drawn anew at every call; no parameters.
+    """Independent standard normal numbers, drawn again at every call; no parameters.
 
     WeMMU: the draw replaces a learned embedding, it does not perturb one. There is nothing per slot that could be learned; which
     place a query stands for it knows from its position alone. A learned scale per channel stayed at 1 and was dropped.
@@ -131,7 +131,7 @@ class ZeroQueries(QuerySampler):
 
 
 class FrozenNoiseQueries(QuerySampler):
-    """Standard normal numbers drawn once and never again. Our control: does it matter that the noise is drawn anew?
+    """Standard normal numbers drawn once and never again. Our control: does it matter that the noise is drawn again?
 
     The draw depends on ``seed`` alone, so no checkpoint has to hold it.
 

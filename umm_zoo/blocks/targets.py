@@ -134,7 +134,7 @@ class CodecLatents(ReconstructionTarget):
         codec: frozen.
         grid: image tokens per side.
         pack: latent cells per token along one side.
-        sampled: draw from the posterior anew each time, as ROSS^D's release does; False takes its mean, our choice for regression.
+        sampled: draw from the posterior again each time, as ROSS^D's release does; False takes its mean, our choice for regression.
     """
 
     worth_storing = True

@@ -20,7 +20,7 @@ from umm_zoo.objectives.flow_matching import FlowMatching
 class WeMMU(Bridge):
     """Bridge in which a trainable copy of the frozen language model turns noisy queries into the decoder's condition.
 
-    The paper's blocks: ``NoisyQueries``, one per cell of the latent, drawn anew at every step; ``ExpertPathway``; ``VAEDetail``;
+    The paper's blocks: ``NoisyQueries``, one per cell of the latent, drawn again at every step; ``ExpertPathway``; ``VAEDetail``;
     ``PositionMLP``; Sana and its codec. Learned queries, it argues, settle on a point that serves the tasks trained first, and copy
     their input when editing is added later; noise leaves nothing to settle. The ablations are other blocks in the same slots.
 
@@ -72,6 +72,6 @@ class WeMMU(Bridge):
         prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
         latents = self.target_latents(batch)  # [B, C, h, w]
         grid = Grid(*latents.shape[-2:])
-        queries = self.draw_queries(prompt, grid)  # [B, N, D], drawn anew at every step
+        queries = self.draw_queries(prompt, grid)  # [B, N, D], drawn again at every step
         self.num_tokens = self.count_tokens(prompt, queries)
         return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))

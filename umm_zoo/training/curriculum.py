@@ -37,7 +37,7 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
         what = folder.decide(experiment, ckpt, again) if is_main_process() else folder.follow(experiment, ckpt, again)
     if what == "finished":
         if is_main_process():
-            print(f"{folder.path}: this experiment has finished there; --again runs it anew")
+            print(f"{folder.path}: this experiment has finished there; --again runs it again")
         return 0
     start = None
     if what == "fresh" and experiment.after:
@@ -86,7 +86,7 @@ def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:
     if different and (folder.finished() or folder.checkpoints.newest() is not None):
         again = " ".join(["python -m umm_zoo.fit", stage.file, *stage.overrides, "--again"])
         found = f"in {folder.path} a run of {stage.file} with other {few(different)}"
-        expected = f"other run folders for the whole curriculum (--runs DIR), or this stage anew: {again}"
+        expected = f"other run folders for the whole curriculum (--runs DIR), or this stage again: {again}"
         raise UserError("after", found, expected, file=later.file)
     if launched_ranks() > 1:
         found = f"that {stage.file} has not finished in {folder.path}"
