@@ -85,7 +85,7 @@ def loss_of(method: Any, batch: Any, arm: str) -> Any:
 
     from umm_zoo.batch import Grid, Tokens
 
-    latents = method.target_latents(batch)
+    latents = method.codec.target_latents(batch)
     grid = Grid(*latents.shape[-2:])
     if arm == "ours":
         prompt = method.encode_prompt(batch, ["full"] * len(batch))

@@ -140,9 +140,9 @@ def test_metaquery_runs_its_queries_as_the_next_words_of_the_frozen_model():
 
 def test_stored_latents_take_the_place_of_the_targets():
     method, batch = wemmu(), requests(0, 0)
-    latents = method.target_latents(batch)
+    latents = method.codec.target_latents(batch)
     batch.extras["latents"] = latents + 1
-    assert_close(method.target_latents(batch), latents + 1)
+    assert_close(method.codec.target_latents(batch), latents + 1)
 
 
 def test_validation_repeats_itself_and_generates_what_is_wanted():

@@ -11,6 +11,7 @@ from diffusers.models import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 
 
@@ -49,6 +50,19 @@ class LatentCodec(nn.Module, ABC):
     @abstractmethod
     def expand(self, latents: Tensor) -> Tensor:
         """Images of the network's own (neither shifted nor scaled) latents."""
+
+    @torch.no_grad()
+    def target_latents(self, batch: Batch) -> Tensor:
+        """Latents of the images to generate, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
+
+        Raises:
+            UserError: there is nothing to generate.
+        """
+        if "latents" in batch.extras:
+            return batch.extras["latents"].float()
+        if batch.targets is None:
+            raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
+        return self.encode(batch.targets)
 
     def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Normalised latents of ``images``.

@@ -93,7 +93,7 @@ class Bridge(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate, while the codec is frozen."""
-        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
+        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 
@@ -123,19 +123,6 @@ class Bridge(Method):
         """Tokens of a batch: request, detail and queries."""
         return prompt.prefix.attention_mask.sum() + queries.shape[:2].numel() + prompt.details.mask.sum()
 
-    @torch.no_grad()
-    def target_latents(self, batch: Batch) -> Tensor:
-        """Latents of the images to generate, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
-
-        Raises:
-            UserError: there is nothing to generate.
-        """
-        if "latents" in batch.extras:
-            return batch.extras["latents"].float()
-        if batch.targets is None:
-            raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
-        return self.codec.encode(batch.targets)
-
     # -- validation ----------------------------------------------------------------------------------------------------------
 
     @property
@@ -155,7 +142,7 @@ class Bridge(Method):
             output = self.vlm(self.vlm.inputs_of(batch))
             answers = self.answer(batch, self.wanted.max_new_tokens) if self.wanted.max_new_tokens else [""] * len(batch)
             return Outputs(nll=output.nll, num_tokens=output.num_tokens, answers=answers)
-        latents = self.target_latents(batch)
+        latents = self.codec.target_latents(batch)
         grid = Grid(*latents.shape[-2:])
         prompt = self.encode_prompt(batch, [mode_of(task) for task in batch.tasks])
         queries = self.draw_queries(prompt, grid, self._generators(_row_seeds(batch)))

@@ -67,7 +67,7 @@ class MetaQuery(Bridge):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Flow matching of the target's latent, conditioned on what the frozen model makes of the learned queries."""
         prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
-        latents = self.target_latents(batch)  # [B, C, h, w]
+        latents = self.codec.target_latents(batch)  # [B, C, h, w]
         grid = Grid(*latents.shape[-2:])
         queries = self.draw_queries(prompt, grid)  # [B, N, D]
         self.num_tokens = self.count_tokens(prompt, queries)

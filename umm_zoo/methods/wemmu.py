@@ -70,7 +70,7 @@ class WeMMU(Bridge):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Flow matching of the target's latent, conditioned on what fresh noise made of the request."""
         prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
-        latents = self.target_latents(batch)  # [B, C, h, w]
+        latents = self.codec.target_latents(batch)  # [B, C, h, w]
         grid = Grid(*latents.shape[-2:])
         queries = self.draw_queries(prompt, grid)  # [B, N, D], drawn again at every step
         self.num_tokens = self.count_tokens(prompt, queries)

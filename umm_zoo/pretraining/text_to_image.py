@@ -64,7 +64,7 @@ class TextToImage(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate, while the codec is frozen."""
-        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.target_latents, "row")}
+        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
 
     def condition(self, texts: list[str]) -> Tokens:
         """The decoder's condition, ``[B, N, E]``, at the decoder's own root mean square."""
@@ -74,7 +74,7 @@ class TextToImage(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms."""
-        latents, texts = self.target_latents(batch), prompts(batch)
+        latents, texts = self.codec.target_latents(batch), prompts(batch)
         dropped = (torch.rand(len(texts)) < self.drop_text).tolist()
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
         return self.objective(self.decoder, latents, condition)
@@ -86,7 +86,7 @@ class TextToImage(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The objective's terms at fixed times and noise, and ``generated`` from the prompts."""
-        latents, texts = self.target_latents(batch), prompts(batch)
+        latents, texts = self.codec.target_latents(batch), prompts(batch)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(texts), generator))
         if self.wanted.generates(batch_idx):
@@ -120,19 +120,6 @@ class TextToImage(Method):
         shape = (len(texts), *noise.shape[1:])
         latents = self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=num_steps)
         return self.codec.decode(latents).clamp(-1, 1)
-
-    @torch.no_grad()
-    def target_latents(self, batch: Batch) -> Tensor:
-        """Latents of the images to generate, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
-
-        Raises:
-            UserError: there is nothing to generate.
-        """
-        if "latents" in batch.extras:
-            return batch.extras["latents"].float()
-        if batch.targets is None:
-            raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
-        return self.codec.encode(batch.targets)
 
 
 def prompts(batch: Batch) -> list[str]:
