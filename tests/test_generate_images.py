@@ -130,7 +130,7 @@ def test_prompts_from_a_file(run, tmp_path):
         (["edit", "x"], "found 1 words"),
         (["compose", "a", "b"], "found 2 words"),
         (["reconstruct"], "no image"),
-        (["text-to-image", "x", "--size", "9"], "multiples of 2 px, found 9 x 9"),
+        (["text-to-image", "x", "--size", "9"], "found 9 x 9 px, expected multiples of 2 px"),
         (["text-to-image", "x", "--size", "big"], "--size: found 'big', expected 512 or 512x768"),
     ],
 )

@@ -56,7 +56,7 @@ def test_wemmu_is_what_its_paper_says(
     assert sorted(method.trained) == sorted(trained)
     assert (trainer["max_steps"], data.batch_size, data.transform.image_size, method.image_size) == (steps, batch, pixels, pixels)
     assert batch % (8 * trainer["num_nodes"]) == 0  # nodes of eight share the batch out evenly
-    assert method.latent_grid(pixels, pixels) == (cells, cells)
+    assert method.codec.latent_grid(pixels, pixels) == (cells, cells)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
     assert counts["pathway"] == COPY and counts["detail"] == 32 * 2048 + 2048 and counts["queries"] == 0
     assert sum(counts[name] for name in ("vision_tower", "projector", "language_model", "codec")) == 0

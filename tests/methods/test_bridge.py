@@ -195,7 +195,7 @@ def test_user_errors_are_named():
         wemmu(codec=KLCodec.from_config({**CODEC, "latent_channels": 4}))
     with pytest.raises(ValueError, match=r"training.trained: found 'language_model'"):
         wemmu(["pathway", "language_model"])
-    with pytest.raises(ValueError, match="multiples of 2 px, found 5 x 8"):
+    with pytest.raises(ValueError, match="found 5 x 8 px, expected multiples of 2 px"):
         wemmu().sample(["x"], size=(5, 8))
     with pytest.raises(ValueError, match="2 prompts and 1 groups"):
         wemmu().sample(["x", "y"], [[]])

@@ -100,7 +100,7 @@ def test_noise_of_a_group():
 
 
 def test_sizes_that_disagree_are_named():
-    with pytest.raises(ValueError, match="image_size"):
+    with pytest.raises(ValueError, match="found 9 x 9 px"):
         renderer_of(image_size=9)
     with pytest.raises(ValueError, match="markers"):
         CaptionSampling("Describe the image.")

@@ -11,7 +11,7 @@ from diffusers.models import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Grid
 from umm_zoo.errors import UserError
 
 
@@ -50,6 +50,17 @@ class LatentCodec(nn.Module, ABC):
     @abstractmethod
     def expand(self, latents: Tensor) -> Tensor:
         """Images of the network's own (neither shifted nor scaled) latents."""
+
+    def latent_grid(self, height: int, width: int, patch: int = 1) -> Grid:
+        """Cells of the latent of an image of that many pixels; a decoder may need a whole number of its ``patch`` on each side.
+
+        Raises:
+            UserError: a side is no such multiple.
+        """
+        unit = self.downsampling * patch
+        if height % unit or width % unit:
+            raise UserError("", f"{height} x {width} px", f"multiples of {unit} px for an image to generate")
+        return Grid(height // self.downsampling, width // self.downsampling)
 
     @torch.no_grad()
     def target_latents(self, batch: Batch) -> Tensor:

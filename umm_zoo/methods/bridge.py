@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,49 +37,62 @@ class Bridge(Method):
     latent. Text-to-image, reconstruction, unconditional generation, editing and composing of any number of images differ only in
     the request. What the model answers to questions stays the same bit for bit.
 
-    A paper's subclass names its parts and writes its training step.
+    A paper's subclass names the blocks of the paper and its scales. The ablations are other blocks in the same slots.
 
     Attributes:
-        queries, pathway, connector, decoder, codec, objective, detail, guidance, dropout: the blocks, see ``WeMMU``.
+        paper_guidance, paper_dropout: of the paper, where nothing else is said.
+
+    Args:
+        vlm: frozen for good.
+        queries, pathway, connector: from the encoded prompt to the decoder's condition.
+        decoder: denoises latents under that condition.
+        codec: the decoder's own; images to latents and back.
+        objective: of the decoder, and its sampling.
+        detail: tokens of the input images' own latents; None for none.
+        guidance: scales of sampling; None is the paper's.
+        dropout: what training leaves out at random, and what stands in its place; None is the paper's.
         image_size: side in pixels of what ``sample`` generates when nothing else is said.
+
+    Raises:
+        ValueError: sizes of the blocks disagree.
     """
 
-    queries: QuerySampler
-    pathway: QueryPathway
-    connector: Connector
-    decoder: ImageDecoder
-    codec: LatentCodec
-    objective: FlowMatching
-    detail: DetailBranch | None
-    guidance: Guidance
-    dropout: ConditionDropout
-    image_size: int
+    paper_guidance: ClassVar[Guidance]
+    paper_dropout: ClassVar[ConditionDropout]
 
-    def __init__(self, vlm: PrefixBackbone) -> None:
+    def __init__(
+        self,
+        vlm: PrefixBackbone,
+        queries: QuerySampler,
+        pathway: QueryPathway,
+        connector: Connector,
+        decoder: ImageDecoder,
+        codec: LatentCodec,
+        objective: FlowMatching,
+        detail: DetailBranch | None = None,
+        guidance: Guidance | None = None,
+        dropout: ConditionDropout | None = None,
+        image_size: int = 512,
+    ) -> None:
         super().__init__()
-        self.vlm = vlm
-
-    def join(self) -> None:
-        """Join the blocks, once all are there: sizes, the pathway's layers, the scale of the condition, what is frozen for good.
-
-        Raises:
-            ValueError: sizes of the blocks disagree.
-        """
         sizes = [
-            ("queries.width", self.queries.width, "vlm.width", self.vlm.width),
-            ("connector.in_dim", self.connector.in_dim, "vlm.width", self.vlm.width),
-            ("connector.out_dim", self.connector.out_dim, "decoder.condition_dim", self.decoder.condition_dim),
-            ("codec.latent_channels", self.codec.latent_channels, "decoder.latent_channels", self.decoder.latent_channels),
+            ("queries.width", queries.width, "vlm.width", vlm.width),
+            ("connector.in_dim", connector.in_dim, "vlm.width", vlm.width),
+            ("connector.out_dim", connector.out_dim, "decoder.condition_dim", decoder.condition_dim),
+            ("codec.latent_channels", codec.latent_channels, "decoder.latent_channels", decoder.latent_channels),
         ]
-        if (detail := self.detail) is not None:
-            sizes.append(("detail.width", detail.width, "vlm.width", self.vlm.width))
-            sizes.append(("detail.latent_channels", detail.latent_channels, "codec.latent_channels", self.codec.latent_channels))
+        if detail is not None:
+            sizes.append(("detail.width", detail.width, "vlm.width", vlm.width))
+            sizes.append(("detail.latent_channels", detail.latent_channels, "codec.latent_channels", codec.latent_channels))
         for mine, found, theirs, expected in sizes:
             if found != expected:
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
-        self.pathway.attach(self.vlm)
-        self.connector.match_rms(self.decoder.condition_rms)
-        for part in self.vlm.parts().values():
+        self.vlm, self.queries, self.pathway, self.connector, self.detail = vlm, queries, pathway, connector, detail
+        self.decoder, self.codec, self.objective, self.image_size = decoder, codec, objective, image_size
+        self.guidance, self.dropout = guidance or self.paper_guidance, dropout or self.paper_dropout
+        pathway.attach(vlm)
+        connector.match_rms(decoder.condition_rms)
+        for part in vlm.parts().values():
             freeze(part)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -96,6 +110,15 @@ class Bridge(Method):
         return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Flow matching of the target's latent, conditioned on what the pathway makes of the request and fresh queries."""
+        prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
+        latents = self.codec.target_latents(batch)  # [B, C, h, w]
+        grid = Grid(*latents.shape[-2:])
+        queries = self.draw_queries(prompt, grid)  # [B, N, D], noise drawn again at every step
+        self.num_tokens = prompt.prefix.attention_mask.sum() + queries.shape[:2].numel() + prompt.details.mask.sum()
+        return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
         """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""
@@ -119,10 +142,6 @@ class Bridge(Method):
         dtype = next(self.connector.parameters(), states).dtype
         return self.connector(Tokens(states.to(dtype)), own)
 
-    def count_tokens(self, prompt: EncodedPrompt, queries: Tensor) -> Tensor:
-        """Tokens of a batch: request, detail and queries."""
-        return prompt.prefix.attention_mask.sum() + queries.shape[:2].numel() + prompt.details.mask.sum()
-
     # -- validation ----------------------------------------------------------------------------------------------------------
 
     @property
@@ -136,7 +155,8 @@ class Bridge(Method):
 
         Rows with an image to generate: the objective's terms under the same noise at every validation, ``generated`` with guidance
         from noise that depends on the row alone, ``round_trips`` of the codec; on request ``attention``, and ``unchanged``: edits
-        generated from the same noise as reconstructions. Rows without: ``answers``, ``nll`` and ``num_tokens`` of the frozen model.
+        generated from the same noise as reconstructions, left out unless all rows are edits in the size of their image. Rows
+        without: ``answers``, ``nll`` and ``num_tokens`` of the frozen model.
         """
         if batch.targets is None:
             output = self.vlm(self.vlm.inputs_of(batch))
@@ -149,23 +169,18 @@ class Bridge(Method):
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(prompt, queries, grid), generator))
         if self.wanted.generates(batch_idx):
-            height, width = batch.targets.shape[-2:]
-            sampling = Sampling(size=(height, width))
+            sampling = Sampling(size=(batch.targets.shape[-2], batch.targets.shape[-1]))
             outputs.generated = self.generate(batch, _row_seeds(batch), sampling)
             outputs.round_trips = self.codec.decode(latents).to(batch.targets.dtype)
-            if "unchanged" in self.wanted.on_request:
-                self._add_unchanged(outputs, batch, sampling)
+            images = batch.images
+            all_edits = set(batch.tasks) == {Task.EDIT} and images is not None and tuple(images.shape[-2:]) == sampling.size
+            if all_edits and "unchanged" in self.wanted.on_request:
+                unchanged = replace(batch, tasks=[Task.RECONSTRUCT] * len(batch))
+                outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
+                outputs.unchanged_references = images
             if "attention" in self.wanted.on_request:
                 outputs.attention = query_attention(self.pathway, prompt, queries, self.queries.grid_for(grid))
         return outputs
-
-    def _add_unchanged(self, outputs: Outputs, batch: Batch, sampling: Sampling) -> None:
-        """Images of the same noise when the instruction is to change nothing; left out unless all rows are edits of that size."""
-        images = batch.images
-        if set(batch.tasks) == {Task.EDIT} and images is not None and tuple(images.shape[-2:]) == sampling.size:
-            unchanged = replace(batch, tasks=[Task.RECONSTRUCT] * len(batch))
-            outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
-            outputs.unchanged_references = images
 
     # -- use -----------------------------------------------------------------------------------------------------------------
 
@@ -200,13 +215,13 @@ class Bridge(Method):
         """
         batch = request_batch(prompts, images).to(self.device)
         seeds = [seed + row for row in range(len(prompts))]
-        return self._generate(batch, seeds, guidance or self.guidance, num_steps, size)
+        return self._generate(batch, seeds, guidance or self.guidance, Sampling(num_steps, size=size))
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
         """Images that the rows of a batch ask for, ``[B, 3, H, W]`` in [-1, 1]; see ``outputs.Draws``."""
         sampling = sampling or Sampling()
         guidance = self.guidance.changed(sampling.guidance, sampling.image_guidance)
-        return self._generate(batch, seeds, guidance, sampling.num_steps, sampling.size)
+        return self._generate(batch, seeds, guidance, sampling)
 
     def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
         """Images ``[M, 3, H, W]`` again from what queries and details make of them, in their own size."""
@@ -218,34 +233,22 @@ class Bridge(Method):
         return self.codec.decode(self.codec.encode(images)).clamp(-1, 1)
 
     @torch.no_grad()
-    def _generate(
-        self, batch: Batch, seeds: Sequence[int], guidance: Guidance, num_steps: int | None, size: tuple[int, int] | None
-    ) -> Tensor:
+    def _generate(self, batch: Batch, seeds: Sequence[int], guidance: Guidance, sampling: Sampling) -> Tensor:
         """Each request is encoded once per mode that its guidance needs, whatever the number of steps, and all modes of a row share
         one draw of the queries, so that they differ by the condition alone."""
-        grid = self.latent_grid(*(size or (self.image_size, self.image_size)))
-        factor = self.codec.downsampling
-        images = torch.empty(len(batch), 3, grid.h * factor, grid.w * factor, device=self.device)
+        height, width = sampling.size or (self.image_size, self.image_size)
+        grid = self.codec.latent_grid(height, width, self.decoder.patch)
+        images = torch.empty(len(batch), 3, height, width, device=self.device)
         for task in dict.fromkeys(batch.tasks):
             rows = [row for row, own in enumerate(batch.tasks) if own == task]
             generators = self._generators([seeds[row] for row in rows])
             branches = self._branches(select_rows(batch, rows), guidance.weights(task), generators, grid)
             shape = (self.decoder.latent_channels, *grid)
             noise = torch.stack([torch.randn(shape, generator=own, device=own.device) for own in generators])
-            latents = self.objective.sample(self.decoder, (len(rows), *shape), branches, noise=noise, num_steps=num_steps)
+            steps = sampling.num_steps
+            latents = self.objective.sample(self.decoder, (len(rows), *shape), branches, noise=noise, num_steps=steps)
             images[rows] = self.codec.decode(latents).clamp(-1, 1).to(images.dtype)
         return images
-
-    def latent_grid(self, height: int, width: int) -> Grid:
-        """Cells of the latent of an image of that size.
-
-        Raises:
-            ValueError: a side is not a multiple of the codec's factor.
-        """
-        factor = self.codec.downsampling
-        if height % factor or width % factor:
-            raise ValueError(f"images to generate must be multiples of {factor} px, found {height} x {width}")
-        return Grid(height // factor, width // factor)
 
     def _branches(
         self, batch: Batch, weights: dict[ConditioningMode, float], generators: list[torch.Generator], grid: Grid

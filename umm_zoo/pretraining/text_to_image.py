@@ -103,12 +103,8 @@ class TextToImage(Method):
             if count:
                 raise UserError("", f"{count} input images", "a prompt alone: TextToImage sees no image", row=row)
         sampling = sampling or Sampling()
-        grid, factor = Grid(self.decoder.sample_size, self.decoder.sample_size), self.codec.downsampling
-        if sampling.size is not None:
-            height, width = sampling.size
-            if height % factor or width % factor:
-                raise UserError("", f"{height} x {width} px", f"multiples of {factor} for an image to generate")
-            grid = Grid(height // factor, width // factor)
+        own = Grid(self.decoder.sample_size, self.decoder.sample_size)
+        grid = own if sampling.size is None else self.codec.latent_grid(*sampling.size, self.decoder.patch)
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         shape = (self.codec.latent_channels, *grid)
         noise = torch.stack([torch.randn(shape, generator=own, device=self.device) for own in generators])

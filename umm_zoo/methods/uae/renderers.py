@@ -102,7 +102,7 @@ class CaptionRenderer(Renderer):
         self.connector, self.decoder, self.codec, self.objective = connector, decoder, codec, objective
         self.reader = reader or TextOnlyReader()
         self.guidance, self.negative_prompt, self.image_size = guidance, negative_prompt, image_size
-        self.latent_grid((image_size, image_size))
+        codec.latent_grid(image_size, image_size, decoder.patch)
 
     def parts(self) -> dict[str, nn.Module]:
         """``connector``, ``decoder`` and ``codec``."""
@@ -121,20 +121,10 @@ class CaptionRenderer(Renderer):
         one = self.condition(vlm, [self.negative_prompt], None, adapter)
         return Tokens(one.values.expand(count, -1, -1), None if one.mask is None else one.mask.expand(count, -1))
 
-    def latent_grid(self, size: tuple[int, int]) -> Grid:
-        """Cells of the latent of an image of that height and width.
-
-        Raises:
-            ValueError: a side is not a whole number of the decoder's patches.
-        """
-        unit = self.codec.downsampling * self.decoder.patch
-        if size[0] % unit or size[1] % unit:
-            raise ValueError(f"image_size: found {size[0]} x {size[1]}, expected multiples of {unit} px")
-        return Grid(size[0] // self.codec.downsampling, size[1] // self.codec.downsampling)
-
     def noise(self, seeds: Sequence[int], device: torch.device, size: tuple[int, int] | None = None) -> Tensor:
         """Initial noise ``[R, C, h, w]``, drawn on the CPU so that a seed means the same on every machine."""
-        shape = (self.decoder.latent_channels, *self.latent_grid(size or (self.image_size, self.image_size)))
+        height, width = size or (self.image_size, self.image_size)
+        shape = (self.decoder.latent_channels, *self.codec.latent_grid(height, width, self.decoder.patch))
         drawn = {seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in dict.fromkeys(seeds)}
         return torch.stack([drawn[seed] for seed in seeds]).to(device)
 
@@ -156,8 +146,7 @@ class CaptionRenderer(Renderer):
         branches = [Branch(condition, 1.0)]
         if guidance != 1:
             branches = guide(self.negative(vlm, len(captions), adapter), condition, guidance)
-        size, channels, height, width = noise.shape
-        shape = (size, channels, height, width)
+        shape = (len(noise), *noise.shape[1:])
         return self.decoded(self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=sampling.num_steps))
 
     @torch.no_grad()
