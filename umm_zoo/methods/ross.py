@@ -62,19 +62,16 @@ class ROSS(Method):
         super().__init__()
         self.vlm, self.target, self.head, self.objective = vlm, target, head, objective
         self.weight, self.reduction = weight, reduction or MeanOverImages()
-        self._check_blocks()
-
-    def _check_blocks(self) -> None:
-        if isinstance(self.head, RegressionHead) != isinstance(self.objective, Regression):
+        if isinstance(head, RegressionHead) != isinstance(objective, Regression):
             raise ValueError(
-                f"head and objective: a {type(self.objective).__name__} cannot train a {type(self.head).__name__}; "
+                f"head and objective: a {type(objective).__name__} cannot train a {type(head).__name__}; "
                 "regression objectives go with regression heads, all others with denoisers"
             )
         for mine, found, theirs, expected in (
-            ("head.condition_dim", getattr(self.head, "condition_dim", None), "vlm.width", self.vlm.width),
-            ("head.channels", getattr(self.head, "channels", None), "target.channels", self.target.channels),
-            ("head.grid", getattr(self.head, "grid", None), "target.grid", self.target.grid),
-            ("vlm.grid", getattr(self.vlm, "grid", None), "target.grid", (self.target.grid, self.target.grid)),
+            ("head.condition_dim", getattr(head, "condition_dim", None), "vlm.width", vlm.width),
+            ("head.channels", getattr(head, "channels", None), "target.channels", target.channels),
+            ("head.grid", getattr(head, "grid", None), "target.grid", target.grid),
+            ("vlm.grid", getattr(vlm, "grid", None), "target.grid", (target.grid, target.grid)),
         ):
             if found is not None and found != expected:
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
@@ -148,27 +145,18 @@ class ROSS(Method):
 
     def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
-        if PRECOMPUTED in batch.extras:
-            stored = batch.extras[PRECOMPUTED].to(has_image.device)
-            if not has_image.all():
-                entry = self.target.to_store(self._flat(1, (self.target.image_size,) * 2, has_image.device))
-                whole = entry.expand(len(has_image), *entry.shape[1:]).clone()
-                whole[has_image] = stored.to(whole)
-                stored = whole
-            return self.target.of_stored(stored, generator)
-        images = batch.images
-        if images is None or not has_image.all():
-            size = (self.target.image_size,) * 2 if images is None else tuple(images.shape[-2:])
-            flat = self._flat(len(has_image), size, has_image.device)
-            if images is not None:
-                flat[has_image] = images.to(flat)
-            images = flat
-        return self.target(images, generator)
-
-    def _flat(self, count: int, size: tuple[int, ...], device: torch.device) -> Tensor:
-        """Images ``[count, 3, H, W]`` in the vision tower's mean colour."""
-        mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=device).reshape(1, -1, 1, 1)
-        return (2 * mean - 1).expand(count, 3, *size).clone()
+        stored = batch.extras.get(PRECOMPUTED)
+        given = batch.images if stored is None else stored.to(has_image.device)
+        if given is None or not has_image.all():
+            size = (self.target.image_size,) * 2 if stored is not None or given is None else given.shape[-2:]
+            mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
+            flat = (2 * mean - 1).expand(1, 3, *size)
+            flat = flat if stored is None else self.target.to_store(flat)
+            whole = flat.expand(len(has_image), *flat.shape[1:]).clone()
+            if given is not None:
+                whole[has_image] = given.to(whole)
+            given = whole
+        return self.target(given, generator) if stored is None else self.target.of_stored(given, generator)
 
     # -- looking at it -------------------------------------------------------------------------------------------------------
 
@@ -194,11 +182,10 @@ class ROSS(Method):
         if batch.images is not None and self.target.has_images and self.wanted.generates(batch_idx):
             made = self._generate(self.image_states(output.hidden, inputs.image_mask), generator)
             columns = {"original": batch.images, "round trip": self.round_trip(batch.images), "reconstruction": made}
-            outputs.columns = _first_of_each_row(columns, batch.image_counts)
+            outputs.columns = {name: _first_of_each_row(images, batch.image_counts) for name, images in columns.items()}
             if all(batch.image_counts):
                 outputs.generated = outputs.columns["reconstruction"]
-                seen = _first_of_each_row({"original": self.target.prepare(batch.images)}, batch.image_counts)
-                outputs.references = seen["original"]
+                outputs.references = _first_of_each_row(self.target.prepare(batch.images), batch.image_counts)
         return outputs
 
     @torch.no_grad()
@@ -231,12 +218,6 @@ class ROSS(Method):
         return self.target.images(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator))
 
 
-def _first_of_each_row(images: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:
-    """``[M, 3, H, W]`` -> ``[B, 3, H, W]`` each; a row without an image gets a grey one."""
-    starts = [sum(counts[:row]) for row in range(len(counts))]
-    return {
-        name: torch.stack(
-            [values[start] if count else torch.zeros_like(values[0]) for start, count in zip(starts, counts, strict=True)]
-        )
-        for name, values in images.items()
-    }
+def _first_of_each_row(images: Tensor, counts: list[int]) -> Tensor:
+    """``[M, 3, H, W]`` -> ``[B, 3, H, W]``; a row without an image gets a grey one."""
+    return torch.stack([own[0] if len(own) else torch.zeros_like(images[0]) for own in images.split(counts)])
