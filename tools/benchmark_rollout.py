@@ -105,7 +105,7 @@ class Clock:
 
     def begin(self) -> None:
         """Of a step."""
-        self.method.phases.restart()
+        self.method.phases.seconds.clear()
         self.began = timing.now(self.options.device)
 
     def end(self) -> None:

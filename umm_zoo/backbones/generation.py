@@ -104,9 +104,13 @@ def last_position(position_ids: Tensor) -> Tensor:
 
 def repeat_rows(inputs: VLMInputs, times: int) -> VLMInputs:
     """Every row ``times`` times, copies next to each other; the images are not encoded again."""
-    rows = inputs.position_ids.ndim - 2  # [B, L], or [3, B, L] for M-RoPE
-    repeated = {item.name: getattr(inputs, item.name).repeat_interleave(times, dim=0) for item in fields(inputs)}
-    return VLMInputs(**{**repeated, "position_ids": inputs.position_ids.repeat_interleave(times, dim=rows)})
+    return take_rows(inputs, torch.arange(len(inputs.token_ids)).repeat_interleave(times))
+
+
+def take_rows(inputs: VLMInputs, rows: Tensor) -> VLMInputs:
+    """The rows of these numbers; the images are not encoded again."""
+    taken = {item.name: getattr(inputs, item.name)[rows] for item in fields(inputs) if item.name != "position_ids"}
+    return VLMInputs(**taken, position_ids=inputs.position_ids[..., rows, :])  # [B, L], or [3, B, L] for M-RoPE
 
 
 def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: Tensor) -> VLMInputs:

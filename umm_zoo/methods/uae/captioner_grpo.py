@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.base import VLMInputs
-from umm_zoo.backbones.generation import Samples
+from umm_zoo.backbones.generation import Samples, take_rows
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, image_of_each_row
@@ -180,16 +180,7 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         """The prompts of some rows; with a graph where an embedding or the tower is trained, otherwise as they were encoded."""
         if {"vision_tower", "projector", "language_model"} & set(self.trained):
             return self._questions(rollout.images[groups.to(rollout.images.device)])
-        own = rollout.inputs
-        return replace(
-            own,
-            token_ids=own.token_ids[groups],
-            embeddings=own.embeddings[groups],
-            attention_mask=own.attention_mask[groups],
-            position_ids=own.position_ids.index_select(own.position_ids.ndim - 2, groups),
-            labels=own.labels[groups],
-            image_mask=own.image_mask[groups],
-        )
+        return take_rows(rollout.inputs, groups)
 
     def log_probs(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor) -> Tensor:
         """Of sampled tokens ``[R, T]`` behind their prompts: ``[R, T]``, 0 outside the mask."""

@@ -73,7 +73,7 @@ class Reinforcement(UAEBase, Generic[R]):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, and what to watch: rewards, their spread within groups, clipping, KL, seconds per phase."""
-        self.phases.restart()
+        self.phases.seconds.clear()
         if self.rollout is None or self.rollout.times_used >= self.rollouts.updates_per_rollout:
             self.rollout = self.roll_out(batch)
         rollout = self.rollout

@@ -86,15 +86,11 @@ class Phases:
     """Seconds spent in each phase of a step, device work included.
 
     Attributes:
-        seconds: by name of the phase, since the last ``restart``.
+        seconds: by name of the phase; cleared before every step.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-
-    def restart(self) -> None:
-        """Forget the step before."""
-        self.seconds = {}
 
     @contextmanager
     def __call__(self, name: str, device: torch.device) -> Iterator[None]:
