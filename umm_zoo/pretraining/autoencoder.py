@@ -112,8 +112,7 @@ class DecoderTuning(Autoencoder):
 
     Args:
         codec: whose decoder is trained.
-        l1_weight: of the mean absolute difference of pixels.
-        mse_weight: of the mean squared difference.
+        l1_weight, mse_weight: see ``Autoencoder``.
         noise: standard deviation of what is added to normalised latents while training (our choice).
     """
 

@@ -90,9 +90,7 @@ class VICReg(SelfSupervised):
         encoder: trained; its pooled vector enters the expander.
         views: makes the random versions.
         expander_dim: width of the expander and its output (paper 8192 at width 2048; ours four times less in proportion).
-        invariance_weight: section 4.2, 25.
-        variance_weight: section 4.2, 25.
-        covariance_weight: section 4.2, 1.
+        invariance_weight, variance_weight, covariance_weight: section 4.2.
     """
 
     makes = ("loss", "invariance", "variance", "covariance", "image_features")

@@ -45,26 +45,23 @@ class CellLabels:
     def __call__(self, batch: Batch, everything: bool = False) -> dict[str, Tensor]:
         """Labels ``[B, cells]`` of each attribute, ``UNLABELLED`` where there is none; ``everything`` ignores ``shares``.
 
+        Last comes ``occupied``: 1 where a cell holds an object, 0 elsewhere.
+
         Raises:
             UserError: a row has no scene, or an object's attribute a value that is not listed.
         """
         labels = {name: torch.full((len(batch), len(self.cells)), UNLABELLED) for name in self.attributes}
+        labels["occupied"] = torch.zeros(len(batch), len(self.cells), dtype=torch.long)
         for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
             if "scene" not in meta:
                 raise UserError(key, f"the ground truth {sorted(meta)}", "a 'scene' among it")
             for item in meta["scene"]["objects"]:
+                cell = _index(self.cells, item["cell"], key)
+                labels["occupied"][row, cell] = 1
                 for name, values in self.attributes.items():
                     if everything or zlib.crc32(f"{name} {key}".encode()) < self.shares.get(name, 1.0) * 2**32:
-                        labels[name][row, _index(self.cells, item["cell"], key)] = _index(values, item[name], key)
+                        labels[name][row, cell] = _index(values, item[name], key)
         return labels
-
-    def occupied(self, batch: Batch) -> Tensor:
-        """Which cells hold an object, ``[B, cells]`` of 0 and 1."""
-        occupied = torch.zeros(len(batch), len(self.cells), dtype=torch.long)
-        for row, (key, meta) in enumerate(zip(batch.keys, batch.meta, strict=True)):
-            for item in meta["scene"]["objects"]:
-                occupied[row, _index(self.cells, item["cell"], key)] = 1
-        return occupied
 
 
 def cell_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
@@ -155,16 +152,12 @@ class SupervisedTower(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The losses over all labels, ``NAME_accuracy`` of each attribute by the first of ``layers``, and ``counts`` of both."""
-        losses, found, labels = self._losses(batch, everything=True)
-        accuracy, counts = accuracies(found, labels)
-        of_losses = {name: counts[f"{name.rsplit('_', 1)[0]}_accuracy"] for name in losses if name != "loss"}
-        return Outputs({**losses, **accuracy}, {**of_losses, **counts})
+        return scored({head: head.rsplit("_", 1)[0] for head in self.heads}, *self._losses(batch, everything=True))
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
         images = image_of_each_row(batch)
         labels = {name: values.to(images.device) for name, values in self.labels(batch, everything).items()}
-        labels["occupied"] = self.labels.occupied(batch).to(images.device)
         losses: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         output = self.tower.vision(self.tower.pixels(images), output_hidden_states=True)
@@ -184,10 +177,14 @@ class SupervisedTower(Method):
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
 
 
-def accuracies(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """``NAME_accuracy`` over what is labelled, and how much that is (0, and the accuracy NaN, where nothing is)."""
+def scored(
+    heads: Mapping[str, str], losses: Mapping[str, Tensor], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> Outputs:
+    """Losses, and ``NAME_accuracy`` over what is labelled (NaN where nothing is), with counts; ``heads`` says what each names."""
     right = {f"{name}_accuracy": (found[name] == labels)[labels != UNLABELLED].float() for name, labels in wanted.items()}
-    return {name: hits.mean() for name, hits in right.items()}, {name: hits.numel() for name, hits in right.items()}
+    counts: dict[str, float] = {name: hits.numel() for name, hits in right.items()}
+    counts |= {head: counts[f"{name}_accuracy"] for head, name in heads.items()}
+    return Outputs({**losses, **{name: hits.mean() for name, hits in right.items()}}, counts)
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

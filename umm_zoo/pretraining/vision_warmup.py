@@ -12,7 +12,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, Grid, image_of_each_row
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
-from umm_zoo.pretraining.supervised_tower import CellLabels, accuracies, labelled_cross_entropy, labels_of_scene, labels_of_tokens
+from umm_zoo.pretraining.supervised_tower import CellLabels, labelled_cross_entropy, labels_of_scene, labels_of_tokens, scored
 
 
 class _SeesImages(Protocol):
@@ -66,10 +66,7 @@ class VisionWarmup(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The losses over all labels, ``NAME_accuracy`` of each attribute, and ``counts`` of both."""
-        losses, found, labels = self._losses(batch, everything=True)
-        accuracy, counts = accuracies(found, labels)
-        of_losses = {name: counts[f"{name}_accuracy"] for name in losses if name != "loss"}
-        return Outputs({**losses, **accuracy}, {**of_losses, **counts})
+        return scored({name: name for name in self.heads}, *self._losses(batch, everything=True))
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
@@ -77,8 +74,8 @@ class VisionWarmup(Method):
         eyes = cast(_SeesImages, self.vlm)
         tokens = eyes.encode_images(images)  # [B, N, D]
         grid = eyes.image_grid(*images.shape[-2:])
-        labels = {**self.labels(batch, everything), "occupied": self.labels.occupied(batch)}
-        labels = {name: labels_of_tokens(wanted.to(tokens.device), grid, self.labels.side) for name, wanted in labels.items()}
+        cells = self.labels(batch, everything)
+        labels = {name: labels_of_tokens(wanted.to(tokens.device), grid, self.labels.side) for name, wanted in cells.items()}
         for name, values in self.scene_attributes.items():
             wanted = labels_of_scene(batch, name, values).to(tokens.device)
             labels[name] = wanted[:, None].expand(-1, tokens.shape[1])
