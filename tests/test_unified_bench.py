@@ -85,7 +85,7 @@ def test_scores_captions_and_images_are_kept(run: Path, capsys: pytest.CaptureFi
         (["nowhere"], "found no images"),
         (["images"], "found no UnifiedScore among the metrics"),
         (["images", "nothing.yaml"], "nothing.yaml: found no readable map"),
-        (["images", "list.yaml"], "encoders: found no map of nodes"),
+        (["images", "list.yaml"], "list.yaml: encoders: found a list"),
     ],
 )
 def test_what_is_refused(run: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from umm_zoo.errors import UserError, user_errors
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         requests = (
             command.read(Path(arguments.batch), arguments) if arguments.batch else command.requests(arguments.words, arguments)
         )
+        requests = [replace(request, seed=arguments.seed + number) for request in requests for number in range(arguments.num)]
         for path in (path for request in requests for path in request.images):
             if not path.is_file():
                 raise UserError(path, "no such file", "an image")
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("--batch-size", type=int, default=16, metavar="N", help="requests at a time (default: 16)")
         own.add_argument("--device", default="cpu", help="default: %(default)s")
         own.add_argument("--traceback", action="store_true", help="show where an error line comes from")
+        own.set_defaults(seed=0, num=1)  # where the command has no such option
         command.add_arguments(own)
     return parser
 

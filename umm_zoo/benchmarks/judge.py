@@ -10,6 +10,7 @@ import re
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import IMAGE_MARKER, Turn
-from umm_zoo.callbacks.samples import to_pil
+from umm_zoo.callbacks.samples import from_pil, to_pil
 
 Verdict = Literal["first", "second", "tie"]
+#: Outcomes by the verdicts with one's own caption first and second; every other pair of verdicts is a tie.
+DECIDED: dict[tuple[Verdict | None, Verdict | None], str] = {("first", "second"): "win", ("second", "first"): "loss"}
 
 #: The question to a judge: our words for the paper's criteria, of which it states three.
 QUESTION = """Two captions, A and B, describe the image. Judge them.
@@ -50,10 +53,7 @@ class LocalJudge(Judge):
 
     def ask(self, image: Image.Image, question: str) -> str:
         """Greedy."""
-        import numpy as np
-        import torch
-
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = from_pil(image)[None]
         text = question.replace(IMAGE_MARKER, "")
         return self.vlm.generate([[Turn(role="user", text=f"{IMAGE_MARKER}\n{text}")]], pixels, [1], self.max_new_tokens)[0]
 
@@ -131,20 +131,12 @@ def compare_captions(judge: Judge, images: Tensor | Sequence[Image.Image], own: 
     shown = [to_pil(image) if isinstance(image, Tensor) else image for image in images]
     if not len(shown) == len(own) == len(other):
         raise ValueError(f"compare_captions: found {len(shown)} images, {len(own)} and {len(other)} captions")
-    outcomes = {"win": 0, "tie": 0, "loss": 0, "invalid": 0}
+    outcomes: Counter[str] = Counter()
     firsts: list[bool] = []
     for image, mine, theirs in zip(shown, own, other, strict=True):
         straight = verdict(judge.ask(image, QUESTION.format(first=mine, second=theirs)))
         swapped = verdict(judge.ask(image, QUESTION.format(first=theirs, second=mine)))
         firsts += [found == "first" for found in (straight, swapped) if found in ("first", "second")]
-        outcomes[_outcome(straight, swapped)] += 1
+        outcomes["invalid" if None in (straight, swapped) else DECIDED.get((straight, swapped), "tie")] += 1
     share = sum(firsts) / len(firsts) if firsts else 0.5
     return Comparison(outcomes["win"], outcomes["tie"], outcomes["loss"], outcomes["invalid"], share)
-
-
-def _outcome(straight: Verdict | None, swapped: Verdict | None) -> str:
-    if straight is None or swapped is None:
-        return "invalid"
-    if (straight, swapped) == ("first", "second"):
-        return "win"
-    return "loss" if (straight, swapped) == ("second", "first") else "tie"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from umm_zoo.experiment.types import TARGET
 from umm_zoo.training.finished_run import FinishedRun
 
 if TYPE_CHECKING:
-    from umm_zoo.backbones.feature_encoder import FeatureEncoder
+    from umm_zoo.metrics.unified_score import UnifiedScore
 
 #: Of every image's initial noise, as in the released demo.
 SEED = 42
@@ -36,15 +36,14 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
     from umm_zoo.callbacks.cards import Card, draw_cards
     from umm_zoo.callbacks.samples import to_pil
     from umm_zoo.generation.model import load_model
-    from umm_zoo.metrics.unified_score import UnifiedScore
     from umm_zoo.outputs import Outputs, ReconstructsFromCaptions
 
-    files, encoders = _arguments(run, words)
+    files, metric = _arguments(run, words)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(run, device)
     if not isinstance(model.method, ReconstructsFromCaptions):
         raise model.cannot("reconstruct images from captions", ReconstructsFromCaptions)
-    metric = UnifiedScore(encoders).to(device)
+    metric.to(device)
     folder = _new_folder(run.path)
     cards: list[Card] = []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
@@ -55,7 +54,7 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
             metric.update(Outputs(generated=made, references=originals), Batch([file.name for file in some], [[] for _ in some]))
             cosines = metric.cosines(made, originals).T.tolist()
             for row, file in enumerate(some):
-                scores = {name: round(value, 5) for name, value in zip(encoders, cosines[row], strict=True)}
+                scores = {name: round(value, 5) for name, value in zip(metric.encoders, cosines[row], strict=True)}
                 lines.write(json.dumps({"image": file.name, "caption": captions[row], **scores}, ensure_ascii=False) + "\n")
                 images = {"original": to_pil(originals[row]), "reconstruction": to_pil(made[row])}
                 images["reconstruction"].save(folder / f"{file.stem}.png")
@@ -66,7 +65,7 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def _arguments(run: FinishedRun, words: Sequence[str]) -> tuple[list[Path], dict[str, FeatureEncoder]]:
+def _arguments(run: FinishedRun, words: Sequence[str]) -> tuple[list[Path], UnifiedScore]:
     if not 1 <= len(words) <= 2:
         raise UserError(run.path, f"{len(words)} words behind the suite", USAGE)
     source = Path(words[0])
@@ -75,15 +74,17 @@ def _arguments(run: FinishedRun, words: Sequence[str]) -> tuple[list[Path], dict
         raise UserError(source, "no images", f"a folder with {', '.join(TYPES)}")
     if len({path.stem for path in files}) < len(files):
         raise UserError(source, "two images of one name", "different names: what is made of them is kept under their names")
-    return files, _encoders(run, words[1] if len(words) == 2 else None)
+    return files, _metric(run, words[1] if len(words) == 2 else None)
 
 
-def _encoders(run: FinishedRun, file: str | None) -> dict[str, FeatureEncoder]:
-    """Those of a file, or of the run's own Unified-Score."""
+def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:
+    """Of the encoders of a file, or of the run's own Unified-Score."""
     import yaml
 
     from umm_zoo.backbones.feature_encoder import FeatureEncoder
     from umm_zoo.experiment.build import build
+    from umm_zoo.experiment.targets import class_of
+    from umm_zoo.experiment.types import mismatches
 
     nodes: Any = None
     if file is None:
@@ -96,14 +97,11 @@ def _encoders(run: FinishedRun, file: str | None) -> dict[str, FeatureEncoder]:
             nodes = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(file, f"no readable map ({type(error).__name__})", USAGE) from error
-    where = file or run.path
-    if not isinstance(nodes, Mapping) or not nodes or not all(isinstance(n, Mapping) and TARGET in n for n in nodes.values()):
-        raise UserError(f"{where}: encoders", "no map of nodes", "NAME: {_target_: ..., ...}")
-    built = {str(name): build(node, f"encoders.{name}") for name, node in nodes.items()}
-    for name, encoder in built.items():
-        if not isinstance(encoder, FeatureEncoder):
-            raise UserError(f"{where}: encoders.{name}", f"a {type(encoder).__name__}", "a FeatureEncoder")
-    return built
+    where = f"{file or run.path}: encoders"
+    if problems := mismatches(nodes, dict[str, FeatureEncoder], where, class_of):
+        raise UserError("", problems)
+    score: UnifiedScore = build({TARGET: "umm_zoo.metrics.unified_score.UnifiedScore", "encoders": nodes}, where)
+    return score
 
 
 def _new_folder(path: Path) -> Path:

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
@@ -116,3 +117,8 @@ def to_pil(image: Tensor) -> Image.Image:
     """An image [3, H, W] in [-1, 1] as 8-bit RGB; values outside are clamped."""
     levels = (image.detach().float().clamp(-1, 1) + 1) * 127.5
     return Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """An 8-bit image as ``[3, H, W]`` in [-1, 1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1

@@ -62,10 +62,6 @@ class Generate(Command):
         parser.add_argument("--size", metavar="HxW", help="in pixels, such as 512 or 512x768 (default: the run's own)")
         parser.set_defaults(out="generated", image_guidance=None)
 
-    def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
-        """A request per line, several times where several images are wanted."""
-        return several(read_requests(file), arguments)
-
     def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
         """Generate a batch; an image depends on its request and seed alone."""
         from umm_zoo.callbacks.samples import to_pil
@@ -87,14 +83,14 @@ class TextToImage(Generate):
         """One per prompt."""
         if not words:
             raise UserError("text-to-image", "no prompt", "text-to-image PROMPT ..., each in quotes")
-        return several([Request([], word) for word in words], arguments)
+        return [Request([], word) for word in words]
 
     def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
         """A prompt per line of a plain text file, or requests of a JSONL file."""
         if file.suffix != ".txt":
             return super().read(file, arguments)
         lines = read_lines(file, "a text file")
-        return several([Request([], line.strip()) for line in lines if line.strip()], arguments)
+        return [Request([], line.strip()) for line in lines if line.strip()]
 
 
 class Edit(Generate):
@@ -113,7 +109,7 @@ class Edit(Generate):
         """One request."""
         if len(words) != 2:
             raise UserError("edit", f"{len(words)} words", "edit IMAGE INSTRUCTION, the instruction in quotes")
-        return several([Request([Path(words[0])], words[1])], arguments)
+        return [Request([Path(words[0])], words[1])]
 
 
 class Compose(Generate):
@@ -126,12 +122,7 @@ class Compose(Generate):
         if len(words) < 3:
             expected = "compose IMAGE IMAGE ... INSTRUCTION, the instruction last and in quotes"
             raise UserError("compose", f"{len(words)} words", expected)
-        return several([Request([Path(word) for word in words[:-1]], words[-1])], arguments)
-
-
-def several(requests: list[Request], arguments: argparse.Namespace) -> list[Request]:
-    """Each request ``--num`` times, seed after seed."""
-    return [replace(request, seed=arguments.seed + number) for request in requests for number in range(arguments.num)]
+        return [Request([Path(word) for word in words[:-1]], words[-1])]
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, request_batch
+from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.generation.requests import Request
@@ -73,4 +72,4 @@ def load_image(path: Path, size: int | None, resize: Square | None = None) -> Te
     image = Image.alpha_composite(paper, image).convert("RGB")
     if size is not None:
         image = resize(image, size) if resize else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return from_pil(image)
