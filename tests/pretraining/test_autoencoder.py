@@ -1,6 +1,7 @@
 import pytest
 import tiny_configs
 import torch
+from learning import losses_of
 
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
@@ -24,9 +25,6 @@ DC = {
     "attention_head_dim": 8,
     "latent_channels": 8,
 }
-VISION = {
-    "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
-}  # fmt: skip
 
 
 def batch(rows: int = 3, targets: bool = False) -> Batch:
@@ -44,7 +42,7 @@ def test_kl_against_torch() -> None:
 
 @pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
 def test_every_parameter_learns_and_the_judge_is_frozen(codec) -> None:
-    judge = CLIPVisionFeatures.from_config(VISION)
+    judge = CLIPVisionFeatures.from_config(tiny_configs.clip())
     method = Autoencoder(codec(), perceptual=judge)
     method.train_only(["codec"])
     losses = method.training_losses(batch())
@@ -82,13 +80,8 @@ def test_it_learns_one_batch_and_normalises_its_latents() -> None:
     torch.manual_seed(0)
     method = Autoencoder(KLCodec.from_config(KL), kl_weight=1e-6, statistics_momentum=0.8)
     TrainingSetup(["codec"], AdamW(5e-3)).prepare(method)
-    optimizer = method.configure_optimizers()
-    first = method.training_losses(batch())["loss"].item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        method.training_losses(batch())["loss"].backward()
-        optimizer.step()
-    assert method.training_losses(batch())["loss"].item() < 0.6 * first
+    losses = losses_of(method, batch(), 61)
+    assert losses[-1] < 0.6 * losses[0]
     with torch.no_grad():
         latents = method.codec.eval().encode(batch().images)
     assert abs(latents.mean()) < 0.1 and abs(latents.std() - 1) < 0.15
@@ -103,20 +96,13 @@ def test_a_row_without_a_image_is_named() -> None:
 @pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
 def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
     method = DecoderTuning(codec())
-    method.train_only(["decoder"])
+    TrainingSetup(["decoder"], AdamW(1e-3)).prepare(method)
     images = batch().images
     latents, decoded = method.codec.encode(images), method.codec.decode(method.codec.encode(images))
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    first = last = None
-    for _ in range(20):
-        loss = method.training_losses(batch())["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        first, last = loss.item() if first is None else first, loss.item()
+    losses = losses_of(method, batch(), 20)
     assert torch.equal(method.codec.encode(images), latents)
     assert not torch.equal(method.codec.decode(latents), decoded)
-    assert last < first
+    assert losses[-1] < losses[0]
 
 
 def test_the_encoder_cannot_be_tuned() -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from learning import losses_of
 
 from umm_zoo.backbones.features import CLIPFeatures, SigLIPFeatures
 from umm_zoo.batch import Batch
@@ -48,11 +49,7 @@ def test_every_parameter_gets_a_gradient(make) -> None:
 def test_it_learns_to_tell_colours_from_hard_negatives(make) -> None:
     method, data = make(), batch(["red", "green", "blue", "red"])
     TrainingSetup(["encoder"], AdamW(3e-3)).prepare(method)
-    optimizer = method.configure_optimizers()
-    for _ in range(60):
-        optimizer.zero_grad()
-        method.training_losses(data)["loss"].backward()
-        optimizer.step()
+    losses_of(method, data, 60)
     outputs = method.eval().validation_step(data, 0)
     assert outputs.scalars["hard_accuracy"] == 1 and outputs.counts == {"hard_accuracy": 4}
     assert set(method.makes) == {*outputs.scalars, "image_features", "text_features"}

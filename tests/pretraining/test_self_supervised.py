@@ -1,5 +1,6 @@
 import pytest
 import torch
+from learning import losses_of
 
 from umm_zoo.backbones.features import DINOv2Features, DINOv3Features
 from umm_zoo.batch import Batch
@@ -69,13 +70,10 @@ def test_gradients_are_finite_and_reach_every_part(make) -> None:
 def test_the_loss_falls(make) -> None:
     method = make()
     TrainingSetup(list(method.parts()), AdamW(1e-3 if make is vicreg else 3e-3)).prepare(method)
-    optimizer, outputs = method.configure_optimizers(), method.validation_step(batch(), 0)
+    outputs = method.validation_step(batch(), 0)
     assert set(method.makes) == {*outputs.scalars, "image_features"} and outputs.image_features.shape == (6, 16)
     first = outputs.scalars["loss"].item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        method.training_losses(batch())["loss"].backward()
-        optimizer.step()
+    losses_of(method, batch(), 60)
     assert method.validation_step(batch(), 0).scalars["loss"].item() < 0.8 * first
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from learning import losses_of
 
 from umm_zoo.backbones.deit import DeiT3Features
 from umm_zoo.backbones.feature_encoder import LibraryEncoder
@@ -82,11 +83,7 @@ def test_without_labels_the_loss_is_still_connected() -> None:
 def test_the_penultimate_features_learn() -> None:
     method, data = tower(), batch()
     TrainingSetup(["tower", "heads"], AdamW(3e-3)).prepare(method)
-    optimizer = method.configure_optimizers()
-    for _ in range(80):
-        optimizer.zero_grad()
-        method.training_losses(data)["loss"].backward()
-        optimizer.step()
+    losses_of(method, data, 80)
     outputs = method.eval().validation_step(data, 0)
     assert outputs.scalars["colour_accuracy"] == 1 and set(method.makes) == set(outputs.scalars)
 

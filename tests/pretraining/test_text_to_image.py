@@ -1,5 +1,7 @@
 import pytest
+import tiny_configs
 import torch
+from learning import losses_of
 
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.sana import Sana
@@ -13,10 +15,7 @@ from umm_zoo.pretraining.text_to_image import TextToImage
 from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup
 
-CODEC = {
-    "block_out_channels": [4, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1, "latent_channels": 5, "norm_num_groups": 2, "use_quant_conv": False, "use_post_quant_conv": False,
-}  # fmt: skip
+CODEC = tiny_configs.codec(5, (4, 8), use_quant_conv=False, use_post_quant_conv=False)
 SANA = {
     "in_channels": 5, "out_channels": 5, "sample_size": 4, "num_attention_heads": 3, "attention_head_dim": 8,
     "num_cross_attention_heads": 2, "cross_attention_head_dim": 12, "cross_attention_dim": 24, "caption_channels": 16,
@@ -151,13 +150,7 @@ def test_it_learns_which_latent_a_prompt_asks_for() -> None:
     method = text_to_image(drop_text=0.0, lr=1e-2)
     latents = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 5, 4, 4)
     data = batch(["a red circle", "a blue square"] * 8, latents.repeat(8, 1, 1, 1))
-    optimizer, losses = method.configure_optimizers(), []
-    for _ in range(120):
-        optimizer.zero_grad()
-        loss = method.training_losses(data)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(method, data, 120)
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
     made = method.eval().objective.sample(method.decoder, (2, 5, 4, 4), method.condition(["a red circle", "a blue square"]))
     assert made[0].mean() > 0.5 and made[1].mean() < -0.5

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_configs
 import torch
+from learning import losses_of
 from torch import nn
 
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
@@ -61,14 +62,6 @@ def saved(method: VisionWarmup, folder: Path) -> Path:
     return folder / "last.ckpt"
 
 
-def train(method: VisionWarmup, data: Batch) -> None:
-    optimizer = method.configure_optimizers()
-    for _ in range(40):
-        optimizer.zero_grad()
-        method.training_losses(data)["loss"].backward()
-        optimizer.step()
-
-
 def reached(part: nn.Module) -> list[bool]:
     return [p.grad is not None and bool(p.grad.any()) for p in part.parameters()]
 
@@ -90,8 +83,7 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
 
 def test_objects_and_their_colours_are_learnt() -> None:
     method, data = warmup(), batch()
-    first = method.training_losses(data)["loss"].item()
-    train(method, data)
+    first = losses_of(method, data, 40)[0]
     outputs = method.eval().validation_step(data, 0)
     assert outputs.scalars["colour_accuracy"] == outputs.scalars["occupied_accuracy"] == 1
     assert outputs.scalars["loss"] < 0.2 * first and set(method.makes) == set(outputs.scalars)
@@ -129,7 +121,7 @@ def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused()
         data.images[row, 2] = -1.0 if row % 3 else 1.0  # type: ignore[index]
     method = VisionWarmup(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), {"background": ["dark", "light"]})
     TrainingSetup(["vision_tower", "projector", "heads"], AdamW(3e-3)).prepare(method)
-    train(method, data)
+    losses_of(method, data, 40)
     outputs = method.eval().validation_step(data, 0)
     assert outputs.scalars["background_accuracy"] == 1 and outputs.counts["background_accuracy"] == 16 * 8
     data.meta[2]["scene"]["background"] = "striped"
