@@ -86,12 +86,11 @@ def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:
     from umm_zoo.experiment.targets import class_of
     from umm_zoo.experiment.types import mismatches
 
-    nodes: Any = None
     if file is None:
         scores = [node for node in run.experiment.metrics.values() if str(node.get(TARGET, "")).endswith(".UnifiedScore")]
         if not scores:
             raise UserError(run.path, "no UnifiedScore among the metrics of the run", USAGE)
-        nodes = scores[0]["encoders"]
+        nodes: Any = scores[0]["encoders"]
     else:
         try:
             nodes = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

@@ -136,8 +136,6 @@ class Guidance:
 
     def changed(self, scale: float | None, image_scale: float | None) -> Guidance:
         """The same with other scales of the request and of input images, where they are given."""
-        if scale is None and image_scale is None:
-            return self
         image = self.reconstruction if image_scale is None else image_scale
         if scale is None:
             return Guidance(self.text, image, self.edit, self.composition)
