@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from umm_zoo.backbones.qwen_images import PatchLayout
 
@@ -47,16 +47,6 @@ def test_resized_patches_are_the_processors_to_its_rounding(size):
     assert (own - expected).abs().max() < 2.5 / 255 / 0.26  # it rounds to 8 bits after each of two passes; deviation .26 at least
 
 
-def test_sizes_are_the_librarys():
-    generator = torch.Generator().manual_seed(0)
-    published = PatchLayout()
-    for height, width in torch.randint(1, 9000, (300, 2), generator=generator).tolist():
-        if max(height, width) > 200 * min(height, width):
-            continue
-        expected = smart_resize(height, width, factor=28, min_pixels=56 * 56, max_pixels=12845056)
-        assert published.resized(height, width) == expected, (height, width)
-
-
 def test_one_token_per_eight_pixels():
     assert TINY.grid(32, 32) == (4, 4) and TINY.grid(16, 40) == (2, 5)
 
@@ -75,14 +65,14 @@ def test_patches_carry_gradients():
 def test_preprocessor_file_round_trip(tmp_path):
     layout = PatchLayout(patch_size=4, min_tokens=9, max_tokens=100)
     layout.save(tmp_path)
-    assert TINY.limits_from(tmp_path / "preprocessor_config.json") == (9, 100)
+    assert TINY.limits_from(str(tmp_path)) == (9, 100)
     loaded = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     assert (loaded.patch_size, loaded.size["longest_edge"]) == (4, 100 * 64)
     with pytest.raises(ValueError, match="patch_size: found 4, expected 14"):
-        PatchLayout().limits_from(tmp_path / "preprocessor_config.json")
+        PatchLayout().limits_from(str(tmp_path))
 
 
 def test_published_limits_in_either_spelling(tmp_path):
     for text in ('{"min_pixels": 3136, "max_pixels": 65536}', '{"size": {"shortest_edge": 3136, "longest_edge": 65536}}'):
-        (tmp_path / "p.json").write_text(text)
-        assert PatchLayout().limits_from(tmp_path / "p.json") == (4, 83)  # UAE's shipped processor: at most 83 tokens
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        assert PatchLayout().limits_from(str(tmp_path)) == (4, 83)  # UAE's shipped processor: at most 83 tokens

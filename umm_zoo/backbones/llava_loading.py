@@ -15,11 +15,10 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedConfig,
 )
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from umm_zoo.backbones.loading import assert_known, assert_stated, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_known, assert_stated, image_processor_of, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER
 
@@ -87,13 +86,8 @@ def _part_config(where: str, part: Any, shipped_tokenizer: bool) -> PreTrainedCo
 
 def pixel_statistics(kind: str, source: str | None = None) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of pixels in [0, 1]: what a checkpoint's processor says, else what that kind was trained with."""
-    if source is not None:
-        try:
-            said, _ = ImageProcessingMixin.get_image_processor_dict(source)
-            return list(said["image_mean"]), list(said["image_std"])
-        except (OSError, KeyError, TypeError):
-            pass  # no processor beside the weights
-    return TOWERS[kind][1:]
+    said = {} if source is None else image_processor_of(source)
+    return said.get("image_mean") or TOWERS[kind][1], said.get("image_std") or TOWERS[kind][2]
 
 
 def read_config(source: str) -> PreTrainedConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.image_processing_base import ImageProcessingMixin
 
 
 def on_meta_device() -> bool:
@@ -22,6 +23,14 @@ def find_source(source: str | Path) -> str:
     """
     beside = Path(__file__).resolve().parents[2] / source
     return str(beside) if not Path(source).exists() and beside.is_dir() else str(source)
+
+
+def image_processor_of(source: str) -> dict[str, Any]:
+    """What the image processor beside the weights of a name or folder says; nothing where there is none."""
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(source)[0]
+    except OSError:
+        return {}
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.utils import cached_file
 
 from umm_zoo.backbones.loading import assert_known
 from umm_zoo.backbones.qwen_images import PatchLayout
@@ -91,14 +89,5 @@ def patch_layout(config: Any, min_tokens: int | None, max_tokens: int | None, so
     """Cutting of the model's images: bounds as given, else those of the checkpoint's preprocessor, else the published ones."""
     vision = config.vision_config
     layout = PatchLayout(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    file = None if source is None else _preprocessor_file(source)
-    limits = (layout.min_tokens, layout.max_tokens) if file is None else layout.limits_from(file)
-    return PatchLayout(layout.patch_size, layout.merge_size, layout.temporal_size, min_tokens or limits[0], max_tokens or limits[1])
-
-
-def _preprocessor_file(source: str) -> Path | None:
-    name = "preprocessor_config.json"
-    if Path(source).is_dir():
-        return Path(source) / name if (Path(source) / name).exists() else None
-    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
+    smallest, largest = (layout.min_tokens, layout.max_tokens) if source is None else layout.limits_from(source)
+    return replace(layout, min_tokens=min_tokens or smallest, max_tokens=max_tokens or largest)

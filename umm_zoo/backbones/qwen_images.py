@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from umm_zoo.backbones.loading import image_processor_of
 from umm_zoo.batch import Grid
 
 
@@ -55,17 +57,9 @@ class PatchLayout:
         """
         if max(height, width) > 200 * min(height, width):
             raise ValueError(f"found an image of {height} x {width} pixels, expected no side more than 200 times the other")
-        factor, pixels = self.factor, height * width
-        smallest, largest = self.min_tokens * factor**2, self.max_tokens * factor**2
-        rounded = round(height / factor) * factor, round(width / factor) * factor
-        if rounded[0] * rounded[1] > largest:
-            shrink = math.sqrt(pixels / largest)
-            height, width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-            return height, width
-        if rounded[0] * rounded[1] < smallest:
-            grow = math.sqrt(smallest / pixels)
-            return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
-        return rounded
+        area = self.factor**2
+        height, width = smart_resize(height, width, self.factor, self.min_tokens * area, self.max_tokens * area)
+        return height, width
 
     def grid(self, height: int, width: int) -> Grid:
         """Grid of language-model tokens of an image of that size."""
@@ -111,16 +105,16 @@ class PatchLayout:
         config = {"image_processor_type": "Qwen2VLImageProcessor", **self._file, "size": size}
         (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    def limits_from(self, file: Path) -> tuple[int, int]:
-        """``(min_tokens, max_tokens)`` of a ``preprocessor_config.json``, of either generation of its keys.
+    def limits_from(self, source: str) -> tuple[int, int]:
+        """``(min_tokens, max_tokens)`` of a checkpoint's image processor, of either generation of its keys; else those given here.
 
         Raises:
             ValueError: it normalises or cuts differently.
         """
-        config = json.loads(file.read_text())
+        config = image_processor_of(source)
         for key, value in self._file.items():
             if config.get(key, value) != value:
-                raise ValueError(f"{file}: {key}: found {config[key]}, expected {value}")
+                raise ValueError(f"{source}: image processor: {key}: found {config[key]}, expected {value}")
         size, area = config.get("size", {}), self.factor**2
         smallest = config.get("min_pixels") or size.get("shortest_edge")
         largest = config.get("max_pixels") or size.get("longest_edge")
