@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +16,6 @@ from transformers import PreTrainedModel
 
 from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.batch import Grid
-
-Attention = Literal["eager", "sdpa", "flash_attention_2"]
 
 
 def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
@@ -109,62 +107,53 @@ class LibraryEncoder(FeatureEncoder):
         self.width = self.token_width
 
     @classmethod
-    def from_config(
-        cls, config: dict[str, Any], image_size: int | None = None, dtype: str = "float32", attention: Attention = "sdpa"
-    ) -> Self:
+    def from_config(cls, config: dict[str, Any], image_size: int | None = None, dtype: str = "float32") -> Self:
         """Random weights.
 
         Args:
             config: the library's keys (``hidden_size``, ``patch_size`` …).
             image_size: see the class.
             dtype: of the weights.
-            attention: the library's implementation.
 
         Raises:
             ValueError: a key is misspelt.
         """
-        return cls(cls._build(config, dtype, attention), image_size)
+        return cls(cls._build(config, dtype), image_size)
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        image_size: int | None = None,
-        dtype: str = "float32",
-        attention: Attention = "sdpa",
+        cls, source: str | Path, config: dict[str, Any] | None = None, image_size: int | None = None, dtype: str = "float32"
     ) -> Self:
         """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
 
         Args:
             source: folder or name.
             config: for the meta device.
-            image_size, dtype, attention: see ``from_config``.
+            image_size, dtype: see ``from_config``.
 
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
-        return cls(cls._load(source, config, dtype, attention), image_size)
+        return cls(cls._load(source, config, dtype), image_size)
 
     @classmethod
-    def _build(cls, config: dict[str, Any], dtype: str, attention: Attention) -> PreTrainedModel:
+    def _build(cls, config: dict[str, Any], dtype: str) -> PreTrainedModel:
         defaults, name = cls.config_kind().to_dict(), f"{cls.kind.__name__}.config"
         assert_known(name, config, set(defaults))
         for part in ("text_config", "vision_config"):
             if part in config:
                 assert_known(f"{name}.{part}", config[part], set(defaults[part]))
-        model: Any = cls.kind._from_config(cls.config_kind(**config), attn_implementation=attention)
+        model: Any = cls.kind._from_config(cls.config_kind(**config))
         return cast(PreTrainedModel, model if dtype == "float32" else model.to(torch_dtype(dtype)))
 
     @classmethod
-    def _load(cls, source: str | Path, config: dict[str, Any] | None, dtype: str, attention: Attention) -> PreTrainedModel:
+    def _load(cls, source: str | Path, config: dict[str, Any] | None, dtype: str) -> PreTrainedModel:
         found = find_source(source)
         if not on_meta_device():
-            model = load_checkpoint(cls.kind, found, dtype, cls.optional, attn_implementation=attention)
-            return cast(PreTrainedModel, model)
+            return cast(PreTrainedModel, load_checkpoint(cls.kind, found, dtype, cls.optional))
         if config is None:  # the source's own, without its weights
             return cast(PreTrainedModel, cls.kind._from_config(cls.config_kind.from_pretrained(found)))
-        return cls._build(config, dtype, attention)
+        return cls._build(config, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """The one vector of each image after the final norm."""

@@ -22,10 +22,9 @@ from transformers.utils.constants import (
     OPENAI_CLIP_STD,
 )
 
-from umm_zoo.backbones.feature_encoder import Attention, LibraryEncoder
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
 from umm_zoo.backbones.loading import find_source, on_meta_device
-from umm_zoo.backbones.text_encoding import TextEncoding
-from umm_zoo.backbones.tokenizer import tokenizer_source
+from umm_zoo.backbones.tokenizer import TextEncoding, tokenizer_source
 
 
 class CLIPVisionFeatures(LibraryEncoder):
@@ -67,60 +66,37 @@ class TextImageEncoder(LibraryEncoder):
 
     Args:
         model: the library's network.
-        text: strings to the token ids of the text tower.
         image_size: see ``LibraryEncoder``.
+        text: strings to the token ids of the text tower; None is by the shipped tokenizer.
     """
 
     causal_text: ClassVar[bool] = False  #: what follows the end token cannot reach it, so it need not be computed
 
-    def __init__(self, model: PreTrainedModel, text: TextEncoding, image_size: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, image_size: int | None = None, text: TextEncoding | None = None) -> None:
         super().__init__(model, image_size)
-        self.text = text
-        text.assert_fits(model.config.text_config)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        image_size: int | None = None,
-        dtype: str = "float32",
-        attention: Attention = "sdpa",
-        tokenizer: str | None = None,
-    ) -> Self:
-        """Random weights; vocabulary size and special tokens come from the tokenizer where the config does not give them.
-
-        Args:
-            config: the library's keys, with ``text_config`` and ``vision_config`` inside.
-            image_size, dtype, attention: see ``LibraryEncoder.from_config``.
-            tokenizer: name or folder; None is the shipped one.
-        """
-        text = TextEncoding.load(tokenizer)
-        config = {**config, "text_config": {**text.config(), **config.get("text_config", {})}}
-        return cls(cls._build(config, dtype, attention), text, image_size)
+        self.text = text or TextEncoding()
+        self.text.assert_fits(model.config.text_config)
+        self.width = getattr(model.config, "projection_dim", self.token_width)
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        image_size: int | None = None,
-        dtype: str = "float32",
-        attention: Attention = "sdpa",
-        tokenizer: str | None = None,
+        cls, source: str | Path, config: dict[str, Any] | None = None, image_size: int | None = None, dtype: str = "float32"
     ) -> Self:
-        """As ``LibraryEncoder.from_pretrained``.
-
-        Args:
-            source, config, image_size, dtype, attention: see there.
-            tokenizer: name or folder; None is the one inside ``source``, or the shipped one where a folder holds none.
+        """As ``LibraryEncoder.from_pretrained``; the tokenizer is that inside ``source``, or the shipped one where it holds none.
 
         Raises:
             ValueError: the weights do not fill the network exactly, or the tokenizer is not the text tower's.
         """
         if config is not None and on_meta_device():
-            return cls.from_config(config, image_size, dtype, attention, tokenizer)
-        text = TextEncoding.load(tokenizer_source(find_source(source), tokenizer))
-        return cls(cls._load(source, config, dtype, attention), text, image_size)
+            return cls.from_config(config, image_size, dtype)
+        text = TextEncoding(tokenizer_source(find_source(source)))
+        return cls(cls._load(source, config, dtype), image_size, text)
+
+    @classmethod
+    def _build(cls, config: dict[str, Any], dtype: str) -> PreTrainedModel:
+        """Vocabulary size and special tokens come from the shipped tokenizer where the config does not give them."""
+        tokens = TextEncoding().config()
+        return super()._build({**config, "text_config": {**tokens, **config.get("text_config", {})}}, dtype)
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Texts in the space of ``forward``, ``[len(texts), F]``, not normalised."""
@@ -142,10 +118,6 @@ class CLIPFeatures(TextImageEncoder):
     mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     causal_text = True
 
-    def __init__(self, model: PreTrainedModel, text: TextEncoding, image_size: int | None = None) -> None:
-        super().__init__(model, text, image_size)
-        self.width = int(self.model.config.projection_dim)
-
 
 class SigLIPFeatures(TextImageEncoder):
     """SigLIP with both towers (Zhai et al., 2023, arXiv 2303.15343); images are squeezed to the square, not cropped.
@@ -159,9 +131,9 @@ class SigLIPFeatures(TextImageEncoder):
     crop_ratio = None
 
     @classmethod
-    def _build(cls, config: dict[str, Any], dtype: str, attention: Attention) -> PreTrainedModel:
+    def _build(cls, config: dict[str, Any], dtype: str) -> PreTrainedModel:
         """As the base class; the logits start at scale 10 and bias -10 (section 3.2), where the library leaves 1 and 0."""
-        model: Any = super()._build(config, dtype, attention)
+        model: Any = super()._build(config, dtype)
         with torch.no_grad():
             model.logit_scale.fill_(math.log(10.0))
             model.logit_bias.fill_(-10.0)

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.t5 import T5Config, T5EncoderModel
 
 from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
-from umm_zoo.backbones.text_encoding import TextEncoding
-from umm_zoo.backbones.tokenizer import tokenizer_source
+from umm_zoo.backbones.tokenizer import TextEncoding, tokenizer_source
 from umm_zoo.batch import Tokens
 
 
@@ -40,21 +39,18 @@ class TextEncoder(nn.Module):
         self.width: int = model.config.d_model
 
     @classmethod
-    def from_config(
-        cls, config: dict[str, Any], tokenizer: str | None = None, max_length: int = 64, dtype: str = "float32"
-    ) -> Self:
+    def from_config(cls, config: dict[str, Any], max_length: int = 64, dtype: str = "float32") -> Self:
         """Random weights from the library's config keys (``d_model``, ``num_layers`` …).
 
         Args:
-            config: the keys; the vocabulary's size comes from the tokenizer.
-            tokenizer: name or folder; None is the shipped one.
+            config: the keys; the vocabulary's size comes from the tokenizer, which is the shipped one.
             max_length: in tokens.
             dtype: of the weights.
 
         Raises:
             ValueError: a key is misspelt.
         """
-        text = TextEncoding.load(tokenizer)
+        text = TextEncoding()
         assert_known("T5Config", config, list(T5Config().to_dict()))
         tokens = {key: value for key, value in text.config().items() if key != "bos_token_id"}
         model: Any = T5EncoderModel(T5Config(**{**tokens, **config}))
@@ -62,29 +58,24 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        tokenizer: str | None = None,
-        max_length: int = 64,
-        dtype: str = "float32",
+        cls, source: str | Path, config: dict[str, Any] | None = None, max_length: int = 64, dtype: str = "float32"
     ) -> Self:
         """A folder in transformers' format or a name on the hub. On the meta device with ``config`` given no weights are read.
 
         Args:
-            source: folder or name; a file of the whole T5 loads too, its decoder being left out.
+            source: folder or name; a file of the whole T5 loads too, its decoder being left out. The tokenizer is the one inside,
+                or the shipped one where a folder holds none.
             config: for the meta device.
-            tokenizer: name or folder; None is the one inside ``source``, or the shipped one where a folder holds none.
             max_length, dtype: see ``from_config``.
 
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
         if config is not None and on_meta_device():
-            return cls.from_config(config, tokenizer, max_length, dtype)
+            return cls.from_config(config, max_length, dtype)
         found = find_source(source)
         model = load_checkpoint(T5EncoderModel, found, dtype, optional=("decoder.", "lm_head."))
-        return cls(model, TextEncoding.load(tokenizer_source(found, tokenizer)), max_length)
+        return cls(model, TextEncoding(tokenizer_source(found)), max_length)
 
     def forward(self, texts: list[str]) -> Tokens:
         """States of every token up to the end token."""

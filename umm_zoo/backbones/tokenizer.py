@@ -1,9 +1,12 @@
-"""Tokenizers: the shipped one, and those of public models."""
+"""Tokenizers: the shipped one, and those of public models; token ids as text towers take them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 #: The tokenizer that is shipped with the package (see the card beside it).
@@ -45,3 +48,48 @@ def tokenizer_source(source: str | Path, stated: str | None = None) -> str | Non
     """Path of a checkpoint's tokenizer: as stated, else in the checkpoint itself, else (None) the shipped one."""
     own = not Path(source).is_dir() or any(Path(source).glob("tokenizer*"))
     return stated or (str(source) if own else None)
+
+
+class TextEncoding:
+    """Token ids of texts, each ended by the end token and padded to the tower's full length, as CLIP and SigLIP are trained.
+
+    Args:
+        source: of the tokenizer, see ``load_tokenizer``.
+    """
+
+    def __init__(self, source: str | None = None) -> None:
+        self.tokenizer = load_tokenizer(source)
+
+    def config(self) -> dict[str, Any]:
+        """The tokenizer's sizes and special tokens, as config keys of the library's text towers."""
+        tokens = self.tokenizer
+        return {
+            "vocab_size": len(tokens),
+            "bos_token_id": tokens.bos_token_id,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+        }
+
+    def assert_fits(self, text_config: Any) -> None:
+        """Refuse a tokenizer that is not the text tower's.
+
+        Raises:
+            ValueError: it has more tokens than the tower, or the tower pools at another end token.
+        """
+        own, end = len(self.tokenizer), self.tokenizer.eos_token_id
+        # 2 is the wrong value of CLIP's first public configs; the library then pools at the largest id, which is the end token
+        if own > text_config.vocab_size or text_config.eos_token_id not in (end, 2):
+            expected = f"the text tower's {text_config.vocab_size} with id {text_config.eos_token_id} at the end"
+            raise ValueError(f"tokenizer: found {own} tokens with id {end} at the end, expected {expected}")
+
+    def __call__(self, texts: list[str], length: int, trimmed: bool = False) -> Tensor:
+        """Ids ``[len(texts), length]``, or as long as the longest of them if ``trimmed``; longer texts lose words, not the end."""
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        longest = 1
+        rows = torch.full((len(texts), length), pad, dtype=torch.long)
+        for row, ids in enumerate(self.tokenizer(texts)["input_ids"] if texts else []):
+            ids = ids[:-1] if ids and ids[-1] == end else ids  # some tokenizers add it, some do not
+            ids = [*ids[: length - 1], end]
+            rows[row, : len(ids)] = torch.tensor(ids)
+            longest = max(longest, len(ids))
+        return rows[:, :longest] if trimmed else rows
