@@ -38,19 +38,22 @@ class QueryPathway(nn.Module, ABC):
         super().__init__()
         self.bidirectional, self.grid_positions = bidirectional, grid_positions
         self.gradient_checkpointing = gradient_checkpointing
+        self._stack: tuple[LanguageStack, ...] = ()  # in a tuple: registered, a borrowed tensor would stand twice in checkpoints
 
     @abstractmethod
     def attach(self, vlm: PrefixBackbone) -> None:
-        """Take what is needed of the backbone, before any of it is frozen; called once."""
+        """Take what is needed of the backbone as the stack, before any of it is frozen; called once."""
 
     @property
-    @abstractmethod
     def stack(self) -> LanguageStack:
         """The layers that are run.
 
         Raises:
             RuntimeError: ``attach`` has not been called.
         """
+        if not self._stack:
+            raise RuntimeError(f"{type(self).__name__}: attach(vlm) must come before the first use")
+        return self._stack[0]
 
     def among(self, num_queries: int, device: torch.device | None = None) -> Tensor:
         """Which queries may attend to which, ``[N, N]`` bool."""
@@ -128,18 +131,11 @@ class ExpertPathway(QueryPathway):
     ) -> None:
         super().__init__(bidirectional, grid_positions, gradient_checkpointing)
         self.dtype = None if dtype is None else torch_dtype(dtype)
-        self.expert: LanguageStack | None = None
 
     def attach(self, vlm: PrefixBackbone) -> None:
         """Copy."""
         self.expert = vlm.language_stack(copied=True).to(self.dtype)
-
-    @property
-    def stack(self) -> LanguageStack:
-        """The copy."""
-        if self.expert is None:
-            raise RuntimeError("ExpertPathway: attach(vlm) must come before the first use")
-        return self.expert
+        self._stack = (self.expert,)
 
 
 class FrozenPathway(QueryPathway):
@@ -156,15 +152,7 @@ class FrozenPathway(QueryPathway):
 
     def __init__(self, bidirectional: bool = False, grid_positions: bool = False, gradient_checkpointing: bool = False) -> None:
         super().__init__(bidirectional, grid_positions, gradient_checkpointing)
-        self._borrowed: tuple[LanguageStack, ...] = ()  # in a tuple: registered, every tensor would stand twice in checkpoints
 
     def attach(self, vlm: PrefixBackbone) -> None:
         """Borrow."""
-        self._borrowed = (vlm.language_stack(copied=False),)
-
-    @property
-    def stack(self) -> LanguageStack:
-        """The backbone's own layers."""
-        if not self._borrowed:
-            raise RuntimeError("FrozenPathway: attach(vlm) must come before the first use")
-        return self._borrowed[0]
+        self._stack = (vlm.language_stack(copied=False),)
