@@ -216,14 +216,9 @@ class OtherImages(ReconstructionTarget):
         self.target, self.has_images = target, target.has_images
         self.grid, self.channels, self.image_size = target.grid, target.channels, target.image_size
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Targets of the image before."""
-        targets: Tensor = self.target(images, generator)
-        return targets.roll(1, 0)
-
     def compute(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The target's own."""
-        return self.target.compute(images, generator)
+        """Targets of the image before."""
+        return self.target.compute(images, generator).roll(1, 0)
 
     def of_stored(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Stored targets of the image before."""
