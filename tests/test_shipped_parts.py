@@ -158,7 +158,7 @@ def test_captions_beat_those_with_one_wrong_word(name: str) -> None:
     groups = [["red", "green", "blue", "yellow"], ["small", "large"], ["circle", "square"], CELLS]
     groups.append(["grey", "beige", "brown", "slate"])
     texts = captions(batch)
-    wrong = WordSwaps(groups, 2).of(batch, texts, torch.Generator().manual_seed(0))
+    wrong = WordSwaps(groups, 2).of(texts, torch.Generator().manual_seed(0))
     images = nn.functional.normalize(encoder(batch.images), dim=-1)
     own = nn.functional.normalize(encoder.encode_text(texts), dim=-1)
     rivals = nn.functional.normalize(encoder.encode_text([text for row in wrong for text in row]), dim=-1)

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from tests.references.ross_reference import alpha_bar
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import DenoiserHead
-from umm_zoo.objectives.gaussian import GaussianNoisePrediction, GaussianProcess, spaced_indices
+from umm_zoo.objectives.gaussian import GaussianNoisePrediction, GaussianProcess, cosine_betas, spaced_indices
 from umm_zoo.objectives.reduction import MeanOverImages, ReleasedReduction
 
-PROCESS = GaussianProcess.cosine()
+PROCESS = GaussianProcess(cosine_betas())
 
 
 def doubles(*values: float) -> Tensor:

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.batch import Batch
-
 
 class ContrastiveLoss(nn.Module, ABC):
     """A loss over all pairs of a batch.
@@ -68,16 +66,8 @@ class SigmoidContrast(ContrastiveLoss):
         return (losses.sum() + F.softplus(wrong).masked_fill(~valid, 0.0).sum()) / len(logits)
 
 
-class HardNegatives(ABC):
-    """Source of texts that are almost, but not, true of a row's image."""
-
-    @abstractmethod
-    def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
-        """For each row some texts that are wrong about its image, possibly none."""
-
-
-class WordSwaps(HardNegatives):
-    """The row's own text with one word exchanged for another of its group: one attribute differs.
+class WordSwaps:
+    """Texts that are almost, but not, true of a row's image: its own with one word exchanged for another of its group.
 
     Without them a contrastive encoder ignores small objects: the other texts of a batch differ in so much that it need not look.
 
@@ -97,8 +87,8 @@ class WordSwaps(HardNegatives):
         longest_first = sorted(self.others, key=len, reverse=True)
         self.pattern = re.compile(r"\b(" + "|".join(map(re.escape, longest_first)) + r")\b")
 
-    def of(self, batch: Batch, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
-        """Different places of the text are changed, as far as it has enough."""
+    def of(self, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
+        """For each row up to ``num`` wrong texts; different places of the text are changed, as far as it has enough."""
         return [self._swaps(text, generator) for text in texts]
 
     def _swaps(self, text: str, generator: torch.Generator | None) -> list[str]:

@@ -12,10 +12,10 @@ from umm_zoo.batch import Tokens
 from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 
 
-def cosine_betas(num_timesteps: int) -> np.ndarray:
+def cosine_betas(num_timesteps: int = 1000) -> np.ndarray:
     """``beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999)`` with ``f(u) = cos^2((u + 0.008) / 1.008 * pi / 2)``, in float64.
 
-    Reference: Nichol and Dhariwal, 2021, arXiv 2102.09672. Index 0 is already one step of noise.
+    Reference: Nichol and Dhariwal, 2021, arXiv 2102.09672; 1,000 steps in ROSS's release. Index 0 is already one step of noise.
     """
 
     def signal(u: float) -> float:
@@ -66,11 +66,6 @@ class GaussianProcess:
         self.mean_of_x0 = self.betas * np.sqrt(previous) / (1.0 - self.alphas_bar)
         self.mean_of_xt = (1.0 - previous) * np.sqrt(alphas) / (1.0 - self.alphas_bar)
         self.sampling_variance = np.append(first, self.betas[1:])
-
-    @classmethod
-    def cosine(cls, num_timesteps: int = 1000) -> GaussianProcess:
-        """The process of ROSS's release."""
-        return cls(cosine_betas(num_timesteps))
 
     def respaced(self, indices: list[int]) -> GaussianProcess:
         """The process on a subset of steps: betas from ratios of the kept alphas_bar; the network still gets the old indices."""
@@ -131,7 +126,7 @@ class GaussianNoisePrediction(Objective):
     def __init__(
         self, num_draws: int = 4, sampling_steps: int = 1000, first_index: int | None = None, clip: float | None = None
     ) -> None:
-        self.process = GaussianProcess.cosine()
+        self.process = GaussianProcess(cosine_betas())
         largest = len(self.process.betas) - 1
         last = largest if first_index is None else first_index
         if not 0 <= last <= largest:

@@ -12,7 +12,7 @@ from umm_zoo.backbones.features import TextImageEncoder
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
-from umm_zoo.objectives.contrast import ContrastiveLoss, HardNegatives
+from umm_zoo.objectives.contrast import ContrastiveLoss, WordSwaps
 from umm_zoo.outputs import Outputs
 
 
@@ -32,7 +32,7 @@ class Contrastive(Method):
     makes = ("loss", "scale", "hard_accuracy", "image_features", "text_features")
 
     def __init__(
-        self, encoder: TextImageEncoder, contrast: ContrastiveLoss, negatives: HardNegatives | None = None, max_scale: float = 100.0
+        self, encoder: TextImageEncoder, contrast: ContrastiveLoss, negatives: WordSwaps | None = None, max_scale: float = 100.0
     ) -> None:
         super().__init__()
         self.encoder, self.contrast, self.negatives = encoder, contrast, negatives
@@ -59,7 +59,7 @@ class Contrastive(Method):
     def _compare(self, batch: Batch, generator: torch.Generator | None) -> Outputs:
         texts = captions(batch)
         images = F.normalize(self.encoder(image_of_each_row(batch)).float(), dim=-1)  # [B, F]
-        wrong = [[] for _ in texts] if self.negatives is None else self.negatives.of(batch, texts, generator)
+        wrong = [[] for _ in texts] if self.negatives is None else self.negatives.of(texts, generator)
         counts = [len(row) for row in wrong]
         features = F.normalize(self.encoder.encode_text(texts + [text for row in wrong for text in row]).float(), dim=-1)
         own, rest = features[: len(texts)], features[len(texts) :]
