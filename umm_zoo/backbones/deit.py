@@ -14,7 +14,7 @@ from transformers.models.vit import ViTConfig, ViTModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from umm_zoo.backbones.feature_encoder import LibraryEncoder
-from umm_zoo.backbones.loading import on_meta_device
+from umm_zoo.backbones.loading import assert_complete, on_meta_device
 
 
 class HeadlessViT(ViTModel):
@@ -56,12 +56,8 @@ class DeiT3Features(LibraryEncoder):
         state = {name: tensor for name, tensor in stored.get("model", stored).items() if not name.startswith("head.")}
         found, folded = fold_release(state)
         model = HeadlessViT(ViTConfig(**found))
-        missing = sorted(model.state_dict().keys() - folded.keys())
-        unknown = sorted(folded.keys() - model.state_dict().keys())
-        if missing or unknown:
-            different = f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
-            raise ValueError(f"{file}: found tensors {different}, expected those of DEiT-III")
-        model.load_state_dict(folded)
+        missing, unknown = model.load_state_dict(folded, strict=False)
+        assert_complete(file, {"missing_keys": missing, "unexpected_keys": unknown})
         return cls(model)
 
     def pooled(self, output: Any) -> Tensor:
