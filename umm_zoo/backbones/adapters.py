@@ -48,21 +48,19 @@ class LoRA(nn.Module):
     Args:
         rank: of every addition.
         alpha: its weight is alpha / rank.
-        targets: ends of the names of the layers (``to_q``, ``attn.to_out.0``); None is every linear layer.
-        excluded: ends of names that are left out in either case; the output layer of a language model by default, as peft does.
+        targets: ends of the names of the layers (``to_q``, ``attn.to_out.0``); None is every linear layer. The output layer of a
+            language model is left out in either case, as peft does.
 
     Raises:
         ValueError: a rank below 1.
     """
 
-    def __init__(
-        self, rank: int = 32, alpha: float = 64.0, targets: Sequence[str] | None = None, excluded: Sequence[str] = ("lm_head",)
-    ) -> None:
+    def __init__(self, rank: int = 32, alpha: float = 64.0, targets: Sequence[str] | None = None) -> None:
         super().__init__()
         if rank < 1:
             raise ValueError(f"LoRA.rank: found {rank}, expected 1 or more")
         self.rank, self.alpha = rank, alpha
-        self.targets, self.excluded = None if targets is None else tuple(targets), tuple(excluded)
+        self.targets = None if targets is None else tuple(targets)
         self.layers = nn.ModuleDict()
         self.enabled = True
 
@@ -89,7 +87,7 @@ class LoRA(nn.Module):
         def ends(ending: str) -> bool:
             return name == ending or name.endswith(f".{ending}")
 
-        return not any(map(ends, self.excluded)) and (self.targets is None or any(map(ends, self.targets)))
+        return not ends("lm_head") and (self.targets is None or any(map(ends, self.targets)))
 
     def _hook(self, addition: LowRank) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
