@@ -11,6 +11,9 @@ from torch import Tensor
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import Denoiser
 
+#: Times of the schedule that Sana and Stable Diffusion 3 were trained with.
+NUM_TRAIN_TIMES = 1000
+
 
 class ImageDecoder(Denoiser):
     """A pretrained diffusion transformer that predicts velocity from a noisy latent, the time and condition tokens.

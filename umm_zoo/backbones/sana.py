@@ -8,10 +8,7 @@ from diffusers.models import SanaTransformer2DModel
 from torch import Tensor
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
-from umm_zoo.backbones.image_decoder import ImageDecoder
-
-#: Times of the schedule that Sana was trained with.
-NUM_TRAIN_TIMES = 1000
+from umm_zoo.backbones.image_decoder import NUM_TRAIN_TIMES, ImageDecoder
 
 
 class Sana(DiffusersNetwork, ImageDecoder):

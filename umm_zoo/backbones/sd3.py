@@ -12,11 +12,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
-from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.image_decoder import NUM_TRAIN_TIMES, ImageDecoder
 from umm_zoo.backbones.loading import find_source, on_meta_device
-
-#: Times of the schedule that SD3 was trained with.
-NUM_TRAIN_TIMES = 1000
 
 
 class MaskedJointAttention:
