@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from umm_zoo.backbones.base import IGNORE, VLMInputs
-from umm_zoo.backbones.generation import append_answers, decode, label_log_probs, repeat_rows
+from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.generation import append_answers, decode, label_log_probs
+from umm_zoo.backbones.templates import IGNORE
 
 STOP, PAD = 3, 4
 
@@ -69,7 +70,7 @@ def test_answers_stand_behind_their_repeated_prompts(mrope):
     prompts = VLMInputs(ids, torch.randn(2, 3, 8), mask, positions, torch.full_like(ids, IGNORE), torch.zeros_like(mask))
     tokens, kept = torch.tensor([[1, STOP], [STOP, PAD], [2, 2], [0, STOP]]), torch.ones(4, 2, dtype=torch.bool)
     kept[1, 1] = False
-    joined = append_answers(repeat_rows(prompts, 2), tokens, kept, torch.randn(4, 2, 8))
+    joined = append_answers(prompts, tokens, kept, torch.randn(4, 2, 8))
     assert joined.token_ids[:, :3].tolist() == ids[[0, 0, 1, 1]].tolist()
     assert joined.labels.tolist() == [[IGNORE] * 3 + row for row in [[1, STOP], [STOP, IGNORE], [2, 2], [0, STOP]]]
     assert joined.attention_mask[1].tolist() == [False, True, True, True, False]
@@ -82,5 +83,5 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="found temperature -1"):
         decode(lambda drawn: drawn, torch.zeros(1, 5), [], PAD, 3, temperature=-1.0)
     inputs = VLMInputs(*(torch.zeros(2, 3, dtype=torch.long),) * 6)
-    with pytest.raises(ValueError, match="found 3 answers, expected 2"):
+    with pytest.raises(ValueError, match="found 3 answers, expected a multiple of 2"):
         append_answers(inputs, torch.zeros(3, 1), torch.ones(3, 1), torch.zeros(3, 1, 8))

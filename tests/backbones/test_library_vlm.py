@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, PROMPTS, assistant, llava, qwen, random_images, user
-from umm_zoo.backbones.base import IGNORE
+from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.errors import UserError
 
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from tests.backbones.vlm_parts import QWEN, qwen
-from umm_zoo.backbones.base import IGNORE
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.templates import IGNORE
 
 QUESTION = [{"role": "user", "text": "<image>\nWhat colour is the circle?"}]
 CAPTION = [{"role": "user", "text": "<image>\nDescribe the image."}, {"role": "assistant", "text": "top left: a red circle"}]

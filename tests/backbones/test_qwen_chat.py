@@ -1,7 +1,6 @@
 """Qwen2.5-VL's chat template, written out by hand."""
 
-from umm_zoo.backbones.base import IGNORE
-from umm_zoo.backbones.templates import QwenChat, encode
+from umm_zoo.backbones.templates import IGNORE, QwenChat, encode
 from umm_zoo.backbones.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer()

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.batch import Batch, Conversation
-
-#: Label of a position that carries no loss, the convention of torch's and transformers' cross-entropy.
-IGNORE = -100
+from umm_zoo.backbones.templates import IGNORE, ChatTemplate
+from umm_zoo.batch import Batch, Conversation, Grid
 
 
 @dataclass
@@ -58,14 +56,20 @@ class VLMBackbone(nn.Module, ABC):
     Attributes:
         width: language-model width D.
         image_size: side of the square images the vision tower takes, in pixels; None where any size will do.
+        template: form of the conversations.
     """
 
     width: int
     image_size: int | None
+    template: ChatTemplate
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """The named parts a stage may train or freeze; together they hold every parameter exactly once."""
+
+    @abstractmethod
+    def image_grid(self, height: int, width: int) -> Grid:
+        """Grid of tokens that an image of that many pixels becomes."""
 
     @abstractmethod
     def embed(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from umm_zoo.backbones.base import IGNORE, VLMInputs
+from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.templates import IGNORE
 
 
 @dataclass
@@ -102,11 +103,6 @@ def last_position(position_ids: Tensor) -> Tensor:
     return last if last.ndim == 1 else last.amax(0)
 
 
-def repeat_rows(inputs: VLMInputs, times: int) -> VLMInputs:
-    """Every row ``times`` times, copies next to each other; the images are not encoded again."""
-    return take_rows(inputs, torch.arange(len(inputs.token_ids)).repeat_interleave(times))
-
-
 def take_rows(inputs: VLMInputs, rows: Tensor) -> VLMInputs:
     """The rows of these numbers; the images are not encoded again."""
     taken = {item.name: getattr(inputs, item.name)[rows] for item in fields(inputs) if item.name != "position_ids"}
@@ -119,15 +115,17 @@ def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: 
     A text that is decoded and tokenised again need not give the tokens back, and then its log-probabilities are of something else.
 
     Args:
-        inputs: prompts embedded ``for_generation``, R rows.
+        inputs: B prompts embedded ``for_generation``; each is repeated for its R / B answers.
         tokens, mask: ``[R, T]`` as in ``Samples``.
         embeddings: ``[R, T, D]`` of the tokens.
 
     Raises:
-        ValueError: the numbers of rows differ.
+        ValueError: R is not a multiple of B.
     """
-    if len(tokens) != len(inputs.token_ids):
-        raise ValueError(f"append_answers: found {len(tokens)} answers, expected {len(inputs.token_ids)}, one for each prompt")
+    group, rest = divmod(len(tokens), len(inputs.token_ids))
+    if rest or not group:
+        raise ValueError(f"append_answers: found {len(tokens)} answers, expected a multiple of {len(inputs.token_ids)} prompts")
+    inputs = take_rows(inputs, torch.arange(len(inputs.token_ids)).repeat_interleave(group))
     steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     places = (last_position(inputs.position_ids)[:, None] + steps).expand(*inputs.position_ids.shape[:-1], -1)
     return VLMInputs(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from umm_zoo.backbones.base import IGNORE, VLMBackbone, VLMInputs, VLMOutput, language_loss
-from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position, repeat_rows
+from umm_zoo.backbones.base import VLMBackbone, VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
-from umm_zoo.backbones.templates import ChatTemplate, encode, pad, stop_ids
+from umm_zoo.backbones.templates import IGNORE, encode, pad, stop_ids
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
 from umm_zoo.errors import UserError
 
@@ -24,12 +24,12 @@ class LibraryVLM(VLMBackbone):
     A subclass names the library's parts, and says how images become tokens and where tokens stand.
 
     Attributes:
-        template: form of the conversations.
         max_length: longest row in tokens; longer ones are cut on the right, never through an image. None cuts nothing.
+        image_token_id: stands at the places of image tokens; it may lie outside the vocabulary.
     """
 
-    template: ChatTemplate
     max_length: int | None = None
+    image_token_id: int
 
     @property
     @abstractmethod
@@ -47,23 +47,14 @@ class LibraryVLM(VLMBackbone):
         """The output layer."""
 
     @property
-    @abstractmethod
-    def image_token_id(self) -> int:
-        """Id that stands at the places of image tokens; it may lie outside the vocabulary."""
-
-    @property
-    @abstractmethod
     def pad_id(self) -> int:
         """Id that fills rows."""
+        return int(self.tokenizer.pad_token_id or 0)
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer."""
         return stop_ids(self.tokenizer, self.template.end)
-
-    @abstractmethod
-    def image_grid(self, height: int, width: int) -> Grid:
-        """Grid of tokens that an image of that many pixels becomes."""
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
@@ -234,5 +225,4 @@ class LibraryVLM(VLMBackbone):
             inputs: B prompts.
             tokens, mask: ``[B * G, T]`` of ``Samples``.
         """
-        repeated = repeat_rows(inputs, max(1, len(tokens) // len(inputs.token_ids)))
-        return append_answers(repeated, tokens, mask, self.text_model.embed_tokens(tokens))
+        return append_answers(inputs, tokens, mask, self.text_model.embed_tokens(tokens))

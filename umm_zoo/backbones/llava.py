@@ -67,6 +67,7 @@ class LlavaBackbone(LibraryVLM):
         self.projector: nn.Module = model.model.multi_modal_projector
         self.language_model = LanguageModel(model.model.language_model, model.lm_head)
         self.config: Any = model.config
+        self.image_token_id = self.config.image_token_id
         vision: Any = model.config.vision_config
         self.image_size, self.width = vision.image_size, cast(Any, model.config.text_config).hidden_size
         self.grid = self.image_grid(self.image_size, self.image_size)
@@ -214,16 +215,6 @@ class LlavaBackbone(LibraryVLM):
     def lm_head(self) -> nn.Module:
         """The output layer."""
         return self.language_model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        """The configuration's."""
-        return cast(int, self.config.image_token_id)
-
-    @property
-    def pad_id(self) -> int:
-        """The tokenizer's."""
-        return int(self.tokenizer.pad_token_id or 0)
 
     def parts(self) -> dict[str, nn.Module]:
         """``vision_tower``, ``projector``, ``language_model`` (embeddings to ``lm_head``)."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
-from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.batch import Grid
 
 
@@ -109,21 +108,11 @@ class LanguageStack(nn.Module, ABC):
 
 
 class PrefixBackbone(VLMBackbone, ABC):
-    """A vision-language model that encodes a prompt once and lets other tokens go on from it.
-
-    Attributes:
-        template: the form of its conversations.
-    """
-
-    template: ChatTemplate
+    """A vision-language model that encodes a prompt once and lets other tokens go on from it."""
 
     @abstractmethod
     def prefix(self, inputs: VLMInputs) -> Prefix:
         """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
-
-    @abstractmethod
-    def image_grid(self, height: int, width: int) -> Grid:
-        """Grid of tokens that an image of that many pixels becomes."""
 
     @abstractmethod
     def language_stack(self, copied: bool) -> LanguageStack:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import assert_stated, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import PrefixBackbone
@@ -53,7 +52,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         self.template = QwenChat(system_prompt)
         self._tokenizer = tokenizer
         self.width = cast(Any, model.config).text_config.hidden_size
-        self.image_size = None
+        self.image_size, self.image_token_id = None, model.config.image_token_id
         if gradient_checkpointing:
             with warnings.catch_warnings():  # the library's newer name for it is not in every version that this package admits
                 warnings.simplefilter("ignore", FutureWarning)
@@ -173,11 +172,6 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         return cast(nn.Module, self.model.lm_head)
 
     @property
-    def image_token_id(self) -> int:
-        """That of ``<|image_pad|>``."""
-        return special_id(self.tokenizer, QwenChat.image)
-
-    @property
     def pad_id(self) -> int:
         """That of ``<|endoftext|>``."""
         return special_id(self.tokenizer, "<|endoftext|>")
@@ -190,14 +184,6 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
     def parts(self) -> dict[str, nn.Module]:
         """``vision_tower`` (patch embedding and blocks), ``projector`` (the merger), ``language_model`` (embeddings to lm_head)."""
         return self._parts
-
-    def train(self, mode: bool = True) -> Qwen25VL:
-        """Set the mode of every part that is not frozen."""
-        super().train(mode)
-        for part in self._parts.values():
-            if isinstance(part, FrozenBackbone):
-                part.eval()
-        return self
 
     def image_grid(self, height: int, width: int) -> Grid:
         """Grid of tokens that an image of that many pixels becomes."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from umm_zoo.backbones.base import IGNORE
 from umm_zoo.batch import IMAGE_MARKER, Conversation
 
+#: Label of a position that carries no loss, the convention of torch's and transformers' cross-entropy.
+IGNORE = -100
 #: The system turn that Qwen's published template puts before a conversation that has none.
 SYSTEM_PROMPT = "You are a helpful assistant."
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.base import IGNORE
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Tokens, Turn
 
 
