@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,62 +36,49 @@ class Bridge(Method):
     latent. Text-to-image, reconstruction, unconditional generation, editing and composing of any number of images differ only in
     the request. What the model answers to questions stays the same bit for bit.
 
-    A paper's subclass names the blocks of the paper and its scales. The ablations are other blocks in the same slots.
+    A paper's subclass names its parts and writes its training step.
 
     Attributes:
-        paper_guidance, paper_dropout: of the paper, where nothing else is said.
-
-    Args:
-        vlm: frozen for good.
-        queries, pathway, connector: from the encoded prompt to the decoder's condition.
-        decoder: denoises latents under that condition.
-        codec: the decoder's own; images to latents and back.
-        objective: of the decoder, and its sampling.
-        detail: tokens of the input images' own latents; None for none.
-        guidance: scales of sampling; None is the paper's.
-        dropout: what training leaves out at random, and what stands in its place; None is the paper's.
+        queries, pathway, connector, decoder, codec, objective, detail, guidance, dropout: the blocks, see ``WeMMU``.
         image_size: side in pixels of what ``sample`` generates when nothing else is said.
-
-    Raises:
-        ValueError: sizes of the blocks disagree.
     """
 
-    paper_guidance: ClassVar[Guidance]
-    paper_dropout: ClassVar[ConditionDropout]
+    queries: QuerySampler
+    pathway: QueryPathway
+    connector: Connector
+    decoder: ImageDecoder
+    codec: LatentCodec
+    objective: FlowMatching
+    detail: DetailBranch | None
+    guidance: Guidance
+    dropout: ConditionDropout
+    image_size: int
 
-    def __init__(
-        self,
-        vlm: PrefixBackbone,
-        queries: QuerySampler,
-        pathway: QueryPathway,
-        connector: Connector,
-        decoder: ImageDecoder,
-        codec: LatentCodec,
-        objective: FlowMatching,
-        detail: DetailBranch | None = None,
-        guidance: Guidance | None = None,
-        dropout: ConditionDropout | None = None,
-        image_size: int = 512,
-    ) -> None:
+    def __init__(self, vlm: PrefixBackbone) -> None:
         super().__init__()
+        self.vlm = vlm
+
+    def join(self) -> None:
+        """Join the blocks, once all are there: sizes, the pathway's layers, the scale of the condition, what is frozen for good.
+
+        Raises:
+            ValueError: sizes of the blocks disagree.
+        """
         sizes = [
-            ("queries.width", queries.width, "vlm.width", vlm.width),
-            ("connector.in_dim", connector.in_dim, "vlm.width", vlm.width),
-            ("connector.out_dim", connector.out_dim, "decoder.condition_dim", decoder.condition_dim),
-            ("codec.latent_channels", codec.latent_channels, "decoder.latent_channels", decoder.latent_channels),
+            ("queries.width", self.queries.width, "vlm.width", self.vlm.width),
+            ("connector.in_dim", self.connector.in_dim, "vlm.width", self.vlm.width),
+            ("connector.out_dim", self.connector.out_dim, "decoder.condition_dim", self.decoder.condition_dim),
+            ("codec.latent_channels", self.codec.latent_channels, "decoder.latent_channels", self.decoder.latent_channels),
         ]
-        if detail is not None:
-            sizes.append(("detail.width", detail.width, "vlm.width", vlm.width))
-            sizes.append(("detail.latent_channels", detail.latent_channels, "codec.latent_channels", codec.latent_channels))
+        if (detail := self.detail) is not None:
+            sizes.append(("detail.width", detail.width, "vlm.width", self.vlm.width))
+            sizes.append(("detail.latent_channels", detail.latent_channels, "codec.latent_channels", self.codec.latent_channels))
         for mine, found, theirs, expected in sizes:
             if found != expected:
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
-        self.vlm, self.queries, self.pathway, self.connector, self.detail = vlm, queries, pathway, connector, detail
-        self.decoder, self.codec, self.objective, self.image_size = decoder, codec, objective, image_size
-        self.guidance, self.dropout = guidance or self.paper_guidance, dropout or self.paper_dropout
-        pathway.attach(vlm)
-        connector.match_rms(decoder.condition_rms)
-        for part in vlm.parts().values():
+        self.pathway.attach(self.vlm)
+        self.connector.match_rms(self.decoder.condition_rms)
+        for part in self.vlm.parts().values():
             freeze(part)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -110,15 +96,6 @@ class Bridge(Method):
         return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
-
-    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Flow matching of the target's latent, conditioned on what the pathway makes of the request and fresh queries."""
-        prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
-        latents = self.codec.target_latents(batch)  # [B, C, h, w]
-        grid = Grid(*latents.shape[-2:])
-        queries = self.draw_queries(prompt, grid)  # [B, N, D], noise drawn again at every step
-        self.num_tokens = prompt.prefix.attention_mask.sum() + queries.shape[:2].numel() + prompt.details.mask.sum()
-        return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
         """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""
@@ -141,6 +118,10 @@ class Bridge(Method):
         states = self.pathway(prompt.prefix, prompt.details, queries, own)  # [B, N, D]
         dtype = next(self.connector.parameters(), states).dtype
         return self.connector(Tokens(states.to(dtype)), own)
+
+    def count_tokens(self, prompt: EncodedPrompt, queries: Tensor) -> Tensor:
+        """Tokens of a batch: request, detail and queries."""
+        return prompt.prefix.attention_mask.sum() + queries.shape[:2].numel() + prompt.details.mask.sum()
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 

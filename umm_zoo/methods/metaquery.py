@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.batch import Batch, Grid
+from umm_zoo.blocks.connectors import Connector
+from umm_zoo.blocks.details import DetailBranch
+from umm_zoo.blocks.pathways import QueryPathway
+from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts
+from umm_zoo.objectives.flow_matching import FlowMatching
 
 
 class MetaQuery(Bridge):
@@ -20,15 +31,44 @@ class MetaQuery(Bridge):
     2505.23661).
 
     Args:
-        vlm: LLaVA-OneVision or Qwen2.5-VL in the paper, InternVL3 in OpenUni.
+        vlm: frozen for good; LLaVA-OneVision or Qwen2.5-VL in the paper, InternVL3 in OpenUni.
         queries, connector, objective: ``LearnedQueries``, ``TransformerConnector`` and ``FlowMatching`` in the paper.
         pathway: ``FrozenPathway`` in the paper; it has nothing to train.
         decoder: Sana 1.6B in the paper; trained, in OpenUni from its second stage on.
-        detail: not in the paper.
-        guidance: None is the code's.
-        dropout: None is a tenth of each kind, nothing in the place of words and black in the place of images, as in the code.
-        codec, image_size: see ``Bridge``.
+        detail: not in the paper; None for none.
+        guidance: scales of sampling; None is the code's.
+        dropout: as in ``WeMMU``; None is a tenth of each kind, nothing in the place of words and black in the place of images, as
+            in the code.
+        codec, image_size: see ``WeMMU``.
     """
 
-    paper_guidance = Guidance(text=3.0, reconstruction=1.5, edit=3.0, composition=None)
-    paper_dropout = ConditionDropout(0.1, 0.1, 0.1, 0.1, 0.1, prompts=Prompts("", "", black_images=True))
+    def __init__(
+        self,
+        vlm: PrefixBackbone,
+        queries: QuerySampler,
+        pathway: QueryPathway,
+        connector: Connector,
+        decoder: ImageDecoder,
+        codec: LatentCodec,
+        objective: FlowMatching,
+        detail: DetailBranch | None = None,
+        guidance: Guidance | None = None,
+        dropout: ConditionDropout | None = None,
+        image_size: int = 512,
+    ) -> None:
+        super().__init__(vlm)
+        self.queries, self.pathway, self.connector, self.detail = queries, pathway, connector, detail
+        self.decoder, self.codec, self.objective = decoder, codec, objective
+        self.guidance = guidance or Guidance(text=3.0, reconstruction=1.5, edit=3.0, composition=None)
+        self.dropout = dropout or ConditionDropout(0.1, 0.1, 0.1, 0.1, 0.1, prompts=Prompts("", "", black_images=True))
+        self.image_size = image_size
+        self.join()
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Flow matching of the target's latent, conditioned on what the frozen model makes of the learned queries."""
+        prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
+        latents = self.codec.target_latents(batch)  # [B, C, h, w]
+        grid = Grid(*latents.shape[-2:])
+        queries = self.draw_queries(prompt, grid)  # [B, N, D]
+        self.num_tokens = self.count_tokens(prompt, queries)
+        return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.batch import Batch, Grid
+from umm_zoo.blocks.connectors import Connector
+from umm_zoo.blocks.details import DetailBranch
+from umm_zoo.blocks.pathways import QueryPathway
+from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance
+from umm_zoo.objectives.flow_matching import FlowMatching
 
 
 class WeMMU(Bridge):
@@ -11,7 +22,7 @@ class WeMMU(Bridge):
 
     The paper's blocks: ``NoisyQueries``, one per cell of the latent, drawn again at every step; ``ExpertPathway``; ``VAEDetail``;
     ``PositionMLP``; Sana and its codec. Learned queries, it argues, settle on a point that serves the tasks trained first, and copy
-    their input when editing is added later; noise leaves nothing to settle.
+    their input when editing is added later; noise leaves nothing to settle. The ablations are other blocks in the same slots.
 
     Four stages: (1) pathway, connector and detail warm up under ``ContrastiveFlowMatching`` on reconstruction, text-to-image and
     unconditional rows, the decoder frozen; (2) the decoder joins under ``FlowMatching``; (3) single-image editing; (4) editing
@@ -24,14 +35,43 @@ class WeMMU(Bridge):
     2512.02536). No public code exists.
 
     Args:
-        vlm: Qwen2.5-VL-3B in the paper.
+        vlm: frozen for good; Qwen2.5-VL-3B in the paper.
         queries, pathway, connector: ``NoisyQueries``, ``ExpertPathway`` and ``PositionMLP`` in the paper.
         decoder: Sana 1.6B in the paper; frozen in stage 1.
+        codec: the decoder's own; images to latents and back.
         objective: ``ContrastiveFlowMatching`` in stage 1, then ``FlowMatching``.
-        detail: ``VAEDetail`` in the paper.
-        dropout: None is 10 % of the words of text-to-image.
-        codec, guidance, image_size: see ``Bridge``.
+        detail: ``VAEDetail`` in the paper; None for none.
+        guidance: scales of sampling; None is the paper's.
+        dropout: what training leaves out at random, and what stands in its place; None is 10 % of the words of text-to-image.
+        image_size: side in pixels of what ``sample`` generates when nothing else is said.
     """
 
-    paper_guidance = Guidance()
-    paper_dropout = ConditionDropout()
+    def __init__(
+        self,
+        vlm: PrefixBackbone,
+        queries: QuerySampler,
+        pathway: QueryPathway,
+        connector: Connector,
+        decoder: ImageDecoder,
+        codec: LatentCodec,
+        objective: FlowMatching,
+        detail: DetailBranch | None = None,
+        guidance: Guidance | None = None,
+        dropout: ConditionDropout | None = None,
+        image_size: int = 512,
+    ) -> None:
+        super().__init__(vlm)
+        self.queries, self.pathway, self.connector, self.detail = queries, pathway, connector, detail
+        self.decoder, self.codec, self.objective = decoder, codec, objective
+        self.guidance, self.dropout = guidance or Guidance(), dropout or ConditionDropout()
+        self.image_size = image_size
+        self.join()
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Flow matching of the target's latent, conditioned on what fresh noise made of the request."""
+        prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
+        latents = self.codec.target_latents(batch)  # [B, C, h, w]
+        grid = Grid(*latents.shape[-2:])
+        queries = self.draw_queries(prompt, grid)  # [B, N, D], drawn again at every step
+        self.num_tokens = self.count_tokens(prompt, queries)
+        return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))
