@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -45,15 +46,12 @@ class AnswerAccuracy(RowMetric):
 
     reads = ("answers",)
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Compare ``answers`` with the batch's own."""
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         answers, truths = required(outputs, "answers", self), batch.answers()
-        records = []
         for row in self.chosen(batch):
             if truths[row]:
                 right = normalise(answers[row]) == normalise(truths[row])
-                records.append([int(right), *name_to_words(kind_of(batch.meta[row]))])
-        self.add_rows(records)
+                yield [int(right), *name_to_words(kind_of(batch.meta[row]))]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``overall`` first, then each kind."""

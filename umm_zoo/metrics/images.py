@@ -32,12 +32,9 @@ class PSNR(RowMetric):
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``generated`` with what it should be."""
-        pairs, rows = generated_pairs(outputs, batch, self), self.chosen(batch)
-        if pairs is None or not rows:
-            return
-        images, references = (part[rows].double() for part in pairs)
-        errors = (images.clamp(-1, 1) - references.clamp(-1, 1)).square().flatten(1).mean(dim=1, keepdim=True)
-        self.add_rows(decibels(errors))
+        if (pairs := generated_pairs(outputs, batch, self)) is not None:
+            images, references = (part[self.chosen(batch)].double().clamp(-1, 1) for part in pairs)
+            self.add_rows(decibels((images - references).square().flatten(1).mean(dim=1, keepdim=True)))
 
     def compute(self) -> Tensor:
         """Mean over images; NaN when none was seen."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -27,16 +29,12 @@ class PairedAccuracy(RowMetric):
 
     reads = ("answers",)
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Compare ``answers`` with the batch's own."""
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         answers, truths = required(outputs, "answers", self), batch.answers()
-        records = []
         for row in self.chosen(batch):
-            pair = batch.meta[row].get("pair")
-            if pair is not None:
+            if (pair := batch.meta[row].get("pair")) is not None:
                 source = batch.keys[row].split("/", 1)[0] if "/" in batch.keys[row] else ""
-                records.append([digest(f"{source}/{pair}"), int(normalise(answers[row]) == normalise(truths[row]))])
-        self.add_rows(records)
+                yield [digest(f"{source}/{pair}"), int(normalise(answers[row]) == normalise(truths[row]))]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``paired``, ``single``, ``incomplete``; the accuracies are absent without a complete pair."""

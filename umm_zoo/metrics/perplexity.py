@@ -20,7 +20,6 @@ class Perplexity(RowMetric):
     """
 
     reads = ("nll", "num_tokens")
-    higher_is_better = False
     record_dtype = torch.float64  # the sum must not depend on the number of ranks
 
     def update(self, outputs: Outputs, batch: Batch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -22,17 +24,14 @@ class LanguagePrior(RowMetric):
     differ). Ties go to the answer with the smaller hash. ``kinds`` and ``tasks`` should be those of :class:`AnswerAccuracy`.
     """
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Note the questions and true answers; ``outputs`` is not read."""
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         prompts, truths = batch.prompts(), batch.answers()
-        records = []
         for row in self.chosen(batch):
             if truths[row]:
                 question = normalise(" ".join(turn["text"] for turn in prompts[row]).replace(IMAGE_MARKER, " "))
                 half = digest(batch.keys[row]) & 1
                 words = name_to_words(kind_of(batch.meta[row]))
-                records.append([digest(question), digest(normalise(truths[row])), half, *words])
-        self.add_rows(records)
+                yield [digest(question), digest(normalise(truths[row])), half, *words]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``held_out``, each kind's part of it, ``in_set_bound``."""
@@ -51,7 +50,7 @@ class LanguagePrior(RowMetric):
 
 
 def _most_frequent(groups: Tensor, values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """for each entry of ``wanted``, the most frequent value [N] of that group, and whether the group exists [N]."""
+    """For each entry of ``wanted``, the most frequent value [N] of that group, and whether the group exists [N]."""
     pairs, counts = torch.unique(torch.stack([groups, values], dim=1), dim=0, return_counts=True)  # sorted by group, value
     order = torch.argsort(counts, descending=True, stable=True)
     order = order[torch.argsort(pairs[order, 0], stable=True)]  # by group, then the most frequent first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -103,9 +103,9 @@ def _join(parts: list[Tensor]) -> Tensor:
 class RowMetric(Metric):
     """Metric over groups of rows (a kind, a pair, a question, the whole set) that may be spread over batches and ranks.
 
-    ``update`` keeps one record of a few numbers per row, ``values_of`` makes the values of all records. torchmetrics' own list
-    states fail between ranks when one of them has no rows (it sends a float vector where the others send a matrix), so ``sync``
-    joins the records of a rank into one matrix first.
+    ``update`` keeps one record of a few numbers per row (a subclass yields them in ``_records_of``, or overrides ``update``),
+    ``values_of`` makes the values of all records. torchmetrics' own list states fail between ranks when one of them has no rows
+    (it sends a float vector where the others send a matrix), so ``sync`` joins the records of a rank into one matrix first.
 
     Args:
         kinds, tasks: count rows of these only, by ``meta["kind"]`` and ``meta["task"]``; None counts all.
@@ -118,7 +118,6 @@ class RowMetric(Metric):
     reads: tuple[str, ...] = ()
     record_dtype = torch.int64
     full_state_update = False
-    higher_is_better = True
     rows: list[Tensor] | Tensor
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
@@ -129,6 +128,13 @@ class RowMetric(Metric):
     def chosen(self, batch: Batch) -> list[int]:
         """The rows that count."""
         return chosen_rows(batch, self.kinds, self.tasks)
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Keep the records of the rows that count."""
+        self.add_rows(list(self._records_of(outputs, batch)))
+
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
+        raise NotImplementedError
 
     def add_rows(self, records: list[list[int]] | Tensor) -> None:
         """Keep records ``[rows, width]``."""

@@ -52,7 +52,6 @@ class UnifiedScore(RowMetric):
         self.encoders = nn.ModuleDict({name: freeze(encoder) for name, encoder in encoders.items()})
         self.images, self.reads = images, (images,)
 
-    @torch.no_grad()
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare the images with what they should be, row by row."""
         if (pairs := generated_pairs(outputs, batch, self, same_size=False)) is None:
@@ -61,17 +60,13 @@ class UnifiedScore(RowMetric):
         if rows := self.chosen(batch):
             self.add_rows(self.cosines(images[rows], references[rows]).double().T)
 
+    @torch.no_grad()
     def cosines(self, images: Tensor, references: Tensor) -> Tensor:
-        """``[number of encoders, B]``."""
-        return torch.stack([cosines_under(encoder, images, references) for encoder in self.encoders.values()])  # type: ignore[arg-type]
+        """Cosine of the features of each pair, ``[number of encoders, B]``."""
+        pairs = ([encoder(side.clamp(-1, 1)).float() for side in (images, references)] for encoder in self.encoders.values())
+        return torch.stack([F.cosine_similarity(made, original, dim=1) for made, original in pairs])
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """One score per encoder and their mean."""
         scores = dict(zip(self.encoders, 100 * records.mean(dim=0), strict=True))
         return {**scores, "unified": torch.stack(list(scores.values())).mean()}
-
-
-@torch.no_grad()
-def cosines_under(encoder: FeatureEncoder, images: Tensor, references: Tensor) -> Tensor:
-    """Cosine of the features of each pair, ``[B]``."""
-    return F.cosine_similarity(encoder(images.clamp(-1, 1)).float(), encoder(references.clamp(-1, 1)).float(), dim=1)

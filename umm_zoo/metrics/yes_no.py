@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -38,17 +40,14 @@ class YesNo(RowMetric):
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__(["exists"] if kinds is None else kinds, tasks)
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Compare ``answers`` with the batch's own."""
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         answers, truths = required(outputs, "answers", self), batch.answers()
-        records = []
         for row in self.chosen(batch):
             truth = parse_yes_no(truths[row])
             if truth == _UNPARSED:
                 raise UserError("", f"the true answer '{truths[row]}'", "yes or no", row=row)
             negative = str(batch.meta[row].get("negative") or "")
-            records.append([truth, parse_yes_no(answers[row]), *name_to_words(negative)])
-        self.add_rows(records)
+            yield [truth, parse_yes_no(answers[row]), *name_to_words(negative)]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """The five and ``unparsed``; a ratio without cases is 0."""
@@ -66,7 +65,5 @@ class YesNo(RowMetric):
             "yes_ratio": said_yes.double() / len(records),
             "unparsed": (answer == _UNPARSED).sum().double(),
         }
-        for negative, rate in rates_by_name(hits, records[:, 2:]).items():
-            if negative:
-                values[f"accuracy_{negative}"] = rate
-        return values
+        by_negative = rates_by_name(hits, records[:, 2:])
+        return values | {f"accuracy_{negative}": rate for negative, rate in by_negative.items() if negative}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -56,15 +56,13 @@ class CaptionClauses(RowMetric):
 
     reads = ("answers",)
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Compare each row's text with its scene."""
-        texts, records = required(outputs, "answers", self), []
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
+        texts = required(outputs, "answers", self)
         for row in self.chosen(batch):
             if (scene := batch.meta[row].get("scene")) is not None:
                 counts = clause_counts(texts[row], scene)
                 faithful = counts.mentioned > 0 and counts.true == counts.mentioned
-                records.append([*counts, int(faithful), 1])
-        self.add_rows(records)
+                yield [*counts, int(faithful), 1]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """Rates, without those that have no denominator."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -51,18 +50,15 @@ class ShapesDetector:
         """
         images = images.detach().float().clamp(-1, 1)
         boxes = cell_boxes(self.cells, images.shape[-1])
-        empty, best, which = [], [], []
+        found = []
         for box in boxes.values():
             patch = images[:, :, *box]
             templates = _templates(tuple(patch.shape[2:]), self.cells, images.shape[-1], self.num_colours, self.num_shapes)
-            nothing, errors = templates.errors(patch)  # [B, backgrounds], [B, backgrounds, colours, masks]
-            least, index = errors.flatten(2).min(dim=2)
-            empty.append(nothing)
-            best.append(least)
-            which.append(index)
-        return self._scenes(torch.stack(empty, 1).cpu(), torch.stack(best, 1).cpu(), torch.stack(which, 1).cpu(), list(boxes))
+            empty, filled = _errors(patch, *(part.to(patch.device) for part in templates))
+            found.append((empty, *filled.flatten(2).min(dim=2)))
+        return self._scenes(list(boxes), *(torch.stack(parts, 1).cpu() for parts in zip(*found, strict=True)))
 
-    def _scenes(self, empty: Tensor, best: Tensor, which: Tensor, places: list[str]) -> list[Scene]:
+    def _scenes(self, places: list[str], empty: Tensor, best: Tensor, which: Tensor) -> list[Scene]:
         """``[B, cells, backgrounds]`` mean squared errors without and with the best object, and which that is."""
         background = torch.minimum(empty, best).sum(dim=1).argmin(dim=1)  # [B]
         pick = background[:, None, None].expand(-1, len(places), 1)
@@ -81,27 +77,22 @@ class ShapesDetector:
         return found
 
 
-@dataclass(frozen=True)
-class _Templates:
-    """Masks of a cell: background, body and mark add up to one in every pixel, so errors need inner products with these only."""
+def _errors(patch: Tensor, masks: Tensor, paints: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared errors of `_templates`: of empty cells ``[B, backgrounds]`` and of filled ones ``[B, backgrounds, colours, K]``.
 
-    masks: Tensor  # [K, 3, P]: of K (shape, size, mark, jitter), shares of background, body and mark
-    paints: Tensor  # [backgrounds, colours, 3 (mask), 3 (channel)]
-
-    def errors(self, patch: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared errors: of empty cells ``[B, backgrounds]`` and of filled ones ``[B, backgrounds, colours, K]``."""
-        masks, paints = self.masks.to(patch.device), self.paints.to(patch.device)
-        pixels = patch.flatten(2)  # [B, 3, P]
-        energy = pixels.square().sum(dim=(1, 2))  # [B]
-        overlaps = torch.einsum("bcp,kmp->bkmc", pixels, masks)
-        gram = torch.einsum("kmp,knp->kmn", masks, masks)
-        cross = torch.einsum("bkmc,gomc->bgok", overlaps, paints)
-        square = torch.einsum("kmn,gomc,gonc->gok", gram, paints, paints)
-        filled = energy[:, None, None, None] - 2 * cross + square
-        ground = paints[:, 0, 0]  # [backgrounds, 3]
-        empty = (pixels[:, None] - ground[None, :, :, None]).square().sum(dim=(2, 3))
-        count = pixels.shape[1] * pixels.shape[2]
-        return empty / count, filled.clamp(min=0) / count
+    Background, body and mark add up to one in every pixel, so errors need inner products with their masks only.
+    """
+    pixels = patch.flatten(2)  # [B, 3, P]
+    energy = pixels.square().sum(dim=(1, 2))  # [B]
+    overlaps = torch.einsum("bcp,kmp->bkmc", pixels, masks)
+    gram = torch.einsum("kmp,knp->kmn", masks, masks)
+    cross = torch.einsum("bkmc,gomc->bgok", overlaps, paints)
+    square = torch.einsum("kmn,gomc,gonc->gok", gram, paints, paints)
+    filled = energy[:, None, None, None] - 2 * cross + square
+    ground = paints[:, 0, 0]  # [backgrounds, 3]
+    empty = (pixels[:, None] - ground[None, :, :, None]).square().sum(dim=(2, 3))
+    count = pixels.shape[1] * pixels.shape[2]
+    return empty / count, filled.clamp(min=0) / count
 
 
 @cache
@@ -111,11 +102,12 @@ def _forms(num_shapes: int) -> list[tuple[str, str, str, tuple[int, int]]]:
 
 
 @cache
-def _templates(box: tuple[int, ...], cells: int, image_size: int, num_colours: int, num_shapes: int) -> _Templates:
+def _templates(box: tuple[int, ...], cells: int, image_size: int, num_colours: int, num_shapes: int) -> tuple[Tensor, Tensor]:
+    """Shares of background, body and mark of K objects in any colour ``[K, 3, P]``; paints ``[backgrounds, colours, 3, RGB]``."""
     shares = []
     for form in _forms(num_shapes):
         body, mark = (torch.from_numpy(share).flatten() for share in coverage(box, cells, image_size, "mark", *form))
         shares.append(torch.stack([(1 - body) * (1 - mark), body * (1 - mark), mark]))
     colours = list(COLOURS)[:num_colours]
     paints = [[[ground, COLOURS[colour], ink(colour)] for colour in colours] for ground in BACKGROUNDS.values()]
-    return _Templates(torch.stack(shares), torch.tensor(paints, dtype=torch.float32) / 127.5 - 1)
+    return torch.stack(shares), torch.tensor(paints, dtype=torch.float32) / 127.5 - 1

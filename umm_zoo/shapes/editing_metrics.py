@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,22 +19,20 @@ from umm_zoo.shapes.scenes import Scene
 
 
 class EditSuccess(ShapesMetric):
-    """Share of edits whose edited cells, and background where it was edited, show what they should, by kind.
+    """Share of edits whose edited cells, and background where it was edited, show what they should (marks aside), by kind.
 
     Over rows with ``meta["edit"]``. Edits of two kinds at once (``recolour+move``) are counted together as ``hybrid``, every
     other by its kind. ``compute`` gives one rate per kind, ``overall`` (the mean over rows) and ``untouched``, the share
     of edits after which everything else is still there as well.
     """
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Score ``generated``."""
-        records = []
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "edit").items():
             meta = batch.meta[row]
             truth = Scene.from_json(meta["target_scene"])
-            done = edit_done(seen, truth, meta["edited_cells"], "background" in meta["edit"].split("+"))
-            records.append([int(done), *name_to_words(edit_kind(meta)), int(seen.coarse() == truth.coarse())])
-        self.add_rows(records)
+            found, wanted = ([item and item.coarse() for item in map(scene.at, meta["edited_cells"])] for scene in (seen, truth))
+            done = found == wanted and ("background" not in meta["edit"].split("+") or seen.background == truth.background)
+            yield [int(done), *name_to_words(edit_kind(meta)), int(seen.coarse() == truth.coarse())]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """One rate per kind, ``overall`` and ``untouched``."""
@@ -66,11 +64,9 @@ class EditPixels(RowMetric):
         super().__init__(kinds, tasks)
         self.cells = cells
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Compare ``generated`` with targets and sources."""
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         if (images := outputs.generated) is None:
             return
-        records = []
         for row in self.chosen(batch):
             meta = batch.meta[row]
             if "edited_cells" not in meta:
@@ -84,8 +80,7 @@ class EditPixels(RowMetric):
             outside = to_target[~inside]
             kept = decibels(outside.mean()) if len(outside) else near.new_tensor(torch.nan)
             values = torch.stack([index, kept]).cpu()
-            records.append([*name_to_words(edit_kind(meta)), *values.view(torch.int64).tolist()])  # bits: records are whole numbers
-        self.add_rows(records)
+            yield [*name_to_words(edit_kind(meta)), *values.view(torch.int64).tolist()]  # bits: records are whole numbers
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``copy_index`` and ``preservation``, in all and by kind."""
@@ -117,11 +112,10 @@ class InstructionSensitivity(RowMetric):
         rows = self.chosen(batch)
         names = ("generated", "unchanged", "unchanged_references")
         made, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
-        targets = batch.targets
-        if targets is None:
+        if batch.targets is None:
             raise UserError("metrics.InstructionSensitivity", "no targets", "rows with KEY.target.png")
         moved = (made - other).square().flatten(1).sum(dim=1)
-        should = (targets[rows].double() - wanted).square().flatten(1).sum(dim=1)
+        should = (batch.targets[rows].double() - wanted).square().flatten(1).sum(dim=1)
         self.add_rows(torch.stack([moved, should], dim=1))
 
     def compute(self) -> Tensor:
@@ -137,12 +131,6 @@ def edit_kind(meta: Mapping[str, Any]) -> str:
     """The kind of an edit: ``hybrid`` where it is two at once."""
     kind = str(meta.get("edit") or meta.get("kind") or "edit")
     return "hybrid" if "+" in kind else kind
-
-
-def edit_done(seen: Scene, truth: Scene, cells: list[str], background: bool) -> bool:
-    """Whether the edited cells, and the background if it was edited, are as they should be; marks aside."""
-    found, wanted = ([item.coarse() if (item := scene.at(cell)) else "" for cell in cells] for scene in (seen, truth))
-    return found == wanted and (not background or seen.background == truth.background)
 
 
 def edited_mask(meta: Mapping[str, Any], cells: int, image_size: int) -> Tensor:

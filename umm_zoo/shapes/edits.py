@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from umm_zoo.shapes.language import full_phrase, refer, with_article
+from umm_zoo.shapes.language import phrase, refer, with_article
 from umm_zoo.shapes.scenes import BACKGROUNDS, Object, Scene, World, pick
 
 EDITS = ("recolour", "reshape", "move", "add", "remove", "background")
@@ -22,17 +22,22 @@ class Edit:
 
     Args:
         kind: one of `EDITS` or `COMPOSITIONS`, or two joined by ``+``.
-        instruction: what a user says: ``Make the circle green.``
-        description: what a viewer of both images says: ``recolour the circle to green``.
+        order: what a user says, without capital and full stop: ``make the circle green``.
         target: the scene that results, exactly.
         cells: the cells whose pixels may change; empty where the background changes.
+        description: what a viewer of both images says, where it is in other words: ``recolour the circle to green``.
     """
 
     kind: str
-    instruction: str
-    description: str
+    order: str
     target: Scene
     cells: tuple[str, ...] = ()
+    description: str = ""
+
+    @property
+    def instruction(self) -> str:
+        """The order as a sentence: ``Make the circle green.``"""
+        return f"{self.order[0].upper()}{self.order[1:]}."
 
 
 def _swap(scene: Scene, world: World, old: Object | None, new: Object | None) -> Scene:
@@ -45,7 +50,7 @@ def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.
     """Random edit of one kind; None where this scene allows none (no free cell, no object, no other colour)."""
     if kind == "background":
         name = pick(rng, [background for background in BACKGROUNDS if background != scene.background])
-        return Edit(kind, f"Make the background {name}.", f"make the background {name}", replace(scene, background=name))
+        return Edit(kind, f"make the background {name}", replace(scene, background=name))
     free = [cell for cell in world.places if scene.at(cell) is None]
     if kind == "add":
         if not free:
@@ -53,34 +58,34 @@ def make_edit(world: World, scene: Scene, split: str, kind: str, rng: np.random.
         shape, colour = pick(rng, world.combinations(split))
         # The words cannot say where the new object's mark lies, so it is always the first value, and there is no jitter.
         item = Object(shape, colour, pick(rng, world.sizes), pick(rng, free), world.marks[0])
-        what = f"{with_article(full_phrase(item))} at the {item.cell}"
-        return Edit(kind, f"Add {what}.", f"add {what}", _swap(scene, world, None, item), (item.cell,))
+        return Edit(kind, f"add {with_article(phrase(item))} at the {item.cell}", _swap(scene, world, None, item), (item.cell,))
     if not scene.objects:
         return None
     item = pick(rng, scene.objects)
     name = refer(scene, item)
     if kind == "remove":
-        return Edit(kind, f"Remove the {name}.", f"remove the {name}", _swap(scene, world, item, None), (item.cell,))
+        return Edit(kind, f"remove the {name}", _swap(scene, world, item, None), (item.cell,))
     if kind == "move":
         if not free:
             return None
         cell = pick(rng, free)
         target = _swap(scene, world, item, replace(item, cell=cell))
-        where = f"the {name} to the {cell}"
-        return Edit(kind, f"Move {where}.", f"move {where}", target, (item.cell, cell))
+        return Edit(kind, f"move the {name} to the {cell}", target, (item.cell, cell))
     if kind not in EDITS:
         raise ValueError(f"edit kind: found {kind!r}, expected {', '.join(EDITS)}")
-    recoloured, reshaped = [replace(item, colour=one) for one in world.colours], [replace(item, shape=one) for one in world.shapes]
+    if kind == "recolour":
+        changed = [replace(item, colour=colour) for colour in world.colours]
+    else:
+        changed = [replace(item, shape=shape) for shape in world.shapes]
     allowed = set(world.combinations(split)) - {item.combination}
-    options = [new for new in (recoloured if kind == "recolour" else reshaped) if new.combination in allowed]
+    options = [new for new in changed if new.combination in allowed]
     if not options:
         return None
     new = pick(rng, options)
     target = _swap(scene, world, item, new)
     if kind == "recolour":
-        return Edit(kind, f"Make the {name} {new.colour}.", f"recolour the {name} to {new.colour}", target, (item.cell,))
-    what = f"the {name} into {with_article(new.shape)}"
-    return Edit(kind, f"Turn {what}.", f"turn {what}", target, (item.cell,))
+        return Edit(kind, f"make the {name} {new.colour}", target, (item.cell,), f"recolour the {name} to {new.colour}")
+    return Edit(kind, f"turn the {name} into {with_article(new.shape)}", target, (item.cell,))
 
 
 def make_hybrid(world: World, scene: Scene, split: str, rng: np.random.Generator) -> Edit | None:
@@ -96,10 +101,8 @@ def make_hybrid(world: World, scene: Scene, split: str, rng: np.random.Generator
     for item in filter(None, map(scene.at, second.cells)):
         if refer(scene, item) != refer(first.target, item):
             return None
-    words = [f"{text[0].lower()}{text[1:-1]}" for text in (first.instruction, second.instruction)]
-    instruction = f"{words[0][0].upper()}{words[0][1:]} and {words[1]}."
-    description = f"{first.description} and {second.description}"
-    return Edit(f"{first.kind}+{second.kind}", instruction, description, second.target, first.cells + second.cells)
+    order = f"{first.order} and {second.order}"
+    return Edit(f"{first.kind}+{second.kind}", order, second.target, first.cells + second.cells)
 
 
 def make_composition(world: World, scene: Scene, other: Scene, kind: str, rng: np.random.Generator) -> Edit | None:
@@ -112,14 +115,13 @@ def make_composition(world: World, scene: Scene, other: Scene, kind: str, rng: n
         if arrived == item:
             return None
         target = _swap(scene, world, item, arrived)
-        words = f"eplace the {refer(scene, item)} in the first image with the {guest_name} of the second image"
-        return Edit(kind, f"R{words}.", f"r{words}", target, (item.cell,))
+        order = f"replace the {refer(scene, item)} in the first image with the {guest_name} of the second image"
+        return Edit(kind, order, target, (item.cell,))
     if kind == "insert_object":
         free = [cell for cell in world.places if scene.at(cell) is None]
         if not free:
             return None
         cell = pick(rng, free)
         target = _swap(scene, world, None, replace(guest, cell=cell))
-        words = f"ut the {guest_name} of the second image into the first image at the {cell}"
-        return Edit(kind, f"P{words}.", f"p{words}", target, (cell,))
+        return Edit(kind, f"put the {guest_name} of the second image into the first image at the {cell}", target, (cell,))
     raise ValueError(f"composition kind: found {kind!r}, expected {', '.join(COMPOSITIONS)}")

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from umm_zoo.shapes.language import NUMBERS, phrase, plural, with_article
+from umm_zoo.shapes.language import NUMBERS, phrase, with_article
 from umm_zoo.shapes.relations import relations
-from umm_zoo.shapes.scenes import Object, Scene, World, pick, sample_scene
+from umm_zoo.shapes.scenes import Scene, World, pick, sample_scene
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
 #: The categories in which two shapes stand in one image: the hard ones, to train with if wanted (the task ``couples``).
@@ -44,9 +44,10 @@ def make_prompt(world: World, split: str, category: str, rng: np.random.Generato
     items = [scene.objects[i] for i in rng.permutation(len(scene.objects)).tolist()]
     if len(items) < count or len({item.shape for item in items}) < count:
         return None
-    coloured = category in ("colours", "colour_attribution")
-    names = [with_article(phrase(item, ("colour", "shape") if coloured else ("shape",))) for item in items]
-    requirement: dict[str, Any] = {"include": [_wanted(item, coloured) for item in items]}
+    named = ("shape", "colour") if category in ("colours", "colour_attribution") else ("shape",)
+    names = [with_article(phrase(item, named)) for item in items]
+    wanted = [{"shape": "", "count": 1, "exact": False, **{name: getattr(item, name) for name in named}} for item in items]
+    requirement: dict[str, Any] = {"include": wanted}
     if category != "position":
         return Prompt(" and ".join(names), requirement, scene)
     relation = pick(rng, relations(world.cells, items[0], items[1]))
@@ -60,10 +61,6 @@ def _counting(world: World, split: str, rng: np.random.Generator) -> Prompt | No
     shape = scene.objects[0].shape
     if len(scene.matching(shape=shape)) < count:
         return None
-    noun = plural(shape) if count > 1 else shape
-    return Prompt(f"{NUMBERS[count]} {noun}", {"include": [{"shape": shape, "count": count, "exact": True}]}, scene)
-
-
-def _wanted(item: Object, coloured: bool) -> dict[str, Any]:
-    wanted: dict[str, Any] = {"shape": item.shape, "count": 1, "exact": False}
-    return {**wanted, "colour": item.colour} if coloured else wanted
+    return Prompt(
+        f"{NUMBERS[count]} {shape}{'s' * (count > 1)}", {"include": [{"shape": shape, "count": count, "exact": True}]}, scene
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,13 +53,10 @@ class ShapesGenEval(ShapesMetric):
     is named.
     """
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Score ``generated``."""
-        records = []
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "requirement").items():
             right = fulfils(seen, batch.meta[row]["requirement"], self.detector.cells)
-            records.append([int(right), *name_to_words(kind_of(batch.meta[row]))])
-        self.add_rows(records)
+            yield [int(right), *name_to_words(kind_of(batch.meta[row]))]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``overall`` and one rate per category."""
@@ -76,23 +73,20 @@ class SceneMatch(ShapesMetric):
     Prompts that leave something open cannot be scored so: leave their kinds out.
     """
 
-    def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Score ``generated``."""
-        records = []
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "target_scene").items():
             truth = Scene.from_json(batch.meta[row]["target_scene"])
             pairs = [(found, item) for item in truth.objects if (found := seen.at(item.cell)) and found.coarse() == item.coarse()]
             marked = sum(found.mark == item.mark for found, item in pairs)
             extra = sum(truth.at(item.cell) is None for item in seen.objects)
             ground = seen.background == truth.background
-            records.append([int(seen.coarse() == truth.coarse()), len(pairs), len(truth.objects), marked, extra, int(ground)])
-        self.add_rows(records)
+            yield [int(seen.coarse() == truth.coarse()), len(pairs), len(truth.objects), marked, extra, int(ground)]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``scene``, ``objects``, ``marks``, ``extra`` and ``background``."""
         scene, right, wanted, marked, extra, ground = records.double().mean(dim=0)
-        marks = marked / right  # NaN where no object was right
-        return {"scene": scene, "objects": right / wanted, "marks": marks, "extra": extra, "background": ground}
+        # marks are NaN where no object was right
+        return {"scene": scene, "objects": right / wanted, "marks": marked / right, "extra": extra, "background": ground}
 
 
 def fulfils(seen: Scene, requirement: Mapping[str, Any], cells: int) -> bool:

@@ -5,7 +5,7 @@ Nothing here ever speaks of the fine detail (the mark, the stripes, the glyph): 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 
@@ -24,26 +24,12 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def plural(noun: str) -> str:
-    """``circles``."""
-    return f"{noun}s"
-
-
-def phrase(item: Object, attributes: Collection[str]) -> str:
+def phrase(item: Object, attributes: Collection[str] = ("size", "colour", "shape")) -> str:
     """Name an object by some of its attributes: ``red circle``, ``small object``, ``object at the top left``."""
     if "cell" in attributes:
         return f"object at the {item.cell}"
     words = [getattr(item, name) for name in ("size", "colour") if name in attributes]
     return " ".join([*words, item.shape if "shape" in attributes else "object"])
-
-
-def full_phrase(item: Object) -> str:
-    """``small red circle``."""
-    return f"{item.size} {item.colour} {item.shape}"
-
-
-def _fits(scene: Scene, item: Object, attributes: Iterable[str]) -> bool:
-    return len(scene.matching(**{name: getattr(item, name) for name in attributes})) == 1
 
 
 def refer(scene: Scene, item: Object, rng: np.random.Generator | None = None, avoid: Collection[str] = ()) -> str | None:
@@ -55,7 +41,8 @@ def refer(scene: Scene, item: Object, rng: np.random.Generator | None = None, av
         avoid: attributes that the phrase must not give away, because the question is about them.
     """
     ways = _CANONICAL if rng is None else _WAYS
-    fitting = [way for way in ways if not set(way) & set(avoid) and _fits(scene, item, way)]
+    allowed = [way for way in ways if not set(way) & set(avoid)]
+    fitting = [way for way in allowed if len(scene.matching(**{name: getattr(item, name) for name in way})) == 1]
     if not fitting:
         return None
     return phrase(item, fitting[0] if rng is None else pick(rng, fitting))
@@ -63,7 +50,7 @@ def refer(scene: Scene, item: Object, rng: np.random.Generator | None = None, av
 
 def clause(item: Object) -> str:
     """``top left: a small red circle``; a causal reader knows where before it reads what."""
-    return f"{item.cell}: {with_article(full_phrase(item))}"
+    return f"{item.cell}: {with_article(phrase(item))}"
 
 
 def long_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:

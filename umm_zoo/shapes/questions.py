@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from umm_zoo.errors import UserError
-from umm_zoo.shapes.language import NUMBERS, plural, refer, with_article
+from umm_zoo.shapes.language import NUMBERS, refer, with_article
 from umm_zoo.shapes.scenes import Object, Scene, World, pick
 
 #: How POPE chooses what it asks for in vain: anything absent, what is common elsewhere, what resembles the objects present.
@@ -19,11 +19,9 @@ NEGATIVES = ("random", "popular", "adversarial")
 COARSE_SHARES = {"colour": 1, "shape": 1, "size": 1, "count": 1, "position": 1, "exists": 2}
 #: Questions are mixed in blocks of this many, so shares and the yes/no balance are exact in every block.
 BLOCK = 100
-_ATTRIBUTES = {"colour": "colour", "shape": "shape", "size": "size", "position": "cell", "mark": "mark"}
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question, its one answer, its kind, and what a metric wants to know besides."""
 
     text: str
@@ -32,8 +30,7 @@ class Question:
     meta: tuple[tuple[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """Kind of the question at one place of a block; ``answer`` and ``negative`` are for existence alone."""
 
     kind: str
@@ -83,10 +80,10 @@ def ask_several(world: World, scene: Scene, split: str, slots: Iterable[Slot], r
 
 def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.random.Generator) -> Question | None:
     """A question of kind colour, shape, size, position or mark about one object of the scene."""
-    name = refer(scene, item, rng, avoid=(_ATTRIBUTES[kind],))
+    attribute = "cell" if kind == "position" else kind
+    name = refer(scene, item, rng, avoid=(attribute,))
     if name is None:
         return None
-    answer = getattr(item, _ATTRIBUTES[kind])
     text = {
         "colour": f"What colour is the {name}?",
         "shape": f"What shape is the {name}?",
@@ -94,7 +91,7 @@ def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.rando
         "position": f"Where is the {name}?",
         "mark": mark_question(world, name),
     }[kind]
-    return Question(text, answer, kind, (("about", item.cell),))
+    return Question(text, getattr(item, attribute), kind, (("about", item.cell),))
 
 
 def mark_question(world: World, name: str) -> str:
@@ -113,20 +110,16 @@ def _count(world: World, scene: Scene, rng: np.random.Generator) -> Question:
         wanted["colour"] = pick(rng, scene.objects).colour
     elif draw > 0.35:
         wanted["shape"] = pick(rng, world.shapes)
-    noun = " ".join([*([wanted["colour"]] if "colour" in wanted else []), plural(wanted.get("shape", "object"))])
-    return Question(f"How many {noun} are there?", NUMBERS[len(scene.matching(**wanted))], "count")
+    noun = " ".join([*([wanted["colour"]] if "colour" in wanted else []), wanted.get("shape", "object")])
+    return Question(f"How many {noun}s are there?", NUMBERS[len(scene.matching(**wanted))], "count")
 
 
 def _exists(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Generator) -> Question | None:
-    present = {item.combination for item in scene.objects}
-    if slot.answer == "yes":
-        pair = pick(rng, sorted(present))
-    else:
-        candidates = absent_pairs(world, scene, split, slot.negative)
-        if not candidates:
-            return None
-        pair = pick(rng, candidates)
-    shape, colour = pair
+    present = sorted({item.combination for item in scene.objects})
+    pairs = present if slot.answer == "yes" else absent_pairs(world, scene, split, slot.negative)
+    if not pairs:
+        return None
+    shape, colour = pick(rng, pairs)
     text = f"Is there {with_article(f'{colour} {shape}')}?"
     return Question(text, slot.answer, "exists", (("negative", slot.negative),))
 

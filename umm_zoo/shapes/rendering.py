@@ -53,8 +53,8 @@ def render(world: World, scene: Scene) -> np.ndarray:
         patch = image[boxes[item.cell]]
         box, form = patch.shape[:2], (item.shape, item.size, item.mark, item.jitter)
         body, detail = coverage(box, world.cells, world.image_size, world.detail, *form)
-        patch += body * (_rgb(COLOURS[item.colour]) - patch)
-        patch += detail * (_rgb(ink(item.colour)) - patch)
+        patch += body * (np.array(COLOURS[item.colour], np.float32) - patch)
+        patch += detail * (np.array(ink(item.colour), np.float32) - patch)
     return (image + 0.5).astype(np.uint8)
 
 
@@ -69,11 +69,6 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-@lru_cache(maxsize=64)
-def _rgb(colour: tuple[int, int, int]) -> np.ndarray:
-    return np.array(colour, dtype=np.float32)
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +97,7 @@ def _background(image_size: int, colour: str, stripes: str) -> np.ndarray:
     y, x = _grid(image_size, image_size)
     period = 4.0 * image_size / 32
     light = _share(np.floor(2 * _across(stripes, y, x) / period) % 2 == 0)
-    return _rgb(BACKGROUNDS[colour]) + STRIPE_LEVEL * (2 * light - 1)
+    return np.array(BACKGROUNDS[colour], np.float32) + STRIPE_LEVEL * (2 * light - 1)
 
 
 @lru_cache(maxsize=65536)
@@ -142,14 +137,7 @@ def _inside(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _glyph(glyph: str, y: np.ndarray, x: np.ndarray, pixel: float) -> np.ndarray:
     """A sign of about 4 px with strokes of 1.2 px."""
-    length, stroke = 2.0 * pixel, 0.6 * pixel
-    minus = (abs(y) <= stroke) & (abs(x) <= length)
-    bar = (abs(x) <= stroke) & (abs(y) <= length)
-    if glyph == "minus":
-        return minus
-    if glyph == "bar":
-        return bar
-    if glyph == "plus":
-        return minus | bar
-    along, across = (x + y) * 0.5**0.5, (x - y) * 0.5**0.5
-    return ((abs(across) <= stroke) & (abs(along) <= length)) | ((abs(along) <= stroke) & (abs(across) <= length))
+    if glyph == "times":  # a plus turned by 45 degrees
+        y, x = (x + y) * 0.5**0.5, (x - y) * 0.5**0.5
+    minus, bar = ((abs(across) <= 0.6 * pixel) & (abs(along) <= 2.0 * pixel) for across, along in ((y, x), (x, y)))
+    return {"minus": minus, "bar": bar}.get(glyph, minus | bar)

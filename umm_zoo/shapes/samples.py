@@ -190,7 +190,7 @@ def _lookups(request: _Request) -> _Made | None:
 def _pairs(request: _Request) -> _Made | None:
     question, both = mark_pair(request.world, request.scene(), request.rng)
     shown, answer = both[request.index % 2]
-    return _question(replace(question, answer=answer), shown, pair=request.index // 2)
+    return _question(question._replace(answer=answer), shown, pair=request.index // 2)
 
 
 def _two_images(request: _Request) -> _Made | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from umm_zoo.shapes.edits import EDITS, make_edit
-from umm_zoo.shapes.language import NUMBERS, plural, with_article
+from umm_zoo.shapes.language import NUMBERS, with_article
 from umm_zoo.shapes.questions import Question
 from umm_zoo.shapes.scenes import Scene, World, pick, random_jitter, sample_scene
 
@@ -27,14 +27,22 @@ def ask_two(world: World, split: str, index: int, rng: np.random.Generator) -> t
         if edit is None:
             return None
         text = "What changed from the first image to the second?"
-        return (first, edit.target), Question(text, edit.description, kind, (("edit", edit.kind),))
+        return (first, edit.target), Question(text, edit.description or edit.order, kind, (("edit", edit.kind),))
     if kind == "two_same":
-        return _same(world, split, first, "yes" if turn % 2 == 0 else "no", EDITS[turn // 2 % len(EDITS)], rng)
+        answer, second = "yes", first
+        if turn % 2:
+            edit = make_edit(world, first, split, EDITS[turn // 2 % len(EDITS)], rng)
+            if edit is None:
+                return None
+            answer, second = "no", edit.target
+        # New jitter in either case, so that comparing pixels does not answer the question.
+        second = replace(second, objects=tuple(replace(item, jitter=random_jitter(rng)) for item in second.objects))
+        return (first, second), Question("Do the two images show the same scene?", answer, kind)
     second = sample_scene(world, split, rng)
     if kind == "two_count":
         shape = pick(rng, (*world.shapes, None))
         count = sum(len(scene.matching(**({"shape": shape} if shape else {}))) for scene in (first, second))
-        text = f"How many {plural(shape or 'object')} are there in both images together?"
+        text = f"How many {shape or 'object'}s are there in both images together?"
         return (first, second), Question(text, NUMBERS[count], kind)
     has, lacks = (first, second) if turn % 2 == 0 else (second, first)
     only = sorted({item.combination for item in has.objects} - {item.combination for item in lacks.objects})
@@ -43,17 +51,3 @@ def ask_two(world: World, split: str, index: int, rng: np.random.Generator) -> t
     shape, colour = pick(rng, only)
     answer = "first" if turn % 2 == 0 else "second"
     return (first, second), Question(f"Which image has {with_article(f'{colour} {shape}')}?", answer, kind)
-
-
-def _same(
-    world: World, split: str, first: Scene, answer: str, breaker: str, rng: np.random.Generator
-) -> tuple[tuple[Scene, Scene], Question] | None:
-    second = first
-    if answer == "no":
-        edit = make_edit(world, first, split, breaker, rng)
-        if edit is None:
-            return None
-        second = edit.target
-    # New jitter in either case, so that comparing pixels does not answer the question.
-    second = replace(second, objects=tuple(replace(item, jitter=random_jitter(rng)) for item in second.objects))
-    return (first, second), Question("Do the two images show the same scene?", answer, "two_same")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ def check_block(
         AssertionError: says what was expected and what was found.
     """
     name, random = type(block).__name__, random or bool(getattr(block, "random", False))
+    block = copy.deepcopy(block).eval()
     _check_class(type(block))
     if inputs is None:
         assert hasattr(block, "example_inputs"), f"{name}: expected inputs, or a block with a method example_inputs()"
@@ -62,7 +63,7 @@ def check_block(
     drawn = "" if random else "; a block that draws random numbers in evaluation mode is checked with random=True"
     assert torch.equal(output, again), f"{name}: expected the same output twice in evaluation mode, found other values{drawn}"
 
-    check_role(copy.deepcopy(block).eval())
+    check_role(copy.deepcopy(block))
     _check_gradients(block, arguments, unused)
     _check_round_trip(block, arguments, output)
     for dtype in dtypes:
@@ -113,7 +114,7 @@ def _check_class(kind: type[nn.Module]) -> None:
 
 
 def _check_gradients(block: nn.Module, arguments: tuple[Any, ...], unused: Sequence[str]) -> None:
-    name, trained = type(block).__name__, copy.deepcopy(block).eval()
+    name, trained = type(block).__name__, copy.deepcopy(block)
     wanted = {key: p for key, p in trained.named_parameters() if p.requires_grad}
     if not wanted:
         return
@@ -169,36 +170,25 @@ def _check_dtype(block: nn.Module, arguments: tuple[Any, ...], output: Tensor, d
 
 
 def _run(block: nn.Module, arguments: tuple[Any, ...], seed: int = 0) -> Any:
-    """Outputs in evaluation mode, with the caller's random numbers left as they were."""
-    was = {module: module.training for module in block.modules()}
-    block.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return block(*copy.deepcopy(arguments))
-    finally:
-        for module, mode in was.items():
-            module.training = mode
+    """Outputs, with the caller's random numbers left as they were."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return block(*copy.deepcopy(arguments))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        yield value
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            yield from _tensors(getattr(value, item.name))
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, (tuple, list)):
-        for inner in value:
-            yield from _tensors(inner)
+        return [value]
+    if is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, item.name) for item in fields(value)]
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for inner in inside for tensor in _tensors(inner)]
 
 
 def _first(value: Any, name: str) -> Tensor:
-    found = next(_tensors(value), None)
-    assert found is not None, f"{name}: expected a tensor among the outputs, found {type(value).__name__}"
-    return found.detach()
+    found = _tensors(value)
+    assert found, f"{name}: expected a tensor among the outputs, found {type(value).__name__}"
+    return found[0].detach()
 
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:
@@ -208,6 +198,7 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
         return replace(value, **{item.name: _converted(getattr(value, item.name), dtype) for item in fields(value) if item.init})
     if isinstance(value, Mapping):
         return {key: _converted(inner, dtype) for key, inner in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_converted(inner, dtype) for inner in value))
-    return type(value)(_converted(inner, dtype) for inner in value) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        inside = [_converted(inner, dtype) for inner in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    return value

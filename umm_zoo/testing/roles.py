@@ -15,8 +15,6 @@ from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.positions import PositionEmbedding
 from umm_zoo.blocks.queries import QuerySampler
 
-GRIDS = (Grid(1, 1), Grid(2, 3), Grid(3, 2))
-
 
 @torch.no_grad()
 def check_role(block: nn.Module) -> None:
@@ -26,7 +24,7 @@ def check_role(block: nn.Module) -> None:
         AssertionError: says what was expected and what was found.
     """
     with torch.random.fork_rng(devices=[]):
-        for grid in GRIDS:
+        for grid in (Grid(1, 1), Grid(2, 3), Grid(3, 2)):
             _check_shapes(block, grid)
         if isinstance(block, QueryPathway):
             _check_pathway(block)
