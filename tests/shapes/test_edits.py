@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracles import BIG, carry_out
 
 from umm_zoo.shapes import World, make_sample, render
 from umm_zoo.shapes.rendering import cell_boxes
-from umm_zoo.shapes.scenes import Object
 
 WORLDS = {
     "small": World(),
-    "big": World(cells=3, num_colours=8, num_shapes=4, max_objects=4),
+    "big": BIG,
     "large": World(cells=3, num_colours=5, num_shapes=3, image_size=64, detail="glyph"),
 }
 CASES = [
@@ -22,49 +22,6 @@ CASES = [
 ]
 
 
-def find(scene, words):
-    """The one object that a phrase of an instruction fits, by an oracle of its own."""
-    if words.startswith("object at the "):
-        found = [item for item in scene.objects if item.cell == words.removeprefix("object at the ")]
-    else:
-        found = [item for item in scene.objects if f"{item.size} {item.colour} {item.shape}".endswith(words)]
-    assert len(found) == 1, words
-    return found[0]
-
-
-def carry_out(world, scenes, start, text):
-    """Objects and background after an instruction, worked out from its words alone."""
-    scene, objects, background = scenes[0], list(start[0]), start[1]
-
-    def put(old, new):
-        objects[objects.index(old)] = new
-
-    rules = {
-        r"make the background (\w+)": None,
-        r"make the (.+) (\w+)": lambda name, colour: put(find(scene, name), replace(find(scene, name), colour=colour)),
-        r"turn the (.+) into an? (\w+)": lambda name, shape: put(find(scene, name), replace(find(scene, name), shape=shape)),
-        r"move the (.+) to the (.+)": lambda name, cell: put(find(scene, name), replace(find(scene, name), cell=cell)),
-        r"remove the (.+)": lambda name: objects.remove(find(scene, name)),
-        r"add an? (\w+) (\w+) (\w+) at the (.+)": lambda size, colour, shape, cell: objects.append(
-            Object(shape, colour, size, cell, world.marks[0])
-        ),
-        r"replace the (.+) in the first image with the (.+) of the second image": lambda name, guest: put(
-            find(scene, name), replace(find(scenes[1], guest), cell=find(scene, name).cell, jitter=find(scene, name).jitter)
-        ),
-        r"put the (.+) of the second image into the first image at the (.+)": lambda guest, cell: objects.append(
-            replace(find(scenes[1], guest), cell=cell)
-        ),
-    }
-    for pattern, rule in rules.items():
-        match = re.fullmatch(pattern, text[0].lower() + text[1:])
-        if match:
-            if rule is None:
-                return objects, match[1]
-            rule(*match.groups())
-            return objects, background
-    raise AssertionError(text)
-
-
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize(("task", "split"), CASES)
 def test_the_target_is_what_the_instruction_says(world, task, split):
@@ -72,7 +29,7 @@ def test_the_target_is_what_the_instruction_says(world, task, split):
         sample = make_sample(world, 0, split, task, i)
         text = sample.row["conversations"][0]["text"].removeprefix("<image>\n" * len(sample.scenes))
         state = (list(sample.scenes[0].objects), sample.scenes[0].background)
-        for part in text.removesuffix(".").split(" and "):
+        for part in text.split(" and "):
             state = carry_out(world, sample.scenes, state, part)
         assert sorted(state[0], key=lambda item: world.places.index(item.cell)) == list(sample.target.objects)
         assert (state[1], sample.scenes[0].stripes) == (sample.target.background, sample.target.stripes)
@@ -100,19 +57,18 @@ def test_edit_kinds_take_turns():
 
 
 def test_hybrids_are_two_kinds_at_once_and_only_in_their_split():
-    kinds = {make_sample(WORLDS["big"], 0, "hybrid", "hybrid_edits", i).row["edit"] for i in range(200)}
+    kinds = {make_sample(BIG, 0, "hybrid", "hybrid_edits", i).row["edit"] for i in range(200)}
     assert all(len(set(kind.split("+"))) == 2 for kind in kinds) and len(kinds) > 20
-    assert not any("+" in make_sample(WORLDS["big"], 0, "train", "edits", i).row["edit"] for i in range(60))
+    assert not any("+" in make_sample(BIG, 0, "train", "edits", i).row["edit"] for i in range(60))
 
 
 def test_descriptions_of_edits_tell_what_changed():
-    world = WORLDS["big"]
     for i in range(3, 240, 4):
-        sample = make_sample(world, 0, "val", "two_images", i)
+        sample = make_sample(BIG, 0, "val", "two_images", i)
         assert sample.row["kind"] == "describe_edit"
         first, second = sample.scenes
         text = re.sub(r"^recolour the (.+) to (\w+)$", r"make the \1 \2", sample.row["conversations"][1]["text"])
-        objects, background = carry_out(world, (first,), (list(first.objects), first.background), text)
+        objects, background = carry_out(BIG, (first,), (list(first.objects), first.background), text)
         assert set(objects) == set(second.objects) and background == second.background
 
 

@@ -1,11 +1,10 @@
 import pytest
+from oracles import BIG, lies
 
 from umm_zoo.shapes import World, make_sample
 from umm_zoo.shapes.geneval import CATEGORIES, COUPLES, make_prompt
 from umm_zoo.shapes.relations import RELATIONS
 from umm_zoo.shapes.scenes import sample_stream
-
-BIG = World(cells=3, num_colours=8, num_shapes=4, max_objects=4)
 
 
 def holds(scene: dict, world: World, requirement: dict) -> bool:
@@ -18,10 +17,8 @@ def holds(scene: dict, world: World, requirement: dict) -> bool:
         chosen.append(items)
     if "relation" not in requirement:
         return True
-    (row, column), (row2, column2) = (divmod(world.places.index(items[0]["cell"]), world.cells) for items in chosen)
-    return {"left of": column < column2, "right of": column > column2, "above": row < row2, "below": row > row2}[
-        requirement["relation"]
-    ]
+    first, second = (items[0] for items in chosen)
+    return lies(first, second, requirement["relation"], world)
 
 
 @pytest.mark.parametrize("world", [World(), BIG])

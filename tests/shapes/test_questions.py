@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from oracles import BIG, NUMBERS, oracle, select
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics import LanguagePrior
@@ -10,56 +11,14 @@ from umm_zoo.shapes import World, make_sample, render
 
 WORLDS = {
     "small": World(),
-    "big": World(cells=3, num_colours=8, num_shapes=4, max_objects=4),
+    "big": BIG,
     "stripes": World(detail="stripes", max_objects=4),
     "glyph": World(cells=3, detail="glyph", num_shapes=3),
 }
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
-COLOURS = {"red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink"}
-SHAPES = {"circle", "square", "triangle", "diamond"}
 
 
 def rows(world, task, count, split="train", seed=0, **options):
     return [make_sample(world, seed, split, task, i, **options).row for i in range(count)]
-
-
-def select(scene, words):
-    """The objects that a phrase fits; an oracle of its own, from the stored scene and the words alone."""
-    place = re.fullmatch(r"objects? at the (.+)", words)
-    if place:
-        return [item for item in scene["objects"] if item["cell"] == place[1]]
-    found = scene["objects"]
-    for word in words.split():
-        word = word.removesuffix("s")
-        name = "size" if word in {"small", "large"} else "colour" if word in COLOURS else "shape" if word in SHAPES else None
-        assert name or word == "object", words
-        found = [item for item in found if name is None or item[name] == word]
-    return found
-
-
-def only(scene, words):
-    found = select(scene, words)
-    assert len(found) == 1, (words, scene)
-    return found[0]
-
-
-PATTERNS = [
-    (r"What (colour|shape|size) is the (.+)\?", lambda scene, name, words: only(scene, words)[name]),
-    (r"Where is the mark on the (.+)\?", lambda scene, words: only(scene, words)["mark"]),
-    (r"Which way do the stripes on the (.+) run\?", lambda scene, words: only(scene, words)["mark"]),
-    (r"Which glyph is on the (.+)\?", lambda scene, words: only(scene, words)["mark"]),
-    (r"Where is the (.+)\?", lambda scene, words: only(scene, words)["cell"]),
-    (r"How many (.+) are there\?", lambda scene, words: NUMBERS[len(select(scene, words))]),
-    (r"Is there an? (.+)\?", lambda scene, words: "yes" if select(scene, words) else "no"),
-]
-
-
-def oracle(scene, text):
-    for pattern, answer in PATTERNS:
-        match = re.fullmatch(pattern, text)
-        if match:
-            return answer(scene, *match.groups())
-    raise AssertionError(text)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -74,7 +33,7 @@ def test_answers_follow_from_the_scene(world, split, task):
 
 
 def test_the_question_does_not_give_its_answer_away():
-    for row in rows(WORLDS["big"], "questions", 400):
+    for row in rows(BIG, "questions", 400):
         text, answer = (turn["text"] for turn in row["conversations"])
         if row["kind"] in ("colour", "shape", "size", "position"):
             assert answer not in text
@@ -97,22 +56,20 @@ def test_existence_is_balanced_in_every_setting():
 
 
 def test_negatives_are_what_their_setting_says():
-    world = WORLDS["big"]
-    for row in rows(world, "questions", 800):
+    for row in rows(BIG, "questions", 800):
         if row["kind"] != "exists" or row["conversations"][1]["text"] == "yes":
             continue
         colour, shape = re.search(r"an? (\w+) (\w+)\?", row["conversations"][0]["text"]).groups()
         shapes, colours = ({item[name] for item in row["scene"]["objects"]} for name in ("shape", "colour"))
-        assert (shape, colour) not in world.heldout
+        assert (shape, colour) not in BIG.heldout
         if row["negative"] == "popular":
-            assert (shape, colour) in world.popular
+            assert (shape, colour) in BIG.popular
         if row["negative"] == "adversarial":
             assert shape in shapes or colour in colours
 
 
 def test_pairs_differ_in_one_mark_and_nothing_else():
-    world = WORLDS["big"]
-    found = rows(world, "pairs", 100, "val")
+    found = rows(BIG, "pairs", 100, "val")
     for number, (first, second) in enumerate(zip(found[::2], found[1::2], strict=True)):
         assert first["pair"] == second["pair"] == number and first["kind"] == second["kind"] == "mark_pair"
         assert first["conversations"][0] == second["conversations"][0]
@@ -126,9 +83,8 @@ def test_pairs_differ_in_one_mark_and_nothing_else():
 
 
 def test_images_of_a_pair_differ_in_few_pixels():
-    world = WORLDS["big"]
     for i in range(0, 60, 2):
-        a, b = (render(world, make_sample(world, 0, "test", "pairs", i + k).scenes[0]).astype(int) for k in (0, 1))
+        a, b = (render(BIG, make_sample(BIG, 0, "test", "pairs", i + k).scenes[0]).astype(int) for k in (0, 1))
         assert 4 <= (np.abs(a - b).sum(-1) > 0).sum() <= 18
 
 
@@ -138,7 +94,7 @@ def coarse(scene):
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_two_image_answers_follow_from_the_scenes(split):
-    for row in rows(WORLDS["big"], "two_images", 240, split):
+    for row in rows(BIG, "two_images", 240, split):
         (first, second), answer = row["scenes"], row["conversations"][1]["text"]
         text = row["conversations"][0]["text"].removeprefix("<image>\n<image>\n")
         if row["kind"] == "two_same":

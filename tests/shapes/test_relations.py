@@ -1,15 +1,8 @@
 import pytest
+from oracles import BIG, lies
 
 from umm_zoo.shapes import Object, World, make_sample
 from umm_zoo.shapes.relations import RELATIONS, relations
-
-BIG = World(cells=3, num_colours=8, num_shapes=4, max_objects=4)
-
-
-def lies(first: dict, second: dict, relation: str, world: World) -> bool:
-    """The relation read again, from the json of two objects."""
-    (row, column), (row2, column2) = (divmod(world.places.index(item["cell"]), world.cells) for item in (first, second))
-    return {"left of": column < column2, "right of": column > column2, "above": row < row2, "below": row > row2}[relation]
 
 
 def test_diagonal_neighbours_are_in_two_relations() -> None:

@@ -3,11 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracles import BIG
 
 from umm_zoo.shapes import SPLITS, TASKS, Scene, World, make_sample, sample_scene, sample_stream
 from umm_zoo.shapes.scenes import split_of
-
-BIG = World(cells=3, num_colours=8, num_shapes=4, max_objects=4)
 
 
 def scenes(world, split, count, seed=0):
