@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,6 @@ AVERAGED = "callbacks.ema={_target_: umm_zoo.training.ema.EMA, decay: 0.9}"
 def saving(every: int) -> str:
     node = {"_target_": "umm_zoo.checkpoints.callback.LastCheckpoint", "every_n_train_steps": every}
     return f"callbacks.checkpoint={json.dumps(node)}"
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 def test_adapters_of_a_second_stage_resume_exactly(nursery: Nursery, tmp_path: Path) -> None:

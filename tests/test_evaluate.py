@@ -9,22 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from finished_runs import write_run
-from torch import Tensor, nn
+from toy_parts import OneWeight
 
 from umm_zoo.batch import Batch
 from umm_zoo.evaluate import main
-from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
 
 
-class Size(Method):
+class Size(OneWeight):
     """Says what a validation is wanted for."""
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {}
-
-    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": torch.zeros(())}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         found = {"longest": self.wanted.max_new_tokens, "made": self.wanted.generates(batch_idx)}

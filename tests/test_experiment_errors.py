@@ -15,18 +15,17 @@ import yaml
 from umm_zoo.fit import main
 
 
+def around(tree: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The map that holds what a path leads to, and its key there."""
+    *parents, last = path.split(".")
+    for part in parents:
+        tree = tree[part]
+    return tree, last
+
+
 def change(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        tree = tree[part]
-    tree[last] = value
-
-
-def without(tree: dict[str, Any], path: str) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        tree = tree[part]
-    del tree[last]
+    inner, key = around(tree, path)
+    inner[key] = value
 
 
 #: name -> (path, value), expected parts of the one line
@@ -188,7 +187,8 @@ def test_a_user_error_is_one_helpful_line(name: str, folder: Path, capsys: pytes
 )
 def test_what_is_missing_is_named(path: str, expected: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = toy_parts.toy_experiment()
-    without(tree, path)
+    inner, key = around(tree, path)
+    del inner[key]
     assert expected in refused(capsys, [str(toy_parts.write_yaml(folder / "e.yaml", tree))])
 
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[1]
 TWO = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.max_steps=8")
-pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +37,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(shards: Path, runs: Path, devices: int) -> dict[str, float]:
     overrides = [f"vars.data={shards}", f"name=ranks{devices}", f"trainer.devices={devices}", "trainer.accelerator=cpu"]
     overrides += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=4", "data.val_batch_size=1"]
-    overrides += [
-        "training.optimizer.lr=0.0",
-        "callbacks.validation.max_new_tokens=2",
-        *(["trainer.strategy=ddp"] if devices > 1 else []),
-    ]
+    overrides += ["training.optimizer.lr=0.0", "callbacks.validation.max_new_tokens=2"]
+    overrides += ["trainer.strategy=ddp"] if devices > 1 else []
     command = [sys.executable, "-m", "umm_zoo.fit", "experiments/llava/shapes.yaml", "--runs", str(runs), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -60,13 +55,6 @@ def test_two_processes_with_uneven_shards_score_as_one_does(shards: Path, tmp_pa
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shapes_batches import batch_of
 from torch import nn
 
 from tools.part_card import markdown
@@ -24,7 +25,7 @@ from umm_zoo.metrics import Retrieval, normalise
 from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.contrastive import captions
-from umm_zoo.shapes import Scene, World, make_sample, render
+from umm_zoo.shapes import Scene, World, make_sample
 from umm_zoo.shapes.detector import ShapesDetector
 
 ROOT = Path(__file__).parents[1]
@@ -43,12 +44,7 @@ LEAST_RIGHT = {"llava": 0.85, "vlm": 0.95}
 @functools.cache
 def scenes(count: int, task: str = "captions", mark_share: float = 0.2) -> Batch:
     """Held-out scenes with their ground truth."""
-    samples = [make_sample(World(), SEED, "test", task, i, mark_share) for i in range(count)]
-    pixels = np.stack([render(World(), scene) for sample in samples for scene in sample.scenes])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    conversations = [sample.row["conversations"] for sample in samples]
-    counts = [len(sample.scenes) for sample in samples]
-    return Batch([sample.key for sample in samples], conversations, images, counts, meta=[sample.row for sample in samples])
+    return batch_of([make_sample(World(), SEED, "test", task, i, mark_share) for i in range(count)])
 
 
 @functools.cache
@@ -98,7 +94,6 @@ def test_the_codec_keeps_30_decibels() -> None:
     assert decibels.mean() > max(29.5, stated("codec")["psnr"] - 3 * decibels.std() / 200**0.5)
 
 
-@torch.no_grad()
 @torch.no_grad()
 def test_objects_survive_the_codec() -> None:
     batch = scenes(200)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,28 +12,17 @@ import yaml
 from finished_runs import write_run
 from PIL import Image
 from torch import Tensor, nn
+from toy_parts import OneWeight
 
 from umm_zoo.evaluate import main as evaluate
-from umm_zoo.method import Method
-from umm_zoo.outputs import Outputs
 
 
-class Painter(Method):
+class Painter(OneWeight):
     """Says which of two colours an image has, and paints it; its one weight is the brightness."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(1, 1)
         nn.init.constant_(self.layer.weight, 0.5)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"layer": self.layer}
-
-    def training_losses(self, batch: Any) -> dict[str, Tensor]:
-        return {"loss": self.layer.weight.sum()}
-
-    def validation_step(self, batch: Any, batch_idx: int) -> Outputs:
-        return Outputs()
 
     def reconstruct_from_captions(self, images: Tensor, seeds: list[int]) -> tuple[list[str], Tensor]:
         assert seeds == [42] * len(images)

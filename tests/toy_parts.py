@@ -69,6 +69,26 @@ class Toy(Method):
         return Outputs(self.training_losses(batch))
 
 
+class OneWeight(Method):
+    """A single layer, which is its loss; what a test is about, it overrides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.layer(torch.ones(1, 1)).sum()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        return Outputs()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class ToyData(LightningDataModule):
     def __init__(self, size: int = 6, shards: list[str] | None = None) -> None:
         super().__init__()

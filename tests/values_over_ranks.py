@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
+from umm_zoo.callbacks.metrics import entries
 from umm_zoo.outputs import Outputs
 
 #: The given rows of a fixed set, and what a model makes of them.
@@ -19,15 +20,19 @@ Step = Callable[[range], tuple[Outputs, Batch]]
 MakeMetrics = Callable[[], dict[str, Metric]]
 
 
+def scored(metric: Metric, *steps: tuple[Outputs, Batch]) -> dict[str, float]:
+    """The values of a metric after these steps; that of a metric of one number is called "" here."""
+    for outputs, batch in steps:
+        metric.update(outputs, batch)
+    return {entry: float(value) for entry, value in entries(metric.compute())}
+
+
 def values_of(make: MakeMetrics, step: Step, rows: range, batch_size: int = 3) -> dict[str, float]:
     """Every metric over the rows, batch by batch; over all ranks where there are several."""
     values: dict[str, float] = {}
     for name, metric in make().items():
-        for start in range(0, len(rows), batch_size):
-            metric.update(*step(rows[start : start + batch_size]))
-        computed = metric.compute()
-        for entry, value in (computed if isinstance(computed, dict) else {"": computed}).items():
-            values[f"{name}/{entry}"] = float(value)
+        steps = (step(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+        values |= {f"{name}/{entry}": value for entry, value in scored(metric, *steps).items()}
     return values
 
 

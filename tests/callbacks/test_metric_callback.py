@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
+from toy_parts import OneWeight
 
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks import MetricCallback, Validation
 from umm_zoo.errors import UserError
-from umm_zoo.method import Method
 from umm_zoo.metrics import AnswerAccuracy, AttentionBias, Perplexity, YesNo
 from umm_zoo.outputs import Outputs
 
@@ -27,25 +27,12 @@ def rows(indices: list[int]) -> Batch:
     )
 
 
-class Toy(Method):
+class Toy(OneWeight):
     """Answers "red"; each row costs (its index + 1) nats over two tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"layer": self.layer}
-
-    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.layer(torch.ones(1, 1)).sum()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         nll = torch.tensor([float(key.split(":")[1]) + 1 for key in batch.keys])
         return Outputs(answers=["Red"] * len(batch), nll=nll, num_tokens=torch.full((len(batch),), 2))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def loader() -> DataLoader:

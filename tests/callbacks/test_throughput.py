@@ -6,12 +6,12 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
+from toy_parts import OneWeight
 
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.throughput import Throughput
-from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
 
 DATA, FORWARD, STEP, VALIDATION = 0.006, 0.012, 0.009, 0.2
@@ -32,22 +32,15 @@ class SlowSGD(torch.optim.SGD):
         return loss
 
 
-class Slow(Method):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"layer": self.layer}
-
+class Slow(OneWeight):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         Clock.wait(FORWARD)
         self.num_tokens = torch.tensor(7 * len(batch))
-        return {"loss": self.layer(torch.ones(1, 1)).sum()}
+        return super().training_losses(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         Clock.wait(VALIDATION)
-        return Outputs()
+        return super().validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return SlowSGD(self.parameters(), lr=0.1)

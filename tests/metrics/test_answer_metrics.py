@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from values_over_ranks import scored
 
 from umm_zoo.batch import Batch
 from umm_zoo.metrics import AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, YesNo, normalise
@@ -17,10 +18,6 @@ def batch(rows: list[tuple[str, str, dict]], source: str = "toy") -> Batch:
         conversations=[[{"role": "user", "text": question}, {"role": "assistant", "text": truth}] for question, truth, _ in rows],
         meta=[meta for _, _, meta in rows],
     )
-
-
-def as_floats(values: dict) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
 
 
 @pytest.mark.parametrize(
@@ -41,20 +38,20 @@ def test_normalise_drops_only_case_punctuation_and_space(found: str, truth: str,
 
 
 def test_answer_accuracy_by_kind_and_overall() -> None:
-    metric = AnswerAccuracy()
     rows = [("?", "red", {"kind": "colour"}), ("?", "blue", {"kind": "colour"}), ("?", "3", {"kind": "count"}), ("p", "", {})]
-    metric.update(Outputs(answers=["Red.", "red", "3", "anything"]), batch(rows))
-    metric.update(Outputs(answers=["three"]), batch([("?", "3", {"kind": "count"})]))
-    metric.update(Outputs(answers=["yes"]), batch([("?", "yes", {"task": "vqa"})]))
-    expected = {"overall": 3 / 5, "colour": 1 / 2, "count": 1 / 2, "vqa": 1.0}
-    assert as_floats(metric.compute()) == pytest.approx(expected)
+    values = scored(
+        AnswerAccuracy(),
+        (Outputs(answers=["Red.", "red", "3", "anything"]), batch(rows)),
+        (Outputs(answers=["three"]), batch([("?", "3", {"kind": "count"})])),
+        (Outputs(answers=["yes"]), batch([("?", "yes", {"task": "vqa"})])),
+    )
+    assert values == pytest.approx({"overall": 3 / 5, "colour": 1 / 2, "count": 1 / 2, "vqa": 1.0})
 
 
 def test_answer_accuracy_of_chosen_tasks() -> None:
-    metric = AnswerAccuracy(tasks=["vqa"])
     rows = [("?", "a", {"task": "vqa", "kind": "k"}), ("?", "long text", {"task": "caption", "kind": "short"})]
-    metric.update(Outputs(answers=["a", "other"]), batch(rows))
-    assert as_floats(metric.compute()) == {"overall": 1.0, "k": 1.0}
+    outputs = Outputs(answers=["a", "other"])
+    assert scored(AnswerAccuracy(tasks=["vqa"]), (outputs, batch(rows))) == {"overall": 1.0, "k": 1.0}
 
 
 def test_a_missing_output_is_named() -> None:
@@ -67,10 +64,9 @@ def test_yes_no_five_numbers_by_hand() -> None:
     truths = ["yes"] * 4 + ["no"] * 4
     answers = ["Yes.", "yes, it is", "no", "maybe", "No", "no!", "NO", "yes"]
     negatives = [None] * 4 + ["random", "random", "adversarial", "adversarial"]
-    metric = YesNo()
     rows = [("?", t, {"kind": "exists", "negative": n}) for t, n in zip(truths, negatives, strict=True)]
-    metric.update(Outputs(answers=[*answers, "red"]), batch([*rows, ("?", "red", {"kind": "colour"})]))
-    assert as_floats(metric.compute()) == pytest.approx(
+    rows.append(("?", "red", {"kind": "colour"}))
+    assert scored(YesNo(), (Outputs(answers=[*answers, "red"]), batch(rows))) == pytest.approx(
         {
             "accuracy": 5 / 8,
             "precision": 2 / 3,
@@ -85,43 +81,35 @@ def test_yes_no_five_numbers_by_hand() -> None:
 
 
 def test_yes_no_without_a_yes_is_zero_not_nan() -> None:
-    metric = YesNo(kinds=["q"])
-    metric.update(Outputs(answers=["no"]), batch([("?", "yes", {"kind": "q"})]))
-    values = as_floats(metric.compute())
+    values = scored(YesNo(kinds=["q"]), (Outputs(answers=["no"]), batch([("?", "yes", {"kind": "q"})])))
     assert (values["precision"], values["recall"], values["f1"]) == (0, 0, 0)
 
 
 def test_paired_needs_both_rows_right_whatever_batch_they_come_in() -> None:
-    metric = PairedAccuracy()
     first = [("?", "yes", {"pair": 1}), ("?", "yes", {"pair": 2}), ("?", "yes", {"pair": 3}), ("?", "yes", {})]
-    metric.update(Outputs(answers=["yes", "yes", "yes", "no"]), batch(first))
-    metric.update(Outputs(answers=["yes", "no"]), batch([("?", "no", {"pair": 1}), ("?", "no", {"pair": 2})]))
-    assert as_floats(metric.compute()) == {"incomplete": 1.0, "paired": 0.5, "single": 0.75}
+    second = [("?", "no", {"pair": 1}), ("?", "no", {"pair": 2})]
+    steps = (Outputs(answers=["yes", "yes", "yes", "no"]), batch(first)), (Outputs(answers=["yes", "no"]), batch(second))
+    assert scored(PairedAccuracy(), *steps) == {"incomplete": 1.0, "paired": 0.5, "single": 0.75}
 
 
 def test_paired_keeps_sources_apart_and_refuses_triples() -> None:
     metric = PairedAccuracy()
-    for source in ("a", "b"):
-        metric.update(Outputs(answers=["x", "x"]), batch([("?", "x", {"pair": 0}), ("?", "x", {"pair": 0})], source))
-    assert as_floats(metric.compute())["paired"] == 1.0
-    metric.update(Outputs(answers=["x"]), batch([("?", "x", {"pair": 0})], "a"))
+    steps = [(Outputs(answers=["x", "x"]), batch([("?", "x", {"pair": 0})] * 2, source)) for source in ("a", "b")]
+    assert scored(metric, *steps)["paired"] == 1.0
     with pytest.raises(ValueError, match="found 1 pairs of more than two rows, expected two"):
-        metric.compute()
+        scored(metric, (Outputs(answers=["x"]), batch([("?", "x", {"pair": 0})], "a")))
 
 
 def test_perplexity_weighs_tokens_not_batches() -> None:
-    metric = Perplexity()
-    metric.update(Outputs(nll=torch.tensor([2.0, 4.0]), num_tokens=torch.tensor([1, 9])), batch([("?", "a", {})] * 2))
-    metric.update(Outputs(nll=torch.tensor([1.5]), num_tokens=torch.tensor([5])), batch([("?", "a", {})]))
-    assert float(metric.compute()) == pytest.approx(math.exp(7.5 / 15))
+    first = Outputs(nll=torch.tensor([2.0, 4.0]), num_tokens=torch.tensor([1, 9])), batch([("?", "a", {})] * 2)
+    second = Outputs(nll=torch.tensor([1.5]), num_tokens=torch.tensor([5])), batch([("?", "a", {})])
+    assert scored(Perplexity(), first, second)[""] == pytest.approx(math.exp(7.5 / 15))
 
 
 def test_bound_of_the_language_prior_is_the_best_constant_answer_per_question() -> None:
     rows = [("<image>\nColour?", answer, {"kind": "colour"}) for answer in ("red", "Red.", "blue")]
     rows += [("<image>\nHow many?", answer, {"kind": "count"}) for answer in ("1", "2", "3", "3")]
-    metric = LanguagePrior()
-    metric.update(Outputs(), batch(rows))
-    values = as_floats(metric.compute())
+    values = scored(LanguagePrior(), (Outputs(), batch(rows)))
     assert values["in_set_bound"] == pytest.approx(4 / 7)
     assert list(values) == ["held_out", "colour", "count", "in_set_bound"]  # what is to be quoted stands first in every table
     assert values["held_out"] == pytest.approx((3 * values["colour"] + 4 * values["count"]) / 7)
@@ -130,22 +118,17 @@ def test_bound_of_the_language_prior_is_the_best_constant_answer_per_question() 
 def test_held_out_prior_is_not_fooled_by_questions_asked_once() -> None:
     # every question text is new, four answers in equal numbers: the bound is 1, what can be known is the kind's answers only
     rows = [(f"question {i}", "abcd"[i % 4], {"kind": "k"}) for i in range(400)]
-    metric = LanguagePrior()
-    metric.update(Outputs(), batch(rows))
-    values = as_floats(metric.compute())
+    values = scored(LanguagePrior(), (Outputs(), batch(rows)))
     assert values["in_set_bound"] == 1.0
     assert 0.1 < values["held_out"] < 0.3
 
 
 def test_held_out_prior_finds_what_the_text_gives_away() -> None:
     rows = [(f"question {i % 5}", f"answer {i % 5}", {"kind": "k"}) for i in range(200)]
-    metric = LanguagePrior()
-    metric.update(Outputs(), batch(rows))
-    assert as_floats(metric.compute())["held_out"] == 1.0
+    assert scored(LanguagePrior(), (Outputs(), batch(rows)))["held_out"] == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("metric", [AnswerAccuracy(), YesNo(), PairedAccuracy(), LanguagePrior()])
 def test_without_rows_there_is_no_value(metric: AnswerAccuracy) -> None:
-    metric.update(Outputs(answers=[]), batch([]))
-    assert metric.compute() == {}
+    assert scored(metric, (Outputs(answers=[]), batch([]))) == {}

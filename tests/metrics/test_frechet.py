@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from values_over_ranks import scored
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
@@ -33,13 +36,9 @@ def test_it_is_the_distance_of_two_gaussians() -> None:
     true = true - true.mean(dim=0)
     true = true @ torch.linalg.inv(torch.linalg.cholesky(true.T.cov())).T * 0.1  # covariance 0.01 times the identity
     made = true * torch.tensor([2.0, 1.0]) + torch.tensor([0.3, 0.0])
-    metric = FrechetDistance(Means())
-    metric.update(Outputs(generated=images(made[:20])), batch(true[:20]))
-    metric.update(Outputs(generated=images(made[20:])), batch(true[20:]))
-    assert float(metric.compute()) == pytest.approx(0.3**2 + 0.1**2, rel=1e-3)
+    first, second = ((Outputs(generated=images(made[part])), batch(true[part])) for part in (slice(20), slice(20, None)))
+    assert scored(FrechetDistance(Means()), first, second)[""] == pytest.approx(0.3**2 + 0.1**2, rel=1e-3)
 
 
 def test_without_images_it_is_not_a_number() -> None:
-    metric = FrechetDistance(Means())
-    metric.update(Outputs(), batch(torch.zeros(3, 2)))
-    assert metric.compute().isnan()
+    assert math.isnan(scored(FrechetDistance(Means()), (Outputs(), batch(torch.zeros(3, 2))))[""])

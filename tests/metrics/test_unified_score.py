@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from values_over_ranks import scored
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
@@ -38,6 +39,7 @@ def image(first: tuple[float, float, float], last: tuple[float, float, float]) -
 
 RED, GREEN, BOTH = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)
 ORIGINALS = torch.stack([image(RED, RED), image(GREEN, GREEN), image(RED, GREEN)])
+PARTS = slice(2), slice(2, None)
 GENERATED = torch.stack([image(RED, GREEN), image(RED, GREEN), image(BOTH, GREEN)])
 
 
@@ -50,25 +52,22 @@ def score(**arguments: object) -> UnifiedScore:
 
 
 def test_mean_per_encoder_and_their_plain_mean():
-    metric = score()
-    metric.update(Outputs(generated=GENERATED[:2], references=ORIGINALS[:2]), rows(2))
-    metric.update(Outputs(generated=GENERATED[2:], references=ORIGINALS[2:]), rows(1))
+    steps = [(Outputs(generated=GENERATED[part], references=ORIGINALS[part]), rows(len(GENERATED[part]))) for part in PARTS]
     first, last = 100 * (1 + 0 + 0.5**0.5) / 3, 100 * (0 + 1 + 1) / 3
     expected = {"first": first, "last": last, "unified": (first + last) / 2}
-    assert_close({name: float(value) for name, value in metric.compute().items()}, expected)
+    assert_close(scored(score(), *steps), expected)
 
 
 def test_a_image_and_itself_score_100():
-    metric = score(images="from_true_captions")
-    metric.update(Outputs(generated=GENERATED, from_true_captions=ORIGINALS, references=ORIGINALS), rows())
-    assert_close(metric.compute()["unified"].item(), 100.0)
+    step = Outputs(generated=GENERATED, from_true_captions=ORIGINALS, references=ORIGINALS), rows()
+    assert_close(scored(score(images="from_true_captions"), step)["unified"], 100.0)
 
 
 def test_rows_of_a_kind_only_and_nothing_without_rows():
     metric = score(kinds=["kind1"])
     assert metric.compute() == {}
-    metric.update(Outputs(generated=GENERATED, references=ORIGINALS), rows())
-    assert metric.compute()["first"] == 0 and metric.compute()["last"] == 100
+    values = scored(metric, (Outputs(generated=GENERATED, references=ORIGINALS), rows()))
+    assert values["first"] == 0 and values["last"] == 100
 
 
 def test_no_partner_is_an_error_and_not_left_out():
@@ -109,11 +108,9 @@ def test_an_empty_caption_mentions_nothing():
 
 
 def test_rates_over_captions():
-    metric = CaptionClauses()
     batch = Batch(["a", "b", "c"], [[]] * 3, meta=[{"scene": SCENE}, {"scene": SCENE}, {}])
     texts = ["top left: a small red circle", "top right: a large blue square; bottom left: a small red square", "no scene"]
-    metric.update(Outputs(answers=texts), batch)
-    found = {name: float(value) for name, value in metric.compute().items()}
+    found = scored(CaptionClauses(), (Outputs(answers=texts), batch))
     expected = {"precision": 2 / 3, "recall": 2 / 6, "small": 1 / 4, "large": 1 / 2, "faithful": 1 / 2, "background": 0.0}
     assert_close({name: found[name] for name in expected}, expected)
     assert found["mentioned"] == 1.5 and found["words"] == 9

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from shapes_batches import images_of
 
-from umm_zoo.shapes import World, render, sample_scene, sample_stream
+from umm_zoo.shapes import World, sample_scene, sample_stream
 from umm_zoo.shapes.detector import ShapesDetector
 from umm_zoo.shapes.scenes import BACKGROUNDS, Scene
 
@@ -16,16 +17,12 @@ def scenes(world: World, count: int, split: str = "test"):
     return [sample_scene(world, split, sample_stream(5, split, "detector", i)) for i in range(count)]
 
 
-def images(world: World, rendered) -> torch.Tensor:
-    return torch.from_numpy(np.stack([render(world, scene) for scene in rendered])).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 @pytest.mark.parametrize("image_size", [32, 64])
 @pytest.mark.parametrize("kind", [SMALL, LARGE])
 def test_it_is_right_on_renders(kind, image_size: int) -> None:
     world = World(**kind, image_size=image_size, max_objects=4)
     rendered = scenes(world, 100, "train") + scenes(world, 100, "heldout")
-    found = ShapesDetector(**kind)(images(world, rendered))
+    found = ShapesDetector(**kind)(images_of(rendered, world))
     assert np.mean([seen.coarse() == scene.coarse() for seen, scene in zip(found, rendered, strict=True)]) > 0.99
     marks = [(seen.at(item.cell), item) for seen, scene in zip(found, rendered, strict=True) for item in scene.objects]
     assert np.mean([seen is not None and seen.mark == item.mark for seen, item in marks]) > 0.99
@@ -47,7 +44,7 @@ def test_it_bears_the_noise_of_a_codec() -> None:
     """At 26 decibels, less than the shipped codec's 30."""
     world, generator = World(**SMALL), torch.Generator().manual_seed(4)
     rendered = scenes(world, 200)
-    noisy = images(world, rendered)
+    noisy = images_of(rendered, world)
     noisy = noisy + 0.1 * torch.randn(noisy.shape, generator=generator)
     found = ShapesDetector(**SMALL)(noisy)
     assert np.mean([seen.coarse() == scene.coarse() for seen, scene in zip(found, rendered, strict=True)]) > 0.99

@@ -1,10 +1,8 @@
 """Metrics of generated scenes: two processes with uneven rows must give what one process gives."""
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
+from shapes_batches import batch_of, images_of
 from torchmetrics import Metric
 from values_over_ranks import check_every_rank
 
@@ -12,13 +10,12 @@ from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.metrics import FrechetDistance, Reconstruction
 from umm_zoo.outputs import Outputs
-from umm_zoo.shapes import World, make_sample, render
+from umm_zoo.shapes import World, make_sample
 from umm_zoo.shapes.editing_metrics import EditPixels, EditSuccess, InstructionSensitivity
 from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval
 
 pytestmark = pytest.mark.processes
 
-WORLD = World()
 #: The kinds of rows come one after the other, so that ranks see different ones; the last case leaves a rank without rows.
 TASKS = ["edits"] * 7 + ["geneval"] * 6 + ["text_to_image"] * 4
 SPLITS = {"uneven": [range(0, 5), range(5, 17)], "one rank without rows": [range(17), range(0)]}
@@ -48,26 +45,13 @@ def all_metrics() -> dict[str, Metric]:
     }
 
 
-def image(*scenes: Any) -> torch.Tensor:
-    return torch.from_numpy(np.stack([render(WORLD, scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def step(rows: range) -> tuple[Outputs, Batch]:
     """The given rows; every third shows its target, the others as some other scene, all a little wrong."""
-    samples = [make_sample(WORLD, 3, "test", TASKS[i], i) for i in rows]
-    targets = image(*[sample.target for sample in samples])
-    others = image(*[make_sample(WORLD, 3, "test", "edits", 100 + i).target for i in rows])
+    batch = batch_of([make_sample(World(), 3, "test", TASKS[i], i) for i in rows])
+    targets = batch.targets
+    others = images_of(make_sample(World(), 3, "test", "edits", 100 + i).target for i in rows)
     right = torch.tensor([i % 3 == 0 for i in rows])[:, None, None, None]
     made = torch.where(right, targets, others) * torch.tensor([1 - i / 100 for i in rows])[:, None, None, None]
-    inputs = [scene for sample in samples for scene in sample.scenes]
-    batch = Batch(
-        [sample.key for sample in samples],
-        [sample.row["conversations"] for sample in samples],
-        image(*inputs) if inputs else None,
-        [len(sample.scenes) for sample in samples],
-        targets,
-        [{**sample.row, "task": TASKS[i]} for i, sample in zip(rows, samples, strict=True)],
-    )
     outputs = Outputs(generated=made, unchanged=others, unchanged_references=-targets, round_trips=targets * 0.9)
     return outputs, batch
 
