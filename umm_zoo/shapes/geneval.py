@@ -44,9 +44,10 @@ def make_prompt(world: World, split: str, category: str, rng: np.random.Generato
     items = [scene.objects[i] for i in rng.permutation(len(scene.objects)).tolist()]
     if len(items) < count or len({item.shape for item in items}) < count:
         return None
-    named = ("shape", "colour") if category in ("colours", "colour_attribution") else ("shape",)
-    names = [with_article(phrase(item, named)) for item in items]
-    wanted = [{"shape": "", "count": 1, "exact": False, **{name: getattr(item, name) for name in named}} for item in items]
+    coloured = category in ("colours", "colour_attribution")
+    names = [with_article(phrase(item, ("colour", "shape") if coloured else ("shape",))) for item in items]
+    colours = [{"colour": item.colour} if coloured else {} for item in items]
+    wanted = [{"shape": item.shape, "count": 1, "exact": False, **colour} for item, colour in zip(items, colours, strict=True)]
     requirement: dict[str, Any] = {"include": wanted}
     if category != "position":
         return Prompt(" and ".join(names), requirement, scene)
@@ -61,6 +62,5 @@ def _counting(world: World, split: str, rng: np.random.Generator) -> Prompt | No
     shape = scene.objects[0].shape
     if len(scene.matching(shape=shape)) < count:
         return None
-    return Prompt(
-        f"{NUMBERS[count]} {shape}{'s' * (count > 1)}", {"include": [{"shape": shape, "count": count, "exact": True}]}, scene
-    )
+    noun = f"{shape}s" if count > 1 else shape
+    return Prompt(f"{NUMBERS[count]} {noun}", {"include": [{"shape": shape, "count": count, "exact": True}]}, scene)

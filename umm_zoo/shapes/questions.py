@@ -11,7 +11,7 @@ import numpy as np
 
 from umm_zoo.errors import UserError
 from umm_zoo.shapes.language import NUMBERS, refer, with_article
-from umm_zoo.shapes.scenes import Object, Scene, World, pick
+from umm_zoo.shapes.scenes import Scene, World, pick
 
 #: How POPE chooses what it asks for in vain: anything absent, what is common elsewhere, what resembles the objects present.
 NEGATIVES = ("random", "popular", "adversarial")
@@ -69,18 +69,7 @@ def ask(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Gener
     if slot.kind == "count":
         return _count(world, scene, rng)
     item = pick(rng, scene.objects)
-    return ask_about(world, scene, item, slot.kind, rng)
-
-
-def ask_several(world: World, scene: Scene, split: str, slots: Iterable[Slot], rng: np.random.Generator) -> dict[str, str]:
-    """Different questions about one scene with their answers; fewer than slots where two are alike or one is ambiguous."""
-    made = (ask(world, scene, split, slot, rng) for slot in slots)
-    return {question.text: question.answer for question in made if question is not None}
-
-
-def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.random.Generator) -> Question | None:
-    """A question of kind colour, shape, size, position or mark about one object of the scene."""
-    attribute = "cell" if kind == "position" else kind
+    attribute = "cell" if slot.kind == "position" else slot.kind
     name = refer(scene, item, rng, avoid=(attribute,))
     if name is None:
         return None
@@ -90,8 +79,14 @@ def ask_about(world: World, scene: Scene, item: Object, kind: str, rng: np.rando
         "size": f"What size is the {name}?",
         "position": f"Where is the {name}?",
         "mark": mark_question(world, name),
-    }[kind]
-    return Question(text, getattr(item, attribute), kind, (("about", item.cell),))
+    }[slot.kind]
+    return Question(text, getattr(item, attribute), slot.kind, (("about", item.cell),))
+
+
+def ask_several(world: World, scene: Scene, split: str, slots: Iterable[Slot], rng: np.random.Generator) -> dict[str, str]:
+    """Different questions about one scene with their answers; fewer than slots where two are alike or one is ambiguous."""
+    made = (ask(world, scene, split, slot, rng) for slot in slots)
+    return {question.text: question.answer for question in made if question is not None}
 
 
 def mark_question(world: World, name: str) -> str:
