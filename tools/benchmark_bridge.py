@@ -5,7 +5,7 @@
 Both arms train the same bridge from the same random weights: learned queries in a frozen language model, a connector, a frozen
 decoder (``--trained-decoder`` trains it). ``naive`` runs the model over request and queries in one pass with gradients, as public
 code of this family does: the frozen layers keep what they computed on the request, and the backward pass goes through all of it.
-``ours`` reads the request under no_grad and keeps its keys and values alone. Both give the same loss (``--check`` compares them).
+``ours`` reads the request under no_grad and keeps its keys and values alone. Both give the same loss.
 
 Every arm and length runs in a process of its own, in turns, so that other load on the machine meets all of them; the numbers are
 medians over the turns. Peak memory (weights, gradients, moments, activations) is that of the accelerator, or of the process where
@@ -15,7 +15,6 @@ there is none, less what the process held before the model was built.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,9 @@ ARMS = ("naive", "ours")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: one turn of ``--arm``, a comparison of the losses, or all turns and their table."""
+    """The command: all turns and their table."""
     options = parser().parse_args(arguments)
-    if options.check:
-        first, second = (losses(options, arm, options.lengths[0]) for arm in ARMS)
-        print(f"loss naive {first:.7f}, ours {second:.7f}")
-        return 0 if abs(first - second) < 1e-4 else 1
-    if options.arm:
-        print(json.dumps(measure(options, options.arm, options.lengths[0])))
-        return 0
-    cases = {(length, arm): {"arm": arm, "lengths": [length]} for length in options.lengths for arm in ARMS}
-    print(table(timing.in_turns(__file__, options, cases), options))
+    print(table(timing.in_turns(measure, options, [(length, arm) for length in options.lengths for arm in ARMS]), options))
     return 0
 
 
@@ -46,7 +37,6 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = timing.parser(
         __doc__,
-        ARMS,
         steps=(6, "timed steps of a turn, after two that are not timed"),
         batch=(8, "rows of a step"),
         width=(256, "width of the language model"),
@@ -55,28 +45,19 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="tokens of the request")
     made.add_argument("--trained-decoder", action="store_true", help="train the decoder too")
-    made.add_argument("--check", action="store_true", help="compare the losses of both arms and stop")
     return made
 
 
-def measure(options: argparse.Namespace, arm: str, length: int) -> timing.Numbers:
-    """Seconds per step and peak memory in MiB of one arm, in this process."""
+def measure(options: argparse.Namespace, case: tuple[int, str]) -> timing.Numbers:
+    """Seconds per step and peak memory in MiB of one arm at one length, in this process."""
     import umm_zoo.methods.metaquery  # noqa: F401  the libraries are in memory before anything is measured
 
     before = timing.memory(options.device)
+    length, arm = case
     method = build_method(options).to(options.device)
     batch = request(options, length).to(options.device)
     seconds = timing.median_step(method, lambda: loss_of(method, batch, arm), options.steps, options.device)
     return {"seconds": seconds, "memory": timing.memory(options.device) - before}
-
-
-def losses(options: argparse.Namespace, arm: str, length: int) -> float:
-    """The loss of one arm, under the same weights and noise."""
-    import torch
-
-    method = build_method(options).to(options.device)
-    torch.manual_seed(1)
-    return float(loss_of(method, request(options, length).to(options.device), arm).detach())
 
 
 def loss_of(method: Any, batch: Any, arm: str) -> Any:
@@ -145,9 +126,9 @@ def build_method(options: argparse.Namespace) -> Any:
     return method
 
 
-def table(results: dict[tuple[int, str], list[timing.Numbers]], options: argparse.Namespace) -> str:
+def table(found: dict[tuple[int, str], timing.Numbers], options: argparse.Namespace) -> str:
     """Medians over the turns, as Markdown."""
-    found, rows = timing.medians(results), []
+    rows = []
     for length in options.lengths:
         (slow, fast), (large, small) = ([found[length, arm][name] for arm in ARMS] for name in ("seconds", "memory"))
         row = [str(length), f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.2f} x"]

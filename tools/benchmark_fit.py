@@ -15,7 +15,6 @@ processor time, which other programs disturb less. The losses of the two must ag
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning import Callback
 from torch import Tensor
@@ -82,8 +82,8 @@ class TakeTurns(Callback):
 
     def __init__(self, experiment: Experiment, warmup: int, block: int) -> None:
         self.experiment, self.warmup, self.block = experiment, warmup, block
-        self.fit: list[tuple[float, float]] = []  # (seconds, processor seconds) of each block
-        self.bare: list[tuple[float, float]] = []
+        self.fit: list[np.ndarray] = []  # (seconds, processor seconds) of each block
+        self.bare: list[np.ndarray] = []
         self.fit_losses: list[Tensor] = []
         self.bare_losses: list[Tensor] = []
 
@@ -102,22 +102,18 @@ class TakeTurns(Callback):
             return
         now = self._now()
         if timed:
-            self.fit.append(_since(self.began, now))
+            self.fit.append(now - self.began)
         for _turn in range(self.block if timed else self.warmup):
             self.bare_losses.append(self.loop.step())
         if timed:
-            self.bare.append(_since(now, self._now()))
+            self.bare.append(self._now() - now)
         self.began = self._now()
 
-    def _now(self) -> tuple[float, float]:
+    def _now(self) -> np.ndarray:
         """The clocks, when the device has done all it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter(), time.process_time()
-
-
-def _since(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
-    return end[0] - start[0], end[1] - start[1]
+        return np.array([time.perf_counter(), time.process_time()])
 
 
 def prepare(file: str, overrides: Sequence[str], total: int) -> Experiment:
@@ -152,11 +148,10 @@ def measure(experiment: Experiment, warmup: int, block: int) -> TakeTurns:
 def report(turns: TakeTurns, experiment: Experiment, block: int, limit: float) -> int:
     """Print what was measured; 1 when the ratio is above the limit or the losses differ."""
     gap = float((torch.stack(turns.fit_losses) - torch.stack(turns.bare_losses)).abs().max())
-    clock, processor = (
-        statistics.median(fit[which] / bare[which] for fit, bare in zip(turns.fit, turns.bare, strict=True)) for which in (0, 1)
-    )
-    fit_ms, bare_ms = (1000 * statistics.median(seconds for seconds, _ in blocks) / block for blocks in (turns.fit, turns.bare))
-    ratios = sorted(fit[0] / bare[0] for fit, bare in zip(turns.fit, turns.bare, strict=True))
+    fit, bare = np.stack(turns.fit), np.stack(turns.bare)  # [blocks, 2]
+    clock, processor = np.median(fit / bare, axis=0)
+    fit_ms, bare_ms = (1000 * np.median(blocks[:, 0]) / block for blocks in (fit, bare))
+    ratios = sorted(fit[:, 0] / bare[:, 0])
     where = circumstances()
     print(f"machine {where['machine']}, versions {where['versions']}, commit {where['commit']}")
     print(f"largest difference between the losses of the two: {gap:.2g}")

@@ -20,10 +20,8 @@ step: on the CPU ``trl``'s libraries are in it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,23 +29,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools import timing
+from tools.rollout_arms import ALPHA, LEARNING_RATE, RANK, library_loop, trl_trainer
 
 ARMS = ("ours", "library", "trl")
 PHASES = ("caption", "generate", "reward", "score", "update")
 NUMBERS = (*PHASES, "samples_per_second", "start_mb", "peak_mb")
-RANK, ALPHA, LEARNING_RATE = 8, 16.0, 1e-5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: one turn of ``--arm``, or all turns and their table."""
+    """The command: all turns and their table."""
     options = parser().parse_args(arguments)
-    if options.arm:
-        print(json.dumps(measure(options)))
-        return 0
     arms = [arm for arm in ARMS if arm != "trl" or find_spec("trl") is not None]
     if "trl" not in arms:
         print("trl arm left out: pip install umm_zoo[trl]")
-    print(table(timing.in_turns(__file__, options, {arm: {"arm": arm} for arm in arms})))
+    print(table(timing.in_turns(measure, options, arms)))
     return 0
 
 
@@ -55,7 +50,6 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     return timing.parser(
         __doc__,
-        ARMS,
         steps=(5, "timed steps of a turn, after one that is not timed"),
         batch=(4, "images of a step"),
         group=(8, "captions of each"),
@@ -66,18 +60,17 @@ def parser() -> argparse.ArgumentParser:
     )
 
 
-def measure(options: argparse.Namespace) -> timing.Numbers:
+def measure(options: argparse.Namespace, arm: str) -> timing.Numbers:
     """Seconds per phase of a step, samples per second, memory in megabytes."""
     import torch
 
     torch.manual_seed(0)
-    batch, method = random_images(options), build(options).to(options.device)
-    run = (trl_run if options.arm == "trl" else own_run)(options, method, batch)
-    before = timing.memory(options.device)
-    spent = run()
-    start, peak = (mebibytes * 2**20 / 1e6 for mebibytes in (before, timing.memory(options.device)))
-    rate = options.batch * options.group / sum(spent.values())
-    return {**spent, "samples_per_second": rate, "start_mb": start, "peak_mb": peak}
+    batch, method = random_images(options), build(options, arm).to(options.device)
+    clock = Clock(method, options)
+    (trl_steps if arm == "trl" else own_steps)(options, method, batch, clock)
+    start, peak = (mebibytes * 2**20 / 1e6 for mebibytes in (clock.memory, timing.memory(options.device)))
+    rate = options.batch * options.group / sum(clock.spent.values())
+    return {**clock.spent, "samples_per_second": rate, "start_mb": start, "peak_mb": peak}
 
 
 def random_images(options: argparse.Namespace) -> Any:
@@ -92,7 +85,7 @@ def random_images(options: argparse.Namespace) -> Any:
 
 
 class Clock:
-    """Mean seconds of every phase over the steps after the first.
+    """Mean seconds of every phase over the steps after the first; the memory before any, in MiB.
 
     Args:
         method: measures its phases.
@@ -101,10 +94,11 @@ class Clock:
 
     def __init__(self, method: Any, options: argparse.Namespace) -> None:
         self.method, self.options = method, options
-        self.spent, self.steps, self.began = dict.fromkeys(PHASES, 0.0), 0, 0.0
+        self.spent, self.steps, self.began, self.memory = dict.fromkeys(PHASES, 0.0), 0, 0.0, 0.0
 
     def begin(self) -> None:
         """Of a step."""
+        self.memory = self.memory or timing.memory(self.options.device)
         self.method.phases.seconds.clear()
         self.began = timing.now(self.options.device)
 
@@ -117,34 +111,23 @@ class Clock:
         self.steps += 1
 
 
-def own_run(options: argparse.Namespace, method: Any, batch: Any) -> Callable[[], dict[str, float]]:
+def own_steps(options: argparse.Namespace, method: Any, batch: Any, clock: Clock) -> None:
     """The steps of ``ours`` and ``library``."""
     import torch
 
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], LEARNING_RATE)
-    clock = Clock(method, options)
-
-    def run() -> dict[str, float]:
-        for _ in range(options.steps + 1):
-            method.rollout = None
-            clock.begin()
-            method.training_losses(batch)["loss"].backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            clock.end()
-        return clock.spent
-
-    return run
+    for _ in range(options.steps + 1):
+        method.rollout = None
+        clock.begin()
+        method.training_losses(batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.end()
 
 
-def trl_run(options: argparse.Namespace, method: Any, batch: Any) -> Callable[[], dict[str, float]]:
+def trl_steps(options: argparse.Namespace, method: Any, batch: Any, clock: Clock) -> None:
     """The steps of ``trl``."""
-    from transformers import TrainerCallback
-
-    from tools.rollout_arms import trl_trainer
-
-    folder = tempfile.TemporaryDirectory()  # the trainer wants one, though nothing is saved
-    trainer, clock = trl_trainer(options, method, batch, folder.name, RANK, ALPHA, LEARNING_RATE), Clock(method, options)
+    from transformers import PrinterCallback, TrainerCallback
 
     class Steps(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -153,22 +136,18 @@ def trl_run(options: argparse.Namespace, method: Any, batch: Any) -> Callable[[]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock.end()
 
-    trainer.add_callback(Steps())
-
-    def run() -> dict[str, float]:
-        with folder:
-            trainer.train()
-        return clock.spent
-
-    return run
+    with tempfile.TemporaryDirectory() as folder:  # the trainer wants one, though nothing is saved
+        trainer = trl_trainer(options, method, batch, folder)
+        trainer.add_callback(Steps())
+        trainer.remove_callback(PrinterCallback)  # its summary is no part of the table
+        trainer.train()
 
 
-def build(options: argparse.Namespace) -> Any:
+def build(options: argparse.Namespace, arm: str) -> Any:
     """The method of an arm."""
     import torch
     from torch import nn
 
-    from tools.rollout_arms import library_loop
     from umm_zoo.backbones.adapters import LoRA
     from umm_zoo.backbones.features import DINOv2Features
     from umm_zoo.backbones.sd3 import StableDiffusion3
@@ -194,24 +173,23 @@ def build(options: argparse.Namespace) -> Any:
     decoder, codec = StableDiffusion3.from_config(transformer), timing.small_codec(4, [8, 8, 8, 8], groups=4)
     sizes = {"hidden_size": 32, "image_size": size, "patch_size": 8}
     encoder = DINOv2Features.from_config({**sizes, "num_hidden_layers": 1, "num_attention_heads": 2}, size)
-    kind: type[GenerationForUnderstanding] = library_loop() if options.arm == "library" else GenerationForUnderstanding
+    kind: type[GenerationForUnderstanding] = library_loop() if arm == "library" else GenerationForUnderstanding
     method = kind(
         vlm,
         CaptionRenderer(MLPConnector(width, 64, 128), decoder, codec, FlowMatching(), guidance=1.0, image_size=size),
         reward=ReconstructionReward(encoder),
         objective=GRPO(kl_weight=0.0),
-        adapter=None if options.arm == "trl" else LoRA(rank=RANK, alpha=ALPHA),  # TRL puts its own there
+        adapter=None if arm == "trl" else LoRA(rank=RANK, alpha=ALPHA),  # TRL puts its own there
         captions=CaptionSampling("<image>\nDescribe the image.", options.tokens),
         rollouts=Rollouts(options.group),
         num_steps=options.draw_steps,
     )
-    TrainingSetup(["language_model" if options.arm == "trl" else "adapter"], AdamW(LEARNING_RATE)).prepare(method)
+    TrainingSetup(["language_model" if arm == "trl" else "adapter"], AdamW(LEARNING_RATE)).prepare(method)
     return method
 
 
-def table(results: dict[str, list[timing.Numbers]]) -> str:
+def table(found: dict[str, timing.Numbers]) -> str:
     """Medians, side by side."""
-    found = timing.medians(results)
     lines = [f"{'':20s}" + "".join(f"{arm:>22s}" for arm in found)]
     for name in NUMBERS:
         cells = []

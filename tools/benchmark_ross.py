@@ -12,7 +12,6 @@ held before the model was built.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,9 @@ ARMS = ("baseline", "r-pixel", "r-latent", "d")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: one turn of ``--arm``, or all turns and their table."""
+    """The command: all turns and their table."""
     options = parser().parse_args(arguments)
-    if options.arm:
-        print(json.dumps(measure(options)))
-    else:
-        print(table(timing.in_turns(__file__, options, {arm: {"arm": arm} for arm in ARMS}), options))
+    print(table(timing.in_turns(measure, options, ARMS), options))
     return 0
 
 
@@ -38,7 +34,6 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     return timing.parser(
         __doc__,
-        ARMS,
         steps=(8, "timed steps of a turn, after two that are not timed"),
         batch=(16, "rows of a step, one image each"),
         grid=(8, "image tokens per side"),
@@ -48,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
 
-def measure(options: argparse.Namespace) -> timing.Numbers:
+def measure(options: argparse.Namespace, arm: str) -> timing.Numbers:
     """Seconds per step and peak memory in MiB of one arm, in this process."""
     import torch
 
@@ -57,8 +52,8 @@ def measure(options: argparse.Namespace) -> timing.Numbers:
 
     torch.manual_seed(0)
     before = timing.memory(options.device)
-    method = build_method(options).to(options.device)
-    method.train_only(["projector", "language_model"] + ["head"] * (options.arm != "baseline"))
+    method = build_method(options, arm).to(options.device)
+    method.train_only(["projector", "language_model"] + ["head"] * (arm != "baseline"))
     size = 4 * options.grid
     conversations: list[Conversation] = [
         [{"role": "user", "text": "<image>\nWhat is in it?"}, {"role": "assistant", "text": "a small red circle on the left"}]
@@ -70,7 +65,7 @@ def measure(options: argparse.Namespace) -> timing.Numbers:
     return {"seconds": seconds, "memory": timing.memory(options.device) - before, "trained": trained}
 
 
-def build_method(options: argparse.Namespace) -> Any:
+def build_method(options: argparse.Namespace, arm: str) -> Any:
     """The method of one arm at the stated size: a tower of 4-pixel patches, a codec of factor 4 with 16 channels."""
     from umm_zoo.backbones.llava import LlavaBackbone
     from umm_zoo.blocks.denoisers import DenoiserHead, MLPRegressionHead
@@ -85,22 +80,21 @@ def build_method(options: argparse.Namespace) -> Any:
     decoder = {"model_type": "llama", "hidden_size": options.width, "intermediate_size": 3 * options.width}
     decoder |= {"num_hidden_layers": options.layers, "num_attention_heads": 4}
     vlm = LlavaBackbone.from_config({"vision_config": tower, "text_config": decoder})
-    if options.arm == "baseline":
+    if arm == "baseline":
         return LLaVA(vlm)
-    if options.arm == "r-pixel":
+    if arm == "r-pixel":
         pixels = PixelPatches(options.grid, patch=4)
         return ROSS(vlm, pixels, MLPRegressionHead(options.width, pixels.channels), MeanSquaredError())
     codec = timing.small_codec(16, [16, 32, 32], groups=8)
-    target = CodecLatents(codec, options.grid, sampled=options.arm == "d")  # 64 channels per token, as in the release
-    if options.arm == "r-latent":
+    target = CodecLatents(codec, options.grid, sampled=arm == "d")  # 64 channels per token, as in the release
+    if arm == "r-latent":
         return ROSS(vlm, target, MLPRegressionHead(options.width, 64), MeanSquaredError())
     head = DenoiserHead(options.width, options.grid, width=options.head_width)
     return ROSS(vlm, target, head, GaussianNoisePrediction())
 
 
-def table(results: dict[str, list[timing.Numbers]], options: argparse.Namespace) -> str:
+def table(found: dict[str, timing.Numbers], options: argparse.Namespace) -> str:
     """Medians over the turns, as Markdown."""
-    found = timing.medians(results)
     base = found[ARMS[0]]
     rows = []
     for arm, own in found.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+RANK, ALPHA, LEARNING_RATE = 8, 16, 1e-5
+
 
 def library_loop() -> Any:
     """The method with its captions and its scoring as a general trainer does them."""
@@ -44,10 +46,7 @@ def library_loop() -> Any:
                 tokens = whole[:, inputs.token_ids.shape[1] :]
                 ended = (tokens == vlm.tokenizer.eos_token_id).long()
                 mask = (ended.cumsum(1) - ended) == 0
-                texts = [
-                    str(vlm.tokenizer.decode(row[own].tolist(), skip_special_tokens=True))
-                    for row, own in zip(tokens, mask, strict=True)
-                ]
+                texts = vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # the padding is one of them
             with self.phases("score", self.device):
                 old = self.log_probs(inputs, tokens, mask)
             samples = Samples(tokens, mask, texts, old)
@@ -106,9 +105,7 @@ def trl_processor(vlm: Any) -> Any:
     return Processor(cutter, vlm.tokenizer, CHAT_TEMPLATE)
 
 
-def trl_trainer(
-    options: argparse.Namespace, method: Any, batch: Any, folder: str, rank: int, alpha: float, learning_rate: float
-) -> Any:
+def trl_trainer(options: argparse.Namespace, method: Any, batch: Any, folder: str) -> Any:
     """TRL's trainer of the method's captioner, which generates and rewards with the method and measures its phases."""
     import torch
     from datasets import Dataset
@@ -151,23 +148,17 @@ def trl_trainer(
     }
     model = method.vlm.model
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".language_model." in name]
-    config = GRPOConfig(
+    config = GRPOConfig(  # the rest by its defaults: one update on a rollout, no KL, all tokens sampled at temperature 1
         output_dir=folder,
         per_device_train_batch_size=options.batch * options.group,
-        gradient_accumulation_steps=1,
         num_generations=options.group,
         max_completion_length=options.tokens,
         max_steps=options.steps + 1,
-        learning_rate=learning_rate,
+        learning_rate=LEARNING_RATE,
         weight_decay=0.01,  # of AdamW in the other arms
         optim="adamw_torch",
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        beta=0.0,
-        num_iterations=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
         loss_type="grpo",
         shuffle_dataset=False,
         gradient_checkpointing=False,
@@ -176,7 +167,6 @@ def trl_trainer(
         dataloader_pin_memory=False,
         logging_strategy="no",
         save_strategy="no",
-        report_to="none",
         disable_tqdm=True,
     )
     return Trainer(
@@ -185,5 +175,5 @@ def trl_trainer(
         args=config,
         train_dataset=Dataset.from_dict(rows),
         processing_class=trl_processor(method.vlm),
-        peft_config=LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=layers, init_lora_weights="gaussian"),
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers, init_lora_weights="gaussian"),
     )

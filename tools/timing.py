@@ -3,64 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 Case = TypeVar("Case")
 Numbers = dict[str, float]
 
 
-def parser(doc: str | None, arms: tuple[str, ...], steps: tuple[int, str], **sizes: tuple[int, str]) -> argparse.ArgumentParser:
+def parser(doc: str | None, steps: tuple[int, str], **sizes: tuple[int, str]) -> argparse.ArgumentParser:
     """The options of a benchmark: sizes (default, help), and how often, how long and where it runs."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, text) in {**sizes, "steps": steps, "repeats": (3, "turns of every arm")}.items():
         made.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{text} (default {default})")
     made.add_argument("--device", default="cpu", help="cpu or cuda")
-    made.add_argument("--arm", choices=arms, help=argparse.SUPPRESS)
     return made
 
 
-def in_turns(script: str, options: argparse.Namespace, cases: Mapping[Case, Mapping[str, Any]]) -> dict[Case, list[Numbers]]:
-    """Last printed line of ``script``, of every turn of every case; other load on the machine meets all of them.
-
-    Args:
-        script: a file that takes the options, and ``--arm`` for one turn.
-        options: of the benchmark.
-        cases: what each case has in place of the options.
-
-    Raises:
-        SystemExit: a process failed; what it said is printed.
-    """
-    results: dict[Case, list[Numbers]] = {case: [] for case in cases}
-    for _ in range(options.repeats):
-        for case, own in cases.items():
-            command = [sys.executable, script, *_flags({**vars(options), **own})]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                print(done.stderr, file=sys.stderr)
-                raise SystemExit(1)
-            results[case].append(json.loads(done.stdout.splitlines()[-1]))
-    return results
-
-
-def _flags(options: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in options.items():
-        if value not in (None, False):
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return words
-
-
-def medians(results: Mapping[Case, list[Numbers]]) -> dict[Case, Numbers]:
-    """Of each case's turns."""
-    return {case: {name: statistics.median(turn[name] for turn in turns) for name in turns[0]} for case, turns in results.items()}
+def in_turns(
+    measure: Callable[[argparse.Namespace, Case], Numbers], options: argparse.Namespace, cases: Iterable[Case]
+) -> dict[Case, Numbers]:
+    """Medians of ``measure(options, case)`` over turns, each in a new process; other load on the machine meets all cases."""
+    turns: dict[Case, list[Numbers]] = {case: [] for case in cases}
+    for case in [*turns] * options.repeats:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            turns[case].append(process.submit(measure, options, case).result())
+    return {case: {name: statistics.median(turn[name] for turn in own) for name in own[0]} for case, own in turns.items()}
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -111,29 +84,17 @@ def small_qwen(width: int, layers: int, heads: int, kv_heads: int, vision_width:
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [half // 4, rest - rest // 2, rest // 2]}
     text: dict[str, Any] = {"vocab_size": 1024, "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
     text |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rope_parameters": rope}
-    vision: dict[str, Any] = {
-        "depth": vision_layers,
-        "hidden_size": vision_width,
-        "intermediate_size": 3 * vision_width,
-        "num_heads": 2,
-    }
+    vision = {"depth": vision_layers, "hidden_size": vision_width, "intermediate_size": 3 * vision_width, "num_heads": 2}
     vision |= {"patch_size": 4, "window_size": 32, "out_hidden_size": width}
-    vision |= {"fullatt_block_indexes": [*range(1, vision_layers, 2)] or [0]}
-    return Qwen25VL.from_config({"tie_word_embeddings": True, "text_config": text, "vision_config": vision}, system_prompt=None)
+    blocks = {"fullatt_block_indexes": [*range(1, vision_layers, 2)] or [0]}
+    config = {"tie_word_embeddings": True, "text_config": text, "vision_config": {**vision, **blocks}}
+    return Qwen25VL.from_config(config, system_prompt=None)
 
 
 def small_codec(channels: int, widths: list[int], groups: int) -> Any:
     """A KL codec of random weights that halves the sides once for every width but the first."""
     from umm_zoo.backbones.codecs import KLCodec
 
-    blocks: dict[str, Any] = {
-        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
-        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-    }
-    sizes: dict[str, Any] = {
-        "latent_channels": channels,
-        "block_out_channels": widths,
-        "layers_per_block": 1,
-        "norm_num_groups": groups,
-    }
-    return KLCodec.from_config({**sizes, **blocks})
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * len(widths), "up_block_types": ["UpDecoderBlock2D"] * len(widths)}
+    sizes = {"latent_channels": channels, "layers_per_block": 1, "norm_num_groups": groups}
+    return KLCodec.from_config({**sizes, **blocks, "block_out_channels": widths})

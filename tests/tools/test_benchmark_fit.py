@@ -1,11 +1,12 @@
 """The timing tool, on a method and data of a few numbers."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+
+from tools import benchmark_fit as tool
+from umm_zoo.errors import UserError
 
 TOY = """
 import torch
@@ -38,16 +39,6 @@ class Numbers(LightningDataModule):
 
 
 @pytest.fixture
-def tool() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "benchmark_fit.py"
-    spec = importlib.util.spec_from_file_location("benchmark_fit", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "benchmark_toy.py").write_text(TOY)
     monkeypatch.chdir(tmp_path)
@@ -58,7 +49,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "toy.yaml"
 
 
-def test_both_sides_take_the_same_steps(tool: ModuleType, experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_take_the_same_steps(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepared = tool.prepare(experiment, [], total=14)
     turns = tool.measure(prepared, warmup=2, block=4)
     assert len(turns.fit) == len(turns.bare) == 3
@@ -68,7 +59,7 @@ def test_both_sides_take_the_same_steps(tool: ModuleType, experiment: str, capsy
     assert "ratio" in capsys.readouterr().out
 
 
-def test_other_losses_or_a_slow_fit_fail(tool: ModuleType, experiment: str) -> None:
+def test_other_losses_or_a_slow_fit_fail(experiment: str) -> None:
     prepared = tool.prepare(experiment, [], total=5)
     turns = tool.measure(prepared, warmup=1, block=4)
     assert tool.report(turns, prepared, block=4, limit=1e-9) == 1
@@ -76,6 +67,6 @@ def test_other_losses_or_a_slow_fit_fail(tool: ModuleType, experiment: str) -> N
     assert tool.report(turns, prepared, block=4, limit=1e9) == 1
 
 
-def test_what_the_bare_loop_cannot_do_is_refused(tool: ModuleType, experiment: str) -> None:
-    with pytest.raises(tool.UserError, match="accumulate_grad_batches"):
+def test_what_the_bare_loop_cannot_do_is_refused(experiment: str) -> None:
+    with pytest.raises(UserError, match="accumulate_grad_batches"):
         tool.prepare(experiment, ["trainer.accumulate_grad_batches=2"], total=4)

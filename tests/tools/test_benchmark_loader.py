@@ -1,13 +1,10 @@
 import multiprocessing
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from benchmark_loader import make_shards, measure, ours, plain, summary
+from tools.benchmark_loader import make_shards, measure, ours, plain, summary
 
 
 def test_both_loaders_end_in_the_same_images(tmp_path):

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tools import check_reward as tool
 from umm_zoo.batch import Batch
 from umm_zoo.outputs import Sampling
 from umm_zoo.rewards import Reward
-
-spec = importlib.util.spec_from_file_location("check_reward_tool", Path(__file__).parents[2] / "tools" / "check_reward.py")
-tool = importlib.util.module_from_spec(spec)
-sys.modules["check_reward_tool"] = tool
-spec.loader.exec_module(tool)
 
 SMALL = {"cell": "top left", "size": "small", "colour": "red", "shape": "circle"}
 LARGE = {"cell": "top right", "size": "large", "colour": "blue", "shape": "square"}

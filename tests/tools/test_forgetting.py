@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import forgetting
+from tools import forgetting
 
 
 def test_best_earlier_score_minus_the_last_and_turned_round_where_lower_is_better(tmp_path, capsys):
