@@ -11,24 +11,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from umm_zoo.experiment.moved import KEYS, renamed
 
-#: Arguments of UAE's stages that went into a node of their own.
+#: Nodes that arguments of UAE's stages went into.
 _NODES = {
-    "captions": ("umm_zoo.methods.uae.captions.CaptionSampling", ("prompt", "max_new_tokens", "temperature")),
-    "rollouts": ("umm_zoo.methods.uae.rollouts.Rollouts", ("group", "noise", "updates_per_rollout", "micro_batch")),
+    "method.captions": "umm_zoo.methods.uae.captions.CaptionSampling",
+    "method.rollouts": "umm_zoo.methods.uae.rollouts.Rollouts",
 }
-#: Arguments that went from the method to its training.
-_TRAINING = ("trained", "optimizer", "schedule")
-#: Settings of validation; UAE's captions have a length of their own, which stays with the method.
-_VALIDATION = {"max_new_tokens": "max_new_tokens", "num_drawn_batches": "num_generated_batches"}
-_GONE = ("measure_attention", "measure_sensitivity", "stored_latents", "stored_targets", "stored_cells")
+#: Arguments that got another name, those of nodes below the method too.
+_RENAMED = {name: KEYS[f"method.{name}"].split(".")[-1] for name in ("picture_size", "draw_steps", "num_drawn_batches")}
 _ATTENTION = re.compile(r"umm_zoo\.metrics\.Means, names: \[attention_bias, attention_log_bias\]")
 
 
@@ -39,13 +35,13 @@ def migrated(text: str, file: Path) -> str:
         ValueError: the method is written in one line, so that its arguments cannot be moved.
     """
     text = _ATTENTION.sub("umm_zoo.metrics.AttentionBias", renamed(text))
-    target = _method_target(file)
-    uae = ".uae." in target
-    keys = {old: new for old, new in KEYS.items() if new} | (
-        {"method.max_new_tokens": "method.captions.max_new_tokens"} if uae else {}
-    )
+    own, inherited = _targets(file)
+    uae = ".uae." in (own or inherited)
+    # UAE's captions have a length of their own, which stays with the method
+    keys = KEYS | ({"method.max_new_tokens": "method.captions.max_new_tokens"} if uae else {})
     for old, new in keys.items():
-        text = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\w)", new, text)
+        if new:
+            text = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\w)", new, text)
     blocks = _blocks(text.splitlines(keepends=True), 0)
     method = next((block for block in blocks if block.key == "method"), None)
     if method is None:
@@ -53,37 +49,26 @@ def migrated(text: str, file: Path) -> str:
     head, arguments = method.inside()
     if head.rstrip().endswith("}"):
         raise ValueError(f"{file}: the method is written in one line; put its arguments on lines of their own")
-    stays: list[Block] = []
-    moved: dict[str, list[str]] = {"training": [], "validation": []}
-    nodes: dict[str, list[str]] = {}
+    moved: dict[str, list[str]] = defaultdict(list)  # lines by the node that they went into; "" is not needed any more
     for block in arguments:
-        for old, new in (("picture_size", "image_size"), ("draw_steps", "num_steps")):
+        node = keys.get(f"method.{block.key}", "method.").rpartition(".")[0]
+        if node.startswith("method.") and not (uae and node in _NODES):
+            node = "method"
+        for old, new in _RENAMED.items():
             block.lines = [re.sub(rf"^(\s*){old}:", rf"\1{new}:", line) for line in block.lines]
-        node = next((name for name, (_, own) in _NODES.items() if uae and block.key in own), None)
-        if block.key in _TRAINING:
-            moved["training"] += block.lines
-        elif node is not None:
-            nodes.setdefault(node, []).extend(f"  {line}" for line in block.lines)
-        elif block.key in _VALIDATION:
-            moved["validation"] += [line.replace(f"{block.key}:", f"{_VALIDATION[block.key]}:", 1) for line in block.lines]
-        elif block.key not in _GONE:
-            stays.append(block)
-    if moved["training"] and not any(block.key == "schedule" for block in arguments) and _replaces_method(file):
+        moved[node] += [f"  {line}" for line in block.lines] if "." in node else block.lines
+    if moved["training"] and not any(block.key == "schedule" for block in arguments) and own and inherited and own != inherited:
         moved["training"].append("  schedule: null\n")  # a method of another class took nothing over from its base; a map does
+    body = moved["method"]
+    for node, target in _NODES.items():
+        if lines := _without_blank_end(moved[node]):
+            opening = [f"  {node.removeprefix('method.')}:\n", f"    _target_: {target}\n"]
+            body = [*_without_blank_end(body), *opening, *lines, "\n"]
     out: list[str] = []
     for block in blocks:
         if block is not method:
             out += block.lines
             continue
-        body = [line for argument in stays for line in argument.lines]
-        for name, lines in nodes.items():
-            body = [
-                *_without_blank_end(body),
-                f"  {name}:\n",
-                f"    _target_: {_NODES[name][0]}\n",
-                *_without_blank_end(lines),
-                "\n",
-            ]
         if any(line.strip() and not line.strip().startswith("#") for line in body):
             out += [*method.comments, head, *body]
         else:
@@ -91,8 +76,8 @@ def migrated(text: str, file: Path) -> str:
         if moved["training"]:
             gap = [] if not out or out[-1].lstrip().startswith("#") else ["\n"]
             out = [*_without_blank_end(out), *gap, "training:\n", *_without_blank_end(moved["training"]), "\n"]
-    if moved["validation"]:
-        out = _with_validation(out, moved["validation"])
+    if moved["callbacks.validation"]:
+        out = _with_validation(out, moved["callbacks.validation"])
     return re.sub(r"\n{3,}", "\n\n", "".join(out))
 
 
@@ -136,11 +121,7 @@ def _without_blank_end(lines: list[str]) -> list[str]:
 
 def _with_validation(lines: list[str], settings: list[str]) -> list[str]:
     """The settings under ``callbacks.validation``."""
-    node = [
-        "  validation:\n",
-        "    _target_: umm_zoo.callbacks.Validation\n",
-        *(f"  {line}" for line in _without_blank_end(settings)),
-    ]
+    node = ["  validation:\n", "    _target_: umm_zoo.callbacks.Validation\n", *_without_blank_end(settings)]
     for index, line in enumerate(lines):
         if line.rstrip() == "callbacks:":
             return [*lines[: index + 1], *node, *lines[index + 1 :]]
@@ -153,27 +134,17 @@ def _with_validation(lines: list[str], settings: list[str]) -> list[str]:
     return [*_without_blank_end(lines), "\n", "callbacks:\n", *node]
 
 
-def _method_target(file: Path) -> str:
-    """Class of the method, stated in the file or in one of its bases; empty where it cannot be told."""
+def _targets(file: Path) -> tuple[str, str]:
+    """Class of the method that a file states, and that its bases state; empty where it cannot be told."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
-        return ""
+        return "", ""
     tree = tree if isinstance(tree, dict) else {}
-    method = tree.get("method")
-    if isinstance(method, dict) and "_target_" in method:
-        return renamed(str(method["_target_"]))
-    bases = tree.get("base") or []
-    found = [_method_target(file.parent / str(base)) for base in ([bases] if isinstance(bases, str) else bases)]
-    return next((target for target in reversed(found) if target), "")
-
-
-def _replaces_method(file: Path) -> bool:
-    """Whether the file states a method of another class than its bases."""
-    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    method, bases = tree.get("method") or {}, tree.get("base") or []
-    inherited = [_method_target(file.parent / str(base)) for base in ([bases] if isinstance(bases, str) else bases)]
-    return bool(inherited) and renamed(str(method.get("_target_", inherited[-1]))) != inherited[-1]
+    method, bases = tree.get("method"), tree.get("base") or []
+    own = renamed(str(method.get("_target_", ""))) if isinstance(method, dict) else ""
+    found = [_targets(file.parent / str(base)) for base in ([bases] if isinstance(bases, str) else bases)]
+    return own, next((target for pair in reversed(found) for target in pair if target), "")
 
 
 def main(argv: list[str] | None = None) -> int:
