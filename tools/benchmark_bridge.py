@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools import timing
+from tools.tables import markdown_table
 
 ARMS = ("naive", "ours")
 
@@ -138,7 +139,7 @@ def table(found: dict[tuple[int, str], timing.Numbers], options: argparse.Namesp
         f"{options.device}, {options.batch} rows, {options.queries} queries, language model {options.width} x {options.layers}, "
         f"medians of {options.repeats} turns"
     )
-    return "\n".join([setting, "", *timing.table(head, rows)])
+    return "\n".join([setting, "", *markdown_table(head, rows)])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools import timing
+from tools.tables import markdown_table
 
 ARMS = ("baseline", "r-pixel", "r-latent", "d")
 
@@ -105,7 +106,7 @@ def table(found: dict[str, timing.Numbers], options: argparse.Namespace) -> str:
         f"{options.device}, {options.batch} rows of {options.grid**2} image tokens, language model {options.width} x "
         f"{options.layers}, denoiser 3 x {options.head_width}, 4 draws; {options.repeats} turns of {options.steps} steps"
     )
-    return "\n".join([setting, "", *timing.table(head, rows)])
+    return "\n".join([setting, "", *markdown_table(head, rows)])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools.part_card import markdown, world_of
-from tools.probe_parts import parse_layer
 from tools.probing import Layer, find_part, load_batches, probe
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import torch_dtype
@@ -100,18 +99,17 @@ def test_shards(experiment: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def test_scores(run: Path, experiment: dict[str, Any], part: Any, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def test_scores(run: Path, experiment: dict[str, Any], part: Any, name: str) -> dict[str, Any]:
     """Scores on the test split of the part as it is stored, the rest of the method being the run's.
 
     Raises:
         ValueError, FileNotFoundError: there is no test split.
-        UserError: an override does not fit.
     """
     from data_pipelines.shards.data import ShardSource
 
     shards = test_shards(experiment)
     samples = sum(len(ShardSource(pattern).open(source)) for source, pattern in shards.items())
-    loaded = load_run(run, [*(f"data.val.{source}.shards={pattern}" for source, pattern in shards.items()), *overrides])
+    loaded = load_run(run, [f"data.val.{source}.shards={pattern}" for source, pattern in shards.items()])
     stored = {f"{name}.{key}": value for key, value in part.state_dict().items()}
     loaded.checkpoint["state_dict"] = {**loaded.checkpoint["state_dict"], **stored}
     return {"samples": samples, "metrics": named(validate(loaded))}
@@ -122,28 +120,14 @@ def named(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("val/"): value for name, value in sorted(metrics.items()) if name.startswith("val/")}
 
 
-def probes_of(part: Any, shards: str, image_size: int, attributes: Sequence[str], layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Attributes that can be read from a part's features, by attribute and layer."""
-    if not attributes:
-        return []
+def probes_of(part: Any, layer: Layer, shards: str, image_size: int, attributes: Sequence[str]) -> list[dict[str, Any]]:
+    """What can be read from a part's features, by attribute."""
     batches, cells = load_batches(shards, image_size, 4000)
-    return [
-        {**vars(probe(part, batches, attribute, layer, cells)), "layer": layer, "shards": shards}
-        for layer in layers
-        for attribute in attributes
-    ]
+    found = [probe(part, batches, attribute, layer, cells) for attribute in attributes]
+    return [{**vars(result), "layer": layer, "shards": shards} for result in found]
 
 
-def export(
-    run: Path,
-    folder: Path,
-    dtype: str,
-    test: bool = False,
-    overrides: Sequence[str] = (),
-    attributes: Sequence[str] = (),
-    layers: Sequence[Layer] = (),
-    probe_shards: str | None = None,
-) -> dict[str, Any]:
+def export(run: Path, folder: Path, dtype: str, test: bool = False, attributes: Sequence[str] = ()) -> dict[str, Any]:
     """Write the part of a finished run into ``folder``; returns its card.
 
     Args:
@@ -151,10 +135,7 @@ def export(
         folder: made if need be.
         dtype: of the stored weights.
         test: score on the test split.
-        overrides: ``key=value`` for that score, such as a metric the run did not have.
-        attributes: to be probed.
-        layers: where; none takes the usual one of the part.
-        probe_shards: with scenes; None takes the test split of the first validation source.
+        attributes: to be probed on the test split of the first validation source.
 
     Raises:
         FileNotFoundError: no checkpoint in the run, or no test split.
@@ -178,8 +159,11 @@ def export(
     samples = sum(source["samples"] or 0 for source in sources if source["split"] == "val")
     scores = {"val": {"samples": samples, "metrics": named(report["metrics"])}}
     if test:
-        scores["test"] = test_scores(run, experiment, stored, name, overrides)
-    shards = probe_shards or (next(iter(test_shards(experiment).values())) if attributes else "")
+        scores["test"] = test_scores(run, experiment, stored, name)
+    probes = []
+    if attributes:
+        shards = next(iter(test_shards(experiment).values()))
+        probes = probes_of(stored, DEFAULT_LAYER[name], shards, experiment["data"]["image_size"], attributes)
     worlds = {str(Path(source["shards"]).parent.parent): world_of(source["shards"]) for source in sources}
     command = f"python -m umm_zoo.fit {report['experiment']}"
     own = [f"experiments/tiny/{file}.yaml" for file in (folder.name, f"{folder.name}-decoder")]  # codec-decoder.yaml ends as codec
@@ -202,7 +186,7 @@ def export(
         "seconds": round(report["seconds"] + sum(stage["seconds"] for stage in stages), 1),
         **{key: report[key] for key in ("commit", "versions", "machine")},
         "scores": scores,
-        "probes": probes_of(stored, shards, experiment["data"]["image_size"], attributes, layers or [DEFAULT_LAYER.get(name, -1)]),
+        "probes": probes,
         "worlds": [world for world in worlds.values() if world],
         "sources": sources,
     }
@@ -218,14 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder to write (default experiments/tiny/weights/NAME)")
     parser.add_argument("--dtype", default="float16", choices=["float32", "float16", "bfloat16"], help="of the stored weights")
     parser.add_argument("--test", action="store_true", help="score on the test split: the validation shards with /test/ for /val/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for that score; may be repeated")
     parser.add_argument("--probe", nargs="+", default=[], metavar="ATTRIBUTE", help="colour, shape, size, mark, background …")
-    parser.add_argument("--layer", nargs="+", type=parse_layer, default=[], help="where to probe (see tools/probe_parts.py)")
-    parser.add_argument("--probe-shards", metavar="SHARDS", help="with 'scene' in their json (default: the first test shards)")
     given = parser.parse_args(argv)
     folder = given.out or Path("experiments/tiny/weights") / given.run.resolve().name
     with user_errors() as outcome, locating(refusals=REFUSALS):
-        export(given.run, folder, given.dtype, given.test, given.set, given.probe, given.layer, given.probe_shards)
+        export(given.run, folder, given.dtype, given.test, given.probe)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 2**20:.2f} MiB")
     return outcome.code

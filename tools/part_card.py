@@ -8,10 +8,13 @@ from typing import Any
 
 import yaml
 
+from tools.tables import markdown_table
 from umm_zoo.shapes.scenes import World
 
 #: Fields of a world that the shapes command has options for.
 _FIELDS = ("cells", "num_colours", "num_shapes", "max_objects", "image_size", "detail", "sizes")
+#: Options of that command for the tasks, in the order of a card.
+_OPTIONS = ("train", "val", "test", "heldout", "mark-share", "caption-order", "tasks", "samples-per-shard")
 
 
 def world_of(shards: str) -> dict[str, Any] | None:
@@ -33,25 +36,20 @@ def world_commands(folder: Path, found: dict[str, Any]) -> list[str]:
         for name in ("mark_share", "caption_order"):
             if name in entry:
                 sizes[name.replace("_", "-")] = entry[name]
-    default = World().to_json()
-    world = found["world"]
-    changed = [name for name in _FIELDS if world[name] != default[name]]
-    options = [f"--{name.removeprefix('num_').replace('_', '-')} {_plain(world[name])}" for name in changed]
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    default, world = World().to_json(), found["world"]
+    start = ["python -m data_pipelines.shapes", folder.as_posix(), f"--seed {found['seed']}"]
+    start += [f"--{f.removeprefix('num_').replace('_', '-')} {_plain(world[f])}" for f in _FIELDS if world[f] != default[f]]
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for task, sizes in tasks.items():
         # mark pairs have no train split unless asked for; they join the others all the same
-        numbers = tuple(sizes.get(name) for name in ("val", "test", "heldout", "samples-per-shard"))
-        groups.setdefault(numbers, []).append(task)
+        group = groups.setdefault(tuple(sizes.get(name) for name in ("val", "test", "heldout", "samples-per-shard")), {"tasks": []})
+        group |= {**sizes, "tasks": [*group["tasks"], task]}
     commands = []
-    for (val, test, heldout, per_shard), names in groups.items():
-        merged = {key: value for name in names for key, value in tasks[name].items()}
-        words = ["python -m data_pipelines.shapes", folder.as_posix(), f"--seed {found['seed']}", *options]
-        words += [f"--train {merged.get('train', 0)}", f"--val {val or 0}", f"--test {test or 0}"]
-        words += [f"--heldout {heldout or 0}"] if (heldout or 0) != (test or 0) else []
-        words += [f"--mark-share {merged['mark-share']}"] if merged.get("mark-share", 0.2) != 0.2 else []
-        words += [f"--caption-order {merged['caption-order']}"] if merged.get("caption-order", "canonical") != "canonical" else []
-        words += [f"--tasks {','.join(names)}", f"--samples-per-shard {per_shard}"]
-        commands.append(" ".join(words))
+    for group in groups.values():
+        numbers = {"train": 0, "val": 0, "test": 0, "heldout": 0, **group}
+        usual = {"heldout": numbers["test"], "mark-share": 0.2, "caption-order": "canonical"}
+        given = [name for name in _OPTIONS if name in numbers and numbers[name] != usual.get(name)]
+        commands.append(" ".join([*start, *(f"--{name} {_plain(numbers[name])}" for name in given)]))
     return commands
 
 
@@ -92,11 +90,11 @@ def markdown(card: dict[str, Any]) -> str:
     lines += ["", "## Data", ""]
     for world in card["worlds"]:
         lines += ["```bash", *world["commands"], "```", "", f"World: {json.dumps(world['world'])}.", ""]
-    lines += ["| source | shards | samples | read |", "|---|---|---|---|"]
-    for source in card["sources"]:
-        numbers = " | ".join("-" if source[name] is None else str(source[name]) for name in ("samples", "read"))
-        lines.append(f"| {source['split']} `{source['name']}` | `{source['shards']}` | {numbers} |")
-    return "\n".join([*lines, ""])
+    sources = [
+        [f"{found['split']} `{found['name']}`", f"`{found['shards']}`", _number(found["samples"]), _number(found["read"])]
+        for found in card["sources"]
+    ]
+    return "\n".join([*lines, *markdown_table(["source", "shards", "samples", "read"], sources), ""])
 
 
 def _score_table(scores: dict[str, dict[str, Any]]) -> list[str]:
@@ -104,25 +102,21 @@ def _score_table(scores: dict[str, dict[str, Any]]) -> list[str]:
     if not names:
         return ["None were recorded."]
     head = [f"{split} ({content['samples']} samples)" for split, content in scores.items()]
-    rows = [
-        f"| {name} | " + " | ".join(_number(content["metrics"].get(name)) for content in scores.values()) + " |" for name in names
-    ]
-    return [f"| score | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|", *rows]
+    rows = [[name, *(_number(content["metrics"].get(name)) for content in scores.values())] for name in names]
+    return markdown_table(["score", *head], rows)
 
 
 def _probe_table(probes: list[dict[str, Any]]) -> list[str]:
     rows = []
     for found in probes:
-        rates = " | ".join(f"{100 * found[name]:.1f}" for name in ("linear", "mlp", "chance"))
-        rows.append(f"| {found['attribute']} | {found['layer']} | {rates} | {found['num_test']} |")
+        rates = [f"{100 * found[name]:.1f}" for name in ("linear", "mlp", "chance")]
+        rows.append([found["attribute"], str(found["layer"]), *rates, str(found["num_test"])])
     return [
         f"Probes of its features of a cell, trained on other images of `{probes[0]['shards']}` (per cent right):",
         "",
-        "| attribute | layer | linear | two layers | chance | n |",
-        "|---|---|---|---|---|---|",
-        *rows,
+        *markdown_table(["attribute", "layer", "linear", "two layers", "chance", "n"], rows),
     ]
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"

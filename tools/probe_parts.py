@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools.probing import Layer, load_batches, load_part, part_features, probe
+from tools.tables import markdown_table
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
@@ -97,14 +98,15 @@ def markdown(report: dict[str, Any]) -> str:
     rows = report["rows"]
     ceiling = {row["attribute"]: row for row in rows if row["part"] == PIXELS}
     head = [f"{name} ({100 * row['chance']:.0f})" for name, row in ceiling.items()]
-    lines = [f"| part | read at | {' | '.join(head)} | lost |", "|---" * (3 + len(head)) + "|"]
+    table = []
     for part, place in dict.fromkeys((row["part"], row["place"]) for row in rows):
         found = [row for row in rows if (row["part"], row["place"]) == (part, place)]
         cells = [f"{100 * row['linear']:.1f} / {100 * row['mlp']:.1f}" for row in found]
         lost = [row["attribute"] for row in found if skill(row) < KEPT * skill(ceiling[row["attribute"]])]
-        lines.append(f"| `{part}` | {place} | {' | '.join(cells)} | {', '.join(lost) or '-'} |")
+        table.append([f"`{part}`", place, *cells, ", ".join(lost) or "-"])
     objects, images = (next(row for row in rows if row["attribute"] == name) for name in ("colour", "background"))
-    lines += [
+    lines = [
+        *markdown_table(["part", "read at", *head, "lost"], table),
         "",
         f"Per cent right of a linear / a two-layer probe on held-out scenes, n = {objects['num_test']} objects "
         f"({images['num_test']} images for the background), learnt from {objects['num_train']} others; in brackets chance, the "

@@ -36,11 +36,6 @@ def in_turns(
     return {case: {name: statistics.median(turn[name] for turn in own) for name in own[0]} for case, own in turns.items()}
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def memory(device: str) -> float:
     """The most held so far in MiB: on the accelerator, or by the process where there is none."""
     if device.startswith("cuda"):
