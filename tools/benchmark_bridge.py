@@ -3,9 +3,9 @@
     python tools/benchmark_bridge.py [--lengths 64 256 1024] [--batch 8] [--width 256] [--layers 6] [--queries 64] [--repeats 3]
 
 Both arms train the same bridge from the same random weights: learned queries in a frozen language model, a connector, a frozen
-decoder (``--trained-decoder`` trains it). ``naive`` runs the model over request and queries in one pass with gradients, as public
-code of this family does: the frozen layers keep what they computed on the request, and the backward pass goes through all of it.
-``ours`` reads the request under no_grad and keeps its keys and values alone. Both give the same loss.
+decoder. ``naive`` runs the model over request and queries in one pass with gradients, as public code of this family does: the
+frozen layers keep what they computed on the request, and the backward pass goes through all of it. ``ours`` reads the request under
+no_grad and keeps its keys and values alone. Both give the same loss.
 
 Every arm and length runs in a process of its own, in turns, so that other load on the machine meets all of them; the numbers are
 medians over the turns. Peak memory (weights, gradients, moments, activations) is that of the accelerator, or of the process where
@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
         queries=(64, "queries of a row"),
     )
     made.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="tokens of the request")
-    made.add_argument("--trained-decoder", action="store_true", help="train the decoder too")
     return made
 
 
@@ -123,7 +122,7 @@ def build_method(options: argparse.Namespace) -> Any:
         codec=timing.small_codec(4, [8, 8, 8], groups=4),
         objective=FlowMatching(),
     )
-    method.train_only(["queries", "connector"] + ["decoder"] * options.trained_decoder)
+    method.train_only(["queries", "connector"])
     return method
 
 

@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +26,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import torch
 import webdataset as wds
 from PIL import Image
 from torch import Tensor
+from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, IterableDataset
 
 from data_pipelines.decoding import Square, decode_image
@@ -94,12 +92,8 @@ def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[s
 def floats_per_second(size: int, batch_size: int) -> float:
     """Images per second that become floats on the processor."""
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8)
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        to_signal(images)
-        times.append(time.perf_counter() - began)
-    return batch_size / statistics.median(times)
+    timer = Timer("to_signal(images)", globals={"to_signal": to_signal, "images": images})
+    return batch_size / timer.blocked_autorange().median
 
 
 class Decoding(IterableDataset[Tensor]):

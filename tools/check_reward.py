@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -33,29 +34,21 @@ def caption(objects: Objects, background: str) -> str:
     return "; ".join([*clauses, f"background: {background}"])
 
 
-def without(size: str) -> Callable[[Objects], Objects | None]:
-    """Leaves the first object of a size out; None where there is none, or nothing else."""
-
-    def change(objects: Objects) -> Objects | None:
-        found = next((item for item in objects if item["size"] == size), None)
-        return [item for item in objects if item is not found] if found is not None and len(objects) > 1 else None
-
-    return change
-
-
-def recoloured(objects: Objects) -> Objects | None:
-    """Another colour for the first small object."""
-    found = next((item for item in objects if item["size"] == "small"), None)
-    if found is None:
+def changed(objects: Objects, size: str, recoloured: bool = False) -> Objects | None:
+    """The first object of a size left out or of another colour; None where there is none, or nothing would be left."""
+    found = next((item for item in objects if item["size"] == size), None)
+    if found is None or (len(objects) == 1 and not recoloured):
         return None
-    other = COLOURS[(COLOURS.index(found["colour"]) + 1) % len(COLOURS)]
-    return [{**item, "colour": other} if item is found else item for item in objects]
+    if recoloured:
+        other = COLOURS[(COLOURS.index(found["colour"]) + 1) % len(COLOURS)]
+        return [{**item, "colour": other} if item is found else item for item in objects]
+    return [item for item in objects if item is not found]
 
 
 CHANGES: dict[str, Callable[[Objects], Objects | None]] = {
-    "small object left out": without("small"),
-    "small object recoloured": recoloured,
-    "large object left out": without("large"),
+    "small object left out": partial(changed, size="small"),
+    "small object recoloured": partial(changed, size="small", recoloured=True),
+    "large object left out": partial(changed, size="large"),
 }
 
 
@@ -73,10 +66,10 @@ def drops(method: Draws, reward: Any, batch: Batch, seeds: int) -> dict[str, tup
     full = rewards(method, reward, batch, [caption(scene["objects"], scene["background"]) for scene in scenes], seeds)
     found = {"noise": (full.std(dim=1).mean().item(), len(batch))}
     for name, change in CHANGES.items():
-        changed = [change(scene["objects"]) for scene in scenes]
-        kept = [row for row, objects in enumerate(changed) if objects is not None]
+        objects = [change(scene["objects"]) for scene in scenes]
+        kept = [row for row, own in enumerate(objects) if own is not None]
         if kept:
-            texts = [caption(changed[row] or scenes[row]["objects"], scenes[row]["background"]) for row in range(len(batch))]
+            texts = [caption(own or scene["objects"], scene["background"]) for own, scene in zip(objects, scenes, strict=True)]
             lowered = (full - rewards(method, reward, batch, texts, seeds)).mean(dim=1)[kept]
             found[name] = (lowered.mean().item(), len(kept))
     return found

@@ -16,13 +16,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from umm_zoo.checkpoints.files import DESCRIPTION, load_checkpoint
 from umm_zoo.checkpoints.folder import PARTIAL, damage
@@ -63,8 +60,10 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
         raise UserError(source, "a checkpoint without its experiment", "a run folder or a checkpoint that umm_zoo.fit has written")
     state: dict[str, Tensor] = dict(checkpoint["state_dict"])
     if averaged:
-        for key, value in averages(checkpoint, source).items():
-            state[key] = value.to(state[key].dtype)
+        found = next((own["averages"] for name, own in checkpoint.get("callbacks", {}).items() if name.startswith("EMA")), None)
+        if found is None:
+            raise UserError(source, "--averaged: found no averages, expected a run with the callback umm_zoo.training.ema.EMA")
+        state |= {key: value.to(state[key].dtype) for key, value in found.items()}
     if dtype is not None:
         state = {key: value.to(getattr(torch, dtype)) if value.is_floating_point() else value for key, value in state.items()}
     # tied weights are written twice: a reader gets every key that the method has
@@ -79,19 +78,6 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
         partial.unlink(missing_ok=True)
         raise UserError(out, f"could not be written: {error}") from error
     return len(state), out.stat().st_size
-
-
-def averages(checkpoint: dict[str, Any], source: Path) -> dict[str, Tensor]:
-    """The averages of the EMA callback.
-
-    Raises:
-        UserError: the run kept none.
-    """
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if name.startswith("EMA"):
-            found: dict[str, Tensor] = state["averages"]
-            return found
-    raise UserError(source, "--averaged: found no averages, expected a run with the callback umm_zoo.training.ema.EMA")
 
 
 if __name__ == "__main__":

@@ -84,12 +84,9 @@ def check_config(release: Release, config: Mapping[str, object]) -> None:
     """
     found: dict[str, int] = {}
     if head := release.head:
-        tokens = head["pos_embed"].shape[1]
-        found |= {"image_embed_len": tokens, "decode_image_size": 16 * math.isqrt(tokens)}
-        found |= {
-            "mm_inv_hidden_size": head["x_embedder.proj.weight"].shape[1],
-            "hidden_size": head["z_embedder.1.weight"].shape[1],
-        }
+        tokens, inner = head["pos_embed"].shape[1], head["x_embedder.proj.weight"].shape[1]
+        found = {"image_embed_len": tokens, "decode_image_size": 16 * math.isqrt(tokens), "mm_inv_hidden_size": inner}
+        found["hidden_size"] = head["z_embedder.1.weight"].shape[1]
     if release.projector:
         found["mm_hidden_size"] = release.projector["0.weight"].shape[1]
     for name, value in found.items():

@@ -149,14 +149,9 @@ def built_for(ours: Mapping[str, Tensor]) -> DenoiserHead:
     )
 
 
-def head_from_release(head: Mapping[str, Tensor], prefix: str = "net.") -> DenoiserHead:
-    """A ``DenoiserHead`` with the released weights.
-
-    Args:
-        head: released tensors, of which those that start with ``prefix`` are taken.
-        prefix: what stands before ``pos_embed`` in the names.
-    """
-    ours = head_to_ours({name.removeprefix(prefix): tensor for name, tensor in head.items() if name.startswith(prefix)})
+def head_from_release(head: Mapping[str, Tensor]) -> DenoiserHead:
+    """A ``DenoiserHead`` with the released weights, named as in ``Release.head``."""
+    ours = head_to_ours(head)
     built = built_for(ours).to(ours["out.weight"].dtype)
     built.load_state_dict(ours)
     return built

@@ -76,7 +76,7 @@ def test_grid_is_in_raster_order():
 def test_output_against_the_derivation(depth):
     generator = torch.Generator().manual_seed(depth)
     weights = denoiser_weights(24, 4, 8, 64, depth, generator)
-    head = head_from_release(weights, "")
+    head = head_from_release(weights)
     noisy, states = torch.randn(2, 8, 4, 4, generator=generator), torch.randn(2, 16, 24, generator=generator)
     found = head(noisy, torch.tensor([7, 993]), Tokens(states))
     double = {name: tensor.double() for name, tensor in weights.items()}
@@ -87,7 +87,7 @@ def test_output_against_the_derivation(depth):
 
 def test_double_precision_matches_to_rounding():
     weights = {k: v.double() for k, v in denoiser_weights(12, 3, 8, 32, 2, torch.Generator().manual_seed(1)).items()}
-    head = head_from_release(weights, "")
+    head = head_from_release(weights)
     noisy, states = torch.randn(1, 8, 3, 3).double(), torch.randn(1, 9, 12).double()
     found = head(noisy, torch.tensor([0], dtype=torch.float64), Tokens(states))
     assert_close(found[0], denoise(weights, noisy[0], 0, states[0]), rtol=1e-10, atol=1e-10)

@@ -57,7 +57,7 @@ def test_round_trip_is_exact(dtype):
 
 
 def test_sizes_are_read_from_the_shapes():
-    head = ross_weights.head_from_release(denoiser(width=48, depth=2, grid=4), "model.mm_inv_projector.net.")
+    head = ross_weights.head_from_release(ross_weights.sort_parts(denoiser(width=48, depth=2, grid=4)).head)
     assert (head.condition_dim, head.grid, head.channels, head.width, len(head.blocks)) == (24, 4, 8, 48, 2)
     assert head.blocks[0].attention.heads == 16
 
