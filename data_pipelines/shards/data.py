@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.cache import ShardCache
@@ -23,7 +24,10 @@ from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
 from umm_zoo.errors import UserError
 
+__all__ = ["ShardData", "ShardSource"]
 
+
+@dataclass(eq=False, repr=False)
 class ShardData(ShardModule):
     """Training and validation batches from indexed tar shards.
 
@@ -34,50 +38,24 @@ class ShardData(ShardModule):
     A sample that cannot be used is recorded with shard, key and reason, and its batch is smaller by it.
 
     Args:
-        train, val: sources by name; those of validation are read one after the other, each sample once.
-        image_size: edge of input images.
-        batch_size: global batch, per optimiser step.
-        val_batch_size: per rank.
-        num_workers: processes that read and decode ahead, per rank.
         window: shards whose samples are shuffled together; 0 does not shuffle.
-        max_skips: bad samples after which the run stops.
-        seed: chooses the order.
-        resize: how images become square.
-        target_size: edge of images to generate; ``image_size`` where None.
         cache: folder on a local disk in which whole remote shards are kept, shared by all processes of the machine; None reads each
             sample by range requests.
         cache_gb: most that ``cache`` may hold; shards used longest ago make space.
         precomputed: where the outputs of frozen parts lie that ``data_pipelines.precompute`` stored: ``beside`` the shards, a
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
-
-    Raises:
-        UserError: a size is not positive; later a shard that is missing, empty, truncated, or not what its index says.
     """
 
-    def __init__(
-        self,
-        train: dict[str, ShardSource] | None = None,
-        val: dict[str, ShardSource] | None = None,
-        image_size: int = 32,
-        batch_size: int = 64,
-        val_batch_size: int = 64,
-        num_workers: int = 0,
-        window: int = 16,
-        max_skips: int = 100,
-        seed: int = 0,
-        resize: Resize | None = None,
-        target_size: int | None = None,
-        cache: str | None = None,
-        cache_gb: float = 100.0,
-        precomputed: str = "beside",
-    ) -> None:
-        sizes = ImageTransform(image_size, target_size or image_size, resize or Square())
-        super().__init__(train, val, sizes, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed)
-        self.num_workers, self.window, self.precomputed = num_workers, window, precomputed
-        self.cache = None if cache is None else ShardCache(cache, cache_gb)
+    window: int = 16
+    cache: str | None = None
+    cache_gb: float = 100.0
+    precomputed: str = "beside"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.shard_cache = None if self.cache is None else ShardCache(self.cache, self.cache_gb)
         self._opened: dict[str, list[OpenSource]] = {}
-        self._stream: Stream | None = None
-        self._position = TrainingPosition(batch_size)
+        self._position = TrainingPosition(self.batch_size)
 
     def check(self) -> None:
         """Find and open every shard now, so that what is missing or damaged is said before a model is built."""
@@ -115,18 +93,16 @@ class ShardData(ShardModule):
                 self._opened[stage] = [source.open(name) for name, source in self.sources[stage].items()]
         return self._opened[stage]
 
-    @property
+    @cached_property
     def stream(self) -> Stream:
         """The order of the training samples."""
-        if self._stream is None:
-            sizes = {source.name: source.sizes for source in self.open("train")}
-            self._stream = make_stream(sizes, self._weights(), self.seed, self.window)
-        return self._stream
+        sizes = {source.name: source.sizes for source in self.open("train")}
+        return make_stream(sizes, self._weights(), self.seed, self.window)
 
     def _weights(self) -> dict[str, float | None]:
         return {name: source.weight for name, source in self.sources["train"].items()}
 
-    def train_dataloader(self) -> BatchLoader[RawBatch]:
+    def train_dataloader(self) -> BatchLoader:
         """Endless batches from the current position on."""
         ranks, rank = self._ranks()
         sampler = TrainingBatchSampler(self.stream, self.position, self.batch_size, self._accumulation(), ranks, rank)
@@ -139,7 +115,7 @@ class ShardData(ShardModule):
         loader = reading_loader(self.reader("train"), sampler, self.num_workers)
         return BatchLoader(loader, self._deliver, packed=self.trainer is not None)
 
-    def val_dataloader(self) -> BatchLoader[RawBatch] | list[Any]:
+    def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation sample once, shared out over the ranks; an empty list where there is no source."""
         sources = self.open("val")
         if not sources:
@@ -153,7 +129,7 @@ class ShardData(ShardModule):
         sources, stored = self.open(stage), list[StoredOutputs]()
         if self.precomputed != "ignore" and isinstance(self.trainer, Trainer):
             stored = stored_for(self.trainer, stage, sources, self.transform, self.stored_folder())
-        return SampleReader(stage, sources, self.transform, stage == "train", self.cache, stored)
+        return SampleReader(stage, sources, self.transform, stage == "train", self.shard_cache, stored)
 
     def stored_folder(self) -> str | None:
         """The folder of stored outputs; None is beside each shard."""
@@ -211,9 +187,9 @@ class ShardData(ShardModule):
                 self._write_ledger()
 
     def _write_ledger(self) -> None:
-        if self._stream is None or self.ledger.folder is None:
+        if self.ledger.folder is None:
             return
         position, sources = self.position(), self.open("train")
-        drawn = self._stream.counts(position)
+        drawn = self.stream.counts(position)
         train = {source.name: (len(source), count) for source, count in zip(sources, drawn, strict=True)}
         self.ledger.write(position, train, {source.name: len(source) for source in self.open("val")})

@@ -1,15 +1,14 @@
-"""Base of the data modules that read tar shards: their sources and sizes, this rank, and the ledger."""
-
-from __future__ import annotations
+"""Base of the data modules that read tar shards: their arguments, this rank, and the ledger."""
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
 
-from data_pipelines.decoding import ImageTransform
+from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.ledger import Ledger
 from data_pipelines.shards.sources import ShardSource
@@ -18,24 +17,43 @@ from umm_zoo.errors import UserError
 log = logging.getLogger(__name__)
 
 
+# without postponed annotations: those of inherited fields are read where the names of this module are not known
+@dataclass(eq=False, repr=False)
 class ShardModule(LightningDataModule):
-    """Base class of ``ShardData`` and ``StreamData``, which say what its arguments mean."""
+    """Base class of ``ShardData`` and ``StreamData``.
 
-    def __init__(
-        self,
-        train: dict[str, ShardSource] | None,
-        val: dict[str, ShardSource] | None,
-        transform: ImageTransform,
-        batch_size: int,
-        val_batch_size: int,
-        max_skips: int,
-        seed: int,
-    ) -> None:
+    Args:
+        train, val: sources by name; those of validation are read one after the other, each sample once.
+        image_size: edge of input images.
+        batch_size: global batch, per optimiser step.
+        val_batch_size: per rank.
+        num_workers: processes that read and decode ahead, per rank.
+        max_skips: bad samples after which the run stops.
+        seed: chooses the order.
+        resize: how images become square.
+        target_size: edge of images to generate; ``image_size`` where None.
+
+    Raises:
+        UserError: a size is not positive; later a shard that is missing, empty, truncated, or not what its index says.
+    """
+
+    train: dict[str, ShardSource] | None = None
+    val: dict[str, ShardSource] | None = None
+    image_size: int = 32
+    batch_size: int = 64
+    val_batch_size: int = 64
+    num_workers: int = 0
+    max_skips: int = 100
+    seed: int = 0
+    resize: Resize | None = None
+    target_size: int | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_positive(image_size=transform.image_size, batch_size=batch_size, val_batch_size=val_batch_size)
-        self.sources = {"train": dict(train or {}), "val": dict(val or {})}
-        self.transform, self.batch_size, self.val_batch_size = transform, batch_size, val_batch_size
-        self.seed, self.ledger = seed, Ledger(max_skips)
+        check_positive(image_size=self.image_size, batch_size=self.batch_size, val_batch_size=self.val_batch_size)
+        self.sources = {"train": dict(self.train or {}), "val": dict(self.val or {})}
+        self.transform = ImageTransform(self.image_size, self.target_size or self.image_size, self.resize or Square())
+        self.ledger = Ledger(self.max_skips)
 
     def setup(self, stage: str) -> None:
         """Skips are written into the run folder from now on."""

@@ -7,18 +7,26 @@ out, and a resume is approximate. ``python -m data_pipelines.index`` makes an in
 from __future__ import annotations
 
 import logging
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_pipelines.decoding import ImageTransform, Resize, Square
+from data_pipelines.decoding import BadSampleError, ImageTransform
 from data_pipelines.shards.addresses import expand
-from data_pipelines.shards.batches import RawBatch
+from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
+from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader
 from data_pipelines.shards.module import ShardModule, check_positive
+from data_pipelines.shards.order import permutation
+from data_pipelines.shards.sequential import read_samples
 from data_pipelines.shards.sources import ShardSource, in_data
-from data_pipelines.shards.stream import Progress, ShardStream, StreamedBatch
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -34,6 +42,139 @@ def _note_once() -> None:
     log.warning(NOTE)
 
 
+class Progress(NamedTuple):
+    """Progress of a stream: its epoch, and the shards of it whose samples have all been delivered."""
+
+    epoch: int = 0
+    shards: int = 0
+
+
+@dataclass
+class StreamedBatch(RawBatch):
+    """Raw batch with the progress of its worker; None at the end of what is not endless."""
+
+    progress: Progress | None = None
+    worker: int = 0
+
+
+class _Held(NamedTuple):
+    shard: int
+    source: str
+    path: str
+    key: str
+    members: dict[str, bytes]
+
+
+@dataclass(eq=False)
+class ShardStream(IterableDataset[StreamedBatch]):
+    """Raw batches of one rank, read from whole shards.
+
+    Epoch ``e`` permutes the shards by (seed, e); stream ``s`` of S (ranks x workers) reads every S-th of them, so that every sample
+    of the epoch is delivered once, by one rank.
+
+    Args:
+        stage: ``train`` goes on with the next epoch, without end; ``val`` reads one epoch in the order on disk.
+        shards: (source, path) of each shard.
+        ranks: (number of ranks, this rank).
+        buffer: samples among which the next one of a training is drawn; 1 keeps the order on disk.
+        start: where to go on: an epoch, and how many of its shards (in its order) are done.
+    """
+
+    stage: str
+    shards: Sequence[tuple[str, str]]
+    sources: dict[str, ShardSource]
+    transform: ImageTransform
+    batch_size: int
+    ranks: tuple[int, int]
+    seed: int
+    buffer: int
+    start: Progress
+
+    def __post_init__(self) -> None:
+        self.endless = self.stage == "train"
+        self.buffer = self.buffer if self.endless else 1
+        self._builder = RawBatchBuilder(self.transform)
+
+    def __iter__(self) -> Iterator[StreamedBatch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        num_ranks, rank = self.ranks
+        try:
+            yield from self._deliver(rank * workers + worker, num_ranks * workers, worker)
+        except UserError as error:
+            yield StreamedBatch(error=error)
+
+    def _deliver(self, stream: int, streams: int, worker: int) -> Iterator[StreamedBatch]:
+        skips: list[Skip] = []
+        self._builder.start(self.batch_size)
+        for progress, made in self._samples(stream, streams):
+            if isinstance(made, Skip):
+                skips.append(made)
+            ended = made is None and not self.endless
+            if len(self._builder) == self.batch_size or (ended and (len(self._builder) or skips)):
+                raw = self._builder.build(skips)
+                yield StreamedBatch(**vars(raw), progress=progress if self.stage == "train" else None, worker=worker)
+                skips = []
+                self._builder.start(self.batch_size)
+
+    def _samples(self, stream: int, streams: int) -> Iterator[tuple[Progress, str | Skip | None]]:
+        """The progress after each sample that became a row (its key) or was skipped; None at the end of an epoch."""
+        epoch, offset = self.start
+        while True:
+            order = permutation(len(self.shards), self.seed, epoch).tolist() if self.buffer > 1 else range(len(self.shards))
+            mine = order[offset:][stream::streams]
+            delivered, reason = 0, "they are empty"
+            for finished, made in self._shuffled([self.shards[number] for number in mine], epoch, stream):
+                if isinstance(made, Skip):
+                    reason = str(made)
+                else:
+                    delivered += 1
+                yield Progress(epoch, offset + finished * streams), made
+            if not delivered and not offset and self.endless:  # or it would look for one for ever
+                found = f"no usable sample in the {len(mine)} shards that rank {self.ranks[1]} reads"
+                raise UserError(f"data.{self.stage}", found, f"at least one ({reason})")
+            epoch, offset = epoch + 1, 0
+            yield Progress(epoch, 0), None
+            if not self.endless:
+                return
+
+    def _shuffled(self, shards: list[tuple[str, str]], epoch: int, stream: int) -> Iterator[tuple[int, str | Skip]]:
+        """Samples drawn from a buffer, with the number of leading shards of which none is still to come."""
+        random = np.random.RandomState([self.seed & 0xFFFFFFFF, epoch, stream])
+        held: list[_Held] = []
+        waiting: Counter[int] = Counter()
+        number = 0
+
+        def drawn() -> tuple[int, str | Skip]:
+            one = held.pop(int(random.randint(len(held))) if self.buffer > 1 else 0)
+            waiting[one.shard] -= 1
+            finished = min((n for n, count in waiting.items() if count), default=number)
+            return min(finished, number), self._add(one)
+
+        for number, (source, path) in enumerate(shards):
+            try:
+                for key, members in read_samples(path):
+                    held.append(_Held(number, source, path, key, members))
+                    waiting[number] += 1
+                    if len(held) >= self.buffer:
+                        yield drawn()
+            except (tarfile.TarError, OSError, ValueError) as error:
+                yield number, Skip(self.stage, source, path, "*", f"the rest of the shard cannot be read: {error}", -1)
+        number = len(shards)
+        while held:
+            yield drawn()
+
+    def _add(self, one: _Held) -> str | Skip:
+        """Make a sample the next row of the batch; its key, or why it is skipped."""
+        try:
+            name = f"{one.source}/{PurePosixPath(one.path).name}:{one.key}"
+            self._builder.add(name, self.sources[one.source].task(one.key, one.members))
+            return name
+        except BadSampleError as error:
+            return Skip(self.stage, one.source, one.path, one.key, str(error), -1)
+
+
+@dataclass(eq=False, repr=False)
 class StreamData(ShardModule):
     """Training and validation batches from tar shards without an index; see ``ShardData`` for those that have one.
 
@@ -41,27 +182,15 @@ class StreamData(ShardModule):
     stream without a shard is refused. The next sample is drawn from a ``buffer`` of so many; all else is as in ``ShardData``.
     """
 
-    def __init__(
-        self,
-        train: dict[str, ShardSource] | None = None,
-        val: dict[str, ShardSource] | None = None,
-        image_size: int = 32,
-        batch_size: int = 64,
-        val_batch_size: int = 64,
-        num_workers: int = 0,
-        buffer: int = 1000,
-        max_skips: int = 100,
-        seed: int = 0,
-        resize: Resize | None = None,
-        target_size: int | None = None,
-    ) -> None:
-        sizes = ImageTransform(image_size, target_size or image_size, resize or Square())
-        super().__init__(train, val, sizes, batch_size=batch_size, val_batch_size=val_batch_size, max_skips=max_skips, seed=seed)
-        check_positive(buffer=buffer)
+    buffer: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(buffer=self.buffer)
         for name, source in self.sources["train"].items():
             if source.weight is not None:
                 raise UserError(f"data.train.{name}.weight", str(source.weight), "none for streamed sources (index them)")
-        self.num_workers, self.buffer, self._start = num_workers, buffer, Progress()
+        self._start = Progress()
         self._reached: dict[int, Progress] = {}
 
     def check(self) -> None:
@@ -75,7 +204,7 @@ class StreamData(ShardModule):
             self._start, self._reached = Progress(), {}
         super().setup(stage)
 
-    def train_dataloader(self) -> BatchLoader[StreamedBatch]:
+    def train_dataloader(self) -> BatchLoader:
         """Endless batches, from where a checkpoint got to."""
         if not self.sources["train"]:
             raise UserError("data.train", "no source", "at least one to train on")
@@ -85,7 +214,7 @@ class StreamData(ShardModule):
             raise UserError("data.batch_size", str(self.batch_size), f"a multiple of {shares} (ranks, micro-batches)")
         return self._loader("train", self.batch_size // shares, self.num_workers)
 
-    def val_dataloader(self) -> BatchLoader[StreamedBatch] | list[Any]:
+    def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation sample once, by one rank; an empty list where there is no source."""
         # few validation shards must not be too few for the workers
         return self._loader("val", self.val_batch_size, workers=0) if self.sources["val"] else []
@@ -99,7 +228,7 @@ class StreamData(ShardModule):
         """Go on with the first shards that were not delivered whole."""
         self._start, self._reached = Progress(int(state_dict["epoch"]), int(state_dict["shards"])), {}
 
-    def _loader(self, stage: str, batch_size: int, workers: int) -> BatchLoader[StreamedBatch]:
+    def _loader(self, stage: str, batch_size: int, workers: int) -> BatchLoader:
         shards, ranks = self._shards(stage), self._ranks()
         streams = ranks[0] * max(1, workers)
         if len(shards) < streams:

@@ -9,8 +9,7 @@ from test_shards import fit, write_tar, write_world
 from data_pipelines.decoding import ImageTransform, Square
 from data_pipelines.shards import streaming
 from data_pipelines.shards.data import ShardSource
-from data_pipelines.shards.stream import Progress, ShardStream
-from data_pipelines.shards.streaming import StreamData
+from data_pipelines.shards.streaming import Progress, ShardStream, StreamData
 from umm_zoo.errors import UserError
 
 
