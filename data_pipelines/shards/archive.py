@@ -22,18 +22,14 @@ _MAX_GAP = 1 << 16
 
 
 class RangeReader:
-    """Reader of byte ranges, with the files used last kept open, one set per process; whole remote shards lie in a ``cache``."""
+    """Reader of byte ranges, with the files used last kept open; whole remote shards lie in a ``cache``."""
 
     def __init__(self, cache: ShardCache | None = None) -> None:
         self.cache = cache
         self._open: OrderedDict[str, int] = OrderedDict()
-        self._process = os.getpid()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"cache": self.cache}  # a worker opens its own files
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        RangeReader.__init__(self, state["cache"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RangeReader, (self.cache,)  # another process opens its own files
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` on; fewer only where the file ends."""
@@ -64,8 +60,6 @@ class RangeReader:
         return content
 
     def _descriptor(self, path: str) -> int:
-        if self._process != os.getpid():  # after a fork: the parent's descriptors still work, but closing is the parent's business
-            self._open, self._process = OrderedDict(), os.getpid()
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
@@ -75,9 +69,8 @@ class RangeReader:
         return self._open[path]
 
     def __del__(self) -> None:
-        if self._process == os.getpid():
-            for descriptor in self._open.values():
-                os.close(descriptor)
+        for descriptor in self._open.values():  # a forked process has copies of them, and closes its own
+            os.close(descriptor)
 
 
 def _stated_size(header: bytes) -> int:

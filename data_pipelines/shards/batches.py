@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,26 +55,10 @@ class RawBatch:
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""
-        return Batch(
-            keys=self.keys,
-            conversations=self.conversations,
-            images=to_signal(self.images) if isinstance(self.images, Tensor) else None,
-            image_counts=self.image_counts,
-            targets=to_signal(self.targets) if isinstance(self.targets, Tensor) else None,
-            meta=self.meta,
-            tasks=self.tasks,
-            extras=self.extras,
-        )
-
-
-class _Row(NamedTuple):
-    key: str
-    conversation: Conversation
-    image_count: int
-    has_target: bool
-    meta: dict[str, Any]
-    task: Task
-    extras: dict[str, Tensor]
+        content = {field.name: getattr(self, field.name) for field in fields(Batch)}
+        for name in ("images", "targets"):
+            content[name] = None if content[name] is None else to_signal(content[name])
+        return Batch(**content)
 
 
 class RawBatchBuilder:
@@ -83,16 +67,18 @@ class RawBatchBuilder:
     def __init__(self, transform: ImageTransform) -> None:
         self.transform = transform
         self._images, self._targets = ImageBuffers(), ImageBuffers()
-        self._rows: list[_Row] = []
+        self._raw = RawBatch()
+        self._has_target: list[bool] = []
+        self._extras: list[dict[str, Tensor]] = []
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._raw.keys)
 
     def start(self, size: int, iteration: int = 0) -> None:
         """Begin a raw batch of about ``size`` rows; for ``iteration`` see ``ImageBuffers.start``."""
         for buffers in (self._images, self._targets):
             buffers.start(max(size, buffers.count), iteration)
-        self._rows = []
+        self._raw, self._has_target, self._extras = RawBatch(), [], []
 
     def add(self, key: str, sample: Sample, stored: dict[str, Tensor] | None = None) -> None:
         """Decode the images of a sample and make it the next row; a ``BadSampleError`` leaves the rows as they were.
@@ -109,32 +95,25 @@ class RawBatchBuilder:
             self._images.drop_to(images)
             self._targets.drop_to(targets)
             raise
-        extras = {**{name: value[None] for name, value in sample.extras.items()}, **(stored or {})}
-        count = self._images.count - images
-        has_target = sample.target is not None
-        task = sample.task or task_of(count, has_target)
-        self._rows.append(_Row(key, sample.conversation, count, has_target, sample.meta, task, extras))
+        count, has_target, raw = self._images.count - images, sample.target is not None, self._raw
+        raw.keys.append(key)
+        raw.conversations.append(sample.conversation)
+        raw.image_counts.append(count)
+        raw.meta.append(sample.meta)
+        raw.tasks.append(sample.task or task_of(count, has_target))
+        self._has_target.append(has_target)
+        self._extras.append({**{name: value[None] for name, value in sample.extras.items()}, **(stored or {})})
 
     def build(self, skips: list[Skip]) -> RawBatch:
         """The rows so far; a ``UserError`` where some have an image to generate and others none."""
-        has_target = [row.has_target for row in self._rows]
+        raw, has_target = self._raw, self._has_target
         if any(has_target) and not all(has_target):
-            one, other = (self._rows[has_target.index(there)].key for there in (True, False))
+            one, other = (raw.keys[has_target.index(there)] for there in (True, False))
             found = f"{one} has an image to generate, {other} of the same batch has none"
             hint = "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
             raise UserError("data", found, hint=hint)
-        names = self._rows[0].extras if self._rows else {}
-        return RawBatch(
-            keys=[row.key for row in self._rows],
-            conversations=[row.conversation for row in self._rows],
-            images=self._images.images(),
-            image_counts=[row.image_count for row in self._rows],
-            targets=self._targets.images(),
-            meta=[row.meta for row in self._rows],
-            tasks=[row.task for row in self._rows],
-            extras={name: torch.cat([row.extras[name] for row in self._rows]) for name in names},
-            skips=skips,
-        )
+        extras = {name: torch.cat([row[name] for row in self._extras]) for name in (self._extras[0] if self._extras else ())}
+        return replace(raw, images=self._images.images(), targets=self._targets.images(), extras=extras, skips=skips)
 
 
 def to_signal(images: Tensor) -> Tensor:

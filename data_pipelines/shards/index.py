@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,22 +64,15 @@ def _narrow(values: NDArray[Any]) -> NDArray[Any]:
 class ShardIndex:
     """Samples of one shard: their number is known at once, their places are read when first needed.
 
-    The places of the shards used last are kept, per process; those of a run over thousands of shards would fill the memory of
-    every worker. ``place`` is where the index lies, ``head`` has ``tar_size``, ``sha256`` and ``counts``; ``columns`` are places
-    that have been read already, and are then kept for good.
+    ``place`` is where the index lies, ``head`` has ``tar_size``, ``sha256`` and ``counts``; ``columns`` are places that have been
+    read already, and are then kept for good.
     """
-
-    #: Shards whose places a process keeps.
-    max_loaded: ClassVar[int] = 256
-    _loaded: ClassVar[OrderedDict[tuple[str, str], _Columns]] = OrderedDict()
 
     def __init__(self, path: str, place: str, head: dict[str, Any], columns: _Columns | None = None) -> None:
         self.path, self.place = path, place
         self.tar_size, self.sha256 = int(head["tar_size"]), str(head.get("sha256", ""))
         self.num_samples = int(head["counts"]["samples"])
         self._columns = columns
-        # as what its places are kept: the same name may be another file from another folder, or after it was written again
-        self._name = (os.path.abspath(place), f"{self.tar_size} {self.num_samples} {self.sha256}")
 
     def __len__(self) -> int:
         return self.num_samples
@@ -92,9 +85,7 @@ class ShardIndex:
 
     def keys(self) -> list[str]:
         """The keys of all samples in order."""
-        columns = self._places()
-        ends = columns.key_ends.tolist()
-        return [columns.keys[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+        return [self.key(sample) for sample in range(len(self))]
 
     def names(self, sample: int) -> list[str]:
         """The member names of a sample."""
@@ -111,16 +102,17 @@ class ShardIndex:
     def _places(self) -> _Columns:
         if self._columns is not None:
             return self._columns
-        if (columns := self._loaded.get(self._name)) is None:
-            content, columns = _parse(self.path, self.place)
-            if content["tar_size"] != self.tar_size or content["counts"]["samples"] != self.num_samples:
-                raise stale_index(self.path, self.place, "the index was replaced while it is in use; start again")
-            self._loaded[self._name] = columns
-            while len(self._loaded) > self.max_loaded:
-                self._loaded.popitem(last=False)
-        else:
-            self._loaded.move_to_end(self._name)
-        return columns
+        # the same name may be another file from another folder, or after it was written again
+        return _kept_columns(self.path, os.path.abspath(self.place), self.tar_size, self.num_samples, self.sha256)
+
+
+@lru_cache(256)
+def _kept_columns(path: str, place: str, tar_size: int, num_samples: int, sha256: str) -> _Columns:
+    """The places of the shards used last, per process; those of thousands of shards would fill the memory of every worker."""
+    content, columns = _parse(path, place)
+    if (content["tar_size"], content["counts"]["samples"]) != (tar_size, num_samples):
+        raise stale_index(path, place, "the index was replaced while it is in use; start again")
+    return columns
 
 
 def load_index(path: str) -> ShardIndex:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -78,22 +78,15 @@ def reading_loader(
     """Torch's loader over a reader; workers only read ahead along a fixed list of positions: their number changes nothing."""
     return DataLoader(
         reader,
-        batch_sampler=_Requests(sampler),  # type: ignore[arg-type]  # a request is one object, not a list
-        collate_fn=_as_is,  # type: ignore[arg-type]  # the reader has already stacked the rows
+        batch_size=None,  # the reader stacks the rows of a request itself
+        sampler=_Requests(sampler),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH if num_workers > 0 else None,
     )
 
 
-def _as_is(raw: RawBatch) -> RawBatch:
-    return raw
-
-
-Raw = TypeVar("Raw", bound=RawBatch)
-
-
-class BatchLoader(Generic[Raw]):
+class BatchLoader:
     """Batches of raw batches, each of which ``on_batch`` gets first, for its skips.
 
     Args:
@@ -103,7 +96,7 @@ class BatchLoader(Generic[Raw]):
     """
 
     def __init__(
-        self, loader: DataLoader[Raw], on_batch: Callable[[Raw], None], size: int | None = None, packed: bool = False
+        self, loader: DataLoader[Any], on_batch: Callable[[RawBatch], None], size: int | None = None, packed: bool = False
     ) -> None:
         self._loader, self._on_batch, self._size, self.packed = loader, on_batch, size, packed
 

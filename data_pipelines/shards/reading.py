@@ -64,8 +64,8 @@ class SampleReader(Dataset[RawBatch]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
 
-    def __getitems__(self, request: BatchRequest) -> RawBatch:
-        """The raw batch of a request; torch's loader hands over the whole of it at once."""
+    def __getitem__(self, request: BatchRequest) -> RawBatch:
+        """The raw batch of a request."""
         try:
             return self._read(*request)
         except UserError as error:  # sent as a value: a worker's raise would bury the line under a traceback

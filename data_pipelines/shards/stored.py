@@ -8,8 +8,8 @@ tar itself. The originals stay untouched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from lightning import Trainer
@@ -37,14 +37,10 @@ def base_folder(shard: str, where: str | None) -> Path:
     return Path(os.path.dirname(os.path.abspath(shard))) / FOLDER
 
 
-def folder_of(base: Path, name: str, fingerprint: str) -> Path:
-    """Folder of the outputs of one name and fingerprint."""
-    return base / f"{name}-{fingerprint[:16]}"
-
-
-def stem_of(index: ShardIndex) -> str:
-    """The first part of the file name of what was stored for a shard."""
-    return f"{PurePosixPath(index.path).stem}-{index.sha256[:8]}"
+def stored_place(index: ShardIndex, name: str, fingerprint: str, where: str | None) -> Path:
+    """The tar of the outputs of one name and fingerprint for a shard."""
+    stem = f"{PurePosixPath(index.path).stem}-{index.sha256[:8]}"
+    return base_folder(index.path, where) / f"{name}-{fingerprint[:16]}" / f"{stem}-000000.tar"
 
 
 class StoredOutputs:
@@ -71,22 +67,21 @@ def _numbers_of(side: ShardIndex) -> dict[str, int]:
     return {key: number for number, key in enumerate(side.keys())}
 
 
-def find_stored(
-    name: str, fingerprint: Callable[[], str], indexes: Sequence[ShardIndex], where: str | None
+def _find_stored(
+    name: str, item: Precomputable, transform: ImageTransform, indexes: Sequence[ShardIndex], where: str | None
 ) -> StoredOutputs | None:
     """The stored outputs of some shards; None where nothing of that name was ever stored for any of them.
 
-    The fingerprint is asked for only where something was: weights take a while to hash. What was made with other weights or another
-    transform, or for a part of the shards only, is a ``UserError``.
+    What was made with other weights or another transform, or for a part of the shards only, is a ``UserError``.
     """
     if where is None and any(is_remote(index.path) for index in indexes):
         return None  # beside a remote shard nothing can have been written
-    bases = {index.path: base_folder(index.path, where) for index in indexes}
-    stored = [folder for base in sorted(set(bases.values())) for folder in base.glob(f"{name}-*") if folder.is_dir()]
+    bases = {base_folder(index.path, where) for index in indexes}
+    stored = [folder for base in sorted(bases) for folder in base.glob(f"{name}-*") if folder.is_dir()]
     if not stored:
-        return None
-    expected = fingerprint()
-    places = {index.path: folder_of(bases[index.path], name, expected) / f"{stem_of(index)}-000000.tar" for index in indexes}
+        return None  # before the fingerprint is asked for: weights take a while to hash
+    expected = item.fingerprint(transform.to_json())
+    places = {index.path: stored_place(index, name, expected, where) for index in indexes}
     missing = [path for path, place in places.items() if not place.is_file()]
     if not missing:
         return StoredOutputs(name, places)
@@ -121,5 +116,5 @@ def stored_items(
     items: Mapping[str, Precomputable], transform: ImageTransform, indexes: Sequence[ShardIndex], where: str | None
 ) -> list[StoredOutputs]:
     """The stored values of some outputs for some shards."""
-    found = [find_stored(name, partial(item.fingerprint, transform.to_json()), indexes, where) for name, item in items.items()]
+    found = [_find_stored(name, item, transform, indexes, where) for name, item in items.items()]
     return [outputs for outputs in found if outputs is not None]

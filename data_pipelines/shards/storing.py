@@ -20,7 +20,7 @@ from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import index_path
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
-from data_pipelines.shards.stored import base_folder, folder_of, stem_of, stored_items
+from data_pipelines.shards.stored import stored_items, stored_place
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.errors import UserError, locating
@@ -86,14 +86,13 @@ def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.
     places: dict[Path, None] = {}  # shards of both are stored once
     left_out = 0
     for stage in (stage for stage, sources in data.sources.items() if sources):
-        reader, first = SampleReader(stage, data.open(stage), data.transform, False, data.cache), 0
+        reader, first = SampleReader(stage, data.open(stage), data.transform, False, data.shard_cache), 0
         with progress_bar(f"{name} ({stage})", len(reader)) as advance:
             for _, index in reader.shards:
-                folder = folder_of(base_folder(index.path, data.stored_folder()), name, fingerprint)
-                place = folder / f"{stem_of(index)}-000000.tar"
+                place = stored_place(index, name, fingerprint, data.stored_folder())
                 if not (place.is_file() and index_path(place).is_file()):
                     samples = range(first, first + len(index))
-                    left_out += _store_shard(name, folder, index, _outputs(name, item, reader, samples, arguments))
+                    left_out += _store_shard(name, place, index, _outputs(name, item, reader, samples, arguments))
                 advance(len(index))
                 first += len(index)
                 places[place] = None
@@ -104,9 +103,9 @@ def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.
         print(f"  {left_out:,} samples cannot be used; training skips them and names them in data.json")
 
 
-def _store_shard(name: str, folder: Path, index: ShardIndex, outputs: Iterator[bytes | None]) -> int:
+def _store_shard(name: str, place: Path, index: ShardIndex, outputs: Iterator[bytes | None]) -> int:
     """Store the output of each sample of a shard; None is left out. Returns how many were."""
-    with IndexedShardWriter(folder, stem_of(index), sys.maxsize) as writer:
+    with IndexedShardWriter(place.parent, place.name.removesuffix("-000000.tar"), sys.maxsize) as writer:
         for number, output in enumerate(outputs):
             if output is not None:
                 writer.write({"__key__": index.key(number), f"{name}.npy": output})
@@ -151,7 +150,7 @@ def _npy(values: Tensor, half: bool) -> bytes:
 
 
 def _read(reader: SampleReader, numbers: Sequence[int]) -> RawBatch:
-    raw = reader.__getitems__(BatchRequest([SamplePosition(number, number) for number in numbers]))
+    raw = reader[BatchRequest([SamplePosition(number, number) for number in numbers])]
     if raw.error is not None:
         raise raw.error
     return raw
@@ -163,7 +162,7 @@ def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], a
     indexes = [index for source in sources for index in source.indexes]
     stored = stored_items(items, data.transform, indexes, data.stored_folder())
     given = {False: (), True: stored}
-    readers = {reads: SampleReader("train", sources, data.transform, True, data.cache, given[reads]) for reads in given}
+    readers = {reads: SampleReader("train", sources, data.transform, True, data.shard_cache, given[reads]) for reads in given}
     size = min(data.batch_size, arguments.batch_size)
     device = next(method.parameters()).device
     method.train()

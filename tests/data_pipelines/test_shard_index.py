@@ -1,9 +1,11 @@
 import tarfile
+from functools import lru_cache
 
 import pytest
 from test_shards import data_of, write_tar, write_world
 
-from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.shards import index
+from data_pipelines.shards.index import load_index
 from data_pipelines.shards.indexing import build_index
 from umm_zoo.errors import UserError
 
@@ -22,14 +24,14 @@ def test_the_index_says_what_the_tar_holds(tmp_path):
 
 
 def test_opening_reads_heads_alone_and_few_shards_are_kept(tmp_path, monkeypatch):
-    ShardIndex._loaded.clear()
-    monkeypatch.setattr(ShardIndex, "max_loaded", 2)
+    few = lru_cache(2)(index._kept_columns.__wrapped__)
+    monkeypatch.setattr(index, "_kept_columns", few)
     data = data_of(write_world(tmp_path, [3, 4, 2, 5]), window=1, batch_size=4)
     data.check()
-    assert not ShardIndex._loaded
+    assert not few.cache_info().currsize
     loader = iter(data.train_dataloader())
     keys = [key for _ in range(7) for key in next(loader).keys]
-    assert len(set(keys[:14])) == 14 and set(keys[14:]) <= set(keys[:14]) and len(ShardIndex._loaded) == 2
+    assert len(set(keys[:14])) == 14 and set(keys[14:]) <= set(keys[:14]) and few.cache_info().currsize == 2
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_a_damaged_index_is_one_line_that_says_how_to_mend_it(tmp_path, change, 
     place = tmp_path / "a.tar.index.json"
     build_index(str(tmp_path / "a.tar"))
     place.write_text(change(place.read_text()))
-    ShardIndex._loaded.clear()
+    index._kept_columns.cache_clear()
     with pytest.raises(UserError, match=message + r".*data_pipelines\.index") as caught:
         load_index(str(tmp_path / "a.tar")).members(0)
     assert "\n" not in str(caught.value)
