@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.tasks import Conversations, Sample
-from umm_zoo.conversation import IMAGE_MARKER, Turn
+from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, question_and_answer
 from umm_zoo.shapes.language import long_caption
 from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
 
@@ -18,7 +17,7 @@ from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
 class SceneCaptions(Conversations):
     """Conversations of one question (``prompt``), answered by a caption of the scene; chances depend on ``seed`` and the key."""
 
-    def __init__(self, prompt: str = "Describe the image.", seed: int = 0) -> None:
+    def __init__(self, prompt: str = INSTRUCTION, seed: int = 0) -> None:
         super().__init__()
         self.prompt, self.seed = prompt, seed
 
@@ -32,9 +31,7 @@ class SceneCaptions(Conversations):
         if "scene" not in sample.meta:
             raise BadSampleError("json has no 'scene' to describe")
         rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
-        answer = self.caption(Scene.from_json(sample.meta["scene"]), rng)
-        question = Turn(role="user", text=f"{IMAGE_MARKER}\n{self.prompt}")
-        sample.conversation = [question, Turn(role="assistant", text=answer)]
+        sample.conversation = question_and_answer(self.prompt, self.caption(Scene.from_json(sample.meta["scene"]), rng))
         return sample
 
 
@@ -57,7 +54,7 @@ class UnderDescribed(SceneCaptions):
         keep_small: float = 0.35,
         confused: float = 0.3,
         colours: int = 4,
-        prompt: str = "Describe the image.",
+        prompt: str = INSTRUCTION,
         seed: int = 0,
     ) -> None:
         super().__init__(prompt, seed)
@@ -85,7 +82,7 @@ class FullCaptions(SceneCaptions):
     ``shuffled`` puts the clauses of the objects in an order that the sample's key decides, instead of from left to right.
     """
 
-    def __init__(self, prompt: str = "Describe the image.", shuffled: bool = True) -> None:
+    def __init__(self, prompt: str = INSTRUCTION, shuffled: bool = True) -> None:
         super().__init__(prompt, seed=1)
         self.shuffled = shuffled
 

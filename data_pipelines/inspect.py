@@ -87,13 +87,13 @@ def _count(findings: Findings, sample: Sample) -> None:
 
 
 def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: int = 6) -> Image.Image:
-    """Input images and the image to generate of each sample, side by side, with question and answer below."""
+    """Input images and the image to generate of each sample, given with its title, with question and answer below."""
     from umm_zoo.callbacks.cards import Card, draw_cards  # torch comes with it, and --help does without
 
     cards = []
-    for key, sample in samples:
+    for title, sample in samples:
         prompt, answer = split_answer(sample.conversation)
-        question = prompt[-1]["text"].replace(IMAGE_MARKER, "").strip() if prompt else ""
+        texts = [("> " if turn["role"] == "assistant" else "") + turn["text"].replace(IMAGE_MARKER, "").strip() for turn in prompt]
         named = {f"input {place}": content for place, content in enumerate(sample.images, 1)}
         named |= {} if sample.target is None else {"target": sample.target}
         images = {}
@@ -101,7 +101,7 @@ def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: i
             images[name] = Image.new("RGB", (8, 8), "lightgrey")
             with suppress(BadSampleError), open_image(content) as image:
                 images[name] = to_rgb(image).copy()
-        cards.append(Card(key, question, None, answer, None, images))
+        cards.append(Card(title, " ".join(texts), None, answer, None, images))
     return draw_cards(cards, edge, columns)
 
 

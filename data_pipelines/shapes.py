@@ -15,12 +15,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from data_pipelines import tasks
 from data_pipelines.command import Parser, run, whole
 from data_pipelines.converters.converting import progress_bar
+from data_pipelines.inspect import contact_sheet
 from data_pipelines.shards.indexing import write_json
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.errors import UserError
-from umm_zoo.shapes.rendering import render
 from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, Sample, make_sample
 from umm_zoo.shapes.scenes import SIZES, World
 
@@ -147,28 +148,17 @@ def write(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     split_of = {task: split for split, task in (name.split("/") for name in reversed(wanted))}
     turns = [(task, index) for index in range(_SHEET_SAMPLES) for task in split_of][:_SHEET_SAMPLES]
-    _write_sheet(out, world, [sample(split_of[task], task, index) for task, index in turns])
+    shown = sorted((sample(split_of[task], task, index) for task, index in turns), key=lambda item: item.key)
+    contact_sheet([_on_sheet(item, item.members(world)) for item in shown], columns=4).save(out / SHEET_FILE)
     console.print(_table(wanted, parts, missing))
     rate = f", {number / seconds:.0f} samples/s" if number else "; everything was there already"
     console.print(f"{number} samples written to {out} in {seconds:.1f} s{rate}", highlight=False, soft_wrap=True)
 
 
-def _write_sheet(out: Path, world: World, samples: list[Sample]) -> None:
-    from PIL import Image
-
-    from umm_zoo.callbacks.cards import Card, draw_cards
-
-    cards = []
-    for sample in sorted(samples, key=lambda item: item.key):
-        scenes = {f"input {i}": scene for i, scene in enumerate(sample.scenes, 1)}
-        scenes = scenes if sample.target is None else {**scenes, "target": sample.target}
-        images = {name: Image.fromarray(render(world, scene)) for name, scene in scenes.items()}
-        turns = [turn["text"].replace("<image>\n", "") for turn in sample.row["conversations"]]
-        answer = turns.pop() if len(turns) % 2 == 0 else ""
-        question = " ".join(f"> {text}" if i % 2 else text for i, text in enumerate(turns))
-        title = f"{sample.row['task']}: {sample.row['kind']}" + (", the target alone" if list(images) == ["target"] else "")
-        cards.append(Card(title, question, None, answer, None, images))
-    draw_cards(cards, 128, 4).save(out / SHEET_FILE)
+def _on_sheet(sample: Sample, members: dict[str, Any]) -> tuple[str, tasks.Sample]:
+    inputs, target = tasks.input_images(members), tasks.target_image(members)
+    title = f"{sample.row['task']}: {sample.row['kind']}" + (", the target alone" if target and not inputs else "")
+    return title, tasks.Sample(sample.row["conversations"], inputs, target)
 
 
 def _table(wanted: dict[str, Any], parts: dict[str, Any], missing: dict[str, Any]) -> Any:

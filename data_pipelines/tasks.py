@@ -25,6 +25,10 @@ _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "ass
 _NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(IMAGE_TYPES)})")
 
 
+#: What the user asks where a caption is the answer.
+INSTRUCTION = "Describe the image."
+
+
 @dataclass
 class Sample:
     """Sample before its images are decoded.
@@ -142,7 +146,7 @@ class Captions(SampleTask):
     """
 
     def __init__(
-        self, instructions: Sequence[str] = ("Describe the image.",), max_characters: int = 65_536, extras: Sequence[str] = ()
+        self, instructions: Sequence[str] = (INSTRUCTION,), max_characters: int = 65_536, extras: Sequence[str] = ()
     ) -> None:
         super().__init__(max_characters, extras)
         self.instructions = [instructions] if isinstance(instructions, str) else list(instructions)
@@ -156,9 +160,13 @@ class Captions(SampleTask):
             raise BadSampleError("the caption is empty")
         meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
         instruction = self.instructions[zlib.crc32(key.encode()) % len(self.instructions)]
-        answer = Turn(role="assistant", text=caption.replace(IMAGE_MARKER, ""))
-        conversation = [Turn(role="user", text=f"{IMAGE_MARKER}\n{instruction}"), answer]
+        conversation = question_and_answer(instruction, caption.replace(IMAGE_MARKER, ""))
         return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta}, task=Task.CAPTION)
+
+
+def question_and_answer(question: str, answer: str) -> Conversation:
+    """A question about the sample's only image, and its answer."""
+    return [Turn(role="user", text=f"{IMAGE_MARKER}\n{question}"), Turn(role="assistant", text=answer)]
 
 
 def member(members: dict[str, bytes], name: str) -> bytes:

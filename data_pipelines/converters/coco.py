@@ -28,8 +28,9 @@ from data_pipelines.converters.coco_objects import Objects, article, plural
 from data_pipelines.converters.converting import Part, convert, converter_parser
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import read_json
-from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, without_markers
+from data_pipelines.converters.texts import without_markers
 from data_pipelines.decoding import BadSampleError
+from data_pipelines.tasks import INSTRUCTION, question_and_answer
 from umm_zoo.errors import UserError
 
 SETTINGS = ("random", "popular", "adversarial")

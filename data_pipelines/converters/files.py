@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipelines.decoding import MAX_PIXELS, BadSampleError, open_image, to_rgb
+from data_pipelines.decoding import BadSampleError, open_image, to_rgb
 from data_pipelines.tasks import IMAGE_TYPES
 
 #: How members of these formats are called; images of other formats are stored as PNG.
@@ -27,25 +27,20 @@ def stored_image(content: bytes, size: int | None = None, edge: Edge = max, name
     All of the image is decoded, so that a damaged file, whose ``name`` the reason gives, is found now and not in the training.
     """
     try:
-        return _stored(content, size, edge)
+        with open_image(content) as image:
+            scale = 1.0 if size is None else size / edge(image.size)
+            if scale >= 1 and image.format in _KINDS:
+                if image.format == "JPEG":  # an eighth of the resolution: the whole stream is still read, in a fraction of the time
+                    image.draft(None, (1, 1))
+                image.load()
+                return _KINDS[image.format], content
+            image.load()
+            upright = to_rgb(image)
+            if scale < 1:
+                width, height = (max(1, round(length * scale)) for length in upright.size)
+                upright = upright.resize((width, height), Image.Resampling.BICUBIC)
     except BadSampleError as error:
         raise BadSampleError(f"damaged image: {name}{': ' if name else ''}{error}") from error
-
-
-def _stored(content: bytes, size: int | None, edge: Edge) -> tuple[str, bytes]:
-    with open_image(content, MAX_PIXELS) as image:
-        scale = 1.0 if size is None else size / edge(image.size)
-        if scale >= 1 and image.format in _KINDS:
-            if image.format == "JPEG":  # an eighth of the resolution: the whole stream is still read, in a fraction of the time
-                image.draft(None, (1, 1))
-            kind = _KINDS[image.format]
-            image.load()
-            return kind, content
-        image.load()
-        upright = to_rgb(image)
-        if scale < 1:
-            width, height = (max(1, round(length * scale)) for length in upright.size)
-            upright = upright.resize((width, height), Image.Resampling.BICUBIC)
     lossless = scale >= 1 or max(upright.size) <= _LOSSLESS
     file = io.BytesIO()
     upright.save(file, "PNG" if lossless else "JPEG", quality=_JPEG_QUALITY)

@@ -17,8 +17,8 @@ from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import read_json
-from data_pipelines.converters.texts import INSTRUCTION, question_and_answer, with_article
-from data_pipelines.tasks import IMAGE_TYPES
+from data_pipelines.converters.texts import with_article
+from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
 from umm_zoo.errors import UserError
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -28,7 +28,7 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 class Photo:
     """File of a class folder."""
 
-    path: Path
+    file: str  # inside SRC
     name: str
     split: str
     number: int
@@ -40,21 +40,21 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
         raise UserError(source, "no such folder")
     splits = {folder: _SPLITS[folder.name.lower()] for folder in _folders(source) if folder.name.lower() in _SPLITS}
     keeps_splits = bool(splits) and (set(splits.values()) != {"train"} or val_share == 0)
-    found: list[tuple[Path, str, str]] = []
+    found: list[tuple[str, str, str]] = []
     for root, split in (splits or {source: ""}).items():
         for folder in _folders(root):
             name = names.get(folder.name) or folder.name.replace("_", " ").replace("-", " ").strip()
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower().lstrip(".") in IMAGE_TYPES and path.is_file():
-                    chance = split_of(path.relative_to(source).as_posix(), val_share, seed)
-                    found.append((path, name, split if keeps_splits else chance))
+                    file = path.relative_to(source).as_posix()
+                    found.append((file, name, split if keeps_splits else split_of(file, val_share, seed)))
     classes = sorted({name for _, name, _ in found})
     if not found:
         raise UserError(source, f"no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
     if len(classes) < 2:
         raise UserError(source, f"one class, '{classes[0]}'", "at least two class folders to ask about")
     random.Random(seed).shuffle(found)  # neighbours in a shard should not be of one class
-    return [Photo(path, name, split, number) for number, (path, name, split) in enumerate(found)], classes
+    return [Photo(file, name, split, number) for number, (file, name, split) in enumerate(found)], classes
 
 
 def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size: int | None) -> Iterator[dict[str, Any]]:
@@ -65,25 +65,21 @@ def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size
         ("exists", f"Is there {with_article(photo.name)} in the picture?", "yes", photo.name),
         ("exists", f"Is there {with_article(other)} in the picture?", "no", other),
     ]
-    image = image_members([_file(photo, source)], None, source, size, min)
+    image = image_members([photo.file], None, source, size, min)
     for place, (question, text, answer, about) in enumerate(asked):
-        row = {**_row(photo, source, "questions", question, text, answer), "object": about}
+        row = {**_row(photo, "questions", question, text, answer), "object": about}
         yield {"__key__": f"questions-{photo.number:08d}-{place}", "json": row, **image}
 
 
 def caption_of(photo: Photo, source: Path, size: int | None) -> Iterator[dict[str, Any]]:
     """ "A photo of an airplane."."""
-    row = _row(photo, source, "captions", "caption", INSTRUCTION, f"A photo of {with_article(photo.name)}.")
-    yield {"__key__": f"captions-{photo.number:08d}", "json": row, **image_members([_file(photo, source)], None, source, size, min)}
+    row = _row(photo, "captions", "caption", INSTRUCTION, f"A photo of {with_article(photo.name)}.")
+    yield {"__key__": f"captions-{photo.number:08d}", "json": row, **image_members([photo.file], None, source, size, min)}
 
 
-def _row(photo: Photo, source: Path, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
+def _row(photo: Photo, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
     row = {"task": task, "kind": kind, "split": photo.split, "conversations": question_and_answer(question, answer)}
-    return {**row, "class": photo.name, "file": _file(photo, source)}
-
-
-def _file(photo: Photo, source: Path) -> str:
-    return photo.path.relative_to(source).as_posix()
+    return {**row, "class": photo.name, "file": photo.file}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -110,7 +106,7 @@ def main(arguments: argparse.Namespace) -> None:
         "captions": lambda photo: caption_of(photo, source, size),
     }
     parts = [
-        Part(f"{split}/{task}", chosen, make, lambda photo: _file(photo, source), arguments.photos_per_shard)
+        Part(f"{split}/{task}", chosen, make, lambda photo: photo.file, arguments.photos_per_shard)
         for split in ("train", "val", "test")
         for task, make in makers.items()
         if (chosen := [photo for photo in photos if photo.split == split])

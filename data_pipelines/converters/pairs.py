@@ -11,11 +11,11 @@ from typing import Any
 from data_pipelines.command import Parser
 from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser
 from data_pipelines.converters.files import stored_image
-from data_pipelines.converters.texts import INSTRUCTION, notes, question_and_answer, without_markers
+from data_pipelines.converters.texts import notes, without_markers
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.sequential import read_samples
-from data_pipelines.tasks import IMAGE_TYPES
+from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
 

@@ -32,9 +32,9 @@ from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, LONGEST_NOTE
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.converters.tables import Table
-from data_pipelines.converters.texts import INSTRUCTION, notes, place_markers, without_markers
+from data_pipelines.converters.texts import notes, place_markers, without_markers
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.tasks import read_turns
+from data_pipelines.tasks import INSTRUCTION, read_turns
 from umm_zoo.conversation import Conversation, Turn
 from umm_zoo.errors import UserError, locating
 

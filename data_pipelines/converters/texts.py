@@ -6,12 +6,10 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from data_pipelines.decoding import BadSampleError
-from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation
 
 _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
-#: What the user asks where a caption is the answer.
-INSTRUCTION = "Describe the image."
 
 
 def place_markers(conversation: Conversation, images: int) -> list[str]:
@@ -45,11 +43,6 @@ def place_markers(conversation: Conversation, images: int) -> list[str]:
 def without_markers(text: str) -> str:
     """A caption or prompt that cannot be mistaken for one with images in it."""
     return text.replace(IMAGE_MARKER, "").strip()
-
-
-def question_and_answer(question: str, answer: str) -> Conversation:
-    """A question about the sample's only image, and its answer."""
-    return [Turn(role="user", text=f"{IMAGE_MARKER}\n{question}"), Turn(role="assistant", text=answer)]
 
 
 def with_article(noun: str) -> str:

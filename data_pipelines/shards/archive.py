@@ -7,6 +7,7 @@ program (``pipe:`` addresses of webdataset are refused).
 from __future__ import annotations
 
 import os
+import tarfile
 from collections import OrderedDict
 from typing import Any
 
@@ -74,11 +75,8 @@ class RangeReader:
 
 
 def _stated_size(header: bytes) -> int:
-    """The size field of a tar header (octal digits, or base 256 for members over 8 GiB); -1 where there is none."""
-    field = header[124:136]
-    if len(field) == 12 and field[0] & 0x80:
-        return int.from_bytes(field[1:], "big")
+    """The size that a tar header states; -1 where it is none."""
     try:
-        return int(field.rstrip(b"\0 ").lstrip(b" ") or b"x", 8)
-    except ValueError:
+        return tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape").size
+    except tarfile.HeaderError:
         return -1

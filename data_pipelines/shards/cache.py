@@ -39,8 +39,8 @@ class ShardCache:
 
     def read(self, path: str, offset: int, length: int) -> bytes | None:
         """A byte range of a remote shard, which is fetched first if need be; None where there is no space for it."""
+        place = self.folder / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
         for _ in range(_TRIES):
-            place = self._place(path)
             try:
                 # opened again each time: a file held open would take space after its eviction
                 with open(place, "rb", buffering=0) as file:
@@ -50,16 +50,6 @@ class ShardCache:
                 if not self._fetch(path, place):
                     return None
         return None  # others evict it faster than it can be opened: the cache is too small for all who use it
-
-    def size(self) -> int:
-        """Bytes that the folder holds, shards that are being fetched included."""
-        if not self.folder.is_dir():
-            return 0
-        with _locked(self.folder / ".lock"):  # or a shard could be met under both its names, while it is renamed
-            return sum(size for _, size, _ in self._files())
-
-    def _place(self, path: str) -> Path:
-        return self.folder / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
 
     def _touch(self, place: Path) -> None:
         now = time.monotonic()

@@ -102,13 +102,6 @@ def index_path(tar: str | Path) -> Path:
     return Path(f"{tar}{INDEX_SUFFIX}")
 
 
-def index_paths(path: str) -> list[str]:
-    """Paths where the index of a shard may lie: beside it, or in the user's cache where the shard's folder cannot be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
-    whole = path if is_remote(path) else os.path.abspath(path)
-    return [path + INDEX_SUFFIX, str(cache / (hashlib.sha256(whole.encode()).hexdigest()[:32] + INDEX_SUFFIX))]
-
-
 def shard_size(path: str) -> int:
     """Bytes of a shard."""
     if is_remote(path):
@@ -123,8 +116,13 @@ def shard_size(path: str) -> int:
 
 
 def build_index(path: str, replace: bool = False) -> str:
-    """The place of a shard's index, which is made where there is none yet (or again with ``replace``)."""
-    size, places = shard_size(path), index_paths(path)
+    """The place of a shard's index, which is made where there is none yet (or again with ``replace``).
+
+    It lies beside the shard, or in the user's cache where the shard's folder cannot be written.
+    """
+    size, whole = shard_size(path), path if is_remote(path) else os.path.abspath(path)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
+    places = [path + INDEX_SUFFIX, str(cache / (hashlib.sha256(whole.encode()).hexdigest()[:32] + INDEX_SUFFIX))]
     if not replace and (there := next((place for place in places if _exists(place)), None)):
         return there
     content = _index_remote(path) if is_remote(path) else index_tar(path)
