@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,12 +66,7 @@ class Square(Resize):
 
     def __call__(self, image: Image.Image, size: int) -> Image.Image:
         """Resize the centre square in one pass."""
-        width, height = image.size
-        if width == height == size:
-            return image
-        edge = min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
-        return image.resize((size, size), self.resample, box=(left, top, left + edge, top + edge))
+        return ImageOps.fit(image, (size, size), self.resample)
 
 
 class Squeeze(Resize):

@@ -36,7 +36,7 @@ from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, con
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.tables import Table, is_parquet
-from data_pipelines.converters.texts import notes, place_markers
+from data_pipelines.converters.texts import notes, place_markers, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
@@ -55,6 +55,7 @@ TARGETS = (
 )
 _KINDS = ("edit_type", "kind", "task", "category")
 _GENERATED = "<gen_image>"
+_EMPTY: tuple[Any, ...] = (None, "", [])
 LONGEST_NOTE = 2000
 
 
@@ -107,21 +108,18 @@ def read_edit(row: dict[str, Any], number: int, keys: Keys) -> Edit:
     """Instruction and images of a row, in one of the layouts of this module; its number chooses among wordings."""
     if keys == Keys() and row.get("conversations"):
         return _from_conversation(row)
-    inputs = [name for name in keys.inputs or _first(row, INPUTS) if not _empty(row.get(name))]
+    inputs = [name for name in keys.inputs or _first(row, INPUTS) if row.get(name) not in _EMPTY]
     instruction = [keys.instruction] if keys.instruction else _first(row, INSTRUCTIONS)
     target = [keys.target] if keys.target else _first(row, TARGETS)
     for what, names in (("input image", inputs), ("instruction", instruction), ("image to generate", target)):
-        if not names or _empty(row.get(names[0])):
+        if not names or row.get(names[0]) in _EMPTY:
             raise BadSampleError(f"no {what}: the row has {', '.join(map(str, row)) or 'no key'}"[:300])
     if keys.inputs and len(inputs) < len(keys.inputs):
         raise BadSampleError(f"no input image: '{next(name for name in keys.inputs if name not in inputs)}' is empty")
-    wordings = _list(row[instruction[0]])
-    text = wordings[number % len(wordings)]
-    if not isinstance(text, str) or not text.strip():
-        raise BadSampleError(f"empty instruction: {text!r}"[:200])
+    text = wording(row[instruction[0]], number, "instruction")
     cells = [cell for name in inputs for cell in _list(row[name])]
     used = {*inputs, *instruction, *target, *_KINDS}
-    return Edit([Turn(role="user", text=text.strip())], cells, _only(row[target[0]]), used)
+    return Edit([Turn(role="user", text=text)], cells, _only(row[target[0]]), used)
 
 
 def _from_conversation(row: dict[str, Any]) -> Edit:
@@ -141,11 +139,7 @@ def _from_conversation(row: dict[str, Any]) -> Edit:
 
 
 def _first(row: dict[str, Any], names: Sequence[str]) -> list[str]:
-    return [name for name in names if not _empty(row.get(name))][:1]
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list) and len(value) == 0)
+    return [name for name in names if row.get(name) not in _EMPTY][:1]
 
 
 def _list(value: Any) -> list[Any]:

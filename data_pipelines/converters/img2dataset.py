@@ -37,13 +37,12 @@ def statistics(tar: Path) -> Iterator[Noted]:
         counts = {name: int(stats.get(name, 0)) for name in ("failed_to_download", "failed_to_resize")}
     except FileNotFoundError:
         yield Noted("tar without _stats.json (its download may not be finished)")
-        return
     except (OSError, ValueError, AttributeError, TypeError):
         yield Noted("tar with an unreadable _stats.json")
-        return
-    for name, count in counts.items():
-        if count:
-            yield Noted(f"address that {name.replace('_', ' ')} (by _stats.json, never in the tar)", count)
+    else:
+        for name, count in counts.items():
+            if count:
+                yield Noted(f"address that {name.replace('_', ' ')} (by _stats.json, never in the tar)", count)
 
 
 def parser() -> Parser:

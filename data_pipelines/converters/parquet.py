@@ -32,7 +32,7 @@ from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, LONGEST_NOTE
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.converters.tables import Table
-from data_pipelines.converters.texts import notes, place_markers, without_markers
+from data_pipelines.converters.texts import notes, place_markers, without_markers, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, read_turns
 from umm_zoo.conversation import Conversation, Turn
@@ -116,9 +116,9 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
         raise BadSampleError("missing image: the cell is empty")
     elif columns.task == "vqa":
         answer, extra = _answer(row.get(columns.answer or ""))
-        conversation = [Turn(role="user", text=_words(text, number)), Turn(role="assistant", text=answer)]
+        conversation = [Turn(role="user", text=wording(text, number)), Turn(role="assistant", text=answer)]
     else:
-        conversation = [Turn(role="user", text=without_markers(_words(text, number)))]
+        conversation = [Turn(role="user", text=without_markers(wording(text, number)))]
         if columns.task == "captions":
             conversation = [Turn(role="user", text=INSTRUCTION), Turn(role="assistant", text=conversation[0]["text"])]
     if columns.task in ("vqa", "captions"):
@@ -132,15 +132,6 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
     images = image_members([] if is_target else cells, cells[0] if is_target else None, None, size)
     yield from map(Noted, repairs)
     yield {"__key__": f"{number:08d}", "json": content, **images}
-
-
-def _words(cell: Any, number: int) -> str:
-    """A text, or of a list of equally good ones the one that the row's number chooses."""
-    if isinstance(cell, list) and cell:
-        cell = cell[number % len(cell)]
-    if not isinstance(cell, str) or not cell.strip():
-        raise BadSampleError(f"empty text: {cell!r}"[:200])
-    return cell.strip()
 
 
 def _answer(cell: Any) -> tuple[str, dict[str, Any]]:

@@ -45,6 +45,15 @@ def without_markers(text: str) -> str:
     return text.replace(IMAGE_MARKER, "").strip()
 
 
+def wording(cell: Any, number: int, what: str = "text") -> str:
+    """A text, or of a list of equally good ones the one that the row's number chooses."""
+    if isinstance(cell, list) and cell:
+        cell = cell[number % len(cell)]
+    if not isinstance(cell, str) or not cell.strip():
+        raise BadSampleError(f"empty {what}: {cell!r}"[:200])
+    return cell.strip()
+
+
 def with_article(noun: str) -> str:
     """``noun`` with "a" or "an", by its sound as far as spelling tells."""
     word = noun.lower()

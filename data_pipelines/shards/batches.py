@@ -48,10 +48,9 @@ class RawBatch:
 
     def resolve(self, buffers: dict[Any, Tensor]) -> None:
         """Put images in the place of references to a worker's ``buffers``, which the caller keeps from one batch to the next."""
-        if isinstance(self.images, BufferReference):
-            self.images = self.images.resolve(buffers)
-        if isinstance(self.targets, BufferReference):
-            self.targets = self.targets.resolve(buffers)
+        for name in ("images", "targets"):
+            if isinstance(images := getattr(self, name), BufferReference):
+                setattr(self, name, images.resolve(buffers))
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,6 @@ from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
 
-#: A file's time of use is written at most this often, in seconds: it decides only about what goes first.
-_TOUCH_EVERY = 1.0
 _TRIES = 3
 
 
@@ -34,7 +31,6 @@ class ShardCache:
         if gigabytes <= 0:
             raise UserError("data.cache_gb", str(gigabytes), "a positive number")
         self.folder, self.bound = Path(folder), int(gigabytes * 1e9)
-        self._touched: dict[str, float] = {}
         self._refused: set[str] = set()
 
     def read(self, path: str, offset: int, length: int) -> bytes | None:
@@ -44,18 +40,12 @@ class ShardCache:
             try:
                 # opened again each time: a file held open would take space after its eviction
                 with open(place, "rb", buffering=0) as file:
-                    self._touch(place)
+                    os.utime(file.fileno())  # those used longest ago go first
                     return os.pread(file.fileno(), length, offset)
             except FileNotFoundError:
                 if not self._fetch(path, place):
                     return None
         return None  # others evict it faster than it can be opened: the cache is too small for all who use it
-
-    def _touch(self, place: Path) -> None:
-        now = time.monotonic()
-        if now - self._touched.get(place.name, -_TOUCH_EVERY) >= _TOUCH_EVERY:
-            self._touched[place.name] = now
-            os.utime(place)
 
     def _fetch(self, path: str, place: Path) -> bool:
         """Whether the shard is there now."""

@@ -115,6 +115,7 @@ def _store_shard(name: str, place: Path, index: ShardIndex, outputs: Iterator[by
     return left_out
 
 
+@torch.no_grad()
 def _outputs(
     name: str, item: Precomputable, reader: SampleReader, samples: range, arguments: argparse.Namespace
 ) -> Iterator[bytes | None]:
@@ -123,21 +124,17 @@ def _outputs(
     for first in range(0, len(samples), arguments.batch_size):
         numbers = samples[first : first + arguments.batch_size]
         raw = _read(reader, numbers)
-        skipped = {skip.position for skip in raw.skips}
-        entries = iter(_entries(name, item, raw, device) if raw.keys else ())
+        skipped, entries = {skip.position for skip in raw.skips}, iter(tuple[Tensor]())
+        if raw.keys:
+            batch = raw.batch().to(device)
+            counts = batch.image_counts if item.per == "image" else [1] * len(batch)
+            values = item.compute(batch)
+            if len(values) != sum(counts):
+                found = f"found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}"
+                raise ValueError(f"precomputable '{name}': {found}")
+            entries = iter(values.split(counts))
         for number in numbers:
             yield None if number in skipped else _npy(next(entries), arguments.half)
-
-
-@torch.no_grad()
-def _entries(name: str, item: Precomputable, raw: RawBatch, device: torch.device) -> Sequence[Tensor]:
-    """The output of each row."""
-    batch = raw.batch().to(device)
-    counts = batch.image_counts if item.per == "image" else [1] * len(batch)
-    values = item.compute(batch)
-    if len(values) != sum(counts):
-        raise ValueError(f"precomputable '{name}': found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}")
-    return values.split(counts)
 
 
 def _npy(values: Tensor, half: bool) -> bytes:
@@ -161,8 +158,7 @@ def _measure(method: Method, data: ShardData, items: dict[str, Precomputable], a
     sources = data.open("train")
     indexes = [index for source in sources for index in source.indexes]
     stored = stored_items(items, data.transform, indexes, data.stored_folder())
-    given = {False: (), True: stored}
-    readers = {reads: SampleReader("train", sources, data.transform, True, data.shard_cache, given[reads]) for reads in given}
+    readers = [SampleReader("train", sources, data.transform, True, data.shard_cache, given) for given in ((), stored)]
     size = min(data.batch_size, arguments.batch_size)
     device = next(method.parameters()).device
     method.train()

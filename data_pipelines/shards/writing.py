@@ -13,8 +13,6 @@ from typing import Any
 
 from data_pipelines.shards.indexing import index_path, index_tar, write_json
 
-_OWNER = "umm_zoo"
-
 
 @dataclass
 class WriteSummary:
@@ -77,8 +75,8 @@ class IndexedShardWriter:
 
             self.out.mkdir(parents=True, exist_ok=True)
             stream = open(self._partial, "wb")  # noqa: SIM115 - closed with the shard
-            pax = "PAX_FORMAT"  # long keys need it
-            self._tar = TarWriter(stream, user=_OWNER, group=_OWNER, encoder=False, mtime=0, format=pax)
+            # long keys need pax
+            self._tar = TarWriter(stream, user="umm_zoo", group="umm_zoo", encoder=False, mtime=0, format="PAX_FORMAT")
         self._tar.write({"__key__": key, **members})
         self._keys.add(key)
         self._count += 1

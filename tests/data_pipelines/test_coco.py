@@ -7,7 +7,7 @@ from converter_parts import convert, error_of, samples_in
 from PIL import Image
 
 from data_pipelines.converters import coco as command
-from data_pipelines.converters.coco_objects import Objects, article, plural
+from data_pipelines.converters.coco import Objects, article, plural
 
 NO_ID = '{"images": [{}], "annotations": []}'
 NAMES = ["person", "dog", "cat", "car", "scissors", "bus", "cup", "fork"]
