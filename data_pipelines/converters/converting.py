@@ -182,12 +182,10 @@ def _report(written: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 def _print_report(out: Path, report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(highlight=False, markup=False)
-    table = Table(title=str(out))
-    for column in ("part", "shards", "samples"):
-        table.add_column(column, justify="left" if column == "part" else "right")
+    table = Table("part", *(Column(name, justify="right") for name in ("shards", "samples")), title=str(out))
     for name, samples in report["samples"].items():
         table.add_row(name, str(report["shards"][name]), f"{samples:,}")
     console.print(table)

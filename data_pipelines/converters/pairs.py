@@ -14,7 +14,7 @@ from data_pipelines.converters.files import stored_image
 from data_pipelines.converters.texts import notes, without_markers
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.shards.addresses import expand
-from data_pipelines.shards.sequential import read_samples
+from data_pipelines.shards.archive import read_samples
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError

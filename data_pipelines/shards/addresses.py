@@ -13,7 +13,6 @@ from umm_zoo.errors import UserError
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 #: Kinds of addresses that are read. fsspec knows more, among them some that chain or unpack what they fetch.
 SCHEMES = ("http", "https", "s3", "gs", "memory")
-_EXTRAS = {"s3": "s3", "gs": "gs"}
 
 
 def is_remote(path: str) -> bool:
@@ -26,13 +25,13 @@ def filesystem(path: str) -> Any:
     scheme = path.partition("://")[0]
     if scheme not in SCHEMES or "::" in path:
         raise UserError(path, f"an address of the kind '{scheme}'", f"files and {', '.join(SCHEMES[:-1])}")
-    extra = _EXTRAS.get(scheme, "remote")
     try:
         import fsspec  # optional: only remote shards need it
 
         return fsspec.core.url_to_fs(path)[0]
     except ImportError as error:
         needed = error.name or {"s3": "s3fs", "gs": "gcsfs"}.get(scheme, "fsspec[http]")
+        extra = scheme if scheme in ("s3", "gs") else "remote"
         found = f"shards at {scheme}:// need {needed}, which is not installed"
         raise UserError(path, found, hint=f"pip install 'umm_zoo[{extra}]'") from error
 

@@ -53,7 +53,7 @@ class ImageBuffers:
     """
 
     def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
+        self._buffers: dict[int, Tensor] = {}
         self._number = -1
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._shape: tuple[int, ...] = ()
@@ -106,9 +106,7 @@ class ImageBuffers:
     def _next_buffer(self, size: int) -> Tensor:
         if get_worker_info() is None:
             return torch.empty(size, dtype=torch.uint8)
-        while self._number >= len(self._buffers):
-            self._buffers.append(torch.empty(0, dtype=torch.uint8))
-        if self._buffers[self._number].numel() < size:
+        if self._number not in self._buffers or self._buffers[self._number].numel() < size:
             self._buffers[self._number] = torch.empty(size, dtype=torch.uint8).share_memory_()
             self._sent.discard(self._number)
         return self._buffers[self._number]

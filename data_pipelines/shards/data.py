@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Trainer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
@@ -187,9 +187,8 @@ class ShardData(ShardModule):
         sources, many = self.open("train"), 256 * BLOCK  # whole blocks: the exact shares
         weighted = any(weight is not None for weight in self._weights().values())
         counts = self.stream.counts(many) if weighted else [len(source) for source in sources]
-        table = Table(title=f"training data, {self.batch_size} samples per step, seed {self.seed}")
-        for column in ("source", "shards", "samples", "share", "epochs"):
-            table.add_column(column, justify="left" if column == "source" else "right")
+        columns = (Column(name, justify="right") for name in ("shards", "samples", "share", "epochs"))
+        table = Table("source", *columns, title=f"training data, {self.batch_size} samples per step, seed {self.seed}")
         for source, count in zip(sources, counts, strict=True):
             share = count / sum(counts)
             epochs = "" if samples is None else f"{samples * share / len(source):.2f}"

@@ -135,13 +135,11 @@ def _read_head(place: str) -> dict[str, Any] | None:
         start = file.read(_HEAD_BYTES).decode("utf-8", "replace").replace(', "duplicates":', _HEAD_END)
         file.seek(max(0, os.path.getsize(place) - 2))
         whole = file.read().rstrip().endswith(b"}")
-    end = start.find(_HEAD_END) if whole else -1
-    if end < 0:
-        return None
     try:
-        head: dict[str, Any] = json.loads(start[:end] + "}")
-        numbers = (head["version"], head["counts"]["samples"], head["tar_size"])
-        return head if all(isinstance(number, int) for number in numbers) and head["version"] == INDEX_VERSION else None
+        head: dict[str, Any] = json.loads(start.partition(_HEAD_END)[0] + "}")
+        numbers = (head["counts"]["samples"], head["tar_size"])
+        known = whole and head["version"] == INDEX_VERSION and all(isinstance(number, int) for number in numbers)
+        return head if known else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.decoding import BadSampleError, ImageTransform
 from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.archive import read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader
 from data_pipelines.shards.module import ShardModule, check_positive
 from data_pipelines.shards.order import permutation
-from data_pipelines.shards.sequential import read_samples
 from data_pipelines.shards.sources import ShardSource, in_data
 from umm_zoo.errors import UserError
 
@@ -35,11 +35,7 @@ NOTE = (
     "data: these shards are streamed without an index: samples are shuffled within a buffer, and a resume is approximate (it goes "
     "on with whole shards; some samples come again); `python -m data_pipelines.index SHARD…` and ShardData make both exact"
 )
-
-
-@cache
-def _note_once() -> None:
-    log.warning(NOTE)
+_note_once = cache(log.warning)
 
 
 class Progress(NamedTuple):
@@ -208,7 +204,7 @@ class StreamData(ShardModule):
         """Endless batches, from where a checkpoint got to."""
         if not self.sources["train"]:
             raise UserError("data.train", "no source", "at least one to train on")
-        _note_once()
+        _note_once(NOTE)
         shares = self._ranks()[0] * self._accumulation()
         if self.batch_size % shares:
             raise UserError("data.batch_size", str(self.batch_size), f"a multiple of {shares} (ranks, micro-batches)")
