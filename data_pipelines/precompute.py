@@ -15,7 +15,6 @@ Stored beside each shard, in precomputed/NAME-HASH/, or below data.precomputed w
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from data_pipelines.command import Parser, run, whole
@@ -35,16 +34,12 @@ def parser() -> Parser:
     return made
 
 
-def store(arguments: argparse.Namespace) -> None:
-    """Store everything, measure the gain, and report both."""
-    from data_pipelines.shards.storing import store_outputs  # torch comes with it, and --help does without
-
-    store_outputs(arguments)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run(store, parser().parse_intermixed_args(argv))
+    arguments = parser().parse_intermixed_args(argv)
+    from data_pipelines.shards.storing import store_outputs  # torch comes with it, and --help does without
+
+    return run(store_outputs, arguments)
 
 
 if __name__ == "__main__":

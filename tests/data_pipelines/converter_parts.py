@@ -12,6 +12,9 @@ from PIL import Image
 
 from data_pipelines.command import run
 from data_pipelines.converters.pairs import read_tar
+from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.tasks import SampleTask
+from umm_zoo.batch import Batch
 
 
 def photo(value: int = 0, kind: str = "JPEG", size: tuple[int, int] = (12, 8)) -> bytes:
@@ -38,6 +41,12 @@ def error_of(command: Any, arguments: list[Any], capsys: pytest.CaptureFixture[s
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2
     return line
+
+
+def loaded(shards: Any, task: SampleTask | None = None) -> Batch:
+    """The samples of shards (their folder, or what names them) in order, as one batch of the loader."""
+    (batch,) = ShardData(val={"a": ShardSource(shards, task)}, val_batch_size=50, image_size=8).val_dataloader()
+    return batch
 
 
 def parquet_of(path: Path, row_group_size: int = 4, **columns: list[Any]) -> None:

@@ -1,15 +1,13 @@
-import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, photo
-from test_shards import write_tar
+from converter_parts import convert, error_of, loaded, photo
+from test_shards import add, write_tar
 
 from data_pipelines.converters import blip3o
 from data_pipelines.converters.pairs import read_tar
-from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import TextToImage
 
 
@@ -19,15 +17,10 @@ def pairs(folder: Path, tars: int = 2, each: int = 3) -> None:
         write_tar(folder / f"sa_{number:06d}.tar", rows)
 
 
-def read(shards: Path, task: TextToImage | None = None) -> list:
-    data = ShardData(val={"a": ShardSource(str(shards), task)}, val_batch_size=50, image_size=8)
-    return list(data.val_dataloader())
-
-
 def test_pairs_become_prompts_with_an_image_to_generate_byte_for_byte(tmp_path):
     pairs(tmp_path / "in")
     convert(blip3o, tmp_path / "in", tmp_path / "out")
-    (batch,) = read(tmp_path / "out/train")
+    batch = loaded(str(tmp_path / "out/train"))
     assert [turns[0]["text"] for turns in batch.conversations] == [f"text {n}{p}" for n in range(2) for p in range(3)]
     assert batch.targets.shape == (6, 3, 8, 8) and [meta["origin"] for meta in batch.meta][3] == "sa_000001.tar/10"
     found = {key: members for path in sorted((tmp_path / "out/train").glob("*.tar")) for key, members in read_tar(path)}
@@ -41,14 +34,14 @@ def test_in_place_nothing_is_copied_and_the_tars_can_be_trained_on(tmp_path, cap
     convert(blip3o, tmp_path / "in", "--in-place")
     assert "3 tars indexed, 7 pairs" in (printed := capsys.readouterr().out) and "odd.tar/a, odd.tar/b" in printed
     assert sorted(path.suffix for path in (tmp_path / "in").iterdir()) == [".json"] * 3 + [".tar"] * 3
-    (batch,) = read(tmp_path / "in/sa_{000000..000001}.tar", TextToImage())
+    batch = loaded(str(tmp_path / "in/sa_{000000..000001}.tar"), TextToImage())
     assert batch.targets.shape[0] == 6
 
 
 def test_as_captions_the_text_is_the_answer(tmp_path):
     pairs(tmp_path / "in", 1, 1)
     convert(blip3o, tmp_path / "in", tmp_path / "out", "--task", "captions")
-    (batch,) = read(tmp_path / "out/train")
+    batch = loaded(str(tmp_path / "out/train"))
     assert batch.answers() == ["text 00"] and batch.conversations[0][0]["text"] == "<image>\nDescribe the image."
 
 
@@ -72,10 +65,8 @@ def test_bad_pairs_are_left_out_and_a_cut_tar_gives_what_it_has(tmp_path):
 def test_names_that_lead_elsewhere_and_links_write_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in/0.tar", "w") as file:
-        for name, content in (("../../evil.jpg", photo()), ("../../evil.txt", b"text")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            file.addfile(info, io.BytesIO(content))
+        add(file, "../../evil.jpg", photo())
+        add(file, "../../evil.txt", b"text")
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(link)

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 from converter_parts import convert as convert_with
-from converter_parts import error_of, parquet_of, photo, samples_in
+from converter_parts import error_of, loaded, parquet_of, photo, samples_in
 
 from data_pipelines.converters import editing
-from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Editing
 
 
@@ -83,8 +82,7 @@ def test_keys_of_one_s_own_with_two_input_images_are_read_by_the_loader(tmp_path
     folder_of(tmp_path / "images", "me.png", "coat.png", "worn.png")
     rows = [{"person": "me.png", "garment": "coat.png", "text": "Wear it.", "worn": "worn.png", "score": 0.5, "id": 7}]
     convert(tmp_path, rows, "--input", "person", "garment", "--instruction", "text", "--target", "worn")
-    data = ShardData(val={"a": ShardSource(str(tmp_path / "out/train"), Editing())}, val_batch_size=2, image_size=8)
-    (batch,) = data.val_dataloader()
+    batch = loaded(str(tmp_path / "out/train"), Editing())
     assert batch.conversations[0][0]["text"] == "<image>\n<image>\nWear it."
     assert batch.images.shape[0] == 2 and batch.targets.shape[0] == 1
     assert (batch.meta[0]["score"], batch.meta[0]["id"]) == (0.5, 7)

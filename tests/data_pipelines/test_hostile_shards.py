@@ -7,7 +7,7 @@ import pickle
 import tarfile
 
 import pytest
-from test_shards import data_of, png, write_tar
+from test_shards import add, data_of, png, write_tar
 
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.index import _kept_columns, load_index
@@ -64,9 +64,7 @@ def test_names_that_climb_out_stay_names_and_links_are_no_samples(tmp_path, modu
     with tarfile.open(folder / "a.tar", "w") as tar:
         for key in ("../../climbed", str(tmp_path / "absolute")):
             for name, content in sample().items():
-                info = tarfile.TarInfo(f"{key}.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                add(tar, f"{key}.{name}", content)
         for kind, key in ((tarfile.SYMTYPE, "soft"), (tarfile.LNKTYPE, "hard")):
             link = tarfile.TarInfo(f"{key}.json")
             link.type, link.linkname = kind, str(tmp_path / "secret.json")

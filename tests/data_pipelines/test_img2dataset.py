@@ -3,13 +3,12 @@ import json
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, photo, same_files
+from converter_parts import convert, loaded, photo, same_files
 from PIL import Image
 from test_shards import write_tar
 
 from data_pipelines.converters import img2dataset
 from data_pipelines.converters.pairs import read_tar
-from data_pipelines.shards.data import ShardData, ShardSource
 
 
 def shard(folder: Path, number: int, keys: int, **stats: int) -> None:
@@ -42,8 +41,7 @@ def test_downloads_become_captions_and_failures_are_counted(tmp_path):
         "address that failed to download (by _stats.json, never in the tar)": 6,
         "address that failed to resize (by _stats.json, never in the tar)": 1,
     }
-    data = ShardData(val={"a": ShardSource(str(tmp_path / "out/train"))}, val_batch_size=9, image_size=8)
-    (batch,) = data.val_dataloader()
+    batch = loaded(str(tmp_path / "out/train"))
     assert batch.answers()[:2] == ["text 000000000", "text 000000001"]
     meta = batch.meta[4]
     assert (meta["origin"], meta["url"], meta["original_width"]) == ("00001.tar/000010001", "http://a/000010001", 60)

@@ -1,18 +1,12 @@
-import io
 import json
 import tarfile
 
 import pytest
-from test_shards import data_of, fit, png, write_tar
+from test_shards import add, data_of, fit, png, sample, write_tar
 
 from data_pipelines.shards.data import ShardSource
 from data_pipelines.shards.ledger import Ledger, Skip
 from umm_zoo.errors import UserError
-
-
-def sample(number: int, **changes) -> dict[str, bytes]:
-    turns = [{"role": "user", "text": "<image>\nWhich?"}, {"role": "assistant", "text": str(number)}]
-    return {"json": json.dumps({"conversations": turns}).encode(), "0.png": png(number), **changes}
 
 
 def turns(*pairs) -> bytes:
@@ -111,9 +105,7 @@ def test_duplicate_keys_are_read_once(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number in (3, 4):
             for name, content in sample(number).items():
-                info = tarfile.TarInfo(f"same.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                add(tar, f"same.{name}", content)
     batch = next(iter(data_of(tmp_path / "a.tar", batch_size=1).train_dataloader()))
     assert batch.answers() == ["3"] and data_of(tmp_path / "a.tar").stream.num_samples == 1
 

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 from converter_parts import convert as convert_with
-from converter_parts import error_of, same_files, samples_in
+from converter_parts import error_of, loaded, same_files, samples_in
 from PIL import Image
 
 from data_pipelines.converters import llava_json
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.shards.data import ShardData, ShardSource
 
 
 def image(path: Path, size: tuple[int, int] = (9, 6), kind: str = "JPEG") -> bytes:
@@ -48,8 +47,7 @@ def test_the_mix_with_text_only_and_multi_image_rows_is_read_back_by_the_loader(
     ]
     report = convert(tmp_path, rows)
     assert report["kinds"] == {"coco": 2, "text": 1} and not report["left_out"] and not report["notes"]
-    data = ShardData(val={"a": ShardSource(str(tmp_path / "out/train"))}, val_batch_size=3, image_size=6)
-    batch = next(iter(data.val_dataloader()))
+    batch = loaded(str(tmp_path / "out/train"))
     assert [meta["id"] for meta in batch.meta] == ["a", "b", "c"]
     assert batch.images.shape[0] == 3
     assert [len(turns) for turns in batch.conversations] == [4, 2, 2]

@@ -1,12 +1,11 @@
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, photo, samples_in
+from converter_parts import convert, error_of, loaded, photo, samples_in
 from converter_parts import parquet_of as write
 
 from data_pipelines.converters import parquet as command
 from data_pipelines.converters.tables import Table
-from data_pipelines.shards.data import ShardData, ShardSource
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -57,8 +56,7 @@ def test_conversations_of_both_writings_with_lists_of_images_are_read_by_the_loa
     write(tmp_path / "cauldron.parquet", images=[[struct(1), struct(2)], []], texts=cauldron)
     assert convert(command, tmp_path / "llava.parquet", tmp_path / "a")["samples"] == {"train/conversations": 1}
     assert convert(command, tmp_path / "cauldron.parquet", tmp_path / "b")["samples"] == {"train/conversations": 2}
-    source = ShardSource([str(tmp_path / "a/train"), str(tmp_path / "b/train")])
-    (batch,) = ShardData(val={"a": source}, val_batch_size=5, image_size=8).val_dataloader()
+    batch = loaded([str(tmp_path / "a/train"), str(tmp_path / "b/train")])
     assert [turns[0]["text"] for turns in batch.conversations] == ["<image>\nWhat?", "<image>\n<image>\nWhich?", "Why?"]
     assert batch.images.shape[0] == 3
 

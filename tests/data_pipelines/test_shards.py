@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -21,26 +22,30 @@ def png(value: int, size: int = 8) -> bytes:
     return file.getvalue()
 
 
+def add(tar: tarfile.TarFile, name: str, content: bytes = b"x") -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
 def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, members in samples.items():
             for name, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                add(tar, f"{key}.{name}", content)
+
+
+def sample(number: int, **changes: bytes) -> dict[str, bytes]:
+    turns = [{"role": "user", "text": "<image>\nWhich?"}, {"role": "assistant", "text": str(number)}]
+    row = {"task": "vqa", "kind": "number", "conversations": turns}
+    return {"json": json.dumps(row).encode(), "0.png": png(number), **changes}
 
 
 def write_world(folder: Path, sizes: list[int], first: int = 0) -> Path:
-    number = first
+    numbers = itertools.count(first)
     for shard, size in enumerate(sizes):
-        samples = {}
-        for _ in range(size):
-            turns = [{"role": "user", "text": "<image>\nWhich?"}, {"role": "assistant", "text": str(number)}]
-            row = {"task": "vqa", "kind": "number", "conversations": turns}
-            samples[f"s{number:04d}"] = {"json": json.dumps(row).encode(), "0.png": png(number)}
-            number += 1
-        write_tar(folder / f"part-{shard:03d}.tar", samples)
+        write_tar(folder / f"part-{shard:03d}.tar", {f"s{n:04d}": sample(n) for n in itertools.islice(numbers, size)})
     return folder
 
 

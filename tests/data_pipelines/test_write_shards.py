@@ -1,10 +1,10 @@
 import hashlib
-import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
+from test_shards import add
 
 from data_pipelines.shards.index import load_index
 from data_pipelines.shards.indexing import build_index, index_path, index_tar, split_member_name
@@ -14,12 +14,6 @@ from data_pipelines.shards.writing import IndexedShardWriter, write_shards
 def some_samples(count):
     kinds = ("even", "odd")
     return [{"__key__": f"s{i:03d}", "json": {"kind": kinds[i % 2]}, "0.png": bytes([i]) * (i + 1)} for i in range(count)]
-
-
-def add(tar, name, data=b"x"):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def test_offsets_read_back_the_bytes(tmp_path):
