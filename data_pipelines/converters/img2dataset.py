@@ -24,13 +24,7 @@ from data_pipelines.converters.pairs import convert_tar, convert_tars, find_tars
 
 
 def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
-    """The samples of one tar, after what its statistics tell."""
-    yield from statistics(tar)
-    yield from convert_tar(tar, number, task, size)
-
-
-def statistics(tar: Path) -> Iterator[Noted]:
-    """Number of a tar's addresses that failed, by the statistics beside it."""
+    """The samples of one tar, after the number of addresses that failed by the statistics beside it."""
     path = tar.with_name(f"{tar.stem}_stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
@@ -43,6 +37,7 @@ def statistics(tar: Path) -> Iterator[Noted]:
         for name, count in counts.items():
             if count:
                 yield Noted(f"address that {name.replace('_', ' ')} (by _stats.json, never in the tar)", count)
+    yield from convert_tar(tar, number, task, size)
 
 
 def parser() -> Parser:

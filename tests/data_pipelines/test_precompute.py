@@ -13,6 +13,7 @@ from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.storing import store_outputs
 from umm_zoo import fit
 from umm_zoo.backbones.precomputable import weights_hash
+from umm_zoo.experiment.file import load_experiment
 
 ROSS = "experiments/ross/toy/d-stage1.yaml"
 
@@ -130,15 +131,10 @@ def test_user_errors_are_one_line(tmp_path, capsys, more, message):
 
 def test_a_method_without_frozen_outputs_says_so(tmp_path, capsys):
     arguments = ["experiments/llava/shapes.yaml", f"vars.data={write_world(tmp_path / 'x/train', [2]).parent}"]
-    shards = [f"data.{stage}.{name}.shards={tmp_path}/x/train" for stage in ("train", "val") for name in _sources(stage)]
+    data = load_experiment("experiments/llava/shapes.yaml").data
+    shards = [f"data.{stage}.{name}.shards={tmp_path}/x/train" for stage in ("train", "val") for name in data[stage]]
     assert main([*arguments, *shards]) == 2
     assert "no frozen output that is worth storing" in capsys.readouterr().err
-
-
-def _sources(stage: str) -> list[str]:
-    from umm_zoo.experiment.file import load_experiment
-
-    return list(load_experiment("experiments/llava/shapes.yaml").data[stage])
 
 
 def test_the_transform_tells_policies_and_sizes_apart(tmp_path):
