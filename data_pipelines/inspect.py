@@ -22,8 +22,6 @@ from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.conversation import IMAGE_MARKER, split_answer
 
-_QUANTILES = (0, 5, 50, 95, 100)
-
 
 @dataclass
 class Findings:
@@ -120,7 +118,7 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
     lengths = {"prompt, characters": findings.prompts, "answer, characters": findings.replies}
     for name, values in {**measures, **lengths}.items():
         if len(values):
-            table.add_row(name, *(f"{value:.4g}" for value in np.percentile(values, _QUANTILES)))
+            table.add_row(name, *(f"{value:.4g}" for value in np.percentile(values, (0, 5, 50, 95, 100))))
     console.print(table)
     if findings.bad:
         console.print(f"bad samples: {len(findings.bad)}")
