@@ -33,7 +33,6 @@ from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, question_and_answer
 from umm_zoo.errors import UserError
 
-SETTINGS = ("random", "popular", "adversarial")
 _PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep"}
 _PLURALS |= {"scissors": "pairs of scissors", "skis": "pairs of skis", "broccoli": "pieces of broccoli"}
 
@@ -176,8 +175,8 @@ def exists_samples(split: Split, image: int, size: int | None, seed: int, pairs:
         "popular": split.objects.popular(image)[: len(positives)],
         "adversarial": split.objects.adversarial(image)[: len(positives)],
     }
-    for setting in SETTINGS:
-        asked = [question for pair in zip(positives, negatives[setting], strict=True) for question in pair]
+    for setting, others in negatives.items():
+        asked = [question for pair in zip(positives, others, strict=True) for question in pair]
         for place, name in enumerate(asked):
             answer = ("yes", "no")[place % 2]
             turns = question_and_answer(f"Is there {article(name)} in the image?", answer)

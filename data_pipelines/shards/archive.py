@@ -78,10 +78,13 @@ class RangeReader:
 
 
 def _stated_size(header: bytes) -> int:
-    """The size that a tar header states; -1 where it is none."""
+    """The size field of a tar header (octal digits, or base 256 for members over 8 GiB); -1 where there is none."""
+    field = header[124:136]
+    if len(field) == 12 and field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
     try:
-        return tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape").size
-    except tarfile.HeaderError:
+        return int(field.rstrip(b"\0 "), 8)
+    except ValueError:
         return -1
 
 

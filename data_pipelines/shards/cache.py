@@ -15,8 +15,6 @@ from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_TRIES = 3
-
 
 class ShardCache:
     """Folder in which remote shards are kept; those used longest ago make space.
@@ -36,7 +34,7 @@ class ShardCache:
     def read(self, path: str, offset: int, length: int) -> bytes | None:
         """A byte range of a remote shard, which is fetched first if need be; None where there is no space for it."""
         place = self.folder / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
-        for _ in range(_TRIES):
+        for _ in range(3):
             try:
                 # opened again each time: a file held open would take space after its eviction
                 with open(place, "rb", buffering=0) as file:

@@ -76,7 +76,7 @@ def _steps(trainer: Trainer) -> int:
 
 @dataclass(eq=False, repr=False)
 class ShardData(ShardModule):
-    """Training and validation batches from indexed tar shards.
+    """Training and validation batches from indexed tar shards; the other arguments are those of ``ShardModule``.
 
     The training stream is endless and a pure function of (sources, seed, window): global batch ``k`` is the same list of samples
     for any number of ranks, workers and micro-batches. A checkpoint holds the number of samples consumed, and resuming costs the

@@ -175,7 +175,7 @@ class StreamData(ShardModule):
     """Training and validation batches from tar shards without an index; see ``ShardData`` for those that have one.
 
     Sources are read together, each shard once per epoch; a weight is refused. Ranks and workers share out whole shards, and a
-    stream without a shard is refused. The next sample is drawn from a ``buffer`` of so many; all else is as in ``ShardData``.
+    stream without a shard is refused. The next sample is drawn from a ``buffer`` of so many; all else is as in ``ShardModule``.
     """
 
     buffer: int = 1000
