@@ -116,7 +116,7 @@ def _die_at(number: int) -> None:
         return stepping
 
     os.replace, os.fsync, os.unlink = before(os.replace), before(os.fsync), before(os.unlink)
-    write = output._Output.write
+    write = output._File.write
 
     def half(self: Any, data: Any) -> int:
         nonlocal writes
@@ -129,7 +129,7 @@ def _die_at(number: int) -> None:
         step()
         return written + write(self, data[len(data) // 2 :])
 
-    output._Output.write = half  # type: ignore[method-assign]
+    output._File.write = half  # type: ignore[method-assign]
 
 
 def _live(order: dict[str, Any]) -> int:
@@ -162,8 +162,7 @@ def main() -> None:
     import chain_parts  # noqa: F401 - imported once, for all
     import torch
 
-    import umm_zoo.training.sharding
-    import umm_zoo.training.trainer  # noqa: F401
+    import umm_zoo.training.run  # noqa: F401
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -33,10 +33,10 @@ from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.training.record import RunRecord, seed_all
 from umm_zoo.training.report import circumstances
+from umm_zoo.training.run import make_trainer, quieten
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import build_experiment
 from umm_zoo.training.signals import StopOnSignal
-from umm_zoo.training.trainer import make_trainer, quieten
 
 
 class BareLoop:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
@@ -76,23 +76,13 @@ def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str]
     number = 1 + max((int(text) for text in taken if text.isdecimal()), default=0)  # a user's own copies have other names
     file = run.path / f"evaluation-{number}.json"
     if is_main_process():
-        _print_table(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
+        from umm_zoo.callbacks.metrics import print_scores
+
+        print_scores(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
         with writing(run.path, "a run folder that can be written"):
             file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"written to {file}")
     return file
-
-
-def _print_table(title: str, scores: Mapping[str, float]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4g}")
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,9 @@ from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
-from umm_zoo.training.run import load_weights
+from umm_zoo.training.run import load_weights, quieten
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import build_data, build_experiment, check_data
-from umm_zoo.training.trainer import quieten
 
 _TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 

@@ -53,7 +53,7 @@ def test_the_same_samples_of_every_kind_in_turn() -> None:
     for index, kinds in enumerate((["a", "a", "a"], ["a", "b", "b"], ["a", "c", "c"])):
         rows = batch(kinds, [f"{index}{row}" for row in range(3)])
         grid.on_validation_batch_end(trainer, None, Outputs(), rows, index)  # type: ignore[arg-type]
-    assert [(card.title, card.truth) for card in grid._chosen.cards()] == [("a", "00"), ("b", "11"), ("c", "21"), ("a", "01")]
+    assert [(card.title, card.truth) for card in grid._in_turn()] == [("a", "00"), ("b", "11"), ("c", "21"), ("a", "01")]
 
 
 def test_nothing_is_written_in_the_sanity_check(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ import yaml
 
 from umm_zoo import compare
 from umm_zoo.comparison import run
-from umm_zoo.comparison.children import Children
 from umm_zoo.comparison.plan import load_plan
+from umm_zoo.comparison.run import Children
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main as fit
 from umm_zoo.training.run_folder import RunFolder

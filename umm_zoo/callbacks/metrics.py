@@ -1,21 +1,45 @@
-"""Callback that scores a method while it trains."""
+"""Callbacks of validation: how much a method makes there, and the scores of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import rich
 import torch
 from lightning import Callback, LightningModule, Trainer
-from rich.table import Table
+from rich.table import Column, Table
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
-from umm_zoo.outputs import ON_REQUEST, Outputs
+from umm_zoo.outputs import ON_REQUEST, Outputs, Wanted
+
+
+class Validation(Callback):
+    """Callback that sets how much a method makes at each validation; nothing of it touches training.
+
+    Args:
+        max_new_tokens: longest answer; 0 makes none.
+        num_generated_batches: batches of each validation whose images are generated; None is all.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+
+    def __init__(self, max_new_tokens: int = Wanted.max_new_tokens, num_generated_batches: int | None = None) -> None:
+        for name, value in (("max_new_tokens", max_new_tokens), ("num_generated_batches", num_generated_batches or 0)):
+            if value < 0:
+                raise ValueError(f"Validation.{name}: found {value}, expected 0 or more")
+        self.max_new_tokens, self.num_generated_batches = max_new_tokens, num_generated_batches
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set it in the method."""
+        if isinstance(pl_module, Method):
+            longest, batches = self.max_new_tokens, self.num_generated_batches
+            pl_module.wanted = replace(pl_module.wanted, max_new_tokens=longest, num_generated_batches=batches)
 
 
 class MetricCallback(Callback):
@@ -77,8 +101,7 @@ class MetricCallback(Callback):
             return
         self.values = {}
         for name, metric in self.metrics.items():
-            for entry, value in entries(metric.compute()):
-                self.values["/".join(filter(None, (self.prefix, name, entry)))] = float(value)
+            self.values |= logged(self.prefix, name, metric.compute())
             metric.reset()
         for key, number in self.values.items():
             if number == number:  # NaN: nothing of that kind was seen
@@ -86,20 +109,19 @@ class MetricCallback(Callback):
                 # Lightning, which warns otherwise, that ranks agree.
                 pl_module.log(key, torch.tensor(number), on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
         if self.show_table and trainer.is_global_zero and self.values:
-            rich.print(self._table(trainer.global_step))
-
-    def _table(self, step: int) -> Table:
-        table = Table(title=f"{self.prefix}, step {step}", title_justify="left")
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        for key, number in self.values.items():
-            table.add_row(key.removeprefix(f"{self.prefix}/"), "-" if number != number else f"{number:.4g}")
-        return table
+            shown = {key.removeprefix(f"{self.prefix}/"): number for key, number in self.values.items()}
+            print_scores(f"{self.prefix}, step {trainer.global_step}", shown)
 
 
-def entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """(entry, value) of what a metric computed: a scalar has one entry without a name."""
-    if isinstance(value, Mapping):
-        yield from value.items()
-    else:
-        yield "", value
+def logged(prefix: str, name: str, computed: Any) -> dict[str, float]:
+    """What a metric computed, by the names it is logged under: ``<prefix>/<name>`` for a scalar, and one entry more for a map."""
+    entries = computed if isinstance(computed, Mapping) else {"": computed}
+    return {"/".join(filter(None, (prefix, name, entry))): float(value) for entry, value in entries.items()}
+
+
+def print_scores(title: str, scores: Mapping[str, float]) -> None:
+    """Print a table of scores; one that is not a number shows as ``-``."""
+    table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
+    for name, value in scores.items():
+        table.add_row(name, "-" if value != value else f"{value:.4g}")
+    rich.print(table)

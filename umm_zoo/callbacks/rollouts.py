@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from umm_zoo.callbacks.metrics import entries
+from umm_zoo.callbacks.metrics import logged
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import RollsOut
 
@@ -51,9 +50,8 @@ class RolloutMetrics(Callback):
         for name, metric in self.metrics.items():
             metric.reset()
             metric.update(outputs, batch)
-            for entry, number in entries(metric.compute()):
-                key = "/".join(filter(None, ("rollout", name, entry)))
-                pl_module.log(key, torch.tensor(float(number)), batch_size=1)
+            for key, number in logged("rollout", name, metric.compute()).items():
+                pl_module.log(key, torch.tensor(number), batch_size=1)
 
 
 class CollapseGuard(Callback):
@@ -83,11 +81,11 @@ class CollapseGuard(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         broken, reason = self.judge(values)
         self.bad_steps = self.bad_steps + 1 if reason else 0
-        if self._all_ranks(pl_module, broken or self.bad_steps >= self.patience):
+        if trainer.strategy.reduce_boolean_decision(broken or self.bad_steps >= self.patience):
             kept = f"the last good checkpoint is {self._path(trainer)} (step {self.saved_at})" if self.saved_at else "none was good"
             raise UserError(trainer.default_root_dir, f"step {trainer.global_step}: collapsed: {reason}; {kept}")
         healthy = not reason and trainer.global_step % self.save_every_n_steps == 0 and trainer.global_step > self.saved_at
-        if self._all_ranks(pl_module, healthy):
+        if trainer.strategy.reduce_boolean_decision(healthy):
             trainer.save_checkpoint(self._path(trainer))
             self.saved_at = trainer.global_step
 
@@ -104,10 +102,3 @@ class CollapseGuard(Callback):
 
     def _path(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints" / "good.ckpt"
-
-    def _all_ranks(self, pl_module: LightningModule, own: bool) -> bool:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return own
-        agreed = torch.tensor(int(own), device=pl_module.device)
-        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-        return bool(agreed.item())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,6 @@ from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import kind_of
 from umm_zoo.outputs import Outputs
-
-
-@dataclass
-class _Chosen:
-    """The first samples of each kind, so that a grid shows every kind however the set is sorted."""
-
-    limit: int
-    by_kind: dict[str, list[Card]] = field(default_factory=dict)
-
-    def wants(self, kind: str) -> bool:
-        return len(self.by_kind.get(kind, [])) < self.limit
-
-    def add(self, kind: str, card: Card) -> None:
-        self.by_kind.setdefault(kind, []).append(card)
-
-    def cards(self) -> list[Card]:
-        turns = zip_longest(*(self.by_kind[kind] for kind in sorted(self.by_kind)))
-        return [card for turn in turns for card in turn if card is not None][: self.limit]
 
 
 class SampleGrid(Callback):
@@ -61,11 +43,11 @@ class SampleGrid(Callback):
             if value < 1:
                 raise ValueError(f"SampleGrid.{name}: found {value}, expected 1 or more")
         self.num_samples, self.image_size, self.cards_per_row = num_samples, image_size, cards_per_row
-        self._chosen = _Chosen(num_samples)
+        self._cards: defaultdict[str, list[Card]] = defaultdict(list)  # by kind: a grid shows every kind however the set is sorted
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start over."""
-        self._chosen = _Chosen(self.num_samples)
+        self._cards.clear()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -76,17 +58,21 @@ class SampleGrid(Callback):
         outputs = outputs if isinstance(outputs, Outputs) else Outputs()
         for row, meta in enumerate(batch.meta):
             kind = kind_of(meta)
-            if self._chosen.wants(kind):
-                self._chosen.add(kind, card_of(row, outputs, batch, title=kind))
+            if len(self._cards[kind]) < self.num_samples:
+                self._cards[kind].append(card_of(row, outputs, batch, title=kind))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out and save."""
-        cards = self._chosen.cards()
+        cards = self._in_turn()
         if trainer.sanity_checking or not trainer.is_global_zero or not cards:
             return
         path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_cards(cards, self.image_size, self.cards_per_row).save(path)
+
+    def _in_turn(self) -> list[Card]:
+        turns = zip_longest(*(cards for _, cards in sorted(self._cards.items())))
+        return [card for turn in turns for card in turn if card is not None][: self.num_samples]
 
 
 def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,16 +149,12 @@ def remove(path: Path) -> None:
 
 def sync(folder: Path) -> None:
     """Flush a folder's entries to the disk (where the system can), so that a rename outlives a power cut."""
-    try:
+    with suppress(OSError):  # some network file systems refuse
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:  # some network file systems refuse
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 _SEEN: dict[tuple[str, int, int], str | None] = {}

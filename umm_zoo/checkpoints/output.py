@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 
@@ -16,12 +16,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def write(value: Any, path: Path) -> None:
     """Write ``value`` as ``torch.save`` does and flush it to the disk; raises what the disk has said."""
-    output = _Output(path)
+    file = _File(io.FileIO(path, "w"))
     try:
-        with output:
-            torch.save(value, cast(IO[bytes], output))
+        with file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
     except Exception as error:
-        raise (output.error or error) from error
+        raise (file.error or error) from error
 
 
 def reason(error: BaseException) -> str:
@@ -31,36 +33,14 @@ def reason(error: BaseException) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
 
 
-class _Output:
+class _File(io.BufferedWriter):
     """File that remembers the first error of the disk."""
 
-    def __init__(self, path: Path) -> None:
-        self.error: OSError | None = None
-        self._stream = path.open("wb")
-
-    def __enter__(self) -> _Output:
-        return self
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
-            return self._stream.write(data)
+            return super().write(data)
         except OSError as error:
             self.error = self.error or error
             raise
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as failed:
-            self.error = self.error or failed
-            if error is None:
-                raise
-        finally:
-            try:
-                self._stream.close()
-            except OSError as failed:  # what could not be flushed before cannot be now
-                self.error = self.error or failed

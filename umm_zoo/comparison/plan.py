@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError, did_you_mean
-from umm_zoo.experiment.file import Experiment, load_experiment, load_stage
+from umm_zoo.errors import Problem, UserError
+from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
+from umm_zoo.experiment.layers import read_map
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("question", "decision", "base", "vary"), str),
@@ -83,7 +84,8 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
     runs, reference = [], None
     for name, (experiment, overrides) in choices.items():
         for seed in tree["seeds"]:
-            chain = _chain(experiment, [*overrides, f"seed={seed}"])
+            scored = load_experiment(experiment, [*overrides, f"seed={seed}"])
+            chain = [*reversed(earlier_stages(scored, planned=True)), scored]
             if reference is None:
                 reference = (name, chain)
             if seed == tree["seeds"][0]:
@@ -96,16 +98,8 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        hint = did_you_mean(file.name, (p.name for p in file.parent.glob("*.y*ml")))
-        raise UserError(file, "no such file", "a compare file", hint)
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(file, f"text that is not YAML ({getattr(error, 'problem', error)})", "a compare file") from None
-    if not isinstance(tree, dict):
-        raise UserError(file, f"a {type(tree).__name__}", f"a map with the keys {', '.join(_KINDS)}")
-    problems = [Problem(str(k), "an unknown key", ", ".join(_KINDS), did_you_mean(str(k), _KINDS)) for k in tree if k not in _KINDS]
+    tree = read_map(file, list(_KINDS), "a compare file")
+    problems = []
     for key, kind in _KINDS.items():
         if not isinstance(tree.get(key, kind()), kind) or (key in _NEEDED and not tree.get(key)):
             empty = ", not an empty one" if key in _NEEDED else ""
@@ -150,16 +144,6 @@ def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
         return str(value["key"]), value["better"] == "higher"
     expected = "a key of metrics.json, or {key: …, better: higher or lower}"
     raise UserError(file, [Problem(f"metrics.{printed}", repr(value), expected)])
-
-
-def _chain(file: Path, overrides: list[str]) -> list[Experiment]:
-    """The experiment and what it stands on, earliest first; an earlier stage takes what ``load_stage`` says it takes."""
-    chain = [load_experiment(file, overrides)]
-    while (after := chain[0].after) and Path(after).suffix in (".yaml", ".yml"):
-        if after in [stage.file for stage in chain]:
-            raise UserError(chain[0].file, [Problem("after", f"'{after}', which leads in a circle", "stages that end somewhere")])
-        chain.insert(0, load_stage(after, chain[0].overrides))
-    return chain
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.comparison.statistics import Interval, holm, interval, paired_difference, paired_p_value, t_statistic
+from umm_zoo.comparison.statistics import Interval, holm, interval, paired_difference
 
 #: Costs measured for every run beside its metrics: key in the row -> (heading, factor to the printed unit).
 COSTS = {
@@ -133,7 +133,7 @@ class Results:
 
     def _adjusted(self, metric: str) -> dict[tuple[str, str], float]:
         found = {pair: self.difference(pair[0], metric, pair[1]) for pair in self.differences()}
-        tested = {pair: paired_p_value(d) for pair, d in found.items() if d is not None and d.num > 1}
+        tested = {pair: d.p_value for pair, d in found.items() if d is not None and d.num > 1}
         return dict(zip(tested, holm(list(tested.values())), strict=True))
 
     def _difference_cell(self, pair: tuple[str, str], metric: str, adjusted: Mapping[tuple[str, str], float]) -> str:
@@ -141,10 +141,10 @@ class Results:
         if difference is None:
             return "-"
         sign = "+" if difference.mean >= 0 else "-"
-        text = f"{sign}{Interval(abs(difference.mean), difference.half, difference.num)}"
+        text = f"{sign}{replace(difference, mean=abs(difference.mean))}"
         if pair not in adjusted:
             return text
-        t = t_statistic(difference)
+        t = difference.t
         return f"{text} (t {t:.1f}, p {adjusted[pair]:.2g})" if abs(t) < 1000 else f"{text} (t above 1000)"
 
     def _cost_cell(self, choice: str, key: str) -> str:

@@ -4,21 +4,57 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
-from typing import TYPE_CHECKING, Any
+from threading import Event, RLock
+from typing import IO, TYPE_CHECKING, Any
 
-from umm_zoo.comparison.children import Children
 from umm_zoo.comparison.plan import Plan, Step
+from umm_zoo.training.ranks import answering
 from umm_zoo.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from umm_zoo.comparison.results import Results
+
+
+class Children:
+    """Training processes that are running at the moment; once ``stopped``, no more start.
+
+    Each starts in a session of its own, so that the terminal's Ctrl-C does not reach it a second time; ``stop`` sends SIGTERM, on
+    which ``umm_zoo.fit`` saves and ends. A comparison that died alone would leave them training, and a second one would then write
+    into the same run folders.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = RLock()  # a signal handler may interrupt the thread that holds it
+
+    def call(self, command: Sequence[str], log: IO[Any], environment: Mapping[str, str]) -> int:
+        """Run a command to its end; returns its exit code, that of SIGTERM where it was not even started."""
+        with self._lock:
+            if self.stopped:
+                return 128 + signal.SIGTERM
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """Let every process save and end, and start no more."""
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 def made_runs(runs: Path, own: str) -> dict[str, str]:
@@ -54,7 +90,11 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step
     done = {step.identity: Event() for step in steps}
     failed: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, children.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
+    with (
+        Progress(*columns) as progress,
+        answering((signal.SIGINT, signal.SIGTERM), lambda *_: children.stop()),
+        ThreadPoolExecutor(jobs) as pool,
+    ):
         task = progress.add_task(plan.name, total=len(steps))
 
         def work(step: Step) -> None:

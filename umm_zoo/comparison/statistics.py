@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,21 +12,32 @@ from scipy.stats import t as student_t
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean and the half-width of its 95 % confidence interval (Student's t over seeds); ``half`` is NaN for one seed."""
+    """Mean of values, one per seed, and its standard error, which is NaN for one seed."""
 
     mean: float
-    half: float
+    error: float
     num: int
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the mean, which the half-width is a quantile of; NaN for one seed."""
-        return self.half / float(student_t.ppf(0.975, self.num - 1)) if self.num > 1 else math.nan
+    def half(self) -> float:
+        """Half-width of the 95 % confidence interval (Student's t), ``t(.975, n-1) · error``; NaN for one seed."""
+        return self.error * float(student_t.ppf(0.975, self.num - 1))
+
+    @property
+    def t(self) -> float:
+        """The mean in units of its standard error; NaN for one seed, infinite where all seeds agree to the last digit."""
+        if self.error == 0:
+            return math.copysign(math.inf, self.mean) if self.mean else 0.0
+        return self.mean / self.error
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of a t-test against 0: of a difference of pairs, the paired one. NaN for one seed."""
+        return float(2 * student_t.sf(abs(self.t), self.num - 1))
 
     def __str__(self) -> str:
-        if math.isnan(self.half):
-            return f"{_digits(self.mean)} (n=1)"
-        return f"{_digits(self.mean)} ± {_digits(self.half)}"
+        spread = "(n=1)" if self.num == 1 else f"± {_digits(self.half)}"
+        return f"{_digits(self.mean)} {spread}"
 
 
 def _digits(value: float) -> str:
@@ -35,15 +47,9 @@ def _digits(value: float) -> str:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """95 % interval of the mean of n values: ``t(.975, n-1) · s / √n`` with the sample standard deviation s."""
-    num = len(values)
-    if num == 0:
-        raise ValueError("interval: no values")
-    mean = math.fsum(values) / num
-    if num == 1:
-        return Interval(mean, math.nan, 1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (num - 1)
-    return Interval(mean, float(student_t.ppf(0.975, num - 1)) * math.sqrt(variance / num), num)
+    """Mean of n values, at least one, and its standard error ``s / √n`` with the sample standard deviation s."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Interval(statistics.fmean(values), error, len(values))
 
 
 def paired_difference(values: dict[int, float], reference: dict[int, float]) -> Interval | None:
@@ -63,17 +69,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def t_statistic(difference: Interval) -> float:
-    """A mean difference in units of its standard error; NaN with one seed, infinite where all seeds agree to the last digit."""
-    error = difference.standard_error
-    if error == 0:
-        return math.copysign(math.inf, difference.mean) if difference.mean else 0.0
-    return difference.mean / error
-
-
-def paired_p_value(difference: Interval) -> float:
-    """Two-sided p-value of a paired t-test from the interval of the difference; 1.0 with one seed."""
-    statistic = t_statistic(difference)
-    return 1.0 if math.isnan(statistic) else float(2 * student_t.sf(abs(statistic), difference.num - 1))

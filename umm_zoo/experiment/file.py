@@ -22,8 +22,7 @@ from typing import Any
 import yaml
 
 from umm_zoo.errors import Problem, UserError
-from umm_zoo.experiment.interpolation import interpolated
-from umm_zoo.experiment.layers import NAMED, overridden, read_layers, unknown
+from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
 from umm_zoo.experiment.types import describe, mismatches
 
 #: Trainer arguments that say where a run takes place; its scores do not depend on them.
@@ -98,20 +97,43 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     return experiment_from(tree, file, folders, overrides)
 
 
-def load_stage(file: str | Path, overrides: Sequence[str]) -> Experiment:
+def _load_stage(file: str | Path, overrides: Sequence[str]) -> Experiment:
     """An earlier stage of a curriculum, with those overrides of the later one that mean the whole of it.
 
     They are ``vars.*`` (of the names that this stage has), ``seed``, and where it runs (``PLACES``). The others are the later
     stage's own.
-
-    Raises:
-        UserError: see ``load_experiment``.
     """
     tree, folders = read_layers(Path(file), ENVELOPE)
     known = tree.get("vars")
     names = [f"vars.{name}" for name in known] if isinstance(known, Mapping) else []
     reach = tuple(f"{key}{end}" for key in ("seed", *PLACES, *names) for end in "=.")
     return experiment_from(tree, file, folders, [text for text in overrides if text.startswith(reach)])
+
+
+def earlier_stages(experiment: Experiment, planned: bool = False) -> list[Experiment]:
+    """The experiments that ``after`` names, nearest first; empty where it names a run folder or a checkpoint.
+
+    The command line's ``vars.*``, ``seed`` and place (accelerator, devices, nodes, strategy) hold for them too. Where it is only
+    ``planned``, the run or checkpoint that they start from may be still to come.
+
+    Raises:
+        UserError: ``after`` leads nowhere, in a circle, or to a stage of the same name.
+    """
+    line = [experiment]
+    while line[-1].after:
+        path = Path(line[-1].after)
+        is_stage = path.suffix in (".yaml", ".yml")
+        if not path.exists() and (is_stage or not planned):
+            expected = "an experiment file, a run folder or a checkpoint"
+            raise UserError("after", f"'{path}', which does not exist", expected, file=line[-1].file)
+        if not is_stage:
+            break
+        stage = _load_stage(path, line[-1].overrides)
+        if stage.name in [other.name for other in line]:
+            circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in [*line, stage])
+            raise UserError("after", f"a circle {circle}", "stages with different names that end somewhere", file=line[-1].file)
+        line.append(stage)
+    return line[1:]
 
 
 def experiment_from(

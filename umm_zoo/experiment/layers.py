@@ -1,4 +1,7 @@
-"""The layers of an experiment: the files of ``base``, the file itself, and the ``key=value`` pairs of the command line over all."""
+"""The layers of an experiment: the files of ``base``, the file itself, and the ``key=value`` pairs of the command line over all.
+
+Over the merged layers, every interpolation is filled in.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 from umm_zoo.errors import Problem, UserError, did_you_mean
-from umm_zoo.experiment.interpolation import unreadable
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
@@ -34,7 +36,7 @@ def read_layers(file: Path, envelope: Sequence[str], below: tuple[Path, ...] = (
     if file.resolve() in below:
         circle = " -> ".join(path.name for path in [*below[below.index(file.resolve()) :], file])
         raise UserError("base", f"a circle {circle}", "files that end somewhere", file=below[-1])
-    own = {"name": file.stem} | _read(file, envelope)
+    own = {"name": file.stem} | read_map(file, envelope)
     stated = own.pop("base", None)
     bases = [stated] if isinstance(stated, str) else (stated or [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -60,11 +62,21 @@ def _parsed(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
 
 
-def _read(file: Path, envelope: Sequence[str]) -> dict[str, Any]:
+def read_map(file: Path, known: Sequence[str], what: str = "an experiment file") -> dict[str, Any]:
+    """The map in a YAML file, with its interpolations as they stand.
+
+    Args:
+        file: YAML.
+        known: keys that the map may have.
+        what: the kind of file, for messages.
+
+    Raises:
+        UserError: there is no such file, or something else in it.
+    """
     if file.is_dir():
-        raise UserError(file, "a folder", "an experiment file")
+        raise UserError(file, "a folder", what)
     if not file.is_file():
-        raise UserError(file, "no such file", "an experiment file", _neighbour(file))
+        raise UserError(file, "no such file", what, _neighbour(file))
     try:
         tree = _parsed(file.read_text(encoding="utf-8"))
     except GrammarParseError as error:
@@ -73,10 +85,10 @@ def _read(file: Path, envelope: Sequence[str]) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(file, f"text that is not YAML{line} ({reason})", "an experiment file") from None
+        raise UserError(file, f"text that is not YAML{line} ({reason})", what) from None
     if not isinstance(tree, dict):
-        raise UserError(file, f"a {type(tree).__name__}", f"a map with the keys {', '.join(envelope)}")
-    if problems := [unknown(str(key), envelope) for key in tree if key not in envelope]:
+        raise UserError(file, f"a {type(tree).__name__}", f"a map with the keys {', '.join(known)}")
+    if problems := [unknown(str(key), known) for key in tree if key not in known]:
         raise UserError(file, problems)
     return {str(key): value for key, value in tree.items()}
 
@@ -158,3 +170,52 @@ def portable(path: Path) -> str:
     """Relative to the current directory where the path lies below it, so that a run folder may move with its project."""
     path = path.resolve()
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def interpolated(tree: dict[str, Any], file: str | Path) -> dict[str, Any]:
+    """The tree with everything filled in.
+
+    Raises:
+        UserError: names every interpolation that leads to nothing, and every value that is still to be given.
+    """
+    try:
+        config = OmegaConf.create(tree)
+    except OmegaConfBaseException as error:
+        raise unreadable(error, file) from None
+    try:
+        container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, RecursionError):  # the first of perhaps many
+        raise UserError(file, list(_unresolved(config, "", list(_paths(tree))))) from None
+    return {str(key): value for key, value in container.items()}
+
+
+def unreadable(error: OmegaConfBaseException, file: str | Path) -> UserError:
+    """Error text for an interpolation that is not even one."""
+    reason = str(error).splitlines()[0]
+    return UserError(str(error.full_key), f"an interpolation that cannot be read ({reason})", "${key}", file=file)
+
+
+def _paths(tree: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield f"{prefix}{key}"
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _unresolved(config: Any, where: str, known: list[str]) -> Iterable[Problem]:
+    keys: Iterable[Any] = range(len(config)) if isinstance(config, ListConfig) else list(config)
+    for key in keys:
+        path = f"{where}[{key}]" if isinstance(config, ListConfig) else f"{where}.{key}" if where else str(key)
+        try:
+            value = config[key]
+        except MissingMandatoryValue:
+            yield Problem(path, "??? (still to be given)", f"a value, for instance on the command line as {path}=…")
+        except (OmegaConfBaseException, RecursionError) as error:
+            raw = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[index]
+            wanted = [name for name in re.findall(r"\$\{([\w.\-]+)\}", str(raw)) if name not in known]
+            reason = "" if wanted else f" ({(str(error).splitlines() or ['?'])[0]})"
+            meant = did_you_mean(wanted[0], known) if wanted else ""
+            yield Problem(path, f"'{raw}', which leads to nothing{reason}", "an interpolation of a key of this experiment", meant)
+        else:
+            if isinstance(value, (DictConfig, ListConfig)):
+                yield from _unresolved(value, path, known)

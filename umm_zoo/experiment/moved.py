@@ -17,30 +17,24 @@ NAMES = {
     "umm_zoo.callbacks.EMA": "umm_zoo.training.ema.EMA",
     "umm_zoo.callbacks.ema": "umm_zoo.training.ema",
     "umm_zoo.callbacks.last": "umm_zoo.checkpoints.callback",
-    "umm_zoo.methods.autoencoder": "umm_zoo.pretraining.autoencoder",
     "umm_zoo.methods.branches": "umm_zoo.methods.conditioning",
     "umm_zoo.methods.caption_rl": "umm_zoo.methods.uae.captioner_grpo",
-    "umm_zoo.methods.contrastive": "umm_zoo.pretraining.contrastive",
     "umm_zoo.methods.decoder_rl": "umm_zoo.methods.uae.decoder_grpo",
     "umm_zoo.methods.rendering": "umm_zoo.methods.uae.renderers",
-    "umm_zoo.methods.rendering.AnswerStatesReader": "umm_zoo.methods.uae.readers.AnswerStatesReader",
-    "umm_zoo.methods.rendering.BaseTextReader": "umm_zoo.methods.uae.readers.BaseTextReader",
-    "umm_zoo.methods.rendering.TextOnlyReader": "umm_zoo.methods.uae.readers.TextOnlyReader",
     "umm_zoo.methods.rollouts": "umm_zoo.methods.uae.rollouts",
-    "umm_zoo.methods.self_supervised": "umm_zoo.pretraining.self_supervised",
-    "umm_zoo.methods.supervised_tower": "umm_zoo.pretraining.supervised_tower",
-    "umm_zoo.methods.text_to_image": "umm_zoo.pretraining.text_to_image",
     "umm_zoo.methods.uae.UAE": "umm_zoo.methods.uae.pretraining.UAE",
-    "umm_zoo.methods.vision_warmup": "umm_zoo.pretraining.vision_warmup",
-    "umm_zoo.metrics.EditPixels": "umm_zoo.shapes.editing_metrics.EditPixels",
-    "umm_zoo.metrics.EditSuccess": "umm_zoo.shapes.editing_metrics.EditSuccess",
-    "umm_zoo.metrics.InstructionSensitivity": "umm_zoo.shapes.editing_metrics.InstructionSensitivity",
-    "umm_zoo.metrics.SceneMatch": "umm_zoo.shapes.geneval_metrics.SceneMatch",
-    "umm_zoo.metrics.ShapesGenEval": "umm_zoo.shapes.geneval_metrics.ShapesGenEval",
     "umm_zoo.metrics.clauses": "umm_zoo.shapes.caption_metrics",
     "umm_zoo.optimization": "umm_zoo.training.optimization",
     "umm_zoo.strategies": "umm_zoo.training.sharding",
 }
+#: The same for what has moved together: former room and new room below ``umm_zoo``, and names.
+_MOVES = (
+    ("methods", "pretraining", "autoencoder contrastive self_supervised supervised_tower text_to_image vision_warmup"),
+    ("methods.rendering", "methods.uae.readers", "AnswerStatesReader BaseTextReader TextOnlyReader"),
+    ("metrics", "shapes.editing_metrics", "EditPixels EditSuccess InstructionSensitivity"),
+    ("metrics", "shapes.geneval_metrics", "SceneMatch ShapesGenEval"),
+)
+NAMES |= {f"umm_zoo.{old}.{name}": f"umm_zoo.{new}.{name}" for old, new, names in _MOVES for name in names.split()}
 
 #: Keys that left the method, and the keys that took their place; an empty one is not needed any more.
 KEYS = {

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.check import check
-from umm_zoo.experiment.file import PLACES, Experiment, load_stage
-from umm_zoo.training.ranks import is_main_process, launched_ranks
+from umm_zoo.experiment.file import PLACES, Experiment, earlier_stages
+from umm_zoo.training.ranks import call, is_main_process, launched_ranks
 from umm_zoo.training.run import train
 from umm_zoo.training.run_folder import RunFolder, few, writing
-from umm_zoo.training.signals import call
 
 
 def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None, again: bool = False) -> int:
@@ -27,7 +26,7 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
     Raises:
         UserError: the experiment is wrong, or what it is asked to do.
     """
-    stages, restarted = earlier_stages(experiment), restarted_by_slurm()
+    stages, restarted = earlier_stages(experiment), os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     check(experiment)
     folder = RunFolder.of(experiment, runs)
     if restarted and folder.checkpoints.newest() is not None:
@@ -46,35 +45,6 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
             return code
     resume = folder.resume_path(ckpt, experiment.file) if what == "resume" and ckpt else None
     return train(experiment, folder, resume, start)
-
-
-def earlier_stages(experiment: Experiment) -> list[Experiment]:
-    """The experiments that ``after`` names, nearest first; empty where it names a run folder or a checkpoint.
-
-    The command line's ``vars.*``, ``seed`` and place (accelerator, devices, nodes, strategy) hold for them too.
-
-    Raises:
-        UserError: ``after`` leads nowhere, in a circle, or to a stage of the same name.
-    """
-    line = [experiment]
-    while line[-1].after:
-        path = Path(line[-1].after)
-        if not path.exists():
-            expected = "an experiment file, a run folder or a checkpoint"
-            raise UserError("after", f"'{path}', which does not exist", expected, file=line[-1].file)
-        if path.suffix not in (".yaml", ".yml"):
-            break
-        stage = load_stage(path, line[-1].overrides)
-        if stage.name in [other.name for other in line]:
-            circle = " -> ".join(f"{Path(other.file).name} (name {other.name})" for other in [*line, stage])
-            raise UserError("after", f"a circle {circle}", "stages with different names that end somewhere", file=line[-1].file)
-        line.append(stage)
-    return line[1:]
-
-
-def restarted_by_slurm() -> bool:
-    """Whether this is a SLURM job that has been requeued."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
 def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.training.sharding import gather_weights
+from umm_zoo.training.sharding import gather_weights, placed
 
 
 class EMA(Callback):
@@ -46,7 +45,8 @@ class EMA(Callback):
             odd = sorted(self.averages.keys() ^ trained.keys())
             raise ValueError(f"EMA: the checkpoint's averages and the trained parameters differ in {len(odd)}, such as '{odd[0]}'")
         start = self.averages or trained
-        self.averages = {name: _placed(start[name], trained[name]) for name in trained}
+        copies = {name: start[name].detach().to(own.device, torch.float32, copy=True) for name, own in trained.items()}
+        self.averages = {name: placed(copy, trained[name]) for name, copy in copies.items()}
         self._seen_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,18 +103,8 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A float32 copy of ``value`` where ``parameter`` is, and sliced as it is."""
-    copy = value.detach().to(parameter.device, torch.float32, copy=True)
-    if isinstance(parameter, DTensor) and not isinstance(copy, DTensor):
-        return distribute_tensor(copy, parameter.device_mesh, parameter.placements)
-    return copy
-
-
 def _copy(values: dict[str, Tensor], module: nn.Module) -> None:
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, value in values.items():
-            parameter = parameters[name]
-            alike = isinstance(value, DTensor) or not isinstance(parameter, DTensor)
-            parameter.copy_(value if alike else _placed(value, parameter))
+            parameters[name].copy_(placed(value, parameters[name]))

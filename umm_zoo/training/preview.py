@@ -13,9 +13,8 @@ from torch import nn
 
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.check import check
-from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
-from umm_zoo.training.curriculum import earlier_stages
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
 

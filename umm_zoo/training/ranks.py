@@ -1,4 +1,4 @@
-"""Errors among several ranks: the first one ends them all within seconds, and rank 0 says it, once.
+"""The processes of a run. An error among several ranks ends them all within seconds, and rank 0 says it, once.
 
 A rank that meets an error writes it into a small folder beside the run folders, which every rank looks for a few times a second, in
 a thread of its own: the others may be blocked in a collective that will never end. Nothing here imports torch.
@@ -10,14 +10,16 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from umm_zoo.errors import UserError, print_error
@@ -189,3 +191,30 @@ def join_ranks(trainer: Trainer) -> None:
     if _rank is not None:
         _rank.count, _rank.is_main, _rank.launcher = trainer.world_size, trainer.is_global_zero, trainer.strategy.launcher
         _rank.watch()
+
+
+# -- signals, and children that get them too -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(numbers: Collection[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """``handler`` for these signals inside; only the main thread can set handlers, so elsewhere nothing happens."""
+    numbers = numbers if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def leave(signum: int, frame: FrameType | None) -> None:
+    """Handler until Lightning and ``StopOnSignal`` have theirs: by default SIGTERM would end this process and orphan its ranks."""
+    raise SystemExit(128 + signum)
+
+
+def call(command: Sequence[str]) -> int:
+    """Exit code of a child that gets the signals which ask this process to stop; Ctrl-C reaches it by itself."""
+    child = subprocess.Popen(command)
+    with answering((signal.SIGTERM, signal.SIGUSR1), lambda signum, _: child.send_signal(signum)):
+        return child.wait()

@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import REFUSALS, Problem, UserError
+from umm_zoo.errors import REFUSALS, UserError
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.training.run_folder import RunFolder, writing
 
@@ -143,12 +143,10 @@ class RunRecord(Callback):
         """
         try:
             yield
-        except UserError:
-            raise
         except (*REFUSALS, MisconfigurationException) as error:
-            if self.began:
+            if self.began or isinstance(error, UserError):
                 raise
-            raise UserError(self.experiment.file, [Problem("trainer", str(error) or type(error).__name__)]) from error
+            raise UserError("trainer", str(error) or type(error).__name__, file=self.experiment.file) from error
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue training's random numbers where they stopped."""

@@ -66,12 +66,9 @@ def circumstances() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the source tree, with ``+`` where it has been changed since; None outside a repository."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]  # no tag, the whole hash
+    place = Path(__file__).resolve().parent
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout
+        return subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed.strip() else "")

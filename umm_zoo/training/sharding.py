@@ -145,14 +145,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         with torch.no_grad():
             for key, saved in checkpoint["state_dict"].items():
                 if key in own:
-                    own[key].copy_(_placed(saved, own[key]))
+                    own[key].copy_(placed(saved, own[key]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give each parameter's slice its part of the saved states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
-                number: {slot: _placed(value, parameters[number]) for slot, value in slots.items()}
+                number: {slot: placed(value, parameters[number]) for slot, value in slots.items()}
                 for number, slots in saved["state"].items()
             }
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
@@ -189,7 +189,7 @@ def gather_weights(module: nn.Module | None, whole: bool) -> None:
             part.unshard() if whole else part.reshard()
 
 
-def _placed(saved: Any, target: Tensor) -> Any:
+def placed(saved: Any, target: Tensor) -> Any:
     """A saved value, sliced as the tensor that it belongs to."""
     if isinstance(saved, DTensor):
         return saved if isinstance(target, DTensor) else saved.full_tensor()

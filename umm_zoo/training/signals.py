@@ -7,19 +7,17 @@ import os
 import re
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from umm_zoo.checkpoints.folder import CheckpointFolder
+from umm_zoo.training.ranks import answering
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -59,7 +57,7 @@ class StopOnSignal(Callback):
         self.checkpoints = checkpoints
         self._received = 0
         self._requeue_signal = 0
-        self._before: dict[int, Any] = {}
+        self._handling = ExitStack()
         self._val_progress: dict[str, Any] = {}
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -70,20 +68,13 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has just registered its own handlers."""
-        if threading.current_thread() is threading.main_thread():
-            self._requeue_signal = requeue_signal(trainer)
-            numbers = {signal.SIGINT, signal.SIGTERM, *filter(None, [self._requeue_signal])}
-            self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        self._requeue_signal = requeue_signal(trainer)
+        numbers = {signal.SIGINT, signal.SIGTERM, *filter(None, [self._requeue_signal])}
+        self._handling.enter_context(answering(numbers, self._receive))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
-        self._give_back()
-
-    def _give_back(self) -> None:
-        """Before Lightning gives back its own, or it would be its handlers that stay."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        """Give the signals back, before Lightning gives back its own, or it would be its handlers that stay."""
+        self._handling.close()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop here if any rank was asked to."""
@@ -94,7 +85,7 @@ class StopOnSignal(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop a validation too: it may be long. Several ranks go on to its end, for they cannot ask each other in the middle: one
         may have a batch more than another, and its question would meet the other's metrics."""
-        if self._before and self._received and trainer.world_size == 1:
+        if self._received and trainer.world_size == 1:
             raise Stopped(self._received, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -105,15 +96,13 @@ class StopOnSignal(Callback):
             exception.checkpoint = self.checkpoints.save(trainer)
             if exception.signum == self._requeue_signal and trainer.is_global_zero:
                 exception.requeued = requeue()
-        self._give_back()
+        self._handling.close()
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that reached any rank, 0 for none."""
-        if trainer.world_size == 1 or not dist.is_initialized():
+        if trainer.world_size == 1:
             return self._received
-        signum = torch.tensor([self._received], device=trainer.strategy.root_device)
-        dist.all_reduce(signum, op=dist.ReduceOp.MAX)
-        return int(signum.item())
+        return int(trainer.strategy.reduce(torch.tensor(self._received, device=trainer.strategy.root_device), reduce_op="max"))
 
 
 def requeue_signal(trainer: Trainer) -> int:
@@ -148,30 +137,3 @@ def requeue() -> str | None:
         print(f"SLURM job {job} could not be requeued: {problem}", flush=True)
         return None
     return job
-
-
-# -- before and beside a training ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def answering(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """``handler`` for these signals inside; only the main thread can set handlers, so elsewhere nothing happens."""
-    numbers = numbers if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-def leave(signum: int, frame: FrameType | None) -> None:
-    """Handler until Lightning and ``StopOnSignal`` have theirs: by default SIGTERM would end this process and orphan its ranks."""
-    raise SystemExit(128 + signum)
-
-
-def call(command: Sequence[str]) -> int:
-    """Exit code of a child that gets the signals which ask this process to stop; Ctrl-C reaches it by itself."""
-    child = subprocess.Popen(command)
-    with answering((signal.SIGTERM, signal.SIGUSR1), lambda signum, _: child.send_signal(signum)):
-        return child.wait()

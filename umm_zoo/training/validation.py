@@ -15,8 +15,8 @@ from umm_zoo.experiment.targets import find_target
 from umm_zoo.training.finished_run import FinishedRun
 from umm_zoo.training.ranks import join_ranks
 from umm_zoo.training.record import RunRecord
+from umm_zoo.training.run import quieten
 from umm_zoo.training.setup import build_experiment
-from umm_zoo.training.trainer import quieten
 
 #: Trainer arguments that matter to a validation; the others belong to training.
 TRAINER_KEYS = (
