@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.callbacks.metrics import entries
+from umm_zoo.callbacks.metrics import logged
 from umm_zoo.outputs import Outputs
 
 #: The given rows of a fixed set, and what a model makes of them.
@@ -24,7 +24,7 @@ def scored(metric: Metric, *steps: tuple[Outputs, Batch]) -> dict[str, float]:
     """The values of a metric after these steps; that of a metric of one number is called "" here."""
     for outputs, batch in steps:
         metric.update(outputs, batch)
-    return {entry: float(value) for entry, value in entries(metric.compute())}
+    return logged("", "", metric.compute())
 
 
 def values_of(make: MakeMetrics, step: Step, rows: range, batch_size: int = 3) -> dict[str, float]:
