@@ -7,8 +7,9 @@ T generated tokens. Time t lies in [0, 1]: 0 is data, 1 is noise. Images are flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class Batch:
         tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
             text-to-image, an edit or a composition by the number of input images.
         extras: precomputed members of the shards by name, ``[B, …]`` or ``[M, …]`` each.
+        ahead: where gradients are accumulated, on the first micro-batch of an optimiser step: the others, as the loader gives them.
 
     Raises:
         ValueError: lengths disagree, or the images have the wrong rank or dtype.
@@ -77,6 +79,7 @@ class Batch:
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    ahead: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         size = len(self.keys)
@@ -127,6 +130,14 @@ class Batch:
         return [split_answer(conversation)[1] for conversation in self.conversations]
 
 
+def whole_steps(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The same micro-batches, read ``size`` at a time; the first of each optimiser step holds the others, see ``Batch.ahead``."""
+    iterator = iter(batches)
+    while step := list(islice(iterator, size)):
+        step[0].ahead = step[1:]
+        yield from step
+
+
 def request_batch(prompts: Sequence[str], images: Sequence[Sequence[Tensor]] | None = None) -> Batch:
     """Requests for images as a batch; markers are put in front of a prompt that has none.
 
@@ -174,3 +185,4 @@ def image_of_each_row(batch: Batch) -> Tensor:
 
 
 __all__ = ["IMAGE_MARKER", "Batch", "Conversation", "Grid", "Task", "Tokens", "Turn", "image_of_each_row", "request_batch"]
+__all__ += ["whole_steps"]

@@ -20,6 +20,7 @@ from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.errors import UserError, did_you_mean
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import use_folders
+from umm_zoo.objectives.step import StepMeans
 from umm_zoo.outputs import Outputs, Wanted
 
 #: Makes optimiser and schedule from the parameters of each trained part, in the form that Lightning takes.
@@ -40,6 +41,7 @@ class Method(LightningModule, ABC):
         stage_only: parts that only this stage needs; a stage that comes after it does not take them over.
         wanted: what the run's metrics and callbacks want of a validation.
         num_tokens: tokens that the last training batch was made of, padding not counted; None where nobody counts.
+        step: the optimiser step that is being made, over all its micro-batches and ranks.
     """
 
     stage_only: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +52,7 @@ class Method(LightningModule, ABC):
         self.trained: list[str] = []
         self.wanted = Wanted()
         self.num_tokens: Tensor | None = None
+        self.step = StepMeans()
         self._make_optimizer: MakeOptimizer | None = None
         self._inherited: set[str] = set()  # keys that an earlier stage trained
         self._keys: dict[str, set[str]] = {}  # of state_dict, by part: taken once, for a strategy may replace the tensors later
@@ -65,7 +68,32 @@ class Method(LightningModule, ABC):
 
     @abstractmethod
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars of one training batch, each logged as ``train/<name>``; ``loss`` is the one minimised."""
+        """Scalars of one training batch, each logged as ``train/<name>``; ``loss`` is the one minimised.
+
+        A batch may be one of several micro-batches, of several ranks, of an optimiser step. A mean over anything is multiplied by
+        ``share``, so that the step minimises the mean over all that it holds. Every batch gives the same names.
+        """
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """How many of what ``share`` is asked for a batch holds, by name: ``rows`` where nothing else is said.
+
+        Asked for the micro-batches of a step before the first one is trained on.
+        """
+        return {"rows": len(batch)}
+
+    def begin_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Units of the micro-batches of one optimiser step on this rank; a method that samples first does it here."""
+        counts = [self.units(batch) for batch in batches]
+        return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+    def share(self, unit: str, count: float | Tensor) -> Tensor:
+        """Weight ``[]`` of a mean over ``count`` units of the batch at hand, see ``StepMeans.share``."""
+        return self.step.share(unit, count, self.device)
+
+    def over_step(self, means: Mapping[str, Tensor], unit: str, count: float | Tensor) -> dict[str, Tensor]:
+        """Means over ``count`` units each, multiplied by their ``share``."""
+        share = self.share(unit, count)
+        return {name: value * share for name, value in means.items()}
 
     @abstractmethod
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
@@ -114,10 +142,20 @@ class Method(LightningModule, ABC):
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log every term, return the loss."""
-        losses = self.training_losses(batch)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
-        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        """The loss of a micro-batch; behind the last one of an optimiser step, log the terms of the whole step."""
+        trainer, count = self.trainer, self.trainer.accumulate_grad_batches
+        if batch.ahead is not None:
+            moved = [self._apply_batch_transfer_handler(self._on_before_batch_transfer(other)) for other in batch.ahead]
+            self.step.begin(count, self.begin_step([batch, *moved]), self.device)
+        elif count == 1 or trainer.fit_loop.epoch_loop.batch_progress.current.ready % count == 1:
+            self.step.begin(count, None, self.device)
+        with self.step.training():
+            losses = self.training_losses(batch)
+        self.step.add(losses, batch.keys)
+        if not trainer.fit_loop._should_accumulate():
+            means = self.step.means(self.device, trainer.global_step + 1)
+            self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(batch))
+            self.log("loss", means["loss"], prog_bar=True, logger=False, batch_size=len(batch))
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
@@ -135,6 +173,19 @@ class Method(LightningModule, ABC):
         """Let a strategy that shares weights out over the ranks do so."""
         if self.device_mesh is not None:
             self.trainer.strategy.shard(self)  # type: ignore[attr-defined]
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Update the weights, unless the losses of this step are not finite and such steps are to be skipped."""
+
+        def closure() -> Any:
+            result = optimizer_closure() if optimizer_closure is not None else None
+            if self.step.skipping:
+                optimizer.zero_grad(set_to_none=True)  # an optimiser leaves alone, moments and all, what has no gradient
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -169,7 +220,12 @@ class Method(LightningModule, ABC):
         """Take back what ``run_state`` gave on this rank. Not called where the number of ranks is another one now."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop every frozen tensor that can be rebuilt."""
+        """Drop every frozen tensor that can be rebuilt.
+
+        Raises:
+            UserError: losses or weights are not finite.
+        """
+        self.step.check()
         kept = self.checkpoint_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
         checkpoint["state_keys"] = sorted(kept)  # some strategies take the weights away before on_load_checkpoint

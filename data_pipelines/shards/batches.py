@@ -36,6 +36,7 @@ class RawBatch:
     extras: dict[str, Tensor] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     error: UserError | None = None
+    ahead: list[RawBatch] | None = None  # see ``Batch.ahead``
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
         """The same rows with every tensor on ``device``; Lightning calls this."""
@@ -51,6 +52,11 @@ class RawBatch:
         for name in ("images", "targets"):
             if isinstance(images := getattr(self, name), BufferReference):
                 setattr(self, name, images.resolve(buffers))
+
+    def own(self) -> RawBatch:
+        """The same rows in memory of their own, which no worker writes again."""
+        images, targets = (tensor.clone() if isinstance(tensor, Tensor) else tensor for tensor in (self.images, self.targets))
+        return replace(self, images=images, targets=targets)
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""

@@ -160,7 +160,7 @@ class ShardData(ShardModule):
             Console(stderr=True).print(self.table(steps * self.batch_size if steps > 0 else None))
             self._write_ledger()
         loader = reading_loader(self.reader("train"), sampler, self.num_workers)
-        return BatchLoader(loader, self._deliver, packed=self.trainer is not None)
+        return BatchLoader(loader, self._deliver, packed=self.trainer is not None, per_step=self._accumulation())
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation sample once, shared out over the ranks; an empty list where there is no source."""

@@ -14,6 +14,7 @@ from data_pipelines.shards.buffers import PREFETCH
 from data_pipelines.shards.order import Stream, rank_slice
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import in_data
+from umm_zoo.batch import whole_steps
 from umm_zoo.errors import UserError
 
 
@@ -93,12 +94,18 @@ class BatchLoader:
         size: number of batches; None where they have no end, or nobody knows.
         packed: yield raw batches, with images in bytes: a quarter of what floats take on the way to a device, where
             ``RawBatch.batch`` then makes them floats. Those of workers lie in a buffer that is used again, see ``ImageBuffers``.
+        per_step: micro-batches of an optimiser step, which are read together, see ``Batch.ahead``; 1 is none.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], on_batch: Callable[[RawBatch], None], size: int | None = None, packed: bool = False
+        self,
+        loader: DataLoader[Any],
+        on_batch: Callable[[RawBatch], None],
+        size: int | None = None,
+        packed: bool = False,
+        per_step: int = 1,
     ) -> None:
-        self._loader, self._on_batch, self._size, self.packed = loader, on_batch, size, packed
+        self._loader, self._on_batch, self._size, self.packed, self.per_step = loader, on_batch, size, packed, per_step
 
     def __len__(self) -> int:
         if self._size is None:  # as torch's own loader of an endless data set
@@ -106,6 +113,10 @@ class BatchLoader:
         return self._size
 
     def __iter__(self) -> Iterator[Any]:
+        batches = (raw if self.packed else raw.batch() for raw in self._raw())
+        return batches if self.per_step == 1 else whole_steps(batches, self.per_step)
+
+    def _raw(self) -> Iterator[RawBatch]:
         buffers: dict[Any, Tensor] = {}
         for raw in self._loader:
             if raw.error is not None:
@@ -114,4 +125,4 @@ class BatchLoader:
             raw.resolve(buffers)
             self._on_batch(raw)
             if raw.keys:
-                yield raw if self.packed else raw.batch()
+                yield raw.own() if self.per_step > 1 else raw  # a step holds more batches than a worker has buffers

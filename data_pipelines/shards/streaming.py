@@ -236,7 +236,8 @@ class StreamData(ShardModule):
         start = Progress(start.epoch, min(start.shards, len(shards) - streams))
         sources = self.sources[stage]
         stream = ShardStream(stage, shards, sources, self.transform, batch_size, ranks, self.seed, self.buffer, start)
-        return BatchLoader(DataLoader(stream, batch_size=None, num_workers=workers), self._deliver)
+        per_step = self._accumulation() if stage == "train" else 1
+        return BatchLoader(DataLoader(stream, batch_size=None, num_workers=workers), self._deliver, per_step=per_step)
 
     def _shards(self, stage: str) -> list[tuple[str, str]]:
         with in_data():

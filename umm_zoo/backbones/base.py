@@ -103,6 +103,11 @@ class VLMBackbone(nn.Module, ABC):
     ) -> list[str]:
         """Answer B prompts (conversations that end with a user turn) with the KV cache; temperature 0 is greedy."""
 
+    def count_labels(self, batch: Batch) -> int:
+        """Tokens of a batch that the language loss is a mean over."""
+        with torch.no_grad():
+            return int((self.inputs_of(batch).labels[:, 1:] != IGNORE).sum())
+
     def inputs_of(self, batch: Batch) -> VLMInputs:
         """``embed`` of a batch's own conversations and images, for training."""
         return self.embed(batch.conversations, batch.images, batch.image_counts)

@@ -14,7 +14,7 @@ from umm_zoo.backbones.base import VLMBackbone, VLMInputs, VLMOutput, language_l
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.templates import IGNORE, encode, pad, stop_ids
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid
 from umm_zoo.errors import UserError
 
 
@@ -79,11 +79,8 @@ class LibraryVLM(VLMBackbone):
         if len(image_counts) != len(conversations) or sum(image_counts) != num_images:
             expected = f"{len(conversations)} numbers (conversations) with the sum {num_images} (images)"
             raise ValueError(f"image_counts: found {image_counts}, expected {expected}")
-        grid = Grid(0, 0) if images is None else self.image_grid(*images.shape[-2:])
-        rows = [
-            self._encode(row, conversation, count, grid, for_generation)
-            for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
-        ]
+        grid = self._grid(images)
+        rows = self._encode_all(conversations, image_counts, grid, for_generation)
         token_ids = pad([ids for ids, _ in rows], self.pad_id, for_generation)
         labels = pad([labels for _, labels in rows], IGNORE, for_generation)
         attention_mask = pad([[1] * len(ids) for ids, _ in rows], 0, for_generation).bool()
@@ -97,6 +94,23 @@ class LibraryVLM(VLMBackbone):
             features = self.encode_images(images.to(self.device)).to(embeddings.dtype)  # [M, N, D]
             embeddings = embeddings.masked_scatter(image_mask[..., None], features)
         return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask)
+
+    def count_labels(self, batch: Batch) -> int:
+        """See ``VLMBackbone.count_labels``; texts are tokenised, no network runs."""
+        rows = self._encode_all(batch.conversations, batch.image_counts, self._grid(batch.images), for_generation=False)
+        return sum(label != IGNORE for _, labels in rows for label in labels[1:])
+
+    def _grid(self, images: Tensor | None) -> Grid:
+        return Grid(0, 0) if images is None else self.image_grid(*images.shape[-2:])
+
+    def _encode_all(
+        self, conversations: list[Conversation], image_counts: list[int], grid: Grid, for_generation: bool
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids and labels of each row."""
+        return [
+            self._encode(row, conversation, count, grid, for_generation)
+            for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
+        ]
 
     def _encode(
         self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool

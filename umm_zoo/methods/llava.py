@@ -34,10 +34,15 @@ class LLaVA(Method):
         return self.vlm.parts()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, the mean over all answer tokens of the batch."""
+        """``loss``, the mean over all answer tokens of the optimiser step."""
         inputs = self.vlm.inputs_of(batch)
         self.num_tokens = inputs.attention_mask.sum()
-        return {"loss": self.vlm(inputs).loss}
+        output = self.vlm(inputs)
+        return {"loss": output.loss * self.share("tokens", output.num_tokens.sum())}
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Answer ``tokens``."""
+        return {"tokens": self.vlm.count_labels(batch)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Teacher-forced ``loss``, ``nll`` and ``num_tokens``, and greedy ``answers`` to the last question of each row."""

@@ -71,4 +71,5 @@ class MetaQuery(Bridge):
         grid = Grid(*latents.shape[-2:])
         queries = self.draw_queries(prompt, grid)  # [B, N, D]
         self.num_tokens = self.count_tokens(prompt, queries)
-        return self.objective(self.decoder, latents, self.condition(prompt, queries, grid))
+        losses = self.objective(self.decoder, latents, self.condition(prompt, queries, grid))
+        return self.over_step(losses, "rows", len(batch))

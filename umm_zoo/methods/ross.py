@@ -103,7 +103,13 @@ class ROSS(Method):
         inputs = self.vlm.inputs_of(batch)
         self.num_tokens = inputs.attention_mask.sum()
         output = self.vlm(inputs)
-        return self._losses(output.loss, self.reconstruction_loss(batch, output.hidden, inputs.image_mask))
+        language = output.loss * self.share("tokens", output.num_tokens.sum())
+        return self._losses(language, self.reconstruction_loss(batch, output.hidden, inputs.image_mask))
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Answer ``tokens``; ``images``, and ``samples`` that the reconstruction loss is a mean over."""
+        samples = int(self.reduction.count(self._samples(batch)))
+        return {"tokens": self.vlm.count_labels(batch), "images": sum(batch.image_counts), "samples": samples}
 
     def _losses(self, language: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         loss = language + self.weight * reconstruction
@@ -121,7 +127,8 @@ class ROSS(Method):
         condition = states.new_zeros(len(has_image), *states.shape[1:]).masked_scatter(has_image[:, None, None], states)
         targets = as_map(self._targets(batch, has_image, generator))
         losses = self.objective.losses(self.target.predictor(self.head), targets, Tokens(condition), generator)
-        return self.reduction(losses, has_image)
+        num_images = self.step.total("images", has_image.sum(), has_image.device)
+        return self.reduction(losses, has_image, num_images) * self.share("samples", self.reduction.count(has_image))
 
     def image_states(self, hidden: Tensor, image_mask: Tensor) -> Tensor:
         """The states at the image tokens, image after image, normalised: ``[M, N, D]`` in float32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 
@@ -17,9 +18,13 @@ class Reduction(ABC):
 
     counts_rows_without_image: bool
 
+    def count(self, has_image: Tensor) -> Tensor:
+        """Number of samples that the loss is a mean over, ``[]``."""
+        return has_image.new_tensor(len(has_image), dtype=torch.long) if self.counts_rows_without_image else has_image.sum()
+
     @abstractmethod
-    def __call__(self, losses: Tensor, has_image: Tensor) -> Tensor:
-        """The loss of the batch, ``[]``."""
+    def __call__(self, losses: Tensor, has_image: Tensor, num_images: Tensor | None = None) -> Tensor:
+        """The loss of the batch, ``[]``; ``num_images`` are those of the whole optimiser step where that is more."""
 
 
 class MeanOverImages(Reduction):
@@ -30,7 +35,7 @@ class MeanOverImages(Reduction):
 
     counts_rows_without_image = False
 
-    def __call__(self, losses: Tensor, has_image: Tensor) -> Tensor:
+    def __call__(self, losses: Tensor, has_image: Tensor, num_images: Tensor | None = None) -> Tensor:
         """``sum(m * loss) / sum(m)``."""
         weights = has_image.to(losses.dtype).expand_as(losses)  # [R, B]
         # masked_fill before the product: 0 times an infinite loss would not be 0
@@ -47,7 +52,7 @@ class ReleasedReduction(Reduction):
 
     counts_rows_without_image = True
 
-    def __call__(self, losses: Tensor, has_image: Tensor) -> Tensor:
+    def __call__(self, losses: Tensor, has_image: Tensor, num_images: Tensor | None = None) -> Tensor:
         """``mean(loss) * sum(m) / (sum(m) + 1e-6)``."""
-        count = has_image.to(losses.dtype).expand_as(losses).sum()  # R * number of images
+        count = len(losses) * (has_image.sum() if num_images is None else num_images).to(losses.dtype)  # R * number of images
         return losses.mean() * (count / (count + 1e-6))

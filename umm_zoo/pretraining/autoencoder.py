@@ -63,7 +63,11 @@ class Autoencoder(Method):
         images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
         mean, log_variance = self.codec.posterior(images)
         self.codec.track_statistics(mean, self.statistics_momentum)
-        return self._losses(images, mean, log_variance, draw(mean, log_variance))
+        return self.over_step(self._losses(images, mean, log_variance, draw(mean, log_variance)), "images", len(images))
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """``images``, inputs and targets."""
+        return {"images": sum(len(images) for images in (batch.images, batch.targets) if images is not None)}
 
     @property
     def makes(self) -> Collection[str]:
@@ -136,4 +140,4 @@ class DecoderTuning(Autoencoder):
         with torch.no_grad():
             mean, log_variance = self.codec.posterior(images)
             noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
-        return self._losses(images, mean, log_variance, noisy)
+        return self.over_step(self._losses(images, mean, log_variance, noisy), "images", len(images))

@@ -43,8 +43,12 @@ class Contrastive(Method):
         return {"encoder": self.encoder}
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss, and how often a row's own caption beats its hard negatives."""
-        return self._compare(batch, None).scalars
+        """The loss, and how often a row's own caption beats its hard negatives, over the micro-batch: its rows are the contrast."""
+        scalars = self._compare(batch, None).scalars
+        if self.negatives is not None:
+            scalars.setdefault("hard_accuracy", scalars["loss"].new_zeros(()))
+        scale = scalars.pop("scale")
+        return {**self.over_step(scalars, "rows", len(batch)), "scale": scale}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Adds ``image_features`` and ``text_features``; hard negatives are drawn from a fixed seed.

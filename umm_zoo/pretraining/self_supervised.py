@@ -131,7 +131,7 @@ class VICReg(SelfSupervised):
             "covariance": off_diagonal_covariance(one) + off_diagonal_covariance(two),
         }
         loss = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), images.new_zeros(()))
-        return {"loss": loss, **terms}
+        return self.over_step({"loss": loss, **terms}, "rows", len(batch))
 
 
 class MaskedImageModelling(SelfSupervised):
@@ -186,4 +186,5 @@ class MaskedImageModelling(SelfSupervised):
         summary = self.decoder["summary"](output.pooler_output).view_as(targets)
         masked = F.l1_loss(found[hidden], targets[hidden])
         whole = F.l1_loss(summary, targets)
-        return {"loss": masked + self.summary_weight * whole, "masked": masked, "summary": whole}
+        terms = {"loss": masked + self.summary_weight * whole, "masked": masked, "summary": whole}
+        return self.over_step(terms, "rows", len(batch))

@@ -142,7 +142,14 @@ class SupervisedTower(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each attribute, averaged over the labelled cells, summed over attributes and layers."""
-        return self._losses(batch, everything=False)[0]
+        losses, _, labels = self._losses(batch, everything=False)
+        return summed_over_step(self, losses, {head: labels[head.rsplit("_", 1)[0]] for head in self.heads})
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Labels by head."""
+        labels = self.labels(batch)
+        labels |= {name: labels_of_scene(batch, name, values) for name, values in self.scene_attributes.items()}
+        return {head: count_labels(labels[head.rsplit("_", 1)[0]]) for head in self.heads}
 
     @property
     def makes(self) -> Collection[str]:
@@ -185,6 +192,17 @@ def scored(
     counts: dict[str, float] = {name: hits.numel() for name, hits in right.items()}
     counts |= {head: counts[f"{name}_accuracy"] for head, name in heads.items()}
     return Outputs({**losses, **{name: hits.mean() for name, hits in right.items()}}, counts)
+
+
+def count_labels(labels: Tensor) -> int:
+    """How many there are."""
+    return int((labels != UNLABELLED).sum())
+
+
+def summed_over_step(method: Method, losses: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the labels of each name as parts of those of the optimiser step, and their sum as ``loss``."""
+    terms = {name: losses[name] * method.share(name, count_labels(of)) for name, of in labels.items()}
+    return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

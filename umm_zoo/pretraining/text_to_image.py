@@ -77,7 +77,7 @@ class TextToImage(Method):
         latents, texts = self.codec.target_latents(batch), prompts(batch)
         dropped = (torch.rand(len(texts)) < self.drop_text).tolist()
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
-        return self.objective(self.decoder, latents, condition)
+        return self.over_step(self.objective(self.decoder, latents, condition), "rows", len(batch))
 
     @property
     def makes(self) -> Collection[str]:

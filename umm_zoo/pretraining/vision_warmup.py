@@ -12,7 +12,15 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch, Grid, image_of_each_row
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
-from umm_zoo.pretraining.supervised_tower import CellLabels, labelled_cross_entropy, labels_of_scene, labels_of_tokens, scored
+from umm_zoo.pretraining.supervised_tower import (
+    CellLabels,
+    count_labels,
+    labelled_cross_entropy,
+    labels_of_scene,
+    labels_of_tokens,
+    scored,
+    summed_over_step,
+)
 
 
 class _SeesImages(Protocol):
@@ -57,7 +65,12 @@ class VisionWarmup(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each attribute over the labelled tokens, and their sum."""
-        return self._losses(batch, everything=False)[0]
+        losses, _, labels = self._losses(batch, everything=False)
+        return summed_over_step(self, losses, labels)
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Labels by attribute."""
+        return {name: count_labels(labels) for name, labels in self._labels(batch, everything=False).items()}
 
     @property
     def makes(self) -> Collection[str]:
@@ -70,16 +83,18 @@ class VisionWarmup(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        images = image_of_each_row(batch)
-        eyes = cast(_SeesImages, self.vlm)
-        tokens = eyes.encode_images(images)  # [B, N, D]
-        grid = eyes.image_grid(*images.shape[-2:])
-        cells = self.labels(batch, everything)
-        labels = {name: labels_of_tokens(wanted.to(tokens.device), grid, self.labels.side) for name, wanted in cells.items()}
-        for name, values in self.scene_attributes.items():
-            wanted = labels_of_scene(batch, name, values).to(tokens.device)
-            labels[name] = wanted[:, None].expand(-1, tokens.shape[1])
+        tokens = cast(_SeesImages, self.vlm).encode_images(image_of_each_row(batch))  # [B, N, D]
+        labels = {name: wanted.to(tokens.device) for name, wanted in self._labels(batch, everything).items()}
         logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
         found = {name: values.argmax(dim=-1) for name, values in logits.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
+
+    def _labels(self, batch: Batch, everything: bool) -> dict[str, Tensor]:
+        """By attribute what each token should name, ``[B, N]``."""
+        grid = cast(_SeesImages, self.vlm).image_grid(*image_of_each_row(batch).shape[-2:])
+        cells = self.labels(batch, everything)
+        labels = {name: labels_of_tokens(wanted, grid, self.labels.side) for name, wanted in cells.items()}
+        for name, values in self.scene_attributes.items():
+            labels[name] = labels_of_scene(batch, name, values)[:, None].expand(-1, grid.num_cells)
+        return labels

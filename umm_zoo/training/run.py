@@ -37,8 +37,8 @@ from umm_zoo.training.signals import StopOnSignal, Stopped
 #: Errors of a write in the middle of a training that are the disk's.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
-#: Where the ``trainer`` map of an experiment is silent. Validation is counted in batches; ``--check`` prints the model's summary;
-#: ``ShardData`` shares samples out itself.
+#: Where the ``trainer`` map of an experiment is silent. Validation is counted in optimiser steps; ``--check`` prints the model's
+#: summary; ``ShardData`` shares samples out itself.
 DEFAULTS = {
     "check_val_every_n_epoch": None,
     "num_sanity_val_steps": 0,
@@ -152,8 +152,12 @@ def make_trainer(
     callbacks: dict[str, Any] = {"record": record}
     callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
     callbacks |= _standing(given, folder) | built.callbacks
+    given = DEFAULTS | given
+    interval = given.get("val_check_interval")
+    if isinstance(interval, int) and given["check_val_every_n_epoch"] is None:  # which Lightning counts in micro-batches
+        given["val_check_interval"] = interval * int(given.get("accumulate_grad_batches", 1))
     with locating(experiment.file, "trainer", (*REFUSALS, MisconfigurationException)):
-        return Trainer(**DEFAULTS | given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+        return Trainer(**given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
 
 
 def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

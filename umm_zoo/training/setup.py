@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
 
+from umm_zoo.batch import whole_steps
 from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.check import TRAINING
@@ -26,10 +27,26 @@ class TrainingSetup:
         trained: names of the parts that are trained; all others are frozen.
         optimizer: builds the optimiser over them.
         schedule: learning rate over the steps; None is constant.
+        on_nan: what becomes of a step with a loss that is not finite: ``stop`` ends the run, ``skip`` makes no update.
+        max_skipped_steps: steps that may be skipped before the run ends all the same.
+
+    Raises:
+        ValueError: ``on_nan`` is neither, or a negative number of steps.
     """
 
-    def __init__(self, trained: list[str], optimizer: OptimizerFactory, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self,
+        trained: list[str],
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        on_nan: str = "stop",
+        max_skipped_steps: int = 10,
+    ) -> None:
+        if on_nan not in ("stop", "skip") or max_skipped_steps < 0:
+            found = f"on_nan '{on_nan}' and max_skipped_steps {max_skipped_steps}"
+            raise ValueError(f"{found}, expected 'stop' or 'skip' and 0 or more")
         self.trained, self.optimizer, self.schedule = list(trained), optimizer, schedule
+        self.skips = max_skipped_steps if on_nan == "skip" else None
 
     def prepare(self, method: Method) -> None:
         """Freeze what is not trained, and let the method ask here for its optimiser.
@@ -38,6 +55,7 @@ class TrainingSetup:
             UserError: a name is not a part, or one that this method never trains.
         """
         method.train_only(self.trained, self.build)
+        method.step.skips_left = self.skips
 
     def build(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> Any:
         """Optimiser and schedule (stepped per update) over the parameters of each trained part, as Lightning wants them."""
@@ -68,7 +86,24 @@ def build_data(experiment: Experiment) -> LightningDataModule:
         data: LightningDataModule = build(experiment.data, "data")
     for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"):
         setattr(data, hook, _DataHook(getattr(data, hook), experiment.file))
+    data.train_dataloader = _TrainingLoader(data.train_dataloader, data)  # type: ignore[method-assign]
     return data
+
+
+class _WholeSteps:
+    """Training loader of any data module, read a whole optimiser step at a time where gradients are accumulated."""
+
+    def __init__(self, loader: Any, per_step: int) -> None:
+        self._loader, self._per_step = loader, per_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return whole_steps(self._loader, self._per_step)
 
 
 class _DataHook:
@@ -80,6 +115,18 @@ class _DataHook:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         with locating(self.file, "data", REFUSALS):
             return self.__wrapped__(*arguments, **named)
+
+
+class _TrainingLoader:
+    """The hook that makes the training loader; a loader that does not read whole optimiser steps by itself is made to."""
+
+    def __init__(self, hook: Callable[[], Any], data: LightningDataModule) -> None:
+        self.__wrapped__, self.data = hook, data
+
+    def __call__(self) -> Any:
+        loader, trainer = self.__wrapped__(), self.data.trainer
+        per_step = 1 if trainer is None else trainer.accumulate_grad_batches
+        return loader if per_step in (1, getattr(loader, "per_step", 1)) else _WholeSteps(loader, per_step)
 
 
 def check_data(data: LightningDataModule, file: str) -> None:

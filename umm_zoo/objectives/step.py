@@ -1,0 +1,168 @@
+"""Means over a whole optimiser step, whatever the number of ranks and micro-batches that share it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from umm_zoo.errors import UserError
+
+#: Keys of a batch that an error names.
+_NAMED = 8
+
+
+def num_ranks() -> int:
+    """Ranks that share out a step; 1 outside of a distributed run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The same values added up over all ranks, which call this together."""
+    if num_ranks() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+class StepMeans:
+    """Weights that make means over a micro-batch into parts of the mean over its optimiser step; and the step's logged values.
+
+    The trainer averages the losses of K micro-batches (of one rank), the exchange of gradients those of the ranks, each with equal
+    weight. A mean over n units (answer tokens, images, rows), of which the step has N over all ranks and micro-batches, is
+    therefore multiplied by ``K * ranks * n / N``: the average is then the mean over the N units, however they are shared out.
+    """
+
+    def __init__(self) -> None:
+        self.skips_left: int | None = None  # steps that may still be skipped; None where the first bad one ends the run
+        self.skipping = False
+        self._open = False  # within a training step: a validation shares nothing out
+        self._micro_batches = 1
+        self._totals: dict[str, Tensor] | None = None
+        self._terms: list[tuple[Sequence[str], dict[str, Tensor]]] = []
+        self._unchecked: _Unchecked | None = None
+
+    def begin(self, micro_batches: int, units: Mapping[str, float] | None, device: torch.device) -> None:
+        """Begin a step of ``micro_batches`` per rank.
+
+        Args:
+            micro_batches: K, by which the trainer divides.
+            units: this rank's units by name, of all its micro-batches; None where they become known with the losses (K is 1, or
+                nobody could look ahead: then each micro-batch counts alone).
+            device: of the totals.
+        """
+        self.check()
+        self._micro_batches, self._terms, self._totals, self.skipping = micro_batches, [], None, False
+        if units is not None:
+            summed = sum_over_ranks(torch.tensor(list(units.values()), dtype=torch.float64).to(device, torch.float32))
+            self._totals = dict(zip(units, summed.unbind(), strict=True))
+
+    def share(self, unit: str, count: float | Tensor, device: torch.device) -> Tensor:
+        """Weight of a mean over ``count`` units of this micro-batch, ``[]``; 1 outside of a training step.
+
+        Raises:
+            ValueError: the step's units do not name this one.
+        """
+        if not self._open or (self._totals is None and num_ranks() == 1):
+            return torch.ones((), device=device)
+        mine = torch.as_tensor(count, dtype=torch.float32, device=device)
+        shares = num_ranks() * (1 if self._totals is None else self._micro_batches)
+        return shares * mine / self.total(unit, count, device).clamp(min=1e-12)
+
+    def total(self, unit: str, count: float | Tensor, device: torch.device) -> Tensor:
+        """Units of the whole step, ``[]``, of which this micro-batch has ``count``; those alone outside of a training step.
+
+        Raises:
+            ValueError: the step's units do not name this one.
+        """
+        mine = torch.as_tensor(count, dtype=torch.float32, device=device)
+        if not self._open:
+            return mine
+        if self._totals is None:
+            return sum_over_ranks(mine.clone())
+        if unit not in self._totals:
+            raise ValueError(f"units: found {sorted(self._totals)}, expected '{unit}' among them")
+        return self._totals[unit]
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The time in which the losses of a micro-batch are made."""
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def add(self, losses: Mapping[str, Tensor], keys: Sequence[str]) -> None:
+        """Take note of the terms of a micro-batch; every one of a step names the same."""
+        self._terms.append((keys, {name: value.detach().float() for name, value in losses.items()}))
+
+    def means(self, device: torch.device, number: int) -> dict[str, Tensor]:
+        """The terms of step ``number``, over all micro-batches and ranks.
+
+        Raises:
+            UserError: one is not finite, on a GPU at the next call of this object.
+        """
+        names = list(self._terms[0][1])
+        rows = torch.stack([torch.stack([terms[name].to(device) for name in names]) for _, terms in self._terms])  # [K, terms]
+        means = sum_over_ranks(rows.sum(dim=0) / self._micro_batches) / num_ranks()
+        checked = torch.cat([means[None], rows])
+        self._unchecked = _Unchecked(number, names, [keys for keys, _ in self._terms], checked.to("cpu", non_blocking=True), None)
+        if device.type == "cuda":
+            self._unchecked.copied = torch.cuda.Event()
+            self._unchecked.copied.record()
+        if device.type != "cuda" or self.skips_left is not None:
+            self.check()
+        return dict(zip(names, means.unbind(), strict=True))
+
+    def check(self) -> None:
+        """Look at the losses of the step that was made last; called before the next one and before weights are saved.
+
+        Raises:
+            UserError: a term is not finite, and no step may be skipped (any more).
+        """
+        last, self._unchecked = self._unchecked, None
+        if last is None:
+            return
+        if last.copied is not None:
+            last.copied.synchronize()
+        if last.values[0].isfinite().all():
+            return
+        found = "; ".join(filter(None, _over_ranks(last.bad_terms())))
+        if self.skips_left:
+            self.skips_left, self.skipping = self.skips_left - 1, True
+            rank_zero_warn(f"step {last.number} is skipped: {found}; {self.skips_left} more may be")
+            return
+        allowed = "" if self.skips_left is None else ", after as many skipped steps as training.max_skipped_steps allows"
+        hint = "the last checkpoint is from before; try a smaller learning rate, trainer.gradient_clip_val or training.on_nan=skip"
+        raise UserError(f"step {last.number}", f"{found}{allowed}", "finite losses", hint)
+
+
+@dataclass
+class _Unchecked:
+    """Terms of a step that nobody has looked at yet: their means over the step, and those of each micro-batch of this rank."""
+
+    number: int
+    names: list[str]
+    keys: list[Sequence[str]]
+    values: Tensor
+    copied: torch.cuda.Event | None
+
+    def bad_terms(self) -> str:
+        """What is not finite on this rank, and the batch where it is; empty where all is well here."""
+        for keys, row in zip(self.keys, self.values[1:], strict=True):
+            bad = [f"{name} is {float(value)}" for name, value in zip(self.names, row, strict=True) if not value.isfinite()]
+            if bad:
+                return f"{', '.join(bad)} in the batch of {', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''}"
+        return ""
+
+
+def _over_ranks(text: str) -> list[str]:
+    texts = [text] * num_ranks()
+    if len(texts) > 1:
+        dist.all_gather_object(texts, text)
+    return texts
