@@ -20,7 +20,7 @@ from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.errors import UserError, did_you_mean
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import use_folders
-from umm_zoo.objectives.step import StepMeans
+from umm_zoo.objectives.step import StepMeans, check_finite
 from umm_zoo.outputs import Outputs, Wanted
 
 #: Makes optimiser and schedule from the parameters of each trained part, in the form that Lightning takes.
@@ -228,6 +228,8 @@ class Method(LightningModule, ABC):
         self.step.check()
         kept = self.checkpoint_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
+        check_finite(checkpoint["state_dict"])
+        checkpoint["skips_left"] = self.step.skips_left
         checkpoint["state_keys"] = sorted(kept)  # some strategies take the weights away before on_load_checkpoint
         checkpoint["stage_only"] = sorted(self.part_keys(self.stage_only))
         trainer = self._trainer
@@ -252,6 +254,8 @@ class Method(LightningModule, ABC):
         if unexpected := sorted(found - expected):
             raise UserError("checkpoint", f"{len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
         self._inherited |= saved - self.part_keys(self.trained)
+        if self.step.skips_left is not None:
+            self.step.skips_left = min(self.step.skips_left, checkpoint.get("skips_left") or self.step.skips_left)
         states = checkpoint.get("run_states", [])
         if self._trainer is not None and states:
             if len(states) == self._trainer.world_size:

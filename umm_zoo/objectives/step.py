@@ -142,6 +142,18 @@ class StepMeans:
         raise UserError(f"step {last.number}", f"{found}{allowed}", "finite losses", hint)
 
 
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse to go on from weights that a gradient which was not finite has spoilt, though the losses were.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            hint = "the last checkpoint is from before; try a smaller learning rate or trainer.gradient_clip_val"
+            raise UserError("weights", f"values that are not finite in '{name}'", "finite ones", hint)
+
+
 @dataclass
 class _Unchecked:
     """Terms of a step that nobody has looked at yet: their means over the step, and those of each micro-batch of this rank."""
