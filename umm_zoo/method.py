@@ -149,6 +149,8 @@ class Method(LightningModule, ABC):
             self.step.begin(count, self.begin_step([batch, *moved]), self.device)
         elif count == 1 or trainer.fit_loop.epoch_loop.batch_progress.current.ready % count == 1:
             self.step.begin(count, None, self.device)
+            if count > 1:
+                rank_zero_warn("gradients accumulate, but the loader does not read whole steps: every micro-batch counts alike")
         with self.step.training():
             losses = self.training_losses(batch)
         self.step.add(losses, batch.keys)
@@ -254,8 +256,8 @@ class Method(LightningModule, ABC):
         if unexpected := sorted(found - expected):
             raise UserError("checkpoint", f"{len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
         self._inherited |= saved - self.part_keys(self.trained)
-        if self.step.skips_left is not None:
-            self.step.skips_left = min(self.step.skips_left, checkpoint.get("skips_left") or self.step.skips_left)
+        if self.step.skips_left is not None and checkpoint.get("skips_left") is not None:
+            self.step.skips_left = min(self.step.skips_left, checkpoint["skips_left"])
         states = checkpoint.get("run_states", [])
         if self._trainer is not None and states:
             if len(states) == self._trainer.world_size:
