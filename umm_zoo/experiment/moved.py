@@ -59,6 +59,13 @@ KEYS = {
     "method.micro_batch": "method.rollouts.micro_batch",
 }
 
+#: Classes that are no more, and what stands in their place.
+GONE = {
+    "umm_zoo.blocks.connectors.TransformerConnector": "it agreed with no release; MetaQuery's connector is "
+    "umm_zoo.blocks.metaquery_connector.MetaQueryConnector, OpenUni's umm_zoo.blocks.openuni_connector.OpenUniConnector, and its "
+    "weights fit neither",
+}
+
 _NAMES = re.compile(r"(?<![\w.])(" + "|".join(re.escape(name) for name in sorted(NAMES, key=len, reverse=True)) + r")(?!\w)")
 
 
@@ -73,6 +80,8 @@ def renamed(text: str) -> str:
 
 def where_now(path: str) -> str:
     """The new place of a dotted target or key; empty where it has not moved."""
+    if path in GONE:
+        return GONE[path]
     if path in KEYS:
         return f"it is {KEYS[path]} now" if KEYS[path] else "it is not needed any more"
     return f"it is {now} now" if (now := renamed(path)) != path else ""
