@@ -72,7 +72,7 @@ def test_metaquery_trains_queries_connector_and_decoder_around_a_frozen_language
     assert isinstance(method, Bridge)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
     assert counts["queries"] == 257 * 2048 and counts["pathway"] == counts["language_model"] == 0
-    layer = 16 * 2048**2 + 9 * 2048  # attention with three biases and two gains per channel of a head, feed-forward, two norms
+    layer = 16 * 2048**2 + 7 * 2048  # attention with three biases and two gains per channel of a head, feed-forward, two norms
     assert counts["connector"] == 24 * layer + 2048 * 2304 + 2304**2 + 3 * 2304 and counts["decoder"] > 1.59e9
 
 
@@ -91,8 +91,8 @@ def test_openuni_trains_queries_and_connector_at_first() -> None:
     [
         (
             "metaquery/paper/stage1.yaml",
-            "<|im_start|>system\nYou will be given an image or its caption. Please describe the content of the image in detail in your "
-            "own words.<|im_end|>\n<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n\n",
+            "<|im_start|>system\nYou will be given an image or its caption. Please describe the content of the image in detail in "
+            "your own words.<|im_end|>\n<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n\n",
         ),
         (
             "metaquery/paper/openuni-stage1.yaml",
