@@ -80,8 +80,6 @@ def renamed(text: str) -> str:
 
 def where_now(path: str) -> str:
     """The new place of a dotted target or key; empty where it has not moved."""
-    if path in GONE:
-        return GONE[path]
     if path in KEYS:
         return f"it is {KEYS[path]} now" if KEYS[path] else "it is not needed any more"
     return f"it is {now} now" if (now := renamed(path)) != path else ""
