@@ -35,7 +35,7 @@ def test_metaquerys_connector_is_the_release(
     weights = metaquery_weights(in_dim, out_dim, depth, heads or in_dim // 64, kv_heads, hidden_dim)
     block = MetaQueryConnector(in_dim, out_dim, depth, heads, kv_heads, hidden_dim)
     block.connector.load_state_dict(weights)
-    states = 2 * torch.randn(2, count, in_dim)
+    states = torch.randn(2, count, in_dim) * torch.tensor([2.0, 1e-3])[:, None, None]  # an eps is seen by small ones
     expected = torch.stack([metaquery(weights, row) for row in states])
     assert_close(block(Tokens(states), Grid(1, count)).values.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_openunis_connector_is_the_release(
     weights = openuni_weights(in_dim, out_dim, depth, hidden_dim, proj_type, width)
     block = OpenUniConnector(in_dim, out_dim, depth, heads, hidden_dim, proj_type, width or None)  # type: ignore[arg-type]
     block.load_state_dict(weights)
-    states = 2 * torch.randn(2, 9, in_dim)
+    states = torch.randn(2, 9, in_dim) * torch.tensor([2.0, 1e-3])[:, None, None]
     expected = torch.stack([openuni(weights, row, heads, proj_type) for row in states])
     assert_close(block(Tokens(states), Grid(3, 3)).values.double(), expected, rtol=1e-5, atol=1e-5)
 
