@@ -30,7 +30,7 @@ class SceneCaptions(Conversations):
         sample = super().sample(key, members)
         if "scene" not in sample.meta:
             raise BadSampleError("json has no 'scene' to describe")
-        rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
+        rng = np.random.default_rng([self.seed, zlib.crc32(key.encode(errors="backslashreplace"))])
         sample.conversation = question_and_answer(self.prompt, self.caption(Scene.from_json(sample.meta["scene"]), rng))
         return sample
 

@@ -1,12 +1,14 @@
 """Decoders of untrusted bytes: images made RGB and brought to one size, text, JSON and arrays.
 
-What cannot be used raises ``BadSampleError``.
+What cannot be used raises ``BadSampleError``. Converters and the loader decode with the same functions: what one takes, the
+other takes.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import struct
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from umm_zoo.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,6 +31,9 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated image is a bad sample, no
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 #: Images with more pixels than this are refused before they are decoded (our choice: PIL's own limit for a warning).
 MAX_PIXELS = 89_478_485
+#: Chunks of a PNG about its pixels, or about which side is up; over others, such as long texts, PIL refuses sound images.
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,6 +48,17 @@ _UPRIGHT = {
 
 class BadSampleError(ValueError):
     """Error of one sample that cannot be used; the message is the reason that the ledger records."""
+
+
+@contextmanager
+def one_sample(what: str = "sample cannot be parsed") -> Iterator[None]:
+    """Whatever a parser raises over one sample, as a ``BadSampleError``: no list of exceptions is ever complete."""
+    try:
+        yield
+    except (BadSampleError, UserError):
+        raise
+    except Exception as error:
+        raise BadSampleError(f"{what} ({type(error).__name__}: {str(error)[:120]})") from error
 
 
 class Resize(ABC):
@@ -121,9 +139,7 @@ def decode_image(content: bytes, size: int, resize: Resize, max_pixels: int = MA
         - output: ``[size, size, 3]`` uint8
     """
     with open_image(content, max_pixels) as image:
-        if image.format == "JPEG":  # the decoder can halve on the fly, which is most of the cost of a large photo
-            image.draft(None, resize.least(*image.size, size))
-        return np.asarray(resize(to_rgb(image), size))
+        return np.asarray(resize(decoded(image, resize.least(*image.size, size)), size))
 
 
 @contextmanager
@@ -131,20 +147,38 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
     """An image opened from untrusted bytes; whatever goes wrong while it is open and decoded becomes a ``BadSampleError``."""
     if not content:
         raise BadSampleError("image of 0 bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF blocks
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BadSampleError(f"image of {width} x {height} pixels, over the limit of {max_pixels}")
-                yield image
-    except BadSampleError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadSampleError(f"not an image of an expected format ({', '.join(FORMATS)})") from error
-    except Exception as error:  # PIL's decoders raise whatever a hostile file makes them raise
-        raise BadSampleError(f"image cannot be decoded ({type(error).__name__}: {str(error)[:120]})") from error
+    with one_sample("image cannot be decoded"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF blocks
+        try:
+            opened = Image.open(io.BytesIO(_pixels_only(content)), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise BadSampleError(f"not an image of an expected format ({', '.join(FORMATS)})") from error
+        with opened as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadSampleError(f"image of {width} x {height} pixels, over the limit of {max_pixels}")
+            yield image
+
+
+def _pixels_only(content: bytes) -> bytes:
+    """A PNG without its texts, colour profiles and the like; other formats as they are."""
+    if not content.startswith(_PNG_START):
+        return content
+    kept, place = [_PNG_START], len(_PNG_START)
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        if kind in _PNG_CHUNKS:
+            kept.append(content[place : place + length + 12])
+        place += length + 12
+    return b"".join(kept)
+
+
+def decoded(image: Image.Image, least: tuple[int, int] | None = None) -> Image.Image:
+    """An opened image decoded to its end and made RGB; the decoder may shrink it on the way, but not below ``least``."""
+    if image.format == "JPEG" and least is not None:  # it halves on the fly, which is most of the cost of a large photo
+        image.draft(None, least)
+    image.load()
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -159,9 +193,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         upright = Image.alpha_composite(white, opaque).convert("RGB")
     else:
         upright = image.convert("RGB")
-    orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info or image.format == "TIFF" else 1
-    turn = _UPRIGHT.get(orientation)
+    turn = _UPRIGHT.get(_orientation(image))
     return upright if turn is None else upright.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none: a damaged EXIF block says nothing about the pixels."""
+    if "exif" not in image.info and image.format != "TIFF":
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -184,12 +227,41 @@ def decode_text(content: bytes, max_characters: int) -> str:
     return text.strip()
 
 
-def decode_json(content: bytes, max_characters: int) -> dict[str, Any]:
-    """Decode a JSON object."""
+def parse_json(text: str, unique: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        BadSampleError: whatever the parser refuses (nested too deep, over 4,300 digits …); half a surrogate pair, which no
+            tokenizer and no file takes; with ``unique`` (which takes twice the time) a key that stands twice in an object.
+    """
+    with one_sample("json cannot be parsed"):
+        value = json.loads(text, object_pairs_hook=unique_keys if unique else None)
+        if "\\ud" in text or "\\uD" in text:
+            check_utf8(json.dumps(value, ensure_ascii=False))
+        return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values (``json``'s ``object_pairs_hook``), or a ``BadSampleError``."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadSampleError(f"key twice in one object: '{next(name for name in names if names.count(name) > 1)}'"[:120])
+    return made
+
+
+def check_utf8(text: str) -> str:
+    """``text``, or a ``BadSampleError`` where it holds half a surrogate pair."""
     try:
-        value = json.loads(decode_text(content, max_characters))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadSampleError(f"json cannot be parsed ({str(error)[:80]})") from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSampleError(f"text that is not UTF-8: it holds {text[error.start]!a}") from error
+    return text
+
+
+def decode_json(content: bytes, max_characters: int, unique: bool = False) -> dict[str, Any]:
+    """Decode a JSON object as ``parse_json`` does."""
+    value = parse_json(decode_text(content, max_characters), unique)
     if not isinstance(value, dict):
         raise BadSampleError(f"json holds a {type(value).__name__}, an object is needed")
     return value
@@ -199,7 +271,5 @@ def decode_array(content: bytes) -> Tensor:
     """Decode a ``.npy`` member; objects are refused, so nothing is unpickled."""
     import torch  # slow, and the commands of this package get along without it
 
-    try:
+    with one_sample("array cannot be read"):
         return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-    except Exception as error:
-        raise BadSampleError(f"array cannot be read ({str(error)[:80]})") from error

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text
+from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text, one_sample
 from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn
 from umm_zoo.errors import UserError
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 _NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(IMAGE_TYPES)})")
-
-
 #: What the user asks where a caption is the answer.
 INSTRUCTION = "Describe the image."
 
@@ -67,8 +65,9 @@ class SampleTask(ABC):
         """Interpret the members of one sample; a ``BadSampleError`` where it cannot be used."""
 
     def __call__(self, key: str, members: dict[str, bytes]) -> Sample:
-        """``sample``, with the markers counted and the precomputed arrays added."""
-        sample = self.sample(key, members)
+        """``sample``, with the markers counted and the precomputed arrays added; whatever it raises is a ``BadSampleError``."""
+        with one_sample():
+            sample = self.sample(key, members)
         counts = {role: 0 for role in _ROLES.values()}
         for turn in sample.conversation:
             counts[turn["role"]] += turn["text"].count(IMAGE_MARKER)
@@ -159,7 +158,7 @@ class Captions(SampleTask):
         if not caption:
             raise BadSampleError("the caption is empty")
         meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
-        instruction = self.instructions[zlib.crc32(key.encode()) % len(self.instructions)]
+        instruction = self.instructions[zlib.crc32(key.encode(errors="backslashreplace")) % len(self.instructions)]
         conversation = question_and_answer(instruction, caption.replace(IMAGE_MARKER, ""))
         return Sample(conversation, [only_image(members)], None, {"task": "caption", **meta}, task=Task.CAPTION)
 
@@ -184,20 +183,31 @@ def input_images(members: dict[str, bytes]) -> list[bytes]:
             raise BadSampleError(f"two input images are number {number}")
         if number != place:
             raise BadSampleError(f"input images are numbered {[number for number, _ in numbered]}, not from 0 on")
-    return [content for _, content in numbered] or [members[name] for name in IMAGE_TYPES if name in members][:1]
+    if numbered:
+        return [content for _, content in numbered]
+    found = _one_of(members, IMAGE_TYPES)
+    return [] if found is None else [found]
 
 
 def target_image(members: dict[str, bytes]) -> bytes | None:
     """``target.png`` (or jpg …), None where there is none."""
-    return next((members[f"target.{kind}"] for kind in IMAGE_TYPES if f"target.{kind}" in members), None)
+    return _one_of(members, [f"target.{kind}" for kind in IMAGE_TYPES])
 
 
 def only_image(members: dict[str, bytes]) -> bytes:
     """The one image of a captioned sample."""
-    for name in (name for kind in IMAGE_TYPES for name in (kind, f"0.{kind}")):
-        if name in members:
-            return members[name]
-    raise BadSampleError(f"no image (found {', '.join(sorted(members)) or 'none'})")
+    found = _one_of(members, [name for kind in IMAGE_TYPES for name in (kind, f"0.{kind}")])
+    if found is None:
+        raise BadSampleError(f"no image (found {', '.join(sorted(members)) or 'none'})")
+    return found
+
+
+def _one_of(members: dict[str, bytes], names: Iterable[str]) -> bytes | None:
+    """The only one of some members that is there; files of one name and several types are several samples, not one."""
+    found = [name for name in names if name in members]
+    if len(found) > 1:
+        raise BadSampleError(f"several images of one name: {', '.join(found)}")
+    return members[found[0]] if found else None
 
 
 def read_turns(turns: object) -> Conversation:
@@ -210,9 +220,21 @@ def read_turns(turns: object) -> Conversation:
             raise BadSampleError(f"a turn is a {type(turn).__name__}, an object is needed")
         role = turn.get("role", turn.get("from"))
         text = turn.get("text", turn.get("content", turn.get("value")))
-        if role not in _ROLES:
-            raise BadSampleError(f"a turn has the role {role!r}, expected user, assistant, system")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise BadSampleError(f"a turn has the role {role!r:.80}, expected user, assistant, system")
+        if isinstance(text, list):
+            text = "\n".join(map(_part, text))
         if not isinstance(text, str):
             raise BadSampleError(f"the text of a turn is a {type(text).__name__}, a string is needed")
         conversation.append({"role": _ROLES[role], "text": text})  # type: ignore[typeddict-item]
     return conversation
+
+
+def _part(part: object) -> str:
+    """The text of one part of a turn, as chat templates write them: ``{"type": "text", "text": …}`` or ``{"type": "image"}``."""
+    match part:
+        case str(text) | {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image", **rest} if not any(rest.values()):  # which image it is, the row's list says
+            return IMAGE_MARKER
+    raise BadSampleError(f"part of a turn that cannot be read: {part!r:.80}")

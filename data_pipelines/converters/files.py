@@ -9,11 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipelines.decoding import BadSampleError, open_image, to_rgb
+from data_pipelines.decoding import BadSampleError, decoded, open_image
 from data_pipelines.tasks import IMAGE_TYPES
 
 #: How members of these formats are called; images of other formats are stored as PNG.
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
+_SYSTEM = ("__MACOSX", "@eaDir")
 #: Up to this edge a shrunken image is stored without loss; above, JPEG saves nine tenths of the space.
 _LOSSLESS = 128
 _JPEG_QUALITY = 95
@@ -29,13 +30,9 @@ def stored_image(content: bytes, size: int | None = None, edge: Edge = max, name
     try:
         with open_image(content) as image:
             scale = 1.0 if size is None else size / edge(image.size)
+            upright = decoded(image, (1, 1) if scale >= 1 else None)  # the whole stream is read in any case
             if scale >= 1 and image.format in _KINDS:
-                if image.format == "JPEG":  # an eighth of the resolution: the whole stream is still read, in a fraction of the time
-                    image.draft(None, (1, 1))
-                image.load()
                 return _KINDS[image.format], content
-            image.load()
-            upright = to_rgb(image)
             if scale < 1:
                 width, height = (max(1, round(length * scale)) for length in upright.size)
                 upright = upright.resize((width, height), Image.Resampling.BICUBIC)
@@ -47,18 +44,36 @@ def stored_image(content: bytes, size: int | None = None, edge: Edge = max, name
     return "png" if lossless else "jpg", file.getvalue()
 
 
-def read_image(folder: Path, name: object, size: int | None = None, edge: Edge = max) -> tuple[str, bytes]:
-    """`stored_image` of a file inside ``folder``; another suffix of an image is taken where the named one is missing."""
+def read_image(
+    folder: Path, name: object, size: int | None = None, edge: Edge = max, repairs: list[str] | None = None
+) -> tuple[str, bytes]:
+    """`stored_image` of a file inside ``folder``.
+
+    Where it is missing, the only image of another suffix is taken, and ``repairs`` say so: lists name downloads before their type
+    is known.
+    """
     path = inside(folder, name)
     try:
         if not path.is_file() and path.name:
-            path = next((other for kind in IMAGE_TYPES if (other := path.with_suffix(f".{kind}")).is_file()), path)
+            suffixes = [suffix for kind in IMAGE_TYPES for suffix in (f".{kind}", f".{kind.upper()}")]
+            others = [other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()]
+            if len(others) > 1:
+                raise BadSampleError(f"missing image: {name}, and of other suffixes {', '.join(other.name for other in others)}")
+            if others:
+                path = others[0]
+                if repairs is not None:
+                    repairs.append("image of another suffix taken than the one named")
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadSampleError(f"missing image: {name}") from None
     except OSError as error:
         raise BadSampleError(f"unreadable image: {name} ({error.strerror})") from error
     return stored_image(content, size, edge, str(name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path leads to a hidden file, or into a folder that systems add of their own (``__MACOSX``, ``@eaDir``)."""
+    return any(part in _SYSTEM or (part.startswith(".") and part.strip(".")) for part in PurePosixPath(name).parts)
 
 
 def inside(folder: Path, name: object) -> Path:
@@ -74,11 +89,17 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def image_members(
-    images: Sequence[Any], target: Any = None, folder: Path | None = None, size: int | None = None, edge: Edge = max
+    images: Sequence[Any],
+    target: Any = None,
+    folder: Path | None = None,
+    size: int | None = None,
+    edge: Edge = max,
+    repairs: list[str] | None = None,
 ) -> dict[str, bytes]:
     """Members ``0.png``, ``1.jpg`` … of input images, and ``target.png`` of the image to generate, where there is one.
 
     Cells are as data sets write them: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder`` (None: there may be none).
+    ``repairs`` as in `read_image`.
     """
     named = {**{str(place): cell for place, cell in enumerate(images)}, **({} if target is None else {"target": target})}
     members = {}
@@ -91,6 +112,6 @@ def image_members(
         elif folder is None:
             raise BadSampleError(f"missing image: only a name, {str(path)[:80]!r}, and no --images folder")
         else:
-            kind, content = read_image(folder, path, size, edge)
+            kind, content = read_image(folder, path, size, edge, repairs)
         members[f"{name}.{kind}"] = content
     return members
