@@ -7,9 +7,9 @@ from converter_parts import convert, error_of, samples_in
 from PIL import Image
 
 from data_pipelines.converters import coco as command
-from data_pipelines.converters.coco import Objects, article, plural
+from data_pipelines.converters.coco import article, plural
+from data_pipelines.converters.coco_lists import Objects, RowsOfList
 
-NO_ID = '{"images": [{}], "annotations": []}'
 NAMES = ["person", "dog", "cat", "car", "scissors", "bus", "cup", "fork"]
 #: Objects per image: the first four are of more than three kinds.
 THERE = {
@@ -39,6 +39,12 @@ def coco(folder: Path, split: str = "val2017", captions: bool = True, instances:
         (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
 
 
+def objects_of(folder: Path, categories: list[dict], annotations: list[dict], images: tuple[dict, ...] = ()) -> Objects:
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (folder / "list.json").write_text(json.dumps(content))
+    return Objects.of(RowsOfList(folder / "list.json", tuple(content), {}))
+
+
 def test_an_image_has_one_of_its_captions_and_knows_the_others(tmp_path):
     coco(tmp_path / "in", instances=False)
     report = convert(command, tmp_path / "in", tmp_path / "out")
@@ -63,11 +69,11 @@ def test_existence_questions_are_balanced_and_true_in_every_setting(tmp_path):
     assert text == "<image>\nIs there a dog in the image?"
 
 
-def test_popular_and_adversarial_absent_objects_are_pope_s():
+def test_popular_and_adversarial_absent_objects_are_pope_s(tmp_path):
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
     there = {1: ["cup", "fork"], 2: ["cup", "fork"], 3: ["person", "car"], 4: ["person", "car"], 5: ["person"], 6: ["cup"]}
     annotations = [{"image_id": i, "category_id": NAMES.index(name)} for i, names in there.items() for name in names]
-    objects = Objects.from_instances({"categories": categories, "annotations": annotations})
+    objects = objects_of(tmp_path, categories, annotations)
     assert objects.popular(6)[:3] == ["person", "car", "fork"]  # in 3, 2 and 2 images
     assert objects.adversarial(6)[0] == "fork"  # the only one seen with a cup
     assert objects.absent(1) == ["bus", "car", "cat", "dog", "person", "scissors"]
@@ -83,10 +89,10 @@ def test_counting_skips_crowds_and_large_numbers(tmp_path):
     assert asked[12]["conversations"][0]["text"] == "<image>\nHow many dogs are in the image?"
 
 
-def test_single_objects_beside_a_crowd_of_their_kind_cannot_be_counted():
+def test_single_objects_beside_a_crowd_of_their_kind_cannot_be_counted(tmp_path):
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "person"}]
     annotations = [{"image_id": 5, "category_id": kind, "iscrowd": crowd} for kind, crowd in ((1, 0), (1, 0), (2, 0), (2, 1))]
-    objects = Objects.from_instances({"categories": categories, "annotations": annotations})
+    objects = objects_of(tmp_path, categories, annotations)
     assert objects.countable(5, most=9) == {"dog": 2} and objects.present(5) == {"dog", "person"}
     assert not objects.countable(5, most=1)
 
@@ -122,7 +128,6 @@ def test_names_read_well_in_questions():
         (lambda at: [path.unlink() for path in (at / "annotations").iterdir()], [], "neither captions_*.json nor instances_*.json"),
         (lambda at: (at / "annotations/captions_val2017.json").write_text("[]"), [], "the list 'images' is missing"),
         (lambda at: (at / "annotations/instances_val2017.json").write_text("{"), [], "cannot be parsed"),
-        (lambda at: (at / "annotations/captions_val2017.json").write_text(NO_ID), [], "not COCO's layout (KeyError: 'id')"),
         (lambda at: None, ["--pairs", "0"], "--pairs: found 0"),
     ],
 )
