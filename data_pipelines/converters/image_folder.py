@@ -1,7 +1,8 @@
 """``python -m data_pipelines.image_folder SRC OUT``: converter of class folders of photos to questions and captions.
 
 ``SRC/train/CLASS/*.jpg`` (with ``val`` or ``test`` beside) keeps its splits; ``SRC/CLASS/*.jpg`` is split by ``--val-share``.
-Written are OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar, and so on.
+Written are OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar, and so on. Hidden files, files beside the class
+folders and files of other suffixes than an image's are counted in the report.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
-from data_pipelines.converters.files import image_members
+from data_pipelines.converters.files import image_members, is_hidden
 from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import with_article
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
@@ -34,27 +35,52 @@ class Photo:
     number: int
 
 
-def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]) -> tuple[list[Photo], list[str]]:
-    """The photos of every split in a shuffled order that depends on nothing but their paths and the seed, and the class names."""
+def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]) -> tuple[list[Photo], list[str], dict[str, str]]:
+    """Photos of every split in a shuffled order, by their paths and the seed alone; class names; refused files, and why."""
     if not source.is_dir():
         raise UserError(source, "no such folder")
-    splits = {folder: _SPLITS[folder.name.lower()] for folder in _folders(source) if folder.name.lower() in _SPLITS}
+    # a folder called train with files in it and no folders is a class: photos of trains
+    splits = {path.name: _SPLITS[path.name.lower()] for path in _folders(source) if path.name.lower() in _SPLITS and _folders(path)}
     keeps_splits = bool(splits) and (set(splits.values()) != {"train"} or val_share == 0)
     found: list[tuple[str, str, str]] = []
-    for root, split in (splits or {source: ""}).items():
+    refused: dict[str, str] = {}
+    spellings: dict[
+        str, str
+    ] = {}  # "Sea lion" and "sea_lion" are one class: its photos must not be the no of the other's questions
+    for root, split in [(source / name, split) for name, split in splits.items()] or [(source, "")]:
         for folder in _folders(root):
-            name = names.get(folder.name) or folder.name.replace("_", " ").replace("-", " ").strip()
-            for path in sorted(folder.rglob("*")):
-                if path.suffix.lower().lstrip(".") in IMAGE_TYPES and path.is_file():
-                    file = path.relative_to(source).as_posix()
+            name = names.get(folder.name) or folder.name.replace("_", " ").replace("-", " ").strip() or folder.name
+            name = spellings.setdefault(name.casefold(), name)
+            for path in _files(folder):
+                file = path.relative_to(source).as_posix()
+                if reason := _why_not(path, file):
+                    refused[file] = reason
+                else:
                     found.append((file, name, split if keeps_splits else split_of(file, val_share, seed)))
+    taken = {file for file, _, _ in found} | refused.keys()
+    for file in (path.relative_to(source).as_posix() for path in _files(source)):
+        if file not in taken:
+            refused[file] = "hidden file" if is_hidden(file) else "file outside of the class folders"
     classes = sorted({name for _, name, _ in found})
     if not found:
         raise UserError(source, f"no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
     if len(classes) < 2:
         raise UserError(source, f"one class, '{classes[0]}'", "at least two class folders to ask about")
     random.Random(seed).shuffle(found)  # neighbours in a shard should not be of one class
-    return [Photo(file, name, split, number) for number, (file, name, split) in enumerate(found)], classes
+    return [Photo(file, name, split, number) for number, (file, name, split) in enumerate(found)], classes, refused
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def _why_not(path: Path, file: str) -> str:
+    """The reason why a file of a class folder is no photo; empty where it is one."""
+    if is_hidden(file):
+        return "hidden file"
+    if path.suffix.lower().lstrip(".") not in IMAGE_TYPES:
+        return f"no image by its suffix '{path.suffix}'"
+    return "" if path.is_file() else "no plain file"
 
 
 def questions_of(photo: Photo, source: Path, classes: list[str], seed: int, size: int | None) -> Iterator[dict[str, Any]]:
@@ -83,7 +109,7 @@ def _row(photo: Photo, task: str, kind: str, question: str, answer: str) -> dict
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def parser() -> Parser:
@@ -99,8 +125,10 @@ def parser() -> Parser:
 def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
     names = read_json(arguments.names) if arguments.names else {}
+    if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise UserError("--names", f"no map from texts to texts in {arguments.names}", '{"n02084071": "dog"}')
     source, seed, size = arguments.source, arguments.seed, arguments.image_size
-    photos, classes = find_photos(source, arguments.val_share, seed, names)
+    photos, classes, refused = find_photos(source, arguments.val_share, seed, names)
     makers: dict[str, Callable[[Photo], Iterator[dict[str, Any]]]] = {
         "questions": lambda photo: questions_of(photo, source, classes, seed, size),
         "captions": lambda photo: caption_of(photo, source, size),
@@ -111,7 +139,7 @@ def main(arguments: argparse.Namespace) -> None:
         for task, make in makers.items()
         if (chosen := [photo for photo in photos if photo.split == split])
     ]
-    convert(arguments, parts, names=names)
+    convert(arguments, parts, refused, names=names)
 
 
 if __name__ == "__main__":
