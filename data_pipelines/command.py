@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -60,6 +61,9 @@ def share(text: str) -> float:
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Run a command on its parsed command line; returns the exit code: 2 for a user error, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or a file that is not UTF-8 gets escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     with user_errors(getattr(arguments, "traceback", False)) as outcome:
         try:
             main(arguments)

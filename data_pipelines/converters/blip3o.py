@@ -14,29 +14,56 @@ checked image by image, and rewritten in this project's layout, one tar for each
 from __future__ import annotations
 
 import argparse
+import sys
+from collections import Counter
 from pathlib import Path
 
 from data_pipelines.command import Parser, run
 from data_pipelines.converters.pairs import convert_tars, find_tars, pairs_parser
+from data_pipelines.converters.report import printable
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
 
 
 def index_in_place(tars: list[Path]) -> None:
-    """Index every tar and print how many of its samples are pairs, by the names of their members."""
-    pairs, others = 0, list[str]()
+    """Index every tar and print how many of its samples are pairs, by the names of their members, and why others are none."""
+    pairs, others, reasons, failed = 0, list[str](), Counter[str](), list[str]()
     for tar in tars:
-        index = load_index(str(tar))
+        try:
+            index = load_index(str(tar))
+        except (UserError, OSError) as error:
+            sys.stderr.write(f"error: {printable(str(error))}\n")
+            failed.append(tar.name)
+            continue
         for number in range(len(index)):
-            names = index.names(number)
-            if "txt" in names and any(kind in names for kind in IMAGE_TYPES):
-                pairs += 1
+            if reason := _why_no_pair(index.names(number)):
+                others.append(printable(f"{tar.name}/{index.key(number)}"))
+                reasons[reason] += 1
             else:
-                others.append(f"{tar.name}/{index.key(number)}")
-    print(f"{len(tars)} tars indexed, {pairs} pairs of image and text")
+                pairs += 1
+    print(f"{len(tars) - len(failed)} tars indexed, {pairs} pairs of image and text")
     if others:
-        print(f"{len(others)} samples without image or text (skipped in training): {', '.join(others[:5])}")
+        print(f"{len(others)} samples that are no pairs (skipped in training): {', '.join(others[:5])}")
+        print(*(f"  {count} {reason}" for reason, count in reasons.most_common()), sep="\n")
+    if failed:
+        raise UserError("", f"{len(failed)} of {len(tars)} tars could not be indexed")
+
+
+def _why_no_pair(names: list[str]) -> str:
+    """The reason why members that share a key, their names up to the first dot, are no pair; empty where they are one."""
+    if any("." in name and name.rpartition(".")[2] in ("txt", *IMAGE_TYPES) for name in names):
+        return "with dots in the names of files, so that several pairs may be one sample (converted to OUT they are told apart)"
+    images = [name for name in names if name in IMAGE_TYPES]
+    return (
+        "without text"
+        if "txt" not in names
+        else "without image"
+        if not images
+        else "with several images"
+        if len(images) > 1
+        else ""
+    )
 
 
 def parser() -> Parser:

@@ -1,30 +1,31 @@
-"""Conversion to shards, piece by piece so that a stopped one goes on; its command line, progress and report."""
+"""Conversion to shards, piece by piece so that a stopped one goes on; its command line, progress and report.
+
+Every row of the source ends as samples or as a counted, named reason, and the report's counts add up to the rows of the source.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from data_pipelines.command import Parser, whole
-from data_pipelines.decoding import BadSampleError
+from data_pipelines.converters.report import REPORT_FILE, count_rows, entry_of, print_report, printable
+from data_pipelines.decoding import BadSampleError, check_utf8, one_sample
 from data_pipelines.shards.indexing import index_path, write_json
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.errors import UserError
 
 STATE_FILE = "conversion.json"
-REPORT_FILE = "report.json"
-_LISTED = 5
 #: Longer texts are refused by the loader's default ``max_characters``; they are kept, and counted in the report.
 _LONG_TEXT = 65_536
 #: Arguments that decide nothing about the bytes written.
@@ -35,7 +36,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Sample that is left out and why, yielded by a ``make`` whose item is a whole file."""
+    """Row that is left out and why, yielded by a ``make`` whose item holds many."""
 
     label: str
     reason: str
@@ -56,8 +57,10 @@ Made = dict[str, Any] | LeftOut | Noted
 class Part(Generic[Item]):
     """Family of shards, ``OUT/NAME-000000.tar`` and so on; a name is a folder and the first part of file names (``train/vqa``).
 
-    ``make`` gives the samples of one item (``__key__`` and members), among them any `LeftOut` and `Noted`; ``BadSampleError``
-    leaves (the rest of) the item out, with a reason that reads "category: details" or "category (details)".
+    An item is one row of the source, unless it ``holds_rows``, such as a file: then every sample and every `LeftOut` of it is one.
+    ``make`` gives the samples of one item (``__key__`` and members), among them any `LeftOut` and `Noted`. Whatever it raises
+    leaves (the rest of) the item out; the reason of a ``BadSampleError`` reads "category: details" or "category (details)".
+    ``not_chosen`` counts the rows, by reason, for which there is no item.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Part(Generic[Item]):
     make: Callable[[Item], Iterable[Made]]
     label: Callable[[Item], str] = str
     items_per_shard: int = 1000
+    holds_rows: bool = False
+    not_chosen: Mapping[str, int] = field(default_factory=dict)
 
 
 def converter_parser(
@@ -86,15 +91,19 @@ def converter_parser(
     return made
 
 
-def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides: Any) -> None:
+def convert(
+    arguments: argparse.Namespace, parts: Sequence[Part[Any]], refused: Mapping[str, str] | None = None, **decides: Any
+) -> None:
     """Write every part and print the report; shards that a stopped run finished are kept.
 
-    ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
-    ``OUT/report.json`` is the outcome in numbers. A conversion of other arguments, or of others of what else ``decides`` about the
-    bytes written, is not gone on with.
+    ``refused`` are rows of the source that belong to no part, and why. ``OUT/conversion.json`` remembers the arguments, a digest of
+    the items, and each finished shard with what was left out of it; ``OUT/report.json`` is the outcome in numbers. A conversion of
+    other arguments, or of others of what else ``decides`` about the bytes written, is not gone on with.
     """
     out = arguments.out
-    digest = hashlib.sha256("\n".join(f"{part.name} {part.label(item)}" for part in parts for item in part.items).encode())
+    digest = hashlib.sha256(
+        "\n".join(f"{part.name} {printable(part.label(item))}" for part in parts for item in part.items).encode()
+    )
     kept = {name: value for name, value in vars(arguments).items() if name not in _IGNORED}
     head = {"arguments": {**kept, **decides}, "items": digest.hexdigest()}
     done = _finished(out, head, arguments.overwrite)
@@ -110,13 +119,16 @@ def convert(arguments: argparse.Namespace, parts: Sequence[Part[Any]], **decides
                     done[place] = _write_shard(out, part, number, items, partial(advance, 1, part.name))
                     write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)
                 written.append((part.name, done[place]))
-    report = _report(written)
+    left_out = {printable(label): printable(reason) for label, reason in (refused or {}).items()}
+    written += [("source", entry_of(left_out=left_out))] if left_out else []
+    expected = {part.name: None if part.holds_rows else len(part.items) for part in parts}
+    report = count_rows(written, expected, {part.name: part.not_chosen for part in parts})
     write_json(out / REPORT_FILE, report, indent=1)
     if not any(entry["samples"] for _, entry in written):
         (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run starts over
-        reason = ": ".join(next(iter(report["left_out_items"].items()), ("no item",)))
+        reason = ": ".join(next(iter(report["left_out_items"].items()), (*report["reasons"], "no item")[:1]))
         raise UserError(out, f"nothing could be converted; the first reason: {reason}")
-    _print_report(out, report)
+    print_report(out, report)
 
 
 @contextmanager
@@ -133,7 +145,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
 
 def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) -> bool:
     """Whether a shard needs no writing."""
-    if entry is None or (retry and entry["left_out"]):
+    if entry is None or "converted" not in entry or (retry and entry["left_out"]):
         return False
     shard = out / f"{place}.tar"
     return not entry["samples"] or (shard.is_file() and index_path(shard).is_file())
@@ -144,59 +156,52 @@ def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item]
     folder, _, name = part.name.rpartition("/")
     (out / f"{part.name}-{number:06d}.tar").unlink(missing_ok=True)
     left_out: dict[str, str] = {}
-    notes: Counter[str] = Counter()
+    notes, converted = Counter[str](), 0
     with IndexedShardWriter(out / folder, name, sys.maxsize, number) as writer:
         for item in items:
-            try:
-                for made in part.make(item):
-                    if isinstance(made, LeftOut):
-                        left_out[made.label] = made.reason
-                    elif isinstance(made, Noted):
-                        notes[made.what] += made.count
-                    else:
-                        writer.write(made)
-                        turns = made.get("json", {}).get("conversations", ())
-                        is_long = sum(len(turn["text"]) for turn in turns) > _LONG_TEXT
-                        notes["text of over 65,536 characters (needs a higher max_characters)"] += is_long
-            except BadSampleError as error:
-                left_out[part.label(item)] = str(error)
+            before = writer.summary.samples
+            for made in _made(part, item):
+                if isinstance(made, LeftOut):
+                    label, again = printable(made.label), 1
+                    while (place := label if again == 1 else f"{label} ({again})") in left_out:
+                        again += 1
+                    left_out[place] = printable(made.reason)
+                elif isinstance(made, Noted):
+                    notes[made.what] += made.count
+                else:
+                    writer.write(made)
+                    turns = made.get("json", {}).get("conversations", ())
+                    is_long = sum(len(turn["text"]) for turn in turns) > _LONG_TEXT
+                    notes["text of over 65,536 characters (needs a higher max_characters)"] += is_long
+            samples = writer.summary.samples - before
+            converted += samples if part.holds_rows else min(samples, 1)
             advance()
     kinds = dict(sorted(writer.summary.kinds.items()))
-    return {"samples": writer.summary.samples, "kinds": kinds, "left_out": left_out, "notes": dict(+notes)}
+    return entry_of(writer.summary.samples, converted, kinds, left_out, dict(+notes))
 
 
-def _report(written: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Counts of what was written and left out, by the part and the entry of each shard, those of a stopped run included."""
-    samples, shards, kinds, notes = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    left_out: dict[str, str] = {}
-    for part, entry in written:
-        samples[part] += entry["samples"]
-        shards[part] += bool(entry["samples"])
-        kinds.update(entry["kinds"])
-        notes.update(entry.get("notes", {}))
-        left_out |= entry["left_out"]
-    reasons = Counter(re.split(r": | \(", reason, maxsplit=1)[0] for reason in left_out.values())
-    counted = {"samples": samples, "shards": shards, "kinds": kinds, "notes": notes, "left_out": len(left_out)}
-    return {**counted, "reasons": dict(reasons.most_common()), "left_out_items": left_out}
-
-
-def _print_report(out: Path, report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console = Console(highlight=False, markup=False)
-    table = Table("part", *(Column(name, justify="right") for name in ("shards", "samples")), title=str(out))
-    for name, samples in report["samples"].items():
-        table.add_row(name, str(report["shards"][name]), f"{samples:,}")
-    console.print(table)
-    console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items())))
-    for what, count in sorted(report["notes"].items()):
-        console.print(f"{count:,} x {what}")
-    if report["left_out"]:
-        console.print("reasons: " + ", ".join(f"{reason} {count:,}" for reason, count in report["reasons"].items()))
-        console.print(f"left out: {report['left_out']} (all of them in {out / REPORT_FILE})")
-        for name, reason in list(report["left_out_items"].items())[:_LISTED]:
-            console.print(f"  {name}: {reason}")
+def _made(part: Part[Item], item: Item) -> Iterator[Made]:
+    """What becomes of an item: samples, all of which can be written, or a reason; all errors of a row are caught here."""
+    kept: list[Made] = []
+    count = 0
+    try:
+        with one_sample("row cannot be converted"):
+            for made in part.make(item):
+                if isinstance(made, dict):
+                    try:
+                        check_utf8(json.dumps(made.get("json"), ensure_ascii=False, allow_nan=False))
+                    except (BadSampleError, ValueError) as error:
+                        if not part.holds_rows:
+                            raise
+                        made = LeftOut(f"{part.label(item)}, {made['__key__']}", str(error))
+                count += not isinstance(made, Noted)
+                if part.holds_rows:
+                    yield made
+                else:
+                    kept.append(made)  # all samples of a row are written, or none
+    except BadSampleError as error:
+        kept, count = [LeftOut(part.label(item), str(error))], count + 1
+    yield from kept if count else [*kept, LeftOut(part.label(item), "nothing to convert in it")]
 
 
 def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
@@ -237,4 +242,4 @@ def image_folder_of(arguments: argparse.Namespace) -> Path:
 
 def split_of(name: str, val_share: float, seed: int = 0) -> str:
     """``val`` or ``train`` by a hash of a name: adding files moves no other file to another split."""
-    return "val" if zlib.crc32(f"{seed} {name}".encode()) / 2**32 < val_share else "train"
+    return "val" if zlib.crc32(f"{seed} {name}".encode(errors="backslashreplace")) / 2**32 < val_share else "train"

@@ -36,7 +36,7 @@ from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, con
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.tables import Table, is_parquet
-from data_pipelines.converters.texts import notes, place_markers, wording
+from data_pipelines.converters.texts import is_name, notes, place_markers, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
@@ -95,12 +95,14 @@ def _sample(row: dict[str, Any], key: str, number: int, keys: Keys, images: Path
     edit = read_edit(row, number, keys)
     repairs = place_markers(edit.conversation, len(edit.inputs))
     task = "editing" if edit.inputs else "text_to_image"
-    found = next((row[name] for name in _KINDS if isinstance(row.get(name), str) and row[name]), None)
+    found = next((row[name] for name in _KINDS if is_name(row.get(name))), None)
     content = {**notes(row, edit.used, LONGEST_NOTE), "task": task, "kind": (found or "edit") if edit.inputs else task}
     content["conversations"] = edit.conversation
-    sample = {"__key__": key, "json": content, **image_members(edit.inputs, edit.target, images, size)}
-    if edit.inputs:  # a marker that was never written is no repair: most lists have none
-        yield from (Noted(what) for what in repairs if "moved" not in what and "missing" not in what)
+    if not edit.inputs:
+        repairs = []
+    repairs = [what for what in repairs if "moved" not in what and "missing" not in what]  # most lists write no marker
+    sample = {"__key__": key, "json": content, **image_members(edit.inputs, edit.target, images, size, repairs=repairs)}
+    yield from map(Noted, repairs)
     yield sample
 
 
@@ -181,7 +183,7 @@ def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, m
 
     items: list[int | str] = [*rows.unreadable, *range(len(rows))]
     label: Callable[[int | str], str] = lambda item: item if isinstance(item, str) else f"row {item}"  # noqa: E731
-    part = Part(f"train/{name}", items, checked, label, arguments.rows_per_shard)
+    part = Part(f"train/{name}", items, checked, label, arguments.rows_per_shard, holds_rows=name == "editing")
     convert(arguments, [part], source=rows.fingerprint())
 
 

@@ -28,10 +28,10 @@ def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterat
     path = tar.with_name(f"{tar.stem}_stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
-        counts = {name: int(stats.get(name, 0)) for name in ("failed_to_download", "failed_to_resize")}
+        counts = {name: int(stats.get(name) or 0) for name in ("failed_to_download", "failed_to_resize")}
     except FileNotFoundError:
         yield Noted("tar without _stats.json (its download may not be finished)")
-    except (OSError, ValueError, AttributeError, TypeError):
+    except Exception:  # whatever a parser raises over a file of others
         yield Noted("tar with an unreadable _stats.json")
     else:
         for name, count in counts.items():

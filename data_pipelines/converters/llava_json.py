@@ -9,13 +9,15 @@ For LLaVA's 558k captions, its 665k mix, Cambrian's 737k and 7M lists, and lists
 A row is ``{"id": …, "image": "coco/train2017/1.jpg", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt",
 "value": …}]}``. ``image`` (or ``images``) may be a list, and is missing in text-only rows. The ``<image>`` markers are brought in
 line with the images as LLaVA's own loader does: a single one is moved to the front of its turn, missing ones are added in front
-of the first human turn; a row with more markers than images is left out and reported. Written are
+of the first human turn; a row with more markers than images is left out and reported, and so is one of a video, or with its
+files under another key. A row's own ``task`` and ``kind`` are kept; else the kind is the first folder of its image. Written are
 OUT/train/conversations-000000.tar and so on.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,34 +26,71 @@ from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Made, Noted, Part, convert, converter_parser, image_folder_of, split_of
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.rows import Rows
-from data_pipelines.converters.texts import notes, place_markers
+from data_pipelines.converters.texts import is_name, notes, place_markers, task_and_kind
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.conversation import Conversation
 
 _USED = ("image", "images", "conversations", "task", "kind")
+_NONE: tuple[Any, ...] = (None, "", [])
+_MEDIA_KEYS = (
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "img",
+    "imgs",
+    "picture",
+    "pictures",
+    "photo",
+    "photos",
+    "image_path",
+    "image_paths",
+)
+_MEDIA = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|npy|mp4|webm|mkv|avi|mov|gifv|mp3|wav|flac|ogg|m4a|obj|ply)$", re.I)
 
 
 def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) -> Iterator[Made]:
     """The sample of one row, after what had to be repaired."""
     names = image_names(row)
     conversation, repairs = reconcile(read_turns(row.get("conversations")), len(names))
-    content: dict[str, Any] = {"task": "conversation", "kind": _kind(names), "conversations": conversation, **notes(row, _USED)}
+    content = {**task_and_kind(row, "conversation", _kind(names)), "conversations": conversation, **notes(row, _USED)}
     if names:
         content["files"] = names
-    sample = {"__key__": f"{number:08d}", "json": content, **image_members(names, None, images, size)}
+    repairs += [f"file under the key '{key}' that is not converted" for key in other_media(row)]
+    members = image_members(names, None, images, size, repairs=repairs)
+    sample = {"__key__": f"{number:08d}", "json": content, **members}
     yield from map(Noted, repairs)
     yield sample
 
 
 def image_names(row: dict[str, Any]) -> list[str]:
-    """The value of ``image`` or ``images``, as a list."""
-    names = row.get("image", row.get("images"))
-    names = names if isinstance(names, list) else [] if names in (None, "") else [names]
+    """The value of ``image`` or ``images``, as a list; a row of another medium, or with its images elsewhere, is no text."""
+    found = [names if isinstance(names, list) else [names] for key in ("image", "images") if (names := row.get(key)) not in _NONE]
+    if len(found) == 2 and found[0] != found[1]:
+        raise BadSampleError("both 'image' and 'images', which name different files")
+    names = found[0] if found else []
+    if not names and (others := other_media(row)):
+        raise BadSampleError(f"no 'image', but files under the key '{others[0]}'")
     for name in names:
         if not isinstance(name, str):
             raise BadSampleError(f"bad image name: {name!r}"[:200])
     return list(names)
+
+
+def other_media(row: dict[str, Any]) -> list[str]:
+    """Keys of files other than ``image`` and ``images``: videos, sounds, images under another name."""
+    return [key for key, value in row.items() if key not in (*_USED, "id") and _is_medium(key, value)]
+
+
+def _is_medium(key: str, value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_is_medium(key, part) for part in value.values())
+    if isinstance(value, list):
+        return any(_is_medium(key, part) for part in value)
+    if not isinstance(value, str) or not value:
+        return False
+    return key.lower() in _MEDIA_KEYS or (" " not in value.strip() and _MEDIA.search(value) is not None)
 
 
 def reconcile(conversation: Conversation, images: int) -> tuple[Conversation, list[str]]:
@@ -73,7 +112,7 @@ def _kind(names: list[str]) -> str:
     if not names:
         return "text"
     folder = PurePosixPath(names[0]).parts[0] if len(PurePosixPath(names[0]).parts) > 1 else ""
-    return folder if folder[:1].isalpha() else "image"
+    return folder if folder[:1].isalpha() and is_name(folder) else "image"
 
 
 def _split(rows: Rows, number: int, val_share: float) -> str:

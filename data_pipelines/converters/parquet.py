@@ -21,6 +21,7 @@ Written are OUT/train/TASK-000000.tar and so on.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, LONGEST_NOTE
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.converters.tables import Table
-from data_pipelines.converters.texts import notes, place_markers, without_markers, wording
+from data_pipelines.converters.texts import notes, place_markers, task_and_kind, without_markers, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, read_turns
 from umm_zoo.conversation import Conversation, Turn
@@ -125,7 +126,7 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
         place_markers(conversation, len(cells))
     used = {columns.image, columns.text, columns.answer, "task", "kind", "conversations"}
     task, kind = _NAMES[columns.task]
-    content = {**notes(row, used, LONGEST_NOTE), **extra, "task": task, "kind": kind, "conversations": conversation}
+    content = {**notes(row, used, LONGEST_NOTE), **extra, **task_and_kind(row, task, kind), "conversations": conversation}
     is_target = columns.task == "text_to_image"
     if is_target and len(cells) != 1:
         raise BadSampleError(f"several images to generate: {len(cells)}")
@@ -137,6 +138,7 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
 def _answer(cell: Any) -> tuple[str, dict[str, Any]]:
     """The most frequent of several answers (VQAv2's are ``{"answer": …}``); the first of those wins that are equally frequent."""
     answers = [item.get("answer") if isinstance(item, dict) else item for item in (cell if isinstance(cell, list) else [cell])]
+    answers = [answer for answer in answers if not (isinstance(answer, float) and not math.isfinite(answer))]  # NaN: there is none
     texts = [str(answer).strip() for answer in answers if isinstance(answer, str | int | float) and str(answer).strip()]
     if not texts:
         raise BadSampleError(f"empty answer: {cell!r}"[:200])

@@ -4,22 +4,102 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
+from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.decoding import BadSampleError
+from data_pipelines.decoding import BadSampleError, check_utf8, decode_text, parse_json, unique_keys
 from umm_zoo.errors import UserError
 
 _LAYOUTS = "a JSON list of objects, or JSON Lines"
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^"\[\]{},\s]+', re.DOTALL)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+_LONGEST = 1 << 30
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+@dataclass(frozen=True)
+class Unusable:
+    """Element of a JSON file that cannot be used, and why."""
+
+    reason: str
+
+
+def read_json(path: Path, depth: int = 0) -> Any:
+    """The content of a JSON file; a user error where the file as a whole cannot be parsed.
+
+    Elements down to ``depth`` (1: those of the list or object that the file is) are parsed one by one: an `Unusable` stands in the
+    place of each that is not UTF-8, nested too deep, or refused for another reason of its own.
+    """
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text, is_doubtful = content.decode(), b"\\ud" in content or b"\\uD" in content
+    except UnicodeDecodeError:
+        text, is_doubtful = content.decode(errors="surrogateescape"), True
+    try:
+        value, place = _element(text, _next(text, 0), depth, is_doubtful)
+        if (place := _next(text, place)) != len(text):
+            raise JSONDecodeError("Extra data", text, place)
+    except (JSONDecodeError, BadSampleError) as error:
         raise UserError(path, f"cannot be parsed ({error})") from error
+    if isinstance(value, Unusable):
+        raise UserError(path, f"cannot be parsed ({value.reason})")
+    return value
+
+
+def _element(text: str, place: int, depth: int, is_doubtful: bool) -> tuple[Any, int]:
+    """The value that begins at ``place``, and where it ends; in doubtful texts there may be halves of surrogate pairs."""
+    opened = text[place : place + 1]
+    if depth and opened in ("[", "{"):
+        return _elements(text, place, depth, is_doubtful)
+    try:
+        value, end = _DECODER.raw_decode(text, place)
+        if is_doubtful:
+            check_utf8(json.dumps(value, ensure_ascii=False))
+        return value, end
+    except JSONDecodeError:  # a file that is no JSON, or ends early: nobody knows where the next element begins
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, BadSampleError) else f"json cannot be parsed ({type(error).__name__}: {error})"
+        return Unusable(reason[:200]), _end(text, place)
+
+
+def _elements(text: str, place: int, depth: int, is_doubtful: bool) -> tuple[Any, int]:
+    """A list or an object, element by element."""
+    is_object = text[place] == "{"
+    found: list[tuple[str, Any]] = []
+    place = _next(text, place + 1)
+    while text[place : place + 1] != ("}" if is_object else "]"):
+        name = ""
+        if found:
+            place = _next(text, place, ",")
+        if is_object:
+            name, place = _DECODER.raw_decode(text, place)
+            place = _next(text, place, ":")
+        value, place = _element(text, place, depth - 1, is_doubtful)
+        found.append((name, value))
+        place = _next(text, place)
+    return (unique_keys(found) if is_object else [value for _, value in found]), place + 1
+
+
+def _next(text: str, place: int, mark: str = "") -> int:
+    """The place of the next character that is not blank, behind a ``mark`` that must stand there."""
+    if not text.startswith(mark, place):
+        raise JSONDecodeError(f"Expecting '{mark}'", text, place)
+    return _BLANKS.match(text, place + len(mark)).end()  # type: ignore[union-attr]  # it matches nothing, too
+
+
+def _end(text: str, place: int) -> int:
+    """Where the element ends that begins at ``place``, by its brackets alone."""
+    depth = 0
+    for token in _TOKEN.finditer(text, place):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth <= 0:
+            return token.end()
+    raise JSONDecodeError("Unterminated element", text, place)
 
 
 class Rows:
@@ -37,9 +117,9 @@ class Rows:
         if not head:
             raise UserError(path, "the file is empty")
         if head[:1] not in (b"[", b"{"):
-            raise UserError(path, f"a file that begins with {head[:20]!r}", _LAYOUTS)
+            raise UserError(path, f"a file that begins with {head[:20]!r}", f"{_LAYOUTS}, in UTF-8")
         if head[:1] == b"[":
-            self._rows = read_json(path)
+            self._rows = read_json(path, depth=1)
         else:
             self._find_lines()
         if not len(self):
@@ -49,8 +129,10 @@ class Rows:
         return len(self._rows) or len(self._offsets)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One row; a ``BadSampleError`` where the line cannot be parsed, or the row is no object."""
+        """One row; a ``BadSampleError`` where it cannot be parsed, or is no object."""
         row = self._rows[number] if self._rows else self._parse(self._offsets[number])
+        if isinstance(row, Unusable):
+            raise BadSampleError(row.reason)
         if not isinstance(row, dict):
             raise BadSampleError(f"row is no object: a {type(row).__name__}")
         return row
@@ -67,17 +149,13 @@ class Rows:
                 if line.strip():
                     self._offsets.append(offset)
                 offset += len(line)
-        if len(self._offsets) > 1:
-            try:
-                self._parse(self._offsets[0])
-            except BadSampleError:  # an indented object over many lines, not JSON Lines
-                raise UserError(self.path, "one object", _LAYOUTS) from None
+        if len(self._offsets) > 1 and self._line(self._offsets[0]).strip() == b"{":
+            raise UserError(self.path, "one object", _LAYOUTS)  # indented, over many lines: not JSON Lines
 
-    def _parse(self, offset: int) -> Any:
+    def _line(self, offset: int) -> bytes:
         with open(self.path, "rb") as stream:
             stream.seek(offset)
-            line = stream.readline()
-        try:
-            return json.loads(line.decode("utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadSampleError(f"line cannot be parsed: {str(error)[:120]}") from error
+            return stream.readline()
+
+    def _parse(self, offset: int) -> Any:
+        return parse_json(decode_text(self._line(offset), _LONGEST), unique=True)

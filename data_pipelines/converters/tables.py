@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.decoding import BadSampleError
+from data_pipelines.decoding import BadSampleError, one_sample
 from umm_zoo.errors import UserError
 
 _AT_ONCE = 16  # rows held in memory: an uncompressed image may have many megabytes
@@ -41,7 +41,7 @@ class Table:
             try:
                 with self._parquet.ParquetFile(path) as file:
                     schema, rows = file.schema_arrow, file.metadata.num_rows
-            except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+            except Exception as error:
                 self.unreadable[str(path)] = f"unreadable file: {' '.join(str(error).split())[:200]}"
                 continue
             if not self.paths:
@@ -54,7 +54,7 @@ class Table:
             raise UserError(source, "no file can be read", hint="; ".join(f"{p}: {why}" for p, why in self.unreadable.items()))
         self._starts = [0, *accumulate(lengths)]
         self._batches: Iterator[Any] = iter(())
-        self._batch: list[dict[str, Any]] = []
+        self._batch: Any = None
         self._first, self._last, self._end = 0, 0, 0  # rows of the batch, and where its row group ends
         self._file: Any = None
         self._place = -1
@@ -68,12 +68,14 @@ class Table:
             if not self._first <= number < self._last + _AT_ONCE or number >= self._end:
                 self._open(number)
             while number >= self._last:
-                rows = next(self._batches).to_pylist()
-                self._first, self._last, self._batch = self._last, self._last + len(rows), rows
-            return self._batch[number - self._first]
-        except (OSError, ValueError, StopIteration) as error:
+                self._batch = next(self._batches)
+                self._first, self._last = self._last, self._last + len(self._batch)
+        except Exception as error:
             self._first = self._last = self._end = 0
             raise BadSampleError(f"unreadable row: {' '.join(str(error).split())[:200]}") from error
+        with one_sample("unreadable row"):  # one by one: a text that is not UTF-8 costs no other row
+            row: dict[str, Any] = self._batch.slice(number - self._first, 1).to_pylist()[0]
+            return row
 
     def _open(self, number: int) -> None:
         """Go to the row group that holds a row; one at a time, so that a damaged one costs no other its rows."""
@@ -86,7 +88,7 @@ class Table:
             group += 1
         self._batches = self._file.iter_batches(batch_size=_AT_ONCE, row_groups=[group], columns=self.columns)
         self._first = self._last = first
-        self._batch, self._end = [], first + rows
+        self._batch, self._end = None, first + rows
 
     def fingerprint(self) -> str:
         """A hash of the files' names and sizes: terabytes are not read to know that they are still the same."""

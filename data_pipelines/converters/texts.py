@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from typing import Any
 
-from data_pipelines.decoding import BadSampleError
+from data_pipelines.decoding import BadSampleError, parse_json
 from umm_zoo.conversation import IMAGE_MARKER, Conversation
 
 _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
+#: Metrics take names of kinds up to this many bytes.
+_LONGEST_NAME = 32
 
 
 def place_markers(conversation: Conversation, images: int) -> list[str]:
@@ -46,7 +50,19 @@ def without_markers(text: str) -> str:
 
 
 def wording(cell: Any, number: int, what: str = "text") -> str:
-    """A text, or of a list of equally good ones the one that the row's number chooses."""
+    """A text, or of several equally good ones the one that the row's number chooses.
+
+    Several are a list, or JSON text as BAGEL's captions are: ``{"0": "…", "1": "…"}``.
+    """
+    if isinstance(cell, str) and cell.strip()[:1] in ("{", "[") and cell.strip()[-1:] in ("}", "]"):
+        with suppress(BadSampleError):  # a text in brackets
+            cell = parse_json(cell)
+    if isinstance(cell, dict):
+        cell = list(cell.values())
+    if isinstance(cell, list):
+        if wrong := [item for item in cell if not isinstance(item, str | None)]:
+            raise BadSampleError(f"{what} is a list of something else than texts: {wrong[0]!r:.80}")
+        cell = [item for item in cell if item and item.strip()]
     if isinstance(cell, list) and cell:
         cell = cell[number % len(cell)]
     if not isinstance(cell, str) or not cell.strip():
@@ -62,10 +78,25 @@ def with_article(noun: str) -> str:
 
 
 def notes(row: Mapping[str, Any], used: Container[str | None], longest: int | None = None) -> dict[str, Any]:
-    """The plain values of a row that a sample keeps beside what is ``used`` otherwise: numbers, and texts up to ``longest``."""
+    """The plain values of a row that a sample keeps beside what is ``used`` otherwise: numbers, and texts up to ``longest``.
+
+    A number that is not finite becomes null: data frames write NaN where there was nothing, and JSON has no such number.
+    """
     return {
-        name: value
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
         if name not in used
         and (isinstance(value, int | float) or (isinstance(value, str) and (longest is None or len(value) <= longest)))
     }
+
+
+def is_name(value: object) -> bool:
+    """Whether a value can be the kind or the task of a sample."""
+    return isinstance(value, str) and 0 < len(value.strip().encode()) <= _LONGEST_NAME
+
+
+def task_and_kind(row: Mapping[str, Any], task: str, kind: str) -> dict[str, Any]:
+    """``task`` and ``kind`` of a sample: the row's own where it has them, else these; others of its own become ``row_kind``."""
+    own = {name: row[name] for name in ("task", "kind") if name in row}
+    taken = {name: value.strip() for name, value in own.items() if is_name(value)}
+    return {"task": task, "kind": kind, **taken, **notes({f"row_{name}": own[name] for name in own.keys() - taken}, ())}

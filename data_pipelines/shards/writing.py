@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -49,10 +50,8 @@ class IndexedShardWriter:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
-        elif self._tar is not None:
-            self._tar.close()
-            self._tar.stream.close()
-            self._partial.unlink(missing_ok=True)
+        else:
+            self._discard()
 
     @property
     def _partial(self) -> Path:
@@ -77,7 +76,8 @@ class IndexedShardWriter:
             stream = open(self._partial, "wb")  # noqa: SIM115 - closed with the shard
             # long keys need pax
             self._tar = TarWriter(stream, user="umm_zoo", group="umm_zoo", encoder=False, mtime=0, format="PAX_FORMAT")
-        self._tar.write({"__key__": key, **members})
+        with self._naming():
+            self._tar.write({"__key__": key, **members})
         self._keys.add(key)
         self._count += 1
         self.summary.samples += 1
@@ -89,14 +89,33 @@ class IndexedShardWriter:
         """Finish the last shard. Writing no sample at all leaves no file."""
         if self._tar is None:
             return
-        self._tar.close()
-        self._tar.stream.close()
-        index, final = index_tar(self._partial), self.out / f"{self.name}-{self._number:06d}.tar"
-        index_path(final).unlink(missing_ok=True)  # an old one must not stand beside a new tar, not even for a moment
-        os.replace(self._partial, final)
-        write_json(index_path(final), index)
+        final = self.out / f"{self.name}-{self._number:06d}.tar"
+        with self._naming():
+            self._tar.close()
+            self._tar.stream.close()
+            index = index_tar(self._partial)
+            index_path(final).unlink(missing_ok=True)  # an old one must not stand beside a new tar, not even for a moment
+            os.replace(self._partial, final)
+            write_json(index_path(final), index)
         self.summary.shards.append(final)
         self._tar, self._number, self._count = None, self._number + 1, 0
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Remove what was begun where it cannot be written (the disk is full), and name it."""
+        try:
+            yield
+        except OSError as error:
+            self._discard()
+            raise OSError(error.errno, error.strerror, str(self.out / f"{self.name}-{self._number:06d}.tar")) from error
+
+    def _discard(self) -> None:
+        if self._tar is not None:
+            for stream in (self._tar, self._tar.stream):
+                with suppress(OSError):  # a full disk takes no last block either
+                    stream.close()
+            self._partial.unlink(missing_ok=True)
+            self._tar = None
 
     def _encode(self, key: str, extension: str, value: Any) -> bytes:
         if isinstance(value, bytes):
@@ -104,7 +123,7 @@ class IndexedShardWriter:
         if isinstance(value, str):
             return value.encode()
         if isinstance(value, Mapping) and extension == "json":
-            return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         found = f"member {extension!r} of {key!r} is {type(value).__name__}"
         raise ValueError(f"{self.name}: {found}, expected bytes, text, or a dict as json")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.command import run
-from data_pipelines.converters.pairs import read_tar
+from data_pipelines.shards.archive import read_samples
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import SampleTask
 from umm_zoo.batch import Batch
@@ -54,6 +55,11 @@ def parquet_of(path: Path, row_group_size: int = 4, **columns: list[Any]) -> Non
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(arrow.table(columns), path, row_group_size=row_group_size)
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of the samples of a tar."""
+    return read_samples(str(path))
 
 
 def samples_in(pattern: Path) -> list[dict[str, Any]]:

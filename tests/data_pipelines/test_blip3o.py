@@ -3,11 +3,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, loaded, photo
+from converter_parts import convert, error_of, loaded, photo, read_tar
 from test_shards import add, write_tar
 
 from data_pipelines.converters import blip3o
-from data_pipelines.converters.pairs import read_tar
 from data_pipelines.tasks import TextToImage
 
 

@@ -3,12 +3,11 @@ import json
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, loaded, photo, same_files
+from converter_parts import convert, loaded, photo, read_tar, same_files
 from PIL import Image
 from test_shards import write_tar
 
 from data_pipelines.converters import img2dataset
-from data_pipelines.converters.pairs import read_tar
 
 
 def shard(folder: Path, number: int, keys: int, **stats: int) -> None:

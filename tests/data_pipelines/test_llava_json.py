@@ -60,7 +60,7 @@ def test_json_lines_and_their_broken_line(tmp_path):
     (tmp_path / "list.jsonl").write_text("\n\n".join(lines) + "\n")
     report = convert_with(llava_json, tmp_path / "list.jsonl", tmp_path / "out")  # images beside the list
     assert report["samples"] == {"train/conversations": 2}
-    assert report["reasons"] == {"line cannot be parsed": 1} and list(report["left_out_items"]) == ["row 1"]
+    assert report["reasons"] == {"json cannot be parsed": 1} and list(report["left_out_items"]) == ["row 1"]
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
     (tmp_path / "out").rename(tmp_path / "whole")
     reading, calls = llava_json.image_members, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **named):
         calls.append(arguments)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return reading(*arguments)
+        return reading(*arguments, **named)
 
     monkeypatch.setattr(llava_json, "image_members", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -162,7 +162,7 @@ def test_a_conversion_stopped_in_its_first_shard_goes_on(tmp_path, monkeypatch):
     rows = [row("What?", "that", image="a.jpg")]
     image(tmp_path / "images/a.jpg")
     with monkeypatch.context() as patch:
-        patch.setattr(llava_json, "image_members", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(llava_json, "image_members", lambda *arguments, **named: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             convert(tmp_path, rows)
     (tmp_path / "out/train").mkdir(exist_ok=True)

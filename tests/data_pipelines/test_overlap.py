@@ -91,7 +91,7 @@ def test_prompts_are_read_from_json_lines_and_folders(tmp_path):
         (["in", "empty.txt"], "empty.txt: found no prompt"),
         (["in", "bad.txt"], "bad.txt: not UTF-8"),
         (["in", "other.jsonl"], "other.jsonl: row 0 has no text under 'prompt', found text"),
-        (["in", "cut.jsonl"], "cut.jsonl: line cannot be parsed"),
+        (["in", "cut.jsonl"], "cut.jsonl: json cannot be parsed"),
         (["elsewhere", "good.txt"], "elsewhere: no shard (*.tar) found there"),
         (["in", "good.txt", "--threshold", "0"], "--threshold: found 0"),
         (["in", "good.txt", "--ngram", "0"], "--ngram: found 0"),

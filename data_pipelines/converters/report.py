@@ -1,0 +1,101 @@
+"""Report of a conversion: counts of rows that add up, as JSON and as tables."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+REPORT_FILE = "report.json"
+_LISTED = 5
+
+
+def printable(text: str) -> str:
+    """``text`` in one line that any file and any terminal takes; other characters, such as bytes of no UTF-8, are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def entry_of(
+    samples: int = 0,
+    converted: int = 0,
+    kinds: Mapping[str, int] | None = None,
+    left_out: Mapping[str, str] | None = None,
+    notes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """What ``conversion.json`` says of a shard: its samples, the rows that became some, and those that did not, with the reason."""
+    kinds = dict(sorted((kinds or {}).items()))
+    return {
+        "samples": samples,
+        "converted": converted,
+        "kinds": kinds,
+        "left_out": dict(left_out or {}),
+        "notes": dict(notes or {}),
+    }
+
+
+def count_rows(
+    written: Sequence[tuple[str, dict[str, Any]]], expected: Mapping[str, int | None], not_chosen: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    """The outcome in numbers, by the part and the entry of each shard, those of a stopped run included.
+
+    Of each part ``rows`` are ``converted`` and ``left_out_rows``; all of the latter together are ``left_out``, by ``reasons``.
+
+    Args:
+        expected: rows of a part that need an entry; None where only reading tells.
+        not_chosen: rows of a part that no shard knows of, by reason.
+
+    Raises:
+        RuntimeError: rows were lost or counted twice.
+    """
+    names = ("converted", "left_out_rows", "samples", "shards")
+    counts = {name: Counter[str]() for name in names}
+    kinds, notes, reasons = Counter[str](), Counter[str](), Counter[str]()
+    items: dict[str, str] = {}
+    for part, entry in written:
+        numbers = (entry["converted"], len(entry["left_out"]), entry["samples"], bool(entry["samples"]))
+        for name, number in zip(names, numbers, strict=True):
+            counts[name][part] += number
+        kinds.update(entry["kinds"])
+        notes.update(entry["notes"])
+        reasons.update(re.split(r": | \(", reason, maxsplit=1)[0] for reason in entry["left_out"].values())
+        items |= entry["left_out"]
+    for part, number in expected.items():
+        found = counts["converted"][part] + counts["left_out_rows"][part]
+        if number is not None and found != number:
+            raise RuntimeError(f"{part}: {number} rows, of which {found} became samples or have a reason")
+    for part, others in not_chosen.items():
+        counts["left_out_rows"][part] += sum(others.values())
+        reasons.update(others)
+    rows = Counter({part: count + counts["left_out_rows"][part] for part, count in counts["converted"].items()})
+    made = {"rows": rows, **counts, "kinds": kinds, "notes": notes, "left_out": reasons.total()}
+    return {**made, "reasons": dict(reasons.most_common()), "left_out_items": items}
+
+
+def print_report(out: Path, report: dict[str, Any]) -> None:
+    """Tables of the rows by part and by reason."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(highlight=False, markup=False)
+    columns = ("shards", "rows", "converted", "samples", "left_out_rows")
+    table = Table(
+        "part", *(Column(name.replace("_rows", "").replace("_", " "), justify="right") for name in columns), title=str(out)
+    )
+    for part in report["rows"]:
+        table.add_row(part, *(f"{report[name][part]:,}" for name in columns))
+    console.print(table)
+    console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items())))
+    for what, count in sorted(report["notes"].items()):
+        console.print(f"{count:,} x {what}")
+    if report["left_out"]:
+        table = Table("left out because", Column("rows", justify="right"))
+        for reason, count in report["reasons"].items():
+            table.add_row(reason, f"{count:,}")
+        console.print(table)
+        console.print(f"left out: {report['left_out']:,} (each with its reason in {out / REPORT_FILE})", soft_wrap=True)
+        for name, reason in list(report["left_out_items"].items())[:_LISTED]:
+            console.print(f"  {name}: {reason}", soft_wrap=True)
