@@ -115,7 +115,7 @@ def test_misspelt_keys_are_refused_at_both_levels() -> None:
 
 
 def test_a_foreign_tokenizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="tokenizer: found 1024 tokens with id 3 at the end"):
+    with pytest.raises(ValueError, match=r"tokenizer: found ids up to 1023, expected fewer than .* 100"):
         CLIPFeatures.from_config({"vision_config": VISION, "text_config": {**TEXT, "vocab_size": 100}})
 
 

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from umm_zoo.backbones.loading import assert_complete, assert_known, assert_stated, find_source, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import (
+    assert_complete,
+    assert_known,
+    assert_stated,
+    find_source,
+    on_meta_device,
+    one_line,
+    torch_dtype,
+)
+from umm_zoo.backbones.stored_config import complete_diffusers
+from umm_zoo.backbones.weight_files import assert_readable
 
 
 class DiffusersNetwork(nn.Module):
@@ -48,22 +58,31 @@ class DiffusersNetwork(nn.Module):
         subfolder: str | None = None,
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        variant: str | None = None,
     ) -> Self:
         """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
 
         Args:
             source: folder or name.
-            config: what the checkpoint is expected to be.
+            config: what the checkpoint is expected to be; it fills in what the stored configuration leaves open.
             subfolder: of the network inside a whole pipeline, such as ``transformer`` or ``vae``.
             dtype, gradient_checkpointing: see ``from_config``.
+            variant: of the files, such as ``fp16`` for ``diffusion_pytorch_model.fp16.safetensors``.
 
         Raises:
+            FileNotFoundError: nothing there.
             ValueError: the weights do not fill the network exactly, or ``config`` differs from the one stored with them.
         """
         if config is not None and on_meta_device():
             return cls.from_config(config, dtype, gradient_checkpointing)
         source, weights = find_source(source), torch_dtype(dtype)
-        model, info = cls.kind.from_pretrained(source, subfolder=subfolder, torch_dtype=weights, output_loading_info=True)
+        assert_readable(Path(source, subfolder or ""), variant)
+        with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
+            stored = cls.kind.load_config(source, subfolder=subfolder)
+        filled = complete_diffusers(cls.kind, source, stored, config or {})
+        with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
+            settings = {"subfolder": subfolder, "torch_dtype": weights, "variant": variant}
+            model, info = cls.kind.from_pretrained(source, output_loading_info=True, **settings, **filled)
         assert_complete(source, info)
         assert_stated(source, config, model.config)
         if gradient_checkpointing:

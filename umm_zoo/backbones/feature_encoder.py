@@ -128,7 +128,7 @@ class LibraryEncoder(FeatureEncoder):
 
         Args:
             source: folder or name.
-            config: for the meta device.
+            config: for the meta device; elsewhere it fills in what the stored configuration leaves open.
             image_size, dtype: see ``from_config``.
 
         Raises:
@@ -150,7 +150,7 @@ class LibraryEncoder(FeatureEncoder):
     def _load(cls, source: str | Path, config: dict[str, Any] | None, dtype: str) -> PreTrainedModel:
         found = find_source(source)
         if not on_meta_device():
-            return cast(PreTrainedModel, load_checkpoint(cls.kind, found, dtype, cls.optional))
+            return cast(PreTrainedModel, load_checkpoint(cls.kind, found, dtype, cls.optional, config))
         if config is None:  # the source's own, without its weights
             return cast(PreTrainedModel, cls.kind._from_config(cls.config_kind.from_pretrained(found)))
         return cls._build(config, dtype)

@@ -16,7 +16,7 @@ from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
 from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
-from umm_zoo.backbones.tokenizer import load_tokenizer, tokenizer_source
+from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Conversation, Grid
 from umm_zoo.errors import UserError
 
@@ -37,7 +37,7 @@ class LlavaBackbone(LibraryVLM):
 
     Args:
         model: the library's model.
-        tokenizer: name or folder, None for the shipped one; read when first needed.
+        tokenizer: name or folder, None for the shipped one.
         template: None is ``ChatML()``.
         max_length: longest row in tokens; longer ones are cut on the right, never through an image.
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
@@ -83,6 +83,8 @@ class LlavaBackbone(LibraryVLM):
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self._rest_unused_layers()
+        if not on_meta_device():
+            _ = self.tokenizer  # one with too many tokens is refused here, and not in mid-training
 
     # -- construction --------------------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class LlavaBackbone(LibraryVLM):
         if on_meta_device():
             found: Any = read_config(source) if config is None else llava_config(config, shipped_tokenizer=tokenizer is None)
             return cls(new_llava(found, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
-        model = load_llava(source, dtype, attention)
+        model = load_llava(source, dtype, attention, config)
         assert_stated(source, config, model.config)
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
@@ -195,15 +197,13 @@ class LlavaBackbone(LibraryVLM):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, read when first needed (``--check`` never needs it).
+        """The tokenizer (``--check``, on the meta device, reads none).
 
         Raises:
             ValueError: it has more tokens than the language model.
         """
         found = load_tokenizer(self._tokenizer_source)
-        vocabulary, largest = self.config.text_config.vocab_size, max(found.get_vocab().values())
-        if largest >= vocabulary:
-            raise ValueError(f"tokenizer: found ids up to {largest}, expected fewer than the language model's {vocabulary}")
+        assert_vocabulary(found, self.config.text_config.vocab_size)
         return found
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -18,8 +19,18 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from umm_zoo.backbones.loading import assert_known, assert_stated, image_processor_of, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import (
+    assert_known,
+    assert_stated,
+    image_processor_of,
+    load_checkpoint,
+    on_meta_device,
+    one_line,
+    torch_dtype,
+)
+from umm_zoo.backbones.stored_config import assert_model_type
 from umm_zoo.backbones.tokenizer import load_tokenizer
+from umm_zoo.backbones.weight_files import assert_readable
 from umm_zoo.batch import IMAGE_MARKER
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -48,8 +59,8 @@ def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaCon
     if shipped_tokenizer:
         values.setdefault("image_token_index", load_tokenizer().get_vocab()[IMAGE_MARKER])
     kind = values["vision_config"].model_type
-    if kind not in TOWERS:
-        raise ValueError(f"config.vision_config.model_type: found '{kind}', expected {sorted(TOWERS)}")
+    assert_tower("config.vision_config.model_type", kind)
+    assert_decoder("config.text_config.model_type", values["text_config"])
     strategy = "default" if TOWERS[kind][0] else "full"
     found = values.setdefault("vision_feature_select_strategy", strategy)
     if found != strategy:
@@ -96,11 +107,11 @@ def read_config(source: str) -> PreTrainedConfig:
     Raises:
         FileNotFoundError: nothing there.
     """
-    try:
+    assert_readable(source)
+    with one_line(source, "a name or folder with a model configuration"):
+        stored = PreTrainedConfig.get_config_dict(source)[0]
+        assert_model_type(source, stored, AutoModel)
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"found '{source}', expected a name or folder with a model configuration ({reason})") from error
 
 
 def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:
@@ -109,33 +120,66 @@ def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForCond
     return LlavaForConditionalGeneration._from_config(config, dtype=precision, attn_implementation=attention)
 
 
-def load_llava(source: str, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:
-    """A whole LLaVA.
+def load_llava(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> LlavaForConditionalGeneration:
+    """A whole LLaVA; ``stated`` fills in what the stored configuration leaves open.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: tensors are missing, unexpected or of another shape.
     """
-    loaded = load_checkpoint(LlavaForConditionalGeneration, source, dtype, attn_implementation=attention)
+    loaded = load_checkpoint(LlavaForConditionalGeneration, source, dtype, (), stated, attn_implementation=attention)
     return cast(LlavaForConditionalGeneration, loaded.train())
 
 
-def load_tower(source: str, dtype: Dtype, attention: str) -> Any:
+def load_tower(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> Any:
     """A vision tower from its own checkpoint, from that of a contrastive model, or from that of a LLaVA.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: tensors are missing, unexpected or of another shape.
+        ValueError: another kind of model; tensors are missing, unexpected or of another shape.
     """
     found = read_config(source)
     if isinstance(found, LlavaConfig):
-        return load_llava(source, dtype, attention).model.vision_tower
+        return load_llava(source, dtype, attention, {"vision_config": stated or {}}).model.vision_tower
+    vision = getattr(found, "vision_config", found)
+    assert_tower(f"vision_tower: {source}", vision.model_type)
     with torch.device("meta"):
-        kind = type(AutoModel.from_config(getattr(found, "vision_config", found)))
-    return load_checkpoint(kind, source, dtype, TEXT_HALF, attn_implementation=attention).train()
+        kind = type(AutoModel.from_config(vision))
+    inside = stated if vision is found else {"vision_config": stated or {}}
+    return load_checkpoint(kind, source, dtype, TEXT_HALF, inside, attn_implementation=attention).train()
 
 
-def load_decoder(source: str, dtype: Dtype, attention: str) -> tuple[Any, Any, int | None]:
+def assert_tower(where: str, kind: str) -> None:
+    """Refuse a model type that is none of ``TOWERS``.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if kind not in TOWERS:
+        raise ValueError(f"{where}: found '{kind}', expected {sorted(TOWERS)}")
+
+
+def assert_decoder(where: str, config: Any) -> None:
+    """Refuse a language model that cannot stand in a LLaVA, before its weights are read.
+
+    Raises:
+        ValueError: it is no causal language model, or has no decoder whose token embeddings may be replaced.
+    """
+    expected = "a decoder with rotary positions and token embeddings of its own, such as llama, mistral or qwen2"
+    error = ValueError(f"{where}: found a model of type '{config.model_type}', expected {expected}")
+    try:
+        with torch.device("meta"):
+            decoder = AutoModelForCausalLM.from_config(config).base_model
+    except Exception as refused:  # the library has many ways to say that it has no such class, or that sizes do not fit
+        if type(config) in AutoModelForCausalLM._model_mapping:
+            raise ValueError(f"{where}: {str(refused).splitlines()[0]}") from refused
+        raise error from refused
+    takes = inspect.signature(decoder.forward).parameters
+    if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "rotary_emb")) or "position_ids" not in takes:
+        raise error
+
+
+def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> tuple[Any, Any, int | None]:
     """A decoder, its output layer and, from the checkpoint of a LLaVA, the id of its image token.
 
     Raises:
@@ -144,9 +188,10 @@ def load_decoder(source: str, dtype: Dtype, attention: str) -> tuple[Any, Any, i
     """
     found = read_config(source)
     if isinstance(found, LlavaConfig):
-        whole = load_llava(source, dtype, attention)
+        whole = load_llava(source, dtype, attention, {"text_config": stated or {}})
         return whole.model.language_model, whole.lm_head, int(whole.config.image_token_id)
-    language = load_checkpoint(AutoModelForCausalLM, source, dtype, attn_implementation=attention).train()
+    assert_decoder(f"language_model: {source}", found)
+    language = load_checkpoint(AutoModelForCausalLM, source, dtype, (), stated, attn_implementation=attention).train()
     return language.base_model, language.get_output_embeddings(), None
 
 
@@ -178,11 +223,11 @@ def assemble(
     if on_meta_device():
         return new_llava(llava_config(values, shipped_tokenizer), dtype, attention)
     if isinstance(vision_tower, str):
-        tower = load_tower(vision_tower, dtype, attention)
+        tower = load_tower(vision_tower, dtype, attention, values.get("vision_config"))
         assert_stated(vision_tower, values.get("vision_config"), tower.config, where="config.vision_config")
         values["vision_config"] = tower.config
     if isinstance(language_model, str):
-        decoder, head, image_token = load_decoder(language_model, dtype, attention)
+        decoder, head, image_token = load_decoder(language_model, dtype, attention, values.get("text_config"))
         assert_stated(language_model, values.get("text_config"), decoder.config, where="config.text_config")
         values["text_config"] = decoder.config
         if image_token is not None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
+
+from umm_zoo.backbones.stored_config import assert_model_type, complete_transformers, config_of
+from umm_zoo.backbones.weight_files import assert_readable
 
 
 def on_meta_device() -> bool:
@@ -45,28 +50,55 @@ def torch_dtype(name: str) -> torch.dtype:
     return expected[name]
 
 
-def load_checkpoint(kind: Any, source: str, dtype: str, optional: Collection[str] = (), **settings: Any) -> Any:
+def load_checkpoint(
+    kind: Any, source: str, dtype: str, optional: Collection[str] = (), stated: Mapping[str, Any] | None = None, **settings: Any
+) -> Any:
     """``kind.from_pretrained`` of transformers, refusing weights that do not fill the model exactly.
+
+    Files and configuration are looked at before the weights are read.
 
     Args:
         kind: class of the library.
         source: name or folder.
         dtype: of the weights; ``auto`` is the checkpoint's own.
         optional: prefixes of tensors in the file that this model leaves out on purpose.
+        stated: configuration in the experiment; it fills in what the stored one leaves open.
         settings: further arguments of ``from_pretrained``.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: tensors are missing, unexpected or of another shape.
+        ValueError: tensors are missing, unexpected or of another shape; a file or the configuration is not fit for it.
     """
     settings |= {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), "ignore_mismatched_sizes": True}
-    try:
+    where = {key: settings[key] for key in ("subfolder",) if settings.get(key)}
+    assert_readable(Path(source, settings.get("subfolder") or ""), settings.get("variant"))
+    with one_line(source, f"a name or folder with weights of {kind.__name__}"):
+        stored = PreTrainedConfig.get_config_dict(source, **where)[0]
+    if hasattr(getattr(kind, "config_class", None), "model_type"):
+        stored.setdefault("model_type", kind.config_class.model_type)
+    assert_model_type(source, stored, kind)
+    if complete_transformers(source, stored, stated or {}):
+        settings["config"] = config_of(kind, stored)
+    with one_line(source, f"a name or folder with weights of {kind.__name__}"):
         model, info = kind.from_pretrained(source, output_loading_info=True, **settings)
-    except OSError as error:
-        expected = f"a name or folder with weights of {kind.__name__} ({str(error).splitlines()[0]})"
-        raise FileNotFoundError(f"found '{source}', expected {expected}") from error
     assert_complete(source, info, optional)
     return model
+
+
+@contextmanager
+def one_line(source: str | Path, expected: str) -> Iterator[None]:
+    """Make what a library raises over files into one line; each reader stumbles with a class of its own.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: something that cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(f"found '{source}', expected {expected} ({reason})") from error
 
 
 def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Collection[str] = ()) -> None:
@@ -126,6 +158,8 @@ def assert_stated(
     """
     for key, value in (stated or {}).items():
         own = found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
+        if key == "rope_theta" and own is None:  # the library's older name of it
+            own = (getattr(found, "rope_parameters", None) or {}).get(key)
         if isinstance(value, Mapping) and own is not None:
             assert_stated(source, value, own, ignored, f"{where}.{key}")
         elif key not in ignored and not key.startswith("_") and _plain(own) != _plain(value):

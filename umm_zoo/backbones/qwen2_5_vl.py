@@ -135,7 +135,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             built = read_config(config) if config is not None else Qwen2_5_VLConfig.from_pretrained(source)
             layout = patch_layout(built, min_tokens, max_tokens)
             return cls(_new_model(built, dtype, attention), None, layout, system_prompt, gradient_checkpointing)
-        model = load_checkpoint(Qwen2_5_VLForConditionalGeneration, source, dtype, attn_implementation=attention)
+        model = load_checkpoint(Qwen2_5_VLForConditionalGeneration, source, dtype, (), config, attn_implementation=attention)
         assert_stated(source, config, model.config, UNDECLARED)
         reader = load_tokenizer(tokenizer_source(source, tokenizer))
         match_tokenizer(model.config, reader, model.config.to_dict())

@@ -12,6 +12,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from umm_zoo.backbones.loading import assert_known
 from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.templates import QwenChat, special_id
+from umm_zoo.backbones.tokenizer import assert_vocabulary
 
 #: Keys of published files that the library reads, or leaves unread, though its classes do not declare them.
 UNDECLARED = {"rope_scaling", "rope_theta", "in_chans", "spatial_patch_size", "tie_word_embeddings"}
@@ -80,9 +81,7 @@ def match_tokenizer(config: Any, tokenizer: PreTrainedTokenizerBase, stated: Map
         if stated.get(name, own) != own:
             raise ValueError(f"config.{name}: found {stated[name]}, expected {own}, the tokenizer's '{token}'")
         setattr(config, name, own)
-    if config.text_config.vocab_size < len(tokenizer):
-        found, expected = config.text_config.vocab_size, f"{len(tokenizer)} (the tokenizer's tokens) or more"
-        raise ValueError(f"config.text_config.vocab_size: found {found}, expected {expected}")
+    assert_vocabulary(tokenizer, config.text_config.vocab_size)
 
 
 def patch_layout(config: Any, min_tokens: int | None, max_tokens: int | None, source: str | None = None) -> PatchLayout:

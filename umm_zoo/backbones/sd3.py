@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.image_decoder import NUM_TRAIN_TIMES, ImageDecoder
-from umm_zoo.backbones.loading import find_source, on_meta_device
+from umm_zoo.backbones.loading import find_source, load_checkpoint, on_meta_device
 
 
 class MaskedJointAttention:
@@ -88,17 +88,18 @@ class StableDiffusion3(DiffusersNetwork, ImageDecoder):
         subfolder: str | None = None,
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        variant: str | None = None,
         pooled_from: str | Path | None = None,
     ) -> Self:
         """As ``DiffusersNetwork.from_pretrained``.
 
         Args:
-            source, config, subfolder, dtype, gradient_checkpointing: see there.
+            source, config, subfolder, dtype, gradient_checkpointing, variant: see there.
             pooled_from: the pipeline whose two CLIP text encoders give the constant; None is zeros.
         """
-        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing)
+        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant)
         if pooled_from is not None and not on_meta_device():
-            decoder.pooled.copy_(pooled_of_nothing(pooled_from))
+            decoder.pooled.copy_(pooled_of_nothing(pooled_from, variant))
         return decoder
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -119,17 +120,19 @@ class StableDiffusion3(DiffusersNetwork, ImageDecoder):
 
 
 @torch.no_grad()
-def pooled_of_nothing(source: str | Path) -> Tensor:
+def pooled_of_nothing(source: str | Path, variant: str | None = None) -> Tensor:
     """The pooled vector of the empty string, CLIP-L's beside CLIP-G's, ``[768 + 1280]`` in SD3's pipelines.
 
     Args:
         source: a pipeline's folder or name, with ``text_encoder``, ``text_encoder_2`` and their tokenizers.
+        variant: of their files.
     """
     source = find_source(source)
     parts = []
     for suffix in ("", "_2"):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
-        encoder: Any = CLIPTextModelWithProjection.from_pretrained(source, subfolder=f"text_encoder{suffix}")
+        where: dict[str, Any] = {"subfolder": f"text_encoder{suffix}"} | ({"variant": variant} if variant else {})
+        encoder: Any = load_checkpoint(CLIPTextModelWithProjection, source, "float32", **where)
         length = encoder.config.max_position_embeddings
         ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         parts.append(encoder.eval()(ids).text_embeds[0].float())

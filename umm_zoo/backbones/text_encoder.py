@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.t5 import T5Config, T5EncoderModel
 
 from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
-from umm_zoo.backbones.tokenizer import TextEncoding, tokenizer_source
+from umm_zoo.backbones.tokenizer import TextEncoding, assert_vocabulary, tokenizer_source
 from umm_zoo.batch import Tokens
 
 
@@ -37,6 +37,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.model, self.text, self.max_length = model, text, max_length
         self.width: int = model.config.d_model
+        assert_vocabulary(text.tokenizer, model.config.vocab_size)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], max_length: int = 64, dtype: str = "float32") -> Self:
@@ -65,7 +66,7 @@ class TextEncoder(nn.Module):
         Args:
             source: folder or name; a file of the whole T5 loads too, its decoder being left out. The tokenizer is the one inside,
                 or the shipped one where a folder holds none.
-            config: for the meta device.
+            config: for the meta device; elsewhere it fills in what the stored configuration leaves open.
             max_length, dtype: see ``from_config``.
 
         Raises:
@@ -74,7 +75,7 @@ class TextEncoder(nn.Module):
         if config is not None and on_meta_device():
             return cls.from_config(config, max_length, dtype)
         found = find_source(source)
-        model = load_checkpoint(T5EncoderModel, found, dtype, optional=("decoder.", "lm_head."))
+        model = load_checkpoint(T5EncoderModel, found, dtype, ("decoder.", "lm_head."), config)
         return cls(model, TextEncoding(tokenizer_source(found)), max_length)
 
     def forward(self, texts: list[str]) -> Tokens:

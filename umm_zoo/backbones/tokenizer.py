@@ -36,12 +36,25 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
         )  # fmt: skip
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the tokenizers library raises the bare class over files that are none
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise FileNotFoundError(f"tokenizer: found '{source}', expected a model name or folder with one ({reason})") from error
     if tokenizer.pad_token is None:  # Llama and Vicuna have none; padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def assert_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings; spare embeddings are usual.
+
+    Raises:
+        ValueError: an id has no embedding.
+    """
+    ids = tokenizer.get_vocab()
+    beyond = sorted(ids.items(), key=lambda item: item[1])[-1]
+    if beyond[1] >= size:
+        added = f", such as '{beyond[0]}'; added tokens need rows of their own: model.resize_token_embeddings, then save both"
+        raise ValueError(f"tokenizer: found ids up to {beyond[1]}, expected fewer than the language model's {size}{added}")
 
 
 def tokenizer_source(source: str | Path, stated: str | None = None) -> str | None:
@@ -76,11 +89,11 @@ class TextEncoding:
         Raises:
             ValueError: it has more tokens than the tower, or the tower pools at another end token.
         """
-        own, end = len(self.tokenizer), self.tokenizer.eos_token_id
+        assert_vocabulary(self.tokenizer, text_config.vocab_size)
+        end = self.tokenizer.eos_token_id
         # 2 is the wrong value of CLIP's first public configs; the library then pools at the largest id, which is the end token
-        if own > text_config.vocab_size or text_config.eos_token_id not in (end, 2):
-            expected = f"the text tower's {text_config.vocab_size} with id {text_config.eos_token_id} at the end"
-            raise ValueError(f"tokenizer: found {own} tokens with id {end} at the end, expected {expected}")
+        if text_config.eos_token_id not in (end, 2):
+            raise ValueError(f"tokenizer: found id {end} at the end, expected the text tower's {text_config.eos_token_id}")
 
     def __call__(self, texts: list[str], length: int, trimmed: bool = False) -> Tensor:
         """Ids ``[len(texts), length]``, or as long as the longest of them if ``trimmed``; longer texts lose words, not the end."""
