@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn, split_answer, task_of
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, several
 
 
 class Grid(NamedTuple):
@@ -82,6 +82,7 @@ class Batch:
     ahead: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
+        several("Batch.keys", self.keys)
         size = len(self.keys)
         self.image_counts = self.image_counts or [0] * size
         self.meta = self.meta or [{} for _ in range(size)]
@@ -146,13 +147,23 @@ def request_batch(prompts: Sequence[str], images: Sequence[Sequence[Tensor]] | N
 
     Raises:
         ValueError: as many groups of images as prompts are needed, images of one size.
+        UserError: a single text or image stands where a list belongs, or a prompt has markers for other images than its own.
     """
-    shown = [[] for _ in prompts] if images is None else [list(group) for group in images]
+    several("prompts", prompts)
+    several("images", () if images is None else images, object)
+    groups: Iterable[Any] = [[] for _ in prompts] if images is None else images
+    shown = [list(group) if isinstance(group, Iterable) else [group] for group in groups]
+    for image in (image for group in shown for image in group):
+        if not isinstance(image, Tensor) or image.ndim != 3:
+            found = f"a tensor {list(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+            raise UserError("images", found, "for each prompt a list of images, tensors [3, H, W] in [-1, 1]")
     if len(shown) != len(prompts):
         raise ValueError(f"found {len(prompts)} prompts and {len(shown)} groups of images")
     conversations: list[Conversation] = []
     tasks: list[Task] = []
-    for prompt, group in zip(prompts, shown, strict=True):
+    for row, (prompt, group) in enumerate(zip(prompts, shown, strict=True)):
+        if (markers := prompt.count(IMAGE_MARKER)) not in (0, len(group)):
+            raise UserError("", f"{markers} {IMAGE_MARKER} markers", f"{len(group)}, one for each image of the row", row=row)
         marked = prompt if IMAGE_MARKER in prompt else "\n".join([IMAGE_MARKER] * len(group) + ([prompt] if prompt else []))
         conversations.append([Turn(role="user", text=marked)])
         empty = Task.RECONSTRUCT if group else Task.UNCONDITIONAL

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -131,6 +132,19 @@ def locating(file: str | Path = "", place: str = "", refusals: tuple[type[Except
         refused = UserError(place, str(error) or type(error).__name__)
         refused.locate(file)
         raise refused from error
+
+
+def several(where: str, values: Any, kind: type = str) -> None:
+    """Refuse a single text (a file, a tensor) where a list belongs, which would be taken letter by letter (row by row).
+
+    Raises:
+        UserError: ``values`` is no list, or holds something else than ``kind``.
+    """
+    if isinstance(values, (str, bytes, os.PathLike, Mapping)) or not isinstance(values, Iterable):
+        raise UserError(where, f"a single {type(values).__name__}", f"a list of {kind.__name__}", "put it in brackets")
+    odd = next((value for value in values if not isinstance(value, kind)), None) if isinstance(values, Sequence) else None
+    if odd is not None or hasattr(values, "ndim"):
+        raise UserError(where, f"a {type(values if odd is None else odd).__name__}", f"a list of {kind.__name__}")
 
 
 class Outcome:

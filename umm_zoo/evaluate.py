@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
-from umm_zoo.errors import UserError, did_you_mean, user_errors
+from umm_zoo.errors import UserError, did_you_mean, several, user_errors
 from umm_zoo.training.finished_run import load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances
@@ -57,6 +57,7 @@ def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str]
     Raises:
         UserError: no such run or suite, or an override that does not fit.
     """
+    several("words", words)
     if suite not in SUITES:
         raise UserError(source, f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))
     run = load_run(source, overrides)

@@ -7,13 +7,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from umm_zoo.errors import UserError, user_errors
+from umm_zoo.errors import UserError, print_error, user_errors
 from umm_zoo.generation import COMMANDS
 from umm_zoo.generation.base import Command
-from umm_zoo.generation.requests import Request, Result
-from umm_zoo.training.finished_run import load_run
-from umm_zoo.training.run_folder import writing
+from umm_zoo.generation.options import MAX_SEED, escaped, whole
+from umm_zoo.generation.progress import progress
+from umm_zoo.generation.requests import Request, Result, check_images
+from umm_zoo.training.finished_run import FinishedRun, load_run
+from umm_zoo.training.report import circumstances
+
+if TYPE_CHECKING:
+    from umm_zoo.generation.model import Model
 
 HELP = """examples:
   python -m umm_zoo.generate runs/shapes caption one.png two.png
@@ -27,7 +33,11 @@ HELP = """examples:
 
 RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."} (caption and
 reconstruct need no question; where images are generated, the question is the prompt, and a .txt file holds a prompt per line); its
-paths start from the file's own folder. --out DIR also writes results.jsonl and grid.png, and every image that was made."""
+paths start from the file's own folder. A line may have its own settings, named as the options of the command: "seed": 3,
+"steps": 20, "size": "512x768". An image depends on its request and seed alone, whatever else is asked for.
+
+--out DIR also writes results.jsonl (of each result the request, its settings, its files, and what made it), grid.png, and every
+image that was made. Where DIR holds anything, a new folder is made beside it: DIR-2, DIR-3 ..."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,30 +45,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command = COMMANDS[arguments.command]
     with user_errors(arguments.traceback) as outcome:
-        if arguments.batch_size < 1:
-            raise UserError("--batch-size", f"{arguments.batch_size}", "a positive whole number")
-        requests = (
-            command.read(Path(arguments.batch), arguments) if arguments.batch else command.requests(arguments.words, arguments)
-        )
-        requests = [replace(request, seed=arguments.seed + number) for request in requests for number in range(arguments.num)]
-        for path in (path for request in requests for path in request.images):
-            if not path.is_file():
-                raise UserError(path, "no such file", "an image")
-        results = []
-        for result in generate(arguments.run, command, requests, arguments):
-            _print(result, command.prints_question)
-            results.append(result)
+        if arguments.out == "":
+            raise UserError("--out", "''", "a folder")
+        batch_size = whole("", 1, 100_000).read(arguments.batch_size, "--batch-size")
+        requests = [one for request in command.requests(arguments.words, arguments) for one in _seed_after_seed(request)]
+        check_images(requests)
+        run = load_run(arguments.run)
+        results = generate(run, command, requests, batch_size, arguments.device)
         if arguments.out:
-            from umm_zoo.generation.results import write_results
-
-            with writing(arguments.out, "--out DIR with a folder that can be written"):
-                write_results(results, Path(arguments.out))
-            print(f"written to {arguments.out}")
+            about = {"run": arguments.run, "step": run.checkpoint["global_step"], "commit": circumstances()["commit"]}
+            _write(results, len(requests), Path(arguments.out), about, command.prints_question)
+        else:
+            for result in results:
+                _print(result, command.prints_question)
     return outcome.code
 
 
+def _seed_after_seed(request: Request) -> list[Request]:
+    """The requests that one with a ``num`` stands for."""
+    settings = dict(request.settings)
+    num, seed = settings.pop("num", 1), settings["seed"]
+    if seed + num - 1 > MAX_SEED:
+        raise UserError(request.place or "--seed", f"seed {seed} for {num} images", f"a last seed of at most {MAX_SEED}")
+    return [replace(request, settings={**settings, "seed": seed + k}) for k in range(num)]
+
+
+def _write(results: Iterator[Result], count: int, out: Path, about: dict[str, Any], with_question: bool) -> None:
+    """Print the results and keep them in a folder, each as soon as it is there."""
+    from umm_zoo.generation.results import ResultsFolder
+
+    with ResultsFolder(out, count, about) as folder:
+        for result in results:
+            _print(result, with_question)
+            folder.add(result)
+    other = "" if folder.path == out else f"; {out} holds something else"
+    print(f"written to {folder.path}{other}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print_error(UserError(self.prog, escaped(message), hint="--help shows the words and options"))
+        raise SystemExit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m umm_zoo.generate",
         description="Use a finished run.",
         epilog=HELP,
@@ -71,43 +104,60 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("words", nargs="*", metavar="WORD", help="images and text")
         own.add_argument("--batch", metavar="FILE", help="take the requests from the lines of a JSONL file")
         own.add_argument("--out", metavar="DIR", help="write results.jsonl and grid.png")
-        own.add_argument("--batch-size", type=int, default=16, metavar="N", help="requests at a time (default: 16)")
+        own.add_argument("--batch-size", default=16, metavar="N", help="requests at a time (default: 16)")
         own.add_argument("--device", default="cpu", help="default: %(default)s")
         own.add_argument("--traceback", action="store_true", help="show where an error line comes from")
-        own.set_defaults(seed=0, num=1)  # where the command has no such option
         command.add_arguments(own)
     return parser
 
 
-def generate(source: str | Path, command: Command, requests: Sequence[Request], arguments: argparse.Namespace) -> Iterator[Result]:
-    """Load the run and do what is asked, batch by batch.
+def generate(
+    run: FinishedRun, command: Command, requests: Sequence[Request], batch_size: int = 16, device: str = "cpu"
+) -> Iterator[Result]:
+    """Do what is asked of a run, batch by batch, in the order of the requests.
 
     Raises:
-        UserError: no such run, its method cannot do it, or a request does not suit it.
+        UserError: its method cannot do it, or a request does not suit it.
     """
-    import torch
-
     from umm_zoo.generation.model import load_model
 
-    model = load_model(load_run(source), arguments.device)
-    for start in range(0, len(requests), arguments.batch_size):
-        rows = list(requests[start : start + arguments.batch_size])
-        try:
-            with torch.no_grad():
-                done = command.run(model, rows, arguments)
-        except UserError as error:
-            error.locate(source, keys=[row.name for row in rows])
+    model = load_model(run, device)
+    with progress(len(requests), not command.out) as advance:
+        for rows in model.batches(requests, batch_size):
+            for result in _run(run, command, model, rows):
+                yield result
+                advance()
+
+
+def _run(run: FinishedRun, command: Command, model: Model, rows: list[Request]) -> list[Result]:
+    """Results of a batch; where its error does not say which request it is about, the requests are tried one by one."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return command.run(model, rows)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # the CPU's has no class
             raise
-        except ValueError as error:
-            raise UserError(source, f"{rows[0].question}: {error}") from error
-        yield from done
+        found = f"too little memory for {len(rows)} requests at a time"
+        raise UserError(rows[0].name, found, "fewer (--batch-size) or smaller images", file=run.path) from error
+    except UserError as error:
+        error.locate(run.path, rows[0].name if error.row is None else "", [row.name for row in rows])
+        raise
+    except ValueError as error:
+        if len(rows) > 1:
+            for row in rows:
+                _run(run, command, model, [row])
+        raise UserError(rows[0].name, str(error), file=run.path) from error
 
 
 def _print(result: Result, with_question: bool) -> None:
+    """An answer, with what does not print as escapes: models say anything."""
     if result.answer is None:
         return
-    names = " ".join(str(path) for path in result.request.images)
-    text = f"{result.request.question}\n  {result.answer}" if with_question else result.answer
+    names = escaped(" ".join(map(str, result.request.images)))
+    answer = "\n".join(map(escaped, result.answer.split("\n")))
+    text = f"{escaped(result.request.question)}\n  {answer}" if with_question else answer
     print(f"{names}: {text}" if names else text, flush=True)
 
 

@@ -17,7 +17,7 @@ from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint
-from umm_zoo.errors import UserError, did_you_mean
+from umm_zoo.errors import UserError, did_you_mean, several
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import use_folders
 from umm_zoo.objectives.step import StepMeans, check_finite
@@ -117,6 +117,7 @@ class Method(LightningModule, ABC):
             UserError: a name is not a part, or one that this method never trains.
             ValueError: a parameter stands in no part or in two.
         """
+        several("training.trained", trained)
         parts = self.parts()
         for name in trained:
             if name not in parts:

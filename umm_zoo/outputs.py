@@ -6,6 +6,7 @@ nothing else, so that any method that has the function can be used, a stranger's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 
 #: Outputs that cost a further pass of the model; they are made only where a metric of the run reads them.
 ON_REQUEST = frozenset({"attention", "unchanged"})
@@ -109,12 +111,24 @@ class Sampling:
         guidance: how strongly the request is followed; 1 is no guidance.
         image_guidance: how strongly the input images are, for methods that guide towards them apart.
         size: height and width in pixels.
+
+    Raises:
+        UserError: fewer than one step or pixel, or a guidance that is not finite.
     """
 
     num_steps: int | None = None
     guidance: float | None = None
     image_guidance: float | None = None
     size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None and self.num_steps < 1:
+            raise UserError("num_steps", f"{self.num_steps}", "1 or more")
+        for name in ("guidance", "image_guidance"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise UserError(name, f"{getattr(self, name)}", "a finite number")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError("size", f"{self.size[0]} x {self.size[1]} px", "1 or more")
 
 
 @runtime_checkable
@@ -138,7 +152,7 @@ class Reconstructs(Protocol):
     """A method that makes an image again from what its model makes of it."""
 
     def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """``[M, 3, H, W]`` again, in [-1, 1]."""
+        """``[M, 3, H, W]`` again, in [-1, 1]; one image at a time depends on itself and the seed alone."""
 
     def round_trip(self, images: Tensor) -> Tensor:
         """The best that a reconstruction could be: the images through the codec alone."""

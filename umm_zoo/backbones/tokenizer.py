@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from umm_zoo.errors import several
+
 #: The tokenizer that is shipped with the package (see the card beside it).
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tokenizer"
 
@@ -95,8 +97,14 @@ class TextEncoding:
         if text_config.eos_token_id not in (end, 2):
             raise ValueError(f"tokenizer: found id {end} at the end, expected the text tower's {text_config.eos_token_id}")
 
+    def length(self, text: str) -> int:
+        """Tokens of a text with its end token."""
+        ids = self.tokenizer(text)["input_ids"]
+        return len(ids) + (not ids or ids[-1] != self.tokenizer.eos_token_id)
+
     def __call__(self, texts: list[str], length: int, trimmed: bool = False) -> Tensor:
         """Ids ``[len(texts), length]``, or as long as the longest of them if ``trimmed``; longer texts lose words, not the end."""
+        several("texts", texts)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         longest = 1
         rows = torch.full((len(texts), length), pad, dtype=torch.long)

@@ -21,6 +21,7 @@ from torch import Tensor
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import IMAGE_MARKER, Turn
 from umm_zoo.callbacks.samples import from_pil, to_pil
+from umm_zoo.errors import UserError, several
 
 Verdict = Literal["first", "second", "tie"]
 #: Outcomes by the verdicts with one's own caption first and second; every other pair of verdicts is a tie.
@@ -128,6 +129,12 @@ def compare_captions(judge: Judge, images: Tensor | Sequence[Image.Image], own: 
 
     Tensors are ``[B, 3, H, W]`` in [-1, 1]; a ``ValueError`` where the numbers of images and captions differ.
     """
+    several("own", own)
+    several("other", other)
+    if not isinstance(images, Tensor):
+        several("images", images, Image.Image)
+    elif images.ndim != 4:
+        raise UserError("images", f"a tensor {list(images.shape)}", "[B, 3, H, W]")
     shown = [to_pil(image) if isinstance(image, Tensor) else image for image in images]
     if not len(shown) == len(own) == len(other):
         raise ValueError(f"compare_captions: found {len(shown)} images, {len(own)} and {len(other)} captions")

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, several
 from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
 from umm_zoo.experiment.types import describe, mismatches
 
@@ -140,6 +140,8 @@ def experiment_from(
     tree: Mapping[str, Any], file: str | Path, folders: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Experiment:
     """An experiment from an unresolved (or stored) dict; see ``load_experiment``."""
+    several("folders", folders)
+    several("overrides", overrides)
     use_folders([os.getcwd(), *folders])  # dotted paths find what lies beside the files and in the current directory
     tree = {"seed": 0, **tree}  # so that ${seed} leads somewhere in a file that does not state it
     for override in overrides:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umm_zoo.errors import UserError
 from umm_zoo.generation.base import Command
-from umm_zoo.generation.requests import Request, Result, read_requests
+from umm_zoo.generation.options import MAX_SEED, number, whole
+from umm_zoo.generation.requests import Request, Result
 
 if TYPE_CHECKING:
     from umm_zoo.generation.model import Model
+
+#: Images of a request at most.
+MANY = 1000
 
 
 class Ask(Command):
@@ -20,28 +25,37 @@ class Ask(Command):
 
     help = "answer a question: ask [IMAGE ...] QUESTION"
     prints_question = True
+    num_images = (0, MANY)
+    options = {
+        "max_new_tokens": whole("longest answer", 1, 100_000, 64),
+        "temperature": number("0 takes the likeliest word", 0, 100, 0.0),
+        "seed": whole("of the words drawn at a temperature above 0", 0, MAX_SEED, 0),
+    }
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Length and temperature."""
-        parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
-        parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest word (default)")
-
-    def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
+    def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
         """One request."""
-        if not words or Path(words[-1]).is_file():
+        if not words or not words[-1].strip() or os.path.isfile(words[-1]):
             raise UserError("ask", "no question", "ask [IMAGE ...] QUESTION, the question last and in quotes")
-        return [Request([Path(word) for word in words[:-1]], words[-1])]
+        return [([Path(word) for word in words[:-1]], words[-1])]
 
-    def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
-        """Answer a batch of questions."""
+    def run(self, model: Model, requests: list[Request]) -> list[Result]:
+        """Answer a batch of questions; drawn words depend on the request and its seed alone."""
+        import torch
+
         from umm_zoo.batch import Task
         from umm_zoo.outputs import Answers
 
         if not isinstance(model.method, Answers):
             raise model.cannot("answer", Answers)
-        batch = replace(model.batch_of(requests), tasks=[Task.QUESTION] * len(requests))
-        answers = model.method.answer(batch, arguments.max_new_tokens, arguments.temperature)
-        return [Result(request, text) for request, text in zip(requests, answers, strict=True)]
+        longest, temperature = requests[0].settings["max_new_tokens"], requests[0].settings["temperature"]
+        results = []
+        for rows in [requests] if temperature == 0 else [[request] for request in requests]:
+            batch = replace(model.batch_of(rows), tasks=[Task.QUESTION] * len(rows))
+            with torch.random.fork_rng():
+                torch.manual_seed(rows[0].settings["seed"])
+                answers = model.method.answer(batch, longest, temperature)
+            results += [Result(request, text) for request, text in zip(rows, answers, strict=True)]
+        return results
 
 
 class Caption(Ask):
@@ -49,18 +63,19 @@ class Caption(Ask):
 
     help = "describe images: caption IMAGE ..."
     prints_question = False
+    num_images = (1, MANY)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The prompt."""
         super().add_arguments(parser)
         parser.add_argument("--prompt", default="Describe the image.", metavar="TEXT", help="default: %(default)s")
 
-    def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
+    def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
         """One request per image."""
         if not words:
             raise UserError("caption", "no image", "caption IMAGE ...")
-        return [Request([Path(word)], arguments.prompt) for word in words]
+        return [([Path(word)], arguments.prompt) for word in words]
 
-    def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
-        """The images of each line under the prompt, or under the line's own question."""
-        return read_requests(file, arguments.prompt)
+    def default_question(self, arguments: argparse.Namespace) -> str:
+        """The prompt, where a line has no question of its own."""
+        return str(arguments.prompt)

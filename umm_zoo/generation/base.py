@@ -4,32 +4,102 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from umm_zoo.generation.requests import Request, Result, read_requests
+from umm_zoo.errors import UserError
+from umm_zoo.generation.options import Option, checked_text
+from umm_zoo.generation.requests import Request, Result, check_keys, images_in, question_in, read_rows
 
 if TYPE_CHECKING:
     from umm_zoo.generation.model import Model
 
 
 class Command(ABC):
-    """Command to a finished run, with one line of help; ``prints_question`` puts the question before a printed answer."""
+    """Command to a finished run.
 
-    help: str
-    prints_question: bool = False
+    Attributes:
+        help: one line.
+        options: settings of a request by name; they are options of the command line and keys of a batch file's lines.
+        num_images: fewest and most images of a request.
+        asks: whether a request has a text of its own.
+        may_be_empty: whether that text may be.
+        plain_files: whether a ``.txt`` file may hold a text per line.
+        prints_question: whether the question stands before a printed answer.
+        out: folder of the results where none is said.
+    """
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - a command may have none
-        """Options of this command alone."""
+    help: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]]
+    num_images: ClassVar[tuple[int, int]]
+    asks: ClassVar[bool] = True
+    may_be_empty: ClassVar[bool] = False
+    plain_files: ClassVar[bool] = False
+    prints_question: ClassVar[bool] = False
+    out: ClassVar[str | None] = None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The options; their values are checked by ``settings``."""
+        for name, option in self.options.items():
+            default = "" if option.default is None else f" (default: {option.default})"
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=option.metavar, help=option.help + default)
+        parser.set_defaults(out=self.out)
+
+    def settings(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        """The settings of the command line; a ``UserError`` where one cannot be."""
+        given = {name: getattr(arguments, name) for name in self.options}
+        return {
+            name: option.default if given[name] is None else option.read(given[name], f"--{name.replace('_', '-')}")
+            for name, option in self.options.items()
+        }
+
+    def default_question(self, arguments: argparse.Namespace) -> str | None:
+        """The text of a line without one; None where every line needs its own."""
+        return None if self.asks else ""
 
     @abstractmethod
+    def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
+        """Images and text of each request on the command line; a ``UserError`` where the words make no sense."""
+
     def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
-        """The words behind the command as requests; a ``UserError`` where they make no sense."""
+        """The requests of the command line, or of the lines of its batch file.
 
-    def read(self, file: Path, arguments: argparse.Namespace) -> list[Request]:
-        """The lines of a batch file as requests; a ``UserError`` where one is none."""
-        return read_requests(file)
+        Raises:
+            UserError: a word, a line or a setting cannot be used.
+        """
+        settings = self.settings(arguments)
+        if arguments.batch is None:
+            requests = [Request(images, text, dict(settings)) for images, text in self.words(words, arguments)]
+        elif words:
+            raise UserError("--batch", "further words beside a file", "the file alone, whose lines hold the requests")
+        else:
+            file = Path(arguments.batch)
+            plain = self.plain_files and file.suffix.lower() == ".txt"
+            requests = [self._request(row, file, place, settings, arguments) for place, row in read_rows(file, plain)]
+        for request in requests:
+            place = request.place or arguments.command
+            if not checked_text(request.question, place, "a text").strip() and self.asks and not self.may_be_empty:
+                raise UserError(place, "an empty question", "a text")
+        return requests
+
+    def _request(
+        self, row: dict[str, Any], file: Path, place: str, settings: dict[str, Any], arguments: argparse.Namespace
+    ) -> Request:
+        """One line."""
+        check_keys(row, ["images", *(["question"] if self.asks else []), *self.options], place)
+        given = {name: row[name] for name in self.options if row.get(name) is not None}
+        own = {name: self.options[name].read(value, f"{place}: {name}") for name, value in given.items()}
+        images, (least, most) = images_in(row, file.parent, place), self.num_images
+        if not least <= len(images) <= most:
+            expected = f"{least}" if least == most else f"{least} or more" if len(images) < least else f"at most {most}"
+            raise UserError(f"{place}: images", f"{len(images)}", f"{expected} for {arguments.command}")
+        return Request(images, question_in(row, self.default_question(arguments), place), {**settings, **own}, place)
 
     @abstractmethod
-    def run(self, model: Model, requests: list[Request], arguments: argparse.Namespace) -> list[Result]:
-        """Results of one batch; a ``UserError`` where the method lacks the capability, or a request does not suit it."""
+    def run(self, model: Model, requests: list[Request]) -> list[Result]:
+        """Results of a batch whose settings differ by their seeds alone.
+
+        Raises:
+            UserError: the method lacks the capability, or a request does not suit it.
+        """

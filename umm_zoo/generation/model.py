@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone
@@ -14,6 +16,7 @@ from umm_zoo.batch import Batch, request_batch
 from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
+from umm_zoo.generation.images import open_image
 from umm_zoo.generation.requests import Request
 from umm_zoo.method import Method
 from umm_zoo.training.finished_run import FinishedRun
@@ -29,6 +32,18 @@ class Model:
     method: Method
     load_image: Callable[[Path], Tensor]
     device: str
+    keeps_sizes: bool = False
+
+    def batches(self, requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
+        """Runs of at most ``size`` requests whose settings differ by their seeds alone and whose images can be stacked."""
+
+        def alike(request: Request) -> tuple[Any, ...]:
+            shapes = {self.load_image(path).shape for path in request.images} if self.keeps_sizes else set()
+            return {**request.settings, "seed": None}, shapes or None
+
+        for _, group in groupby(requests, alike):
+            rows = list(group)
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
     def batch_of(self, requests: Sequence[Request]) -> Batch:
         """A row per request, on the model's device; a ``UserError`` where a file is no image."""
@@ -38,7 +53,7 @@ class Model:
     def cannot(self, action: str, capability: type) -> UserError:
         """The error where the method lacks a capability (a protocol of ``umm_zoo.outputs``)."""
         found = f"a {type(self.method).__name__}, which cannot {action}"
-        return UserError("", found, f"a method that can ({capability.__module__}.{capability.__name__})")
+        return UserError("method", found, f"a method that can ({capability.__module__}.{capability.__name__})")
 
 
 def load_model(run: FinishedRun, device: str) -> Model:
@@ -55,21 +70,15 @@ def load_model(run: FinishedRun, device: str) -> Model:
     except (RuntimeError, AssertionError) as error:  # no such device; a torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UserError("--device", f"'{device}' ({reason})", "a device of this machine: cpu, cuda, cuda:1 ...") from error
-    return Model(method, lambda path: load_image(path, size, resize), device)
+    return Model(method, lambda path: load_image(path, size, resize), device, keeps_sizes=size is None)
 
 
 def load_image(path: Path, size: int | None, resize: Square | None = None) -> Tensor:
-    """An image as ``[3, H, W]`` in [-1, 1]: any file that PIL opens, else a ``UserError``; transparency is laid on white.
+    """An image file as ``[3, H, W]`` in [-1, 1], see ``open_image``.
 
     A ``size`` makes it a square of this edge, as ``resize`` does, or by cutting out the centre.
     """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(path, f"no readable image ({type(error).__name__})", "PNG, JPEG, WebP ...") from error
-    paper = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(paper, image).convert("RGB")
+    image = open_image(path)
     if size is not None:
         image = resize(image, size) if resize else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return from_pil(image)

@@ -2,32 +2,102 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
-
-from PIL import Image
+from types import TracebackType
+from typing import Any, Self
 
 from umm_zoo.callbacks.cards import Card, draw_cards
+from umm_zoo.generation.images import open_image
+from umm_zoo.generation.options import escaped
 from umm_zoo.generation.requests import Result
+from umm_zoo.training.run_folder import writing
+
+#: File of the results.
+LINES = "results.jsonl"
+INSTEAD = "--out DIR with a folder that can be written"
+#: Results that the grid shows at most.
+MAX_CARDS = 64
 
 
-def write_results(results: Sequence[Result], folder: Path) -> None:
-    """``results.jsonl``, one line per request, ``grid.png``, and every image that was made as a file of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "results.jsonl").open("w", encoding="utf-8") as file:
-        for result in results:
-            row = {"images": [str(path) for path in result.request.images], "question": result.request.question}
-            file.write(json.dumps({**row, "answer": result.answer}, ensure_ascii=False) + "\n")
-    cards = []
-    for number, result in enumerate(results):
+class ResultsFolder:
+    """Folder of the results of one call, written as they come.
+
+    ``results.jsonl`` has a line per result, in the order of the requests: input images, question, settings, answer, the files made,
+    and what made them. Every image that was made is a file of its own; ``grid.png`` shows the first ones.
+
+    Args:
+        path: the folder; where it holds anything, a new one beside it, numbered on.
+        count: number of results to come.
+        about: what made them, for every line.
+    """
+
+    def __init__(self, path: Path, count: int, about: Mapping[str, Any]) -> None:
+        with writing(path, INSTEAD):
+            self.path = _new_folder(path)
+        self.about = about
+        self._digits = max(3, len(str(count - 1)))
+        self._count = 0
+        self._cards: list[Card] = []
+
+    def add(self, result: Result) -> None:
+        """Save the images of a result, and then its line."""
+        with writing(self.path, INSTEAD):
+            self._add(result)
+
+    def _add(self, result: Result) -> None:
+        request, files = result.request, {}
         for name, image in result.images.items():
-            image.save(folder / f"{number:03d}-{name.replace(' ', '-')}.png")
-        shown = {}
-        for path in result.request.images:
-            with Image.open(path) as opened:
-                shown[path.name] = opened.convert("RGB")
-        title = ", ".join(path.name for path in result.request.images)
-        cards.append(Card(title, result.request.question, result.answer, "", None, {**shown, **result.images}))
-    if cards:
-        draw_cards(cards, 192, 4).save(folder / "grid.png")
+            files[name] = f"{self._count:0{self._digits}d}-{name.replace(' ', '-')}.png"
+            image.save(self.path / files[name])
+        made = next(iter(result.images.values()), None)
+        row: dict[str, Any] = {
+            "images": [escaped(str(path)) for path in request.images],
+            "question": request.question,
+            **request.settings,
+            **({"size": f"{made.height}x{made.width}"} if made else {}),
+            "answer": result.answer,
+            "files": list(files.values()),
+            **self.about,
+        }
+        with (self.path / LINES).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        self._count += 1
+        if len(self._cards) < MAX_CARDS:
+            inputs = {escaped(path.name): open_image(path) for path in request.images}
+            self._cards.append(Card(", ".join(inputs), request.question, result.answer, "", None, {**inputs, **result.images}))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Draw the grid; a call that made nothing leaves no folder."""
+        if self._cards:
+            with writing(self.path, INSTEAD):
+                draw_cards(self._cards, 192, 4).save(self.path / "grid.png")
+        else:
+            (self.path / LINES).unlink()
+            self.path.rmdir()
+
+
+def _new_folder(path: Path) -> Path:
+    """A folder of this call alone, whatever others do meanwhile: ``path`` if it is new or empty, else numbered on."""
+    path = path if path.name not in ("", "..") else path.resolve()
+    if not path.name:
+        raise NotADirectoryError(errno.EROFS, "the root", str(path))
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not folder.exists() or (number == 1 and folder.is_dir() and not os.listdir(folder)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / LINES).touch(exist_ok=False)
+                return folder
+            except FileExistsError:
+                continue  # another call was faster
+        elif not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    raise AssertionError

@@ -59,7 +59,7 @@ class Bridge(Method):
         self.vlm = vlm
 
     def join(self) -> None:
-        """Join the blocks, once all are there: sizes, the pathway's layers, scale of the condition, first queries, what is frozen.
+        """Join the blocks, once all are there: sizes, the pathway's layers, the scale of the condition, what is frozen for good.
 
         Raises:
             ValueError: sizes of the blocks disagree.
@@ -78,7 +78,6 @@ class Bridge(Method):
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
         self.pathway.attach(self.vlm)
         self.connector.match_rms(self.decoder.condition_rms)
-        self.queries.start_from(self.vlm.token_embeddings)
         for part in self.vlm.parts().values():
             freeze(part)
 
@@ -100,8 +99,7 @@ class Bridge(Method):
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
         """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""
-        requests = self.dropout.prompts.apply(batch, modes)
-        return encode_prompt(self.vlm, self.codec, self.detail, requests, self.queries.opening)
+        return encode_prompt(self.vlm, self.codec, self.detail, self.dropout.prompts.apply(batch, modes))
 
     def draw_queries(self, prompt: EncodedPrompt, grid: Grid, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Queries ``[B, N, D]`` for a latent grid; with a generator per row a row does not depend on the others."""
@@ -117,7 +115,7 @@ class Bridge(Method):
     def condition(self, prompt: EncodedPrompt, queries: Tensor, grid: Grid) -> Tokens:
         """The decoder's condition ``[B, N, E]`` from queries ``[B, N, D]`` for a latent grid."""
         own = self.queries.grid_for(grid)
-        states = self.pathway(prompt.prefix, prompt.details, self.queries.behind_marker(queries), own)  # [B, N, D]
+        states = self.pathway(prompt.prefix, prompt.details, queries, own)  # [B, N, D]
         dtype = next(self.connector.parameters(), states).dtype
         return self.connector(Tokens(states.to(dtype)), own)
 
@@ -162,8 +160,7 @@ class Bridge(Method):
                 outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
                 outputs.unchanged_references = images
             if "attention" in self.wanted.on_request:
-                tokens = self.queries.behind_marker(queries)
-                outputs.attention = query_attention(self.pathway, prompt, tokens, self.queries.grid_for(grid))
+                outputs.attention = query_attention(self.pathway, prompt, queries, self.queries.grid_for(grid))
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------
@@ -208,7 +205,7 @@ class Bridge(Method):
         return self._generate(batch, seeds, guidance, sampling)
 
     def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Images ``[M, 3, H, W]`` again from what queries and details make of them, in their own size."""
+        """Images ``[M, 3, H, W]`` again from what queries and details make of them, in their own size; the k-th from seed + k."""
         return self.sample([""] * len(images), [[image] for image in images], seed, size=(images.shape[-2], images.shape[-1]))
 
     @torch.no_grad()

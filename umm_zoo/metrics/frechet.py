@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import chosen_rows, generated_pairs
+from umm_zoo.metrics.rows import checked_names, chosen_rows, generated_pairs
 from umm_zoo.outputs import Outputs
 
 
@@ -33,7 +33,7 @@ class FrechetDistance(FrechetInceptionDistance):
     def __init__(self, encoder: FeatureEncoder, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         encoder.num_features = encoder.width  # type: ignore[assignment]  # the library would try an image of 299 px otherwise
         super().__init__(feature=freeze(encoder))
-        self.kinds, self.tasks = kinds, tasks
+        self.kinds, self.tasks = checked_names("kinds", kinds), checked_names("tasks", tasks)
         self.orig_dtype = torch.float64  # the library forgets it on a rank without images
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
-from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, words_to_name
+from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, checked_names, name_to_words, words_to_name
 from umm_zoo.outputs import Outputs
 
 
@@ -32,7 +32,7 @@ class Means(RowMetric):
 
     def __init__(self, names: list[str] | None = None) -> None:
         super().__init__()
-        self.names, self.reads = names, tuple(names or ())
+        self.names, self.reads = names, tuple(checked_names("names", names) or ())
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Keep value and count of each name."""

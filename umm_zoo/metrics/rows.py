@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, several
 from umm_zoo.outputs import FIELDS, Outputs
 
 #: A name is kept in a record as this many 64-bit words of UTF-8.
@@ -57,6 +57,12 @@ def chosen_rows(batch: Batch, kinds: list[str] | None, tasks: list[str] | None =
         for row, meta in enumerate(batch.meta)
         if (kinds is None or meta.get("kind") in kinds) and (tasks is None or meta.get("task") in tasks)
     ]
+
+
+def checked_names(what: str, names: list[str] | None) -> list[str] | None:
+    """Names of kinds or tasks; a ``UserError`` where one stands alone, for every part of its spelling would be taken for it."""
+    several(what, names or ())
+    return names
 
 
 def kind_of(meta: Mapping[str, Any]) -> str:
@@ -122,7 +128,7 @@ class RowMetric(Metric):
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__()
-        self.kinds, self.tasks = kinds, tasks
+        self.kinds, self.tasks = checked_names("kinds", kinds), checked_names("tasks", tasks)
         self.add_state("rows", default=[], dist_reduce_fx=_join)
 
     def chosen(self, batch: Batch) -> list[int]:

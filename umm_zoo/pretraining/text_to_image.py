@@ -97,18 +97,21 @@ class TextToImage(Method):
         """Images of prompts, ``[B, 3, H, W]`` in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
 
         Raises:
-            UserError: a row has no prompt, or an image; a size that the codec cannot make.
+            UserError: a row has no prompt, one longer than the text encoder reads, or an image; a size that the codec cannot make.
         """
+        texts, longest = prompts(batch), self.text_encoder.max_length
         for row, count in enumerate(batch.image_counts):
             if count:
                 raise UserError("", f"{count} input images", "a prompt alone: TextToImage sees no image", row=row)
+            if (length := self.text_encoder.text.length(texts[row])) > longest:
+                raise UserError("", f"a prompt of {length} tokens", f"at most {longest}, the text encoder's max_length", row=row)
         sampling = sampling or Sampling()
         own = Grid(self.decoder.sample_size, self.decoder.sample_size)
         grid = own if sampling.size is None else self.codec.latent_grid(*sampling.size, self.decoder.patch)
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         shape = (self.codec.latent_channels, *grid)
         noise = torch.stack([torch.randn(shape, generator=own, device=self.device) for own in generators])
-        return self._generate(prompts(batch), noise, sampling.guidance, sampling.num_steps)
+        return self._generate(texts, noise, sampling.guidance, sampling.num_steps)
 
     @torch.no_grad()
     def _generate(self, texts: list[str], noise: Tensor, guidance: float | None = None, num_steps: int | None = None) -> Tensor:

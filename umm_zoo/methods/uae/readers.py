@@ -15,6 +15,7 @@ from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Tokens, Turn
+from umm_zoo.errors import several
 
 
 class CaptionReader(ABC):
@@ -31,6 +32,7 @@ class CaptionReader(ABC):
 
     def __call__(self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None, adapter: LoRA | None = None) -> Tokens:
         """``states`` without gradient, with or without the policy's adapter."""
+        several("captions", captions)
         off = adapter.disabled() if adapter is not None and not self.with_adapter else nullcontext()
         with torch.no_grad(), evaluation_mode(vlm), off:
             return self.states(vlm, captions, images)

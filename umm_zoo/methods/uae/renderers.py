@@ -14,6 +14,7 @@ from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, request_batch
 from umm_zoo.blocks.connectors import Connector
+from umm_zoo.errors import several
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.uae.readers import CaptionReader, TextOnlyReader
 from umm_zoo.objectives.flow_matching import FlowMatching
@@ -195,6 +196,7 @@ class BridgeRenderer(Renderer):
         sampling: Sampling | None = None,
     ) -> Tensor:
         """See ``Renderer``; the given model and its adapter are not looked at. A blank stands for an empty caption."""
+        several("captions", captions)
         texts = [caption.replace(IMAGE_MARKER, "").strip() or "." for caption in captions]
         return self.bridge.generate(request_batch(texts).to(vlm.device), seeds, sampling).float().clamp(-1, 1)
 

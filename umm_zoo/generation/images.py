@@ -1,0 +1,32 @@
+"""Image files of a user, opened. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from umm_zoo.errors import UserError
+from umm_zoo.generation.options import escaped
+
+
+def open_image(path: Path, place: str = "") -> Image.Image:
+    """Any file that PIL opens as an upright RGB image; transparency is laid on white.
+
+    Raises:
+        UserError: there is no such file, or no image in it; ``place`` is where the file was named.
+    """
+    where = ": ".join(filter(None, [place, escaped(str(path))]))
+    if not os.path.isfile(path):  # also where the name is longer than a file system takes
+        raise UserError(where, "a folder" if os.path.isdir(path) else "no such file", "an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata and large images, which are the user's own
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except Exception as error:  # PIL's decoders raise whatever a damaged file makes them raise
+        raise UserError(where, f"no readable image ({type(error).__name__})", "PNG, JPEG, WebP ...") from error
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image).convert("RGB")
