@@ -6,6 +6,7 @@ or asked to kill itself at its n-th write, flush, rename or removal of a checkpo
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -19,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Nursery:
-    """Starts processes of ``python -m umm_zoo.fit``."""
+    """Starts processes of ``python -m umm_zoo.fit``, with some modules imported already."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "SLURM_JOB_ID")
         environment = {key: value for key, value in os.environ.items() if key not in names}
         environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, *modules], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._answer()
 
@@ -164,6 +165,8 @@ def main() -> None:
 
     import umm_zoo.training.run  # noqa: F401
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     answers.write("0\n")

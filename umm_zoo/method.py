@@ -239,8 +239,8 @@ class Method(LightningModule, ABC):
         own = self.run_state()
         states: list[Any] = [own]
         if trainer is not None and trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
-            states = [None] * trainer.world_size
-            dist.all_gather_object(states, own)
+            states = [None] * trainer.world_size if trainer.is_global_zero else []
+            dist.gather_object(own, states or None)
         if any(states):
             checkpoint["run_states"] = states
 

@@ -79,7 +79,7 @@ def test_statistics_of_a_trained_codec_are_saved(tmp_path) -> None:
     codec = KLCodec.from_config(KL)
     latents = 2.0 + 4.0 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     for _ in range(60):
-        codec.track_statistics(latents, momentum=0.8)
+        codec.track_moments(codec.moments(latents), momentum=0.8)
     torch.testing.assert_close(codec.scaling, torch.tensor(0.25), atol=1e-3, rtol=0)
     torch.testing.assert_close(codec.shift, torch.tensor(2.0), atol=2e-2, rtol=0)
     codec.save(tmp_path)
@@ -89,7 +89,7 @@ def test_statistics_of_a_trained_codec_are_saved(tmp_path) -> None:
 def test_dc_statistics_are_the_inverse_root_mean_square() -> None:
     codec = DCCodec.from_config(DC)
     for _ in range(80):
-        codec.track_statistics(torch.tensor([3.0, -4.0]), momentum=0.8)
+        codec.track_moments(codec.moments(torch.tensor([3.0, -4.0])), momentum=0.8)
     torch.testing.assert_close(codec.scaling, torch.tensor(12.5).rsqrt())
     assert codec.shift == 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models import AutoencoderDC, AutoencoderKL
@@ -28,10 +28,12 @@ class LatentCodec(nn.Module, ABC):
     Attributes:
         latent_channels: C.
         downsampling: f, pixels per latent cell along one side.
+        has_shift: whether the format has a shift beside the scaling.
     """
 
     latent_channels: int
     downsampling: int
+    has_shift: ClassVar[bool] = True
     model: Any
     scaling: Tensor
     shift: Tensor
@@ -101,12 +103,18 @@ class LatentCodec(nn.Module, ABC):
         return (latents - self.shift.to(latents.dtype)) * self.scaling.to(latents.dtype)
 
     @torch.no_grad()
-    def track_statistics(self, latents: Tensor, momentum: float) -> None:
-        """Move shift and scaling towards the mean and 1/deviation of the network's own latents, while it is being trained."""
-        latents = latents.float()
-        self.shift.lerp_(latents.mean(), 1 - momentum)
-        variance = self.scaling**-2
-        self.scaling.copy_(variance.lerp((latents - self.shift).square().mean(), 1 - momentum).rsqrt())
+    def moments(self, latents: Tensor) -> Tensor:
+        """Number, sum and sum of squares of the network's own latents without the shift, ``[3]``; those of parts add up."""
+        values = latents.float() - self.shift
+        return torch.stack([values.new_tensor(float(values.numel())), values.sum(), values.square().sum()])
+
+    @torch.no_grad()
+    def track_moments(self, moments: Tensor, momentum: float) -> None:
+        """Move shift and scaling towards the mean and 1/deviation of the latents of ``moments``, while the network is trained."""
+        mean, square = moments[1:] / moments[0]
+        moved = (1 - momentum) * mean * self.has_shift
+        self.shift += moved
+        self.scaling.copy_((self.scaling**-2).lerp(square - 2 * moved * mean + moved.square(), 1 - momentum).rsqrt())
 
 
 def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
@@ -171,6 +179,7 @@ class DCCodec(LibraryCodec):
     """
 
     kind = AutoencoderDC
+    has_shift = False
 
     def __init__(self, model: AutoencoderDC) -> None:
         config: Any = model.config
@@ -180,9 +189,3 @@ class DCCodec(LibraryCodec):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The latent itself; there is no variance."""
         return self.model.encode(images.to(self.model.dtype)).latent, None
-
-    @torch.no_grad()
-    def track_statistics(self, latents: Tensor, momentum: float) -> None:
-        """Scaling only, as the inverse root mean square: this format has no shift."""
-        mean_square = (self.scaling**-2).lerp(latents.float().square().mean(), 1 - momentum)
-        self.scaling.copy_(mean_square.rsqrt())

@@ -19,6 +19,13 @@ class Aggregation(ABC):
         mask ``[R, T]`` bool -> ``[R, T]``, 0 outside the mask.
     """
 
+    def count(self, mask: Tensor) -> int | Tensor:
+        """Number of what the weights are a mean over: answers, unless a subclass says otherwise.
+
+        By it rollouts of several micro-batches or ranks become one mean.
+        """
+        return len(mask)
+
     @abstractmethod
     def __call__(self, mask: Tensor) -> Tensor:
         """Weights of one rollout."""

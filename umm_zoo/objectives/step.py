@@ -46,6 +46,21 @@ class StepMeans:
         self._terms: list[tuple[Sequence[str], dict[str, Tensor]]] = []
         self._unchecked: _Unchecked | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether the losses of a training step are being made."""
+        return self._open
+
+    @property
+    def place(self) -> int:
+        """Number of the micro-batch at hand in its step, from 0; 0 outside of a training step."""
+        return len(self._terms) if self._open else 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that the trainer takes the mean over; 1 outside of a training step."""
+        return self._micro_batches if self._open else 1
+
     def begin(self, micro_batches: int, units: Mapping[str, float] | None, device: torch.device) -> None:
         """Begin a step of ``micro_batches`` per rank.
 

@@ -7,12 +7,14 @@ from collections.abc import Collection, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
+from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs
 
 
@@ -53,6 +55,7 @@ class Autoencoder(Method):
         self.codec, self.perceptual = codec, perceptual
         self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
         self.perceptual_weight, self.statistics_momentum = perceptual_weight, statistics_momentum
+        self._moments: Tensor | None = None  # of the step's latents; the decoder's training has none
 
     def parts(self) -> dict[str, nn.Module]:
         """``codec``, and ``perceptual`` where there is one."""
@@ -62,8 +65,16 @@ class Autoencoder(Method):
         """Reconstruct every image of the batch, inputs and targets."""
         images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
         mean, log_variance = self.codec.posterior(images)
-        self.codec.track_statistics(mean, self.statistics_momentum)
+        moments = self.codec.moments(mean)
+        self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
+        if not self.step.running:
+            self.codec.track_moments(moments, self.statistics_momentum)
         return self.over_step(self._losses(images, mean, log_variance, draw(mean, log_variance)), "images", len(images))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Move the codec's statistics once for all latents of the step."""
+        if not self.step.skipping and self._moments is not None:
+            self.codec.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
 
     def units(self, batch: Batch) -> dict[str, float]:
         """``images``, inputs and targets."""

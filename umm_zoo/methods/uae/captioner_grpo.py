@@ -70,7 +70,9 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
     """
 
     trainable = ("adapter", "language_model", "vision_tower", "projector")
-    watched = ("kl", "clip_fraction")
+    watched = {"kl": "weight", "clip_fraction": "weight"}
+    loss_unit = "aggregated"
+    rollout_class = CaptionRollout
     objective: GRPO
 
     def __init__(
@@ -104,14 +106,12 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         with self.phases("generate", self.device):
             rows = portions(torch.arange(len(seeds)), self.rollouts.micro_batch)
             generated = torch.cat([self.images_of_samples(samples, images, seeds, some) for some in rows])
-        rewards, advantages = self.judge(generated, batch)
         return CaptionRollout(
             batch=batch,
             images=images,
             captions=samples.texts,
             generated=generated,
-            rewards=rewards,
-            advantages=advantages,
+            rewards=self.judge(generated, batch),
             inputs=inputs,
             samples=samples,
             weights=self.objective.aggregation(samples.mask),
@@ -135,18 +135,27 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
 
     # -- scoring -------------------------------------------------------------------------------------------------------------
 
-    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def scored(self, rollout: CaptionRollout) -> Tensor:
+        """A caption whose group is all alike counts in the mean, but carries no gradient, unless through the KL."""
+        everything = torch.ones_like(rollout.advantages, dtype=torch.bool)
+        return everything if self.objective.kl_weight else rollout.advantages != 0
+
+    def counts(self, rollout: CaptionRollout) -> dict[str, float]:
+        """Rows, tokens, what the aggregation is a mean over, and the weight of the tokens in it."""
+        mask, aggregated = rollout.samples.mask, float(self.objective.aggregation.count(rollout.samples.mask))
+        weight = aggregated * float(rollout.weights.sum())
+        return {"rows": len(rollout.rewards), "tokens": float(mask.sum()), "aggregated": aggregated, "weight": weight}
+
+    def described(self, rollout: CaptionRollout) -> dict[str, tuple[Tensor, str]]:
         """As ``Reinforcement``'s; also lengths and entropy of the captions."""
-        losses = super().training_losses(batch)
-        assert self.rollout is not None
-        samples = self.rollout.samples
+        samples = rollout.samples
         lengths = samples.mask.sum(dim=1).float()
         return {
-            **losses,
-            "caption_tokens": lengths.mean(),
-            "at_limit": (lengths == self.captions.max_new_tokens).float().mean(),
+            **super().described(rollout),
+            "caption_tokens": (lengths.mean(), "rows"),
+            "at_limit": ((lengths == self.captions.max_new_tokens).float().mean(), "rows"),
             # minus the log-probability of the sampled tokens: the entropy's unbiased estimate, per token
-            "entropy": -samples.log_probs.sum() / samples.mask.sum().clamp(min=1),
+            "entropy": (-samples.log_probs.sum() / samples.mask.sum().clamp(min=1), "tokens"),
         }
 
     def loss_parts(self, rollout: CaptionRollout, rows: list[Tensor]) -> list[Callable[[], dict[str, Tensor]]]:

@@ -40,8 +40,10 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
     """Stage of Flow-GRPO on the decoder; the language model that writes and reads the captions stays frozen.
 
     Each step: one caption per image, G images sampled stochastically from it with all their steps, the reward of the last state,
-    and the clipped surrogate of every trained step, each with its own backward pass. The reference of the KL is the decoder with
-    its adapter switched off. Evaluation stays deterministic, with the renderer's own sampler.
+    and the clipped surrogate of every trained step, each with its own backward pass. Images without an advantage, such as those of
+    groups whose rewards are all equal, are dropped before the mean, and their KL with them; without any others nothing moves.
+    The reference of the KL is the decoder with its adapter switched off. Evaluation stays deterministic, with the renderer's own
+    sampler.
 
     Trained is ``decoder_adapter``, or ``decoder`` for all of it (which needs a learning rate of 1e-5 to 5e-5). The paper gives no
     numbers for this stage; defaults are Flow-GRPO's released ones (group 24, guidance 4.5 here and in training; AdamW at 3e-4 with
@@ -64,7 +66,9 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
     """
 
     trainable = ("decoder_adapter", "decoder")
-    watched = ("kl", "clip_fraction", "ratio_spread")
+    watched = {"kl": "scored", "clip_fraction": "scored", "ratio_spread": "scored"}
+    loss_unit = "scored"
+    rollout_class = ImageRollout
     renderer: CaptionRenderer
     objective: FlowGRPO
 
@@ -105,14 +109,12 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
                 generated.append(self.renderer.decoded(paths[-1].samples))
             path = Trajectory(torch.cat([p.states for p in paths], 1), torch.cat([p.log_probs for p in paths], 1))
         candidates = torch.cat(generated)
-        rewards, advantages = self.judge(candidates, batch)
         return ImageRollout(
             batch=batch,
             images=images,
             captions=[caption for caption in captions for _ in range(group)],
             generated=candidates,
-            rewards=rewards,
-            advantages=advantages,
+            rewards=self.judge(candidates, batch),
             condition=condition,
             negative=negative,
             path=path,
@@ -121,18 +123,26 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
     def _velocity(self, negative: Tokens | None, rows: Tensor) -> Predictor:
         return DetachedGuidance(self.renderer.decoder, None if negative is None else rows_of(negative, rows), self.guidance)
 
+    def scored(self, rollout: ImageRollout) -> Tensor:
+        """Images with an advantage; as in Flow-GRPO's release the others, KL and all, are dropped before the mean."""
+        return rollout.advantages != 0
+
+    def counts(self, rollout: ImageRollout) -> dict[str, float]:
+        """Rows, and scored images."""
+        return {"rows": len(rollout.rewards), "scored": float(self.scored(rollout).sum())}
+
     def loss_parts(self, rollout: ImageRollout, rows: list[Tensor]) -> list[Callable[[], dict[str, Tensor]]]:
         """One part per trained step and portion of images."""
         return [partial(self._part, rollout, step, some) for step in self.objective.trained_steps for some in rows]
 
     def _part(self, rollout: ImageRollout, step: int, rows: Tensor) -> dict[str, Tensor]:
-        """The share of one step of some images in the loss, which is the mean over all images and trained steps."""
+        """The share of one step of some images in the loss, which is the mean over all scored images and trained steps."""
         velocity = self._velocity(rollout.negative, rows)
         adapter = self.decoder_adapter if self.objective.kl_weight else None
         reference = None if adapter is None else partial(_without, adapter, velocity)
         some = Trajectory(rollout.path.states[:, rows], rollout.path.log_probs[:, rows])
         out = self.objective.step_loss(velocity, some, step, rows_of(rollout.condition, rows), rollout.advantages[rows], reference)
-        share = len(rows) / (len(rollout.advantages) * len(self.objective.trained_steps))
+        share = len(rows) / (int(self.scored(rollout).sum()) * len(self.objective.trained_steps))
         return {name: share * out[name] for name in ("loss", *self.watched)}
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
 from umm_zoo.methods.uae.base import UAEBase
+from umm_zoo.methods.uae.rollout_state import plain, restored
 from umm_zoo.methods.uae.rollouts import Phases, Rollouts, portions
 from umm_zoo.objectives.accumulation import accumulated
 from umm_zoo.objectives.flow_grpo import FlowGRPO
@@ -28,7 +30,7 @@ class Rollout:
 
     Shape:
         - images: ``[B, 3, H, W]``, what the captions describe; captions: R texts
-        - generated: ``[R, 3, H, W]``; rewards ``[B, G]``; advantages ``[R]``
+        - generated: ``[R, 3, H, W]``; rewards ``[B, G]``; advantages ``[R]``, once all micro-batches of the step are rolled out
     """
 
     batch: Batch
@@ -36,7 +38,7 @@ class Rollout:
     captions: Sequence[str]
     generated: Tensor
     rewards: Tensor
-    advantages: Tensor
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     times_used: int = 0
 
 
@@ -46,69 +48,156 @@ R = TypeVar("R", bound=Rollout)
 class Reinforcement(UAEBase, Generic[R]):
     """Stage of policy gradients relative to a group of samples; a subclass says what is sampled and how it is scored.
 
+    All micro-batches of an optimiser step are rolled out at its start, each of its own rows, so that advantages and means are those
+    of the whole step. With several updates per rollout the next steps use the same rollouts again, micro-batch by micro-batch;
+    checkpoints keep those that are not used up.
+
     Attributes:
-        watched: names of what ``loss_parts`` give beside the loss.
+        watched: what ``loss_parts`` give beside the loss, and the unit (see ``counts``) that each is a mean over.
+        loss_unit: that of the loss.
+        rollout_class: of the rollouts.
         rollouts: how many samples there are and how they are used.
         phases: seconds of each phase of the last update.
-        rollout: the last one; None before the first.
+        window: rollouts in use, one for each micro-batch of a step.
+        steps_begun: optimiser steps on them.
+        rollout: the last one that was scored; None before the first.
     """
 
-    watched: ClassVar[tuple[str, ...]]
+    watched: ClassVar[Mapping[str, str]]
+    loss_unit: ClassVar[str]
+    rollout_class: type[R]
     reward: Reward
     objective: GRPO | FlowGRPO
     rollouts: Rollouts
     phases: Phases
+    window: Sequence[R] = ()
+    steps_begun: int = 0
     rollout: R | None = None
+    _looked_ahead: bool = False
+    _kept: dict[str, Any] | None = None  # of a checkpoint: when it is loaded the device is not known yet
 
     @abstractmethod
     def roll_out(self, batch: Batch) -> R:
-        """Samples of a batch, without gradient."""
+        """Samples of a batch and their rewards; no gradient, and no advantages yet."""
+
+    @abstractmethod
+    def scored(self, rollout: R) -> Tensor:
+        """Whether a sample is scored, ``[R]`` bool."""
+
+    @abstractmethod
+    def counts(self, rollout: R) -> dict[str, float]:
+        """Units by name of what the loss and the values to watch are means over; ``rows`` among them."""
 
     @abstractmethod
     def loss_parts(self, rollout: R, rows: list[Tensor]) -> list[Callable[[], dict[str, Tensor]]]:
-        """The loss in parts that are scored one after the other, from portions of the rows that carry a gradient.
+        """The loss of a rollout in parts that are scored one after the other, from portions of the samples that are scored.
 
         Each gives its share of ``loss`` and, without gradient, of what is ``watched``.
         """
 
+    # -- rolling out ---------------------------------------------------------------------------------------------------------
+
+    def begin_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Roll out the micro-batches of a step, unless earlier rollouts serve it too; their units."""
+        self._next_step()
+        self._roll_out(batches[len(self.window) :])
+        self._looked_ahead = True
+        counts = [self.counts(rollout) for rollout in self.window[: len(batches)]]
+        return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+    def _next_step(self) -> None:
+        self.phases.clear()
+        if self._kept is not None:
+            self.window = [restored(self.rollout_class, rollout, self.device) for rollout in self._kept["window"]]
+            self.steps_begun, self._kept = self._kept["steps_begun"], None
+        if self.steps_begun >= self.rollouts.updates_per_rollout:
+            self.window, self.steps_begun = (), 0
+        self.steps_begun += 1
+
+    def _roll_out(self, batches: Sequence[Batch]) -> None:
+        """Put the rollouts of micro-batches, which are compared with one another, into the window."""
+        if not batches:
+            return
+        fresh = [self.roll_out(replace(batch, ahead=None)) for batch in batches]
+        torch.clear_autocast_cache()  # weights that were cast without gradient are kept without a graph
+        advantages = self.objective.advantage(torch.cat([rollout.rewards for rollout in fresh])).flatten()
+        for rollout, own in zip(fresh, advantages.split([rollout.rewards.numel() for rollout in fresh]), strict=True):
+            rollout.advantages = own
+        self.window = [*self.window, *fresh]
+
+    def judge(self, generated: Tensor, batch: Batch) -> Tensor:
+        """Rewards ``[B, G]`` of generated images ``[R, 3, H, W]``."""
+        with self.phases("reward", self.device):
+            return self.reward(generated, batch).unflatten(0, (len(batch), self.rollouts.group))
+
+    # -- scoring -------------------------------------------------------------------------------------------------------------
+
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, and what to watch: rewards, their spread within groups, clipping, KL, seconds per phase."""
-        self.phases.seconds.clear()
-        if self.rollout is None or self.rollout.times_used >= self.rollouts.updates_per_rollout:
-            self.rollout = self.roll_out(batch)
-        rollout = self.rollout
-        # a sample whose group is all alike carries no gradient, unless through the KL
-        scored = torch.ones_like(rollout.advantages, dtype=torch.bool) if self.objective.kl_weight else rollout.advantages != 0
+        """``loss``, and what to watch: rewards, their spread within groups, clipping, KL, seconds per phase.
+
+        Outside of a training step, and where nobody could look ahead, the batch is rolled out now.
+        """
+        place = self.step.place
+        if place == 0 and not self._looked_ahead:
+            self._next_step()
+        self._looked_ahead = False
+        if place >= len(self.window):
+            self._roll_out([batch])
+        self.rollout = rollout = self.window[place]
+        # asked for once, whatever there is to score here: ranks may meet in it
+        shares = {unit: self.share(unit, count) for unit, count in self.counts(rollout).items()}
         logs: list[dict[str, Tensor]] = []
         with self.phases("score", self.device):
-            rows = portions(scored.nonzero()[:, 0], self.rollouts.micro_batch)
+            rows = portions(self.scored(rollout).nonzero()[:, 0], self.rollouts.micro_batch)
             parts = [partial(_logged, part, logs) for part in self.loss_parts(rollout, rows)]
             # a single part keeps its graph; several give theirs up one after the other
             loss = parts[0]() if len(parts) == 1 else accumulated(parts, [p for p in self.parameters() if p.requires_grad])
         rollout.times_used += 1
-        finite = rollout.rewards.nan_to_num(0.0)
+        watched = {name: torch.stack([log[name] for log in logs]).sum() if logs else loss.new_zeros(()) for name in self.watched}
         return {
-            "loss": loss,
-            "reward": finite.mean(),
-            "reward_std": finite.std(dim=1).mean(),
-            "zero_advantage": (rollout.advantages.unflatten(0, finite.shape) == 0).all(dim=1).float().mean(),
-            **{name: torch.stack([log[name] for log in logs]).sum() if logs else loss.new_zeros(()) for name in self.watched},
-            **{f"seconds/{name}": torch.tensor(value) for name, value in self.phases.seconds.items()},
+            "loss": loss * shares[self.loss_unit],
+            **{name: value * shares[unit] for name, (value, unit) in self.described(rollout).items()},
+            **{name: value * shares[self.watched[name]] for name, value in watched.items()},
+            # the trainer's mean over micro-batches becomes their sum
+            **{f"seconds/{name}": torch.tensor(value * self.step.micro_batches) for name, value in self.phases.latest().items()},
         }
 
-    def judge(self, generated: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rewards ``[B, G]`` and advantages ``[R]`` of generated images ``[R, 3, H, W]``."""
-        with self.phases("reward", self.device):
-            rewards = self.reward(generated, batch).unflatten(0, (len(batch), self.rollouts.group))
-        return rewards, self.objective.advantage(rewards).flatten()
+    def described(self, rollout: R) -> dict[str, tuple[Tensor, str]]:
+        """Means over the samples, each with its unit."""
+        finite = rollout.rewards.nan_to_num(0.0)
+        flat = (rollout.advantages.unflatten(0, finite.shape) == 0).all(dim=1)
+        means = {"reward": finite.mean(), "reward_std": finite.std(dim=1).mean(), "zero_advantage": flat.float().mean()}
+        return {name: (value, "rows") for name, value in means.items()}
+
+    # -- between steps -------------------------------------------------------------------------------------------------------
+
+    def run_state(self) -> dict[str, Any]:
+        """Rollouts that later steps use, as plain values."""
+        if self._kept is not None:
+            return self._kept
+        if not self.window or self.steps_begun >= self.rollouts.updates_per_rollout:
+            return {}
+        window = [plain(replace(rollout, generated=_shown(rollout))) for rollout in self.window]
+        return {"group": self.rollouts.group, "steps_begun": self.steps_begun, "window": window}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """Take the rollouts back; those of another group size are left out with a note."""
+        if state and state["group"] != self.rollouts.group:
+            rank_zero_warn(f"rollouts of groups of {state['group']} are left out: they are of {self.rollouts.group} now")
+        elif state:
+            self._kept = state
 
     def rollout_outputs(self) -> tuple[Outputs, Batch] | None:
         """The first sample of each row of the last rollout, and its batch; see ``outputs.RollsOut``."""
         if (rollout := self.rollout) is None:
             return None
-        first = slice(None, None, self.rollouts.group)
-        answers = list(rollout.captions[first])
-        return Outputs(answers=answers, generated=rollout.generated[first], references=rollout.images), rollout.batch
+        answers = list(rollout.captions[:: self.rollouts.group])
+        return Outputs(answers=answers, generated=_shown(rollout), references=rollout.images), rollout.batch
+
+
+def _shown(rollout: Rollout) -> Tensor:
+    """The first image of each row; a rollout that comes out of a checkpoint has no others."""
+    return rollout.generated[:: len(rollout.generated) // len(rollout.batch)]
 
 
 def _logged(part: Callable[[], dict[str, Tensor]], logs: list[dict[str, Tensor]]) -> Tensor:

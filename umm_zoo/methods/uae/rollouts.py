@@ -52,7 +52,7 @@ class Rollouts:
     Args:
         group: G, samples of each row, compared with one another.
         noise: seeds of a group; None is the stage's own.
-        updates_per_rollout: optimiser steps on the same samples; 1 is on-policy, of more the loader's batches in between are not
+        updates_per_rollout: optimiser steps on the same samples; 1 is on-policy, of more the loader's steps in between are not
             looked at.
         micro_batch: samples that are generated, or scored with a gradient, at a time; None is all.
 
@@ -91,6 +91,16 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self.seconds, self._told = {}, {}
+
+    def latest(self) -> dict[str, float]:
+        """Seconds since this was last asked for in the step."""
+        told, self._told = self._told, dict(self.seconds)
+        return {name: value - told.get(name, 0.0) for name, value in self.seconds.items()}
 
     @contextmanager
     def __call__(self, name: str, device: torch.device) -> Iterator[None]:

@@ -1,0 +1,223 @@
+"""Every method: an optimiser step is the same however its rows are shared out over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import uae_parts
+from bridge_parts import metaquery, requests, wemmu
+from shared_steps import Step, check_same, keys, over_ranks, shared_out, splits, taken
+from test_ross import VARIANTS
+from test_ross import build as ross
+from torch import Tensor
+
+from tests.methods import test_llava_method as llava
+from tests.pretraining import test_autoencoder as autoencoder
+from tests.pretraining import test_self_supervised as self_supervised
+from tests.pretraining import test_supervised_tower as tower
+from tests.pretraining import test_text_to_image as text_to_image
+from tests.pretraining import test_vision_warmup as warmup
+from umm_zoo.backbones.codecs import DCCodec, KLCodec
+from umm_zoo.batch import Batch
+from umm_zoo.method import Method
+from umm_zoo.methods.conditioning import ConditionDropout
+from umm_zoo.methods.uae.rollouts import Rollouts
+from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
+from umm_zoo.objectives.flow_grpo import FlowGRPO
+from umm_zoo.objectives.grpo import GRPO, ConstantLength, SequenceMean
+from umm_zoo.objectives.reduction import ReleasedReduction
+from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning
+
+
+@dataclass
+class Case:
+    """A method, a batch whose rows differ, and the names of the samples that draws are made for."""
+
+    make: Callable[[], Method]
+    rows: Callable[[], Batch]
+    names: Callable[[Batch], list[str]] = keys
+    side_by_side: bool = False
+    tensors: Callable[[Method], dict[str, Tensor]] | None = None
+
+    def step(self, parts: list[Batch]) -> Step:
+        return taken(self.make(), parts, self.names, self.side_by_side, self.tensors)
+
+
+def talk(*answers: str | None, counts: Sequence[int], size: int, seed: int = 1) -> Batch:
+    """Rows with so many images each; a row whose answer is None has no labelled token."""
+    images = torch.rand(sum(counts), 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    rows: list[Any] = []
+    for answer, count in zip(answers, counts, strict=True):
+        rows.append([{"role": "user", "text": "<image>" * count + "\nWhich colour?"}])
+        rows[-1] += [] if answer is None else [{"role": "assistant", "text": answer}]
+    return Batch([f"row{i}" for i in range(len(rows))], rows, images, list(counts))
+
+
+def conversations(size: int) -> Batch:
+    answers = ["red", "red " * 17, None, "a blue circle", "green", "blue " * 5]
+    return talk(*answers, counts=[1, 0, 0, 2, 1, 0], size=size)
+
+
+def samples_of_ross(released: bool) -> Callable[[Batch], list[str]]:
+    def names(batch: Batch) -> list[str]:
+        rows = zip(batch.keys, batch.image_counts, strict=True)
+        found = [f"{key} {i}" for key, count in rows for i in range(count or int(released))]
+        return found or ["flat"]
+
+    return names
+
+
+def fresh_requests() -> Batch:
+    batch = requests(0, 1, 2, 0, 1, 0)
+    for row, conversation in enumerate(batch.conversations):
+        conversation[0]["text"] += " very" * (row * 3 % 7)
+    return batch
+
+
+def captioned() -> Batch:
+    batch = uae_parts.batch(5)
+    for row, conversation in enumerate(batch.conversations):
+        conversation[1]["text"] = "a small red circle " * (1 + 2 * row % 5)
+    return batch
+
+
+def stirred(method: Any) -> Any:
+    """With adapters off zero, so that all of their parameters have a gradient."""
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for part in (method.adapter, method.decoder_adapter):
+            for parameter in [] if part is None else part.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return method
+
+
+class Odd(uae_parts.Redness):
+    """The same for all samples of a row with an odd key: nothing to compare there."""
+
+    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+        odd = torch.tensor([int(key[-1]) % 2 for key in batch.keys]).repeat_interleave(len(candidates) // len(batch))
+        return super().score(candidates, batch).where(odd == 0, 0.25)
+
+
+def captioner(objective: Callable[[], GRPO], **more: Any) -> Case:
+    def make() -> Method:
+        return stirred(uae_parts.second_stage(objective=objective(), reward=Odd(), **more))
+
+    return Case(make, captioned, side_by_side=True)
+
+
+def decoder(objective: Callable[[], FlowGRPO], **more: Any) -> Case:
+    def make() -> Method:
+        return stirred(uae_parts.third_stage(objective=objective(), reward=Odd(), **more))
+
+    return Case(make, captioned, side_by_side=True)
+
+
+def shown(batch: Batch) -> Batch:
+    return replace(batch, images=torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(4)) * 2 - 1)
+
+
+def seeded(make: Callable[[], Method], *trained: str) -> Callable[[], Method]:
+    def made() -> Method:
+        torch.manual_seed(0)
+        method = make()
+        if trained:
+            method.train_only(list(trained))
+        return method.train()
+
+    return made
+
+
+def codec_statistics(method: Method) -> dict[str, Tensor]:
+    return {"scaling": method.codec.scaling, "shift": method.codec.shift}
+
+
+def half_labelled() -> Batch:
+    batch = shown(tower.batch(6))
+    return replace(
+        batch,
+        meta=[
+            {"scene": {"background": "dark", "objects": []}} if row in (1, 2, 5) else meta for row, meta in enumerate(batch.meta)
+        ],
+    )
+
+
+DROPOUT = ConditionDropout(text_to_image=0.5, edit_text=0.4, edit_image=0.3)
+CASES = {
+    "llava": Case(seeded(lambda: llava.method(["projector", "language_model"])), lambda: conversations(8)),
+    **{
+        f"ross {variant} {reduction}": Case(
+            seeded(lambda variant=variant, make=make: ross(*VARIANTS[variant](), reduction=make())),
+            lambda: conversations(12),
+            samples_of_ross(reduction == "released"),
+        )
+        for variant in ("r-pixel", "d", "r-teacher")
+        for reduction, make in (("images", lambda: None), ("released", ReleasedReduction))
+    },
+    "metaquery": Case(seeded(lambda: metaquery(dropout=DROPOUT)), fresh_requests),
+    "wemmu": Case(seeded(lambda: wemmu(dropout=DROPOUT)), fresh_requests),
+    "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
+    "grpo by sequence": captioner(lambda: GRPO(kl_weight=0.0, aggregation=SequenceMean())),
+    "grpo by constant": captioner(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5))),
+    "grpo in portions": captioner(lambda: GRPO(kl_weight=0.1), rollouts=Rollouts(3, micro_batch=None)),
+    "grpo over the batch": captioner(lambda: GRPO(kl_weight=0.0, advantage=BatchStandardised())),
+    "flow grpo": decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2)),
+    "flow grpo with kl": decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised())),
+    "autoencoder": Case(
+        seeded(lambda: Autoencoder(KLCodec.from_config(autoencoder.KL)), "codec"),
+        lambda: autoencoder.batch(5),
+        tensors=codec_statistics,
+    ),
+    "autoencoder without noise": Case(
+        seeded(lambda: Autoencoder(DCCodec.from_config(autoencoder.DC)), "codec"),
+        lambda: autoencoder.batch(5),
+        tensors=codec_statistics,
+    ),
+    "decoder tuning": Case(
+        seeded(lambda: DecoderTuning(KLCodec.from_config(autoencoder.KL)), "decoder"),
+        lambda: autoencoder.batch(5, targets=True),
+    ),
+    "text to image": Case(
+        lambda: text_to_image.text_to_image(drop_text=0.5),
+        lambda: text_to_image.batch(["red", "two blue squares and a star", "a", "three green circles", "blue star"]),
+    ),
+    "supervised tower": Case(lambda: tower.tower(), half_labelled),
+    "vision warmup": Case(lambda: warmup.warmup(), lambda: shown(warmup.batch(4))),
+    "masked images": Case(lambda: self_supervised.masked(), lambda: shown(self_supervised.batch(5))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_micro_batches_of_any_sizes_take_the_step_of_the_whole(name: str) -> None:
+    case = CASES[name]
+    whole = case.step([case.rows()])
+    assert any(gradient.abs().max() > 1e-4 for gradient in whole[0].values())
+    for parts in splits(case.rows(), seed=len(name)):
+        check_same(case.step(parts), whole, str([len(part) for part in parts]))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["llava", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo"])
+def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
+    case = CASES[name]
+    rows = case.rows()
+    whole, parts = case.step([rows]), shared_out(rows, [1] * len(rows))
+    two = len(rows) - len(rows) % 2
+    shares = [
+        shared_out(rows, [1, len(rows) - 1]),  # one micro-batch each
+        [parts[0:1] * 0 + shared_out(rows, [2, len(rows) - 2])[0:1], shared_out(rows, [2, len(rows) - 2])[1:]],
+        [parts[0:two:2], parts[1:two:2]],
+    ]
+    given = [[[shares[0][0]], [shares[0][1]]], shares[1], shares[2]]
+    expected = [whole, whole, case.step([select(rows, two)])]
+    for steps in over_ranks(case.step, given):
+        for number, (found, wanted) in enumerate(zip(steps, expected, strict=True)):
+            check_same(found, wanted, f"share {number}")
+
+
+def select(rows: Batch, count: int) -> Batch:
+    return shared_out(rows, [count, len(rows) - count] if count < len(rows) else [count])[0]

@@ -1,0 +1,84 @@
+"""A reinforcement run that is killed while its rollouts are used again is, resumed, the run that nothing interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nursery import Nursery
+from rollout_parts import rollout_experiment
+
+from umm_zoo.checkpoints.files import load_checkpoint
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery("rollout_parts")
+    yield nursery
+    nursery.close()
+
+
+def entries(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    if inner is None:
+        yield place, value.tolist() if isinstance(value, torch.Tensor) else value
+    for key, part in inner or ():
+        yield from entries(part, f"{place}/{key}")
+
+
+def checkpoint(folder: Path, name: str, step: int) -> dict[str, Any]:
+    found = load_checkpoint(folder / "runs" / name / "checkpoints" / f"step-{step:08d}.ckpt")
+    del found["experiment"], found["seconds"]  # the callback that kills, and the clock
+    return dict(entries(found))
+
+
+def die_at(step: int) -> str:
+    return f"callbacks.die={json.dumps({'_target_': 'rollout_parts.DieAt', 'step': step})}"
+
+
+@pytest.mark.parametrize("method", ["Captioner", "Decoder"])
+def test_a_run_killed_between_updates_of_a_rollout_goes_on_as_if_nothing_had_been(
+    method: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    file = rollout_experiment(tmp_path, method, updates=3)
+    code, said = nursery.run(tmp_path, file, "name=whole")
+    assert code == 0, said
+    for kill in (2, 4):
+        more = ["ckpt=last"] if kill > 2 else []
+        assert nursery.run(tmp_path, file, "name=parts", die_at(kill), *more)[0] == -signal.SIGKILL
+    code, said = nursery.run(tmp_path, file, "name=parts", "ckpt=last")
+    assert code == 0, said
+    for step in (2, 3, 4, 5, 7):
+        whole, parts = (checkpoint(tmp_path, name, step) for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert [key for key in whole if whole[key] != parts[key]] == []
+        assert any("run_states" in key for key in whole) == (step % 3 > 0)
+    assert losses(tmp_path / "runs" / "parts") == losses(tmp_path / "runs" / "whole")
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    """Rows of the log, without the seconds."""
+    with (run / "logs" / "metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if "seconds" not in key} for row in csv.DictReader(file)]
+
+
+def test_rollouts_of_another_number_of_ranks_or_another_group_are_left_out_with_a_note(nursery: Nursery, tmp_path: Path) -> None:
+    file = rollout_experiment(tmp_path, "Captioner", updates=5)
+    assert nursery.run(tmp_path, file, "trainer.max_steps=2")[0] == 0
+    code, said = nursery.run(tmp_path, file, "trainer.max_steps=3", "method.group=2", "ckpt=last")
+    assert code == 0 and "rollouts of groups of 3 are left out: they are of 2 now" in said, said
+    code, said = nursery.run_ranks(tmp_path, 2, file, "trainer.max_steps=4", "method.group=2", "trainer.strategy=ddp", "ckpt=last")
+    assert code == 0 and "run_state of 1 ranks is left out: there are 2 now" in said, said
+    code, said = nursery.run_ranks(tmp_path, 2, file, "trainer.max_steps=5", "method.group=2", "trainer.strategy=ddp", "ckpt=last")
+    assert code == 0 and "left out" not in said
+    states = load_checkpoint(tmp_path / "runs" / "stage")["run_states"]
+    assert [state["steps_begun"] for state in states] == [2, 2]
+    assert states[0]["window"][0]["batch"]["keys"] != states[1]["window"][0]["batch"]["keys"]
