@@ -117,7 +117,6 @@ def own_steps(options: argparse.Namespace, method: Any, batch: Any, clock: Clock
 
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], LEARNING_RATE)
     for _ in range(options.steps + 1):
-        method.rollout = None
         clock.begin()
         method.training_losses(batch)["loss"].backward()
         optimizer.step()

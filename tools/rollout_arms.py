@@ -52,14 +52,12 @@ def library_loop() -> Any:
             samples = Samples(tokens, mask, texts, old)
             with self.phases("generate", self.device):
                 generated = self.images_of_samples(samples, images, self.noise(len(images), group), torch.arange(size))
-            rewards, advantages = self.judge(generated, batch)
             return CaptionRollout(
                 batch=batch,
                 images=images,
                 captions=texts,
                 generated=generated,
-                rewards=rewards,
-                advantages=advantages,
+                rewards=self.judge(generated, batch),
                 inputs=inputs,
                 samples=samples,
                 weights=self.objective.aggregation(mask),

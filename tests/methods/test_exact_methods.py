@@ -24,7 +24,7 @@ from tests.pretraining import test_vision_warmup as warmup
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.methods.conditioning import ConditionDropout
+from umm_zoo.methods.conditioning import ConditionDropout, select_rows
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
 from umm_zoo.objectives.flow_grpo import FlowGRPO
@@ -96,11 +96,14 @@ def stirred(method: Any) -> Any:
 
 
 class Odd(uae_parts.Redness):
-    """The same for all samples of a row with an odd key: nothing to compare there."""
+    """The same for all samples of a row with an odd key: nothing to compare there.
+
+    In steps of 1/256: an advantage divides by a small deviation, and would make much of how sums are rounded.
+    """
 
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
         odd = torch.tensor([int(key[-1]) % 2 for key in batch.keys]).repeat_interleave(len(candidates) // len(batch))
-        return super().score(candidates, batch).where(odd == 0, 0.25)
+        return super().score(candidates, batch).mul(256).round().div(256).where(odd == 0, 0.25)
 
 
 def captioner(objective: Callable[[], GRPO], **more: Any) -> Case:
@@ -163,7 +166,7 @@ CASES = {
     "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
     "grpo by sequence": captioner(lambda: GRPO(kl_weight=0.0, aggregation=SequenceMean())),
     "grpo by constant": captioner(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5))),
-    "grpo in portions": captioner(lambda: GRPO(kl_weight=0.1), rollouts=Rollouts(3, micro_batch=None)),
+    "grpo in portions": captioner(lambda: GRPO(kl_weight=0.1), rollouts=Rollouts(3, micro_batch=2)),
     "grpo over the batch": captioner(lambda: GRPO(kl_weight=0.0, advantage=BatchStandardised())),
     "flow grpo": decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2)),
     "flow grpo with kl": decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised())),
@@ -221,3 +224,46 @@ def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
 
 def select(rows: Batch, count: int) -> Batch:
     return shared_out(rows, [count, len(rows) - count] if count < len(rows) else [count])[0]
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+def test_images_without_an_advantage_are_dropped_before_the_mean_and_their_kl_with_them(kl_weight: float) -> None:
+    """As in Flow-GRPO's release; rows 1 and 3 have rewards that are all equal."""
+    case = decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2, kl_weight=kl_weight, advantage=GroupStandardised()))
+    rows = shared_out(captioned(), [1, 1, 1, 1, 1])
+    alone = case.step([merged(rows[0], rows[2])])
+    beside = case.step([merged(rows[0], rows[1], rows[2], rows[3])])
+    check_same((beside[0], {}), (alone[0], {}))
+    assert beside[1]["zero_advantage"] == 0.5 and alone[1]["zero_advantage"] == 0
+    for name in ("loss", "kl", "clip_fraction", "ratio_spread"):
+        assert beside[1][name] == pytest.approx(alone[1][name], abs=1e-6)
+    flat = case.step([rows[1]])  # all of them: the step moves nothing
+    assert flat[1]["loss"] == flat[1]["kl"] == 0 and not any(gradient.any() for gradient in flat[0].values())
+
+
+def test_a_caption_without_an_advantage_counts_in_the_mean() -> None:
+    case = captioner(lambda: GRPO(kl_weight=0.0))
+    rows = shared_out(captioned(), [1, 1, 1, 1, 1])
+    alone, beside = case.step([rows[0]]), case.step([merged(rows[0], rows[1])])
+    check_same((beside[0], {}), ({name: gradient / 2 for name, gradient in alone[0].items()}, {}))
+
+
+def merged(*parts: Batch) -> Batch:
+    whole, names = captioned(), [key for part in parts for key in part.keys]
+    return select_rows(whole, [whole.keys.index(name) for name in names])
+
+
+def test_each_micro_batch_of_a_step_has_rollouts_of_its_own_rows_and_the_next_step_uses_them_again() -> None:
+    method = stirred(uae_parts.second_stage(rollouts=Rollouts(3, updates_per_rollout=2)))
+    first, later = shared_out(captioned(), [3, 2]), shared_out(captioned(), [1, 4])
+    seen = []
+    for number, parts in enumerate((first, later, later)):
+        method.step.begin(2, method.begin_step(parts), torch.device("cpu"))
+        for part in parts:
+            with method.step.training():
+                losses = method.training_losses(part)
+            method.step.add(losses, part.keys)
+            seen.append(method.rollout.batch.keys)
+            assert ("seconds/caption" in losses) == (number != 1)
+            assert losses["clip_fraction"] == 0  # nothing has moved
+    assert seen == [part.keys for parts in (first, first, later) for part in parts]
