@@ -144,6 +144,14 @@ def test_position_mlp_by_hand():
         PositionMLP(4, 3, positions=positions.SineCosine2d(8))
 
 
+def test_mlp_connector_by_hand():
+    block, x = MLPConnector(3, 5), 3 * torch.randn(1, 4, 3)
+    assert block.wide.weight.shape == (10, 3)  # the release's is twice the condition's width, whatever the language model's
+    inner = x @ block.wide.weight.T + block.wide.bias
+    inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2
+    assert_close(block(Tokens(x), Grid(2, 2)).values, inner @ block.out.weight.T + block.out.bias)
+
+
 def test_mlp_connector_has_the_parameters_of_the_release():
     with torch.device("meta"):
         block = MLPConnector(2048, 4096)

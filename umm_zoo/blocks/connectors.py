@@ -83,19 +83,19 @@ class PositionMLP(Connector):
 class MLPConnector(Connector):
     """Linear, GELU, Linear on every token, without position.
 
-    UAE: 2048 to 8192 to 4096 with biases and no norm (50.3 M parameters), for Stable Diffusion 3.5 in place of its text
-    encoders.
+    UAE: 2048 to 8192 to 4096 with biases and no norm (50.3 M parameters), for Stable Diffusion 3.5 in place of its text encoders;
+    the release's ``projector.0`` and ``projector.2`` are ``wide`` and ``out`` here, and its GELU is the exact one.
 
     Reference: Yan et al., "Can Understanding and Generation Truly Benefit Together -- or Just Coexist?" (arXiv 2509.09666).
 
     Args:
         in_dim, out_dim: language-model and condition width.
-        hidden_dim: None is four times ``in_dim``.
+        hidden_dim: None is twice ``out_dim``, as in the release.
     """
 
     def __init__(self, in_dim: int, out_dim: int, hidden_dim: int | None = None) -> None:
         super().__init__()
-        hidden_dim = hidden_dim or 4 * in_dim
+        hidden_dim = hidden_dim or 2 * out_dim
         self.in_dim, self.out_dim = in_dim, out_dim
         self.wide, self.out = nn.Linear(in_dim, hidden_dim), nn.Linear(hidden_dim, out_dim)
 
