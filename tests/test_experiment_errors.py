@@ -42,6 +42,10 @@ ERRORS: dict[str, tuple[tuple[str, Any], list[str]]] = {
         ("method.head", {"_target_": "toy_parts.Body", "in_dim": 3, "out_dim": 3}),
         ["method.head: found a node of toy_parts.Body", "expected a node of a toy_parts.Head"],
     ),
+    "class that is no more": (
+        ("method.head", {"_target_": "umm_zoo.blocks.connectors.TransformerConnector", "in_dim": 3}),
+        ["method.head._target_: found 'umm_zoo.blocks.connectors.TransformerConnector'", "metaquery_connector.MetaQueryConnector"],
+    ),
     "abstract class": (
         ("training.optimizer._target_", "umm_zoo.training.optimization.OptimizerFactory"),
         [

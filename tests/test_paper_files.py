@@ -9,6 +9,7 @@ import torch
 from test_experiment_files import EXPERIMENTS
 
 from data_pipelines.shards.data import ShardData
+from umm_zoo.batch import request_batch
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
@@ -70,8 +71,9 @@ def test_metaquery_trains_queries_connector_and_decoder_around_a_frozen_language
         method = build_experiment(load_experiment(ROOT / "metaquery/paper/stage1.yaml")).method
     assert isinstance(method, Bridge)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
-    assert counts["queries"] == 256 * 2048 and counts["pathway"] == counts["language_model"] == 0
-    assert counts["connector"] > 24 * 12 * 2048**2 and counts["decoder"] > 1.59e9
+    assert counts["queries"] == 257 * 2048 and counts["pathway"] == counts["language_model"] == 0
+    layer = 16 * 2048**2 + 7 * 2048  # attention with three biases and two gains per channel of a head, feed-forward, two norms
+    assert counts["connector"] == 24 * layer + 2048 * 2304 + 2304**2 + 3 * 2304 and counts["decoder"] > 1.59e9
 
 
 def test_openuni_trains_queries_and_connector_at_first() -> None:
@@ -80,3 +82,28 @@ def test_openuni_trains_queries_and_connector_at_first() -> None:
     assert isinstance(method, Bridge)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
     assert {name for name, count in counts.items() if count} == {"queries", "connector"}
+    encoder = 6 * (4 * 1536**2 + 2 * 1536 * 8960 + 9 * 1536 + 8960)  # OpenUni-L's
+    assert counts["connector"] == encoder + 2048 * 1536 + 1536 + 1536 * 2304 + 2304 and counts["queries"] == 256 * 2048
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (
+            "metaquery/paper/stage1.yaml",
+            "<|im_start|>system\nYou will be given an image or its caption. Please describe the content of the image in detail in "
+            "your own words.<|im_end|>\n<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n\n",
+        ),
+        (
+            "metaquery/paper/openuni-stage1.yaml",
+            "<|im_start|>user\nGenerate an image: a cat<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_prompts_are_those_of_the_releases(file: str, expected: str) -> None:
+    with torch.device("meta"):
+        method = build_experiment(load_experiment(ROOT / file)).method
+    assert isinstance(method, Bridge)
+    request = method.dropout.prompts.apply(request_batch(["a cat"]), ["full"])
+    pieces = method.vlm.template.render(request.conversations[0], for_generation=True)
+    assert "".join(piece.text for piece in pieces) + method.queries.opening == expected

@@ -104,7 +104,7 @@ def build_method(options: argparse.Namespace) -> Any:
     import torch
 
     from umm_zoo.backbones.sana import Sana
-    from umm_zoo.blocks.connectors import TransformerConnector
+    from umm_zoo.blocks.metaquery_connector import MetaQueryConnector
     from umm_zoo.blocks.pathways import FrozenPathway
     from umm_zoo.blocks.queries import LearnedQueries
     from umm_zoo.methods.metaquery import MetaQuery
@@ -117,7 +117,7 @@ def build_method(options: argparse.Namespace) -> Any:
         vlm=timing.small_qwen(options.width, options.layers, heads=4, kv_heads=2, vision_width=32, vision_layers=1),
         queries=LearnedQueries(options.width, options.queries),
         pathway=FrozenPathway(),
-        connector=TransformerConnector(options.width, 64, depth=1, heads=4),
+        connector=MetaQueryConnector(options.width, 64, depth=1, heads=4),
         decoder=Sana.from_config(decoder),
         codec=timing.small_codec(4, [8, 8, 8], groups=4),
         objective=FlowMatching(),

@@ -16,42 +16,20 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
+from tools.released import read_files
 from tools.ross_weights import HEADS, Release, State, built_for, export_state, head_to_ours, import_state, sort_parts
 from umm_zoo.blocks.transformer import position_table
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.errors import locating, user_errors
 from umm_zoo.experiment.file import load_experiment
-
-
-def read_files(sources: Iterable[Path]) -> State:
-    """All tensors of files (``.bin``, ``.pt``, ``.pth``, ``.safetensors``) and of folders of such files.
-
-    Raises:
-        FileNotFoundError: a source does not exist, or a folder holds no weights.
-        ValueError: a tensor stands in two files.
-    """
-    state: State = {}
-    for source in sources:
-        files = [source]
-        if source.is_dir():
-            kinds = ("*.safetensors", "pytorch_model*.bin", "mm_*.bin")
-            files = next(filter(None, (sorted(source.glob(kind)) for kind in kinds)), [])
-        if not files or not files[0].is_file():
-            raise FileNotFoundError(f"{source}: no weights found (.safetensors or .bin)")
-        for file in files:
-            part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-            if twice := sorted(part.keys() & state.keys()):
-                raise ValueError(f"{file}: {len(twice)} tensors stand in an earlier file too, such as '{twice[0]}'")
-            state |= part
-    return state
 
 
 def describe(release: Release) -> list[str]:

@@ -11,14 +11,17 @@ from torch.testing import assert_close
 from tests.backbones.vlm_parts import QWEN
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Grid, Tokens
-from umm_zoo.blocks import connectors, details, pathways, positions, queries
-from umm_zoo.blocks.connectors import MLPConnector, PositionMLP, TransformerConnector
+from umm_zoo.blocks import connectors, details, metaquery_connector, openuni_connector, pathways, positions, queries
+from umm_zoo.blocks.connectors import MLPConnector, PositionMLP
 from umm_zoo.blocks.details import VAEDetail
+from umm_zoo.blocks.metaquery_connector import MetaQueryConnector
+from umm_zoo.blocks.openuni_connector import OpenUniConnector
 from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
 from umm_zoo.blocks.queries import (
     FrozenNoiseQueries,
     LearnedGridQueries,
     LearnedQueries,
+    MarkedQueries,
     NoisyQueries,
     PlacedQueries,
     QuerySampler,
@@ -29,6 +32,7 @@ from umm_zoo.testing import check_block
 BLOCKS: list[nn.Module] = [
     NoisyQueries(8),
     LearnedQueries(8, 6),
+    MarkedQueries(8, 6),
     LearnedGridQueries(8, 5, 6),
     ZeroQueries(8),
     FrozenNoiseQueries(8, 5, 6),
@@ -40,8 +44,11 @@ BLOCKS: list[nn.Module] = [
     PositionMLP(8, 6, 10, positions.SineCosine2d(8)),
     MLPConnector(8, 6),
     MLPConnector(8, 6, 10),
-    TransformerConnector(8, 6, 2, 2),
-    TransformerConnector(8, 6, 2, 3, width=12, hidden_dim=20, projection_layers=1, normalised=False),
+    MetaQueryConnector(8, 6, 2, 2),
+    MetaQueryConnector(8, 6, 2, 4, kv_heads=2, hidden_dim=20),
+    OpenUniConnector(8, 6, 2, 2, 20),
+    OpenUniConnector(8, 6, 2, 2, 20, "proj_enc"),
+    OpenUniConnector(8, 6, 2, 2, 20, "proj_enc_proj", 10),
     VAEDetail(3, 8),
     VAEDetail(3, 8, positions.CroppedTable2d(8)),
 ]
@@ -56,7 +63,7 @@ def attached(kind: type[pathways.QueryPathway], checkpointing: bool = False) -> 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: type(block).__name__)
 def test_block_keeps_the_contract(block):
-    check_block(block)
+    check_block(block, unused=["marker"])  # that of MarkedQueries stands in front of what forward makes
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -68,7 +75,7 @@ def test_pathways_keep_the_contract(checkpointing):
 def test_every_block_of_the_modules_is_checked():
     checked = {type(block) for block in BLOCKS} | {ExpertPathway, FrozenPathway}
     bases = (QuerySampler, positions.PositionEmbedding, connectors.Connector, details.DetailBranch, pathways.QueryPathway)
-    for module in (queries, positions, connectors, details, pathways):
+    for module in (queries, positions, connectors, metaquery_connector, openuni_connector, details, pathways):
         for name, kind in vars(module).items():
             if isinstance(kind, type) and issubclass(kind, bases) and kind not in bases and not name.startswith("_"):
                 assert kind in checked, name
@@ -156,33 +163,6 @@ def test_mlp_connector_has_the_parameters_of_the_release():
     with torch.device("meta"):
         block = MLPConnector(2048, 4096)
     assert sum(p.numel() for p in block.parameters()) == 50_343_936
-
-
-def test_transformer_connector_is_bidirectional_knows_the_order_and_heeds_the_mask():
-    torch.manual_seed(0)
-    block = TransformerConnector(8, 6, 2, 2).eval()
-    x = torch.randn(1, 5, 8, requires_grad=True)
-    (gradient,) = torch.autograd.grad(block(Tokens(x), Grid(1, 5)).values[0, 0, :3].sum(), x)
-    assert gradient[0].abs().sum(-1).all()
-    swapped = block(Tokens(x[:, [1, 0, 2, 3, 4]]), Grid(1, 5)).values
-    assert not torch.allclose(swapped[:, 2], block(Tokens(x), Grid(1, 5)).values[:, 2], atol=1e-5)
-    mask = torch.tensor([[True] * 4 + [False]])
-    changed = x.detach().clone()
-    changed[:, 4] += 1
-    first, second = (block(Tokens(values, mask), Grid(1, 5)).values[:, :4] for values in (x, changed))
-    assert_close(first, second)
-    with pytest.raises(ValueError, match="expected 1 or 2"):
-        TransformerConnector(8, 6, 2, 2, projection_layers=3)
-    with pytest.raises(ValueError, match="expected a multiple of 2 x heads"):
-        TransformerConnector(8, 6, 2, 8)
-
-
-def test_rotary_attention_depends_on_distance_alone():
-    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    q, k = (connectors._rotate(x.expand(1, 1, 6, 8)) for x in (q, k))
-    scores = (q @ k.transpose(-1, -2))[0, 0]
-    assert_close(scores[0, 2], scores[3, 5])
-    assert not torch.allclose(scores[0, 2], scores[0, 3])
 
 
 def test_detail_is_one_linear_layer_per_cell():

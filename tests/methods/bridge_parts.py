@@ -12,8 +12,9 @@ from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.sana import Sana
 from umm_zoo.batch import Batch
-from umm_zoo.blocks.connectors import PositionMLP, TransformerConnector
+from umm_zoo.blocks.connectors import PositionMLP
 from umm_zoo.blocks.details import VAEDetail
+from umm_zoo.blocks.metaquery_connector import MetaQueryConnector
 from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
 from umm_zoo.blocks.queries import LearnedQueries, NoisyQueries
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt
@@ -69,7 +70,7 @@ def metaquery(trained: list[str] | None = None, **blocks: Any) -> MetaQuery:
         "vlm": tiny_vlm(),
         "queries": LearnedQueries(32, 5),
         "pathway": FrozenPathway(),
-        "connector": TransformerConnector(32, 12, 1, 2),
+        "connector": MetaQueryConnector(32, 12, 1, 2),
         "decoder": Sana.from_config(SANA),
         "codec": KLCodec.from_config(CODEC),
         "objective": FlowMatching(num_steps=2),

@@ -73,7 +73,12 @@ class VLMBackbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(
-        self, conversations: list[Conversation], images: Tensor | None, image_counts: list[int], for_generation: bool = False
+        self,
+        conversations: list[Conversation],
+        images: Tensor | None,
+        image_counts: list[int],
+        for_generation: bool = False,
+        opening: str = "",
     ) -> VLMInputs:
         """Tokenise with the chat template, encode the images once, put both together.
 
@@ -82,6 +87,7 @@ class VLMBackbone(nn.Module, ABC):
             images: ``[M, 3, H, W]`` in [-1, 1] or None.
             image_counts: images per row.
             for_generation: pad on the left and end with the opening of an assistant turn.
+            opening: first words of that turn, tokenised with what stands before them.
 
         Raises:
             UserError: the number of ``<image>`` markers of a row is not its number of images.

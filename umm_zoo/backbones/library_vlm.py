@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
-from umm_zoo.backbones.templates import IGNORE, encode, pad, stop_ids
+from umm_zoo.backbones.templates import IGNORE, Piece, encode, pad, stop_ids
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid
 from umm_zoo.errors import UserError
 
@@ -65,14 +65,24 @@ class LibraryVLM(VLMBackbone):
         """Position ids of rows whose images all have one grid, ``[B, L]`` or ``[3, B, L]``; 0 on padding."""
 
     @property
+    def token_embeddings(self) -> Tensor:
+        """The embedding matrix, ``[vocabulary, D]``."""
+        return cast(Tensor, self.text_model.embed_tokens.weight)
+
+    @property
     def device(self) -> torch.device:
         """Name of the token embeddings."""
-        return cast(torch.device, self.text_model.embed_tokens.weight.device)
+        return self.token_embeddings.device
 
     # -- inputs --------------------------------------------------------------------------------------------------------------
 
     def embed(
-        self, conversations: list[Conversation], images: Tensor | None, image_counts: list[int], for_generation: bool = False
+        self,
+        conversations: list[Conversation],
+        images: Tensor | None,
+        image_counts: list[int],
+        for_generation: bool = False,
+        opening: str = "",
     ) -> VLMInputs:
         """See ``VLMBackbone.embed``. Padding is on the right, for generation on the left."""
         num_images = 0 if images is None else len(images)
@@ -80,7 +90,7 @@ class LibraryVLM(VLMBackbone):
             expected = f"{len(conversations)} numbers (conversations) with the sum {num_images} (images)"
             raise ValueError(f"image_counts: found {image_counts}, expected {expected}")
         grid = self._grid(images)
-        rows = self._encode_all(conversations, image_counts, grid, for_generation)
+        rows = self._encode_all(conversations, image_counts, grid, for_generation, opening)
         token_ids = pad([ids for ids, _ in rows], self.pad_id, for_generation)
         labels = pad([labels for _, labels in rows], IGNORE, for_generation)
         attention_mask = pad([[1] * len(ids) for ids, _ in rows], 0, for_generation).bool()
@@ -104,20 +114,20 @@ class LibraryVLM(VLMBackbone):
         return Grid(0, 0) if images is None else self.image_grid(*images.shape[-2:])
 
     def _encode_all(
-        self, conversations: list[Conversation], image_counts: list[int], grid: Grid, for_generation: bool
+        self, conversations: list[Conversation], image_counts: list[int], grid: Grid, for_generation: bool, opening: str = ""
     ) -> list[tuple[list[int], list[int]]]:
         """Ids and labels of each row."""
         return [
-            self._encode(row, conversation, count, grid, for_generation)
+            self._encode(row, conversation, count, grid, for_generation, opening)
             for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
         ]
 
     def _encode(
-        self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool
+        self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool, opening: str
     ) -> tuple[list[int], list[int]]:
         if for_generation and conversation and conversation[-1]["role"] == "assistant":
             raise UserError("", "an assistant turn at the end", "a question that is left to answer", row=row)
-        pieces = self.template.render(conversation, for_generation)
+        pieces = [*self.template.render(conversation, for_generation), *([Piece("text", opening)] if opening else [])]
         markers = sum(piece.kind == "image" for piece in pieces)
         if markers != num_images:
             raise UserError("", f"{markers} {IMAGE_MARKER} markers", f"{num_images}, one for each image of the row", row=row)

@@ -268,10 +268,15 @@ class LlavaBackbone(LibraryVLM):
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
     def embed(
-        self, conversations: list[Conversation], images: Tensor | None, image_counts: list[int], for_generation: bool = False
+        self,
+        conversations: list[Conversation],
+        images: Tensor | None,
+        image_counts: list[int],
+        for_generation: bool = False,
+        opening: str = "",
     ) -> VLMInputs:
         """As the base class; a batch without images touches the same parameters, for ranks wait for each other's gradients."""
-        inputs = super().embed(conversations, images, image_counts, for_generation)
+        inputs = super().embed(conversations, images, image_counts, for_generation, opening)
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.projector.parameters())
         if trained and not sum(image_counts):
             blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)

@@ -114,6 +114,11 @@ class PrefixBackbone(VLMBackbone, ABC):
     def prefix(self, inputs: VLMInputs) -> Prefix:
         """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
 
+    @property
+    @abstractmethod
+    def token_embeddings(self) -> Tensor:
+        """The embedding matrix ``[vocabulary, D]``, new words go by it."""
+
     @abstractmethod
     def language_stack(self, copied: bool) -> LanguageStack:
         """The model's own layers, or a trainable copy of them that shares nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class QueryPathway(nn.Module, ABC):
 
     Shape:
         - prefix: of B prompts; details: K tokens per row, or None
-        - queries: ``[B, N, D]`` on ``grid``, N = h*w
+        - queries: ``[B, M + N, D]``, N = h*w on ``grid`` behind M markers (mostly none), which are placed like the words of a text
         - output: ``[B, N, D]``, states of the queries after the final norm
 
     Args:
@@ -68,27 +69,30 @@ class QueryPathway(nn.Module, ABC):
         """Run the layers."""
         tokens, positions, mask = self.arrange(prefix, details, queries, grid)
         states = self.stack(tokens, prefix, positions, mask, self.gradient_checkpointing)
-        return states[:, tokens.shape[1] - queries.shape[1] :]
+        return states[:, tokens.shape[1] - grid.num_cells :]
 
     def attention(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> Iterator[Tensor]:
-        """Attention that queries pay, layer after layer, ``[B, heads, N, L + K + N]``; no gradient."""
+        """Attention that queries pay, layer after layer, ``[B, heads, N, L + K + M + N]``; no gradient."""
         tokens, positions, mask = self.arrange(prefix, details, queries, grid)
         for weights in self.stack.attention(tokens, prefix, positions, mask):
-            yield weights[:, :, tokens.shape[1] - queries.shape[1] :]
+            yield weights[:, :, tokens.shape[1] - grid.num_cells :]
 
     def arrange(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """``[details | queries]``, their position ids, and which may attend to which.
+        """``[details | markers | queries]``, their position ids, and which may attend to which.
 
         Returns:
-            tokens ``[B, K+N, D]``, positions ``[3, B, K+N]``, mask ``[B, K+N, K+N]`` bool.
+            tokens ``[B, K+M+N, D]``, positions ``[3, B, K+M+N]``, mask ``[B, K+M+N, K+M+N]`` bool.
         """
         size, count = queries.shape[:2]
+        markers = count - grid.num_cells
+        behind = replace(prefix, next_position=prefix.next_position + markers)
         details = details or Details.none(queries)
         if details.unused is not None:
             queries = queries + details.unused.to(queries.dtype)
         dtype = torch.promote_types(details.tokens.dtype, queries.dtype)
         tokens = torch.cat([details.tokens.to(dtype), queries.to(dtype)], dim=1)
-        positions = torch.cat([details.positions, self.positions(prefix, grid)], dim=-1)
+        places = details.positions, prefix.text_positions(markers), self.positions(behind, grid)
+        positions = torch.cat(places, dim=-1)
         images, real = details.images, details.mask
         inside = (images[:, :, None] >= images[:, None]) & real[:, None]  # [B, K, K]
         inside |= torch.eye(details.count, dtype=torch.bool, device=inside.device)  # padding sees something, itself

@@ -25,10 +25,14 @@ class QuerySampler(nn.Module, ABC):
         - context: ``[B, L, D]``, the embedded prompts (the mask is False on padding), for queries that depend on the request
         - grid: of the image to generate, in cells of the latent
         - output: ``[B, N, D]`` in the context's dtype, N being the cells of ``grid_for(grid)``, in raster order
+
+    Attributes:
+        opening: text that ends the prompt, behind the opening of the answer.
     """
 
     width: int
     random: bool = False
+    opening: str = ""
 
     def grid_for(self, grid: Grid) -> Grid:
         """The grid that the queries form for an image of ``grid``; the same one unless the count is fixed."""
@@ -37,6 +41,13 @@ class QuerySampler(nn.Module, ABC):
     @abstractmethod
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
         """Make the queries; ``generator`` is the source of whatever is drawn."""
+
+    def behind_marker(self, queries: Tensor) -> Tensor:
+        """``[B, M + N, D]``: the queries behind M tokens that open an image, whose states nobody needs; 0 in most subclasses."""
+        return queries
+
+    def start_from(self, embeddings: Tensor) -> None:
+        """Start from the language model's token embeddings ``[vocabulary, D]``, as some do; the method calls it once."""
 
     def example_inputs(self) -> tuple[Tokens, Grid]:
         """A small context and a grid that is not square, for ``umm_zoo.testing.check_block``."""
@@ -69,10 +80,10 @@ class NoisyQueries(QuerySampler):
 class LearnedQueries(QuerySampler):
     """A fixed number of learned embeddings, the same for every prompt and every size of image.
 
-    MetaQuery and OpenUni use 256 (MetaQuery's code defaults to 64). They start at a deviation of 1 / sqrt(width), OpenUni's. Their
-    grid is square where the number is, else one row.
+    OpenUni's, which uses 256 and starts them at a deviation of 1 / sqrt(width). Their grid is square where the number is, else one
+    row.
 
-    Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256).
+    Reference: Wu et al., "OpenUni" (arXiv 2505.23661).
 
     Args:
         width: language-model width.
@@ -92,6 +103,44 @@ class LearnedQueries(QuerySampler):
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
         """The table for every row."""
         return self.table.to(context.values.dtype).expand(len(context.values), -1, -1)
+
+
+class MarkedQueries(LearnedQueries):
+    """MetaQuery's queries: learned embeddings behind a line break and a learned marker, ``<begin_of_img>``.
+
+    In the release they are new words of the frozen model, ``\\n<begin_of_img><img0><img1>...<end_of_img>`` behind the opening of
+    the answer, and of its embedding matrix only the new rows are trained. They start where the library starts new words: at the
+    mean of the old ones, with a billionth of their covariance. ``<end_of_img>`` stands behind the queries, where a causal model
+    cannot see it, and is left out. 256 in the release's configurations (its code defaults to 64).
+
+    Reference: Pan et al., "Transfer between Modalities with MetaQueries" (arXiv 2504.06256) and its code, commit 206f6de.
+
+    Args:
+        width: language-model width.
+        num_queries: N.
+    """
+
+    opening = "\n"
+
+    def __init__(self, width: int, num_queries: int = 256) -> None:
+        super().__init__(width, num_queries)
+        self.marker = nn.Parameter(torch.randn(width) * width**-0.5)
+
+    def behind_marker(self, queries: Tensor) -> Tensor:
+        """See the base class; M is 1."""
+        return torch.cat([self.marker.to(queries.dtype).expand(len(queries), 1, -1), queries], dim=1)
+
+    @torch.no_grad()
+    def start_from(self, embeddings: Tensor) -> None:
+        """See the class."""
+        mean = embeddings.mean(dim=0, dtype=torch.float32)
+        deviation = (1e-9 / len(embeddings)) ** 0.5
+        rows = mean.repeat(1 + self.num_queries, 1)
+        for part in embeddings.split(8192):  # a whole vocabulary in float32 would be larger than the queries by far
+            noise = torch.randn(len(rows), len(part), device=mean.device)
+            rows += deviation * noise @ (part.float() - mean)
+        self.marker.copy_(rows[0])
+        self.table.copy_(rows[1:])
 
 
 class LearnedGridQueries(QuerySampler):
@@ -186,6 +235,19 @@ class PlacedQueries(QuerySampler):
     def grid_for(self, grid: Grid) -> Grid:
         """As the queries inside."""
         return self.queries.grid_for(grid)
+
+    @property
+    def opening(self) -> str:  # type: ignore[override]
+        """As the queries inside."""
+        return self.queries.opening
+
+    def behind_marker(self, queries: Tensor) -> Tensor:
+        """As the queries inside."""
+        return self.queries.behind_marker(queries)
+
+    def start_from(self, embeddings: Tensor) -> None:
+        """As the queries inside."""
+        self.queries.start_from(embeddings)
 
     def forward(self, context: Tokens, grid: Grid, generator: torch.Generator | None = None) -> Tensor:
         """Queries, placed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.file import Experiment
-from umm_zoo.experiment.moved import Moved, where_now
+from umm_zoo.experiment.moved import GONE, Moved, where_now
 from umm_zoo.experiment.targets import Target, class_of, find_target
 from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot, is_node, mismatches
 
@@ -72,6 +72,8 @@ def _inside(value: Any, path: str) -> list[Problem]:
         error.locate(place=f"{path}.{TARGET}")
         if moved := where_now(value[TARGET]):
             return [Moved(wrong.where, wrong.found, wrong.expected, moved) for wrong in error.problems] + below
+        if gone := GONE.get(value[TARGET]):
+            return [Problem(wrong.where, wrong.found, wrong.expected, gone) for wrong in error.problems] + below
         return error.problems + below
     return _argument_problems(target, value, path) + below
 

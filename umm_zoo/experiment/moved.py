@@ -59,6 +59,13 @@ KEYS = {
     "method.micro_batch": "method.rollouts.micro_batch",
 }
 
+#: Classes that are no more, and what stands in their place.
+GONE = {
+    "umm_zoo.blocks.connectors.TransformerConnector": "it agreed with no release; MetaQuery's connector is "
+    "umm_zoo.blocks.metaquery_connector.MetaQueryConnector, OpenUni's umm_zoo.blocks.openuni_connector.OpenUniConnector, and its "
+    "weights fit neither",
+}
+
 _NAMES = re.compile(r"(?<![\w.])(" + "|".join(re.escape(name) for name in sorted(NAMES, key=len, reverse=True)) + r")(?!\w)")
 
 

@@ -59,7 +59,7 @@ class Bridge(Method):
         self.vlm = vlm
 
     def join(self) -> None:
-        """Join the blocks, once all are there: sizes, the pathway's layers, the scale of the condition, what is frozen for good.
+        """Join the blocks, once all are there: sizes, the pathway's layers, scale of the condition, first queries, what is frozen.
 
         Raises:
             ValueError: sizes of the blocks disagree.
@@ -78,6 +78,7 @@ class Bridge(Method):
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
         self.pathway.attach(self.vlm)
         self.connector.match_rms(self.decoder.condition_rms)
+        self.queries.start_from(self.vlm.token_embeddings)
         for part in self.vlm.parts().values():
             freeze(part)
 
@@ -99,7 +100,8 @@ class Bridge(Method):
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
         """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""
-        return encode_prompt(self.vlm, self.codec, self.detail, self.dropout.prompts.apply(batch, modes))
+        requests = self.dropout.prompts.apply(batch, modes)
+        return encode_prompt(self.vlm, self.codec, self.detail, requests, self.queries.opening)
 
     def draw_queries(self, prompt: EncodedPrompt, grid: Grid, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Queries ``[B, N, D]`` for a latent grid; with a generator per row a row does not depend on the others."""
@@ -115,7 +117,7 @@ class Bridge(Method):
     def condition(self, prompt: EncodedPrompt, queries: Tensor, grid: Grid) -> Tokens:
         """The decoder's condition ``[B, N, E]`` from queries ``[B, N, D]`` for a latent grid."""
         own = self.queries.grid_for(grid)
-        states = self.pathway(prompt.prefix, prompt.details, queries, own)  # [B, N, D]
+        states = self.pathway(prompt.prefix, prompt.details, self.queries.behind_marker(queries), own)  # [B, N, D]
         dtype = next(self.connector.parameters(), states).dtype
         return self.connector(Tokens(states.to(dtype)), own)
 
@@ -160,7 +162,8 @@ class Bridge(Method):
                 outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
                 outputs.unchanged_references = images
             if "attention" in self.wanted.on_request:
-                outputs.attention = query_attention(self.pathway, prompt, queries, self.queries.grid_for(grid))
+                tokens = self.queries.behind_marker(queries)
+                outputs.attention = query_attention(self.pathway, prompt, tokens, self.queries.grid_for(grid))
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------

@@ -36,11 +36,15 @@ class Prompts:
         unconditional: the words without instruction or image (OpenUni's).
         reconstruction: the words beside images without instruction (our choice).
         black_images: keep the place of images left out, filled with black, as MetaQuery does; otherwise they are gone.
+        text_to_image: form of the words of such a request, which take the place of ``{}``.
+        behind_image: what stands behind each image; nothing in MetaQuery, a line break in OpenUni.
     """
 
     unconditional: str = "Generate an image."
     reconstruction: str = "Reconstruct the image."
     black_images: bool = False
+    text_to_image: str = "{}"
+    behind_image: str = "\n"
 
     def apply(self, batch: Batch, modes: Sequence[ConditioningMode]) -> Batch:
         """The batch with each row in the given mode; answers are dropped."""
@@ -56,11 +60,21 @@ class Prompts:
                 prompt = [Turn(role="user", text="\n".join([IMAGE_MARKER] * len(shown) + ([words] if words else [])))]
             elif not len(shown):
                 prompt = [Turn(role=turn["role"], text=turn["text"].replace(IMAGE_MARKER, "").strip()) for turn in prompt]
+                if batch.tasks[row] is Task.TEXT_TO_IMAGE:
+                    prompt = [_of_user(turn, self.text_to_image.replace("{}", turn["text"])) for turn in prompt]
+            prompt = [
+                _of_user(turn, turn["text"].replace(f"{IMAGE_MARKER}\n", IMAGE_MARKER + self.behind_image)) for turn in prompt
+            ]
             conversations.append(prompt)
             images += list(shown)
             counts.append(len(shown))
         stacked = torch.stack(images) if images else None
         return replace(batch, conversations=conversations, images=stacked, image_counts=counts)
+
+
+def _of_user(turn: Turn, text: str) -> Turn:
+    """A turn with another text where it is the user's."""
+    return Turn(role="user", text=text) if turn["role"] == "user" else turn
 
 
 class ConditionDropout:

@@ -34,13 +34,16 @@ class EncodedPrompt:
     details: Details
 
 
-def encode_prompt(vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch) -> EncodedPrompt:
+def encode_prompt(
+    vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch, opening: str = ""
+) -> EncodedPrompt:
     """Encode the prompts of a batch up to the opening of an answer; only detail tokens carry a gradient.
 
-    That the prompt ends with the opening of an assistant turn, and that nothing stands between it and the queries, is our choice.
+    The prompt ends with the opening of an assistant turn and the queries' ``opening``: MetaQuery's have one; that WeMMU's have none
+    is our choice.
     """
     with torch.no_grad():
-        inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
+        inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True, opening=opening)
         prefix = vlm.prefix(inputs)
     context = Tokens(inputs.embeddings, inputs.attention_mask)
     return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(vlm, codec, detail, batch, inputs))
