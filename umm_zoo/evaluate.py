@@ -11,7 +11,7 @@ from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
 from umm_zoo.errors import UserError, did_you_mean, several, user_errors
-from umm_zoo.training.finished_run import load_run
+from umm_zoo.training.finished_run import add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances
 from umm_zoo.training.run_folder import runs_folder, writing
@@ -36,16 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("words", nargs="*", metavar="SUITE | key=value", help=f"what to score ({', '.join(SUITES)}) and overrides")
+    add_trust(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     arguments = parser.parse_intermixed_args(argv)
     with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(), arguments.traceback):
         overrides = [word for word in arguments.words if "=" in word]
         suite, *rest = [word for word in arguments.words if "=" not in word] or ["validation"]
-        evaluate(arguments.run, suite, rest, overrides)
+        evaluate(arguments.run, suite, rest, overrides, arguments.trust)
     return outcome.code
 
 
-def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str] = (), overrides: Sequence[str] = ()) -> Path:
+def evaluate(
+    source: str | Path,
+    suite: str = "validation",
+    words: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> Path:
     """Score a run, print the table, and return the file that was written.
 
     Args:
@@ -53,6 +60,7 @@ def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str]
         suite: name in ``umm_zoo.benchmarks.SUITES``.
         words: arguments of the suite.
         overrides: ``key=value`` over the experiment of the run.
+        trust: see ``load_run``.
 
     Raises:
         UserError: no such run or suite, or an override that does not fit.
@@ -60,7 +68,7 @@ def evaluate(source: str | Path, suite: str = "validation", words: Sequence[str]
     several("words", words)
     if suite not in SUITES:
         raise UserError(source, f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))
-    run = load_run(source, overrides)
+    run = load_run(source, overrides, trust)
     began = time.monotonic()
     scores = {name: float(value) for name, value in SUITES[suite](run, words).items()}
     report = {

@@ -15,7 +15,7 @@ from umm_zoo.generation.base import Command
 from umm_zoo.generation.options import MAX_SEED, escaped, whole
 from umm_zoo.generation.progress import progress
 from umm_zoo.generation.requests import Request, Result, check_images
-from umm_zoo.training.finished_run import FinishedRun, load_run
+from umm_zoo.training.finished_run import FinishedRun, add_trust, load_run
 from umm_zoo.training.report import circumstances
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size = whole("", 1, 100_000).read(arguments.batch_size, "--batch-size")
         requests = [one for request in command.requests(arguments.words, arguments) for one in _seed_after_seed(request)]
         check_images(requests)
-        run = load_run(arguments.run)
+        run = load_run(arguments.run, trust=arguments.trust)
         results = generate(run, command, requests, batch_size, arguments.device)
         if arguments.out:
             about = {"run": arguments.run, "step": run.checkpoint["global_step"], "commit": circumstances()["commit"]}
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("--out", metavar="DIR", help="write results.jsonl and grid.png")
         own.add_argument("--batch-size", default=16, metavar="N", help="requests at a time (default: 16)")
         own.add_argument("--device", default="cpu", help="default: %(default)s")
+        add_trust(own)
         own.add_argument("--traceback", action="store_true", help="show where an error line comes from")
         command.add_arguments(own)
     return parser

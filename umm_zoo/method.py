@@ -19,7 +19,8 @@ from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.errors import UserError, did_you_mean, several
 from umm_zoo.experiment.build import build
-from umm_zoo.experiment.file import use_folders
+from umm_zoo.experiment.check import check_node
+from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.objectives.step import StepMeans, check_finite
 from umm_zoo.outputs import Outputs, Wanted
 
@@ -282,16 +283,23 @@ class Method(LightningModule, ABC):
         self._inherited |= set(state)
 
     @classmethod
-    def load(cls, source: str | Path) -> Method:
+    def load(cls, source: str | Path, trust: Sequence[str] = ()) -> Method:
         """Rebuild a method, in evaluation mode, from a run folder (``runs/<name>``) or a ``.ckpt`` file; both hold its experiment.
+
+        Args:
+            source: the folder or file.
+            trust: modules beside this package whose classes its experiment may name: they are imported, and so run.
 
         Raises:
             FileNotFoundError: no checkpoint there.
+            UserError: its experiment does not fit, or names a class that is not trusted.
             TypeError: the checkpoint holds a method of another class than this one.
         """
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
-        use_folders(checkpoint.get("folders", []))
-        method = build(checkpoint["experiment"]["method"])
+        node = checkpoint["experiment"]["method"]
+        with trusting(trust):
+            check_node(node, Method, "method", Trust(embedded=True), source)
+            method = build(node, "method")
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, expected a {cls.__name__}")
         method.load_weights(checkpoint["state_dict"])

@@ -81,10 +81,10 @@ def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:
     """Of the encoders of a file, or of the run's own Unified-Score."""
     import yaml
 
-    from umm_zoo.backbones.feature_encoder import FeatureEncoder
     from umm_zoo.experiment.build import build
-    from umm_zoo.experiment.targets import class_of
-    from umm_zoo.experiment.types import mismatches
+    from umm_zoo.experiment.check import check_node
+    from umm_zoo.experiment.trust import Trust
+    from umm_zoo.metrics.unified_score import UnifiedScore
 
     if file is None:
         scores = [node for node in run.experiment.metrics.values() if str(node.get(TARGET, "")).endswith(".UnifiedScore")]
@@ -96,10 +96,9 @@ def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:
             nodes = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(file, f"no readable map ({type(error).__name__})", USAGE) from error
-    where = f"{file or run.path}: encoders"
-    if problems := mismatches(nodes, dict[str, FeatureEncoder], where, class_of):
-        raise UserError("", problems)
-    score: UnifiedScore = build({TARGET: "umm_zoo.metrics.unified_score.UnifiedScore", "encoders": nodes}, where)
+    node = {TARGET: "umm_zoo.metrics.unified_score.UnifiedScore", "encoders": nodes}
+    check_node(node, UnifiedScore, "", Trust() if file else run.experiment.trust, file or run.path)
+    score: UnifiedScore = build(node, str(file or run.path))
     return score
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.moved import GONE, Moved, where_now
-from umm_zoo.experiment.targets import Target, class_of, find_target
+from umm_zoo.experiment.targets import Target, find_target
+from umm_zoo.experiment.trust import Trust
 from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot, is_node, mismatches
 
 #: Class whose arguments the map ``training`` holds.
@@ -26,20 +29,29 @@ def check(experiment: Experiment) -> None:
         UserError: with every problem found.
     """
     importlib.invalidate_caches()
-    problems: list[Problem] = []
+    checker, problems = _Checker(experiment.trust), list[Problem]()
     for path, node, kind in slots_of(experiment):
-        if not is_node(node):
-            problems.append(Problem(path, describe(node) if node else "nothing", describe_slot(kind)))
-        else:
-            problems += mismatches(node, kind, path, class_of)
-        problems += _inside(node, path)
-    problems += _inside({TARGET: TRAINING, **experiment.training}, "training")
-    problems += _trainer_problems(experiment.trainer)
+        problems += checker.slot(node, kind, path)
+    problems += checker.inside({TARGET: TRAINING, **experiment.training}, "training")
+    problems += checker.trainer(experiment.trainer)
+    _refuse(problems, experiment.file)
+
+
+def check_node(node: Any, kind: type, path: str, trust: Trust, file: str | Path = "") -> None:
+    """Check one node and all below it; nothing is built.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    _refuse(_Checker(trust).slot(node, kind, path), file)
+
+
+def _refuse(problems: list[Problem], file: str | Path) -> None:
     if moved := [problem for problem in problems if isinstance(problem, Moved)]:
         found = f"{len(moved)} keys or classes of an earlier version, such as {moved[0].where} ({moved[0].hint})"
-        raise UserError(experiment.file, found, "those of this one", "python tools/migrate_experiment.py FILE rewrites a file")
+        raise UserError(file, found, "those of this one", "python tools/migrate_experiment.py FILE rewrites a file")
     if problems:
-        raise UserError(experiment.file, problems)
+        raise UserError(file, problems)
 
 
 def slots_of(experiment: Experiment) -> Iterable[tuple[str, Any, type]]:
@@ -55,67 +67,89 @@ def slots_of(experiment: Experiment) -> Iterable[tuple[str, Any, type]]:
         yield f"metrics.{name}", node, Metric
 
 
-def _inside(value: Any, path: str) -> list[Problem]:
-    """Problems of the node at ``path``, or of the nodes below it."""
-    if isinstance(value, list):
-        return [p for i, item in enumerate(value) for p in _inside(item, f"{path}[{i}]")]
-    if not isinstance(value, Mapping):
-        return []
-    below = [p for key, item in value.items() if key != TARGET for p in _inside(item, f"{path}.{key}")]
-    if TARGET not in value:
-        return below
-    if not isinstance(value[TARGET], str):
-        return [Problem(f"{path}.{TARGET}", describe(value[TARGET]), "the dotted path of a class or classmethod"), *below]
-    try:
-        target = find_target(value[TARGET])
-    except UserError as error:
-        error.locate(place=f"{path}.{TARGET}")
-        if moved := where_now(value[TARGET]):
-            return [Moved(wrong.where, wrong.found, wrong.expected, moved) for wrong in error.problems] + below
-        if gone := GONE.get(value[TARGET]):
-            return [Problem(wrong.where, wrong.found, wrong.expected, gone) for wrong in error.problems] + below
-        return error.problems + below
-    return _argument_problems(target, value, path) + below
+class _Checker:
+    """The nodes of one experiment, against signatures and against what they may name."""
 
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
 
-def _argument_problems(target: Target, node: Mapping[str, Any], path: str) -> list[Problem]:
-    problems = []
-    name = class_name(target.call) if inspect.isclass(target.call) else str(node[TARGET])
-    known, misspelt = list(target.hints), set()
-    for key, value in node.items():
-        if key == TARGET:
-            continue
-        if key in target.hints:
-            problems += mismatches(value, target.hints[key], f"{path}.{key}", class_of)
-        elif not target.open:
-            if moved := where_now(f"{path}.{key}"):
-                problems.append(Moved(f"{path}.{key}", f"an unknown argument '{key}'", "", moved))
+    def slot(self, node: Any, kind: type, path: str) -> list[Problem]:
+        """Problems of a node that must make a ``kind``, and of the nodes below it."""
+        if not is_node(node):
+            return [Problem(path, describe(node) if node else "nothing", describe_slot(kind)), *self.inside(node, path)]
+        return self._value(node, kind, path) + self.inside(node, path)
+
+    def inside(self, value: Any, path: str) -> list[Problem]:
+        """Problems of the node at ``path``, or of the nodes below it."""
+        if isinstance(value, list):
+            return [p for i, item in enumerate(value) for p in self.inside(item, f"{path}[{i}]")]
+        if not isinstance(value, Mapping):
+            return []
+        below = [p for key, item in value.items() if key != TARGET for p in self.inside(item, f"{path}.{key}")]
+        if TARGET not in value:
+            return below
+        if not isinstance(value[TARGET], str):
+            return [Problem(f"{path}.{TARGET}", describe(value[TARGET]), "the dotted path of a class or classmethod"), *below]
+        return self._target(value, path) + below
+
+    def _target(self, node: Mapping[str, Any], path: str) -> list[Problem]:
+        where, name, in_trainer = f"{path}.{TARGET}", str(node[TARGET]), path.startswith("trainer.")
+        if refusal := self.trust.refusal(name):
+            return [replace(refusal, where=where)]
+        try:
+            target = find_target(name)
+        except UserError as error:
+            error.locate(place=where)
+            if moved := where_now(name):
+                return [Moved(wrong.where, wrong.found, wrong.expected, moved) for wrong in error.problems]
+            gone = GONE.get(name, "")
+            return [replace(wrong, hint=wrong.hint or gone) for wrong in error.problems]
+        if refusal := self.trust.refusal(name, target, in_trainer):
+            return [replace(refusal, where=where)]
+        return self.arguments(target, node, path)
+
+    def arguments(self, target: Target, node: Mapping[str, Any], path: str) -> list[Problem]:
+        problems = []
+        name = class_name(target.call) if inspect.isclass(target.call) else str(node[TARGET])
+        known, misspelt = list(target.hints), set()
+        for key, value in node.items():
+            if key == TARGET:
                 continue
-            meant = nearest(str(key), known)
-            misspelt.add(meant)
-            short = meant is not None and len(known) > 12
-            expected = f"{len(known)} others" if short else ", ".join(known) or "none"
-            found = f"an unknown argument '{key}'"
-            problems.append(Problem(f"{path}.{key}", found, f"the arguments of {name}: {expected}", did_you_mean(meant)))
-    for key in target.required:
-        if key not in node and key not in misspelt:
-            problems.append(Problem(f"{path}.{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))
-    return problems
+            if key in target.hints:
+                problems += self._value(value, target.hints[key], f"{path}.{key}")
+            elif target.open:
+                problems += self.trust.loose(value, f"{path}.{key}")
+            else:
+                if moved := where_now(f"{path}.{key}"):
+                    problems.append(Moved(f"{path}.{key}", f"an unknown argument '{key}'", "", moved))
+                    continue
+                meant = nearest(str(key), known)
+                misspelt.add(meant)
+                short = meant is not None and len(known) > 12
+                expected = f"{len(known)} others" if short else ", ".join(known) or "none"
+                found = f"an unknown argument '{key}'"
+                problems.append(Problem(f"{path}.{key}", found, f"the arguments of {name}: {expected}", did_you_mean(meant)))
+        for key in target.required:
+            if key not in node and key not in misspelt:
+                problems.append(Problem(f"{path}.{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))
+        return problems
 
+    def _value(self, value: Any, hint: Any, where: str) -> list[Problem]:
+        return mismatches(value, hint, where, self.trust.class_of, self.trust.loose)
 
-def _trainer_problems(trainer: Mapping[str, Any]) -> list[Problem]:
-    from lightning import Trainer
+    def trainer(self, trainer: Mapping[str, Any]) -> list[Problem]:
+        from lightning import Trainer
 
-    target = find_target("lightning.Trainer")
-    known = {key: hint for key, hint in target.hints.items() if key not in RESERVED}
-    problems = []
-    for key, instead in RESERVED.items():
-        if key in trainer:
-            problems.append(Problem(f"trainer.{key}", f"'{key}', which the command sets", instead))
-    rest = {key: value for key, value in trainer.items() if key not in RESERVED}
-    open_ended = Target(Trainer, Trainer, known, (), False)
-    problems += _argument_problems(open_ended, {TARGET: "lightning.Trainer", **rest}, "trainer")
-    problems += [p for key, value in rest.items() for p in _inside(value, f"trainer.{key}")]
-    if not {"max_steps", "max_epochs", "max_time", "fast_dev_run"} & set(rest):
-        problems.append(Problem("trainer.max_steps", "nothing", "a whole number (the training loader never ends)"))
-    return problems
+        target = find_target("lightning.Trainer")
+        known = {key: hint for key, hint in target.hints.items() if key not in RESERVED}
+        problems = []
+        for key, instead in RESERVED.items():
+            if key in trainer:
+                problems.append(Problem(f"trainer.{key}", f"'{key}', which the command sets", instead))
+        rest = {key: value for key, value in trainer.items() if key not in RESERVED}
+        open_ended = Target(Trainer, Trainer, known, (), False)
+        problems += self.arguments(open_ended, {TARGET: "lightning.Trainer", **rest}, "trainer")
+        problems += [p for key, value in rest.items() for p in self.inside(value, f"trainer.{key}")]
+        if not {"max_steps", "max_epochs", "max_time", "fast_dev_run"} & set(rest):
+            problems.append(Problem("trainer.max_steps", "nothing", "a whole number (the training loader never ends)"))
+        return problems

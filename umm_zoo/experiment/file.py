@@ -23,13 +23,14 @@ import yaml
 
 from umm_zoo.errors import Problem, UserError, several
 from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
+from umm_zoo.experiment.trust import Trust, users_modules
 from umm_zoo.experiment.types import describe, mismatches
 
 #: Trainer arguments that say where a run takes place; its scores do not depend on them.
 PLACES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 
 #: Fields of an experiment that say where it comes from.
-_ASIDE = ("file", "folders", "overrides")
+_ASIDE = ("file", "folders", "overrides", "trusted")
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Experiment:
         file: where it was read from; not part of the experiment itself.
         folders: directories that its dotted paths may be found in, beside the installed packages; not part of it either.
         overrides: what the command line has changed; filled in above, and not part of it either.
+        trusted: None for an experiment file; of one out of weights, the modules that the user allows it to name.
     """
 
     name: str = ""
@@ -65,6 +67,17 @@ class Experiment:
     file: str = ""
     folders: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    trusted: list[str] | None = None
+
+    @property
+    def trust(self) -> Trust:
+        """What its nodes may name."""
+        return Trust(self.trusted is not None, tuple(self.folders), tuple(self.trusted or ()))
+
+    @property
+    def named_modules(self) -> list[str]:
+        """Modules of the user's that weights which are loaded on the way may name too."""
+        return sorted(users_modules(self.resolved())) if self.trusted is None else self.trusted
 
     def resolved(self) -> dict[str, Any]:
         """The experiment as a plain dict, as it is written to ``experiment.yaml`` and into every checkpoint."""
@@ -137,9 +150,13 @@ def earlier_stages(experiment: Experiment, planned: bool = False) -> list[Experi
 
 
 def experiment_from(
-    tree: Mapping[str, Any], file: str | Path, folders: Sequence[str] = (), overrides: Sequence[str] = ()
+    tree: Mapping[str, Any],
+    file: str | Path,
+    folders: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    trusted: Sequence[str] | None = None,
 ) -> Experiment:
-    """An experiment from an unresolved (or stored) dict; see ``load_experiment``."""
+    """An experiment from an unresolved (or stored) dict; see ``load_experiment``, and ``Experiment`` for ``trusted``."""
     several("folders", folders)
     several("overrides", overrides)
     use_folders([os.getcwd(), *folders])  # dotted paths find what lies beside the files and in the current directory
@@ -153,7 +170,8 @@ def experiment_from(
         resolved[key] = resolved.get(key) or {}
     for key in NAMED:
         resolved[key] = {name: node for name, node in resolved[key].items() if node is not None}
-    return Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides))
+    allowed = None if trusted is None else list(trusted)
+    return Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides), trusted=allowed)
 
 
 def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:

@@ -9,13 +9,13 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from umm_zoo.errors import UserError, did_you_mean, nearest
-from umm_zoo.experiment.types import TARGET, describe_slot
+from umm_zoo.experiment.types import describe_slot
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,3 @@ def _read_signature(call: Any, kind: type, function: Any) -> Target:
         tuple(p.name for p in named if p.default is p.empty),
         any(p.kind is p.VAR_KEYWORD for p in parameters),
     )
-
-
-def class_of(node: Mapping[str, Any]) -> type | None:
-    """The class that a node makes; None where its target cannot be found."""
-    try:
-        return find_target(str(node[TARGET])).kind
-    except UserError:
-        return None

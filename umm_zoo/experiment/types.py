@@ -18,6 +18,8 @@ TARGET = "_target_"
 
 #: Gives the class that a node will make, or None where that is unknown (and has been reported already).
 ClassOf = Callable[[Mapping[str, Any]], type | None]
+#: Problems of a value in a slot that says of no class what belongs there.
+Loose = Callable[[Any, str], list[Problem]]
 
 _PLAIN = {str: "text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null", Path: "a path"}
 #: What YAML gives where one of these is wanted.
@@ -77,13 +79,15 @@ def describe_slot(hint: Any) -> str:
     return str(hint).replace("typing.", "")
 
 
-def mismatches(value: Any, hint: Any, where: str, class_of: ClassOf = lambda node: None) -> list[Problem]:
+def mismatches(
+    value: Any, hint: Any, where: str, class_of: ClassOf = lambda node: None, loose: Loose = lambda value, where: []
+) -> list[Problem]:
     """Problems of putting ``value`` into a slot annotated ``hint``; empty where it fits. Insides of nodes are not looked at."""
     hint = strip(hint)
     if hint in (Any, inspect.Parameter.empty, object) or isinstance(hint, (TypeVar, str)):
-        return []
+        return loose(value, where)
     if get_origin(hint) in (Union, types.UnionType):
-        outcomes = [mismatches(value, part, where, class_of) for part in get_args(hint)]
+        outcomes = [mismatches(value, part, where, class_of, loose) for part in get_args(hint)]
         if [] in outcomes:
             return []
         for outcome in outcomes:
@@ -94,7 +98,7 @@ def mismatches(value: Any, hint: Any, where: str, class_of: ClassOf = lambda nod
         if kind is None or _holds(hint, kind):
             return []
     elif (elements := _elements(value, hint)) is not None:
-        return [p for path, element, slot in elements for p in mismatches(element, slot, f"{where}{path}", class_of)]
+        return [p for path, element, slot in elements for p in mismatches(element, slot, f"{where}{path}", class_of, loose)]
     return [Problem(where, describe(value), describe_slot(hint), _hint_for(value, hint))]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.file import Experiment, experiment_from
+from umm_zoo.experiment.types import TARGET
 
 if TYPE_CHECKING:
     from umm_zoo.method import Method
@@ -35,15 +38,32 @@ class FinishedRun:
             UserError: a constructor refused its arguments, or the weights do not fit.
         """
         from umm_zoo.experiment.build import build
+        from umm_zoo.experiment.trust import trusting
 
-        with locating(self.path):
+        with locating(self.path), trusting(self.experiment.named_modules):
             method: Method = build(self.experiment.method, "method")
             method.load_weights(self.checkpoint["state_dict"])
         return method.eval()
 
 
-def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that builds the experiment of weights."""
+    parser.add_argument(
+        "--trust",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="let the experiment inside the weights name classes of this module of yours, which is imported, and so run",
+    )
+
+
+def load_run(source: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> FinishedRun:
     """Read a run's checkpoint, and its experiment with ``key=value`` overrides; everything is checked, nothing built.
+
+    Args:
+        source: run folder or checkpoint.
+        overrides: over the experiment.
+        trust: modules beside this package whose classes the experiment may name: they are imported, and so run.
 
     Raises:
         UserError: no checkpoint there, or an override that does not fit.
@@ -59,7 +79,8 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     for key in (text.partition("=")[0] for text in overrides):
         if key.split(".")[0] in ("vars", "after"):
             raise UserError(f"{source}: {key}", "a key that has done its work", "those that it was filled into")
-    experiment = experiment_from(checkpoint["experiment"], source, checkpoint.get("folders", ()), overrides)
+    trust = [*trust, *(path.split(".")[0] for text in overrides for path in re.findall(rf"{TARGET}\s*[=:]\s*['\"]?([\w.]+)", text))]
+    experiment = experiment_from(checkpoint["experiment"], source, (), overrides, trust)
     check(experiment)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
     return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment)

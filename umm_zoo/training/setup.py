@@ -15,6 +15,7 @@ from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.trust import trusting
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
@@ -150,7 +151,7 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
     Raises:
         UserError: a constructor refused its arguments, a metric reads what the method does not make; the line names the node.
     """
-    with locating(experiment.file):
+    with locating(experiment.file), trusting(experiment.named_modules):
         method: Method = build(experiment.method, "method")
         built = Built(
             method,

@@ -1,0 +1,163 @@
+"""Whose classes an experiment may name: those of a file that the user has written, and those of weights that somebody else has.
+
+An experiment file is code of the user's own. The experiment inside a checkpoint may be a stranger's: it gets this package's
+classes, a short list of the libraries', and those of modules that the user allows; nothing else is even imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from umm_zoo.errors import Problem, UserError
+from umm_zoo.experiment.targets import Target, find_target
+from umm_zoo.experiment.types import TARGET, class_name
+
+#: Packages whose classes are this project's own.
+OWN = ("umm_zoo", "data_pipelines")
+#: Classes that any experiment may make, an open map included: what is built of them runs no program and writes no file.
+ROLES = (
+    "torch.nn.Module",
+    "lightning.Callback",
+    "lightning.LightningDataModule",
+    "torchmetrics.Metric",
+)
+#: Roles of the ``trainer`` map alone.
+_TRAINER_ROLES = (
+    "lightning.pytorch.loggers.logger.Logger",
+    "lightning.pytorch.profilers.profiler.Profiler",
+    "lightning.pytorch.strategies.Strategy",
+    "lightning.pytorch.accelerators.Accelerator",
+    "lightning.pytorch.plugins.precision.Precision",
+    "lightning.pytorch.plugins.environments.ClusterEnvironment",
+    "lightning.fabric.plugins.environments.cluster_environment.ClusterEnvironment",
+    "lightning.fabric.plugins.io.checkpoint_io.CheckpointIO",
+    "lightning.pytorch.plugins.layer_sync.LayerSync",
+)
+#: Packages of libraries whose classes of a role weights may name.
+_LIBRARIES = ("torch.nn.modules", "lightning.pytorch.callbacks", "torchmetrics")
+_IMPORTED = ("torch.nn", "lightning.pytorch.callbacks", "torchmetrics")  # by these names
+
+_allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
+
+
+@contextmanager
+def trusting(modules: Iterable[str]) -> Iterator[None]:
+    """For a time, weights that are loaded may name classes of these modules too."""
+    token = _allowed.set((*_allowed.get(), *modules))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the nodes of one experiment may name.
+
+    Args:
+        embedded: whether it comes out of weights.
+        folders: where the user's own modules lie, for an experiment that is his own.
+        modules: what he allows the experiment in weights to name, such as ``my_blocks``.
+    """
+
+    embedded: bool = False
+    folders: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    def may_import(self, path: str) -> bool:
+        """Whether the module of a dotted path may be imported at all."""
+        return not self.embedded or _within(path, (*OWN, *_IMPORTED, *self._trusted()))
+
+    def refusal(self, path: str, target: Target | None = None, in_trainer: bool = False) -> Problem | None:
+        """The reason for which a node may not be made; None where it may. Without ``target`` it is not imported yet."""
+        module, kind = (path.rpartition(".")[0], None) if target is None else (_module_of(target), target.kind)
+        if not self.embedded:
+            if kind is None or self._is_users(module) or _is_own(kind) or _has_role(kind, in_trainer):
+                return None
+            found = f"'{path}', a class of {module}"
+            return Problem(
+                "", found, "a module, callback or metric, or a class of umm_zoo or of your own beside the experiment file"
+            )
+        if _within(module, self._trusted()) or (target is None and self.may_import(path)):
+            return None
+        if kind is not None and (_within(module, OWN) or (_within(module, _LIBRARIES) and _has_role(kind, False))):
+            return None
+        hint = f"--trust {module.split('.')[0] or path} allows it, if you know who wrote these weights"
+        return Problem("", f"'{path}' in the experiment of the weights", "classes of umm_zoo", hint)
+
+    def loose(self, value: Any, where: str) -> list[Problem]:
+        """Problems of nodes of weights in a place that names no class: what is made there must have a role."""
+        if isinstance(value, list):
+            return [p for index, item in enumerate(value) for p in self.loose(item, f"{where}[{index}]")]
+        if not self.embedded or not isinstance(value, Mapping):
+            return []
+        if TARGET not in value:
+            return [p for key, item in value.items() for p in self.loose(item, f"{where}.{key}")]
+        if (kind := self.class_of(value)) is None or _has_role(kind, False) or _within(kind.__module__, self._trusted()):
+            return []
+        return [Problem(where, f"a node of {class_name(kind)}", "plain values, or a node of a module, callback or metric")]
+
+    def class_of(self, node: Mapping[str, Any]) -> type | None:
+        """The class that a node makes; None where its target may not be imported, or cannot be found."""
+        path = node[TARGET]
+        if not isinstance(path, str) or not self.may_import(path):
+            return None
+        try:
+            return find_target(path).kind
+        except UserError:
+            return None
+
+    def _trusted(self) -> tuple[str, ...]:
+        return (*self.modules, *_allowed.get())
+
+    def _is_users(self, module: str) -> bool:
+        top = sys.modules.get(module.split(".")[0])
+        places = getattr(top, "__path__", None) or [getattr(top, "__file__", None) or ""]
+        homes = {os.path.realpath(folder) for folder in (os.getcwd(), *self.folders)}
+        return any(os.path.dirname(os.path.realpath(place)) in homes for place in places if place)
+
+
+def users_modules(tree: Any) -> set[str]:
+    """Modules that the nodes of an experiment name beside those of this project."""
+    if isinstance(tree, (list, tuple)):
+        return set().union(*map(users_modules, tree))
+    if not isinstance(tree, Mapping):
+        return set()
+    path = tree.get(TARGET)
+    own = {path.split(".")[0]} if isinstance(path, str) and "." in path else set()
+    return (own - {*OWN, "torch", "lightning", "torchmetrics", "builtins"}).union(*map(users_modules, tree.values()))
+
+
+def _module_of(target: Target) -> str:
+    """The module that what is called was defined in, by whatever path it was reached."""
+    called = getattr(target.call, "__func__", target.call)  # a classmethod's own function: a base class may have defined it
+    return str(getattr(called, "__module__", None) or target.kind.__module__)
+
+
+def _is_own(kind: type) -> bool:
+    return any(_within(parent.__module__, OWN) for parent in kind.__mro__)
+
+
+def _within(path: str, packages: Iterable[str]) -> bool:
+    return any(path == package or path.startswith(f"{package}.") for package in packages)
+
+
+def _has_role(kind: type, in_trainer: bool) -> bool:
+    return issubclass(kind, _classes(ROLES)) or (in_trainer and issubclass(kind, _classes(_TRAINER_ROLES)))
+
+
+@cache
+def _classes(paths: tuple[str, ...]) -> tuple[type, ...]:
+    found = []
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        found.append(getattr(importlib.import_module(module), name))
+    return tuple(found)
