@@ -15,6 +15,8 @@ from umm_zoo.batch import Batch
 from umm_zoo.evaluate import main
 from umm_zoo.outputs import Outputs
 
+TRUSTED = ["--trust", Path(__file__).stem, "--trust", "toy_parts"]
+
 
 class Size(OneWeight):
     """Says what a validation is wanted for."""
@@ -37,13 +39,26 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_validation_is_of_the_size_that_the_experiment_says(run: Path) -> None:
-    assert main([str(run)]) == 0
-    assert main([str(run), "callbacks.validation.max_new_tokens=5", "trainer.limit_val_batches=2"]) == 0
+    assert main([str(run), *TRUSTED]) == 0
+    assert (
+        main(
+            [
+                str(run),
+                "--trust",
+                Path(__file__).stem,
+                "--trust",
+                "toy_parts",
+                "callbacks.validation.max_new_tokens=5",
+                "trainer.limit_val_batches=2",
+            ]
+        )
+        == 0
+    )
     first, second = (json.loads((run / f"evaluation-{number}.json").read_text())["metrics"] for number in (1, 2))
     assert first == {"val/m/longest": 7.0, "val/m/made": 0.75}
     assert second == {"val/m/longest": 5.0, "val/m/made": 1.0}
 
 
 def test_words_behind_a_validation_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(run), "validation", "images"]) == 2
+    assert main([str(run), *TRUSTED, "validation", "images"]) == 2
     assert "found 'images' behind the suite" in capsys.readouterr().err

@@ -150,14 +150,16 @@ def test_what_generates_from_text_does_so_under_the_command(tmp_path, method: di
     assert ImageChops.difference(images[2], images[3]).getbbox()
 
 
-def test_a_stranger_needs_generate_alone(tmp_path, capsys):
+def test_a_stranger_needs_generate_alone(tmp_path, monkeypatch, capsys):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "lines_of_a_stranger.py").write_text(STRANGER)
     method = {"_target_": "lines_of_a_stranger.Lines"}
     run, out = write_run(tmp_path / "run", method, folders=(str(tmp_path / "own"),)), tmp_path / "o"
-    assert main([str(run), "text-to-image", "ab", "abcd", "--out", str(out)]) == 0, capsys.readouterr().err
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    trusted = ["--trust", "lines_of_a_stranger"]
+    assert main([str(run), "text-to-image", "ab", "abcd", "--out", str(out), *trusted]) == 0, capsys.readouterr().err
     assert [Image.open(out / f"{i:03d}-generated.png").size for i in range(2)] == [(4, 2), (4, 4)]
-    assert main([str(run), "ask", "What?"]) == 2
+    assert main([str(run), "ask", "What?", *trusted]) == 2
     assert "found a Lines, which cannot answer, expected a method that can (umm_zoo.outputs.Answers)" in capsys.readouterr().err
 
 

@@ -129,9 +129,9 @@ def test_load_asks_for_its_own_class(tmp_path: Path) -> None:
     node = toy_experiment()["method"]
     node["body"]["out_dim"] = node["head"]["in_dim"] = 3
     torch.save({"experiment": {"method": node}, "state_dict": {}}, tmp_path / "a.ckpt")
-    assert isinstance(Toy.load(tmp_path / "a.ckpt"), Toy)
+    assert isinstance(Toy.load(tmp_path / "a.ckpt", trust=["toy_parts"]), Toy)
     with pytest.raises(TypeError, match="holds a Toy, expected a Other"):
-        Other.load(tmp_path / "a.ckpt")
+        Other.load(tmp_path / "a.ckpt", trust=["toy_parts"])
 
 
 def test_a_method_without_a_training_map_says_so() -> None:

@@ -21,8 +21,9 @@ from torch import Tensor
 from umm_zoo.batch import Batch, request_batch
 from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
+from umm_zoo.experiment.trust import trusting
 from umm_zoo.outputs import Draws
-from umm_zoo.training.finished_run import load_run
+from umm_zoo.training.finished_run import add_trust, load_run
 
 Objects = list[Mapping[str, Any]]
 COLOURS = ("red", "green", "blue", "yellow")
@@ -82,16 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", metavar="EXPERIMENT")
     parser.add_argument("--scenes", type=int, default=128, metavar="N", help="held-out scenes (default: 128)")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="images of each caption (default: 4)")
+    add_trust(parser)
     arguments = parser.parse_args(argv)
-    with user_errors() as outcome:
+    with user_errors() as outcome, trusting(arguments.trust):
         from umm_zoo.experiment.build import build
+        from umm_zoo.experiment.check import check
         from umm_zoo.training.setup import build_data
 
         run = load_run(arguments.run)
         method = run.load_method()
         if not isinstance(method, Draws):
             raise UserError(arguments.run, f"a {type(method).__name__}", "a method that generates images from text")
-        reward = build(load_experiment(arguments.experiment).method["reward"], "method.reward")
+        check(experiment := load_experiment(arguments.experiment))
+        reward = build(experiment.method["reward"], "method.reward")
         data: Any = build_data(run.experiment)
         data.val_batch_size = arguments.scenes
         data.setup("validate")

@@ -30,8 +30,9 @@ from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import load_experiment
+from umm_zoo.experiment.trust import trusting
 from umm_zoo.method import Method
-from umm_zoo.training.finished_run import load_run
+from umm_zoo.training.finished_run import add_trust, load_run
 from umm_zoo.training.validation import validate
 
 PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
@@ -203,9 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float16", choices=["float32", "float16", "bfloat16"], help="of the stored weights")
     parser.add_argument("--test", action="store_true", help="score on the test split: the validation shards with /test/ for /val/")
     parser.add_argument("--probe", nargs="+", default=[], metavar="ATTRIBUTE", help="colour, shape, size, mark, background …")
+    add_trust(parser)
     given = parser.parse_args(argv)
     folder = given.out or Path("experiments/tiny/weights") / given.run.resolve().name
-    with user_errors() as outcome, locating(refusals=REFUSALS):
+    with user_errors() as outcome, locating(refusals=REFUSALS), trusting(given.trust):
         export(given.run, folder, given.dtype, given.test, given.probe)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size / 2**20:.2f} MiB")

@@ -32,6 +32,8 @@ from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import REFUSALS, locating, user_errors
+from umm_zoo.experiment.trust import trusting
+from umm_zoo.training.finished_run import add_trust
 from umm_zoo.training.report import circumstances
 
 WEIGHTS = Path("experiments/tiny/weights")
@@ -140,11 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=1000, help="at most about this many images (default 1000)")
     parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
     parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
+    add_trust(parser)
     given = parser.parse_args(argv)
     names = given.parts or [PIXELS, *sorted(folder.name for folder in given.weights.iterdir() if is_probed(folder))]
     sources = {name: str(given.weights / name) if (given.weights / name).is_dir() else name for name in names}
     settings = {"shards": given.shards, "limit": given.limit, "steps": given.steps}
-    with user_errors() as outcome, locating(refusals=REFUSALS):
+    with user_errors() as outcome, locating(refusals=REFUSALS), trusting(given.trust):
         batches, cells = load_batches(given.shards, given.image_size, given.limit)
         if given.layer or given.attribute != ATTRIBUTES or any(name != PIXELS and sources[name] == name for name in names):
             for source in sources.values():

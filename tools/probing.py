@@ -214,7 +214,8 @@ def find_part(method: Any, source: str | Path, names: Sequence[str] = ("encoder"
 
 def load_part(source: str) -> nn.Module | None:
     """A part of an exported folder, a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``."""
-    from umm_zoo.experiment.build import build
+    from umm_zoo.experiment.build import build, build_embedded
+    from umm_zoo.experiment.check import check
     from umm_zoo.experiment.file import load_experiment
     from umm_zoo.method import Method
 
@@ -222,12 +223,13 @@ def load_part(source: str) -> nn.Module | None:
     if source == "pixels":
         return None
     if (card := Path(source) / "card.json").is_file():
-        part = build({**json.loads(card.read_text(encoding="utf-8"))["load"], "source": source})
+        node = {**json.loads(card.read_text(encoding="utf-8"))["load"], "source": source}
+        part = build_embedded(node, nn.Module, "load", card)
     elif ":" in source:
         target, folder = source.split(":", 1)
         part = build({"_target_": f"{target}.from_pretrained", "source": folder})
     elif source.endswith((".yaml", ".yml")):
-        experiment = load_experiment(source)
+        check(experiment := load_experiment(source))
         torch.manual_seed(experiment.seed)
         part = find_part(build(experiment.method), source)[1]
     else:

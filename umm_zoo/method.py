@@ -18,9 +18,7 @@ from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.errors import UserError, did_you_mean, several
-from umm_zoo.experiment.build import build
-from umm_zoo.experiment.check import check_node
-from umm_zoo.experiment.trust import Trust, trusting
+from umm_zoo.experiment.build import build_embedded
 from umm_zoo.objectives.step import StepMeans, check_finite
 from umm_zoo.outputs import Outputs, Wanted
 
@@ -296,10 +294,7 @@ class Method(LightningModule, ABC):
             TypeError: the checkpoint holds a method of another class than this one.
         """
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
-        node = checkpoint["experiment"]["method"]
-        with trusting(trust):
-            check_node(node, Method, "method", Trust(embedded=True), source)
-            method = build(node, "method")
+        method = build_embedded(checkpoint["experiment"]["method"], Method, "method", source, trust)
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, expected a {cls.__name__}")
         method.load_weights(checkpoint["state_dict"])

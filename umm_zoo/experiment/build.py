@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.experiment.check import check_node
 from umm_zoo.experiment.targets import Target, find_target
+from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
 
 
@@ -32,6 +34,24 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
         raise
     except REFUSALS as error:
         raise UserError(where, f"{node[TARGET]}: {error or type(error).__name__}") from error
+
+
+def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: Sequence[str] = ()) -> Any:
+    """Build a node that weights hold, once all of it has been checked.
+
+    Args:
+        node: the node.
+        kind: class that it must make.
+        path: where it stands in the experiment.
+        source: the weights, for messages.
+        trust: modules beside this package whose classes it may name.
+
+    Raises:
+        UserError: it does not fit, names a class that is not trusted, or a constructor refused its arguments.
+    """
+    with trusting(trust):
+        check_node(node, kind, path, Trust(embedded=True), source)
+        return build(node, path)
 
 
 def build_arguments(target: Target, node: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -111,27 +111,28 @@ class _Checker:
     def arguments(self, target: Target, node: Mapping[str, Any], path: str) -> list[Problem]:
         problems = []
         name = class_name(target.call) if inspect.isclass(target.call) else str(node[TARGET])
+        below = f"{path}." if path else ""
         known, misspelt = list(target.hints), set()
         for key, value in node.items():
             if key == TARGET:
                 continue
             if key in target.hints:
-                problems += self._value(value, target.hints[key], f"{path}.{key}")
+                problems += self._value(value, target.hints[key], f"{below}{key}")
             elif target.open:
-                problems += self.trust.loose(value, f"{path}.{key}")
+                problems += self.trust.loose(value, f"{below}{key}")
             else:
-                if moved := where_now(f"{path}.{key}"):
-                    problems.append(Moved(f"{path}.{key}", f"an unknown argument '{key}'", "", moved))
+                if moved := where_now(f"{below}{key}"):
+                    problems.append(Moved(f"{below}{key}", f"an unknown argument '{key}'", "", moved))
                     continue
                 meant = nearest(str(key), known)
                 misspelt.add(meant)
                 short = meant is not None and len(known) > 12
                 expected = f"{len(known)} others" if short else ", ".join(known) or "none"
                 found = f"an unknown argument '{key}'"
-                problems.append(Problem(f"{path}.{key}", found, f"the arguments of {name}: {expected}", did_you_mean(meant)))
+                problems.append(Problem(f"{below}{key}", found, f"the arguments of {name}: {expected}", did_you_mean(meant)))
         for key in target.required:
             if key not in node and key not in misspelt:
-                problems.append(Problem(f"{path}.{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))
+                problems.append(Problem(f"{below}{key}", "nothing", f"{describe_slot(target.hints[key])} ({name} needs it)"))
         return problems
 
     def _value(self, value: Any, hint: Any, where: str) -> list[Problem]:

@@ -74,14 +74,13 @@ class RunRecord(Callback):
         self._after_batch: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add ``experiment``, ``folders`` (where its dotted paths are found), ``random_states`` and ``seconds``."""
+        """Add ``experiment``, ``random_states`` and ``seconds``."""
         own: dict[str, Any] = self._after_batch if trainer.validating and self._after_batch else random_state()
         states: list[Any] = [own]
         if dist.is_available() and dist.is_initialized() and trainer.world_size > 1:
             states = [None] * trainer.world_size
             dist.all_gather_object(states, own)
         checkpoint["experiment"] = self.experiment.resolved()
-        checkpoint["folders"] = list(self.experiment.folders)
         checkpoint["random_states"] = states
         checkpoint["seconds"] = self.elapsed()
 

@@ -1,0 +1,102 @@
+"""What the experiment inside weights may name: a stranger's checkpoint runs no program."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from umm_zoo.errors import UserError
+from umm_zoo.evaluate import main as evaluate
+from umm_zoo.experiment.check import check_node
+from umm_zoo.experiment.trust import Trust, trusting
+from umm_zoo.generate import main as generate
+from umm_zoo.method import Method
+from umm_zoo.methods.llava import LLaVA
+
+PROGRAM = {"_target_": "subprocess.Popen", "args": ["touch", "ran"]}
+VLM = "umm_zoo.backbones.llava.LlavaBackbone.from_config"
+
+
+def llava(node: Any) -> dict[str, Any]:
+    """A method with something in an open map."""
+    return {"_target_": "umm_zoo.methods.llava.LLaVA", "vlm": {"_target_": VLM, "config": {"extra": node}}}
+
+
+ATTACKS = {
+    "open map": llava(PROGRAM),
+    "list in an open map": llava([{"deep": [PROGRAM]}]),
+    "method itself": PROGRAM,
+    "typed slot": {"_target_": "umm_zoo.methods.llava.LLaVA", "vlm": PROGRAM},
+    "unknown argument": {**llava(1), "more": PROGRAM},
+    "partial": llava({"_target_": "functools.partial", "func": PROGRAM}),
+    "methodcaller": llava({"_target_": "operator.methodcaller", "name": "x"}),
+    "path": llava({"_target_": "pathlib.Path", "args": "x"}),
+    "file": llava({"_target_": "_io.FileIO", "file": "ran", "mode": "w"}),
+    "own class without a role": llava({"_target_": "umm_zoo.errors.UserError"}),
+    "own class that writes": llava({"_target_": "umm_zoo.comparison.run.Popen"}),
+    "through an own module's imports": llava({"_target_": "umm_zoo.errors.json.JSONDecoder"}),
+    "own module, library class": llava({"_target_": "umm_zoo.training.ranks.subprocess.Popen", "args": ["touch", "ran"]}),
+    "inherited loader of pickles": llava({"_target_": "umm_zoo.methods.llava.LLaVA.load_from_checkpoint", "checkpoint_path": "x"}),
+    "hub": llava({"_target_": "torch.hub.HubLoader"}),
+    "stranger's module": llava({"_target_": "stranger.Block"}),
+    "lightning beside callbacks": llava({"_target_": "lightning.pytorch.cli.LightningCLI"}),
+    "torch, no module": llava({"_target_": "torch.nn.modules.module.OrderedDict"}),
+    "no text": llava({"_target_": ["subprocess", "Popen"]}),
+}
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder with a module whose import leaves a file."""
+    (tmp_path / "stranger.py").write_text("open('ran', 'w').close()\nfrom torch import nn\nclass Block(nn.Identity): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("stranger", None)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_weights_name_no_class_of_others(name, beside):
+    with pytest.raises(UserError) as error:
+        check_node(ATTACKS[name], Method, "method", Trust(embedded=True), "weights.ckpt")
+    assert all(line.startswith("weights.ckpt: method") for line in error.value.lines())
+    assert not (beside / "ran").exists() and "stranger" not in sys.modules
+
+
+def test_a_trusted_module_is_imported(beside):
+    node = llava({"_target_": "stranger.Block"})
+    with pytest.raises(UserError, match="--trust stranger allows it"):
+        check_node(node, Method, "method", Trust(embedded=True))
+    check_node(node, Method, "method", Trust(embedded=True, modules=("stranger",)))
+    with trusting(["stranger"]):
+        check_node(node, Method, "method", Trust(embedded=True))
+
+
+@pytest.mark.parametrize("target", ["torch.nn.Identity", "torchmetrics.MeanMetric", "lightning.pytorch.callbacks.Timer"])
+def test_roles_of_the_libraries_are_allowed(target):
+    check_node(llava({"_target_": target}), Method, "method", Trust(embedded=True))
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "load"])
+def test_no_command_builds_what_a_checkpoint_should_not_name(command, beside, capsys):
+    experiment = {"name": "x", "method": llava(PROGRAM), "data": {"_target_": "data_pipelines.shards.data.ShardData"}}
+    experiment |= {"trainer": {"max_steps": 1}, "training": {"trained": [], "optimizer": PROGRAM}}
+    torch.save({"experiment": experiment, "state_dict": {}, "global_step": 1, "folders": [str(beside)]}, beside / "evil.ckpt")
+    if command == "load":
+        with pytest.raises(UserError, match=r"subprocess\.Popen"):
+            LLaVA.load(beside / "evil.ckpt")
+    else:
+        run = generate if command == "generate" else evaluate
+        assert run(["evil.ckpt", *(["ask", "no.png", "x"] if command == "generate" else [])]) == 2
+        assert "subprocess.Popen" in capsys.readouterr().err or command == "generate"
+    assert not (Path.cwd() / "ran").exists()
+
+
+@pytest.mark.parametrize("target", ["subprocess.Popen", "functools.partial", "logging.FileHandler", "pathlib.Path"])
+def test_a_file_names_modules_callbacks_metrics_and_classes_of_its_own(target):
+    with pytest.raises(UserError, match=f"'{target}', a class of"):
+        check_node(llava({"_target_": target}), Method, "method", Trust())
