@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from umm_zoo.experiment.file import Experiment, load_experiment
+from umm_zoo.experiment.file import Experiment, experiment_from, load_experiment
 from umm_zoo.experiment.layers import merge
 
 
@@ -129,3 +129,15 @@ def test_merge_leaves_its_arguments_alone() -> None:
     old, new = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(old, new) == {"a": {"b": 1, "c": 2}}
     assert (old, new) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+def test_what_the_environment_fills_in_is_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKEN_OF_MINE", "secret")
+    monkeypatch.setenv("STEPS", "7")
+    text = "vars: {token: '${oc.env:TOKEN_OF_MINE}'}\nmethod: {_target_: a.B, address: 'https://${vars.token}@x'}\n"
+    (tmp_path / "e.yaml").write_text(text + "trainer: {max_steps: '${oc.decode:${oc.env:STEPS,3}}'}\n")
+    experiment = load_experiment(tmp_path / "e.yaml")
+    assert experiment.method["address"] == "https://secret@x" and experiment.trainer["max_steps"] == 7
+    assert "secret" not in experiment.to_yaml()
+    again = experiment_from(yaml.safe_load(experiment.to_yaml()), "e")
+    assert again.method == experiment.method and again.trainer == experiment.trainer

@@ -30,7 +30,7 @@ from umm_zoo.experiment.types import describe, mismatches
 PLACES = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 
 #: Fields of an experiment that say where it comes from.
-_ASIDE = ("file", "folders", "overrides", "trusted")
+_ASIDE = ("file", "folders", "overrides", "trusted", "stored")
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Experiment:
         folders: directories that its dotted paths may be found in, beside the installed packages; not part of it either.
         overrides: what the command line has changed; filled in above, and not part of it either.
         trusted: None for an experiment file; of one out of weights, the modules that the user allows it to name.
+        stored: keys of the envelope that the environment has filled in (``${oc.env:TOKEN}``), as they are written down: unfilled.
     """
 
     name: str = ""
@@ -68,6 +69,7 @@ class Experiment:
     folders: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     trusted: list[str] | None = None
+    stored: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trust(self) -> Trust:
@@ -81,7 +83,7 @@ class Experiment:
 
     def resolved(self) -> dict[str, Any]:
         """The experiment as a plain dict, as it is written to ``experiment.yaml`` and into every checkpoint."""
-        return {key: value for key, value in asdict(self).items() if key not in _ASIDE}
+        return {key: self.stored.get(key, value) for key, value in asdict(self).items() if key not in _ASIDE}
 
     def to_yaml(self) -> str:
         """The resolved experiment as text that ``load_experiment`` reads back."""
@@ -170,8 +172,12 @@ def experiment_from(
         resolved[key] = resolved.get(key) or {}
     for key in NAMED:
         resolved[key] = {name: node for name, node in resolved[key].items() if node is not None}
-    allowed = None if trusted is None else list(trusted)
-    return Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides), trusted=allowed)
+    experiment = Experiment(**resolved, file=str(file), folders=list(folders), overrides=list(overrides))
+    experiment.trusted = None if trusted is None else list(trusted)
+    if "oc.env" in repr(tree):
+        unfilled = interpolated(tree, file, environment=False)
+        experiment.stored = {key: unfilled[key] for key in unfilled if unfilled[key] and unfilled[key] != getattr(experiment, key)}
+    return experiment
 
 
 def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:

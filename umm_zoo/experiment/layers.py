@@ -6,7 +6,8 @@ Over the merged layers, every interpolation is filled in.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,30 @@ def portable(path: Path) -> str:
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def interpolated(tree: dict[str, Any], file: str | Path) -> dict[str, Any]:
-    """The tree with everything filled in.
+@contextmanager
+def _environment_unfilled() -> Iterator[None]:
+    """For a time, what stands in the environment is not filled in: secrets stand there."""
+    for name in ("oc.env", "oc.decode"):  # a value of the environment may be decoded
+
+        def as_written(*arguments: Any, name: str = name) -> str:
+            return f"${{{name}:{','.join(map(str, arguments))}}}"
+
+        OmegaConf.register_resolver(name, as_written, replace=True, annotation_validation="off")
+    try:
+        yield
+    finally:
+        OmegaConf.clear_resolvers()  # back to OmegaConf's own
+
+
+def interpolated(tree: dict[str, Any], file: str | Path, environment: bool = True) -> dict[str, Any]:
+    """The tree with everything filled in, or everything but what stands in the environment.
 
     Raises:
         UserError: names every interpolation that leads to nothing, and every value that is still to be given.
     """
+    if not environment:
+        with _environment_unfilled():
+            return interpolated(tree, file)
     try:
         config = OmegaConf.create(tree)
     except OmegaConfBaseException as error:
