@@ -256,8 +256,7 @@ class Method(LightningModule, ABC):
         if unexpected := sorted(found - expected):
             raise UserError("checkpoint", f"{len(unexpected)} tensors have no place in this method, such as '{unexpected[0]}'")
         self._inherited |= saved - self.part_keys(self.trained)
-        if self.step.skips_left is not None and checkpoint.get("skips_left") is not None:
-            self.step.skips_left = min(self.step.skips_left, checkpoint["skips_left"])
+        self.step.resume(checkpoint.get("skips_left"))
         states = checkpoint.get("run_states", [])
         if self._trainer is not None and states:
             if len(states) == self._trainer.world_size:

@@ -103,7 +103,7 @@ class _Checker:
             if moved := where_now(name):
                 return [Moved(wrong.where, wrong.found, wrong.expected, moved) for wrong in error.problems]
             gone = GONE.get(name, "")
-            return [replace(wrong, hint=wrong.hint or gone) for wrong in error.problems]
+            return [replace(wrong, hint=gone or wrong.hint) for wrong in error.problems]
         if refusal := self.trust.refusal(name, target, in_trainer):
             return [replace(refusal, where=where)]
         return self.arguments(target, node, path)

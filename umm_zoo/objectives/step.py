@@ -61,6 +61,11 @@ class StepMeans:
         """Micro-batches that the trainer takes the mean over; 1 outside of a training step."""
         return self._micro_batches if self._open else 1
 
+    def resume(self, skips_left: int | None) -> None:
+        """Go on with as many steps to skip as the interrupted run had left, where this one may skip any."""
+        if self.skips_left is not None and skips_left is not None:
+            self.skips_left = min(self.skips_left, skips_left)
+
     def begin(self, micro_batches: int, units: Mapping[str, float] | None, device: torch.device) -> None:
         """Begin a step of ``micro_batches`` per rank.
 
