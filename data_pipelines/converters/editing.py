@@ -33,7 +33,7 @@ from typing import Any
 
 from data_pipelines.command import Parser, run
 from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser, image_folder_of
-from data_pipelines.converters.files import image_members
+from data_pipelines.converters.files import Substitutes, image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.tables import Table, is_parquet
 from data_pipelines.converters.texts import is_name, notes, place_markers, wording
@@ -78,20 +78,29 @@ class Edit:
     used: set[str]
 
 
-def samples_of(row: dict[str, Any], number: int, keys: Keys, images: Path | None, size: int | None) -> Iterator[Made]:
+def samples_of(rows: Rows | Table, number: int, keys: Keys, images: Path | None = None, size: int | None = None) -> Iterator[Made]:
     """The samples of one row: several where it has several turns."""
+    row, is_named = rows[number], rows.names_file
     turns = row.get("data")
     if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
-        yield from _sample(row, f"{number:08d}", number, keys, images, size)
+        yield from _sample(row, f"{number:08d}", number, keys, images, size, is_named)
         return
     for place, turn in enumerate(turns):
         try:
-            yield from _sample({**turn, "turn": place}, f"{number:08d}-{place}", number, keys, images, size)
+            yield from _sample({**turn, "turn": place}, f"{number:08d}-{place}", number, keys, images, size, is_named)
         except BadSampleError as error:
             yield LeftOut(f"row {number}, turn {place}", str(error))
 
 
-def _sample(row: dict[str, Any], key: str, number: int, keys: Keys, images: Path | None, size: int | None) -> Iterator[Made]:
+def _sample(
+    row: dict[str, Any],
+    key: str,
+    number: int,
+    keys: Keys,
+    images: Path | None,
+    size: int | None,
+    is_named: Callable[[str], bool],
+) -> Iterator[Made]:
     edit = read_edit(row, number, keys)
     repairs = place_markers(edit.conversation, len(edit.inputs))
     task = "editing" if edit.inputs else "text_to_image"
@@ -101,8 +110,10 @@ def _sample(row: dict[str, Any], key: str, number: int, keys: Keys, images: Path
     if not edit.inputs:
         repairs = []
     repairs = [what for what in repairs if "moved" not in what and "missing" not in what]  # most lists write no marker
-    sample = {"__key__": key, "json": content, **image_members(edit.inputs, edit.target, images, size, repairs=repairs)}
-    yield from map(Noted, repairs)
+    substitutes = Substitutes(is_named)
+    members = image_members(edit.inputs, edit.target, images, size, substitutes=substitutes)
+    sample = {"__key__": key, "json": content, **members}
+    yield from map(Noted, repairs + substitutes.repairs)
     yield sample
 
 
@@ -170,7 +181,7 @@ def main(arguments: argparse.Namespace) -> None:
     images = image_folder_of(arguments)
     rows: Rows | Table = Table(arguments.source) if is_parquet(arguments.source) else Rows(arguments.source)
     keys = Keys(arguments.input, arguments.instruction, arguments.target)
-    convert_rows(arguments, rows, "editing", lambda number: samples_of(rows[number], number, keys, images, arguments.image_size))
+    convert_rows(arguments, rows, "editing", lambda number: samples_of(rows, number, keys, images, arguments.image_size))
 
 
 def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, make: Callable[[int], Iterator[Made]]) -> None:

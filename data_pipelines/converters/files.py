@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,30 +45,43 @@ def stored_image(content: bytes, size: int | None = None, edge: Edge = max, name
     return "png" if lossless else "jpg", file.getvalue()
 
 
-def read_image(
-    folder: Path, name: object, size: int | None = None, edge: Edge = max, repairs: list[str] | None = None
-) -> tuple[str, bytes]:
-    """`stored_image` of a file inside ``folder``.
+@dataclass
+class Substitutes:
+    """Images of another suffix than the one named, for lists name downloads before their type is known.
 
-    Where it is missing, the only image of another suffix is taken, and ``repairs`` say so: lists name downloads before their type
-    is known.
+    ``is_named`` says whether a name is another row's, whose image is not taken; ``repairs`` say what was taken.
     """
+
+    is_named: Callable[[str], bool]
+    repairs: list[str] = field(default_factory=list)
+
+    def find(self, path: Path, name: str) -> Path:
+        """The only such image in place of a missing file, or its path again; a ``BadSampleError`` where it may not be meant."""
+        suffixes = [suffix for kind in IMAGE_TYPES for suffix in (f".{kind}", f".{kind.upper()}")]
+        others = [other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()]
+        if not others:
+            return path
+        named = [other.name for other in others if self.is_named(PurePosixPath(name).with_suffix(other.suffix).as_posix())]
+        if named or len(others) > 1:
+            found = f"{named[0]} is another row's" if named else f"there are {', '.join(other.name for other in others)}"
+            raise BadSampleError(f"missing image: {name}; {found}")
+        self.repairs.append("image of another suffix taken than the one named")
+        return others[0]
+
+
+def read_image(
+    folder: Path, name: object, size: int | None = None, edge: Edge = max, substitutes: Substitutes | None = None
+) -> tuple[str, bytes]:
+    """`stored_image` of a file inside ``folder``, or of one of the ``substitutes`` where it is missing."""
     path = inside(folder, name)
     try:
-        if not path.is_file() and path.name:
-            suffixes = [suffix for kind in IMAGE_TYPES for suffix in (f".{kind}", f".{kind.upper()}")]
-            others = [other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()]
-            if len(others) > 1:
-                raise BadSampleError(f"missing image: {name}, and of other suffixes {', '.join(other.name for other in others)}")
-            if others:
-                path = others[0]
-                if repairs is not None:
-                    repairs.append("image of another suffix taken than the one named")
+        if substitutes and path.name and not path.is_file():
+            path = substitutes.find(path, str(name))
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadSampleError(f"missing image: {name}") from None
     except OSError as error:
-        raise BadSampleError(f"unreadable image: {name} ({error.strerror})") from error
+        raise BadSampleError(f"unreadable image: {str(name)[:200]} ({error.strerror})") from error
     return stored_image(content, size, edge, str(name))
 
 
@@ -94,12 +108,11 @@ def image_members(
     folder: Path | None = None,
     size: int | None = None,
     edge: Edge = max,
-    repairs: list[str] | None = None,
+    substitutes: Substitutes | None = None,
 ) -> dict[str, bytes]:
     """Members ``0.png``, ``1.jpg`` … of input images, and ``target.png`` of the image to generate, where there is one.
 
     Cells are as data sets write them: bytes, ``{"bytes": …, "path": …}``, or a name inside ``folder`` (None: there may be none).
-    ``repairs`` as in `read_image`.
     """
     named = {**{str(place): cell for place, cell in enumerate(images)}, **({} if target is None else {"target": target})}
     members = {}
@@ -112,6 +125,6 @@ def image_members(
         elif folder is None:
             raise BadSampleError(f"missing image: only a name, {str(path)[:80]!r}, and no --images folder")
         else:
-            kind, content = read_image(folder, path, size, edge, repairs)
+            kind, content = read_image(folder, path, size, edge, substitutes)
         members[f"{name}.{kind}"] = content
     return members

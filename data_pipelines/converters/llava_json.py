@@ -24,7 +24,7 @@ from typing import Any
 
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Made, Noted, Part, convert, converter_parser, image_folder_of, split_of
-from data_pipelines.converters.files import image_members
+from data_pipelines.converters.files import Substitutes, image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.texts import is_name, notes, place_markers, task_and_kind
 from data_pipelines.decoding import BadSampleError
@@ -50,7 +50,7 @@ _MEDIA_KEYS = (
 _MEDIA = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|npy|mp4|webm|mkv|avi|mov|gifv|mp3|wav|flac|ogg|m4a|obj|ply)$", re.I)
 
 
-def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) -> Iterator[Made]:
+def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None, substitutes: Substitutes) -> Iterator[Made]:
     """The sample of one row, after what had to be repaired."""
     names = image_names(row)
     conversation, repairs = reconcile(read_turns(row.get("conversations")), len(names))
@@ -58,9 +58,9 @@ def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None) 
     if names:
         content["files"] = names
     repairs += [f"file under the key '{key}' that is not converted" for key in other_media(row)]
-    members = image_members(names, None, images, size, repairs=repairs)
+    members = image_members(names, None, images, size, substitutes=substitutes)
     sample = {"__key__": f"{number:08d}", "json": content, **members}
-    yield from map(Noted, repairs)
+    yield from map(Noted, repairs + substitutes.repairs)
     yield sample
 
 
@@ -138,7 +138,9 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
     rows, images = Rows(arguments.source), image_folder_of(arguments)
     split = [_split(rows, number, arguments.val_share) for number in range(len(rows))]
-    make: Callable[[int], Iterator[Made]] = lambda number: sample_of(rows[number], number, images, arguments.image_size)  # noqa: E731
+    make: Callable[[int], Iterator[Made]] = lambda number: sample_of(  # noqa: E731
+        rows[number], number, images, arguments.image_size, Substitutes(rows.names_file)
+    )
     parts = [
         Part(f"{name}/conversations", chosen, make, "row {}".format, arguments.rows_per_shard)
         for name in ("train", "val")

@@ -178,7 +178,7 @@ def main(arguments: argparse.Namespace) -> None:
     Console(stderr=True).print(str(columns), highlight=False, markup=False)
     make: Callable[[int], Iterator[Made]]
     if columns.task == "editing":
-        make = lambda number: samples_of(table[number], number, Keys(), None, size)  # noqa: E731
+        make = lambda number: samples_of(table, number, Keys(), size=size)  # noqa: E731
     else:
         unread = {name for name, kind in table.kinds.items() if kind == "image"} - {columns.image}
         table.columns = [name for name in table.kinds if name not in unread]

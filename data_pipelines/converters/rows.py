@@ -6,12 +6,15 @@ import hashlib
 import json
 import re
 from array import array
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.decoding import BadSampleError, check_utf8, decode_text, parse_json, unique_keys
+from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
 
 _LAYOUTS = "a JSON list of objects, or JSON Lines"
@@ -19,6 +22,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^"\[\]{},\s]+', re.DOTALL)
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _LONGEST = 1 << 30
+_IMAGE_NAME = re.compile(rf"^[^\n]+\.({'|'.join(IMAGE_TYPES)})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,14 @@ def _end(text: str, place: int) -> int:
     raise JSONDecodeError("Unterminated element", text, place)
 
 
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
 class Rows:
     """Rows by number of one file: a JSON list of objects, or JSON Lines (recognised by the first character, not the suffix)."""
 
@@ -112,6 +124,7 @@ class Rows:
         self.unreadable: dict[str, str] = {}
         self._rows: list[Any] = []
         self._offsets = array("q")
+        self._names: set[int] | None = None  # hashes: millions of names take a tenth of the room
         with open(path, "rb") as stream:
             head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         if not head:
@@ -136,6 +149,15 @@ class Rows:
         if not isinstance(row, dict):
             raise BadSampleError(f"row is no object: a {type(row).__name__}")
         return row
+
+    def names_file(self, name: str) -> bool:
+        """Whether a value of any row is this name of an image."""
+        if self._names is None:
+            self._names = set()
+            for number in range(len(self)):
+                with suppress(BadSampleError):
+                    self._names.update(map(hash, filter(_IMAGE_NAME.search, _texts(self[number]))))
+        return hash(name) in self._names
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, by which a conversion that goes on knows that it is still the same one."""

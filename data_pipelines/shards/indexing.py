@@ -149,6 +149,8 @@ def write_json(place: str | Path, content: Any, indent: int | None = None) -> No
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, place)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(place)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
