@@ -17,6 +17,7 @@ from typing import Any
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import image_members, is_hidden
+from data_pipelines.converters.report import printable
 from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import with_article
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
@@ -105,7 +106,7 @@ def caption_of(photo: Photo, source: Path, size: int | None) -> Iterator[dict[st
 
 def _row(photo: Photo, task: str, kind: str, question: str, answer: str) -> dict[str, Any]:
     row = {"task": task, "kind": kind, "split": photo.split, "conversations": question_and_answer(question, answer)}
-    return {**row, "class": photo.name, "file": photo.file}
+    return {**row, "class": photo.name, "file": printable(photo.file)}
 
 
 def _folders(folder: Path) -> list[Path]:

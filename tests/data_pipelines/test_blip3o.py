@@ -3,7 +3,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, loaded, photo, read_tar
+from converter_parts import convert, error_of, loaded, photo, read_tar, samples_in
 from test_shards import add, write_tar
 
 from data_pipelines.converters import blip3o
@@ -93,3 +93,62 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, mess
     (tmp_path / "out").mkdir()
     (tmp_path / "out/file").touch()
     assert message in error_of(blip3o, arguments, capsys)
+
+
+@pytest.mark.parametrize("compressed", ["", "gz"])
+def test_members_in_any_order_and_names_with_dots_find_their_pair(tmp_path, compressed):
+    (tmp_path / "in").mkdir()
+    names = ["a.1", "a.2", "b/a.1", "IMG 20.03.2021"]
+    with tarfile.open(tmp_path / "in/0.tar", f"w:{compressed}") as file:
+        for place, name in enumerate(names):
+            add(file, f"{name}.jpg", photo(place))
+        for name in reversed(names):
+            add(file, f"{name}.txt", f"text of {name}".encode())
+    report = convert(blip3o, tmp_path / "in", tmp_path / "out")
+    assert report["samples"] == {"train/text_to_image": 4} and not report["left_out"]
+    found = samples_in(tmp_path / "out/train/*.tar")
+    assert [(row["turns"], row["members"]["target.jpg"]) for row in found] == [
+        ([f"text of {name}"], photo(place)) for place, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("damage", ["header", "cut between", "two tars", "no end"])
+def test_a_tar_that_does_not_end_as_one_is_said(tmp_path, damage):
+    pairs(tmp_path / "in", 1)
+    path = tmp_path / "in/sa_000000.tar"
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as file:
+        last, end = file.getmember("02.jpg").offset, file.getmember("02.txt").offset_data + 512
+    if damage == "header":
+        content[last + 20 : last + 200] = b"x" * 180
+    content = {"cut between": content[:last], "two tars": content * 2, "no end": content[:end]}.get(damage, content)
+    path.write_bytes(content)
+    report = convert(blip3o, tmp_path / "in", tmp_path / "out")
+    assert report["reasons"] == {"tar cannot be read to its end": 1}
+    assert report["samples"]["train/text_to_image"] == (3 if damage in ("two tars", "no end") else 2)
+
+
+def test_names_that_are_not_utf_8_are_converted_and_escaped(tmp_path):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/0.tar", "w", encoding="utf-8", errors="surrogateescape") as file:
+        add(file, "caf\udce9.jpg", photo(1))
+        add(file, "caf\udce9.txt", b"coffee")
+        add(file, "\x1b[31merror.jpg", photo(2))
+    report = convert(blip3o, tmp_path / "in", tmp_path / "out")
+    (row,) = samples_in(tmp_path / "out/train/*.tar")
+    assert row["origin"] == "0.tar/caf\\udce9" and list(report["left_out_items"]) == ["0.tar/\\x1b[31merror"]
+
+
+def test_in_place_the_reasons_are_counted_and_a_bad_tar_does_not_stop_the_others(tmp_path, capsys):
+    pairs(tmp_path / "in", 1)
+    samples = {
+        "a": {"jpg": photo(), "1.jpg": photo(), "1.txt": b"x", "txt": b"y"},
+        "b": {"jpg": photo(), "png": photo(), "txt": b"z"},
+    }
+    write_tar(tmp_path / "in/odd.tar", samples)
+    (tmp_path / "in/none.tar").write_bytes(b"no tar")
+    with pytest.raises(ValueError, match="1 of 3 tars could not be indexed"):
+        convert(blip3o, tmp_path / "in", "--in-place")
+    printed = capsys.readouterr()
+    assert "2 tars indexed, 3 pairs" in printed.out and "1 with dots" in printed.out and "1 with several images" in printed.out
+    assert "none.tar" in printed.err

@@ -135,3 +135,82 @@ def test_user_errors_are_one_line(tmp_path, capsys, change, options, message):
     coco(tmp_path / "in")
     change(tmp_path / "in")
     assert message in error_of(command, [tmp_path / "in", tmp_path / "out", *options], capsys)
+
+
+def lists(folder: Path, images: list, annotations: list, *files: str, name: str = "captions_mine") -> Path:
+    """A list of one's own with its images."""
+    for file in files:
+        (folder / "in" / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(folder / "in" / file)
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / f"in/{name}.json").write_text(json.dumps(content))
+    return folder / "in"
+
+
+def captions_of(folder: Path) -> dict:
+    convert(command, folder / "in", folder / "out")
+    return {row["image_id"]: (row["file"], row["captions"]) for row in samples_in(folder / "out/mine/captions-*.tar")}
+
+
+@pytest.mark.parametrize(("listed", "said"), [(7, 7.0), ("7", 7), (7.0, "7"), ("a.b/c", "a.b/c"), (10**40, 10**40), (-7, "-7")])
+def test_ids_of_any_writing_find_their_image(tmp_path, listed, said):
+    lists(tmp_path, [{"id": listed, "file_name": "1.jpg"}], [{"image_id": said, "caption": "a dog"}], "mine/1.jpg")
+    if said == "-7":  # no number as COCO writes one, so another id
+        with pytest.raises(ValueError, match="nothing could be converted"):
+            captions_of(tmp_path)
+    else:
+        assert list(captions_of(tmp_path).values()) == [("1.jpg", ["a dog"])]
+
+
+@pytest.mark.parametrize(
+    ("image", "file"),
+    [
+        ({"file_name": "mine/1.jpg"}, "mine/1.jpg"),
+        ({"file_name": "photos/1.jpg"}, "photos/1.jpg"),
+        ({"coco_url": "http://images.cocodataset.org/train2017/1.jpg"}, "train2017/1.jpg"),
+        ({"file_name": "1.jpg", "coco_url": "http://a/b/c.jpg"}, "mine/1.jpg"),
+        ({"file_name": None, "coco_url": "http://a/photos/1.jpg"}, "photos/1.jpg"),
+    ],
+)
+def test_names_may_hold_a_folder_or_be_an_address(tmp_path, image, file):
+    lists(tmp_path, [{"id": 1, **image}], [{"image_id": 1, "caption": "a dog"}], file)
+    captions_of(tmp_path)
+    (row,) = samples_in(tmp_path / "out/mine/captions-*.tar")
+    assert row["members"]["0.jpg"] == (tmp_path / "in" / file).read_bytes()
+
+
+def test_an_id_of_two_images_gives_neither_the_captions_of_the_other(tmp_path):
+    images = [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}, {"id": 1.0, "file_name": "3.jpg"}]
+    rows = [{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "caption": "a cat"}, {"image_id": 1, "caption": "a cup"}]
+    lists(tmp_path, images, rows, "mine/1.jpg", "mine/2.jpg", "mine/3.jpg")
+    assert captions_of(tmp_path) == {2: ("2.jpg", ["a cat"])}
+
+
+@pytest.mark.parametrize("caption", [None, "", "  ", "<image>", 3, ["a dog"], {"a": "dog"}, True])
+def test_what_is_no_caption_never_becomes_a_text(tmp_path, caption):
+    rows = [{"image_id": 1, "caption": caption}, {"image_id": 1, "caption": "a dog"}, {"image_id": 2, "caption": caption}]
+    lists(tmp_path, [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)], rows, "mine/1.jpg", "mine/2.jpg")
+    assert captions_of(tmp_path) == {1: ("1.jpg", ["a dog"])}
+    assert json.loads((tmp_path / "out/report.json").read_text())["reasons"] == {"no caption": 3}  # two rows, and image 2
+
+
+def test_objects_that_were_not_looked_for_are_not_asked_for(tmp_path):
+    images = ({"id": 1, "neg_category_ids": [1, 7], "not_exhaustive_category_ids": [2]},)
+    annotations = [{"image_id": 1, "category_id": kind} for kind in (0, 2, 2)]
+    objects = objects_of(tmp_path, [{"id": number, "name": name} for number, name in enumerate(NAMES)], annotations, images)
+    assert objects.absent(1) == ["dog", "fork"] and objects.countable(1, most=9) == {"person": 1}
+
+
+@pytest.mark.parametrize("bad", [{"category_id": 99}, {"category_id": None}, {"category_id": 8}])
+def test_nothing_is_asked_about_an_image_with_an_object_that_nobody_can_name(tmp_path, bad):
+    names = [*enumerate(NAMES), (8, "one name"), (8, "another")]
+    annotations = [{"image_id": image, "category_id": 0} for image in (1, 2)] + [{"image_id": 2, **bad}]
+    objects = objects_of(tmp_path, [{"id": number, "name": name} for number, name in names], annotations)
+    assert objects.incomplete == {2}
+
+
+def test_an_annotation_that_stands_twice_counts_once(tmp_path):
+    annotations = [{"id": number, "image_id": 1, "category_id": 1} for number in (5, 5, 6)]
+    objects = objects_of(tmp_path, [{"id": 1, "name": "dog"}], annotations)
+    assert objects.counts[1] == {"dog": 2}

@@ -98,3 +98,41 @@ def test_another_conversion_in_the_same_folder_is_refused_until_overwritten(tmp_
 def test_the_article_follows_the_sound():
     nouns = ["airplane", "dog", "unicorn", "hourglass", "ibex", "European mole", "umbrella"]
     assert [with_article(noun).split()[0] for noun in nouns] == ["an", "a", "a", "an", "an", "a", "an"]
+
+
+def test_classes_that_differ_by_case_or_joints_alone_are_one(tmp_path):
+    photos(tmp_path / "in", {"Sea_lion": 2, "sea-lion": 2, "SEA LION": 1, "cat": 2})
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    found = rows(tmp_path / "out/train/questions-*.tar")
+    assert {meta["class"] for _, _, meta in found} == {"SEA LION", "cat"}
+    assert all((answer == "yes") == (meta["object"] == meta["class"]) for _, answer, meta in found if meta["kind"] == "exists")
+
+
+def test_hidden_and_system_folders_are_no_classes(tmp_path):
+    photos(tmp_path / "in", {"cat": 2, "dog": 2, "__MACOSX": 1, ".cache": 1, "dog/.old": 1, "dog/__MACOSX": 1, "dog/close": 1})
+    report = convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    assert {meta["class"] for _, _, meta in rows(tmp_path / "out/train/captions-*.tar")} == {"cat", "dog"}
+    assert report["samples"]["train/captions"] == 5 and report["reasons"] == {"hidden file": 4}
+
+
+def test_a_folder_called_train_with_photos_in_it_is_a_class(tmp_path):
+    photos(tmp_path / "in", {"train": 2, "bus": 2})
+    report = convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    assert report["samples"]["train/captions"] == 4 and not report["left_out"]
+
+
+def test_names_of_files_that_are_not_utf_8_are_written_as_escapes(tmp_path):
+    photos(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "in/cat/0.png").rename(tmp_path / "in/cat/caf\udce9.png")
+    report = convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    files = {meta["file"] for _, _, meta in rows(tmp_path / "out/train/captions-*.tar")}
+    assert files == {"cat/caf\\udce9.png", "dog/0.png"} and not report["left_out"]
+
+
+@pytest.mark.parametrize("names", ["[]", '{"cat": null}', '{"cat": ["a"]}', '{"cat": " "}'])
+def test_names_that_are_no_texts_are_one_line(tmp_path, capsys, names):
+    photos(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "names.json").write_text(names)
+    assert "--names: found no map" in error_of(
+        image_folder, [tmp_path / "in", tmp_path / "out", "--names", tmp_path / "names.json"], capsys
+    )

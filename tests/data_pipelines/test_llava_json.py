@@ -10,6 +10,8 @@ from PIL import Image
 from data_pipelines.converters import llava_json
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.decoding import BadSampleError
+from umm_zoo.metrics import YesNo
+from umm_zoo.outputs import Outputs
 
 
 def image(path: Path, size: tuple[int, int] = (9, 6), kind: str = "JPEG") -> bytes:
@@ -202,3 +204,77 @@ def test_user_errors_are_one_line(tmp_path, capsys, content, options, message):
     if content is not None:
         (tmp_path / "list.json").write_text(content)
     assert message in error_of(llava_json, [tmp_path / "list.json", tmp_path / "out", *options], capsys)
+
+
+@pytest.mark.parametrize(
+    ("media", "reason"),
+    [
+        ({"video": "a.mp4"}, "no 'image', but files under the key 'video'"),
+        ({"videos": ["a"], "image": None}, "no 'image', but files under the key 'videos'"),
+        ({"img": "a.jpg"}, "no 'image', but files under the key 'img'"),
+        ({"left": "photos/a.JPEG"}, "no 'image', but files under the key 'left'"),
+        ({"views": [{"path": "a.png"}]}, "no 'image', but files under the key 'views'"),
+        ({"image": "a.jpg", "images": ["b.jpg"]}, "both 'image' and 'images', which name different files"),
+    ],
+)
+def test_rows_of_another_medium_or_key_are_no_texts(tmp_path, media, reason):
+    image(tmp_path / "images/a.jpg")
+    report = convert(tmp_path, [row("What?", "that", **media), row("Why?", "so", video=None, images=[])])
+    assert report["kinds"] == {"text": 1} and report["reasons"] == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "task"),
+    [
+        ({"kind": "exists"}, "exists", "conversation"),
+        ({"kind": " exists ", "task": "questions"}, "exists", "questions"),
+        ({"kind": ""}, "coco", "conversation"),
+        ({"kind": None, "task": 3}, "coco", "conversation"),
+        ({"kind": "a name that is too long for the records of a metric"}, "coco", "conversation"),
+    ],
+)
+def test_a_row_s_own_kind_is_kept(tmp_path, own, kind, task):
+    image(tmp_path / "images/coco/a.jpg")
+    convert(tmp_path, [row("What?", "yes", image="coco/a.jpg", **own)])
+    (sample,) = samples_in(tmp_path / "out/train/*.tar")
+    assert (sample["kind"], sample["task"]) == (kind, task)
+
+
+def test_kinds_of_rows_reach_the_metric_that_counts_them(tmp_path):
+    image(tmp_path / "images/coco/a.jpg")
+    convert(tmp_path, [row("Is it?", answer, image="coco/a.jpg", kind="exists") for answer in ("yes", "no", "yes")])
+    metric, batch = YesNo(), loaded(str(tmp_path / "out/train"))
+    metric.update(Outputs(answers=["yes", "yes", "yes"]), batch)
+    assert metric.compute()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_an_image_of_another_suffix_is_not_taken_from_the_row_that_names_it(tmp_path):
+    image(tmp_path / "images/a.png", kind="PNG")
+    image(tmp_path / "images/b.JPG")
+    for kind in ("gif", "webp"):
+        image(tmp_path / f"images/c.{kind}", kind=kind.upper())
+    report = convert(tmp_path, [row("What?", "that", image=name) for name in ("a.jpg", "a.png", "b.jpg", "c.jpg")])
+    assert report["left_out_items"] == {
+        "row 0": "missing image: a.jpg; a.png is another row's",
+        "row 3": "missing image: c.jpg; there are c.webp, c.gif",
+    }
+    assert report["notes"]["image of another suffix taken than the one named"] == 1
+
+
+def test_turns_of_parts_are_read_and_parts_with_images_of_their_own_are_not(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]}
+    parts = [{"type": "image"}, {"type": "image", "image": "b.jpg"}, {"type": "video"}, 3]
+    asked = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]} for part in parts]
+    rows = [{"image": "a.jpg", "conversations": [turn, answer]} for turn in asked]
+    report = convert(tmp_path, rows)
+    (sample,) = samples_in(tmp_path / "out/train/*.tar")
+    assert sample["turns"] == ["<image>\nWhat?", "A cup."] and report["reasons"] == {"part of a turn that cannot be read": 3}
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    text = json.dumps([row("What?", "that", score=0.5)]).replace("0.5", '1e999, "other": NaN, "third": 0.5')
+    (tmp_path / "list.json").write_text(text)
+    convert_with(llava_json, tmp_path / "list.json", tmp_path / "out")
+    (sample,) = samples_in(tmp_path / "out/train/*.tar")
+    assert (sample["score"], sample["other"], sample["third"]) == (None, None, 0.5)

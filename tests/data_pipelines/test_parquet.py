@@ -112,3 +112,47 @@ def test_rows_by_number_in_any_order(tmp_path):
 def test_user_errors_are_one_line(tmp_path, capsys, columns, options, message):
     write(tmp_path / "in.parquet", **columns)
     assert message in error_of(command, [tmp_path / "in.parquet", tmp_path / "out", *options], capsys)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ('{"0": "a dog"}', "a dog"),
+        ('{"0": "", "1": "a dog", "2": null}', "a dog"),
+        ('["a dog"]', "a dog"),
+        ("{a dog}", "{a dog}"),
+        (' {"0": " a dog "} ', "a dog"),
+    ],
+)
+def test_captions_in_json_text_are_taken_out_of_it(tmp_path, cell, text):
+    write(tmp_path / "in.parquet", image=[photo()], captions=[cell])
+    convert(command, tmp_path / "in.parquet", tmp_path / "out")
+    (sample,) = samples(tmp_path / "out")
+    assert sample["turns"][1] == text
+
+
+def test_of_several_captions_in_json_text_the_row_s_number_chooses(tmp_path):
+    write(tmp_path / "in.parquet", image=[photo()] * 3, captions=['{"0": "one", "1": "two"}'] * 3)
+    convert(command, tmp_path / "in.parquet", tmp_path / "out", "--task", "text_to_image")
+    assert [sample["turns"] for sample in samples(tmp_path / "out")] == [["one"], ["two"], ["one"]]
+
+
+@pytest.mark.parametrize("cell", ['{"0": 3}', '{"0": null}', "{}", "[]", '[["a dog"]]', '{"box": [1, 2]}'])
+def test_other_json_text_is_no_caption(tmp_path, cell):
+    write(tmp_path / "in.parquet", image=[photo()] * 2, captions=[cell, "a dog"])
+    report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
+    assert report["samples"] == {"train/captions": 1} and report["left_out"] == 1
+
+
+def test_a_number_that_is_none_is_no_answer_and_a_row_keeps_its_kind(tmp_path):
+    columns = {"image": [photo()] * 2, "question": ["How many?"] * 2, "answer": [float("nan"), 2.0], "kind": ["count"] * 2}
+    write(tmp_path / "in.parquet", **columns)
+    report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
+    assert report["reasons"] == {"empty answer": 1} and report["kinds"] == {"count": 1}
+
+
+def test_a_text_that_is_not_utf_8_costs_its_own_row(tmp_path):
+    texts = arrow.StringArray.from_buffers(3, arrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), arrow.py_buffer(b"a\xe9c"))
+    parquet.write_table(arrow.table({"image": [photo()] * 3, "text": texts}), tmp_path / "in.parquet")
+    report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
+    assert report["samples"] == {"train/captions": 2} and list(report["left_out_items"]) == ["row 1"]
