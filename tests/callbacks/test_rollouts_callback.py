@@ -41,9 +41,12 @@ class Policy(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def fit(method: lightning.LightningModule, callback: lightning.Callback, folder: Path, steps: int = 12) -> lightning.Trainer:
+def fit(
+    method: lightning.LightningModule, callback: lightning.Callback, folder: Path, steps: int = 12, accumulated: int = 1
+) -> lightning.Trainer:
     trainer = lightning.Trainer(
         max_steps=steps,
+        accumulate_grad_batches=accumulated,
         default_root_dir=folder,
         callbacks=[callback],
         logger=False,
@@ -52,7 +55,7 @@ def fit(method: lightning.LightningModule, callback: lightning.Callback, folder:
         enable_model_summary=False,
         accelerator="cpu",
     )
-    trainer.fit(method, DataLoader(torch.zeros(steps, 1), batch_size=1))
+    trainer.fit(method, DataLoader(torch.zeros(steps * accumulated, 1), batch_size=1))
     return trainer
 
 
@@ -86,3 +89,24 @@ def test_rollouts_are_scored(tmp_path):
     assert trainer.callback_metrics["rollout/clauses/precision"] == 1
     with pytest.raises(UserError, match="LightningModule, which has no rollouts"):
         RolloutMetrics({}).on_train_start(trainer, lightning.LightningModule())
+
+
+def test_the_guard_counts_steps_not_micro_batches(tmp_path):
+    with pytest.raises(UserError, match=r"step 5: collapsed"):
+        fit(Policy([0.1] * 4 + [0.0] * 20), CollapseGuard(patience=3, save_every_n_steps=2), tmp_path, accumulated=2)
+
+
+def test_the_guard_of_a_resumed_run_knows_what_was(tmp_path):
+    one, other = CollapseGuard(patience=3, save_every_n_steps=2), CollapseGuard(patience=3, save_every_n_steps=2)
+    fit(Policy([0.1, 0.1, 0.0, 0.0]), one, tmp_path, steps=4)
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(UserError, match=r"step 1: collapsed: .*good.ckpt \(step 2\)"):
+        fit(Policy([0.0] * 4), other, tmp_path, steps=4)
+
+
+def test_rollouts_are_scored_once_a_step(tmp_path):
+    callback, method = RolloutMetrics({"clauses": CaptionClauses()}, every_n_steps=2), Policy([0.1] * 12)
+    scored = []
+    method.rollout_outputs = lambda: scored.append(method.trainer.global_step)
+    fit(method, callback, tmp_path, steps=4, accumulated=3)
+    assert scored == [2, 4]

@@ -19,7 +19,7 @@ class RolloutMetrics(Callback):
     """Callback that scores the rollouts of training with metrics of validation, and logs ``rollout/<name>/<entry>``.
 
     What is scored is what ``rollout_outputs`` of the method gives (see ``outputs.RollsOut``): the first sample of each row of the
-    last rollout, with its batch. Each value is that of one training batch, over all ranks.
+    last rollout, with its batch. Each value is that of one batch of training, the last of its step, over all ranks.
 
     Args:
         metrics: by the name they are logged under.
@@ -31,6 +31,7 @@ class RolloutMetrics(Callback):
 
     def __init__(self, metrics: dict[str, Metric], every_n_steps: int = 10) -> None:
         self.metrics, self.every_n_steps = dict(metrics), every_n_steps
+        self._seen_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once whether there is anything to score."""
@@ -39,9 +40,13 @@ class RolloutMetrics(Callback):
             raise UserError("callbacks", found, "a method that trains on its own samples")
         for metric in self.metrics.values():
             metric.to(pl_module.device)
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Score and log."""
+        """Score and log, behind the last micro-batch of a step."""
+        if trainer.global_step == self._seen_step:  # gradients are being accumulated
+            return
+        self._seen_step = trainer.global_step
         if trainer.global_step % self.every_n_steps or not isinstance(pl_module, RollsOut):
             return
         if (found := pl_module.rollout_outputs()) is None:
@@ -74,10 +79,25 @@ class CollapseGuard(Callback):
     ) -> None:
         self.min_reward_std, self.min_entropy = min_reward_std, min_entropy
         self.patience, self.save_every_n_steps = patience, save_every_n_steps
-        self.bad_steps, self.saved_at = 0, 0
+        self.bad_steps, self.saved_at, self._seen_step = 0, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the steps so far."""
+        return {"bad_steps": self.bad_steps, "saved_at": self.saved_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse."""
+        self.bad_steps, self.saved_at = state_dict["bad_steps"], state_dict["saved_at"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step to judge is still to come."""
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Judge the step."""
+        if trainer.global_step == self._seen_step:  # gradients are being accumulated
+            return
+        self._seen_step = trainer.global_step
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         broken, reason = self.judge(values)
         self.bad_steps = self.bad_steps + 1 if reason else 0

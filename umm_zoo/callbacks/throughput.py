@@ -33,7 +33,7 @@ class Throughput(Callback):
     steps only. There, ``data_ms`` is how long the device was left without work between steps.
 
     Args:
-        every_n_steps: batches between two entries.
+        every_n_steps: micro-batches between two entries; where gradients accumulate, each counts as a step here.
 
     Raises:
         ValueError: every_n_steps is not positive.

@@ -26,6 +26,7 @@ from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.method import Method
+from umm_zoo.training.intervals import validate_every
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
@@ -154,10 +155,14 @@ def make_trainer(
     callbacks |= _standing(given, folder) | built.callbacks
     given = DEFAULTS | given
     interval = given.get("val_check_interval")
-    if isinstance(interval, int) and given["check_val_every_n_epoch"] is None:  # which Lightning counts in micro-batches
-        given["val_check_interval"] = interval * int(given.get("accumulate_grad_batches", 1))
+    every = interval if isinstance(interval, int) and given["check_val_every_n_epoch"] is None else 0
     with locating(experiment.file, "trainer", (*REFUSALS, MisconfigurationException)):
-        return Trainer(**given, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+        # 1: Lightning, which counts micro-batches, asks behind every one of them
+        asked = {"val_check_interval": 1} if every > 0 else {}
+        trainer = Trainer(**given | asked, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+    if every > 0:
+        validate_every(trainer, every)
+    return trainer
 
 
 def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
