@@ -342,6 +342,13 @@ def test_third_stage_trains_the_decoders_adapter_and_nothing_else():
     assert losses["ratio_spread"] < 1e-4 and losses["clip_fraction"] == 0
 
 
+def test_third_stage_trains_on_the_schedule_that_its_images_are_drawn_on():
+    method = third_stage()
+    drawn = method.renderer.objective.sampling_times(3, 4, 4)
+    assert method.objective.times(torch.zeros(1, 4, 4, 4)) == drawn
+    assert drawn.times == method.renderer.decoder.schedule(3, 4, 4).times
+
+
 def test_third_stage_kl_is_against_the_decoder_without_its_adapter():
     method = third_stage(objective=FlowGRPO(num_steps=3, kl_weight=0.1))
     assert method.training_losses(batch())["kl"] == 0

@@ -12,13 +12,18 @@ from torch.testing import assert_close
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.accumulation import accumulated
 from umm_zoo.objectives.advantages import BatchStandardised
-from umm_zoo.objectives.flow_grpo import FlowGRPO, Transition, shifted_times, stochastic_step
+from umm_zoo.objectives.flow_grpo import FlowGRPO, Transition, stochastic_step
 from umm_zoo.objectives.guidance import DetachedGuidance
+from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule
 
 TIMES = [1, 0.960129, 0.913349, 0.857692, 0.790368, 0.707278, 0.602151, 0.464876, 0.278049, 0.008929, 0]
 STDS = [0.70000, 0.74296, 0.53615, 0.44590, 0.39179, 0.35280, 0.31907, 0.28201, 0.22536, 0.00628]
 DIFFUSIONS = [3.50567, 3.43507, 2.27263, 1.71850, 1.35920, 1.08809, 0.86117, 0.65244, 0.43441, 0.06644]
 NOTHING = Tokens(torch.zeros(3, 1, 1))
+
+
+def sd3_times(steps: int) -> list[float]:
+    return LibrarySchedule()(steps, 4, 3).times
 
 
 class Field(torch.nn.Module):
@@ -90,7 +95,7 @@ def test_d5_a_stored_trajectory_scored_again_has_ratio_one():
 
 def test_d6_gradient_with_respect_to_the_velocity():
     x, following, gain, level, step = noise(), noise(seed=2), torch.tensor([1.5, -0.5, 1.0]), 0.7, 2
-    times = shifted_times(6)
+    times = sd3_times(6)
     velocity = noise(seed=3).requires_grad_()
     transition = stochastic_step(x, velocity, times, step, level)
     old = transition.log_prob(following).detach()
@@ -103,7 +108,7 @@ def test_d6_gradient_with_respect_to_the_velocity():
 
 
 def test_d7_divergence_is_the_kl_times_the_step_over_the_dimension():
-    x, mine, other, times, step, level = noise(), noise(seed=4), noise(seed=5), shifted_times(6), 3, 0.7
+    x, mine, other, times, step, level = noise(), noise(seed=4), noise(seed=5), sd3_times(6), 3, 0.7
     first, second = (stochastic_step(x, v, times, step, level) for v in (mine, other))
     t, dt = times[step], times[step + 1] - times[step]
     g = first.diffusion
@@ -149,12 +154,27 @@ def test_d10_guidance_gives_the_unconditional_branch_no_gradient():
 
 
 def test_d11_schedule():
-    assert_close(shifted_times(10), [float(t) for t in TIMES], atol=1e-6, rtol=0)
-    steps = [stochastic_step(noise(), noise(), shifted_times(10), k, 0.7) for k in range(10)]
+    assert_close(sd3_times(10), [float(t) for t in TIMES], atol=1e-6, rtol=0)
+    steps = [stochastic_step(noise(), noise(), sd3_times(10), k, 0.7) for k in range(10)]
     assert_close([step.std for step in steps], STDS, atol=1e-5, rtol=0)
     assert_close([step.diffusion for step in steps], DIFFUSIONS, atol=1e-5, rtol=1e-5)
     assert steps[-1].std < 0.01
     assert list(FlowGRPO().trained_steps) == list(range(9))
+
+
+def test_the_schedule_is_that_of_evaluation_unless_another_is_stated():
+    own, other = FlowGRPO(num_steps=4), FlowGRPO(num_steps=4, schedule=EvenlySpaced(2.0))
+    assert_close(own.times(noise()).times, sd3_times(4))
+    for objective in (own, other):
+        objective.match(EvenlySpaced(1.0))
+    assert own.times(noise()).times == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert_close(other.times(noise()).times, [1.0, 6 / 7, 2 / 3, 0.4, 0.0])
+
+
+def test_a_first_time_just_below_one_has_the_spread_of_one():
+    """Sana's schedule starts at .99967, where sqrt(t / (1 - t)) is 55."""
+    for first in (1.0, 0.99967):
+        assert_close(stochastic_step(noise(), noise(), [first, 0.9, 0.0], 0, 0.7).diffusion, 0.7 * (first / 0.1) ** 0.5)
 
 
 def test_d12_a_group_of_equal_rewards_has_no_advantage_though_the_batch_spreads():

@@ -8,6 +8,7 @@ import torch
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser, guide, guide_edit
+from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule
 from umm_zoo.objectives.solvers import DPMSolver, Euler
 from umm_zoo.objectives.times import LogitNormalTimes, ShiftedTimes, TimeSampler, UniformTimes, shifted
 
@@ -105,7 +106,7 @@ def test_a_shift_of_three_moves_one_half_to_three_quarters() -> None:
     assert shifted(0.5, 3.0) == 0.75 and shifted(0.0, 3.0) == 0 and shifted(1.0, 3.0) == 1
     times = ShiftedTimes(3.0)(20_001, torch.device("cpu"), generator())
     assert float(times.median()) == pytest.approx(0.75, abs=0.01)
-    assert FlowMatching(num_steps=2, sampling_shift=3.0).sampling_times() == [1.0, 0.75, 0.0]
+    assert EvenlySpaced(3.0)(2, 4, 4) == ([1.0, 0.75, 0.0], [1.0, 0.75])
 
 
 def gaussian(x: torch.Tensor, time: float, deviation: float = 0.2) -> torch.Tensor:
@@ -184,7 +185,13 @@ def test_weights_that_do_not_add_up_to_one_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: FlowMatching(num_steps=0), lambda: ContrastiveFlowMatching(weight=1.0), lambda: ShiftedTimes(0.0)],
+    [
+        lambda: FlowMatching(num_steps=0),
+        lambda: ContrastiveFlowMatching(weight=1.0),
+        lambda: ShiftedTimes(0.0),
+        lambda: EvenlySpaced(0.0),
+        lambda: LibrarySchedule()(0, 4, 4),
+    ],
 )
 def test_values_out_of_range_are_refused(make) -> None:
     with pytest.raises(ValueError, match="found"):

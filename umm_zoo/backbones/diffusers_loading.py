@@ -87,6 +87,11 @@ class DiffusersNetwork(nn.Module):
         assert_stated(source, config, model.config)
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
+        return cls.loaded(model, source, subfolder)
+
+    @classmethod
+    def loaded(cls, model: Any, source: str, subfolder: str | None) -> Self:
+        """The module around a network that came from there, with what else it reads there."""
         return cls(model)
 
     def save(self, folder: str | Path) -> None:

@@ -10,17 +10,14 @@ from torch import Tensor
 
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import Denoiser
-
-#: Times of the schedule that Sana and Stable Diffusion 3 were trained with.
-NUM_TRAIN_TIMES = 1000
+from umm_zoo.objectives.schedules import LibrarySchedule
 
 
 class ImageDecoder(Denoiser):
     """A pretrained diffusion transformer that predicts velocity from a noisy latent, the time and condition tokens.
 
     What a bridge must know about it stands in three attributes; how its library takes time, masks and dtypes stays inside.
-    Subclasses wrap one network each in ``predict``; those of diffusers have ``from_config``, ``from_pretrained`` and ``save`` from
-    ``DiffusersNetwork``.
+    Subclasses wrap one network each in ``predict``; those of diffusers are ``DiffusersDecoder``.
 
     Attributes:
         model: the library's network.
@@ -50,6 +47,11 @@ class ImageDecoder(Denoiser):
     def sample_size(self) -> int:
         """Side, in cells, of the latents that the network was made for."""
         return int(self.model.config.sample_size)
+
+    @property
+    def schedule(self) -> LibrarySchedule | None:
+        """The times, and with them the solver, with which the network's own release samples; None where none is known."""
+        return None
 
     @abstractmethod
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.models import SanaTransformer2DModel
 from torch import Tensor
 
-from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
-from umm_zoo.backbones.image_decoder import NUM_TRAIN_TIMES, ImageDecoder
+from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
 
 
-class Sana(DiffusersNetwork, ImageDecoder):
+class Sana(DiffusersDecoder):
     """Sana's transformer (Xie et al., 2024, arXiv 2410.10629): the decoder of WeMMU, MetaQuery, OpenUni and BLIP3o-NEXT.
 
     The condition enters by cross-attention alone, after the network's own projection and norm; there are no position embeddings
@@ -31,6 +30,12 @@ class Sana(DiffusersNetwork, ImageDecoder):
 
     kind = SanaTransformer2DModel
     condition_rms = 5.5**0.5
+    release_scheduler: ClassVar[dict[str, Any]] = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "flow_shift": 3.0,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+    }
 
     def __init__(self, model: SanaTransformer2DModel) -> None:
         super().__init__()
@@ -45,7 +50,7 @@ class Sana(DiffusersNetwork, ImageDecoder):
         predicted: Tensor = self.model(
             noisy,
             encoder_hidden_states=values,
-            timestep=time * NUM_TRAIN_TIMES * self.model.config.timestep_scale,
+            timestep=time * self.num_train_times * self.model.config.timestep_scale,
             encoder_attention_mask=None if mask is None else mask.to(values.dtype),
             return_dict=False,
         )[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,7 @@ from diffusers.models import SD3Transformer2DModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
-from umm_zoo.backbones.image_decoder import NUM_TRAIN_TIMES, ImageDecoder
+from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
 from umm_zoo.backbones.loading import find_source, load_checkpoint, on_meta_device
 
 
@@ -51,7 +50,7 @@ class MaskedJointAttention:
         return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-class StableDiffusion3(DiffusersNetwork, ImageDecoder):
+class StableDiffusion3(DiffusersDecoder):
     """SD3's multimodal diffusion transformer (Esser et al., 2024, arXiv 2403.03206): UAE's decoder, in its 3.5-large size.
 
     Text tokens of width 4096 pass every block beside those of the image; their positions are their order only. The network also
@@ -69,6 +68,7 @@ class StableDiffusion3(DiffusersNetwork, ImageDecoder):
 
     kind = SD3Transformer2DModel
     condition_rms = 1.0  #: our choice: no published number is known, and UAE's connector ends without a norm
+    release_scheduler: ClassVar[dict[str, Any]] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     pooled: Tensor
 
     def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None) -> None:
@@ -91,7 +91,7 @@ class StableDiffusion3(DiffusersNetwork, ImageDecoder):
         variant: str | None = None,
         pooled_from: str | Path | None = None,
     ) -> Self:
-        """As ``DiffusersNetwork.from_pretrained``.
+        """As ``DiffusersDecoder.from_pretrained``.
 
         Args:
             source, config, subfolder, dtype, gradient_checkpointing, variant: see there.
@@ -112,7 +112,7 @@ class StableDiffusion3(DiffusersNetwork, ImageDecoder):
             hidden_states=noisy,
             encoder_hidden_states=values,
             pooled_projections=self.pooled.to(noisy.dtype).expand(len(noisy), -1),
-            timestep=time * NUM_TRAIN_TIMES,
+            timestep=time * self.num_train_times,
             joint_attention_kwargs=joint,
             return_dict=False,
         )[0]

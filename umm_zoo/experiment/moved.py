@@ -57,6 +57,9 @@ KEYS = {
     "method.noise": "method.rollouts.noise",
     "method.updates_per_rollout": "method.rollouts.updates_per_rollout",
     "method.micro_batch": "method.rollouts.micro_batch",
+    "method.objective.sampling_shift": "method.objective.schedule.shift",
+    "method.renderer.objective.sampling_shift": "method.renderer.objective.schedule.shift",
+    "method.objective.shift": "method.objective.schedule.config.shift",
 }
 
 #: Classes that are no more, and what stands in their place.

@@ -79,6 +79,7 @@ class Bridge(Method):
         self.pathway.attach(self.vlm)
         self.connector.match_rms(self.decoder.condition_rms)
         self.queries.start_from(self.vlm.token_embeddings)
+        self.objective.match(self.decoder.schedule)
         for part in self.vlm.parts().values():
             freeze(part)
 

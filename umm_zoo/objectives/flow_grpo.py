@@ -16,27 +16,9 @@ from umm_zoo.batch import Tokens
 from umm_zoo.objectives.advantages import Advantage, BatchStandardised
 from umm_zoo.objectives.base import Predictor, at_least_float32
 from umm_zoo.objectives.grpo import clipped_gains
-from umm_zoo.objectives.times import shifted
+from umm_zoo.objectives.schedules import LibrarySchedule, Schedule, TimeSchedule
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
-
-def shifted_times(num_steps: int, shift: float = 3.0) -> list[float]:
-    """The schedule of Stable Diffusion 3's scheduler as its library makes it: the shift is applied twice to the smallest time.
-
-    ``f(s) = shift s / (1 + (shift - 1) s)``; ``num_steps`` equally spaced values from 1 to f(1/1000), then f of each, then 0.
-
-    Returns:
-        ``num_steps + 1`` times, falling.
-
-    Raises:
-        ValueError: fewer than two steps, or a shift that is not positive.
-    """
-    if num_steps < 2 or shift <= 0:
-        raise ValueError(f"schedule: found num_steps {num_steps} and shift {shift}, expected 2 or more and more than 0")
-
-    last = shifted(1 / 1000, shift)
-    return [shifted(1 + (last - 1) * k / (num_steps - 1), shift) for k in range(num_steps)] + [0.0]
 
 
 @dataclass
@@ -77,8 +59,9 @@ class Transition:
 def stochastic_step(x: Tensor, velocity: Tensor, times: list[float], step: int, noise_level: float) -> Transition:
     """A step of the reverse-time process that has the same marginals as the flow, as Flow-GRPO's release discretises it.
 
-    ``dx = [v + g^2 / (2 t) (x + (1 - t) v)] dt + g dw`` with ``g = noise_level sqrt(t / (1 - t))``; at t = 1 the denominator is
-    that of the next time, so that g is finite. ``noise_level`` 0 is the Euler step of the flow.
+    ``dx = [v + g^2 / (2 t) (x + (1 - t) v)] dt + g dw`` with ``g = noise_level sqrt(t / (1 - t))``; at the first step 1 - t is that
+    of the next time, so that g is finite at t = 1 (in the release at 1 alone; Sana's schedule starts just below it).
+    ``noise_level`` 0 is the Euler step of the flow.
 
     Args:
         x, velocity: ``[R, C, h, w]``.
@@ -90,7 +73,7 @@ def stochastic_step(x: Tensor, velocity: Tensor, times: list[float], step: int, 
     x, velocity = at_least_float32(x), at_least_float32(velocity)
     if noise_level == 0:
         return Transition(x + velocity * dt, 0.0, 0.0, dt)
-    g = noise_level * math.sqrt(t / (1 - (times[1] if t == 1 else t)))
+    g = noise_level * math.sqrt(t / (1 - (times[1] if step == 0 else t)))
     mean = x * (1 + g**2 / (2 * t) * dt) + velocity * (1 + g**2 * (1 - t) / (2 * t)) * dt
     return Transition(mean, g * math.sqrt(-dt), g, dt)
 
@@ -122,12 +105,12 @@ class FlowGRPO:
     Reference: Liu et al., "Flow-GRPO" (arXiv 2505.05470) and its released code; Yan et al., "UAE" (arXiv 2509.09666).
 
     Attributes:
-        times: the schedule, ``S + 1`` of them.
         trained_steps: positions of the steps that are trained.
 
     Args:
         num_steps: S, while sampling for training.
-        shift: of the schedule, see ``shifted_times``.
+        schedule: None is the one that the decoder is evaluated on (``LibrarySchedule()``, SD3's, where there is none); a last step
+            that is long, as with ``EvenlySpaced``, leaves noise in the samples.
         noise_level: the factor a of the process.
         clip: half-width of the interval of ratios that count in full; for a latent of few dimensions the ratio spreads wider
             (its exponent is 1/D), 1e-3 to 1e-2 there.
@@ -135,13 +118,13 @@ class FlowGRPO:
         kl_weight: 0 by default, 0.01 to 0.04 in the release's runs.
 
     Raises:
-        ValueError: no noise, fewer than two steps, or a shift that is not positive.
+        ValueError: no noise, or fewer than two steps.
     """
 
     def __init__(
         self,
         num_steps: int = 10,
-        shift: float = 3.0,
+        schedule: TimeSchedule | None = None,
         noise_level: float = 0.7,
         clip: float = 1e-4,
         advantage: Advantage | None = None,
@@ -149,15 +132,26 @@ class FlowGRPO:
     ) -> None:
         if noise_level <= 0:
             raise ValueError(f"noise_level: found {noise_level}, expected more than 0: without noise there is no policy")
-        self.times = shifted_times(num_steps, shift)
+        if num_steps < 2:
+            raise ValueError(f"num_steps: found {num_steps}, expected 2 or more: the last step is not trained")
+        self.num_steps, self.schedule = num_steps, schedule
         self.noise_level, self.clip, self.kl_weight = noise_level, clip, kl_weight
         self.advantage = advantage or BatchStandardised()
         self.trained_steps = range(int(0.99 * num_steps))
 
+    def match(self, own: TimeSchedule | None) -> None:
+        """Train on the schedule of evaluation where no other is stated."""
+        self.schedule = self.schedule or own
+
+    def times(self, x: Tensor) -> Schedule:
+        """The schedule for states ``x`` [R, C, h, w]."""
+        return (self.schedule or LibrarySchedule())(self.num_steps, *x.shape[-2:])
+
     def transition(self, velocity: Predictor, x: Tensor, step: int, condition: Tokens) -> Transition:
         """The step from ``x`` [R, C, h, w] under a velocity field."""
-        time = torch.full((len(x),), self.times[step], device=x.device)
-        return stochastic_step(x, velocity(x, time, condition), self.times, step, self.noise_level)
+        times, told = self.times(x)
+        time = torch.full((len(x),), told[step], device=x.device)
+        return stochastic_step(x, velocity(x, time, condition), times, step, self.noise_level)
 
     @torch.no_grad()
     def rollout(
@@ -165,7 +159,7 @@ class FlowGRPO:
     ) -> Trajectory:
         """Sample from ``noise`` [R, C, h, w] and keep every state and log-probability."""
         states, log_probs = [noise], []
-        for step in range(len(self.times) - 1):
+        for step in range(self.num_steps):
             transition = self.transition(velocity, states[-1], step, condition)
             random = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=transition.mean.dtype)
             states.append(transition.mean + transition.std * random)

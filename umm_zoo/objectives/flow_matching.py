@@ -12,8 +12,9 @@ from torch import Tensor
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
+from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, Schedule, TimeSchedule, assert_steps
 from umm_zoo.objectives.solvers import DPMSolver, Solver
-from umm_zoo.objectives.times import TimeSampler, UniformTimes, shifted
+from umm_zoo.objectives.times import TimeSampler, UniformTimes
 
 
 class Interpolant(NamedTuple):
@@ -33,23 +34,33 @@ class FlowMatching(Objective):
     Args:
         times: of training; None is uniform, which MetaQuery, OpenUni and BLIP3-o use (WeMMU does not state its own).
         num_steps: of sampling, 20 as in Sana's and OpenUni's recipe.
-        sampling_shift: how the steps of sampling are moved towards noise, 3.0 in Sana's recipe; 1 spaces them evenly.
-        solver: of sampling; None is ``DPMSolver``, as in Sana's recipe.
+        schedule: of sampling; None is the decoder's own, that of its release (``EvenlySpaced(3.0)`` for a network that has none).
+        solver: of sampling; None is the decoder's own (``DPMSolver`` for a network that has none).
 
     Raises:
-        ValueError: fewer than one step, or a shift that is not positive.
+        ValueError: fewer than one step.
     """
 
     makes: ClassVar[tuple[str, ...]] = ("loss", "flow")
 
     def __init__(
-        self, times: TimeSampler | None = None, num_steps: int = 20, sampling_shift: float = 3.0, solver: Solver | None = None
+        self,
+        times: TimeSampler | None = None,
+        num_steps: int = 20,
+        schedule: TimeSchedule | None = None,
+        solver: Solver | None = None,
     ) -> None:
-        if num_steps < 1 or sampling_shift <= 0:
-            found = f"num_steps {num_steps} and sampling_shift {sampling_shift}"
-            raise ValueError(f"flow matching: found {found}, expected 1 or more and more than 0")
-        self.times, self.solver = times or UniformTimes(), solver or DPMSolver()
-        self.num_steps, self.sampling_shift = num_steps, sampling_shift
+        assert_steps(num_steps)
+        self.times, self.num_steps, self.schedule, self.solver = times or UniformTimes(), num_steps, schedule, solver
+
+    def match(self, own: LibrarySchedule | None) -> None:
+        """Sample as the decoder's release does where neither ``schedule`` nor ``solver`` says another way.
+
+        Args:
+            own: ``ImageDecoder.schedule``; None changes nothing.
+        """
+        if own is not None:
+            self.schedule, self.solver = self.schedule or own, self.solver or own.solver
 
     def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Interpolant:
         """Times and noise for a batch of clean latents."""
@@ -110,17 +121,17 @@ class FlowMatching(Objective):
             condition = denoiser.condition
         device = condition.values.device
         x = torch.randn(shape, generator=generator, device=device) if noise is None else noise.to(device)
-        fixed = condition
+        fixed, steps = condition, self.sampling_times(num_steps, *shape[-2:])
+        told = dict(zip(steps.times, steps.told, strict=False))
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            return denoiser(state, torch.full((len(state),), time, device=device), fixed).to(state.dtype)
+            return denoiser(state, torch.full((len(state),), told.get(time, time), device=device), fixed).to(state.dtype)
 
-        return self.solver(velocity, x, self.sampling_times(num_steps))
+        return (self.solver or DPMSolver())(velocity, x, steps.times)
 
-    def sampling_times(self, num_steps: int | None = None) -> list[float]:
-        """From 1 down to 0."""
-        steps = num_steps or self.num_steps
-        return [shifted(1 - i / steps, self.sampling_shift) for i in range(steps + 1)]
+    def sampling_times(self, num_steps: int | None, height: int, width: int) -> Schedule:
+        """The times of sampling a latent of ``height`` x ``width`` cells; None is the objective's own number of steps."""
+        return (self.schedule or EvenlySpaced(3.0))(num_steps or self.num_steps, height, width)
 
     def _predict(self, denoiser: Predictor, points: Interpolant, condition: Tokens) -> Tensor:
         return denoiser(points.noisy, points.time, condition).to(points.velocity.dtype)
@@ -141,7 +152,7 @@ class ContrastiveFlowMatching(FlowMatching):
         weight: lambda; 0.05 in both papers. 0 is flow matching.
         gather_below: with fewer rows than this on any rank, those of all ranks serve as negatives while training (our choice; the
             rows must then be of equal size on all of them, their number need not).
-        times, num_steps, sampling_shift, solver: as in ``FlowMatching``.
+        times, num_steps, schedule, solver: as in ``FlowMatching``.
 
     Raises:
         ValueError: a weight outside [0, 1), or one that has no other sample to be contrasted with while training.
@@ -155,10 +166,10 @@ class ContrastiveFlowMatching(FlowMatching):
         gather_below: int = 8,
         times: TimeSampler | None = None,
         num_steps: int = 20,
-        sampling_shift: float = 3.0,
+        schedule: TimeSchedule | None = None,
         solver: Solver | None = None,
     ) -> None:
-        super().__init__(times=times, num_steps=num_steps, sampling_shift=sampling_shift, solver=solver)
+        super().__init__(times=times, num_steps=num_steps, schedule=schedule, solver=solver)
         if not 0 <= weight < 1:
             raise ValueError(f"ContrastiveFlowMatching.weight: found {weight}, expected 0 or more and below 1")
         self.weight, self.gather_below = weight, gather_below

@@ -55,6 +55,7 @@ class TextToImage(Method):
             raise ValueError(f"text_encoder.width is {text_encoder.width}, decoder.condition_dim is {decoder.condition_dim}")
         if codec.latent_channels != decoder.latent_channels:
             raise ValueError(f"codec has {codec.latent_channels} latent channels, decoder has {decoder.latent_channels}")
+        objective.match(decoder.schedule)
         self.text_encoder, self.decoder, self.codec, self.objective = text_encoder, decoder, codec, objective
         self.drop_text, self.guidance = drop_text, guidance
 

@@ -54,7 +54,7 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
     Args:
         vlm, captions, reward: see ``UAEBase``.
         renderer: its decoder is trained.
-        objective: of the steps.
+        objective: of the steps, on the schedule that the renderer draws on where it states none.
         adapter: that of the second stage, frozen.
         decoder_adapter: rank 32, alpha 64 on the attention projections; None trains the decoder's own weights.
         rollouts: groups and their use; None is groups of 24. Noise is ``IndependentNoise`` unless said.
@@ -90,6 +90,7 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
         self.objective, self.rollouts, self.phases = objective, rollouts or Rollouts(group=24), Phases()
         self.noise, self.from_true_captions = self.rollouts.noise or IndependentNoise(), from_true_captions
         self.guidance = renderer.guidance if guidance is None else guidance
+        objective.match(renderer.objective.schedule)
 
     @torch.no_grad()
     def roll_out(self, batch: Batch) -> ImageRollout:

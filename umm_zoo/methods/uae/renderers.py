@@ -100,6 +100,7 @@ class CaptionRenderer(Renderer):
             if found != expected:
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
         connector.match_rms(decoder.condition_rms)
+        objective.match(decoder.schedule)
         self.connector, self.decoder, self.codec, self.objective = connector, decoder, codec, objective
         self.reader = reader or TextOnlyReader()
         self.guidance, self.negative_prompt, self.image_size = guidance, negative_prompt, image_size

@@ -1,0 +1,78 @@
+"""Image decoders of diffusers, which know the scheduler of their release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
+from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.objectives.schedules import LibrarySchedule
+
+#: Where pipelines keep their scheduler, and a decoder that was saved alone its own.
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+
+class DiffusersDecoder(DiffusersNetwork, ImageDecoder):
+    """Image decoder around a network of diffusers; it samples as the pipeline does that it was loaded from.
+
+    Attributes:
+        release_scheduler: the scheduler of the network's first release.
+        scheduler: that of the folder the weights came from, where it holds one.
+    """
+
+    release_scheduler: ClassVar[Mapping[str, Any]]
+    scheduler: Mapping[str, Any] | None = None
+
+    @classmethod
+    def loaded(cls, model: Any, source: str, subfolder: str | None) -> Self:
+        """Reads the scheduler too."""
+        decoder = cls(model)
+        decoder.scheduler = read_scheduler(source, subfolder)
+        return decoder
+
+    @property
+    def schedule(self) -> LibrarySchedule:
+        """See ``ImageDecoder``."""
+        return LibrarySchedule(self.scheduler or self.release_scheduler, self.patch)
+
+    @property
+    def num_train_times(self) -> int:
+        """What the network calls time 1."""
+        return int((self.scheduler or {}).get("num_train_timesteps", 1000))
+
+    def save(self, folder: str | Path) -> None:
+        """As ``DiffusersNetwork.save``, and the scheduler, so that who loads the folder samples in the same way."""
+        super().save(folder)
+        if self.scheduler is not None:
+            file = Path(folder) / SCHEDULER_FILE
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(dict(self.scheduler), indent=2) + "\n", encoding="utf-8")
+
+
+def read_scheduler(source: str, subfolder: str | None) -> dict[str, Any] | None:
+    """The ``scheduler_config.json`` of a pipeline, by the pipeline's name or folder or a network's folder in it; None: none there.
+
+    Raises:
+        FileNotFoundError: the pipeline is on the hub, and neither reached nor kept here.
+    """
+    if (folder := Path(source)).is_dir():
+        whole = folder if subfolder or (folder / SCHEDULER_FILE).is_file() else folder.resolve().parent
+        file = whole / SCHEDULER_FILE
+        if not file.is_file() or (whole != folder and not (whole / "model_index.json").is_file()):
+            return None
+    elif subfolder is None:  # the name of a network alone
+        return None
+    else:
+        try:
+            file = Path(hf_hub_download(source, SCHEDULER_FILE))
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(f"found no {SCHEDULER_FILE} of '{source}' here, expected it, or to reach the hub") from error
+        except EntryNotFoundError:
+            return None
+    return dict(json.loads(file.read_text(encoding="utf-8")))

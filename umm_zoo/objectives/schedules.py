@@ -1,0 +1,145 @@
+"""Times at which a sampler asks its network, from noise (1) to data (0): even ones, and those of the library's schedulers."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from diffusers.schedulers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+from umm_zoo.errors import UserError
+from umm_zoo.objectives.solvers import DPMSolver, Euler, Solver
+from umm_zoo.objectives.times import shifted
+
+
+class Schedule(NamedTuple):
+    """Times of one sampling.
+
+    Args:
+        times: ``num_steps + 1`` of them, falling, the last 0.
+        told: what the network is told at each step, ``num_steps`` of them; some pipelines round it.
+    """
+
+    times: list[float]
+    told: list[float]
+
+
+class TimeSchedule(ABC):
+    """Block that spaces the times of a sampling."""
+
+    @abstractmethod
+    def __call__(self, num_steps: int, height: int, width: int) -> Schedule:
+        """The times of ``num_steps`` steps to a latent of ``height`` x ``width`` cells.
+
+        Raises:
+            ValueError: fewer than one step.
+        """
+
+
+class EvenlySpaced(TimeSchedule):
+    """Even steps from 1 to 0, moved towards noise by a shift. No release draws so: their first and last steps are others.
+
+    Args:
+        shift: 1 leaves the steps even; 3.0 is the number of Sana's and SD3's own schedules.
+
+    Raises:
+        ValueError: the shift is not positive.
+    """
+
+    def __init__(self, shift: float = 1.0) -> None:
+        if shift <= 0:
+            raise ValueError(f"EvenlySpaced.shift: found {shift}, expected more than 0")
+        self.shift = shift
+
+    def __call__(self, num_steps: int, height: int, width: int) -> Schedule:
+        """See ``TimeSchedule``; the size is not looked at."""
+        assert_steps(num_steps)
+        times = [shifted(1 - k / num_steps, self.shift) for k in range(num_steps + 1)]
+        return Schedule(times, times[:-1])
+
+
+class LibrarySchedule(TimeSchedule):
+    """The schedule of a scheduler of diffusers, as its pipelines call it: what a release draws on.
+
+    SD3's (``FlowMatchEulerDiscreteScheduler``) applies its shift twice to the smallest time: with f that of ``times.shifted``, its
+    times are f of even steps from 1 to f(1/1000), then 0; under ``use_dynamic_shifting`` the shift goes with the image's number of
+    tokens. Sana's (``DPMSolverMultistepScheduler`` with ``use_flow_sigmas``) starts at f(0.999), and its network is told whole
+    thousandths.
+
+    Args:
+        config: ``scheduler_config.json``; None is SD3's with a shift of 3.
+        patch: cells of the latent per token along one side.
+    """
+
+    #: Settings under which ``Euler`` and ``DPMSolver`` make the scheduler's own steps.
+    steps_as: ClassVar[dict[type[Any], dict[str, tuple[Any, ...]]]] = {
+        FlowMatchEulerDiscreteScheduler: {"invert_sigmas": (False,), "stochastic_sampling": (False,)},
+        DPMSolverMultistepScheduler: {
+            "use_flow_sigmas": (True,),
+            "prediction_type": ("flow_prediction",),
+            "algorithm_type": ("dpmsolver++",),
+            "solver_order": (2, 1),
+            "solver_type": ("midpoint",),
+            "final_sigmas_type": ("zero",),
+            "thresholding": (False,),
+            "use_karras_sigmas": (False,),
+            "use_exponential_sigmas": (False,),
+            "use_beta_sigmas": (False,),
+            "use_lu_lambdas": (False,),
+        },
+    }
+
+    def __init__(self, config: Mapping[str, Any] | None = None, patch: int = 1) -> None:
+        self.config = dict(config or {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+        self.patch = patch
+
+    def scheduler(self) -> Any:
+        """The library's scheduler.
+
+        Raises:
+            UserError: it is another one, or makes its steps in another way.
+        """
+        kinds = {kind.__name__: kind for kind in self.steps_as}
+        where, hint = "scheduler_config.json", "the objective's `schedule` and `solver` may be stated in its place"
+        if (name := self.config.get("_class_name")) not in kinds:
+            raise UserError(where, f"_class_name '{name}'", " or ".join(kinds), hint)
+        with torch.device("cpu"):  # also while a method is built without memory
+            scheduler = kinds[name].from_config(self.config)
+        for key, accepted in self.steps_as[kinds[name]].items():
+            if scheduler.config[key] not in accepted:
+                expected = " or ".join(map(repr, accepted))
+                raise UserError(where, f"{key} {scheduler.config[key]!r} of a {name}", expected, hint)
+        return scheduler
+
+    @property
+    def solver(self) -> Solver:
+        """The solver that makes the scheduler's steps."""
+        return DPMSolver() if self.scheduler().config.get("solver_order") == 2 else Euler()
+
+    def __call__(self, num_steps: int, height: int, width: int) -> Schedule:
+        """See ``TimeSchedule``."""
+        assert_steps(num_steps)
+        scheduler, settings = self.scheduler(), {}
+        config = scheduler.config
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and config["use_dynamic_shifting"]:
+            more = (height // self.patch) * (width // self.patch) - config["base_image_seq_len"]
+            slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
+            settings["mu"] = config["base_shift"] + slope * more
+        scheduler.set_timesteps(num_steps, device="cpu", **settings)
+        times = scheduler.sigmas.tolist()  # in the library's float32: the solver's first steps go by 1 - t
+        if not all(now > after for now, after in itertools.pairwise(times)):
+            raise UserError("scheduler_config.json", f"times {times} for {num_steps} steps", "falling ones")
+        return Schedule(times, [time / config["num_train_timesteps"] for time in scheduler.timesteps.tolist()])
+
+
+def assert_steps(num_steps: int) -> None:
+    """Refuse to sample without a step.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps: found {num_steps}, expected 1 or more")
