@@ -38,7 +38,7 @@ from umm_zoo.training.validation import validate
 PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
 
 #: What a run may have said of its part that its weights do not say.
-KEPT_ARGUMENTS = ("system_prompt", "template", "max_length", "min_tokens", "max_tokens", "image_size")
+KEPT_ARGUMENTS = ("system_prompt", "template", "max_length", "min_pixels", "max_pixels", "image_size")
 
 #: Where a part is read: encoders where LLaVA looks, vision-language models where their language model ends.
 DEFAULT_LAYER: dict[str, Layer] = {"encoder": -2, "tower": -2, "codec": -1, "vlm": -1}

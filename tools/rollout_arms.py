@@ -92,12 +92,11 @@ def trl_processor(vlm: Any) -> Any:
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     layout = vlm.layout
-    area = layout.factor**2
     cutter = Qwen2VLImageProcessorPil(
         patch_size=layout.patch_size,
         merge_size=layout.merge_size,
         temporal_patch_size=layout.temporal_size,
-        size={"shortest_edge": layout.min_tokens * area, "longest_edge": layout.max_tokens * area},
+        size=dict(zip(("shortest_edge", "longest_edge"), layout.limits, strict=True)),
     )
     vlm.tokenizer.padding_side = "left"
     return Processor(cutter, vlm.tokenizer, CHAT_TEMPLATE)

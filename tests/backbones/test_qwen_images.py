@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from umm_zoo.backbones.qwen_images import PatchLayout
 
@@ -12,12 +12,11 @@ TINY = PatchLayout(patch_size=4, merge_size=2)
 
 
 def library(layout):
-    area = layout.factor**2
     return Qwen2VLImageProcessorPil(
         patch_size=layout.patch_size,
         merge_size=layout.merge_size,
         temporal_patch_size=layout.temporal_size,
-        size={"shortest_edge": layout.min_tokens * area, "longest_edge": layout.max_tokens * area},
+        size=dict(zip(("shortest_edge", "longest_edge"), layout.limits, strict=True)),
     )
 
 
@@ -40,11 +39,25 @@ def test_patches_are_the_processors(layout):
 
 @pytest.mark.parametrize("size", [(30, 45), (9, 12), (120, 60)])
 def test_resized_patches_are_the_processors_to_its_rounding(size):
-    layout = PatchLayout(patch_size=4, merge_size=2, min_tokens=4, max_tokens=60)
+    layout = PatchLayout(patch_size=4, merge_size=2, max_pixels=3900)
     pixels, images = bytes_and_tensor(*size)
     own, expected = layout.patches(images), library(layout)(pixels, return_tensors="pt")["pixel_values"]
     assert own.shape == expected.shape
     assert (own - expected).abs().max() < 2.5 / 255 / 0.26  # it rounds to 8 bits after each of two passes; deviation .26 at least
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(3136, 12845056), (3136, 65536), (5000, 65536), (784 * 7 + 1, 784 * 40 - 1)])
+def test_sizes_are_the_librarys_for_any_limits(smallest, largest, tmp_path):
+    """Whether they are stated or read from a processor's file; they need be no whole number of tokens."""
+    (tmp_path / "preprocessor_config.json").write_text(f'{{"min_pixels": {smallest}, "max_pixels": {largest}}}')
+    read = PatchLayout(14, 2, 2, *PatchLayout().limits_from(str(tmp_path)))
+    stated = PatchLayout(min_pixels=smallest, max_pixels=largest)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(1, 1000, (300, 2), generator=generator).tolist():
+        if max(height, width) > 200 * min(height, width):
+            continue
+        expected = smart_resize(height, width, factor=28, min_pixels=smallest, max_pixels=largest)
+        assert stated.resized(height, width) == read.resized(height, width) == expected, (height, width)
 
 
 def test_one_token_per_eight_pixels():
@@ -63,16 +76,22 @@ def test_patches_carry_gradients():
 
 
 def test_preprocessor_file_round_trip(tmp_path):
-    layout = PatchLayout(patch_size=4, min_tokens=9, max_tokens=100)
+    layout = PatchLayout(patch_size=4, min_pixels=600, max_pixels=6500)
     layout.save(tmp_path)
-    assert TINY.limits_from(str(tmp_path)) == (9, 100)
+    assert TINY.limits_from(str(tmp_path)) == (600, 6500)
     loaded = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
-    assert (loaded.patch_size, loaded.size["longest_edge"]) == (4, 100 * 64)
+    assert (loaded.patch_size, loaded.size["longest_edge"]) == (4, 6500)
     with pytest.raises(ValueError, match="patch_size: found 4, expected 14"):
         PatchLayout().limits_from(str(tmp_path))
+
+
+def test_limits_that_a_file_leaves_out_are_the_librarys(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Qwen2VLImageProcessor"}')
+    library = Qwen2VLImageProcessorPil.from_pretrained(tmp_path).size
+    assert PatchLayout().limits_from(str(tmp_path)) == (library["shortest_edge"], library["longest_edge"])
 
 
 def test_published_limits_in_either_spelling(tmp_path):
     for text in ('{"min_pixels": 3136, "max_pixels": 65536}', '{"size": {"shortest_edge": 3136, "longest_edge": 65536}}'):
         (tmp_path / "preprocessor_config.json").write_text(text)
-        assert PatchLayout().limits_from(str(tmp_path)) == (4, 83)  # UAE's shipped processor: at most 83 tokens
+        assert PatchLayout().limits_from(str(tmp_path)) == (3136, 65536)

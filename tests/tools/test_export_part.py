@@ -147,9 +147,9 @@ def test_what_the_run_said_of_its_part_is_kept_for_loading() -> None:
     class Kind:
         pass
 
-    node = export_part.load_node(Kind(), {"system_prompt": None, "config": {}, "max_tokens": 9}, Path("weights/vlm"))
+    node = export_part.load_node(Kind(), {"system_prompt": None, "config": {}, "max_pixels": 9}, Path("weights/vlm"))
     assert node.pop("_target_").endswith("Kind.from_pretrained")
-    assert node == {"source": "weights/vlm", "system_prompt": None, "max_tokens": 9}
+    assert node == {"source": "weights/vlm", "system_prompt": None, "max_pixels": 9}
 
 
 def test_unfinished_runs_and_missing_test_splits_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,8 +74,8 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         cls,
         config: dict[str, Any],
         tokenizer: str | None = None,
-        min_tokens: int = 4,
-        max_tokens: int = 16384,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         system_prompt: str | None = SYSTEM_PROMPT,
         dtype: str = "float32",
         attention: str = "sdpa",
@@ -87,7 +87,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             config: ``text_config`` and ``vision_config`` as in the library's ``config.json``; token ids left out are the
                 tokenizer's.
             tokenizer: name or folder; None is the one shipped with this package.
-            min_tokens, max_tokens: smaller and larger images are resized.
+            min_pixels, max_pixels: images of a smaller and a larger area are resized; None is 4 and 16,384 tokens.
             system_prompt: put before a conversation without a system turn; None puts none.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
             attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
@@ -101,7 +101,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         if not on_meta_device():
             reader = load_tokenizer(tokenizer)
             match_tokenizer(built, reader, config)
-        layout = patch_layout(built, min_tokens, max_tokens)
+        layout = patch_layout(built, min_pixels, max_pixels)
         return cls(_new_model(built, dtype, attention), reader, layout, system_prompt, gradient_checkpointing)
 
     @classmethod
@@ -110,8 +110,8 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         source: str,
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
-        min_tokens: int | None = None,
-        max_tokens: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         system_prompt: str | None = SYSTEM_PROMPT,
         dtype: str = "float32",
         attention: str = "sdpa",
@@ -123,7 +123,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             source: name or folder, such as ``Qwen/Qwen2.5-VL-3B-Instruct``.
             config: what the checkpoint is expected to be, for building without it; compared with what is found when loading.
             tokenizer: name or folder; None is the checkpoint's own, or the shipped one where a folder has none.
-            min_tokens, max_tokens: None is the checkpoint's own bound.
+            min_pixels, max_pixels: None is the checkpoint's own bound.
             system_prompt, dtype, attention, gradient_checkpointing: see ``from_config``.
 
         Raises:
@@ -133,13 +133,13 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         source = find_source(source)
         if on_meta_device():
             built = read_config(config) if config is not None else Qwen2_5_VLConfig.from_pretrained(source)
-            layout = patch_layout(built, min_tokens, max_tokens)
+            layout = patch_layout(built, min_pixels, max_pixels)
             return cls(_new_model(built, dtype, attention), None, layout, system_prompt, gradient_checkpointing)
         model = load_checkpoint(Qwen2_5_VLForConditionalGeneration, source, dtype, (), config, attn_implementation=attention)
         assert_stated(source, config, model.config, UNDECLARED)
         reader = load_tokenizer(tokenizer_source(source, tokenizer))
         match_tokenizer(model.config, reader, model.config.to_dict())
-        layout = patch_layout(model.config, min_tokens, max_tokens, source)
+        layout = patch_layout(model.config, min_pixels, max_pixels, source)
         return cls(model.train(), reader, layout, system_prompt, gradient_checkpointing)
 
     def save(self, folder: str | Path) -> None:

@@ -84,9 +84,9 @@ def match_tokenizer(config: Any, tokenizer: PreTrainedTokenizerBase, stated: Map
     assert_vocabulary(tokenizer, config.text_config.vocab_size)
 
 
-def patch_layout(config: Any, min_tokens: int | None, max_tokens: int | None, source: str | None = None) -> PatchLayout:
+def patch_layout(config: Any, min_pixels: int | None, max_pixels: int | None, source: str | None = None) -> PatchLayout:
     """Cutting of the model's images: bounds as given, else those of the checkpoint's preprocessor, else the published ones."""
     vision = config.vision_config
     layout = PatchLayout(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    smallest, largest = (layout.min_tokens, layout.max_tokens) if source is None else layout.limits_from(source)
-    return replace(layout, min_tokens=min_tokens or smallest, max_tokens=max_tokens or largest)
+    smallest, largest = layout.limits if source is None else layout.limits_from(source)
+    return replace(layout, min_pixels=min_pixels or smallest, max_pixels=max_pixels or largest)

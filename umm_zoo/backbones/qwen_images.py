@@ -7,7 +7,6 @@ as a batch of tensors, and rewards or reconstructions even arrive with a gradien
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,20 @@ class PatchLayout:
         patch_size: pixels per patch side (14 in the published models).
         merge_size: patches per token side.
         temporal_size: frames per patch.
-        min_tokens, max_tokens: bounds on the tokens of an image; smaller and larger images are resized. The defaults are the
-            published ``min_pixels`` 3,136 and ``max_pixels`` 12,845,056 counted in tokens of 28 x 28 pixels, so that they fit
-            any patch size.
+        min_pixels, max_pixels: bounds on the area of an image; smaller and larger images are resized. None is 4 and 16,384 tokens:
+            the published 3,136 and 12,845,056 where a token is 28 x 28 pixels.
     """
 
     patch_size: int = 14
     merge_size: int = 2
     temporal_size: int = 2
-    min_tokens: int = 4
-    max_tokens: int = 16384
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest area, in pixels."""
+        return self.min_pixels or 4 * self.factor**2, self.max_pixels or 16384 * self.factor**2
 
     @property
     def factor(self) -> int:
@@ -57,8 +60,7 @@ class PatchLayout:
         """
         if max(height, width) > 200 * min(height, width):
             raise ValueError(f"found an image of {height} x {width} pixels, expected no side more than 200 times the other")
-        area = self.factor**2
-        height, width = smart_resize(height, width, self.factor, self.min_tokens * area, self.max_tokens * area)
+        height, width = smart_resize(height, width, self.factor, *self.limits)
         return height, width
 
     def grid(self, height: int, width: int) -> Grid:
@@ -101,12 +103,14 @@ class PatchLayout:
 
     def save(self, folder: Path) -> None:
         """Write ``preprocessor_config.json`` as the library's own processor reads it."""
-        size = {"shortest_edge": self.min_tokens * self.factor**2, "longest_edge": self.max_tokens * self.factor**2}
+        size = dict(zip(("shortest_edge", "longest_edge"), self.limits, strict=True))
         config = {"image_processor_type": "Qwen2VLImageProcessor", **self._file, "size": size}
         (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def limits_from(self, source: str) -> tuple[int, int]:
-        """``(min_tokens, max_tokens)`` of a checkpoint's image processor, of either generation of its keys; else those given here.
+        """``(min_pixels, max_pixels)`` of a checkpoint's image processor, of either generation of its keys; else those given here.
+
+        What a processor leaves out has the library's default, which is less than the published checkpoints'.
 
         Raises:
             ValueError: it normalises or cuts differently.
@@ -115,7 +119,8 @@ class PatchLayout:
         for key, value in self._file.items():
             if config.get(key, value) != value:
                 raise ValueError(f"{source}: image processor: {key}: found {config[key]}, expected {value}")
-        size, area = config.get("size", {}), self.factor**2
-        smallest = config.get("min_pixels") or size.get("shortest_edge")
-        largest = config.get("max_pixels") or size.get("longest_edge")
-        return math.ceil(smallest / area) if smallest else self.min_tokens, largest // area if largest else self.max_tokens
+        if not config:
+            return self.limits
+        size = config.get("size", {})
+        smallest = config.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        return smallest, config.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
