@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
@@ -100,6 +102,15 @@ def test_the_median_of_logit_normal_times_is_the_logistic_of_the_mean() -> None:
     times = LogitNormalTimes(0.7, 1.3)(20_001, torch.device("cpu"), generator())
     assert float(times.median()) == pytest.approx(1 / (1 + math.exp(-0.7)), abs=0.01)
     assert float((times < 1 / (1 + math.exp(-(0.7 - 1.3)))).float().mean()) == pytest.approx(0.1587, abs=0.01)
+
+
+def test_a_mean_of_diffusers_trainers_has_the_other_sign_here() -> None:
+    """They look the draw up in a scheduler's times, which fall."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    draw = compute_density_for_timestep_sampling("logit_normal", 20_001, logit_mean=0.7, logit_std=1.0, generator=generator())
+    theirs = scheduler.timesteps[(draw * 1000).long()] / 1000
+    times = ShiftedTimes(3.0, LogitNormalTimes(-0.7))(20_001, torch.device("cpu"), generator())
+    assert float(times.median()) == pytest.approx(float(theirs.median()), abs=0.01)
 
 
 def test_a_shift_of_three_moves_one_half_to_three_quarters() -> None:

@@ -42,6 +42,10 @@ class UniformTimes(TimeSampler):
 class LogitNormalTimes(TimeSampler):
     """The logistic function of a normal draw: Sana's and SD3's choice, most often in the middle.
 
+    Time is 1 at noise here, and the mean is of the logit of that time. The trainers of diffusers draw the same number (their
+    ``logit_mean``) but take it for a position in the scheduler's list of times, which falls from noise to data: their sign is the
+    other one, ``LogitNormalTimes(mean=-logit_mean)`` here. At 0, the default of both, there is no difference.
+
     Reference: Esser et al., 2024, arXiv 2403.03206, section 3.1.
 
     Args:
