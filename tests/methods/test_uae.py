@@ -13,7 +13,7 @@ from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, sec
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch, request_batch
 from umm_zoo.errors import UserError
-from umm_zoo.methods.uae.captions import CaptionSampling
+from umm_zoo.methods.uae.captions import CAPTION_PROMPT, CaptionSampling
 from umm_zoo.methods.uae.readers import AnswerStatesReader, BaseTextReader, TextOnlyReader
 from umm_zoo.methods.uae.renderers import CaptionRenderer
 from umm_zoo.methods.uae.rollouts import IndependentNoise, Rollouts, SharedNoise
@@ -34,6 +34,13 @@ def stir(method: nn.Module) -> None:
         for part in (method.adapter, method.decoder_adapter):
             for parameter in [] if part is None else part.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def test_the_caption_prompt_has_the_releases_blanks():
+    """Of its released string: two at the ends of the first two lines, one before the image."""
+    lines = CAPTION_PROMPT.split("\n")
+    assert [len(line.removesuffix("<image>")) - len(line.removesuffix("<image>").rstrip(" ")) for line in lines] == [2, 2, 1]
+    assert len(CAPTION_PROMPT) == 279 and CAPTION_PROMPT.count("**") == 2
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
 
-#: Prompt of the captioner, word for word as released (blanks at ends of lines and asterisks included); the image is last.
+#: Prompt of the captioner, word for word as released (two blanks at two ends of lines and asterisks included); the image is last.
 CAPTION_PROMPT = (
-    "You are an expert vision-language model. \n"
+    "You are an expert vision-language model.  \n"
     "Your task is: Given an input image, generate a **textual description** of the image. "
-    'If there is text in the image, transcribe it inside double quotes "". \n'
+    'If there is text in the image, transcribe it inside double quotes "".  \n'
     f"Now, carefully analyze the input image and output the full description. {IMAGE_MARKER}"
 )
 
