@@ -1,7 +1,14 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip import CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip import SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
 from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, DINOv2Features, DINOv3Features, SigLIPFeatures
@@ -131,6 +138,51 @@ def test_resizing_crops_the_centre_or_squeezes() -> None:
     squeezed = resize_to(wide, 6, crop_from=None, mode="bilinear")
     assert squeezed[..., 0].mean() < -0.8 and squeezed[..., -1].mean() > 0.8
     assert resize_to(wide[..., :8], 8, crop_from=9) is not None
+
+
+SIZES = [(224, 224), (256, 256), (224, 300), (301, 224), (97, 131), (225, 337), (640, 481)]
+
+
+def library_pixels(kind: type, photo: np.ndarray) -> torch.Tensor:
+    """The library's processor with the settings of the public checkpoint; its DINOv3 needs torchvision, so Pillow stands in."""
+    if kind is DINOv3Features:
+        squeezed = torch.from_numpy(np.array(Image.fromarray(photo).resize((224, 224), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+        mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        return (squeezed / 255 - mean) / std
+    processor: Any = {
+        CLIPFeatures: lambda: CLIPImageProcessorPil(),
+        SigLIPFeatures: lambda: SiglipImageProcessorPil(resample=3),
+        DINOv2Features: lambda: BitImageProcessorPil(
+            size={"shortest_edge": 256},
+            crop_size={"height": 224, "width": 224},
+            image_mean=[0.485, 0.456, 0.406],
+            image_std=[0.229, 0.224, 0.225],
+        ),
+    }[kind]()
+    return processor(photo, return_tensors="pt")["pixel_values"][0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("kind", "config"), [(kind, config) for kind, config, _ in TINY if kind is not CLIPVisionFeatures])
+def test_pixels_are_the_stock_processors(kind: type[LibraryEncoder], config: dict, size: tuple[int, int]) -> None:
+    """To the 8 bits that its two passes round to; the deviation divided by is .22 at least."""
+    side = {"image_size": 518 if kind is DINOv2Features else 224}
+    with torch.device("meta"):
+        encoder = kind.from_config({**config, **({"vision_config": {**VISION, **side}} if "vision_config" in config else side)})
+    coarse = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(sum(size)))
+    photo = (torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")[0] * 255).byte()
+    found = encoder.pixels(photo[None].float() / 127.5 - 1)[0]
+    assert (found - library_pixels(kind, photo.permute(1, 2, 0).numpy())).abs().max() < 2.5 / 255 / 0.22
+
+
+def test_tokens_of_images_of_the_networks_size_see_all_of_them() -> None:
+    """Targets and probes read cells in place; at a size that no stock processor makes, images are taken as they are by either."""
+    stock = DINOv2Features.from_config({**DINO2, "image_size": 224})
+    images = random_images(1, 3, 224, 224)
+    cut = (images * 0.5 + 0.5 - torch.tensor(stock.mean)[:, None, None]) / torch.tensor(stock.std)[:, None, None]
+    torch.testing.assert_close(stock.pixels(images, whole=True), cut)
+    small = DINOv2Features.from_config(DINO2)
+    torch.testing.assert_close(small.pixels(images[..., :12, :12]), cut[..., :12, :12])
 
 
 def test_layers_out_of_range_are_refused() -> None:

@@ -22,7 +22,7 @@ def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bic
     """Square images of ``size``, as the stock image processors make them (antialiased).
 
     Args:
-        images: ``[B, 3, H, W]``; returned as they are where they already have the size.
+        images: ``[B, 3, H, W]``; returned as they are where there is nothing to resize and to cut.
         size: side of the result in pixels.
         crop_from: length the shorter side gets before the centre is cut out; None squeezes the whole image into the square.
         mode: ``bicubic`` or ``bilinear``.
@@ -31,16 +31,16 @@ def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bic
         - output: ``[B, 3, size, size]``
     """
     height, width = images.shape[-2:]
-    if height == width == size:
-        return images
     if crop_from is None:
         target = (size, size)
     else:
         short = min(height, width)
         target = (int(crop_from * height / short), int(crop_from * width / short))
-    resized = F.interpolate(images.float(), size=target, mode=mode, antialias=True, align_corners=False)
+    if target != (height, width):
+        resized = F.interpolate(images.float(), size=target, mode=mode, antialias=True, align_corners=False)
+        images = resized.clamp(-1, 1).to(images.dtype)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return resized[..., top : top + size, left : left + size].clamp(-1, 1).to(images.dtype)
+    return images[..., top : top + size, left : left + size]
 
 
 class FeatureEncoder(nn.Module, ABC):
@@ -159,22 +159,29 @@ class LibraryEncoder(FeatureEncoder):
         """The one vector of each image after the final norm."""
         return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
 
-    def pixels(self, images: Tensor) -> Tensor:
-        """Resized and normalised as the network was trained, ``[B, 3, image_size, image_size]``."""
-        crop_from = None if self.crop_ratio is None else round(self.image_size * self.crop_ratio)
+    def pixels(self, images: Tensor, whole: bool = False) -> Tensor:
+        """Resized and normalised as by the stock processor, ``[B, 3, image_size, image_size]``.
+
+        Args:
+            images: ``[B, 3, H, W]``.
+            whole: take images of exactly ``image_size`` as they are, where the processor would still resize and cut them. At other
+                sizes than the processor's they always are.
+        """
+        as_is = images.shape[-2] == images.shape[-1] == self.image_size and (whole or self.image_size != self.stock_size)
+        crop_from = None if as_is or self.crop_ratio is None else round(self.image_size * self.crop_ratio)
         images = resize_to(images, self.image_size, crop_from, self.interpolation)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return ((images * 0.5 + 0.5 - mean) / std).to(self.model.dtype)
 
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Patch tokens of a layer.
+        """Patch tokens of a layer; of images of exactly ``image_size`` nothing is cut away, so that cells stay in place.
 
         Raises:
             ValueError: there is no such layer.
         """
         if not -self.num_layers - 1 <= layer <= -1:
             raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
-        output = self.vision(self.pixels(images), output_hidden_states=layer != -1)
+        output = self.vision(self.pixels(images, whole=True), output_hidden_states=layer != -1)
         return self.patches(output, layer).to(images.dtype)
 
     def patches(self, output: Any, layer: int) -> Tensor:

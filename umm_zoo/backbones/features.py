@@ -41,7 +41,7 @@ class CLIPVisionFeatures(LibraryEncoder):
 class DINOv2Features(LibraryEncoder):
     """A self-supervised encoder (Oquab et al., 2023, arXiv 2304.07193); ``forward`` gives the class token after the final norm.
 
-    The stock processor brings the shorter side to 256 and cuts out 224.
+    The stock processor brings the shorter side to 256 and cuts out 224, of images of 224 px too.
     """
 
     kind: ClassVar[type[PreTrainedModel]] = Dinov2Model

@@ -177,7 +177,7 @@ class MaskedImageModelling(SelfSupervised):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Both terms under random masks."""
-        pixels = self.encoder.pixels(image_of_each_row(batch))
+        pixels = self.encoder.pixels(image_of_each_row(batch), whole=True)
         B, N = len(pixels), self.encoder.grid.num_cells
         hidden = torch.rand(B, N, device=pixels.device).argsort(dim=1) < round(self.mask_ratio * N)  # [B, N]
         output = self.encoder.vision(pixels, masked=hidden)

@@ -167,7 +167,7 @@ class SupervisedTower(Method):
         labels = {name: values.to(images.device) for name, values in self.labels(batch, everything).items()}
         losses: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
-        output = self.tower.vision(self.tower.pixels(images), output_hidden_states=True)
+        output = self.tower.vision(self.tower.pixels(images, whole=True), output_hidden_states=True)
         for layer in self.layers:
             cells = cell_means(self.tower.patches(output, layer), self.tower.grid, self.labels.side)  # [B, cells, D]
             for name, wanted in labels.items():
