@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from umm_zoo.errors import UserError
+from umm_zoo.grey import eight_bit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,22 +176,22 @@ def _pixels_only(content: bytes) -> bytes:
 
 def decoded(image: Image.Image, least: tuple[int, int] | None = None) -> Image.Image:
     """An opened image decoded to its end and made RGB; the decoder may shrink it on the way, but not below ``least``."""
-    if image.format == "JPEG" and least is not None:  # it halves on the fly, which is most of the cost of a large photo
-        image.draft(None, least)
+    if least is not None:
+        image.draft(None, least)  # JPEG's decoder halves on the fly, which is most of the cost of a large photo
     image.load()
-    return to_rgb(image)
+    return to_rgb(image, least)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image upright, opaque and in 8-bit RGB."""
+def to_rgb(image: Image.Image, least: tuple[int, int] | None = None) -> Image.Image:
+    """The image upright, opaque and in 8-bit RGB; grey of 16 bits may be shrunk on the way, see ``eight_bit``."""
     if image.mode == "RGB" and "transparency" not in image.info:
         upright = image
     elif image.mode.startswith(("I", "F")):
-        upright = _eight_bit(image)
+        upright = eight_bit(image, least).convert("RGB")
     elif image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, opaque).convert("RGB")
+        clear = image if image.mode == "RGBA" else image.convert("RGBA")
+        upright = Image.new("RGB", clear.size, "white")
+        upright.paste(clear, mask=clear)
     else:
         upright = image.convert("RGB")
     turn = _UPRIGHT.get(_orientation(image))
@@ -205,15 +206,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit and floating grey to 8 bits; PIL's own ``convert`` would clip everything above 255 to white."""
-    values = np.asarray(image).astype(np.float64)
-    top = 65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 255.0
-    if image.mode == "F" and values.max(initial=0) <= 1:
-        top = 1.0
-    return Image.fromarray(np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def decode_text(content: bytes, max_characters: int) -> str:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny_configs
 from finished_runs import write_run
@@ -103,6 +104,15 @@ def test_images_are_squared_as_in_training(tmp_path):
     loaded = load_image(tmp_path / "clear.png", None)
     assert loaded.shape == (3, 4, 6) and loaded[:, 0, 0].tolist() == [1, -1, -1] and loaded[:, 1:].eq(1).all()
     assert load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_grey_of_16_bits_is_as_dark_as_the_file_says_and_upright(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.array([[0, 200], [0, 0], [0, 25700]], dtype=np.uint16)).save(tmp_path / f"one.{kind}", exif=exif)
+    loaded = load_image(tmp_path / f"one.{kind}", None)
+    assert ((loaded + 1) * 127.5).round()[0].tolist() == [[0, 0, 0], [100, 0, 1]]
 
 
 @pytest.mark.processes

@@ -10,7 +10,7 @@ FILES = sorted(file for package in ("umm_zoo", "data_pipelines") for file in (RO
 
 #: What lies under ``umm_zoo``, lowest first. A layer imports itself and the layers below it.
 LAYERS = (
-    ("errors", "conversation", "batch", "outputs"),
+    ("errors", "conversation", "grey", "batch", "outputs"),
     ("backbones", "blocks", "objectives", "rewards", "metrics", "shapes"),
     ("experiment", "checkpoints"),
     ("method", "methods", "pretraining", "callbacks"),

@@ -31,9 +31,10 @@ def stored_image(content: bytes, size: int | None = None, edge: Edge = max, name
     try:
         with open_image(content) as image:
             scale = 1.0 if size is None else size / edge(image.size)
-            upright = decoded(image, (1, 1) if scale >= 1 else None)  # the whole stream is read in any case
-            if scale >= 1 and image.format in _KINDS:
-                return _KINDS[image.format], content
+            kept = scale >= 1 and image.format in _KINDS
+            upright = decoded(image, (1, 1) if kept else None)  # the whole stream is read in any case
+            if kept:
+                return _KINDS[str(image.format)], content
             if scale < 1:
                 width, height = (max(1, round(length * scale)) for length in upright.size)
                 upright = upright.resize((width, height), Image.Resampling.BICUBIC)

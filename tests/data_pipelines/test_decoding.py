@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from data_pipelines.decoding import (
     decode_text,
 )
 from data_pipelines.shards.batches import to_signal
+from umm_zoo.grey import eight_bit
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -53,6 +55,64 @@ def test_transparency_of_a_plain_rgb_png_counts():
 def test_sixteen_bits_become_eight_by_scale_not_by_clipping():
     values = np.array([[0, 256], [32768, 65535]], dtype=np.uint16)
     assert decode(encoded(Image.fromarray(values)), 2)[..., 0].tolist() == [[0, 1], [128, 255]]
+
+
+def grey16(values, kind: str = "PNG", **options) -> bytes:
+    return encoded(Image.fromarray(np.array(values, dtype=np.uint16)), kind, **options)
+
+
+def netpbm(white: int, values: list[int]) -> bytes:
+    return b"P5 2 2 %d\n" % white + np.array(values, dtype=">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (grey16([[0, 1], [100, 255]]), [[0, 0], [0, 1]]),  # a dark one, all of whose values would fit into 8 bits
+        (grey16([[257, 514], [2570, 25700]]), [[1, 2], [10, 100]]),
+        (grey16([[257, 514], [2570, 65535]], "TIFF"), [[1, 2], [10, 255]]),
+        (grey16([[0, 514], [2570, 65535]], "TIFF", tiffinfo={262: 0}), [[255, 253], [245, 0]]),  # white is zero
+        (grey16([[257, 514], [2570, 257]], transparency=514), [[1, 255], [10, 1]]),
+        (grey16([[257, 514], [2570, 0]], "TIFF", tiffinfo={274: 6}), [[10, 1], [0, 2]]),
+        (netpbm(4095, [0, 16, 2048, 4095]), [[0, 1], [128, 255]]),
+        (netpbm(4095, [0, 1, 2, 3]), [[0, 0], [0, 0]]),
+        (encoded(Image.fromarray(np.array([[0, 0.25], [0.5, 1]], dtype=np.float32)), "TIFF"), [[0, 64], [128, 255]]),
+        (encoded(Image.fromarray(np.array([[0, 0.004], [0, 0]], dtype=np.float32)), "TIFF"), [[0, 1], [0, 0]]),
+    ],
+)
+def test_deep_grey_goes_by_the_range_of_its_type_and_not_by_its_brightest_pixel(content: bytes, expected: list[list[int]]) -> None:
+    assert decode(content, 2)[..., 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[0, 1]], dtype=np.int32), "does not say which value is white"),
+        (np.array([[0, 200]], dtype=np.float32), "grey values from 0 to 200, expected 0 to 1"),
+        (np.array([[0, -0.5]], dtype=np.float32), "from -0.5 to 0, expected 0 to 1"),
+        (np.array([[0, np.nan]], dtype=np.float32), "grey values from nan to nan"),
+    ],
+)
+def test_grey_whose_white_is_unknown_is_a_bad_sample(values: np.ndarray, reason: str) -> None:
+    with pytest.raises(BadSampleError, match=reason):
+        decode(encoded(Image.fromarray(values), "TIFF"), 2)
+
+
+def test_a_large_deep_grey_image_takes_little_more_memory_than_its_file() -> None:
+    """36 million pixels are 72 MB decoded; numpy's share is traced, PIL's is shrunk before it becomes colour."""
+    content = grey16(np.zeros((6000, 6000)))
+    tracemalloc.start()
+    decode(content, 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+
+
+def test_deep_grey_shrunk_on_the_way_is_what_it_would_be() -> None:
+    smooth = np.add.outer(np.arange(2005), np.arange(2403)) * 14
+    whole = eight_bit(Image.fromarray(smooth.astype(np.uint16))).convert("RGB")
+    found = decode(grey16(smooth), 32, Square())
+    np.testing.assert_allclose(found.astype(int), np.asarray(Square()(whole, 32)).astype(int), atol=2)
 
 
 def test_cmyk_and_grey_are_converted():

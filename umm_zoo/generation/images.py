@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from umm_zoo.errors import UserError
 from umm_zoo.generation.options import escaped
+from umm_zoo.grey import eight_bit
 
 
 def open_image(path: Path, place: str = "") -> Image.Image:
@@ -24,8 +25,12 @@ def open_image(path: Path, place: str = "") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata and large images, which are the user's own
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGBA")
+            # by its name PIL would map a grey TIFF without turning it
+            with path.open("rb") as file, Image.open(file) as opened:
+                image = eight_bit(opened)
+                if image is not opened:
+                    image.info["exif"] = opened.getexif().tobytes()  # which side is up
+                image = ImageOps.exif_transpose(image).convert("RGBA")
     except Exception as error:  # PIL's decoders raise whatever a damaged file makes them raise
         raise UserError(where, f"no readable image ({type(error).__name__})", "PNG, JPEG, WebP ...") from error
     paper = Image.new("RGBA", image.size, "white")
