@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.command import SHARDS, Parser, run, whole
-from data_pipelines.decoding import BadSampleError, open_image, to_rgb
+from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
@@ -50,13 +50,15 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool 
     places = [(index, number) for index in indexes for number in range(len(index))][::every]
     kept = {round(place) for place in np.linspace(0, len(places) - 1, min(sheet, len(places)))}
     for place, (index, number) in enumerate(places):
-        key, members = index.key(number), files.members(index, number)
+        key = index.key(number)
         findings.samples += 1
-        findings.bytes += sum(len(content) for content in members.values())
-        findings.images[" + ".join(sorted(members))] += 1
         try:
-            sample = _task(members, generated)(key, members)
-            _count(findings, sample)
+            members = files.members(index, number)
+            findings.bytes += sum(len(content) for content in members.values())
+            findings.images[" + ".join(sorted(members))] += 1
+            with one_sample():
+                sample = _task(members, generated)(key, members)
+                _count(findings, sample)
         except BadSampleError as error:
             findings.bad[f"{index.path}:{key}"] = str(error)
             continue

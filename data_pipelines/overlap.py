@@ -32,7 +32,7 @@ from typing import Any
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.converters.converting import progress_bar
 from data_pipelines.converters.rows import Rows
-from data_pipelines.decoding import BadSampleError
+from data_pipelines.decoding import BadSampleError, one_sample
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
@@ -41,6 +41,7 @@ from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError
 
 KINDS = ("equal", "contained", "ngram")
+TEXTS = ("json", "txt")
 _WORD = re.compile(r"\w+")
 _SHOWN = 200
 Words = tuple[str, ...]
@@ -154,7 +155,7 @@ def _samples(shards: Sequence[str]) -> Iterator[tuple[str, str, list[tuple[str, 
             shard = load_index(path)
             for number in range(len(shard)):
                 texts: list[tuple[str, str]] | None = None
-                with suppress(RecursionError, json.JSONDecodeError, UnicodeDecodeError):
+                with suppress(BadSampleError), one_sample():
                     texts = list(_texts(files, shard, number))
                 yield path, shard.key(number), texts
             advance(1)
@@ -162,8 +163,8 @@ def _samples(shards: Sequence[str]) -> Iterator[tuple[str, str, list[tuple[str, 
 
 def _texts(files: RangeReader, shard: ShardIndex, number: int) -> Iterator[tuple[str, str]]:
     """Places and texts: the turns of the json, or else a caption in it or beside it."""
-    members = {name: place for name, *place in shard.members(number)}
-    row = json.loads(files.read(shard.path, *members["json"]).decode()) if "json" in members else {}
+    members = files.members(shard, number, TEXTS)
+    row = json.loads(members["json"].decode()) if "json" in members else {}
     row = row if isinstance(row, dict) else {}
     if isinstance(turns := row.get("conversations"), list):
         for place, turn in enumerate(turn for turn in turns if isinstance(turn, dict)):
@@ -171,7 +172,7 @@ def _texts(files: RangeReader, shard: ShardIndex, number: int) -> Iterator[tuple
             yield f"turn {place} ({turn.get('role', turn.get('from'))})", text
         return
     if "txt" in members:
-        yield "txt", files.read(shard.path, *members["txt"]).decode()
+        yield "txt", members["txt"].decode()
     yield from ((f"json {key}", row[key]) for key in ("caption", "prompt") if isinstance(row.get(key), str))
 
 

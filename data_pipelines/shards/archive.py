@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_pipelines.shards.addresses import filesystem, is_remote
 from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.headers import BLOCK, members_of, plain_size, split_member_name, stated
 from data_pipelines.shards.index import ShardIndex
-from data_pipelines.shards.indexing import split_member_name, stale_index
+from data_pipelines.shards.indexing import stale_index
 
 _MAX_OPEN = 64
-_BLOCK = 512
 #: Members of one sample lie side by side; they are fetched in one read unless more than this many bytes of others lie between.
 _MAX_GAP = 1 << 16
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zX")
-_MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
+#: Extended headers are looked for so far in front of a member whose plain header has another name.
+_MAX_LEAD = 64 * BLOCK
+_MAX_BEYOND = 64
 
 
 class RangeReader:
@@ -44,24 +46,40 @@ class RangeReader:
             return content
         return os.pread(self._descriptor(path), length, offset)
 
-    def members(self, index: ShardIndex, sample: int) -> dict[str, bytes]:
-        """All members of a sample by name; a ``UserError`` where the tar does not hold there what its index says."""
-        wanted = index.members(sample)
+    def members(self, index: ShardIndex, sample: int, names: Sequence[str] | None = None) -> dict[str, bytes]:
+        """The members of a sample by name, all or those of ``names``; a ``UserError`` where the tar holds something else there."""
+        wanted = [place for place in index.members(sample) if names is None or place[0] in names]
         if not wanted:
             return {}
-        first = min(offset for _, offset, _ in wanted) - _BLOCK  # the tar header in front is read along, to check the index
+        key = index.key(sample)
+        lead = max(_lead(f"{key}.{name}") for name, _, _ in wanted)  # the headers in front are read along, to check the index
+        first = max(0, min(offset for _, offset, _ in wanted) - lead)
         last = max(offset + length for _, offset, length in wanted)
-        near = last - first <= sum(length + 3 * _BLOCK for _, _, length in wanted) + _MAX_GAP
+        near = last - first <= lead + sum(length + 3 * BLOCK for _, _, length in wanted) + _MAX_GAP
         whole = self.read(index.path, first, last - first) if near else b""
         content: dict[str, bytes] = {}
         for name, offset, length in wanted:
-            start = offset - _BLOCK
-            span = whole[start - first : offset - first + length] if near else self.read(index.path, start, length + _BLOCK)
-            content[name] = span[_BLOCK : _BLOCK + length]
-            if len(content[name]) != length or _stated_size(span[:_BLOCK]) != length:
-                found = f"the tar holds no member '{index.key(sample)}.{name}' of {length} bytes where its index says"
+            start = max(0, offset - lead)
+            end = offset + length
+            span = whole[max(0, start - first) : end - first] if near else self.read(index.path, start, end - start)
+            cut = len(span) - length
+            content[name] = span[cut:]
+            if cut < BLOCK or not self._stands(index.path, offset, span[:cut], key, name, length):
+                found = f"the tar holds no member '{key}.{name}' of {length} bytes where its index says"
                 raise stale_index(index.path, index.path, f"{found}; the file changed or was cut short")
         return content
+
+    def _stands(self, path: str, offset: int, blocks: bytes, key: str, name: str, length: int) -> bool:
+        """Whether the header at the end of ``blocks``, in front of ``offset``, is that of a member of this name and length."""
+        header = blocks[-BLOCK:]
+        if header[:100].rstrip(b"\0") == f"{key}.{name}".encode() and not header[345] and plain_size(header) == length:
+            return True
+        start = max(0, offset - _MAX_LEAD)
+        # another spelling, or an extended header that says more
+        return any(
+            (split_member_name(stated_name), size) == ((key, name), length)
+            for stated_name, size in (stated(read()) for read in (lambda: blocks, lambda: self.read(path, start, offset - start)))
+        )
 
     def _descriptor(self, path: str) -> int:
         if path in self._open:
@@ -77,46 +95,53 @@ class RangeReader:
             os.close(descriptor)
 
 
-def _stated_size(header: bytes) -> int:
-    """The size field of a tar header (octal digits, or base 256 for members over 8 GiB); -1 where there is none."""
-    field = header[124:136]
-    if len(field) == 12 and field[0] & 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.rstrip(b"\0 "), 8)
-    except ValueError:
-        return -1
+def _lead(name: str) -> int:
+    """Bytes in front of a member's content that hold its headers: one block, or extended ones for long and foreign names."""
+    return BLOCK if len(name) <= 100 and name.isascii() else BLOCK * (4 + len(name) // 128)
 
 
-def read_samples(path: str, cut_too: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
+class Members(dict[str, bytes]):
+    """Members of a sample by name; none, and the reason in ``refused``, where they cannot be used."""
+
+    refused = ""
+
+
+def read_samples(path: str, cut_too: bool = False) -> Iterator[tuple[str, Members]]:
     """Key and members of the samples of one tar in order; a TarError, OSError or ValueError where the rest cannot be read.
 
     Members of one sample stand side by side, as every writer of this layout puts them. The sample before a cut, of which members
-    may be missing, is left out unless ``cut_too``. (webdataset's own iterator would read a member of any claimed size, a sparse one
-    too, and take a tar that is cut between members for a whole one.)
+    may be missing, is left out unless ``cut_too``. What is damaged between two members is a refused sample with the key ``*``.
+    (webdataset's own iterator would read a member of any claimed size, a sparse one too, and take a tar that is cut between
+    members for a whole one.)
     """
-    key, members = "", dict[str, bytes]()
+    key, members = "", Members()
     with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as file:
         watched = _Watched(file)
         try:
-            with tarfile.open(fileobj=watched, mode="r|*") as tar:  # type: ignore[call-overload]  # it needs ``read`` alone
-                for member in tar:
-                    tar.members.clear()  # tarfile keeps every header
-                    own, name = split_member_name(member.name)
-                    if not own or not member.isreg() or member.issparse() or member.size > _MAX_MEMBER:
-                        continue
-                    if own != key:
-                        if members:
-                            yield key, members
-                        key, members = own, {}
-                    stream = tar.extractfile(member)
-                    members.setdefault(name, b"" if stream is None else stream.read())
+            for member in members_of(watched, "r|*"):
+                if isinstance(member, str):
+                    damage = Members()
+                    damage.refused = member
+                    yield "*", damage
+                    continue
+                if not member.key:
+                    continue
+                if member.key != key:
+                    if key:
+                        yield key, members
+                    key, members = member.key, Members()
+                if member.refused and not members.refused:
+                    members.clear()
+                    members.refused = member.refused
+                elif not members.refused:
+                    stream = member.tar.extractfile(member.header)
+                    members.setdefault(member.extension, b"" if stream is None else stream.read())
             watched.check_end()
         except (tarfile.TarError, OSError, EOFError):
-            if members and cut_too:
+            if key and cut_too:
                 yield key, members
             raise
-    if members:
+    if key:
         yield key, members
 
 
@@ -124,18 +149,21 @@ class _Watched:
     """Bytes of a tar, whose end is looked at: Python's tarfile takes an archive cut between members for a whole one."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self._head, self._tail = file, b"", b""
+        self._file, self._head, self._tail, self._beyond = file, b"", b"", 0
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the file."""
         content: bytes = self._file.read(size)
         self._head = self._head or content[:4]
-        self._tail = (self._tail + content)[-_BLOCK:]
+        self._tail = (self._tail + content)[-BLOCK:]
+        self._beyond = 0 if content else self._beyond + 1
+        if self._beyond > _MAX_BEYOND:  # tarfile would read on, up to the size that a header claims
+            raise tarfile.ReadError("the archive ends inside a member")
         return content
 
     def check_end(self) -> None:
         """A ``tarfile.ReadError`` for a plain tar that does not end in an empty block."""
         while self.read(1 << 20):
             pass
-        if not self._head.startswith(_COMPRESSED) and (len(self._tail) < _BLOCK or self._tail.strip(b"\0")):
+        if not self._head.startswith(_COMPRESSED) and (len(self._tail) < BLOCK or self._tail.strip(b"\0")):
             raise tarfile.ReadError("the archive is cut short")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.decoding import BadSampleError, ImageTransform, decode_image
+from data_pipelines.decoding import BadSampleError, ImageTransform, check_utf8, decode_image, one_sample
 from data_pipelines.shards.buffers import BufferReference, ImageBuffers
 from data_pipelines.shards.ledger import Skip
-from data_pipelines.tasks import Sample
+from data_pipelines.tasks import SampleTask
 from umm_zoo.batch import Batch
 from umm_zoo.conversation import Conversation, Task, task_of
 from umm_zoo.errors import UserError
@@ -21,6 +21,8 @@ from umm_zoo.errors import UserError
 @dataclass
 class RawBatch:
     """Stacked rows that a worker sends with the skips met on the way, or the error that ends the run.
+
+    ``rows`` are what the ledger would say of each row if it could not be used, without a reason.
 
     Shape:
         - images, targets: ``[M, H, W, 3]`` and ``[B, H, W, 3]`` uint8, a quarter of the floats on the way between processes
@@ -34,6 +36,7 @@ class RawBatch:
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[Skip] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     error: UserError | None = None
     ahead: list[RawBatch] | None = None  # see ``Batch.ahead``
@@ -85,23 +88,29 @@ class RawBatchBuilder:
             buffers.start(max(size, buffers.count), iteration)
         self._raw, self._has_target, self._extras = RawBatch(), [], []
 
-    def add(self, key: str, sample: Sample, stored: dict[str, Tensor] | None = None) -> None:
-        """Decode the images of a sample and make it the next row; a ``BadSampleError`` leaves the rows as they were.
+    def add(self, row: Skip, task: SampleTask, members: dict[str, bytes], stored: dict[str, Tensor] | None = None) -> None:
+        """Parse a sample, decode its images and make it the next row; a ``BadSampleError`` leaves the rows as they were.
 
-        The first dimension of ``stored``, precomputed outputs, counts entries.
+        ``row`` names it; the first dimension of ``stored``, precomputed outputs, counts entries.
         """
         images, targets = self._images.count, self._targets.count
         try:
-            for content in sample.images:
-                self._images.put(decode_image(content, self.transform.image_size, self.transform.resize))
-            if sample.target is not None:
-                self._targets.put(decode_image(sample.target, self.transform.target_size, self.transform.resize))
+            with one_sample():
+                sample = task(row.key, members)
+                for turn in sample.conversation:
+                    check_utf8(turn["text"])
+            with one_sample("image cannot be decoded"):
+                for content in sample.images:
+                    self._images.put(decode_image(content, self.transform.image_size, self.transform.resize))
+                if sample.target is not None:
+                    self._targets.put(decode_image(sample.target, self.transform.target_size, self.transform.resize))
         except BadSampleError:
             self._images.drop_to(images)
             self._targets.drop_to(targets)
             raise
         count, has_target, raw = self._images.count - images, sample.target is not None, self._raw
-        raw.keys.append(key)
+        raw.keys.append(row.name)
+        raw.rows.append(row)
         raw.conversations.append(sample.conversation)
         raw.image_counts.append(count)
         raw.meta.append(sample.meta)

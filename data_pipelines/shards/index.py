@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import filesystem, is_remote
+from data_pipelines.shards.headers import BLOCK
 from data_pipelines.shards.indexing import INDEX_VERSION, build_index, shard_size, stale_index
 from umm_zoo.errors import UserError
 
@@ -37,24 +40,49 @@ class _Columns:
     offsets: NDArray[Any]
     sizes: NDArray[Any]
 
+    refused: dict[int, str]
+
     @classmethod
     def of(cls, content: dict[str, Any]) -> _Columns:
-        """From the parsed file; a ``ValueError`` where columns differ in their lengths."""
-        keys = [key.encode() for key in content["keys"]]
-        layouts = content["layouts"]
-        layout = np.broadcast_to(np.asarray(content["layout"], dtype=np.int64), len(keys))
+        """From the parsed file; a ``ValueError`` where the columns contradict each other, the counts or the size of the tar."""
+        keys, layouts = content["keys"], content["layouts"]
+        if not (_texts(keys) and isinstance(layouts, list) and all(map(_texts, layouts))):
+            raise ValueError("keys or layouts are no lists of texts")
+        if len(keys) != content["counts"]["samples"] or len(set(keys)) < len(keys):
+            raise ValueError(f"{len(keys)} keys, {len(set(keys))} different, for {content['counts']['samples']} samples")
+        alike = isinstance(content["layout"], int)
+        layout = np.broadcast_to(_whole_numbers([content["layout"]] if alike else content["layout"], len(layouts)), len(keys))
+        offsets, sizes = (_whole_numbers(content[name], content["tar_size"] + 1) for name in ("offsets", "sizes"))
         widths = np.asarray([len(names) for names in layouts] or [0], dtype=np.int64)[layout]
-        if len(content["offsets"]) != len(content["sizes"]) or int(widths.sum()) != len(content["sizes"]):
-            raise ValueError(f"{int(widths.sum())} members, {len(content['offsets'])} offsets and {len(content['sizes'])} sizes")
+        if len(offsets) != len(sizes) or int(widths.sum()) != len(sizes):
+            raise ValueError(f"{int(widths.sum())} members, {len(offsets)} offsets and {len(sizes)} sizes")
+        order = np.argsort(offsets, kind="stable")
+        ends = np.concatenate([[0], (offsets + sizes)[order]])
+        if (offsets[order] < ends[:-1] + BLOCK).any() or ends[-1] > content["tar_size"] or (offsets % BLOCK).any():
+            raise ValueError("members overlap, or lie outside of the tar")
+        encoded = [key.encode() for key in keys]
         return cls(
-            keys=b"".join(keys),
-            key_ends=_narrow(np.cumsum([len(key) for key in keys], dtype=np.int64)),
+            keys=b"".join(encoded),
+            key_ends=_narrow(np.cumsum([len(key) for key in encoded], dtype=np.int64)),
             layouts=layouts,
             layout=_narrow(layout) if len(layouts) > 1 else np.broadcast_to(np.uint8(0), len(keys)),
             starts=_narrow(np.cumsum(widths) - widths),
-            offsets=_narrow(np.asarray(content["offsets"], dtype=np.int64)),
-            sizes=_narrow(np.asarray(content["sizes"], dtype=np.int64)),
+            offsets=_narrow(offsets),
+            sizes=_narrow(sizes),
+            refused={int(number): str(reason) for number, reason in content.get("refused", {}).items()},
         )
+
+
+def _texts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _whole_numbers(values: Any, bound: int) -> NDArray[np.int64]:
+    """A list of whole numbers from 0 to below ``bound``; a ``ValueError`` where it is something else."""
+    array = np.asarray(values if values else np.empty(0, dtype=np.int64))
+    if array.ndim != 1 or array.dtype != np.int64 or (array < 0).any() or (array >= bound).any():
+        raise ValueError(f"a column that is no list of whole numbers from 0 to {bound - 1}")
+    return array
 
 
 def _narrow(values: NDArray[Any]) -> NDArray[Any]:
@@ -93,8 +121,10 @@ class ShardIndex:
         return columns.layouts[columns.layout[sample]]
 
     def members(self, sample: int) -> list[tuple[str, int, int]]:
-        """(name, offset, length) of each member of a sample."""
+        """(name, offset, length) of each member of a sample; a ``BadSampleError`` where its headers say that it cannot be used."""
         columns, names = self._places(), self.names(sample)
+        if sample in columns.refused:
+            raise BadSampleError(columns.refused[sample])
         start = int(columns.starts[sample])
         part = slice(start, start + len(names))
         return list(zip(names, columns.offsets[part].tolist(), columns.sizes[part].tolist(), strict=True))
@@ -137,11 +167,15 @@ def _read_head(place: str) -> dict[str, Any] | None:
         whole = file.read().rstrip().endswith(b"}")
     try:
         head: dict[str, Any] = json.loads(start.partition(_HEAD_END)[0] + "}")
-        numbers = (head["counts"]["samples"], head["tar_size"])
-        known = whole and head["version"] == INDEX_VERSION and all(isinstance(number, int) for number in numbers)
-        return head if known else None
+        return head if whole and head["version"] == INDEX_VERSION and _sound(head) else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _sound(head: dict[str, Any]) -> bool:
+    """Whether a tar of that size can hold so many samples; whoever believes any count reserves gigabytes."""
+    samples, size, digest = head["counts"]["samples"], head["tar_size"], head["sha256"]
+    return type(samples) is type(size) is int and 0 <= samples * BLOCK <= size and re.fullmatch("[0-9a-f]{64}", digest) is not None
 
 
 def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
@@ -150,9 +184,11 @@ def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
         text = filesystem(place).cat_file(place).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
         content: dict[str, Any] = json.loads(text)
         if (version := content["version"]) != INDEX_VERSION:
-            raise stale_index(path, place, f"index version {version}", str(INDEX_VERSION))
+            raise stale_index(path, place, f"index version {version!r}", str(INDEX_VERSION))
+        if not _sound(content):
+            raise ValueError(f"{content['counts']['samples']} samples in {content['tar_size']} bytes")
         return content, _Columns.of(content)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise stale_index(path, place, f"this index cannot be read ({type(error).__name__}: {error})") from error
+    except Exception as error:  # whatever a damaged file makes the parsers raise
+        raise stale_index(path, place, f"this index cannot be read ({type(error).__name__}: {str(error)[:120]})") from error

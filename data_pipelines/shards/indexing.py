@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.addresses import filesystem, is_remote
+from data_pipelines.shards.headers import BLOCK, members_of
 from umm_zoo.errors import UserError
 
 INDEX_SUFFIX = ".index.json"
@@ -27,16 +28,6 @@ def stale_index(path: str, where: str, found: str, expected: str = "") -> UserEr
     return UserError(where, found, expected, f"`python -m data_pipelines.index {path}` makes a new index")
 
 
-def split_member_name(name: str) -> tuple[str, str]:
-    """``a/b.0.png`` -> ``("a/b", "0.png")``; an empty key where the name belongs to no sample."""
-    name = name.removeprefix("./")
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not stem or not dot or not extension:
-        return "", ""
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
 def index_tar(path: str | Path) -> dict[str, Any]:
     """The index of a plain tar file, whoever made it, from its headers.
 
@@ -46,34 +37,37 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     Returns:
         ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, and ``members`` by extension), ``duplicates``
         (``key.extension`` of members that came more than once; the first counts), ``skipped`` (names that belong to no sample:
-        links, hidden files, names without extension), and columns instead of an object per sample: ``layouts`` (the lists of
-        member names that occur), ``layout`` (each sample's, one number where all have the same), ``keys`` (the samples in order),
-        ``offsets`` and ``sizes`` (of all members, sample after sample in the order of its layout).
+        links, hidden files, names without extension; and what is damaged), ``refused`` (why, by the number of a sample that cannot
+        be used) and columns instead of an object per sample: ``layouts`` (the lists of member names that occur), ``layout`` (each
+        sample's, one number where all have the same), ``keys`` (the samples in order), ``offsets`` and ``sizes`` (of all members,
+        sample after sample in the order of its layout).
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(path, "no such tar file")
     tar_size = path.stat().st_size
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    refused: dict[str, str] = {}
     duplicates: list[str] = []
     skipped: list[str] = []
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isdir():
+        with open(path, "rb") as file:
+            for member in members_of(file, "r:"):
+                if isinstance(member, str) or not member.key:
+                    skipped.append(member if isinstance(member, str) else member.name)
                     continue
-                key, extension = split_member_name(member.name)
-                if not member.isreg() or member.issparse() or not key:
-                    skipped.append(member.name)
-                    continue
-                if member.offset_data + member.size > tar_size:
+                key, extension, place = member.key, member.extension, (member.header.offset_data, member.header.size)
+                if sum(place) > tar_size:
                     raise UserError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
-                members = samples.setdefault(key, {})
-                if extension in members:
+                if extension in samples.setdefault(key, {}):
                     duplicates.append(f"{key}.{extension}")
-                else:
-                    members[extension] = (member.offset_data, member.size)
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header; a shard of a million members need not
+                    continue
+                samples[key][extension] = place
+                if member.refused:
+                    refused.setdefault(key, member.refused)
+            file.seek(-min(BLOCK, tar_size), os.SEEK_END)
+            if file.read().strip(b"\0"):
+                raise UserError(path, f"cut short between two members ({tar_size} bytes)")
     except tarfile.TarError as error:
         raise UserError(path, f"not a plain (uncompressed) tar file: {error}") from error
     by_extension = Counter(extension for members in samples.values() for extension in members)
@@ -89,6 +83,7 @@ def index_tar(path: str | Path) -> dict[str, Any]:
         "counts": {"samples": len(samples), "members": dict(sorted(by_extension.items()))},
         "duplicates": duplicates,
         "skipped": skipped,
+        "refused": {str(number): refused[key] for number, key in enumerate(samples) if key in refused} if refused else {},
         "layouts": [list(names) for names in layouts],
         "layout": 0 if len(layouts) == 1 else layout,
         "keys": list(samples),

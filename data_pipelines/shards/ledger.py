@@ -7,9 +7,8 @@ file, at the moment they are met; a position that is read again after a crash le
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.shards.indexing import write_json
@@ -34,8 +33,14 @@ class Skip:
     position: int
     substitute: str = field(default="", compare=False)
 
+    @property
+    def name(self) -> str:
+        """The key of the sample with its source and the name of its shard."""
+        return f"{self.source}/{PurePosixPath(self.shard).name}:{self.key}"
+
     def __str__(self) -> str:
-        return f"{self.source}/{os.path.basename(self.shard)}:{self.key}: {self.reason}"
+        text = f"{self.name}: {self.reason}"
+        return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 class Ledger:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -82,16 +81,19 @@ class SampleReader(Dataset[RawBatch]):
         skips: list[Skip] = []
         for position, sample in positions:
             try:
-                self._add(sample)
+                self._add(sample, position)
             except BadSampleError as error:
-                source, index, number = self.place(sample)
-                skips.append(Skip(self.stage, source.name, index.path, index.key(number), str(error), position))
+                skips.append(replace(self._row(sample, position), reason=str(error)))
         if not len(self._builder) and self.substitute:
             key = self._add_substitute(positions[0].sample)
             skips = [replace(skip, substitute=key) for skip in skips]
         return self._builder.build(skips)
 
-    def _add(self, sample: int) -> str:
+    def _row(self, sample: int, position: int) -> Skip:
+        source, index, number = self.place(sample)
+        return Skip(self.stage, source.name, index.path, index.key(number), "", position)
+
+    def _add(self, sample: int, position: int) -> str:
         """Read and decode one sample; returns its row's key."""
         source, index, number = self.place(sample)
         key = f"number {number}"
@@ -103,15 +105,15 @@ class SampleReader(Dataset[RawBatch]):
             expected = f"the shards that the run began with (source '{source.name}')"
             raise UserError(index.path, found, expected) from error
         stored = {name: value for kept in self._stored for name, value in kept.read(self._files, index, number).items()}
-        name = f"{source.name}/{PurePosixPath(index.path).name}:{key}"
-        self._builder.add(name, source.task(key, members), stored)
-        return name
+        row = self._row(sample, position)
+        self._builder.add(row, source.task, members, stored)
+        return row.name
 
     def _add_substitute(self, sample: int) -> str:
         """Add the next good sample after ``sample``, in the order on disk."""
         for step in range(1, _TRIES + 1):
             try:
-                return self._add((sample + step) % len(self))
+                return self._add((sample + step) % len(self), -1)
             except BadSampleError:
                 continue
         source, index, number = self.place(sample)

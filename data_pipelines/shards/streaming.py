@@ -10,9 +10,8 @@ import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.decoding import BadSampleError, ImageTransform
 from data_pipelines.shards.addresses import expand
-from data_pipelines.shards.archive import read_samples
+from data_pipelines.shards.archive import Members, read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader
@@ -58,7 +57,7 @@ class _Held(NamedTuple):
     source: str
     path: str
     key: str
-    members: dict[str, bytes]
+    members: Members
 
 
 @dataclass(eq=False)
@@ -162,12 +161,14 @@ class ShardStream(IterableDataset[StreamedBatch]):
 
     def _add(self, one: _Held) -> str | Skip:
         """Make a sample the next row of the batch; its key, or why it is skipped."""
+        row = Skip(self.stage, one.source, one.path, one.key, one.members.refused, -1)
+        if row.reason:
+            return row
         try:
-            name = f"{one.source}/{PurePosixPath(one.path).name}:{one.key}"
-            self._builder.add(name, self.sources[one.source].task(one.key, one.members))
-            return name
+            self._builder.add(row, self.sources[one.source].task, one.members)
+            return row.name
         except BadSampleError as error:
-            return Skip(self.stage, one.source, one.path, one.key, str(error), -1)
+            return replace(row, reason=str(error))
 
 
 @dataclass(eq=False, repr=False)

@@ -90,5 +90,5 @@ def test_an_index_cannot_point_outside_of_its_tar(tmp_path):
     content["offsets"] = [10**9 + offset for offset in content["offsets"]]
     place.write_text(json.dumps(content))
     _kept_columns.cache_clear()
-    with pytest.raises(ValueError, match=r"holds no member 'k\.json'"):
+    with pytest.raises(ValueError, match=r"a\.tar\.index\.json: this index cannot be read .*data_pipelines\.index"):
         next(iter(data_of(tmp_path, batch_size=1).train_dataloader()))

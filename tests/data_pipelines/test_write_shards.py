@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from test_shards import add
 
+from data_pipelines.shards.headers import split_member_name
 from data_pipelines.shards.index import load_index
-from data_pipelines.shards.indexing import build_index, index_path, index_tar, split_member_name
+from data_pipelines.shards.indexing import build_index, index_path, index_tar
 from data_pipelines.shards.writing import IndexedShardWriter, write_shards
 
 

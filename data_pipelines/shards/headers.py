@@ -1,0 +1,149 @@
+"""Headers of tar archives as strangers write them: what is a member of which sample, and which members cannot be used."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+BLOCK = 512
+MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
+_NOT_UTF8 = "the name of a member is not UTF-8"
+_LEAST_EXTENDED = 1 << 33  # sizes from 8 GiB on do not fit into a plain header
+_MAX_ARCHIVE = 1 << 42
+_EXTENDED = (b"x", b"g", b"X", b"L", b"K")
+_MAX_EXTENDED = 1 << 20  # tarfile reads them whole
+
+
+class Member(NamedTuple):
+    """Member of a tar by its headers.
+
+    Args:
+        key, extension: of the sample, both empty where the name belongs to none.
+        name: as printable text.
+        header: place and size.
+        tar: to read it from.
+        refused: why it cannot be used, empty where it can.
+    """
+
+    key: str
+    extension: str
+    name: str
+    header: tarfile.TarInfo
+    tar: tarfile.TarFile
+    refused: str
+
+
+def split_member_name(name: str) -> tuple[str, str]:
+    """``a/b.0.png`` -> ``("a/b", "0.png")``; an empty key where the name belongs to no sample."""
+    name = name.removeprefix("./")
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or not extension:
+        return "", ""
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def members_of(file: Any, mode: str) -> Iterator[Member | str]:
+    """The members of a plain tar (mode ``r:``), or of any tar read from front to back (``r|*``), without folders.
+
+    A text in place of a member says what is damaged before the next one: Python's tarfile takes a damaged header for the end.
+
+    Raises:
+        tarfile.TarError, OSError: it is no tar, or cannot be read on.
+    """
+    kind = _header_class()
+    try:
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=kind, ignore_zeros=True) as tar:  # type: ignore[call-overload]
+            for header in tar:
+                tar.members.clear()  # tarfile keeps every header; a shard of a million members need not
+                if kind.damage:
+                    yield f"{len(kind.damage)} blocks before {_printable(header.name)} are no header ({kind.damage[0]})"
+                    kind.damage.clear()
+                if not header.isdir():
+                    yield _member(header, tar)
+    except (tarfile.TarError, OSError, EOFError):
+        raise
+    except Exception as error:  # tarfile's parsers of extended headers raise whatever a hostile file makes them raise
+        raise tarfile.ReadError(f"its headers cannot be parsed ({type(error).__name__}: {str(error)[:80]})") from error
+    if kind.damage:
+        yield f"{len(kind.damage)} blocks at the end are no header ({kind.damage[0]})"
+
+
+def _member(header: _Header, tar: Any) -> Member:
+    name = _printable(header.name)
+    key, extension = split_member_name(name) if header.isreg() and not header.issparse() else ("", "")
+    refused = header.refused or ("" if name == header.name else _NOT_UTF8)
+    if header.size > MAX_MEMBER:
+        refused = f"member '{name[-80:]}' of {header.size} bytes, over the limit of {MAX_MEMBER}"
+    return Member(key, extension, name, header, tar, refused if key else "")
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class _Header(tarfile.TarInfo):
+    """Header whose size is that of its plain form where an extended one contradicts it."""
+
+    damage: list[str]
+    seen: bool
+    plain_size = 0
+    refused = ""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """The header in a block; what is damaged is noted, and raised at the start of a file."""
+        try:
+            header: _Header = super().frombuf(buf, encoding, errors)
+            if header.size > (_MAX_EXTENDED if header.type in _EXTENDED else _MAX_ARCHIVE):
+                raise tarfile.InvalidHeaderError(f"a size of {header.size} bytes")  # type: ignore[attr-defined]
+        except tarfile.HeaderError as error:
+            if bytes(buf).strip(b"\0"):
+                if not cls.seen:
+                    raise tarfile.ReadError(str(error)) from error
+                cls.damage.append(str(error))
+            raise
+        cls.seen = True
+        if header.size < 0:
+            header.size, header.refused = 0, f"a header states {header.size} bytes"
+        header.plain_size = header.size
+        return header
+
+    def _apply_pax_info(self, headers: dict[str, str], encoding: str, errors: str) -> None:
+        super()._apply_pax_info(headers, encoding, errors)  # type: ignore[misc]
+        if "size" in headers and self.size != self.plain_size and self.size < _LEAST_EXTENDED:
+            self.refused = f"its headers state {self.plain_size} and {headers['size'][:20]} bytes"
+            self.size = self.plain_size
+
+
+def _header_class() -> type[_Header]:
+    return type("_HeaderOfOneTar", (_Header,), {"damage": [], "seen": False})
+
+
+def stated(blocks: bytes) -> tuple[str, int]:
+    """Name and size that the last block of ``blocks`` states as a header, with the extended headers right before it."""
+    start = len(blocks) - BLOCK
+    for place in range(start - 2 * BLOCK, -1, -BLOCK):  # an extended header is one block and at least one of content
+        if blocks[place + 156 : place + 157] in _EXTENDED:
+            content = max(1, -(-plain_size(blocks[place : place + BLOCK]) // BLOCK))
+            start = place if place + (1 + content) * BLOCK == start else start
+    try:
+        file = io.BytesIO(blocks[start:] + bytes(BLOCK))
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_header_class()) as tar:
+            header = tar.next()
+            return ("", -1) if header is None else (_printable(header.name), header.size)
+    except Exception:  # as in members_of
+        return "", -1
+
+
+def plain_size(header: bytes) -> int:
+    """The size field of a plain header (octal digits, or base 256 for members over 8 GiB); -1 where there is none."""
+    field = header[124:136]
+    if len(field) == 12 and field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.strip(b"\0 "), 8)
+    except ValueError:
+        return -1

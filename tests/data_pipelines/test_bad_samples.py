@@ -1,0 +1,138 @@
+"""One sample that no parser takes, in a tar whose headers may lie, costs that sample alone and is named."""
+
+import json
+
+import pytest
+from test_shards import png, sample
+
+from data_pipelines.inspect import inspect
+from data_pipelines.overlap import PromptIndex, find_overlaps
+from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.indexing import index_tar
+from data_pipelines.shards.streaming import StreamData
+from umm_zoo.errors import UserError
+
+
+def header(name: bytes, size: int, kind: bytes = b"0", field: bytes = b"") -> bytes:
+    """A header as POSIX.1-1988 has it; ``field`` in place of the octal size."""
+    block = bytearray(512)
+    for place, value in ((0, name[:100]), (100, b"0000644\0"), (108, b"0000000\0"), (116, b"0000000\0"), (136, b"00000000000\0")):
+        block[place : place + len(value)] = value
+    block[124:136] = field or b"%011o\0" % size
+    block[148:157], block[257:265] = b"        " + kind, b"ustar\x0000"
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def member(name: bytes, content: bytes, **options) -> bytes:
+    return header(name, len(content), **options) + content + bytes(-len(content) % 512)
+
+
+def pax(key: str, value: bytes) -> bytes:
+    length = len(key) + len(value) + 3
+    while len(record := b"%d %s=%s\n" % (length, key.encode(), value)) != length:
+        length += 1
+    return member(b"pax", record, kind=b"x")
+
+
+def rows(text: str = "x", key: bytes = b"bad") -> bytes:
+    turns = [{"role": "user", "text": "<image>"}, {"role": "assistant", "text": text}]
+    return member(key + b".json", json.dumps({"conversations": turns}).encode())
+
+
+def parsed(content: str) -> bytes:
+    return member(b"bad.json", content.encode()) + IMAGE
+
+
+IMAGE = member(b"bad.0.png", png(1))
+TURNS = '"conversations": [{"role": "user", "text": "<image>"}]'
+NOT_UTF8 = "name of a member is not UTF-8"
+MISSING = "member 'json' is missing (found 0.png)"
+CASES = {
+    "digits": (parsed(f'{{{TURNS}, "n": {"9" * 5000}}}'), "4300 digits"),
+    "surrogate": (rows("\ud800") + IMAGE, "not UTF-8: it holds '\\ud800'"),
+    "list": (parsed('{"conversations": [{"role": ["user"], "text": "<image>"}]}'), "unhashable"),
+    "object": (parsed('{"conversations": [{"role": {}, "text": "<image>"}]}'), "unhashable"),
+    "deep": (parsed(f'{{{TURNS}, "n": {"[" * 30_000 + "]" * 30_000}}}'), "recursion"),
+    "utf16": (member(b"bad.json", "{}".encode("utf-16")) + IMAGE, "not UTF-8"),
+    "empty": (member(b"bad.json", b"") + IMAGE, "json cannot be parsed"),
+    "number": (rows() + pax("path", b"bad." + b"9" * 5000 + b".png") + IMAGE, "4300 digits"),
+    "extension": (rows() + member(b"bad.\xe9.png", png(1)), NOT_UTF8),
+    "pax name": (pax("path", b"bad.\xe9") + rows() + IMAGE, NOT_UTF8),
+    "pax size below": (pax("size", b"3") + rows("x" * 2000) + IMAGE, "headers state 2091 and 3 bytes"),
+    "pax size above": (pax("size", b"5000") + rows() + IMAGE, "headers state 92 and 5000 bytes"),
+    "pax size below 0": (pax("size", b"-5") + rows() + IMAGE, "headers state 92 and -5 bytes"),
+    "pax size no number": (pax("size", b"many") + rows() + IMAGE, "headers state 92 and many bytes"),
+    "negative": (header(b"bad.json", 0, field=b"\xff" * 12) + IMAGE, "header states -1 bytes"),
+    "endless": (header(b"bad.json", 0, field=b"\x80" + b"\x7f" * 11) + IMAGE, MISSING),
+    "checksum": (b"?" + rows()[1:] + IMAGE, MISSING),
+    "sparse": (pax("GNU.sparse.realsize", b"9" * 15) + pax("GNU.sparse.map", b"0,1") + rows() + IMAGE, MISSING),
+    "old sparse": (member(b"bad.json", b"{}", kind=b"S") + IMAGE, MISSING),
+    "link": (header(b"bad.json", 0, kind=b"2") + IMAGE, MISSING),
+    "endless header": (header(b"long", 0, kind=b"L", field=b"07777777777\0") + rows() + IMAGE, ""),
+}
+
+
+def tar(folder, content: bytes):
+    """Twelve good samples, and ``content`` in the midst of them."""
+    good = [b"".join(member(f"g{n}.{name}".encode(), part) for name, part in sample(n).items()) for n in range(12)]
+    (folder / "a.tar").write_bytes(b"".join([*good[:5], content, *good[5:], bytes(1024)]))
+    return folder / "a.tar"
+
+
+@pytest.mark.parametrize("module", [ShardData, StreamData])
+@pytest.mark.parametrize("case", CASES)
+def test_a_sample_that_no_parser_takes_is_named_and_the_others_are_read(tmp_path, module, case):
+    content, reason = CASES[case]
+    data = module({"a": ShardSource(str(tar(tmp_path, content)))}, batch_size=13, image_size=8, seed=2)
+    stream = iter(data.train_dataloader())
+    keys = {key.split(":")[1] for _ in range(1 if module is ShardData else 2) for key in next(stream).keys}
+    assert keys - {"bad"} == {f"g{n}" for n in range(12)}
+    skips = [skip for skip in data.ledger.skips if skip.key == "bad"]
+    if reason:
+        assert "bad" not in keys and skips and reason in skips[0].reason and skips[0].shard == str(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("module", [ShardData, StreamData])
+def test_a_key_that_is_not_utf8_is_named_by_its_bytes(tmp_path, module):
+    content = rows(key=b"caf\xe9") + member(b"caf\xe9.0.png", png(1))
+    data = module({"a": ShardSource(str(tar(tmp_path, content)))}, batch_size=13, image_size=8)
+    stream = iter(data.train_dataloader())
+    [next(stream) for _ in range(2)]
+    assert {str(skip) for skip in data.ledger.skips} == {rf"a/a.tar:caf\xe9: the {NOT_UTF8}"}
+
+
+@pytest.mark.parametrize("case", ["digits", "list", "deep", "utf16", "pax name", "pax size above", "negative"])
+def test_inspect_and_overlap_name_it_and_go_on(tmp_path, case):
+    path = str(tar(tmp_path, CASES[case][0]))
+    findings = inspect([path])
+    assert (findings.samples, list(findings.bad)) == (13, [f"{path}:bad"]) and CASES[case][1] in findings.bad[f"{path}:bad"]
+    report = find_overlaps([path], PromptIndex(["which one is it of all of them"]))
+    assert report["samples"] == 13
+
+
+def test_damaged_headers_are_listed_by_the_index(tmp_path):
+    content = index_tar(tar(tmp_path, CASES["checksum"][0]))
+    assert content["counts"]["samples"] == 13
+    assert content["skipped"] == ["2 blocks before bad.0.png are no header (bad checksum)"]
+
+
+def test_control_characters_of_a_key_are_escaped(tmp_path, caplog):
+    path = tar(tmp_path, member(b"a\nerror: forged\x1b[2J.json", b"{}"))
+    data = ShardData({"a": ShardSource(str(path))}, batch_size=13, image_size=8)
+    next(iter(data.train_dataloader()))
+    assert r"a\nerror: forged\x1b[2J: json has no 'conversations'" in caplog.text
+
+
+@pytest.mark.parametrize("cut", [1024, 1536])
+def test_a_tar_that_is_cut_between_two_members_is_refused(tmp_path, cut):
+    path = tar(tmp_path, b"")
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(UserError, match=rf"^{path}: cut short "):
+        index_tar(path)
+
+
+def test_a_text_that_begins_like_nothing_is_no_tar(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"<html>" + bytes(1000) + rows() + bytes(1024))
+    with pytest.raises(UserError, match="not a plain"):
+        index_tar(tmp_path / "a.tar")
