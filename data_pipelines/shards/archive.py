@@ -106,41 +106,36 @@ class Members(dict[str, bytes]):
     refused = ""
 
 
-def read_samples(path: str, cut_too: bool = False) -> Iterator[tuple[str, Members]]:
+def read_samples(path: str) -> Iterator[tuple[str, Members]]:
     """Key and members of the samples of one tar in order; a TarError, OSError or ValueError where the rest cannot be read.
 
     Members of one sample stand side by side, as every writer of this layout puts them. The sample before a cut, of which members
-    may be missing, is left out unless ``cut_too``. What is damaged between two members is a refused sample with the key ``*``.
+    may be missing, is left out. What is damaged between two members is a refused sample with the key ``*``.
     (webdataset's own iterator would read a member of any claimed size, a sparse one too, and take a tar that is cut between
     members for a whole one.)
     """
     key, members = "", Members()
     with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as file:
         watched = _Watched(file)
-        try:
-            for member in members_of(watched, "r|*"):
-                if isinstance(member, str):
-                    damage = Members()
-                    damage.refused = member
-                    yield "*", damage
-                    continue
-                if not member.key:
-                    continue
-                if member.key != key:
-                    if key:
-                        yield key, members
-                    key, members = member.key, Members()
-                if member.refused and not members.refused:
-                    members.clear()
-                    members.refused = member.refused
-                elif not members.refused:
-                    stream = member.tar.extractfile(member.header)
-                    members.setdefault(member.extension, b"" if stream is None else stream.read())
-            watched.check_end()
-        except (tarfile.TarError, OSError, EOFError):
-            if key and cut_too:
-                yield key, members
-            raise
+        for member in members_of(watched, "r|*"):
+            if isinstance(member, str):
+                damage = Members()
+                damage.refused = member
+                yield "*", damage
+                continue
+            if not member.key:
+                continue
+            if member.key != key:
+                if key:
+                    yield key, members
+                key, members = member.key, Members()
+            if member.refused and not members.refused:
+                members.clear()
+                members.refused = member.refused
+            elif not members.refused:
+                stream = member.tar.extractfile(member.header)
+                members.setdefault(member.extension, b"" if stream is None else stream.read())
+        watched.check_end()
     if key:
         yield key, members
 

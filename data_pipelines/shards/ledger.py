@@ -7,8 +7,9 @@ file, at the moment they are met; a position that is read again after a crash le
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.indexing import write_json
@@ -36,7 +37,7 @@ class Skip:
     @property
     def name(self) -> str:
         """The key of the sample with its source and the name of its shard."""
-        return f"{self.source}/{PurePosixPath(self.shard).name}:{self.key}"
+        return f"{self.source}/{os.path.basename(self.shard)}:{self.key}"
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.reason}"

@@ -83,15 +83,12 @@ class SampleReader(Dataset[RawBatch]):
             try:
                 self._add(sample, position)
             except BadSampleError as error:
-                skips.append(replace(self._row(sample, position), reason=str(error)))
+                source, index, number = self.place(sample)
+                skips.append(Skip(self.stage, source.name, index.path, index.key(number), str(error), position))
         if not len(self._builder) and self.substitute:
             key = self._add_substitute(positions[0].sample)
             skips = [replace(skip, substitute=key) for skip in skips]
         return self._builder.build(skips)
-
-    def _row(self, sample: int, position: int) -> Skip:
-        source, index, number = self.place(sample)
-        return Skip(self.stage, source.name, index.path, index.key(number), "", position)
 
     def _add(self, sample: int, position: int) -> str:
         """Read and decode one sample; returns its row's key."""
@@ -105,7 +102,7 @@ class SampleReader(Dataset[RawBatch]):
             expected = f"the shards that the run began with (source '{source.name}')"
             raise UserError(index.path, found, expected) from error
         stored = {name: value for kept in self._stored for name, value in kept.read(self._files, index, number).items()}
-        row = self._row(sample, position)
+        row = Skip(self.stage, source.name, index.path, key, "", position)
         self._builder.add(row, source.task, members, stored)
         return row.name
 
