@@ -94,10 +94,11 @@ class Objects:
         def image(row: dict[str, Any]) -> None:
             number = id_of(row.get("id"))
             made.counts.setdefault(number, Counter())
-            if isinstance(absent := row.get("neg_category_ids"), list):
-                made.searched[number] = set(map(named, absent))
-            for kind in row.get("not_exhaustive_category_ids") or ():
-                made.crowds.setdefault(number, set()).add(named(kind))
+            made.incomplete.add(number)  # until the row has been understood
+            if "neg_category_ids" in row:
+                made.searched[number] = set(map(named, row["neg_category_ids"]))
+            made.crowds[number] = set(map(named, row.get("not_exhaustive_category_ids") or ()))
+            made.incomplete.discard(number)
 
         def annotation(row: dict[str, Any]) -> None:
             number = id_of(row.get("image_id"))
@@ -110,7 +111,7 @@ class Objects:
             if "id" in row and (place := (number, name, repr(row["id"]))) in seen:
                 raise BadSampleError("annotation twice in the list")
             seen.add(place if "id" in row else None)
-            if row.get("iscrowd"):
+            if row.get("iscrowd") not in (None, 0, "", "0", False):
                 made.crowds.setdefault(number, set()).add(name)
             else:
                 counts[name] += 1
@@ -172,9 +173,10 @@ class Split:
 
         def take(row: dict[str, Any]) -> None:
             image = id_of(row.get("id"))
-            name = row.get("file_name") or "/".join(str(row.get("coco_url", "")).split("/")[-2:])  # LVIS has the address alone
-            if not isinstance(name, str) or not name:
+            name = row.get("file_name") or row.get("coco_url")
+            if not isinstance(name, str):
                 raise BadSampleError("neither 'file_name' nor 'coco_url'")
+            name = name.replace("\\", "/") if row.get("file_name") else "/".join(name.split("/")[-2:])  # LVIS has addresses alone
             if (other := self.files.setdefault(image, name)) != name:
                 self.ambiguous[image] = f"id of several images: {image!r:.80} is {other} and {name}"
             elif image in seen:

@@ -23,11 +23,15 @@ from data_pipelines.converters.report import REPORT_FILE, count_rows, entry_of, 
 from data_pipelines.decoding import BadSampleError, check_utf8, one_sample
 from data_pipelines.shards.indexing import index_path, write_json
 from data_pipelines.shards.writing import IndexedShardWriter
+from data_pipelines.tasks import Conversations
 from umm_zoo.errors import UserError
 
 STATE_FILE = "conversion.json"
 #: Longer texts are refused by the loader's default ``max_characters``; they are kept, and counted in the report.
 _LONG_TEXT = 65_536
+_LONG = "text of over 65,536 characters (needs a higher max_characters)"
+#: Reads every sample before it is written: what the loader would refuse is left out.
+_LOADER = Conversations(max_characters=sys.maxsize)
 #: Arguments that decide nothing about the bytes written.
 _IGNORED = ("source", "out", "images", "in_place", "overwrite", "retry")
 
@@ -137,7 +141,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:32}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(description, total=total)
         yield lambda steps, text=None: progress.update(bar, advance=steps, description=text)
@@ -156,23 +160,19 @@ def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item]
     folder, _, name = part.name.rpartition("/")
     (out / f"{part.name}-{number:06d}.tar").unlink(missing_ok=True)
     left_out: dict[str, str] = {}
-    notes, converted = Counter[str](), 0
+    labels, notes, converted = Counter[str](), Counter[str](), 0
     with IndexedShardWriter(out / folder, name, sys.maxsize, number) as writer:
         for item in items:
             before = writer.summary.samples
             for made in _made(part, item):
                 if isinstance(made, LeftOut):
-                    label, again = printable(made.label), 1
-                    while (place := label if again == 1 else f"{label} ({again})") in left_out:
-                        again += 1
-                    left_out[place] = printable(made.reason)
+                    label = printable(made.label)
+                    labels[label] += 1
+                    left_out[label if labels[label] == 1 else f"{label} ({labels[label]})"] = printable(made.reason)
                 elif isinstance(made, Noted):
                     notes[made.what] += made.count
                 else:
                     writer.write(made)
-                    turns = made.get("json", {}).get("conversations", ())
-                    is_long = sum(len(turn["text"]) for turn in turns) > _LONG_TEXT
-                    notes["text of over 65,536 characters (needs a higher max_characters)"] += is_long
             samples = writer.summary.samples - before
             converted += samples if part.holds_rows else min(samples, 1)
             advance()
@@ -189,7 +189,8 @@ def _made(part: Part[Item], item: Item) -> Iterator[Made]:
             for made in part.make(item):
                 if isinstance(made, dict):
                     try:
-                        check_utf8(json.dumps(made.get("json"), ensure_ascii=False, allow_nan=False))
+                        length = _check(made)
+                        kept += [Noted(_LONG)] * (length > _LONG_TEXT)
                     except (BadSampleError, ValueError) as error:
                         if not part.holds_rows:
                             raise
@@ -202,6 +203,14 @@ def _made(part: Part[Item], item: Item) -> Iterator[Made]:
     except BadSampleError as error:
         kept, count = [LeftOut(part.label(item), str(error))], count + 1
     yield from kept if count else [*kept, LeftOut(part.label(item), "nothing to convert in it")]
+
+
+def _check(sample: Mapping[str, Any]) -> int:
+    """The length of a sample's json; a ``BadSampleError`` where it cannot be written, or the loader would refuse it."""
+    text = check_utf8(json.dumps(row := sample.get("json"), ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    if isinstance(row, dict) and "conversations" in row:
+        _LOADER(sample["__key__"], {**sample, "json": text.encode()})
+    return len(text)
 
 
 def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:

@@ -35,16 +35,14 @@ class Unusable:
 def read_json(path: Path, depth: int = 0) -> Any:
     """The content of a JSON file; a user error where the file as a whole cannot be parsed.
 
-    Elements down to ``depth`` (1: those of the list or object that the file is) are parsed one by one: an `Unusable` stands in the
-    place of each that is not UTF-8, nested too deep, or refused for another reason of its own.
+    Where the parser refuses it, elements down to ``depth`` (1: those of the list or object that the file is) are parsed one by one,
+    and an `Unusable` stands in the place of each that is not UTF-8, nested too deep, or refused for another reason of its own.
     """
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    with suppress(BadSampleError):
+        return parse_json(check_utf8(text), unique=True)
     try:
-        text, is_doubtful = content.decode(), b"\\ud" in content or b"\\uD" in content
-    except UnicodeDecodeError:
-        text, is_doubtful = content.decode(errors="surrogateescape"), True
-    try:
-        value, place = _element(text, _next(text, 0), depth, is_doubtful)
+        value, place = _element(text, _next(text, 0), depth)
         if (place := _next(text, place)) != len(text):
             raise JSONDecodeError("Extra data", text, place)
     except (JSONDecodeError, BadSampleError) as error:
@@ -54,15 +52,14 @@ def read_json(path: Path, depth: int = 0) -> Any:
     return value
 
 
-def _element(text: str, place: int, depth: int, is_doubtful: bool) -> tuple[Any, int]:
-    """The value that begins at ``place``, and where it ends; in doubtful texts there may be halves of surrogate pairs."""
+def _element(text: str, place: int, depth: int) -> tuple[Any, int]:
+    """The value that begins at ``place``, and where it ends."""
     opened = text[place : place + 1]
     if depth and opened in ("[", "{"):
-        return _elements(text, place, depth, is_doubtful)
+        return _elements(text, place, depth)
     try:
         value, end = _DECODER.raw_decode(text, place)
-        if is_doubtful:
-            check_utf8(json.dumps(value, ensure_ascii=False))
+        check_utf8(json.dumps(value, ensure_ascii=False))
         return value, end
     except JSONDecodeError:  # a file that is no JSON, or ends early: nobody knows where the next element begins
         raise
@@ -71,7 +68,7 @@ def _element(text: str, place: int, depth: int, is_doubtful: bool) -> tuple[Any,
         return Unusable(reason[:200]), _end(text, place)
 
 
-def _elements(text: str, place: int, depth: int, is_doubtful: bool) -> tuple[Any, int]:
+def _elements(text: str, place: int, depth: int) -> tuple[Any, int]:
     """A list or an object, element by element."""
     is_object = text[place] == "{"
     found: list[tuple[str, Any]] = []
@@ -83,7 +80,7 @@ def _elements(text: str, place: int, depth: int, is_doubtful: bool) -> tuple[Any
         if is_object:
             name, place = _DECODER.raw_decode(text, place)
             place = _next(text, place, ":")
-        value, place = _element(text, place, depth - 1, is_doubtful)
+        value, place = _element(text, place, depth - 1)
         found.append((name, value))
         place = _next(text, place)
     return (unique_keys(found) if is_object else [value for _, value in found]), place + 1
@@ -106,12 +103,13 @@ def _end(text: str, place: int) -> int:
     raise JSONDecodeError("Unterminated element", text, place)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts of a value of a row, however deep in lists and objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+            yield from texts_in(part)
 
 
 class Rows:
@@ -156,7 +154,7 @@ class Rows:
             self._names = set()
             for number in range(len(self)):
                 with suppress(BadSampleError):
-                    self._names.update(map(hash, filter(_IMAGE_NAME.search, _texts(self[number]))))
+                    self._names.update(map(hash, filter(_IMAGE_NAME.search, texts_in(self[number]))))
         return hash(name) in self._names
 
     def fingerprint(self) -> str:

@@ -122,7 +122,7 @@ def _kind(column: Any) -> str:
     """
     from pyarrow import types
 
-    if types.is_list(column) or types.is_large_list(column):
+    if types.is_list(column) or types.is_large_list(column) or types.is_dictionary(column):
         return _kind(column.value_type)
     if types.is_struct(column):
         names = {column.field(place).name for place in range(column.num_fields)}

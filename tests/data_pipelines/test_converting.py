@@ -107,3 +107,21 @@ def test_what_cannot_be_written_is_left_out_by_name(tmp_path, bad, holds_rows):
 def test_a_row_of_which_nothing_comes_is_counted(tmp_path):
     report = items(tmp_path / "out", lambda item: [sample(item)] if item else [Noted("empty")])
     assert report["left_out_items"] == {"row 0": "nothing to convert in it"} and report["notes"] == {"empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"conversations": [{"role": "user", "text": "<image>\nWhat?"}]}, "1 <image> markers in the user's turns, 0 images"),
+        ({"conversations": [{"role": "system", "text": "<image>"}]}, "<image> in a system turn; images belong to the user's turns"),
+        ({"conversations": [{"role": "cat", "text": "meow"}]}, "a turn has the role 'cat', expected user, assistant, system"),
+    ],
+)
+def test_what_the_loader_would_refuse_is_not_written(tmp_path, row, reason):
+    report = items(tmp_path / "out", lambda item: [{"__key__": str(item), "json": row} if item else sample(item)])
+    assert report["converted"] == {"train/x": 1} and report["reasons"] == {reason: 3}
+
+
+def test_long_texts_are_counted_as_the_loader_counts_them(tmp_path):
+    report = items(tmp_path / "out", lambda item: [sample(item, note="x" * 65_400 * item)])
+    assert report["notes"] == {"text of over 65,536 characters (needs a higher max_characters)": 2}

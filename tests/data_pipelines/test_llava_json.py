@@ -214,12 +214,15 @@ def test_user_errors_are_one_line(tmp_path, capsys, content, options, message):
         ({"img": "a.jpg"}, "no 'image', but files under the key 'img'"),
         ({"left": "photos/a.JPEG"}, "no 'image', but files under the key 'left'"),
         ({"views": [{"path": "a.png"}]}, "no 'image', but files under the key 'views'"),
+        ({"video_id": "v1"}, "no 'image', but files under the key 'video_id'"),
+        ({"image": "a.jpg", "video_path": "b"}, "not of images alone"),
         ({"image": "a.jpg", "images": ["b.jpg"]}, "both 'image' and 'images', which name different files"),
     ],
 )
 def test_rows_of_another_medium_or_key_are_no_texts(tmp_path, media, reason):
     image(tmp_path / "images/a.jpg")
-    report = convert(tmp_path, [row("What?", "that", **media), row("Why?", "so", video=None, images=[])])
+    plain = row("Why?", "so", video=None, images=[], source="a book", image_id=7)
+    report = convert(tmp_path, [row("What?", "that", **media), plain])
     assert report["kinds"] == {"text": 1} and report["reasons"] == {reason: 1}
 
 
