@@ -41,7 +41,8 @@ def scores_of(run: Path) -> dict[str, float]:
         raise UserError(file, "no such file", "the folder of a finished run")
     with locating(place=str(file), refusals=(ValueError,)):
         metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-    return {name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")}
+    found = {name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")}
+    return {name: float(value) for name, value in found.items() if value is not None}  # null: the metric counted no row
 
 
 def forgotten(name: str, values: list[float | None]) -> float | None:

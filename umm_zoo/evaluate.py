@@ -13,7 +13,7 @@ from umm_zoo.benchmarks import SUITES
 from umm_zoo.errors import UserError, did_you_mean, several, user_errors
 from umm_zoo.training.finished_run import add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
-from umm_zoo.training.report import circumstances
+from umm_zoo.training.report import circumstances, recorded
 from umm_zoo.training.run_folder import runs_folder, writing
 
 HELP = """examples:
@@ -78,7 +78,7 @@ def evaluate(
         "arguments": list(words),
         "overrides": list(overrides),
         "seconds": round(time.monotonic() - began, 2),
-        "metrics": scores,
+        **recorded(scores),
         **circumstances(),
     }
     taken = [path.stem.partition("-")[2] for path in run.path.glob("evaluation-*.json")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,8 +47,8 @@ class MetricCallback(Callback):
     """Callback that gives validation outputs to metrics and logs ``<prefix>/<name>`` or ``<prefix>/<name>/<entry>``.
 
     The metrics live here and never on the LightningModule, where a metric's networks would leak into every checkpoint. Values are
-    exact over ranks: torchmetrics adds up the states, nothing is averaged per batch or per rank. A value that is not a number (no
-    row of that kind was seen) is not logged. Lightning's sanity check is not scored.
+    exact over ranks: torchmetrics adds up the states, nothing is averaged per batch or per rank. A value that is not a number is
+    not logged; the table says that no row was counted, and ``unscored`` names it. Lightning's sanity check is not scored.
 
     ``validation_step`` of the method must return ``Outputs``; what each metric reads of them, the metric says.
 
@@ -99,18 +100,25 @@ class MetricCallback(Callback):
         """Compute over all ranks, log, reset."""
         if trainer.sanity_checking:
             return
-        self.values = {}
-        for name, metric in self.metrics.items():
-            self.values |= logged(self.prefix, name, metric.compute())
-            metric.reset()
+        self.values = {
+            key: number
+            for name, metric in self.metrics.items()
+            for key, number in logged(self.prefix, name, _some(metric.compute())).items()
+        }
+        for scored in self.metrics.values():
+            scored.reset()
         for key, number in self.values.items():
-            if number == number:  # NaN: nothing of that kind was seen
+            if number == number:
                 # The value is already the same on every rank; "max" keeps it bit for bit where a mean would round it, and tells
                 # Lightning, which warns otherwise, that ranks agree.
                 pl_module.log(key, torch.tensor(number), on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
         if self.show_table and trainer.is_global_zero and self.values:
             shown = {key.removeprefix(f"{self.prefix}/"): number for key, number in self.values.items()}
             print_scores(f"{self.prefix}, step {trainer.global_step}", shown)
+
+    def unscored(self) -> dict[str, float]:
+        """The values of the last validation that are not a number, for they count no row."""
+        return {key: number for key, number in self.values.items() if number != number}
 
 
 def logged(prefix: str, name: str, computed: Any) -> dict[str, float]:
@@ -119,9 +127,14 @@ def logged(prefix: str, name: str, computed: Any) -> dict[str, float]:
     return {"/".join(filter(None, (prefix, name, entry))): float(value) for entry, value in entries.items()}
 
 
+def _some(computed: Any) -> Any:
+    """What a metric computed, and NaN in place of the empty map of one that counted no row."""
+    return math.nan if isinstance(computed, Mapping) and not computed else computed
+
+
 def print_scores(title: str, scores: Mapping[str, float]) -> None:
-    """Print a table of scores; one that is not a number shows as ``-``."""
+    """Print a table of scores, with a note at those that are not a number."""
     table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
     for name, value in scores.items():
-        table.add_row(name, "-" if value != value else f"{value:.4g}")
+        table.add_row(name, "nan (no row counted)" if value != value else f"{value:.4g}")
     rich.print(table)

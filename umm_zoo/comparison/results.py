@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ class Row:
 
     choice: str
     seed: int
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     costs: dict[str, float]
     run: str
     experiment: str
@@ -62,9 +63,10 @@ class Results:
         return list(dict.fromkeys(row.choice for row in self.rows))
 
     def of(self, choice: str, metric: str) -> dict[int, float]:
-        """Seed -> value of a printed metric; a run without the metric is left out."""
+        """Seed -> value of a printed metric; a run without the metric, or whose metric counted no row, is left out."""
         key = self.metrics[metric][0]
-        return {row.seed: row.metrics[key] for row in self.rows if row.choice == choice and key in row.metrics}
+        values = {row.seed: row.metrics.get(key) for row in self.rows if row.choice == choice}
+        return {seed: value for seed, value in values.items() if value is not None and math.isfinite(value)}
 
     def mean(self, choice: str, metric: str) -> Interval | None:
         """Interval of a metric over the seeds of a choice."""
@@ -129,7 +131,14 @@ class Results:
 
     def _mean_cells(self, choice: str) -> list[str]:
         seeds = {row.seed for row in self.rows if row.choice == choice}
-        return [choice, str(len(seeds)), *(str(self.mean(choice, metric) or "-") for metric in self.metrics)]
+        return [choice, str(len(seeds)), *(self._mean_cell(choice, metric) for metric in self.metrics)]
+
+    def _mean_cell(self, choice: str, metric: str) -> str:
+        """The mean, and the seeds that have no value."""
+        asked = {row.seed for row in self.rows if row.choice == choice and self.metrics[metric][0] in row.metrics}
+        without = sorted(asked - set(self.of(choice, metric)))
+        noted = f" (no row counted at seed {', '.join(map(str, without))})" if without else ""
+        return f"{self.mean(choice, metric) or ('nan' if asked else '-')}{noted}"
 
     def _adjusted(self, metric: str) -> dict[tuple[str, str], float]:
         found = {pair: self.difference(pair[0], metric, pair[1]) for pair in self.differences()}

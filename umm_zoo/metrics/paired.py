@@ -37,14 +37,11 @@ class PairedAccuracy(RowMetric):
                 yield [digest(f"{source}/{pair}"), int(normalise(answers[row]) == normalise(truths[row]))]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
-        """``paired``, ``single``, ``incomplete``; the accuracies are absent without a complete pair."""
+        """``paired``, ``single``, ``incomplete``; the accuracies are NaN without a complete pair."""
         _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
         if (sizes > 2).any():
             raise UserError("metrics.PairedAccuracy", f"{int((sizes > 2).sum())} pairs of more than two rows", "two")
         right = torch.zeros_like(sizes).index_add(0, pair, records[:, 1])
         complete = sizes == 2
-        values = {"incomplete": (~complete).sum().double()}
-        if complete.any():
-            values["paired"] = (right[complete] == 2).double().mean()
-            values["single"] = right[complete].double().mean() / 2
-        return values
+        paired, single = (right[complete] == 2).double().mean(), right[complete].double().mean() / 2
+        return {"incomplete": (~complete).sum().double(), "paired": paired, "single": single}

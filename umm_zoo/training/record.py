@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.batch import Batch
+from umm_zoo.checkpoints.output import NO_ROOM
 from umm_zoo.errors import REFUSALS, UserError
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.training.places import place_of
 from umm_zoo.training.run_folder import RunFolder, writing
+from umm_zoo.training.signals import Stopped
 
 
 def random_state() -> dict[str, Any]:
@@ -51,6 +55,10 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _of_a_class(where: str) -> bool:
+    return where.partition(".")[0] in ("callbacks", "metrics")
+
+
 class RunRecord(Callback):
     """Writes the resolved experiment and each rank's random states into every checkpoint, and puts the states back on resume.
 
@@ -66,6 +74,7 @@ class RunRecord(Callback):
 
     def __init__(self, experiment: Experiment, folder: RunFolder | None = None) -> None:
         self.experiment, self.folder = experiment, folder
+        self.owners: dict[str, Any] = {}  # callbacks, metrics and loggers by their places in the experiment
         self.began = False  # whether training has begun: what a library refuses before that is the user's
         self.keys: list[str] = []  # of the batch in work: an error in one of its rows is named by them
         self.seconds = 0.0  # of this run, over all the sessions it took
@@ -130,22 +139,43 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a user error say the experiment's file, the sample's key and how to go on."""
         if isinstance(exception, UserError):
-            advice = self.folder.advice() if self.folder is not None and self.began else ""
-            exception.locate(self.experiment.file, "data" if exception.row is not None else "", self.keys, advice)
+            place = place_of(exception, self.owners) or ("data" if exception.row is not None else "")
+            if place.startswith(("callbacks.", "metrics.")):  # they know their class, the experiment their name
+                own = [replace(problem, where="") if _of_a_class(problem.where) else problem for problem in exception.problems]
+                exception.problems = own
+            exception.locate(self.experiment.file, place, self.keys, self._advice())
+
+    def _advice(self) -> str:
+        return self.folder.advice() if self.folder is not None and self.began else ""
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Around a run of the trainer: what a library refuses before training has begun is the user's, and a bug later.
+        """Around a run of the trainer: an error of a callback, metric or logger, and what a library refuses before training has
+        begun, are the user's; all else is a bug.
 
         Raises:
-            UserError: such a refusal.
+            UserError: such an error.
         """
         try:
             yield
-        except (*REFUSALS, MisconfigurationException) as error:
-            if self.began or isinstance(error, UserError):
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in NO_ROOM
+            if (place := place_of(error, self.owners)) and not full:
+                said = isinstance(error, (*REFUSALS, RuntimeError, MisconfigurationException)) and str(error)
+                found = said or f"{type(error).__name__}: {error}"
+                hint = "--traceback shows where it comes from"
+                raise UserError(place, found, hint=hint, file=self.experiment.file, advice=self._advice()) from error
+            if self.began or not isinstance(error, (*REFUSALS, MisconfigurationException)):
                 raise
             raise UserError("trainer", str(error) or type(error).__name__, file=self.experiment.file) from error
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why a callback has ended the training before its last step."""
+        for callback in trainer.early_stopping_callbacks:
+            if trainer.should_stop and callback.stopping_reason_message and trainer.is_global_zero:
+                print(f"stopped early at step {trainer.global_step}: {callback.stopping_reason_message.strip()}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue training's random numbers where they stopped."""

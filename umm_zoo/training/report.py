@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +20,31 @@ if TYPE_CHECKING:
 
 def results(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     """Steps, scores and costs of a training that has come to its end, and the circumstances."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         "steps": trainer.global_step,
         "processes": trainer.world_size,
-        "metrics": dict(sorted(metrics.items())),
+        **recorded(scores(trainer)),
         "costs": _costs(trainer, folder),
         **circumstances(),
     }
+
+
+def scores(trainer: Trainer) -> dict[str, float]:
+    """Everything logged last by its name, and NaN for each metric that counted no row."""
+    from umm_zoo.callbacks.metrics import MetricCallback
+
+    values: dict[str, float] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        values |= callback.unscored() if isinstance(callback, MetricCallback) else {}
+    return dict(sorted((values | {name: float(value) for name, value in trainer.callback_metrics.items()}).items()))
+
+
+def recorded(values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Scores as they are recorded: null for what is no finite number, which JSON does not have, and under ``notes`` what it was."""
+    odd = {name: value for name, value in values.items() if not math.isfinite(value)}
+    notes = {name: "nan: no row was counted" if math.isnan(value) else str(value) for name, value in odd.items()}
+    metrics = {name: None if name in odd else value for name, value in values.items()}
+    return {"metrics": metrics, **({"notes": notes} if notes else {})}
 
 
 def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:

@@ -162,6 +162,7 @@ def make_trainer(
         trainer = Trainer(**given | asked, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
     if every > 0:
         validate_every(trainer, every)
+    record.owners = built.owners() | {f"trainer.logger.{number}": logger for number, logger in enumerate(trainer.loggers)}
     return trainer
 
 

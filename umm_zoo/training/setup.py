@@ -76,6 +76,11 @@ class Built:
     callbacks: dict[str, Callback]
     metrics: dict[str, Metric]
 
+    def owners(self) -> dict[str, Any]:
+        """Callbacks and metrics by their places in the experiment."""
+        callbacks = {f"callbacks.{name}": callback for name, callback in self.callbacks.items()}
+        return callbacks | {f"metrics.{name}": metric for name, metric in self.metrics.items()}
+
 
 def build_data(experiment: Experiment) -> LightningDataModule:
     """Build the data module of a checked experiment.

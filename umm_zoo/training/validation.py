@@ -15,6 +15,7 @@ from umm_zoo.experiment.targets import find_target
 from umm_zoo.training.finished_run import FinishedRun
 from umm_zoo.training.ranks import join_ranks
 from umm_zoo.training.record import RunRecord
+from umm_zoo.training.report import scores
 from umm_zoo.training.run import quieten
 from umm_zoo.training.setup import build_experiment
 
@@ -50,6 +51,7 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
     with locating(experiment.file):
         built.method.load_weights(run.checkpoint["state_dict"])
     record = RunRecord(experiment)
+    record.owners = built.owners()
     callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
     for callback in built.callbacks.values():
         state = run.checkpoint.get("callbacks", {}).get(callback.state_key)
@@ -71,4 +73,4 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
     join_ranks(trainer)
     with record.judging():
         trainer.validate(built.method, datamodule=built.data, verbose=False)
-    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    return scores(trainer)
