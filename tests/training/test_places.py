@@ -162,7 +162,7 @@ def test_a_metric_that_counted_no_row_says_so_everywhere(file, capsys):
     assert main([file, f"metrics.unseen={node(f'{HERE}.NoRow')}"]) == 0
     assert "unseen" in (printed := capsys.readouterr().out) and "nan (no row counted)" in printed
     assert recorded("metrics.json") == (None, "nan: no row was counted")
-    assert evaluate(["runs/toy"]) == 0
+    assert evaluate(["runs/toy", "--trust", "toy_parts", "--trust", "tests"]) == 0
     assert "nan (no row counted)" in capsys.readouterr().out
     assert recorded("evaluation-1.json") == (None, "nan: no row was counted")
 

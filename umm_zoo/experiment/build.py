@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, locating, several
 from umm_zoo.experiment.check import check_node
 from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust, trusting
@@ -49,6 +49,7 @@ def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: 
     Raises:
         UserError: it does not fit, names a class that is not trusted, or a constructor refused its arguments.
     """
+    several("trust", trust)
     with trusting(trust):
         check_node(node, kind, path, Trust(embedded=True), source)
         return build(node, path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import UserError, locating, several
 from umm_zoo.experiment.file import Experiment, experiment_from
 from umm_zoo.experiment.types import TARGET
 
@@ -72,6 +72,8 @@ def load_run(source: str | Path, overrides: Sequence[str] = (), trust: Sequence[
     from umm_zoo.checkpoints.folder import checkpoint_path
     from umm_zoo.experiment.check import check
 
+    several("overrides", overrides)
+    several("trust", trust)
     checkpoint = load_checkpoint(source)
     if "experiment" not in checkpoint:
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
