@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.methods import test_llava_method as llava
 from tests.pretraining import test_autoencoder as autoencoder
+from tests.pretraining import test_contrastive as contrastive
 from tests.pretraining import test_self_supervised as self_supervised
 from tests.pretraining import test_supervised_tower as tower
 from tests.pretraining import test_text_to_image as text_to_image
@@ -28,6 +29,7 @@ from umm_zoo.methods.conditioning import ConditionDropout, select_rows
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
 from umm_zoo.objectives.flow_grpo import FlowGRPO
+from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching
 from umm_zoo.objectives.grpo import GRPO, ConstantLength, SequenceMean
 from umm_zoo.objectives.reduction import ReleasedReduction
 from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning
@@ -267,3 +269,27 @@ def test_each_micro_batch_of_a_step_has_rollouts_of_its_own_rows_and_the_next_st
             assert ("seconds/caption" in losses) == (number != 1)
             assert losses["clip_fraction"] == 0  # nothing has moved
     assert seen == [part.keys for parts in (first, first, later) for part in parts]
+
+
+COUPLED = {
+    "contrastive": Case(lambda: contrastive.clip(swaps=False), lambda: contrastive.batch(["red", "green", "blue", "red", "blue"])),
+    "vicreg": Case(seeded(self_supervised.vicreg), lambda: shown(self_supervised.batch(5))),
+    "contrastive flow matching": Case(
+        seeded(lambda: wemmu(objective=ContrastiveFlowMatching(weight=0.5))), lambda: select_rows(fresh_requests(), range(5))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_rows_that_are_compared_within_their_micro_batch_weigh_alike(name: str) -> None:
+    """The step is another one than that of the whole, but the mean over rows of its micro-batches' own."""
+    case = COUPLED[name]
+    parts = shared_out(case.rows(), [2, 3])
+    alone = [case.step([part]) for part in parts]
+    gradients = {key: 0.4 * alone[0][0][key] + 0.6 * alone[1][0][key] for key in alone[0][0]}
+    terms = {key: 0.4 * alone[0][1][key] + 0.6 * alone[1][1][key] for key in alone[0][1]}
+    found, whole = case.step(parts), case.step([case.rows()])
+    check_same(found, (gradients, terms))
+    assert abs(found[1]["loss"] - whole[1]["loss"]) > 1e-4
+    if "flow" in terms:  # the error itself compares nothing
+        assert found[1]["flow"] == pytest.approx(whole[1]["flow"], abs=1e-6)

@@ -146,7 +146,8 @@ class ContrastiveFlowMatching(FlowMatching):
     With negatives independent of the condition the minimiser is an affine map of the plain one,
     ``(v + weight mu) / (1 - weight)``, mu being the mean latent: the loss is not comparable with flow matching's and may be
     negative, so the plain error is logged as ``flow`` beside it. Two rows of a batch that show the same image are false negatives
-    of each other.
+    of each other. Negatives are of the micro-batch by definition: a step that is shared out otherwise has others, and is another
+    step; each row weighs alike all the same.
 
     Args:
         weight: lambda; 0.05 in both papers. 0 is flow matching.

@@ -19,8 +19,9 @@ from umm_zoo.outputs import Outputs
 class Contrastive(Method):
     """Method of contrast: each image with its caption, away from the other captions and from hard negatives.
 
-    The caption of a row is its last assistant turn, or its prompt where it has none (text-to-image rows). In a distributed run each
-    rank contrasts its own rows.
+    The caption of a row is its last assistant turn, or its prompt where it has none (text-to-image rows). Each micro-batch of each
+    rank contrasts its own rows, by definition: a step that is shared out otherwise is another step, though each row weighs alike.
+    The number of rows that are contrasted is ``batch_size / (ranks * accumulate_grad_batches)``.
 
     Args:
         encoder: both towers; its logit scale (and bias, where it has one) is trained with it.

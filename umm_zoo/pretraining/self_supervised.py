@@ -86,6 +86,9 @@ class VICReg(SelfSupervised):
     Bardes et al., 2022, arXiv 2105.04906, section 4; no negatives, no teacher, no momentum. The vectors compared are those of an
     expander, a small MLP behind the encoder that is thrown away afterwards.
 
+    Variance, covariance and the expander's batch norm are of a micro-batch of a rank by definition: a step that is shared out
+    otherwise is another step, though each row weighs alike.
+
     Args:
         encoder: trained; its pooled vector enters the expander.
         views: makes the random versions.
