@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from lightning import Callback
 from PIL import Image
+from torch import Tensor
 
 from data_pipelines.shards.writing import write_shards
 from tests.methods import uae_parts as tiny
 from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.batch import Batch
 from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.decoder_grpo import UnderstandingForGeneration
@@ -27,13 +30,25 @@ SAVING = "umm_zoo.checkpoints.callback.LastCheckpoint"
 CAPTIONS = CaptionSampling(tiny.PROMPT, max_new_tokens=5)
 
 
+class FlatOn(tiny.Redness):
+    """Nothing to compare on one rank."""
+
+    def __init__(self, rank: int | None) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+        found = super().score(candidates, batch)
+        return torch.zeros_like(found) if os.environ.get("LOCAL_RANK") == str(self.rank) else found
+
+
 class Captioner(GenerationForUnderstanding):
-    def __init__(self, updates: int = 1, group: int = 3) -> None:
+    def __init__(self, updates: int = 1, group: int = 3, flat_on: int | None = None) -> None:
         super().__init__(
             tiny.vlm(),
             tiny.renderer(),
-            tiny.Redness(),
-            GRPO(aggregation=ConstantLength(5), kl_weight=0.1),
+            FlatOn(flat_on),
+            GRPO(aggregation=ConstantLength(5), kl_weight=0.1 if flat_on is None else 0.0),
             adapter=LoRA(rank=2, alpha=4.0),
             captions=CAPTIONS,
             rollouts=Rollouts(group, updates_per_rollout=updates, micro_batch=2),
@@ -41,11 +56,11 @@ class Captioner(GenerationForUnderstanding):
 
 
 class Decoder(UnderstandingForGeneration):
-    def __init__(self, updates: int = 1, group: int = 3) -> None:
+    def __init__(self, updates: int = 1, group: int = 3, flat_on: int | None = None) -> None:
         super().__init__(
             tiny.vlm(),
             tiny.renderer(),
-            tiny.Redness(),
+            FlatOn(flat_on),
             FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1),
             decoder_adapter=LoRA(rank=2, alpha=4.0, targets=["to_q", "to_k", "to_v", "to_out.0"]),
             captions=CAPTIONS,

@@ -82,3 +82,19 @@ def test_rollouts_of_another_number_of_ranks_or_another_group_are_left_out_with_
     states = load_checkpoint(tmp_path / "runs" / "stage")["run_states"]
     assert [state["steps_begun"] for state in states] == [2, 2]
     assert states[0]["window"][0]["batch"]["keys"] != states[1]["window"][0]["batch"]["keys"]
+
+
+@pytest.mark.parametrize("method", ["Captioner", "Decoder"])
+def test_a_rank_without_a_row_to_score_keeps_nobody_waiting(method: str, nursery: Nursery, tmp_path: Path) -> None:
+    file = rollout_experiment(tmp_path, method, flat_on=1)
+    code, said = nursery.run_ranks(tmp_path, 2, file, "trainer.max_steps=3", "trainer.strategy=ddp")
+    assert code == 0, said
+    rows = losses(tmp_path / "runs" / "stage")
+    assert [row["train/zero_advantage"] for row in rows] == [0.5] * 3 and all(row["train/reward"] > 0 for row in rows)
+
+
+def test_weights_that_are_shared_out_are_refused_in_one_line(nursery: Nursery, tmp_path: Path) -> None:
+    file = rollout_experiment(tmp_path, "Decoder")
+    sharded = "trainer.strategy={_target_: umm_zoo.training.sharding.FullyShardedStrategy}"
+    code, said = nursery.run_ranks(tmp_path, 2, file, sharded)
+    assert code == 2 and "error: stage.yaml: trainer.strategy: found FullyShardedStrategy with Decoder, expected ddp" in said

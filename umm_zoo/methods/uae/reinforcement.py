@@ -14,6 +14,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.rollout_state import plain, restored
 from umm_zoo.methods.uae.rollouts import Phases, Rollouts, portions
@@ -94,6 +95,16 @@ class Reinforcement(UAEBase, Generic[R]):
 
         Each gives its share of ``loss`` and, without gradient, of what is ``watched``.
         """
+
+    def configure_model(self) -> None:
+        """Refuse weights that are shared out.
+
+        Raises:
+            UserError: the strategy does; parts are scored in numbers that differ among ranks, which would wait for each other.
+        """
+        if self.device_mesh is not None:
+            found = f"{type(self.trainer.strategy).__name__} with {type(self).__name__}"
+            raise UserError("trainer.strategy", found, "ddp: ranks sample and score different numbers of tokens and rows")
 
     # -- rolling out ---------------------------------------------------------------------------------------------------------
 
