@@ -44,18 +44,26 @@ def die_at(step: int) -> str:
     return f"callbacks.die={json.dumps({'_target_': 'rollout_parts.DieAt', 'step': step})}"
 
 
-@pytest.mark.parametrize("method", ["Captioner", "Decoder"])
+@pytest.mark.parametrize(("method", "ranks"), [("Captioner", 1), ("Decoder", 1), ("Captioner", 2)])
 def test_a_run_killed_between_updates_of_a_rollout_goes_on_as_if_nothing_had_been(
-    method: str, nursery: Nursery, tmp_path: Path
+    method: str, ranks: int, nursery: Nursery, tmp_path: Path
 ) -> None:
     file = rollout_experiment(tmp_path, method, updates=3)
-    code, said = nursery.run(tmp_path, file, "name=whole")
-    assert code == 0, said
+
+    def run(*options: str) -> tuple[list[int], str]:
+        if ranks == 1:
+            code, said = nursery.run(tmp_path, file, *options)
+            return [code], said
+        codes, texts = nursery.codes_of_ranks(tmp_path, ranks, file, "trainer.strategy=ddp", *options)
+        return codes, "".join(texts)
+
+    codes, said = run("name=whole")
+    assert codes == [0] * ranks, said
     for kill in (2, 4):
         more = ["ckpt=last"] if kill > 2 else []
-        assert nursery.run(tmp_path, file, "name=parts", die_at(kill), *more)[0] == -signal.SIGKILL
-    code, said = nursery.run(tmp_path, file, "name=parts", "ckpt=last")
-    assert code == 0, said
+        assert run("name=parts", die_at(kill), *more)[0] == [-signal.SIGKILL] * ranks
+    codes, said = run("name=parts", "ckpt=last")
+    assert codes == [0] * ranks, said
     for step in (2, 3, 4, 5, 7):
         whole, parts = (checkpoint(tmp_path, name, step) for name in ("whole", "parts"))
         assert whole.keys() == parts.keys()

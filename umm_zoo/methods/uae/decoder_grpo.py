@@ -125,7 +125,10 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
         return DetachedGuidance(self.renderer.decoder, None if negative is None else rows_of(negative, rows), self.guidance)
 
     def scored(self, rollout: ImageRollout) -> Tensor:
-        """Images with an advantage; as in Flow-GRPO's release the others, KL and all, are dropped before the mean."""
+        """Images with an advantage; as in Flow-GRPO's release the others, KL and all, are dropped before the mean.
+
+        The release keeps a few of them by chance, so that its batches come out even, and does not run where there are no others.
+        """
         return rollout.advantages != 0
 
     def counts(self, rollout: ImageRollout) -> dict[str, float]:
