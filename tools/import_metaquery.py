@@ -75,8 +75,11 @@ def queries_of(language: Mapping[str, Tensor], num_queries: int) -> State:
 def num_queries_in(source: Path) -> int | None:
     """``num_metaqueries`` in a folder's config.json; None where there is none."""
     config = source / "config.json"
-    found = json.loads(config.read_text()).get("num_metaqueries") if config.is_file() else None
-    return None if found is None else int(found)
+    read = json.loads(config.read_text()) if config.is_file() else {}
+    found = read.get("num_metaqueries") if isinstance(read, dict) else None
+    if found is not None and not isinstance(found, int):
+        raise UserError(config, f"num_metaqueries {found!r}", "a whole number")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

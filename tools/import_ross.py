@@ -18,6 +18,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 from tools.released import read_files
 from tools.ross_weights import HEADS, Release, State, built_for, export_state, head_to_ours, import_state, sort_parts
 from umm_zoo.blocks.transformer import position_table
-from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
 from umm_zoo.errors import locating, user_errors
 from umm_zoo.experiment.file import load_experiment
 
@@ -85,9 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", type=Path, help="go the other way: write the released names (.safetensors)")
     options = parser.parse_args(arguments)
     with user_errors() as outcome, locating(refusals=(ValueError, OSError)):
-        for target in filter(None, (options.out, options.export)):
-            target.parent.mkdir(parents=True, exist_ok=True)
         if options.export:
+            options.export.parent.mkdir(parents=True, exist_ok=True)
             released = export_state(load_checkpoint(options.sources[0])["state_dict"])
             save_file({name: tensor.contiguous() for name, tensor in released.items()}, options.export)
             return 0
@@ -95,12 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = options.sources[0] / "config.json"
         if config.is_file():
             check_config(release, json.loads(config.read_text()))
-        checkpoint: dict[str, object] = {"state_dict": import_state(release)}
+        checkpoint: dict[str, Any] = {"state_dict": import_state(release)}
         print("\n".join(describe(release)))
         if options.experiment:
             checkpoint["experiment"] = load_experiment(options.experiment, []).resolved()
         if options.out:
-            torch.save(checkpoint, options.out)
+            AtomicCheckpointIO().save_checkpoint(checkpoint, options.out)
     return outcome.code
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from umm_zoo.checkpoints.files import AtomicCheckpointIO
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import load_experiment
@@ -94,9 +95,9 @@ def write_checkpoint(state: State, experiment: Path | None, out: Path | None) ->
     """A checkpoint of tensors under the names of a method, with the experiment that it is to hold, if any.
 
     Raises:
-        UserError: the tensors of a part are not those of the experiment's.
+        UserError: the tensors of a part are not those of the experiment's; the file cannot be written.
     """
-    checkpoint: dict[str, object] = {"state_dict": state}
+    checkpoint: dict[str, Any] = {"state_dict": state}
     if experiment is not None:
         read = load_experiment(experiment, [])
         with torch.device("meta"):
@@ -106,8 +107,7 @@ def write_checkpoint(state: State, experiment: Path | None, out: Path | None) ->
         _compare(str(experiment), state, shapes)
         checkpoint["experiment"] = read.resolved()
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, out)
+        AtomicCheckpointIO().save_checkpoint(checkpoint, out)
 
 
 def _compare(where: str, state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:

@@ -202,5 +202,10 @@ def test_number_of_queries_must_be_said(tmp_path: Path, capsys) -> None:
     save_file(metaquery_release(), tmp_path / "model.safetensors")
     assert import_metaquery.main([str(tmp_path)]) == 2
     assert "--num-queries" in capsys.readouterr().err
+    for text in ("{", "[]", '{"num_metaqueries": [5]}'):
+        (tmp_path / "config.json").write_text(text)
+        assert import_metaquery.main([str(tmp_path)]) == 2 and capsys.readouterr().err.count("\n") == 1, text
+    assert import_metaquery.main([str(tmp_path), "--num-queries", "5", "--out", str(tmp_path)]) == 2  # a folder stands there
+    assert capsys.readouterr().err.count("\n") == 1
     assert import_metaquery.main([str(tmp_path), "--num-queries", "5"]) == 0
     assert "queries: 5 and a marker, width 32" in capsys.readouterr().out
