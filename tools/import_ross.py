@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = options.sources[0] / "config.json"
         if config.is_file():
             check_config(release, json.loads(config.read_text()))
-        checkpoint: dict[str, Any] = {"state_dict": import_state(release)}
+        checkpoint: dict[str, Any] = {"state_dict": import_state(release), "global_step": 0}
         print("\n".join(describe(release)))
         if options.experiment:
             checkpoint["experiment"] = load_experiment(options.experiment, []).resolved()

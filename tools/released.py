@@ -97,7 +97,7 @@ def write_checkpoint(state: State, experiment: Path | None, out: Path | None) ->
     Raises:
         UserError: the tensors of a part are not those of the experiment's; the file cannot be written.
     """
-    checkpoint: dict[str, Any] = {"state_dict": state}
+    checkpoint: dict[str, Any] = {"state_dict": state, "global_step": 0}  # of a run of this package, none was made
     if experiment is not None:
         read = load_experiment(experiment, [])
         with torch.device("meta"):

@@ -15,8 +15,9 @@ from torch import Tensor
 from tests.methods.bridge_parts import CODEC, SANA, VLM
 from tests.references.connector_reference import metaquery, metaquery_weights, openuni, openuni_weights
 from tools import import_metaquery, import_openuni
+from umm_zoo import generate
 from umm_zoo.backbones.sana import Sana
-from umm_zoo.batch import Grid, Tokens, request_batch
+from umm_zoo.batch import Grid, Tokens
 from umm_zoo.methods.metaquery import MetaQuery
 
 State = dict[str, Tensor]
@@ -89,7 +90,8 @@ def test_metaquery_is_imported_as_a_run(tmp_path: Path, path: str) -> None:
     expected = metaquery(metaquery_weights(32, 12, 2, 4, None, 40), states)
     found = loaded.connector(Tokens(states[None]), Grid(1, 7)).values[0].double()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert loaded.generate(request_batch(["a cat"]), [0]).isfinite().all()
+    assert generate.main([str(out), "text-to-image", "a cat", "--steps", "1", "--out", str(tmp_path / "images")]) == 0
+    assert (tmp_path / "images" / "results.jsonl").is_file()
 
 
 @pytest.mark.parametrize(("proj_type", "width"), [("enc_proj", 0), ("proj_enc", 0), ("proj_enc_proj", 36)])

@@ -189,7 +189,8 @@ def test_imported_checkpoint_is_a_run(tmp_path):
     arguments = ["--out", str(tmp_path / "ross.ckpt"), "--experiment", str(tmp_path / "tiny.yaml")]
     assert import_ross.main([str(tmp_path / "model.safetensors"), *arguments]) == 0
     loaded = ROSS.load(tmp_path / "ross.ckpt")
-    assert set(torch.load(tmp_path / "ross.ckpt", weights_only=True)["state_dict"]) == own.checkpoint_keys()
+    written = torch.load(tmp_path / "ross.ckpt", weights_only=True)
+    assert set(written["state_dict"]) == own.checkpoint_keys() and written["global_step"] == 0  # generate and evaluate name it
     assert torch.equal(loaded.vlm.projector.linear_2.weight, state["model.mm_projector.2.weight"])
     assert torch.equal(loaded.vlm.language_model.lm_head.weight, state["lm_head.weight"])
     noisy, states = torch.randn(8, 3, 3), torch.randn(9, 24)
