@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 from toy_parts import OneWeight
 
+from umm_zoo.backbones.features import DINOv3Features
+from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.evaluate import main as evaluate
+from umm_zoo.metrics.unified_score import UnifiedScore
+
+DINO3 = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_register_tokens": 2,
+}
 
 TRUSTED = ["--trust", Path(__file__).stem]
 
@@ -66,6 +80,27 @@ def test_scores_captions_and_images_are_kept(run: Path, capsys: pytest.CaptureFi
     assert (run / "unified-bench-1" / "grid.png").is_file()
     assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
     assert (run / "unified-bench-2").is_dir()
+
+
+def test_files_are_described_and_scored_in_their_own_shapes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that squeezes sees the ends that a square would have lost; pairs are scored as they are kept, in 8 bits."""
+    seen: list[tuple[int, ...]] = []
+    plain = Painter.reconstruct_from_captions
+    noted = lambda self, images, seeds: (seen.append(tuple(images.shape)), plain(self, images, seeds))[1]  # noqa: E731
+    monkeypatch.setattr(Painter, "reconstruct_from_captions", noted)
+    torch.manual_seed(0)
+    encoder = DINOv3Features.from_config(DINO3).eval()
+    encoder.save("dino3")
+    node = {"_target_": "umm_zoo.backbones.features.DINOv3Features.from_pretrained", "source": "dino3"}
+    Path("encoders.yaml").write_text(yaml.safe_dump({"a": node}))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("images/wide.png")
+    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
+    assert seen == [(2, 3, 7, 10), (1, 3, 4, 18)]  # the run's images are 8 px squares, so at most 64 pixels are seen
+    kept = from_pil(Image.open(run / "unified-bench-1" / "wide.png"))[None]
+    expected = UnifiedScore({"a": encoder}).cosines(kept, from_pil(Image.fromarray(pixels))[None])
+    rows = [json.loads(line) for line in (run / "unified-bench-1" / "captions.jsonl").read_text().splitlines()]
+    assert rows[-1]["image"] == "wide.png" and rows[-1]["a"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from umm_zoo.experiment.types import TARGET
 from umm_zoo.training.finished_run import FinishedRun
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from umm_zoo.metrics.unified_score import UnifiedScore
 
 #: Of every image's initial noise, as in the released demo.
@@ -25,18 +27,20 @@ USAGE = "unified-bench IMAGES [ENCODERS.yaml]: a folder of images, and a map fro
 def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
     """Score a run on a folder of images: one score per encoder and their mean, ``unified``.
 
-    Captions are the likeliest ones under the method's own prompt, images are generated from seed 42. Beside the scores it writes
+    Captions are the likeliest ones under the method's own prompt, images are generated from seed 42. A file is described in its own
+    shape, where the model takes any, and each pair is scored in its own shapes and in 8 bits: nothing is cut off before the
+    encoders' own processors. Beside the scores it writes
     ``unified-bench-<n>/captions.jsonl`` (file, caption, the cosines of each pair), every image made, and ``grid.png``. An image
     that cannot be read, or an encoder that cannot be built, ends the command: a mean over what is left would be another benchmark.
     The words are the folder of images, and the file of encoders.
     """
     import torch
 
-    from umm_zoo.batch import Batch
     from umm_zoo.callbacks.cards import Card, draw_cards
-    from umm_zoo.callbacks.samples import to_pil
+    from umm_zoo.callbacks.samples import from_pil, to_pil
+    from umm_zoo.generation.images import open_image
     from umm_zoo.generation.model import load_model
-    from umm_zoo.outputs import Outputs, ReconstructsFromCaptions
+    from umm_zoo.outputs import ReconstructsFromCaptions
 
     files, metric = _arguments(run, words)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,23 +50,39 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
     metric.to(device)
     folder = _new_folder(run.path)
     cards: list[Card] = []
+    done = 0
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
-        for start in range(0, len(files), BATCH_SIZE):
-            some = files[start : start + BATCH_SIZE]
-            originals = torch.stack([model.load_image(file) for file in some]).to(device)
-            captions, made = model.method.reconstruct_from_captions(originals, [SEED] * len(some))
-            metric.update(Outputs(generated=made, references=originals), Batch([file.name for file in some], [[] for _ in some]))
-            cosines = metric.cosines(made, originals).T.tolist()
-            for row, file in enumerate(some):
-                scores = {name: round(value, 5) for name, value in zip(metric.encoders, cosines[row], strict=True)}
-                lines.write(json.dumps({"image": file.name, "caption": captions[row], **scores}, ensure_ascii=False) + "\n")
-                images = {"original": to_pil(originals[row]), "reconstruction": to_pil(made[row])}
-                images["reconstruction"].save(folder / f"{file.stem}.png")
-                cards.append(Card(file.name, "", captions[row], "", None, images))
-            print(f"{min(start + BATCH_SIZE, len(files))} of {len(files)} images", flush=True)
-    draw_cards(cards[:32], 192, 4).save(folder / "grid.png")
+        for some, seen in _batches(files, model.load_shaped):
+            captions, made = model.method.reconstruct_from_captions(torch.stack(seen).to(device), [SEED] * len(some))
+            for file, caption, reconstruction in zip(some, captions, made, strict=True):
+                original, generated = open_image(file), to_pil(reconstruction)
+                pair = (from_pil(image)[None].to(device) for image in (generated, original))
+                cosines = metric.cosines(*pair)  # [number of encoders, 1]
+                metric.add_rows(cosines.double().T)
+                scores = {name: round(float(value), 5) for name, value in zip(metric.encoders, cosines[:, 0], strict=True)}
+                lines.write(json.dumps({"image": file.name, "caption": caption, **scores}, ensure_ascii=False) + "\n")
+                generated.save(folder / f"{file.stem}.png")
+                if len(cards) < 32:
+                    cards.append(Card(file.name, "", caption, "", None, {"original": original, "reconstruction": generated}))
+            done += len(some)
+            print(f"{done} of {len(files)} images", flush=True)
+    draw_cards(cards, 192, 4).save(folder / "grid.png")
     print(f"captions and images in {folder}")
-    return {name: float(value) for name, value in metric.compute().items()}
+    return {name: float(value) for name, value in metric.values_of(metric.records()).items()}
+
+
+def _batches(files: Sequence[Path], load: Callable[[Path], Tensor]) -> Iterator[tuple[list[Path], list[Tensor]]]:
+    """The files in their order with what the model sees of them, as many at a time as have one shape."""
+    some: list[Path] = []
+    seen: list[Tensor] = []
+    for file in files:
+        image = load(file)
+        if some and (len(some) == BATCH_SIZE or image.shape != seen[0].shape):
+            yield some, seen
+            some, seen = [], []
+        some.append(file)
+        seen.append(image)
+    yield some, seen
 
 
 def _arguments(run: FinishedRun, words: Sequence[str]) -> tuple[list[Path], UnifiedScore]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,6 +32,7 @@ class Model:
 
     method: Method
     load_image: Callable[[Path], Tensor]
+    load_shaped: Callable[[Path], Tensor]  #: the same in the file's own shape, where the model takes any
     device: str
     keeps_sizes: bool = False
 
@@ -63,14 +65,19 @@ def load_model(run: FinishedRun, device: str) -> Model:
     """
     method, data = run.load_method(), run.experiment.data
     backbone = next((module for module in method.children() if isinstance(module, VLMBackbone)), None)
-    size = (backbone.image_size if backbone is not None else None) or data.get("image_size")
+    fixed = backbone.image_size if backbone is not None else None
+    size = fixed or data.get("image_size")
     resize: Square | None = build(data["resize"], "data.resize") if data.get("resize") else None
     try:
         method.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device; a torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UserError("--device", f"'{device}' ({reason})", "a device of this machine: cpu, cuda, cuda:1 ...") from error
-    return Model(method, lambda path: load_image(path, size, resize), device, keeps_sizes=size is None)
+
+    def squared(path: Path) -> Tensor:
+        return load_image(path, size, resize)
+
+    return Model(method, squared, squared if fixed else lambda path: load_shaped(path, size), device, keeps_sizes=size is None)
 
 
 def load_image(path: Path, size: int | None, resize: Square | None = None) -> Tensor:
@@ -81,4 +88,14 @@ def load_image(path: Path, size: int | None, resize: Square | None = None) -> Te
     image = open_image(path)
     if size is not None:
         image = resize(image, size) if resize else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return from_pil(image)
+
+
+def load_shaped(path: Path, size: int | None) -> Tensor:
+    """An image file in its own shape, shrunk where its area is larger than that of a square of edge ``size``."""
+    image = open_image(path)
+    scale = 1.0 if size is None else size / math.sqrt(image.width * image.height)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     return from_pil(image)
