@@ -78,6 +78,7 @@ def test_scores_captions_and_images_are_kept(run: Path, capsys: pytest.CaptureFi
     painted = Image.open(run / "unified-bench-1" / "one.png")
     assert painted.getpixel((0, 0)) == (191, 128, 128)  # the stored weight of a half
     assert (run / "unified-bench-1" / "grid.png").is_file()
+    (run / "unified-bench-7-old").mkdir()  # a user's own
     assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
     assert (run / "unified-bench-2").is_dir()
 
@@ -111,9 +112,13 @@ def test_files_are_described_and_scored_in_their_own_shapes(run: Path, monkeypat
         (["images"], "found no UnifiedScore among the metrics"),
         (["images", "nothing.yaml"], "nothing.yaml: found no readable map"),
         (["images", "list.yaml"], "list.yaml: encoders: found a list"),
+        (["images", "latin.yaml"], "latin.yaml: found no readable map (UnicodeDecodeError)"),
+        (["images", "deep.yaml"], "deep.yaml: found no readable map (RecursionError)"),
     ],
 )
 def test_what_is_refused(run: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("list.yaml").write_text("[1, 2]")
+    Path("latin.yaml").write_bytes(b"a: caf\xe9")
+    Path("deep.yaml").write_text("[" * 3000)
     assert evaluate([str(run), *TRUSTED, "unified-bench", *words]) == 2
     assert expected in capsys.readouterr().err

@@ -165,7 +165,7 @@ def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
         print_error(error)
         outcome.code = 2
     except KeyboardInterrupt:
-        print("stopped by SIGINT outside training; nothing was saved", file=sys.stderr)
+        print("stopped by SIGINT outside training; no checkpoint was saved", file=sys.stderr)
         outcome.code = 128 + signal.SIGINT
 
 

@@ -75,11 +75,14 @@ def _write(results: Iterator[Result], count: int, out: Path, about: dict[str, An
     from umm_zoo.generation.results import ResultsFolder
 
     with ResultsFolder(out, count, about) as folder:
-        for result in results:
-            _print(result, with_question)
-            folder.add(result)
-    other = "" if folder.path == out else f"; {out} holds something else"
-    print(f"written to {folder.path}{other}")
+        try:
+            for result in results:
+                _print(result, with_question)
+                folder.add(result)
+        finally:  # an error, or Ctrl-C, leaves what was made before
+            if folder.count:
+                other = "" if folder.path == out else f"; {out} holds something else"
+                print(f"written to {folder.path}{other}", flush=True)
 
 
 class _Parser(argparse.ArgumentParser):

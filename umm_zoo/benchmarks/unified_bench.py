@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.types import TARGET
+from umm_zoo.generation.options import escaped
 from umm_zoo.training.finished_run import FinishedRun
+from umm_zoo.training.run_folder import writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +62,8 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
                 cosines = metric.cosines(*pair)  # [number of encoders, 1]
                 metric.add_rows(cosines.double().T)
                 scores = {name: round(float(value), 5) for name, value in zip(metric.encoders, cosines[:, 0], strict=True)}
-                lines.write(json.dumps({"image": file.name, "caption": caption, **scores}, ensure_ascii=False) + "\n")
+                line = {"image": escaped(file.name), "caption": caption, **scores}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
                 generated.save(folder / f"{file.stem}.png")
                 if len(cards) < 32:
                     cards.append(Card(file.name, "", caption, "", None, {"original": original, "reconstruction": generated}))
@@ -114,7 +117,7 @@ def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:
     else:
         try:
             nodes = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # no file, no UTF-8, too deep, no YAML
             raise UserError(file, f"no readable map ({type(error).__name__})", USAGE) from error
     node = {TARGET: "umm_zoo.metrics.unified_score.UnifiedScore", "encoders": nodes}
     check_node(node, UnifiedScore, "", Trust() if file else run.experiment.trust, file or run.path)
@@ -123,7 +126,8 @@ def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:
 
 
 def _new_folder(path: Path) -> Path:
-    number = 1 + max((int(old.name.split("-")[-1]) for old in path.glob("unified-bench-[0-9]*")), default=0)
-    folder = path / f"unified-bench-{number}"
-    folder.mkdir()
+    taken = [old.name.removeprefix("unified-bench-") for old in path.glob("unified-bench-*")]
+    folder = path / f"unified-bench-{1 + max((int(text) for text in taken if text.isdecimal()), default=0)}"
+    with writing(path, "a run folder that can be written"):
+        folder.mkdir()
     return folder

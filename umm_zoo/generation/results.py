@@ -41,7 +41,7 @@ class ResultsFolder:
             self.path = _new_folder(path)
         self.about = about
         self._digits = max(3, len(str(count - 1)))
-        self._count = 0
+        self.count = 0
         self._cards: list[Card] = []
 
     def add(self, result: Result) -> None:
@@ -52,7 +52,7 @@ class ResultsFolder:
     def _add(self, result: Result) -> None:
         request, files = result.request, {}
         for name, image in result.images.items():
-            files[name] = f"{self._count:0{self._digits}d}-{name.replace(' ', '-')}.png"
+            files[name] = f"{self.count:0{self._digits}d}-{name.replace(' ', '-')}.png"
             image.save(self.path / files[name])
         made = next(iter(result.images.values()), None)
         row: dict[str, Any] = {
@@ -66,7 +66,7 @@ class ResultsFolder:
         }
         with (self.path / LINES).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._count += 1
+        self.count += 1
         if len(self._cards) < MAX_CARDS:
             inputs = {escaped(path.name): open_image(path) for path in request.images}
             self._cards.append(Card(", ".join(inputs), request.question, result.answer, "", None, {**inputs, **result.images}))
