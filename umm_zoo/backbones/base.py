@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate
 from umm_zoo.batch import Batch, Conversation, Grid
 
@@ -50,7 +51,7 @@ class VLMOutput:
     hidden: Tensor
 
 
-class VLMBackbone(nn.Module, ABC):
+class VLMBackbone(ExactBuffers, ABC):
     """A vision-language model. Subclasses are the only files that know their library's attribute paths.
 
     Attributes:
@@ -136,6 +137,6 @@ def language_loss(hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Te
     mask = targets != IGNORE
     logits = lm_head(hidden[:, :-1][mask])  # [K, vocabulary]
     losses = F.cross_entropy(logits.float(), targets[mask], reduction="none")  # [K]
-    nll = torch.zeros(len(labels), device=hidden.device).index_add(0, mask.nonzero()[:, 0], losses)
+    nll = losses.new_zeros(len(labels)).index_add(0, mask.nonzero()[:, 0], losses)
     num_tokens = mask.sum(dim=1)
     return nll.sum() / num_tokens.sum().clamp(min=1), nll, num_tokens

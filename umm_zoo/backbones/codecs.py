@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.models import AutoencoderDC, AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
+from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.batch import Batch, Grid
 from umm_zoo.errors import UserError
 
 
-class LatentCodec(nn.Module, ABC):
+class LatentCodec(ExactBuffers, ABC):
     """Map from images to normalised latents and back; scaling and shift live here and nowhere else.
 
     ``encode`` gives ``(z - shift) * scaling`` of the network's own latent z, about zero mean and unit deviation, and ``decode``
@@ -31,6 +32,7 @@ class LatentCodec(nn.Module, ABC):
         has_shift: whether the format has a shift beside the scaling.
     """
 
+    exact = ("scaling", "shift")
     latent_channels: int
     downsampling: int
     has_shift: ClassVar[bool] = True
@@ -105,7 +107,7 @@ class LatentCodec(nn.Module, ABC):
     @torch.no_grad()
     def moments(self, latents: Tensor) -> Tensor:
         """Number, sum and sum of squares of the network's own latents without the shift, ``[3]``; those of parts add up."""
-        values = latents.float() - self.shift
+        values = latents.to(self.shift.dtype) - self.shift
         return torch.stack([values.new_tensor(float(values.numel())), values.sum(), values.square().sum()])
 
     @torch.no_grad()

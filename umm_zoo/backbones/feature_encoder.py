@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.batch import Grid
 
 
@@ -37,13 +37,12 @@ def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bic
         short = min(height, width)
         target = (int(crop_from * height / short), int(crop_from * width / short))
     if target != (height, width):
-        resized = F.interpolate(images.float(), size=target, mode=mode, antialias=True, align_corners=False)
-        images = resized.clamp(-1, 1).to(images.dtype)
+        images = antialiased(images, target, mode).clamp(-1, 1).to(images.dtype)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     return images[..., top : top + size, left : left + size]
 
 
-class FeatureEncoder(nn.Module, ABC):
+class FeatureEncoder(ExactBuffers, ABC):
     """A pretrained image encoder.
 
     Shape:

@@ -91,7 +91,7 @@ def label_log_probs(
     mask = targets != IGNORE
     logits = lm_head(hidden[:, :-1][mask]).float() / temperature  # [K, vocabulary]
     chosen = logits.gather(1, targets[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
-    return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, chosen), mask
+    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen), mask
 
 
 def last_position(position_ids: Tensor) -> Tensor:

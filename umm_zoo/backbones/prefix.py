@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
+from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.batch import Grid
 
 
@@ -76,7 +77,7 @@ class Prefix:
         return torch.cat([prompt, mask], dim=-1)[:, None]
 
 
-class LanguageStack(nn.Module, ABC):
+class LanguageStack(ExactBuffers, ABC):
     """The layers and the final norm of a language model, without its embeddings, for tokens that attend to a prefix.
 
     The prefix is constant: nothing is appended to it, and gradients reach the tokens and the layers, never the prompt.

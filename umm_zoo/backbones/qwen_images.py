@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from umm_zoo.backbones.loading import image_processor_of
+from umm_zoo.backbones.precision import antialiased
 from umm_zoo.batch import Grid
 
 
@@ -80,7 +80,7 @@ class PatchLayout:
         size = self.resized(*images.shape[-2:])
         pixels = images.float() / 2 + 0.5
         if size != tuple(images.shape[-2:]):
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+            pixels = antialiased(pixels, size, "bicubic").clamp(0, 1)
         mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         pixels = (pixels - mean) / std  # [M, 3, H, W]
         (h, w), m, p = self.grid(*size), self.merge_size, self.patch_size

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.precision import antialiased
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Tokens
 from umm_zoo.blocks.details import DetailBranch, Details
@@ -78,7 +78,7 @@ def aligned_latents(vlm: PrefixBackbone, codec: LatentCodec, images: Tensor) -> 
     grid = vlm.image_grid(*images.shape[-2:])
     size = (grid.h * codec.downsampling, grid.w * codec.downsampling)
     if size != tuple(images.shape[-2:]):
-        images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+        images = antialiased(images, size, "bicubic").clamp(-1, 1).to(images.dtype)
     return codec.encode(images)
 
 

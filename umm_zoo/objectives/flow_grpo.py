@@ -17,6 +17,7 @@ from umm_zoo.objectives.advantages import Advantage, BatchStandardised
 from umm_zoo.objectives.base import Predictor, at_least_float32
 from umm_zoo.objectives.grpo import clipped_gains
 from umm_zoo.objectives.schedules import LibrarySchedule, Schedule, TimeSchedule
+from umm_zoo.objectives.times import exact
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -150,7 +151,7 @@ class FlowGRPO:
     def transition(self, velocity: Predictor, x: Tensor, step: int, condition: Tokens) -> Transition:
         """The step from ``x`` [R, C, h, w] under a velocity field."""
         times, told = self.times(x)
-        time = torch.full((len(x),), told[step], device=x.device)
+        time = torch.full((len(x),), told[step], device=x.device, dtype=exact())
         return stochastic_step(x, velocity(x, time, condition), times, step, self.noise_level)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float3
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, Schedule, TimeSchedule, assert_steps
 from umm_zoo.objectives.solvers import DPMSolver, Solver
-from umm_zoo.objectives.times import TimeSampler, UniformTimes
+from umm_zoo.objectives.times import TimeSampler, UniformTimes, exact
 
 
 class Interpolant(NamedTuple):
@@ -120,12 +120,12 @@ class FlowMatching(Objective):
             denoiser = GuidedDenoiser(denoiser, condition)
             condition = denoiser.condition
         device = condition.values.device
-        x = torch.randn(shape, generator=generator, device=device) if noise is None else noise.to(device)
+        x = torch.randn(shape, generator=generator, device=device, dtype=exact()) if noise is None else noise.to(device)
         fixed, steps = condition, self.sampling_times(num_steps, *shape[-2:])
         told = dict(zip(steps.times, steps.told, strict=False))
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            return denoiser(state, torch.full((len(state),), told.get(time, time), device=device), fixed).to(state.dtype)
+            return denoiser(state, torch.full((len(state),), told.get(time, time), device=device, dtype=exact()), fixed).to(state.dtype)
 
         return (self.solver or DPMSolver())(velocity, x, steps.times)
 

@@ -19,6 +19,11 @@ def shifted(time: T, shift: float) -> T:
     return shift * time / (1 + (shift - 1) * time)
 
 
+def exact() -> torch.dtype:
+    """The default dtype where it is wide enough for times and for states that steps are added to, else float32."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
 class TimeSampler(ABC):
     """Random times at which a flow is trained.
 
@@ -36,7 +41,7 @@ class UniformTimes(TimeSampler):
 
     def __call__(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Independent times."""
-        return torch.rand(count, generator=generator, device=device)
+        return torch.rand(count, generator=generator, device=device, dtype=exact())
 
 
 class LogitNormalTimes(TimeSampler):
@@ -58,7 +63,7 @@ class LogitNormalTimes(TimeSampler):
 
     def __call__(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Independent times."""
-        return torch.sigmoid(self.mean + self.deviation * torch.randn(count, generator=generator, device=device))
+        return torch.sigmoid(self.mean + self.deviation * torch.randn(count, generator=generator, device=device, dtype=exact()))
 
 
 class ShiftedTimes(TimeSampler):
