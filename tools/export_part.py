@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 
 from tools.part_card import markdown, world_of
 from tools.probing import Layer, find_part, load_batches, probe
+from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.errors import REFUSALS, locating, user_errors
@@ -150,6 +151,7 @@ def export(run: Path, folder: Path, dtype: str, test: bool = False, attributes: 
         raise ValueError(f"{run}: its part is a decoder, expected for --probe are parts that look at images")
     report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     experiment = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
+    assert_no_adapter(part, f"{run}: {name}")  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     part.save(folder)
     shrink(folder, dtype)

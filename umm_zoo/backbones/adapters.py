@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+#: Keys of additions in a state dict.
+ADDITION = re.compile(r"(?:^|\.)layers\.[^.]+\.(?:down|up)$")
 #: Files of peft.
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+#: What to do with a model that has an adapter.
+KEEP = "the file would hold the weights without it; use the run folder or its checkpoint, and LoRA.save for the adapter alone"
 
 
 class LowRank(nn.Module):
@@ -33,6 +40,18 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Down, then up."""
         return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
+
+
+def assert_no_adapter(network: nn.Module, what: str) -> None:
+    """Refuse to write the weights of a network that computes with an adapter's additions: they would not be in the file.
+
+    Raises:
+        ValueError: an adapter is attached.
+    """
+    adapted = [name for name, module in network.named_modules() if getattr(module, "has_adapter", False)]
+    if adapted:
+        found = f"an adapter beside {len(adapted)} layers, such as '{adapted[0]}'"
+        raise ValueError(f"{what}: found {found}, expected a network without one; {KEEP}")
 
 
 class LoRA(nn.Module):
@@ -78,6 +97,7 @@ class LoRA(nn.Module):
                 addition = LowRank(layer.in_features, layer.out_features, self.rank).to(layer.weight.device)
                 self.layers[name.replace(".", "/")] = addition
                 layer.register_forward_hook(self._hook(addition))
+                layer.has_adapter = True  # type: ignore[assignment]
         if not len(self.layers):
             some = sorted({name.rpartition(".")[2] for name in found})
             raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, expected ends of layer names such as {some}")

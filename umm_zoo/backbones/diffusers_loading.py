@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.loading import (
     assert_complete,
     assert_known,
@@ -96,4 +97,5 @@ class DiffusersNetwork(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``, as the library and ``from_pretrained`` read them."""
+        assert_no_adapter(self.model, f"{type(self).__name__}.save")
         self.model.save_pretrained(folder)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.batch import Grid
@@ -201,4 +202,5 @@ class LibraryEncoder(FeatureEncoder):
 
     def save(self, folder: str | Path) -> None:
         """transformers' format: ``config.json`` and ``model.safetensors``."""
+        assert_no_adapter(self.model, f"{type(self).__name__}.save")
         self.model.save_pretrained(folder)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.library_vlm import LibraryVLM
@@ -190,6 +191,7 @@ class LlavaBackbone(LibraryVLM):
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in the library's format, for ``from_pretrained`` here or there."""
+        assert_no_adapter(self._whole[0], "LlavaBackbone.save")
         self._whole[0].save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

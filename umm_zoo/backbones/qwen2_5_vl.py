@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import assert_stated, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import PrefixBackbone
@@ -144,6 +145,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     def save(self, folder: str | Path) -> None:
         """Write weights, tokenizer and preprocessor in the library's format, for ``from_pretrained`` here or in the library."""
+        assert_no_adapter(self.model, "Qwen25VL.save")
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.layout.save(Path(folder))
