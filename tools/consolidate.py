@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from umm_zoo.backbones.adapters import ADDITION, KEEP
 from umm_zoo.checkpoints.files import DESCRIPTION, load_checkpoint
 from umm_zoo.checkpoints.folder import PARTIAL, damage
 from umm_zoo.errors import UserError, user_errors
@@ -51,7 +52,7 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
     """Write ``out``, whole or not at all; returns the number of tensors and the size in bytes.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or it has no averages.
+        UserError: there is no such checkpoint, it is damaged, it has no averages, or an adapter's additions.
     """
     if source.suffix == ".ckpt" and source.exists() and (problem := damage(source)):
         raise UserError(source, f"a damaged checkpoint ({problem})", "an intact one")
@@ -59,11 +60,14 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
     if "experiment" not in checkpoint:
         raise UserError(source, "a checkpoint without its experiment", "a run folder or a checkpoint that umm_zoo.fit has written")
     state: dict[str, Tensor] = dict(checkpoint["state_dict"])
+    if additions := [key for key in state if ADDITION.search(key)]:
+        found = f"weights with an adapter beside them ({len(additions)} tensors, such as '{additions[0]}')"
+        raise UserError(source, found, "a run without one", KEEP)
     if averaged:
-        found = next((own["averages"] for name, own in checkpoint.get("callbacks", {}).items() if name.startswith("EMA")), None)
-        if found is None:
+        averages = next((own["averages"] for name, own in checkpoint.get("callbacks", {}).items() if name.startswith("EMA")), None)
+        if averages is None:
             raise UserError(source, "--averaged: found no averages, expected a run with the callback umm_zoo.training.ema.EMA")
-        state |= {key: value.to(state[key].dtype) for key, value in found.items()}
+        state |= {key: value.to(state[key].dtype) for key, value in averages.items()}
     if dtype is not None:
         state = {key: value.to(getattr(torch, dtype)) if value.is_floating_point() else value for key, value in state.items()}
     # tied weights are written twice: a reader gets every key that the method has

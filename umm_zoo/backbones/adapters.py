@@ -54,6 +54,12 @@ def assert_no_adapter(network: nn.Module, what: str) -> None:
         raise ValueError(f"{what}: found {found}, expected a network without one; {KEEP}")
 
 
+def adapters_of(module: nn.Module) -> dict[str, dict[str, float]]:
+    """Rank and alpha of every adapter in a module, by its name: what its weights mean depends on both."""
+    found = {name: part for name, part in module.named_modules() if isinstance(part, LoRA)}
+    return {name: {"rank": part.rank, "alpha": float(part.alpha)} for name, part in found.items()}
+
+
 class LoRA(nn.Module):
     """``W x + alpha / rank B A x`` for the linear layers of a network that stays as it is (Hu et al., 2021, arXiv 2106.09685).
 

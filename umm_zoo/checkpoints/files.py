@@ -91,7 +91,7 @@ def step_in(source: str | Path) -> int:
 
 
 #: What a consolidated file holds beside the weights, as JSON in its header.
-DESCRIPTION = ("experiment", "stage_only", "global_step")
+DESCRIPTION = ("experiment", "stage_only", "adapters", "global_step")
 
 
 def _read_consolidated(path: Path) -> dict[str, Any]:

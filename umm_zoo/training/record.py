@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import umm_zoo
+from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.output import NO_ROOM
 from umm_zoo.errors import REFUSALS, UserError
@@ -92,11 +95,15 @@ class RunRecord(Callback):
         checkpoint["experiment"] = self.experiment.resolved()
         checkpoint["random_states"] = states
         checkpoint["seconds"] = self.elapsed()
+        checkpoint["version"], checkpoint["adapters"] = umm_zoo.__version__, adapters_of(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states until training starts."""
         self._states = checkpoint.get("random_states")
         self.seconds = float(checkpoint.get("seconds", 0.0))
+        written = checkpoint.get("version", "an earlier one")
+        if trainer.is_global_zero and written != umm_zoo.__version__:
+            print(f"note: the checkpoint is of umm_zoo {written}, this is {umm_zoo.__version__}", file=sys.stderr, flush=True)
 
     def elapsed(self) -> float:
         """Seconds of training so far, earlier sessions included."""

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
@@ -25,6 +26,7 @@ from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
+from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.training.intervals import validate_every
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
@@ -118,7 +120,21 @@ def load_weights(method: Method, source: str | Path, file: str) -> None:
     with locating(f"{file}: after", refusals=REFUSALS):
         checkpoint = load_checkpoint(source, mapped=True)
         left = set(checkpoint.get("stage_only", ()))
+        own = adapters_of(method)
+        for name, earlier in _adapters_in(checkpoint).items():
+            if name in own and earlier != own[name] and any(key.startswith(f"{name}.") for key in checkpoint["state_dict"]):
+                said = [f"rank {meaning['rank']:g} and alpha {meaning['alpha']:g}" for meaning in (own[name], earlier)]
+                raise UserError(f"method.{name}", said[0], f"{said[1]}, with which the weights of {source} were trained")
         method.load_weights({key: value for key, value in checkpoint["state_dict"].items() if key not in left})
+
+
+def _adapters_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Rank and alpha of a checkpoint's adapters; in one of an earlier version they stand in the experiment alone."""
+    if "adapters" in checkpoint:
+        return dict(checkpoint["adapters"])
+    nodes = checkpoint.get("experiment", {}).get("method", {})
+    found = {name: node for name, node in nodes.items() if isinstance(node, Mapping) and str(node.get(TARGET)).endswith(".LoRA")}
+    return {name: {"rank": node.get("rank", 32), "alpha": float(node.get("alpha", 64.0))} for name, node in found.items()}
 
 
 def quieten() -> None:
