@@ -23,7 +23,8 @@ from torch import Tensor
 
 from umm_zoo.backbones.adapters import ADDITION, KEEP
 from umm_zoo.checkpoints.files import DESCRIPTION, load_checkpoint
-from umm_zoo.checkpoints.folder import PARTIAL, damage
+from umm_zoo.checkpoints.folder import PARTIAL
+from umm_zoo.checkpoints.seals import KEY, OPEN, seal
 from umm_zoo.errors import UserError, user_errors
 
 
@@ -54,8 +55,6 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
     Raises:
         UserError: there is no such checkpoint, it is damaged, it has no averages, or an adapter's additions.
     """
-    if source.suffix == ".ckpt" and source.exists() and (problem := damage(source)):
-        raise UserError(source, f"a damaged checkpoint ({problem})", "an intact one")
     checkpoint = load_checkpoint(source, mapped=True)
     if "experiment" not in checkpoint:
         raise UserError(source, "a checkpoint without its experiment", "a run folder or a checkpoint that umm_zoo.fit has written")
@@ -76,7 +75,8 @@ def consolidate(source: Path, out: Path, dtype: str | None = None, averaged: boo
     partial = out.with_name(out.name + PARTIAL)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, partial, metadata={"format": "pt", "umm_zoo": json.dumps(description)})
+        save_file(state, partial, metadata={"format": "pt", "umm_zoo": json.dumps(description), KEY: OPEN})
+        seal(partial)
         os.replace(partial, out)
     except Exception as error:  # safetensors has its own class for what the disk says
         partial.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from umm_zoo.checkpoints.folder import PARTIAL, checkpoint_path, damage, remove, sync
 from umm_zoo.checkpoints.output import reason, write
+from umm_zoo.checkpoints.seals import seal
 from umm_zoo.checkpoints.sharded import read_rest, read_sharded
 from umm_zoo.errors import UserError
 
@@ -35,6 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(checkpoint, partial)
+            seal(partial)
             verify(partial, checkpoint)
             os.replace(partial, path)
             sync(path.parent)
@@ -44,8 +46,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint after its checksums; a sharded one is put together, a damaged one is a ``UserError``."""
-        if Path(path).exists() and (problem := damage(Path(path))):
-            raise UserError(path, f"a damaged checkpoint ({problem})", "an intact one")
         return load_checkpoint(path)
 
 
@@ -67,10 +67,14 @@ def _outline(state: Mapping[str, Any]) -> dict[str, Any]:
 def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Read the checkpoint of a run folder, a checkpoint (file or sharded folder), or consolidated weights (``.safetensors``).
 
+    Every way to weights of a run goes through here: its checksums come first. Of a run folder the newest intact checkpoint is read.
     Nothing is unpickled but plain values and tensors (``weights_only``); ``mapped`` ones stay on the disk until they are touched.
-    What is no checkpoint, or cut short, is a ``UserError``.
+    What is no checkpoint, or damaged, is a ``UserError``.
     """
     path = checkpoint_path(source)
+    if _is_ours(path) and (problem := damage(path)):
+        expected = "an intact one (of the run folder the one before it is taken)"
+        raise UserError(path, f"a damaged checkpoint ({problem})", expected)
     try:
         if path.is_dir():
             return dict(read_sharded(path))
@@ -82,6 +86,14 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
         raise UserError(path, f"a file that cannot be read as a checkpoint ({why})", expected) from error
     return checkpoint
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether something has the form of what is written here; what has another is refused by those who read it."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return path.exists()
+    with path.open("rb") as stream:
+        return stream.read(2) == b"PK"
 
 
 def step_in(source: str | Path) -> int:

@@ -129,7 +129,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             UserError: it is damaged.
         """
         path = Path(self.broadcast(checkpoint_path))
-        problem = self.broadcast(damage(path) if self.is_global_zero and path.exists() else None)
+        problem = self.broadcast(damage(path) if self.is_global_zero and path.exists() else None)  # once for all ranks
         if problem:
             raise UserError(path, f"a damaged checkpoint ({problem})", "an intact one")
         if not (path / INDEX).is_file():
