@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -163,6 +164,7 @@ def sync(folder: Path) -> None:
 
 
 _SEEN: dict[tuple[Any, ...], str | None] = {}
+_SETTLED = 2_000_000_000  # ns
 
 
 def damage(path: Path) -> str | None:
@@ -170,20 +172,17 @@ def damage(path: Path) -> str | None:
 
     A file is sealed (see ``seals``); a folder has the checksums of its files in ``index.json``. Each is looked at once.
     """
+    of_file = damage_of_safetensors if path.suffix == ".safetensors" else damage_of_archive
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = (str(path.resolve()), *states)
-        if key not in _SEEN:
-            look = (
-                _damage_of_folder
-                if path.is_dir()
-                else damage_of_safetensors
-                if path.suffix == ".safetensors"
-                else damage_of_archive
-            )
-            _SEEN[key] = look(path)
-        return _SEEN[key]
+        if key in _SEEN:
+            return _SEEN[key]
+        problem = (_damage_of_folder if path.is_dir() else of_file)(path)
+        if max(changed for *_, changed in states) < time.time_ns() - _SETTLED:  # a clock's tick may hide a later change
+            _SEEN[key] = problem
+        return problem
     except Exception as error:  # what a reader of archives stumbles over in a damaged one is of any class
         return f"cannot be read: {str(error) or type(error).__name__}"
 

@@ -125,7 +125,9 @@ class FlowMatching(Objective):
         told = dict(zip(steps.times, steps.told, strict=False))
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            return denoiser(state, torch.full((len(state),), told.get(time, time), device=device, dtype=exact()), fixed).to(state.dtype)
+            return denoiser(state, torch.full((len(state),), told.get(time, time), device=device, dtype=exact()), fixed).to(
+                state.dtype
+            )
 
         return (self.solver or DPMSolver())(velocity, x, steps.times)
 
