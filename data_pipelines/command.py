@@ -42,8 +42,8 @@ def whole(least: int) -> Callable[[str], int]:
     """The type of an option that takes whole numbers from ``least`` on."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from {least} on")
+        if not text.isdecimal() or len(text) > 18 or int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text:.40}, expected a whole number from {least} on")
         return int(text)
 
     return parse

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipelines.command import SHARDS, Parser, run
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.indexing import build_index
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 _LISTED = 5
 
@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
         try:
             place = build_index(path, replace=not arguments.missing)
         except (UserError, OSError) as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {printable(str(error))}\n")
             failed += 1
             continue
         content = json.loads(Path(place).read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
         for name, what in (("duplicates", "came more than once; the first counts"), ("skipped", "belong to no sample")):
             if found := content.get(name):
                 shown = ", ".join(found[:_LISTED]) + (" …" if len(found) > _LISTED else "")
-                print(f"  {len(found)} members {what}: {shown}")
+                print(f"  {len(found)} members {what}: {printable(shown)}")
     if failed:
         raise UserError("", f"{failed} of {len(shards)} shards could not be indexed")
 

@@ -21,6 +21,7 @@ from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.conversation import IMAGE_MARKER, split_answer
+from umm_zoo.errors import printable
 
 
 @dataclass
@@ -112,7 +113,7 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
     for title, counter in counters.items():
         table = Table("", "samples", "share", title=title, title_justify="left")
         for name, count in counter.most_common(12):
-            table.add_row(name[:80] or "(none)", f"{count:,}", f"{count / findings.samples:.1%}")
+            table.add_row(printable(name[:80]) or "(none)", f"{count:,}", f"{count / findings.samples:.1%}")
         console.print(table)
     table = Table("", *("least", "5%", "median", "95%", "most"), title="sizes", title_justify="left")
     widths, heights = np.asarray([findings.widths, findings.heights], dtype=np.float64)
@@ -125,7 +126,7 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
     if findings.bad:
         console.print(f"bad samples: {len(findings.bad)}")
         for name, reason in list(findings.bad.items())[:10]:
-            console.print(f"  {name}: {reason}", markup=False)
+            console.print(printable(f"{name}: {reason}"))
 
 
 def parser() -> Parser:
@@ -143,7 +144,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Inspect, print, save the sheet."""
     shards = expand(arguments.shards)
     findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     print_findings(findings, len(shards), console)
     if findings.shown:
         file = io.BytesIO()

@@ -124,7 +124,7 @@ def write(arguments: argparse.Namespace) -> None:
     """Write the shards, the contact sheet and ``world.json``."""
     from rich.console import Console
 
-    out, console, started = arguments.out, Console(), time.perf_counter()
+    out, console, started = arguments.out, Console(markup=False), time.perf_counter()
     world = World(**{name: getattr(arguments, name) for name in World.__dataclass_fields__})
     if not 0 <= arguments.mark_share <= 1:
         raise UserError("--mark-share", str(arguments.mark_share), "0 to 1")

@@ -40,6 +40,11 @@ def test_one_line_per_problem() -> None:
     ]
 
 
+def test_what_comes_from_data_cannot_forge_a_line() -> None:
+    error = UserError("a\nerror: b\x1b[2K", "caf\udce9 \x00")
+    assert str(error) == r"a error: b\x1b[2K: caf\udce9 \x00"
+
+
 def test_who_catches_it_adds_what_it_does_not_say() -> None:
     error = UserError("", "3 words", "2", row=1)
     error.locate("f.yaml", "data", ["k0", "k1"], "go on")

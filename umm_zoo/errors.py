@@ -101,7 +101,8 @@ class UserError(ValueError):
 
     def lines(self) -> list[str]:
         """``<file>: <where>: found …, expected …; <hint>``, one line per problem."""
-        return [" ".join((f"{self.file}: {problem}" if self.file else str(problem)).split()) for problem in self.problems]
+        lines = [f"{self.file}: {problem}" if self.file else str(problem) for problem in self.problems]
+        return [printable(" ".join(line.split())) for line in lines]
 
     def locate(self, file: str | Path = "", place: str = "", keys: Sequence[str] = (), advice: str = "") -> None:
         """Add what the one who caught it knows.
@@ -118,6 +119,16 @@ class UserError(ValueError):
         self.problems = [problem if problem.where else replace(problem, where=place) for problem in self.problems]
         self.file = self.file or str(file)
         self.advice, self.row = self.advice or advice, None
+
+
+def printable(text: str) -> str:
+    """``text`` in one line that any file and any terminal takes: what does not print, or is no UTF-8, is escaped.
+
+    Names and keys come from others' files, and must not move a terminal's cursor or look like a line of this program.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 @contextmanager

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from data_pipelines.command import Parser, run
 from data_pipelines.converters.pairs import convert_tars, find_tars, pairs_parser
-from data_pipelines.converters.report import printable
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import IMAGE_TYPES
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 
 def index_in_place(tars: list[Path]) -> None:

@@ -17,11 +17,10 @@ from typing import Any
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import image_members, is_hidden
-from data_pipelines.converters.report import printable
 from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import with_article
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

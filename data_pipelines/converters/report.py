@@ -12,13 +12,6 @@ REPORT_FILE = "report.json"
 _LISTED = 5
 
 
-def printable(text: str) -> str:
-    """``text`` in one line that any file and any terminal takes; other characters, such as bytes of no UTF-8, are escaped."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-
-
 def entry_of(
     samples: int = 0,
     converted: int = 0,

@@ -124,7 +124,8 @@ class Rows:
         self._offsets = array("q")
         self._names: set[int] | None = None  # hashes: millions of names take a tenth of the room
         with open(path, "rb") as stream:
-            head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            lines = (line.removeprefix(b"\xef\xbb\xbf").lstrip() for line in iter(lambda: stream.readline(4096), b""))
+            head = next(filter(None, lines), b"")
         if not head:
             raise UserError(path, "the file is empty")
         if head[:1] not in (b"[", b"{"):

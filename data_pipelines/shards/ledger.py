@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.indexing import write_json
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 _LISTED = 3
 
@@ -40,8 +40,7 @@ class Skip:
         return f"{self.source}/{os.path.basename(self.shard)}:{self.key}"
 
     def __str__(self) -> str:
-        text = f"{self.name}: {self.reason}"
-        return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+        return printable(f"{self.name}: {self.reason}")
 
 
 class Ledger:

@@ -32,6 +32,14 @@ def test_the_sheet_shows_input_and_target_side_by_side(tmp_path):
     assert (red - black).tolist() == [0, 128 + 8]
 
 
+@pytest.mark.parametrize("text", ["[/red] a [bold]cat", "\x1b[31merror: forged", "a\0b"])
+def test_texts_are_printed_and_never_followed(tmp_path, capsys, text):
+    write_tar(tmp_path / "a.tar", {"k": {"jpg": png(5), "txt": text.encode()}, "l\x1b[1m": {"txt": b"alone"}})
+    main(parser().parse_args([str(tmp_path / "a.tar"), "--sheet", str(tmp_path / "sheet.png")]))
+    printed = capsys.readouterr().out
+    assert text.replace("\x1b", r"\x1b").replace("\0", r"\x00") in printed and not {"\x1b", "\0"} & set(printed)
+
+
 def test_captions_of_others_are_understood(tmp_path):
     write_tar(tmp_path / "a.tar", {"k": {"jpg": png(5), "txt": "Un café.".encode(), "json": b'{"url": "x"}'}})
     assert inspect([str(tmp_path / "a.tar")]).answers == {"Un café.": 1}

@@ -190,6 +190,7 @@ def test_retry_writes_the_shards_again_whose_images_have_arrived(tmp_path):
     [
         (None, [], "list.json: no such file"),
         ("", [], "the file is empty"),
+        ("\n" * 5000 + "[{}]", [], "the first reason: row 0: 'conversations' is a NoneType"),
         ("[]", [], "the list is empty"),
         ("[{]", [], "cannot be parsed"),
         ("hello", [], "expected a JSON list of objects, or JSON Lines"),
