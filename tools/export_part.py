@@ -113,7 +113,7 @@ def test_scores(run: Path, experiment: dict[str, Any], part: Any, name: str) -> 
     samples = sum(len(ShardSource(pattern).open(source)) for source, pattern in shards.items())
     loaded = load_run(run, [f"data.val.{source}.shards={pattern}" for source, pattern in shards.items()])
     stored = {f"{name}.{key}": value for key, value in part.state_dict().items()}
-    loaded.checkpoint["state_dict"] = {**loaded.checkpoint["state_dict"], **stored}
+    loaded.state |= stored
     return {"samples": samples, "metrics": named(validate(loaded))}
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 from tools.released import read_files
 from tools.ross_weights import HEADS, Release, State, built_for, export_state, head_to_ours, import_state, sort_parts
 from umm_zoo.blocks.transformer import position_table
-from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
 from umm_zoo.errors import locating, user_errors
 from umm_zoo.experiment.file import load_experiment
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with user_errors() as outcome, locating(refusals=(ValueError, OSError)):
         if options.export:
             options.export.parent.mkdir(parents=True, exist_ok=True)
-            released = export_state(load_checkpoint(options.sources[0])["state_dict"])
+            released = export_state(weights_of(load_checkpoint(options.sources[0]))[0])
             save_file({name: tensor.contiguous() for name, tensor in released.items()}, options.export)
             return 0
         release = sort_parts(read_files(options.sources))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
 from umm_zoo.errors import UserError, did_you_mean, several, user_errors
-from umm_zoo.training.finished_run import add_trust, load_run
+from umm_zoo.training.finished_run import add_raw_weights, add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances, recorded
 from umm_zoo.training.run_folder import runs_folder, writing
@@ -37,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("words", nargs="*", metavar="SUITE | key=value", help=f"what to score ({', '.join(SUITES)}) and overrides")
     add_trust(parser)
+    add_raw_weights(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     arguments = parser.parse_intermixed_args(argv)
     with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(), arguments.traceback):
         overrides = [word for word in arguments.words if "=" in word]
         suite, *rest = [word for word in arguments.words if "=" not in word] or ["validation"]
-        evaluate(arguments.run, suite, rest, overrides, arguments.trust)
+        evaluate(arguments.run, suite, rest, overrides, arguments.trust, arguments.raw_weights)
     return outcome.code
 
 
@@ -52,6 +53,7 @@ def evaluate(
     words: Sequence[str] = (),
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
+    raw_weights: bool = False,
 ) -> Path:
     """Score a run, print the table, and return the file that was written.
 
@@ -60,7 +62,7 @@ def evaluate(
         suite: name in ``umm_zoo.benchmarks.SUITES``.
         words: arguments of the suite.
         overrides: ``key=value`` over the experiment of the run.
-        trust: see ``load_run``.
+        trust, raw_weights: see ``load_run``.
 
     Raises:
         UserError: no such run or suite, or an override that does not fit.
@@ -68,13 +70,14 @@ def evaluate(
     several("words", words)
     if suite not in SUITES:
         raise UserError(source, f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))
-    run = load_run(source, overrides, trust)
+    run = load_run(source, overrides, trust, raw_weights)
     began = time.monotonic()
     scores = {name: float(value) for name, value in SUITES[suite](run, words).items()}
     report = {
         "run": run.experiment.name,
         "suite": suite,
         "step": run.checkpoint["global_step"],
+        "weights": run.weights,
         "arguments": list(words),
         "overrides": list(overrides),
         "seconds": round(time.monotonic() - began, 2),

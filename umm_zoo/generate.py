@@ -15,7 +15,7 @@ from umm_zoo.generation.base import Command
 from umm_zoo.generation.options import MAX_SEED, escaped, whole
 from umm_zoo.generation.progress import progress
 from umm_zoo.generation.requests import Request, Result, check_images
-from umm_zoo.training.finished_run import FinishedRun, add_trust, load_run
+from umm_zoo.training.finished_run import FinishedRun, add_raw_weights, add_trust, load_run
 from umm_zoo.training.report import circumstances
 
 if TYPE_CHECKING:
@@ -50,10 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size = whole("", 1, 100_000).read(arguments.batch_size, "--batch-size")
         requests = [one for request in command.requests(arguments.words, arguments) for one in _seed_after_seed(request)]
         check_images(requests)
-        run = load_run(arguments.run, trust=arguments.trust)
+        run = load_run(arguments.run, (), arguments.trust, arguments.raw_weights)
         results = generate(run, command, requests, batch_size, arguments.device)
         if arguments.out:
-            about = {"run": arguments.run, "step": run.checkpoint["global_step"], "commit": circumstances()["commit"]}
+            about = {
+                "run": arguments.run,
+                "step": run.checkpoint["global_step"],
+                "weights": run.weights,
+                "commit": circumstances()["commit"],
+            }
             _write(results, len(requests), Path(arguments.out), about, command.prints_question)
         else:
             for result in results:
@@ -110,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("--batch-size", default=16, metavar="N", help="requests at a time (default: 16)")
         own.add_argument("--device", default="cpu", help="default: %(default)s")
         add_trust(own)
+        add_raw_weights(own)
         own.add_argument("--traceback", action="store_true", help="show where an error line comes from")
         command.add_arguments(own)
     return parser

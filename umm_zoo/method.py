@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
-from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.checkpoints.files import load_checkpoint, weights_of
 from umm_zoo.errors import UserError, did_you_mean, several
 from umm_zoo.experiment.build import build_embedded
 from umm_zoo.objectives.step import StepMeans, check_finite
@@ -280,21 +280,21 @@ class Method(LightningModule, ABC):
         self._inherited |= set(state)
 
     @classmethod
-    def load(cls, source: str | Path, trust: Sequence[str] = ()) -> Method:
-        """Rebuild a method, in evaluation mode, from a run folder (``runs/<name>``) or a ``.ckpt`` file; both hold its experiment.
+    def load(cls, source: str | Path, trust: Sequence[str] = (), raw_weights: bool = False) -> Method:
+        """Rebuild a method, in evaluation mode, from a run folder or checkpoint, with averaged weights where the run has them.
 
         Args:
             source: the folder or file.
             trust: modules beside this package whose classes its experiment may name: they are imported, and so run.
+            raw_weights: the weights in training, in place of their averages.
 
         Raises:
-            FileNotFoundError: no checkpoint there.
-            UserError: its experiment does not fit, or names a class that is not trusted.
+            UserError: no checkpoint there, its experiment does not fit, or names a class that is not trusted.
             TypeError: the checkpoint holds a method of another class than this one.
         """
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
         method = build_embedded(checkpoint["experiment"]["method"], Method, "method", source, trust)
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, expected a {cls.__name__}")
-        method.load_weights(checkpoint["state_dict"])
+        method.load_weights(weights_of(checkpoint, raw_weights)[0])
         return method.eval()

@@ -69,7 +69,7 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
         after = Path(experiment.after)
         place = RunFolder.of(load_experiment(after)).path if after.suffix in (".yaml", ".yml") else after
         if place.exists():
-            load_weights(built.method, place, experiment.file)
+            load_weights(built.method, place, experiment.file, experiment.training.get("weights") == "raw")
         else:  # a stage that trains none of what is stored changes nothing; one that does changes the hash, and training refuses
             sys.stderr.write(f"note: {experiment.after} has not been run; stored are outputs of the weights as they are built\n")
     method = built.method

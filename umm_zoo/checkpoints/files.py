@@ -88,6 +88,32 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+def weights_of(checkpoint: Mapping[str, Any], raw: bool = False) -> tuple[dict[str, Tensor], str]:
+    """The run's weights, by one rule for every command, stage and export: the averages where the run keeps any (``training.ema``).
+
+    Validation scores are theirs. A resumed run goes on from the raw ones, and the averages beside them.
+
+    Args:
+        checkpoint: as it was loaded.
+        raw: take those in training.
+
+    Returns:
+        the state, and which it is: ``averaged`` or ``raw``.
+
+    Raises:
+        UserError: raw ones of consolidated weights that are averages.
+    """
+    state = dict(checkpoint["state_dict"])
+    kept = checkpoint.get("callbacks", {}).values()
+    averages: Mapping[str, Tensor] = next((own["averages"] for own in kept if isinstance(own, Mapping) and own.get("averages")), {})
+    which = checkpoint.get("weights", "raw")
+    if raw and which != "raw":
+        raise UserError("--raw-weights", f"a file that holds the {which} weights alone", "the run that it was made of")
+    if raw or not averages:
+        return state, which
+    return state | {key: value.to(state[key].dtype) for key, value in averages.items() if key in state}, "averaged"
+
+
 def _is_ours(path: Path) -> bool:
     """Whether something has the form of what is written here; what has another is refused by those who read it."""
     if path.is_dir() or path.suffix == ".safetensors":
@@ -103,7 +129,7 @@ def step_in(source: str | Path) -> int:
 
 
 #: What a consolidated file holds beside the weights, as JSON in its header.
-DESCRIPTION = ("experiment", "stage_only", "adapters", "global_step")
+DESCRIPTION = ("experiment", "stage_only", "adapters", "global_step", "version")
 
 
 def _read_consolidated(path: Path) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class EMA(Callback):
     After update t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards the weights; the second term lets it follow
     quickly at first (our choice, as the diffusers library does). Validation, and so every metric and sample grid, sees the averaged
     weights; training never does. The averages, in float32, are saved in the checkpoint as this callback's state, so a resumed run
-    continues exactly. The weights of the checkpoint itself are the raw ones; put the averages in with :meth:`copy_to`.
+    continues exactly. Whatever uses the run afterwards takes the averages (``umm_zoo.checkpoints.files.weights_of``): evaluate,
+    generate, a stage ``after`` it, ``Method.load``, exports. The checkpoint's own weights are the raw ones; a resumed run
+    goes on from them.
 
     Weights that ``FullyShardedStrategy`` shares out have averages shared out alike; those of torch's first FSDP are not supported.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,15 @@ class FinishedRun:
         path: the run folder, or the folder of the checkpoint.
         checkpoint: the loaded checkpoint.
         experiment: the experiment inside it, with the overrides of the command line.
+        state: the run's weights (see ``weights_of``).
+        weights: which they are, ``averaged`` or ``raw``.
     """
 
     path: Path
     checkpoint: dict[str, Any]
     experiment: Experiment
+    state: dict[str, Any]
+    weights: str
 
     def load_method(self) -> Method:
         """Its method with its weights, in evaluation mode; nothing else of the experiment is built.
@@ -42,7 +47,7 @@ class FinishedRun:
 
         with locating(self.path), trusting(self.experiment.named_modules):
             method: Method = build(self.experiment.method, "method")
-            method.load_weights(self.checkpoint["state_dict"])
+            method.load_weights(self.state)
         return method.eval()
 
 
@@ -57,18 +62,27 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_run(source: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> FinishedRun:
+def add_raw_weights(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that uses weights of a run."""
+    text = "the weights in training, where the run also keeps their averages (the default then, and what its scores are of)"
+    parser.add_argument("--raw-weights", action="store_true", help=text)
+
+
+def load_run(
+    source: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = (), raw_weights: bool = False
+) -> FinishedRun:
     """Read a run's checkpoint, and its experiment with ``key=value`` overrides; everything is checked, nothing built.
 
     Args:
         source: run folder or checkpoint.
         overrides: over the experiment.
         trust: modules beside this package whose classes the experiment may name: they are imported, and so run.
+        raw_weights: the weights in training, in place of their averages.
 
     Raises:
         UserError: no checkpoint there, or an override that does not fit.
     """
-    from umm_zoo.checkpoints.files import load_checkpoint
+    from umm_zoo.checkpoints.files import load_checkpoint, weights_of
     from umm_zoo.checkpoints.folder import checkpoint_path
     from umm_zoo.experiment.check import check
 
@@ -85,4 +99,7 @@ def load_run(source: str | Path, overrides: Sequence[str] = (), trust: Sequence[
     experiment = experiment_from(checkpoint["experiment"], source, (), overrides, trust)
     check(experiment)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
-    return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment)
+    state, weights = weights_of(checkpoint, raw_weights)
+    if weights == "averaged" or raw_weights:
+        print(f"{source}: {weights} weights", file=sys.stderr, flush=True)
+    return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment, state, weights)

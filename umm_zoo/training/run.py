@@ -21,13 +21,14 @@ from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
-from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, step_in
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, step_in, weights_of
 from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
+from umm_zoo.training.ema import EMA
 from umm_zoo.training.intervals import validate_every
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
 from umm_zoo.training.record import RunRecord
@@ -69,7 +70,9 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment, data)
     if start:
-        load_weights(built.method, start, experiment.file)
+        which = load_weights(built.method, start, experiment.file, experiment.training.get("weights") == "raw")
+        if which == "averaged" and is_main_process():
+            print(f"{experiment.name} starts from the averaged weights of {start}", flush=True)
     record = RunRecord(experiment, folder)
     trainer = make_trainer(experiment, folder, built, record, [StopOnSignal(folder.checkpoints)])
     if trainer.is_global_zero:
@@ -103,6 +106,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
             "seed": experiment.seed,
             "seconds": round(record.elapsed(), 2),
             "resumed_from": str(resume) if resume else None,
+            "weights": "averaged" if any(isinstance(callback, EMA) for callback in built.callbacks.values()) else "raw",
             **results(trainer, folder),
         }
         with writing(folder.path):
@@ -111,8 +115,8 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     return 0
 
 
-def load_weights(method: Method, source: str | Path, file: str) -> None:
-    """Start from the trained weights of a finished run.
+def load_weights(method: Method, source: str | Path, file: str, raw: bool = False) -> str:
+    """Start from the weights of a finished run: averaged ones where it keeps them, unless ``raw``; returns which.
 
     Raises:
         UserError: there is no checkpoint, or its weights do not fit.
@@ -125,7 +129,9 @@ def load_weights(method: Method, source: str | Path, file: str) -> None:
             if name in own and earlier != own[name] and any(key.startswith(f"{name}.") for key in checkpoint["state_dict"]):
                 said = [f"rank {meaning['rank']:g} and alpha {meaning['alpha']:g}" for meaning in (own[name], earlier)]
                 raise UserError(f"method.{name}", said[0], f"{said[1]}, with which the weights of {source} were trained")
-        method.load_weights({key: value for key, value in checkpoint["state_dict"].items() if key not in left})
+        state, which = weights_of(checkpoint, raw)
+        method.load_weights({key: value for key, value in state.items() if key not in left})
+    return which
 
 
 def _adapters_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lightning import Callback, LightningDataModule
 from torch import nn
@@ -30,6 +30,7 @@ class TrainingSetup:
         schedule: learning rate over the steps; None is constant.
         on_nan: what becomes of a step with a loss that is not finite: ``stop`` ends the run, ``skip`` makes no update.
         max_skipped_steps: steps that may be skipped before the run ends all the same.
+        weights: of the stage that this one comes ``after``: its averages where it keeps them, or the raw ones all the same.
 
     Raises:
         ValueError: ``on_nan`` is neither, or a negative number of steps.
@@ -42,6 +43,7 @@ class TrainingSetup:
         schedule: Schedule | None = None,
         on_nan: str = "stop",
         max_skipped_steps: int = 10,
+        weights: Literal["averaged", "raw"] = "averaged",
     ) -> None:
         if on_nan not in ("stop", "skip") or max_skipped_steps < 0:
             found = f"on_nan '{on_nan}' and max_skipped_steps {max_skipped_steps}"

@@ -12,6 +12,7 @@ from umm_zoo.callbacks import MetricCallback, Validation
 from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.targets import find_target
+from umm_zoo.training.ema import EMA
 from umm_zoo.training.finished_run import FinishedRun
 from umm_zoo.training.ranks import join_ranks
 from umm_zoo.training.record import RunRecord
@@ -33,7 +34,7 @@ TRAINER_KEYS = (
 
 
 def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
-    """The experiment's metrics over its validation data, as in training (with averaged weights where training used them).
+    """The experiment's metrics over its validation data, as in training, with the run's weights (see ``weights_of``).
 
     Args:
         run: the run.
@@ -49,13 +50,13 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment)
     with locating(experiment.file):
-        built.method.load_weights(run.checkpoint["state_dict"])
+        built.method.load_weights(run.state)
     record = RunRecord(experiment)
     record.owners = built.owners()
     callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
     for callback in built.callbacks.values():
         state = run.checkpoint.get("callbacks", {}).get(callback.state_key)
-        if state and not isinstance(callback, Checkpoint):
+        if state and not isinstance(callback, (Checkpoint, EMA)):  # the averages stand in the method already, or are not wanted
             callback.load_state_dict(state)
             callbacks.append(callback)
         elif isinstance(callback, Validation):
