@@ -14,6 +14,9 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 #: Kinds of addresses that are read. fsspec knows more, among them some that chain or unpack what they fetch.
 SCHEMES = ("http", "https", "s3", "gs", "memory")
 
+#: Seconds without a byte after which a server is asked again (our choice).
+TIMEOUT = 30.0
+
 
 def is_remote(path: str) -> bool:
     """Whether ``path`` is an address such as ``https://…`` or ``s3://…``."""
@@ -28,7 +31,12 @@ def filesystem(path: str) -> Any:
     try:
         import fsspec  # optional: only remote shards need it
 
-        return fsspec.core.url_to_fs(path)[0]
+        if not scheme.startswith("http"):
+            return fsspec.core.url_to_fs(path)[0]
+        import aiohttp
+
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+        return fsspec.core.url_to_fs(path, client_kwargs={"timeout": patience})[0]
     except ImportError as error:
         needed = error.name or {"s3": "s3fs", "gs": "gcsfs"}.get(scheme, "fsspec[http]")
         extra = scheme if scheme in ("s3", "gs") else "remote"

@@ -10,13 +10,15 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from data_pipelines.shards.addresses import filesystem, is_remote
+from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.headers import BLOCK, members_of, plain_size, split_member_name, stated
 from data_pipelines.shards.index import ShardIndex
 from data_pipelines.shards.indexing import stale_index
+from data_pipelines.shards.remote import RemoteFile, read
 
 _MAX_OPEN = 64
 #: Members of one sample lie side by side; they are fetched in one read unless more than this many bytes of others lie between.
@@ -37,14 +39,12 @@ class RangeReader:
     def __reduce__(self) -> tuple[Any, ...]:
         return RangeReader, (self.cache,)  # another process opens its own files
 
-    def read(self, path: str, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the file ends."""
-        if is_remote(path):
-            if self.cache is not None and (kept := self.cache.read(path, offset, length)) is not None:
-                return kept
-            content: bytes = filesystem(path).cat_file(path, start=offset, end=offset + length)
-            return content
-        return os.pread(self._descriptor(path), length, offset)
+    def read(self, index: ShardIndex, offset: int, length: int) -> bytes:
+        """``length`` bytes of a shard from ``offset`` on; fewer only where it ends."""
+        if is_remote(index.path):
+            cached = self.cache.read(index.path, offset, length, index.tag, index.sha256) if self.cache is not None else None
+            return read(index.path, offset, offset + length, index.tag) if cached is None else cached
+        return os.pread(self._descriptor(index.path), length, offset)
 
     def members(self, index: ShardIndex, sample: int, names: Sequence[str] | None = None) -> dict[str, bytes]:
         """The members of a sample by name, all or those of ``names``; a ``UserError`` where the tar holds something else there."""
@@ -56,20 +56,20 @@ class RangeReader:
         first = max(0, min(offset for _, offset, _ in wanted) - lead)
         last = max(offset + length for _, offset, length in wanted)
         near = last - first <= lead + sum(length + 3 * BLOCK for _, _, length in wanted) + _MAX_GAP
-        whole = self.read(index.path, first, last - first) if near else b""
+        whole = self.read(index, first, last - first) if near else b""
         content: dict[str, bytes] = {}
         for name, offset, length in wanted:
             start = max(0, offset - lead)
             end = offset + length
-            span = whole[max(0, start - first) : end - first] if near else self.read(index.path, start, end - start)
+            span = whole[max(0, start - first) : end - first] if near else self.read(index, start, end - start)
             cut = len(span) - length
             content[name] = span[cut:]
-            if cut < BLOCK or not self._stands(index.path, offset, span[:cut], key, name, length):
+            if cut < BLOCK or not self._stands(index, offset, span[:cut], key, name, length):
                 found = f"the tar holds no member '{key}.{name}' of {length} bytes where its index says"
                 raise stale_index(index.path, index.path, f"{found}; the file changed or was cut short")
         return content
 
-    def _stands(self, path: str, offset: int, blocks: bytes, key: str, name: str, length: int) -> bool:
+    def _stands(self, index: ShardIndex, offset: int, blocks: bytes, key: str, name: str, length: int) -> bool:
         """Whether the header at the end of ``blocks``, in front of ``offset``, is that of a member of this name and length."""
         header = blocks[-BLOCK:]
         if header[:100].rstrip(b"\0") == f"{key}.{name}".encode() and not header[345] and plain_size(header) == length:
@@ -78,7 +78,7 @@ class RangeReader:
         # another spelling, or an extended header that says more
         return any(
             (split_member_name(stated_name), size) == ((key, name), length)
-            for stated_name, size in (stated(read()) for read in (lambda: blocks, lambda: self.read(path, start, offset - start)))
+            for stated_name, size in (stated(read()) for read in (lambda: blocks, lambda: self.read(index, start, offset - start)))
         )
 
     def _descriptor(self, path: str) -> int:
@@ -115,7 +115,7 @@ def read_samples(path: str) -> Iterator[tuple[str, Members]]:
     members for a whole one.)
     """
     key, members = "", Members()
-    with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as file:
+    with nullcontext(RemoteFile(path)) if is_remote(path) else open(path, "rb") as file:
         watched = _Watched(file)
         for member in members_of(watched, "r|*"):
             if isinstance(member, str):

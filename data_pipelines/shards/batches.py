@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from data_pipelines.decoding import BadSampleError, ImageTransform, check_utf8, decode_image, one_sample
 from data_pipelines.shards.buffers import BufferReference, ImageBuffers
 from data_pipelines.shards.ledger import Skip
+from data_pipelines.shards.remote import take_faults
 from data_pipelines.tasks import SampleTask
 from umm_zoo.batch import Batch
 from umm_zoo.conversation import Conversation, Task, task_of
@@ -22,7 +24,8 @@ from umm_zoo.errors import UserError
 class RawBatch:
     """Stacked rows that a worker sends with the skips met on the way, or the error that ends the run.
 
-    ``rows`` are what the ledger would say of each row if it could not be used, without a reason.
+    ``rows`` are what the ledger would say of each row if it could not be used, without a reason, ``faults`` what was tried
+    again on the way.
 
     Shape:
         - images, targets: ``[M, H, W, 3]`` and ``[B, H, W, 3]`` uint8, a quarter of the floats on the way between processes
@@ -39,6 +42,7 @@ class RawBatch:
     rows: list[Skip] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     error: UserError | None = None
+    faults: Counter[str] = field(default_factory=Counter)
     ahead: list[RawBatch] | None = None  # see ``Batch.ahead``
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
@@ -127,7 +131,9 @@ class RawBatchBuilder:
             hint = "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
             raise UserError("data", found, hint=hint)
         extras = {name: torch.cat([row[name] for row in self._extras]) for name in (self._extras[0] if self._extras else ())}
-        return replace(raw, images=self._images.images(), targets=self._targets.images(), extras=extras, skips=skips)
+        return replace(
+            raw, images=self._images.images(), targets=self._targets.images(), extras=extras, skips=skips, faults=take_faults()
+        )
 
 
 def to_signal(images: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipelines.shards.addresses import filesystem
+from data_pipelines.shards.indexing import content_of, stale_index
+from data_pipelines.shards.remote import fetch, shown, state
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,14 @@ class ShardCache:
         self.folder, self.bound = Path(folder), int(gigabytes * 1e9)
         self._refused: set[str] = set()
 
-    def read(self, path: str, offset: int, length: int) -> bytes | None:
-        """A byte range of a remote shard, which is fetched first if need be; None where there is no space for it."""
-        place = self.folder / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
+    def read(self, path: str, offset: int, length: int, tag: str = "", sha256: str = "") -> bytes | None:
+        """A byte range of a remote shard, which is fetched first if need be; None where there is no space for it.
+
+        ``tag`` is the version that the server names, ``sha256`` the content that the index was made for: another version of the
+        same address is fetched again, and refused where it is not of that content.
+        """
+        version = f"{path}\n{tag}\n{sha256}"
+        place = self.folder / f"{hashlib.sha256(version.encode()).hexdigest()[:32]}.tar"
         for _ in range(3):
             try:
                 # opened again each time: a file held open would take space after its eviction
@@ -41,11 +47,11 @@ class ShardCache:
                     os.utime(file.fileno())  # those used longest ago go first
                     return os.pread(file.fileno(), length, offset)
             except FileNotFoundError:
-                if not self._fetch(path, place):
+                if not self._fetch(path, place, sha256):
                     return None
         return None  # others evict it faster than it can be opened: the cache is too small for all who use it
 
-    def _fetch(self, path: str, place: Path) -> bool:
+    def _fetch(self, path: str, place: Path, sha256: str) -> bool:
         """Whether the shard is there now."""
         if path in self._refused:
             return False
@@ -53,18 +59,17 @@ class ShardCache:
         with _locked(place.with_suffix(".lock")):
             if place.exists():  # another process has fetched it while this one waited
                 return True
-            files = filesystem(path)
-            size = int(files.size(path) or 0)
+            size = state(path).size
             partial = place.with_suffix(f".{size}.partial")
             if not self._reserve(partial, size):
                 if size > self.bound:
                     self._refused.add(path)
-                    log.warning("%s: its %d bytes exceed data.cache_gb; it is read by ranges", path, size)
+                    log.warning("%s: its %d bytes exceed data.cache_gb; it is read by ranges", shown(path), size)
                 return False
             try:
-                files.get_file(path, str(partial))
-                if (found := partial.stat().st_size) != size:
-                    raise OSError(f"{path}: {found} of {size} bytes arrived")
+                fetch(path, partial)
+                if sha256 and content_of(partial) != sha256:
+                    raise stale_index(shown(path), shown(path), f"its content is not what its index was made for (sha256 {sha256})")
                 with _locked(self.folder / ".lock"):
                     os.replace(partial, place)
             finally:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.cache import ShardCache
-from data_pipelines.shards.indexing import build_index
+from data_pipelines.shards.index import load_index
 from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, ValidationBatchSampler, reading_loader
 from data_pipelines.shards.mixing import BLOCK, make_stream
 from data_pipelines.shards.module import ShardModule
@@ -116,7 +116,7 @@ class ShardData(ShardModule):
             for stage in ("train", "val") if training else ("val",):
                 for source in self.sources[stage].values():
                     for path in expand(source.shards):
-                        build_index(path)
+                        load_index(path)
 
     def setup(self, stage: str) -> None:
         """Open the shards; a fit starts at position 0 unless a checkpoint is loaded after this."""
@@ -225,11 +225,11 @@ class ShardData(ShardModule):
         return {"seed": self.seed, "window": self.window, "sources": sources, "weights": self._weights()}
 
     def _deliver(self, raw: RawBatch) -> None:
-        known = len(self.ledger.skips)
+        known = len(self.ledger.skips), self.ledger.faults.total()
         try:
             super()._deliver(raw)
         finally:
-            if len(self.ledger.skips) > known:
+            if (len(self.ledger.skips), self.ledger.faults.total()) != known:
                 self._write_ledger()
 
     def _write_ledger(self) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.shards.addresses import filesystem, is_remote
+from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.headers import BLOCK
-from data_pipelines.shards.indexing import INDEX_VERSION, build_index, shard_size, stale_index
+from data_pipelines.shards.indexing import INDEX_VERSION, build_index, check_content, shard_state, stale_index
+from data_pipelines.shards.remote import read, shown, state
 from umm_zoo.errors import UserError
 
 #: The head of an index (sizes, hash, counts) ends before this key; enough to open a shard without reading its offsets.
@@ -92,12 +93,12 @@ def _narrow(values: NDArray[Any]) -> NDArray[Any]:
 class ShardIndex:
     """Samples of one shard: their number is known at once, their places are read when first needed.
 
-    ``place`` is where the index lies, ``head`` has ``tar_size``, ``sha256`` and ``counts``; ``columns`` are places that have been
-    read already, and are then kept for good.
+    ``place`` is where the index lies, ``tag`` the version of a remote shard that its server names, ``head`` has ``tar_size``,
+    ``sha256`` and ``counts``; ``columns`` are places that have been read already, and are then kept for good.
     """
 
-    def __init__(self, path: str, place: str, head: dict[str, Any], columns: _Columns | None = None) -> None:
-        self.path, self.place = path, place
+    def __init__(self, path: str, place: str, tag: str, head: dict[str, Any], columns: _Columns | None = None) -> None:
+        self.path, self.place, self.tag = path, place, tag
         self.tar_size, self.sha256 = int(head["tar_size"]), str(head.get("sha256", ""))
         self.num_samples = int(head["counts"]["samples"])
         self._columns = columns
@@ -146,16 +147,21 @@ def _kept_columns(path: str, place: str, tar_size: int, num_samples: int, sha256
 
 
 def load_index(path: str) -> ShardIndex:
-    """The index of a shard, checked against the size of the tar; made where there is none. Of a local one only the head is read."""
-    size = shard_size(path)
+    """The index of a shard, checked against the size of the tar, and its content where its time has changed.
+
+    Made where there is none. Of a local one only the head is read.
+    """
+    size, tag = shard_state(path)
     place = build_index(path)
     head = None if is_remote(place) else _read_head(place)
-    index = ShardIndex(path, place, *(_parse(path, place) if head is None else (head,)))
+    index = ShardIndex(path, place, tag, *(_parse(path, place) if head is None else (head,)))
     if index.tar_size != size:
         found = f"the tar has {size} bytes, its index was made for {index.tar_size}; the file changed or was cut short"
         raise stale_index(path, path, found)
     if len(index) == 0:
-        raise UserError(path, "this shard holds no sample; remove it or fetch it again")
+        raise UserError(shown(path), "this shard holds no sample; remove it or fetch it again")
+    if not is_remote(path):
+        check_content(path, place, index.sha256)
     return index
 
 
@@ -181,7 +187,7 @@ def _sound(head: dict[str, Any]) -> bool:
 def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
     """The content of an index."""
     try:
-        text = filesystem(place).cat_file(place).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
+        text = read(place, 0, state(place).size).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
         content: dict[str, Any] = json.loads(text)
         if (version := content["version"]) != INDEX_VERSION:
             raise stale_index(path, place, f"index version {version!r}", str(INDEX_VERSION))

@@ -12,11 +12,13 @@ import os
 import tarfile
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.shards.addresses import filesystem, is_remote
+from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.headers import BLOCK, members_of
+from data_pipelines.shards.remote import RemoteError, State, fetch, shown, state
 from umm_zoo.errors import UserError
 
 INDEX_SUFFIX = ".index.json"
@@ -25,7 +27,7 @@ INDEX_VERSION = 2
 
 def stale_index(path: str, where: str, found: str, expected: str = "") -> UserError:
     """The error of the index of ``path``: damaged, or of a tar that was replaced, cut short or is still being written."""
-    return UserError(where, found, expected, f"`python -m data_pipelines.index {path}` makes a new index")
+    return UserError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
 
 
 def index_tar(path: str | Path) -> dict[str, Any]:
@@ -74,12 +76,10 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     layouts: dict[tuple[str, ...], int] = {}
     layout = [layouts.setdefault(tuple(members), len(layouts)) for members in samples.values()]
     places = [place for members in samples.values() for place in members.values()]
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "version": INDEX_VERSION,
         "tar_size": tar_size,
-        "sha256": digest,
+        "sha256": content_of(path),
         "counts": {"samples": len(samples), "members": dict(sorted(by_extension.items()))},
         "duplicates": duplicates,
         "skipped": skipped,
@@ -97,40 +97,84 @@ def index_path(tar: str | Path) -> Path:
     return Path(f"{tar}{INDEX_SUFFIX}")
 
 
-def shard_size(path: str) -> int:
-    """Bytes of a shard."""
+def content_of(path: str | Path) -> str:
+    """The sha256 of a local file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def shard_state(path: str) -> State:
+    """Bytes of a shard, and of a remote one the version that the server names."""
     if is_remote(path):
-        size = int(filesystem(path).size(path) or 0)
+        found = state(path)
     elif os.path.isfile(path):
-        size = os.path.getsize(path)
+        found = State(os.path.getsize(path), "")
     else:
         raise UserError(path, "no such shard")
-    if size == 0:
-        raise UserError(path, "this shard is an empty file (0 bytes); remove it or fetch it again")
-    return size
+    if found.size == 0:
+        raise UserError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
+    return found
 
 
 def build_index(path: str, replace: bool = False) -> str:
     """The place of a shard's index, which is made where there is none yet (or again with ``replace``).
 
-    It lies beside the shard, or in the user's cache where the shard's folder cannot be written.
+    It lies beside the shard, or in the user's cache where the shard's folder cannot be written. One of a remote shard is of the
+    version that the server names: another version is indexed again.
     """
-    size, whole = shard_size(path), path if is_remote(path) else os.path.abspath(path)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
-    places = [path + INDEX_SUFFIX, str(cache / (hashlib.sha256(whole.encode()).hexdigest()[:32] + INDEX_SUFFIX))]
+    size, tag = shard_state(path)
+    whole = f"{path}\n{tag}" if is_remote(path) else os.path.abspath(path)
+    places = [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
     if not replace and (there := next((place for place in places if _exists(place)), None)):
         return there
+    time = 0 if is_remote(path) else os.stat(path).st_mtime_ns
     content = _index_remote(path) if is_remote(path) else index_tar(path)
     if content["tar_size"] != size:
         changed = f"from {size} to {content['tar_size']} bytes"
-        raise UserError(path, f"the shard changed {changed} while it was indexed; is it still written?")
+        raise UserError(shown(path), f"the shard changed {changed} while it was indexed; is it still written?")
     for place in places[is_remote(path) :]:  # nothing is written beside a remote shard
         try:
-            write_json(place, content)
+            write_index(place, content, time)
             return place
         except OSError as error:
             reason = error
-    raise UserError(path, f"its index could not be written to {' or '.join(places)}: {reason}")
+    raise UserError(shown(path), f"its index could not be written to {' or '.join(map(shown, places))}: {reason}")
+
+
+def write_index(place: str | Path, content: dict[str, Any], time: int) -> None:
+    """Write an index with the time of its tar (nanoseconds; 0 for none), by which it is known to be of this tar."""
+    write_json(place, content)
+    if time:
+        os.utime(place, ns=(time, time))
+
+
+def check_content(path: str, place: str, sha256: str) -> None:
+    """Compare the content of a local tar with that of its index, where their times differ; once, for the time is then set.
+
+    Raises:
+        UserError: it is another content.
+    """
+    time = os.stat(path).st_mtime_ns
+    if os.stat(place).st_mtime_ns == time:
+        return
+    verified, known = _in_cache(os.path.abspath(path), ".verified"), f"{time} {sha256}"
+    with suppress(OSError):
+        if verified.read_text(encoding="utf-8") == known:
+            return
+    if content_of(path) != sha256:
+        raise stale_index(path, path, f"its content is not what its index was made for (sha256 {sha256})")
+    with suppress(OSError):
+        os.utime(place, ns=(time, time))
+        if os.stat(place).st_mtime_ns == time:
+            return
+    with suppress(OSError):  # a folder of others, or a file system with coarser times
+        verified.parent.mkdir(parents=True, exist_ok=True)
+        verified.write_text(known, encoding="utf-8")
+
+
+def _in_cache(name: str, suffix: str) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
+    return base / (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32] + suffix)
 
 
 def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:
@@ -154,7 +198,7 @@ def _index_remote(path: str) -> dict[str, Any]:
     """Index a remote shard by fetching it once; afterwards only the members needed are read."""
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, "shard.tar")
-        filesystem(path).get_file(path, local)
+        fetch(path, local)
         return index_tar(local)
 
 
@@ -162,7 +206,9 @@ def _exists(place: str) -> bool:
     if not is_remote(place):
         return os.path.isfile(place)
     try:
-        filesystem(place).info(place)  # not `exists`, which fetches the whole file from a web server
-    except FileNotFoundError:
-        return False
+        state(place)
+    except RemoteError as error:
+        if error.missing:
+            return False
+        raise
     return True

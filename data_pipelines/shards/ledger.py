@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ class Ledger:
         self.max_skips, self.rank = max_skips, rank
         self.folder: Path | None = None
         self.skips: dict[Skip, None] = {}  # a set that keeps its order
+        self.faults = Counter[str]()
 
     def open(self, folder: str | Path) -> None:
         """Write to ``folder`` from now on, what was collected so far included."""
@@ -57,6 +60,7 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         for skip in self.skips:
             self._append(skip)
+        self.count(_read_faults(self._faults(self.rank)))
 
     def start_afresh(self, num_ranks: int) -> None:
         """Forget what an earlier run left in the folder; each rank sees to its own file, so none waits for another."""
@@ -66,6 +70,7 @@ class Ledger:
             owner = int(path.name.split(".")[2])
             if owner == self.rank or (self.rank == 0 and owner >= num_ranks):
                 path.unlink()
+        self.faults.clear()
         for skip in self.skips:
             self._append(skip)
 
@@ -82,6 +87,12 @@ class Ledger:
             where = f" (all of them in {self.folder / 'data.json'})" if self.folder else ""
             raise UserError("data.max_skips", f"{len(same)} bad samples", f"{self.max_skips}{where}", shown + more)
         return True
+
+    def count(self, faults: Mapping[str, int]) -> None:
+        """Count what went wrong on the way from afar and was tried again."""
+        self.faults.update(faults)
+        if faults and self.folder is not None:
+            write_json(self._faults(self.rank), self.faults)
 
     def write(self, position: int, train: dict[str, tuple[int, int]], val: dict[str, int]) -> None:
         """Write ``data.json``, of the position of the whole job, and the sizes of the sources.
@@ -107,6 +118,8 @@ class Ledger:
         for name, size in val.items():
             met = [skip for skip in skips if (skip.stage, skip.source) == ("val", name)]
             content["val"][name] = {"samples": size, "skipped": len(met), "skips": [asdict(skip) for skip in met]}
+        if faults := sum((_read_faults(path) for path in self._files()), Counter[str]()):
+            content["tried again"] = dict(faults)
         write_json(self.folder / "data.json", content, indent=1)
 
     def _append(self, skip: Skip) -> None:
@@ -115,15 +128,26 @@ class Ledger:
                 file.write(json.dumps(asdict(skip), ensure_ascii=False) + "\n")
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("data.skips.[0-9]*.jsonl")) if self.folder is not None else []
+        kinds = ("data.skips.[0-9]*.jsonl", "data.faults.[0-9]*.json")
+        return [] if self.folder is None else [path for kind in kinds for path in sorted(self.folder.glob(kind))]
+
+    def _faults(self, rank: int) -> Path:
+        return (self.folder or Path()) / f"data.faults.{rank}.json"
 
     def _merged(self) -> list[Skip]:
         """The skips of every rank, of this run and of the runs that it resumes, each once, by position."""
         merged = dict(self.skips)
         for path in self._files():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in () if path.suffix == ".json" else path.read_text(encoding="utf-8").splitlines():
                 try:
                     merged.setdefault(Skip(**json.loads(line)))
                 except (json.JSONDecodeError, TypeError):
                     continue  # the last line of a rank that was killed while writing it; the sample will be met again
         return sorted(merged, key=lambda skip: (skip.stage, skip.position))
+
+
+def _read_faults(path: Path) -> Counter[str]:
+    try:
+        return Counter(json.loads(path.read_text(encoding="utf-8"))) if path.suffix == ".json" else Counter()
+    except (OSError, ValueError, TypeError):
+        return Counter()

@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.ledger import Ledger
+from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
 from umm_zoo.errors import UserError
 
@@ -78,7 +79,8 @@ class ShardModule(LightningDataModule):
         return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
 
     def _deliver(self, raw: RawBatch) -> None:
-        """Take note of the skips of a raw batch."""
+        """Take note of the skips of a raw batch, and of faults on the way to it."""
+        self.ledger.count(raw.faults + take_faults())
         for skip in raw.skips:
             if self.ledger.add(skip):
                 log.warning("skipped %s%s", skip, f" (repeated {skip.substitute} instead)" if skip.substitute else "")

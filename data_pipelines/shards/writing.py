@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from data_pipelines.shards.indexing import index_path, index_tar, write_json
+from data_pipelines.shards.indexing import index_path, index_tar, write_index
 
 
 @dataclass
@@ -96,7 +96,7 @@ class IndexedShardWriter:
             index = index_tar(self._partial)
             index_path(final).unlink(missing_ok=True)  # an old one must not stand beside a new tar, not even for a moment
             os.replace(self._partial, final)
-            write_json(index_path(final), index)
+            write_index(index_path(final), index, final.stat().st_mtime_ns)
         self.summary.shards.append(final)
         self._tar, self._number, self._count = None, self._number + 1, 0
 

@@ -1,0 +1,68 @@
+"""A shard is its content: another content of the same name and size is not read by an old index, and not served old outputs."""
+
+import os
+import shutil
+
+import pytest
+from test_shards import data_of, sample, write_tar
+
+from data_pipelines.shards import indexing
+from data_pipelines.shards.index import load_index
+from umm_zoo.errors import UserError
+
+CHANGED = r"a\.tar: its content is not what its index was made for"
+
+
+@pytest.fixture
+def tar(tmp_path, monkeypatch):
+    """A shard with its index."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    write_tar(tmp_path / "w/a.tar", {f"k{n}": sample(n) for n in range(4)})
+    data_of(tmp_path / "w").check()
+    return tmp_path / "w/a.tar"
+
+
+def change(tar, seconds: int = 0) -> None:
+    """Put other words of the same length into the shard, ``seconds`` older than it was."""
+    time = os.stat(tar).st_mtime_ns
+    tar.write_bytes(tar.read_bytes().replace(b"Which?", b"Where?"))
+    if seconds:
+        os.utime(tar, ns=(time, time - seconds * 10**9))
+
+
+@pytest.fixture
+def digests(monkeypatch):
+    """Files whose content was hashed."""
+    hashed, real = [], indexing.content_of
+    monkeypatch.setattr(indexing, "content_of", lambda path: hashed.append(path) or real(path))
+    return hashed
+
+
+@pytest.mark.parametrize("seconds", [0, 3600, 10**6])
+def test_another_content_of_equal_size_is_refused_whether_newer_or_older(tar, seconds):
+    change(tar, seconds)
+    with pytest.raises(UserError, match=CHANGED):
+        load_index(str(tar))
+
+
+def test_a_shard_whose_time_is_the_same_is_not_hashed(tar, digests):
+    load_index(str(tar))
+    assert digests == []
+
+
+def test_a_copy_is_hashed_once(tar, digests, tmp_path):
+    shutil.copytree(tar.parent, tmp_path / "copy", copy_function=shutil.copyfile)
+    for _ in range(3):
+        load_index(str(tmp_path / "copy/a.tar"))
+    assert digests == [str(tmp_path / "copy/a.tar")]
+
+
+def test_a_copy_in_a_folder_of_others_is_hashed_once(tar, digests, monkeypatch):
+    os.utime(tar)
+    monkeypatch.setattr(indexing.os, "utime", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    for _ in range(3):
+        load_index(str(tar))
+    assert len(digests) == 1
+    change(tar)
+    with pytest.raises(UserError, match=CHANGED):
+        load_index(str(tar))
