@@ -83,7 +83,7 @@ def scripted(folder, *script, **named):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "DELAYS", (0.01, 0.02, 0.03))
-    monkeypatch.setattr(addresses, "TIMEOUT", 0.2)
+    monkeypatch.setattr(addresses, "TIMEOUT", 9.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     remote.take_faults()
 
@@ -111,7 +111,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("act", FAULTS)
-def test_a_transient_fault_is_tried_again_and_counted_in_the_ledger(tmp_path, act):
+def test_a_transient_fault_is_tried_again_and_counted_in_the_ledger(tmp_path, act, monkeypatch):
+    if act == "hang":
+        monkeypatch.setattr(addresses, "TIMEOUT", 0.5)
     near = next(iter(data_of(world(tmp_path), batch_size=11, window=2).train_dataloader()))
     with scripted(tmp_path / "w", act, act) as (address, _):
         data = far(address)
