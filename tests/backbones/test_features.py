@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,47 @@ def test_pixels_are_the_stock_processors(kind: type[LibraryEncoder], config: dic
     photo = (torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")[0] * 255).byte()
     found = encoder.pixels(photo[None].float() / 127.5 - 1)[0]
     assert (found - library_pixels(kind, photo.permute(1, 2, 0).numpy())).abs().max() < 2.5 / 255 / 0.22
+
+
+OWN = [
+    (SigLIPFeatures, SiglipImageProcessorPil(size={"height": 12, "width": 12}, resample=2)),  # SigLIP 2 is bilinear
+    (CLIPFeatures, CLIPImageProcessorPil(size={"shortest_edge": 15}, crop_size=12, image_mean=[0.1, 0.2, 0.3], resample=2)),
+    (CLIPFeatures, CLIPImageProcessorPil(size={"height": 12, "width": 12}, do_center_crop=False, image_std=[0.5, 0.4, 0.3])),
+    (CLIPVisionFeatures, CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size={"height": 12, "width": 12})),
+    (DINOv2Features, BitImageProcessorPil(size={"shortest_edge": 14}, crop_size={"height": 8, "width": 8})),
+    (DINOv2Features, BitImageProcessorPil(size={"height": 12, "width": 12}, do_center_crop=False, resample=2)),
+]
+
+
+@pytest.mark.parametrize("size", [(12, 12), (15, 15), (20, 31), (41, 17), (8, 8)])
+@pytest.mark.parametrize(("kind", "processor"), OWN)
+def test_a_checkpoint_brings_its_own_processor(kind: type[LibraryEncoder], processor: Any, size: tuple[int, int], tmp_path) -> None:
+    config = next(config for other, config, _ in TINY if other is kind)
+    kind.from_config(config).save(tmp_path)
+    processor.save_pretrained(tmp_path)
+    kind.from_pretrained(tmp_path).save(tmp_path / "again")
+    encoder = kind.from_pretrained(tmp_path / "again")
+    coarse = torch.rand(1, 3, 3, 4, generator=torch.Generator().manual_seed(sum(size)))
+    photo = (torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")[0] * 255).byte()
+    expected = processor(photo.permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]
+    assert (encoder.pixels(photo[None].float() / 127.5 - 1) - expected).abs().max() < 2.5 / 255 / 0.22
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"resample": 0}, "resample: found 0, expected None or 2 or 3"),
+        ({"do_normalize": False}, "do_normalize: found False"),
+        ({"rescale_factor": 1.0}, "rescale_factor: found 1.0"),
+        ({"do_center_crop": False}, "size {'shortest_edge': 12}, crop_size None, expected a square"),
+        ({"crop_size": {"height": 12, "width": 8}}, "expected a square, or one cut out"),
+    ],
+)
+def test_a_processor_that_makes_images_in_another_way_is_refused(change: dict, words: str, tmp_path) -> None:
+    CLIPVisionFeatures.from_config(VISION).save(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 12}, "crop_size": 12, **change}))
+    with pytest.raises(ValueError, match=words):
+        CLIPVisionFeatures.from_pretrained(tmp_path)
 
 
 def test_tokens_of_images_of_the_networks_size_see_all_of_them() -> None:

@@ -5,17 +5,20 @@ Normalisation and resizing live inside: every encoder takes the images of a batc
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from umm_zoo.backbones.adapters import assert_no_adapter
-from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_known, find_source, image_processor_of, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
+from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.batch import Grid
 
 
@@ -86,12 +89,13 @@ class LibraryEncoder(FeatureEncoder):
 
     kind: ClassVar[type[PreTrainedModel]]
     config_kind: ClassVar[type[Any]]
-    mean: ClassVar[Sequence[float]]
-    std: ClassVar[Sequence[float]]
-    interpolation: ClassVar[str] = "bicubic"
-    stock_size: ClassVar[int | None] = None  #: of the stock processor, where it differs from the config's
-    crop_ratio: ClassVar[float | None] = 1.0  #: shorter side before the crop over the crop; None squeezes without a crop
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: str = "bicubic"
+    stock_size: int | None = None  #: of the stock processor, where it differs from the config's
+    crop_ratio: float | None = 1.0  #: shorter side before the crop over the crop; None squeezes without a crop
     optional: ClassVar[Collection[str]] = ()  #: prefixes of weights that public files hold and this class leaves out
+    processor: Mapping[str, Any] = MappingProxyType({})  #: the file beside the weights; what it says holds in place of these
     model: Any
 
     def __init__(self, model: PreTrainedModel, image_size: int | None = None) -> None:
@@ -124,7 +128,9 @@ class LibraryEncoder(FeatureEncoder):
     def from_pretrained(
         cls, source: str | Path, config: dict[str, Any] | None = None, image_size: int | None = None, dtype: str = "float32"
     ) -> Self:
-        """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
+        """A folder in the library's format or a name on the hub, with its own image processor where it holds one.
+
+        On the meta device with ``config`` given nothing is read.
 
         Args:
             source: folder or name.
@@ -132,9 +138,21 @@ class LibraryEncoder(FeatureEncoder):
             image_size, dtype: see ``from_config``.
 
         Raises:
-            ValueError: the weights do not fill the network exactly.
+            ValueError: the weights do not fill the network exactly, or the processor does something else.
         """
-        return cls(cls._load(source, config, dtype), image_size)
+        return cls._processed(source, config, dtype, image_size)
+
+    @classmethod
+    def _processed(
+        cls, source: str | Path, config: dict[str, Any] | None, dtype: str, image_size: int | None, **arguments: Any
+    ) -> Self:
+        """The encoder with the image processor of its checkpoint, where that says anything; else the first release's."""
+        said = {} if on_meta_device() else image_processor_of(find_source(source))
+        stated = stock_processor(said, str(source), crops=cls.crop_ratio is not None)
+        encoder = cls(cls._load(source, config, dtype), image_size or stated.get("stock_size"), **arguments)
+        for name, value in {**stated, "processor": said}.items():
+            setattr(encoder, name, value)
+        return encoder
 
     @classmethod
     def _build(cls, config: dict[str, Any], dtype: str) -> PreTrainedModel:
@@ -201,6 +219,9 @@ class LibraryEncoder(FeatureEncoder):
         return tower(pixel_values=pixels, output_hidden_states=output_hidden_states, **mask)
 
     def save(self, folder: str | Path) -> None:
-        """transformers' format: ``config.json`` and ``model.safetensors``."""
+        """transformers' format: ``config.json`` and ``model.safetensors``, and the image processor that came with the weights."""
         assert_no_adapter(self.model, f"{type(self).__name__}.save")
         self.model.save_pretrained(folder)
+        if self.processor:
+            text = json.dumps(dict(self.processor), indent=2) + "\n"
+            (Path(folder) / "preprocessor_config.json").write_text(text, encoding="utf-8")

@@ -48,7 +48,7 @@ class DINOv2Features(LibraryEncoder):
     config_kind: ClassVar[type[Any]] = Dinov2Config
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     stock_size = 224
-    crop_ratio: ClassVar[float | None] = 256 / 224
+    crop_ratio: float | None = 256 / 224
 
 
 class DINOv3Features(DINOv2Features):
@@ -90,7 +90,7 @@ class TextImageEncoder(LibraryEncoder):
         if config is not None and on_meta_device():
             return cls.from_config(config, image_size, dtype)
         text = TextEncoding(tokenizer_source(find_source(source)))
-        return cls(cls._load(source, config, dtype), image_size, text)
+        return cls._processed(source, config, dtype, image_size, text=text)
 
     @classmethod
     def _build(cls, config: dict[str, Any], dtype: str) -> PreTrainedModel:
