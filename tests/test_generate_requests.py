@@ -9,7 +9,7 @@ import pytest
 from finished_runs import write_run
 from PIL import Image
 from test_generate import METHOD
-from test_generate_images import PRETRAINING, WEMMU
+from test_generate_images import PRETRAINING, VLM, WEMMU
 
 from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.generate import _parser, main
@@ -232,3 +232,18 @@ def test_the_bar_shows_the_time_left(monkeypatch, capsys):
         advance()
     shown = capsys.readouterr()
     assert "1/2" in shown.err and "left" in shown.err and not shown.out
+
+
+def test_a_prompt_beyond_the_language_models_positions_is_refused(tmp_path, capsys):
+    method = {
+        **WEMMU,
+        "vlm": {**WEMMU["vlm"], "config": {**VLM, "text_config": {**VLM["text_config"], "max_position_embeddings": 64}}},
+    }
+    run = write_run(tmp_path / "run", method)
+    assert main([str(run), "text-to-image", "a circle " * 40, "--out", str(tmp_path / "o")]) == 2
+    assert "tokens, expected at most 64, the positions of the language model" in capsys.readouterr().err
+
+
+def test_the_device_of_shapes_alone_is_refused(wemmu, tmp_path, capsys):
+    assert main([str(wemmu), "text-to-image", "a", "--device", "meta", "--out", str(tmp_path / "o")]) == 2
+    assert "error: --device: found 'meta'" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 import csv
+import math
 from pathlib import Path
+
+import pytest
 
 from umm_zoo.comparison.results import Results, Row
 
@@ -34,6 +37,17 @@ def test_a_run_without_the_metric_leaves_a_dash():
     results.rows = [row for row in results.rows if row.choice == "base"]
     results.rows.append(Row("broken", 0, {}, {}, "runs/x", "cd"))
     assert "| broken | 1 | - |" in results.markdown()
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_a_seed_whose_metric_counted_no_row_is_named_and_left_out_of_the_mean(nothing, tmp_path: Path):
+    results = example()
+    for choice, values in (("some", (0.5, nothing)), ("none", (nothing, nothing))):
+        results.rows += [Row(choice, seed, {"val/mark": value}, {}, "runs/x", "cd") for seed, value in enumerate(values)]
+    text = results.markdown()
+    assert "| some | 2 | 0.5" in text and "(no row counted at seed 1) |" in text
+    assert "| none | 2 | nan (no row counted at seed 0, 1) |" in text
+    results.write(tmp_path)
 
 
 def test_contrasts_are_differences_between_the_named_choices(tmp_path: Path):

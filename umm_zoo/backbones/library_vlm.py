@@ -138,6 +138,9 @@ class LibraryVLM(VLMBackbone):
             what = f"{images} image tokens" if images else "the end of a question"
             found = f"{len(ids)} tokens, of which max_length {self.max_length} would cut off {what}"
             raise UserError("", found, "shorter texts or a larger method.vlm.max_length", row=row)
+        places = getattr(self.text_model.config, "max_position_embeddings", None)
+        if for_generation and places is not None and len(ids) > places:
+            raise UserError("", f"{len(ids)} tokens", f"at most {places}, the positions of the language model", row=row)
         return ids[: self.max_length], labels[: self.max_length]
 
     # -- the language model --------------------------------------------------------------------------------------------------

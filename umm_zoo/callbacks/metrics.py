@@ -103,7 +103,7 @@ class MetricCallback(Callback):
         self.values = {
             key: number
             for name, metric in self.metrics.items()
-            for key, number in logged(self.prefix, name, _some(metric.compute())).items()
+            for key, number in logged(self.prefix, name, or_nan(metric.compute())).items()
         }
         for scored in self.metrics.values():
             scored.reset()
@@ -127,7 +127,7 @@ def logged(prefix: str, name: str, computed: Any) -> dict[str, float]:
     return {"/".join(filter(None, (prefix, name, entry))): float(value) for entry, value in entries.items()}
 
 
-def _some(computed: Any) -> Any:
+def or_nan(computed: Any) -> Any:
     """What a metric computed, and NaN in place of the empty map of one that counted no row."""
     return math.nan if isinstance(computed, Mapping) and not computed else computed
 

@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from umm_zoo.callbacks.metrics import logged
+from umm_zoo.callbacks.metrics import logged, or_nan
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import RollsOut
 
@@ -55,7 +55,7 @@ class RolloutMetrics(Callback):
         for name, metric in self.metrics.items():
             metric.reset()
             metric.update(outputs, batch)
-            for key, number in logged("rollout", name, metric.compute()).items():
+            for key, number in logged("rollout", name, or_nan(metric.compute())).items():
                 pl_module.log(key, torch.tensor(number), batch_size=1)
 
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -69,6 +70,7 @@ def load_model(run: FinishedRun, device: str) -> Model:
     size = fixed or data.get("image_size")
     resize: Square | None = build(data["resize"], "data.resize") if data.get("resize") else None
     try:
+        torch.zeros(1, device=device).item()  # the device of shapes alone has no value to give
         method.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device; a torch without CUDA asserts
         reason = str(error).splitlines()[0]

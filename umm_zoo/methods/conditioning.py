@@ -6,6 +6,7 @@ A request has words and maybe images. The four modes are ``full``, ``image`` (th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -138,9 +139,15 @@ class Guidance:
 
     Args:
         text, reconstruction, edit, composition: the scales; 1 everywhere is no guidance.
+
+    Raises:
+        ValueError: one is not finite.
     """
 
     def __init__(self, text: float = 4.0, reconstruction: float = 2.0, edit: float = 3.0, composition: float | None = 3.0) -> None:
+        for name, scale in (("text", text), ("reconstruction", reconstruction), ("edit", edit), ("composition", composition or 0)):
+            if not math.isfinite(scale):
+                raise ValueError(f"Guidance.{name}: found {scale}, expected a finite number")
         self.text, self.reconstruction, self.edit, self.composition = text, reconstruction, edit, composition
 
     @classmethod
