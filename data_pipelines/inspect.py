@@ -21,7 +21,7 @@ from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.conversation import IMAGE_MARKER, split_answer
-from umm_zoo.errors import printable
+from umm_zoo.errors import locating, printable
 
 
 @dataclass
@@ -149,7 +149,8 @@ def main(arguments: argparse.Namespace) -> None:
     if findings.shown:
         file = io.BytesIO()
         contact_sheet(findings.shown).save(file, "PNG")
-        arguments.sheet.write_bytes(file.getvalue())
+        with locating(arguments.sheet, refusals=(OSError,)):
+            arguments.sheet.write_bytes(file.getvalue())
         console.print(f"contact sheet: {arguments.sheet}")
 
 

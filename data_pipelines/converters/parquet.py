@@ -33,7 +33,7 @@ from data_pipelines.converters.editing import INPUTS, INSTRUCTIONS, LONGEST_NOTE
 from data_pipelines.converters.files import image_members
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.converters.tables import Table
-from data_pipelines.converters.texts import notes, place_markers, task_and_kind, without_markers, wording
+from data_pipelines.converters.texts import from_json, notes, place_markers, task_and_kind, without_markers, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, read_turns
 from umm_zoo.conversation import Conversation, Turn
@@ -79,7 +79,8 @@ def choose_columns(kinds: dict[str, str], arguments: argparse.Namespace) -> Colu
     texts = [name for name, kind in kinds.items() if kind in ("text", "number", "turns")]
     question = arguments.question or _known(_QUESTIONS, texts)
     answer = arguments.answer or _known(_ANSWERS, [name for name in kinds if name != question])
-    turns = arguments.turns or _known(_TURNS, [name for name, kind in kinds.items() if kind == "turns"])
+    written = [name for name, kind in kinds.items() if kind == "turns" or (kind == "text" and name in _TURNS[:3])]
+    turns = arguments.turns or _known(_TURNS, written)
     text = arguments.text or _known(_TEXTS, texts)
     edited = _known(TARGETS, images) and _known(INPUTS, images) and _known(INSTRUCTIONS, texts)
     found = {"editing": edited, "conversations": turns, "vqa": question and answer, "captions": image and text}
@@ -136,7 +137,12 @@ def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | No
 
 
 def _answer(cell: Any) -> tuple[str, dict[str, Any]]:
-    """The most frequent of several answers (VQAv2's are ``{"answer": …}``); the first of those wins that are equally frequent."""
+    """The most frequent of several answers (VQAv2's are ``{"answer": …}``); the first of those wins that are equally frequent.
+
+    Several may be JSON text; a list of numbers is one answer, a box.
+    """
+    if isinstance(several := from_json(cell), list) and all(isinstance(item, str | dict) for item in several):
+        cell = several
     answers = [item.get("answer") if isinstance(item, dict) else item for item in (cell if isinstance(cell, list) else [cell])]
     answers = [answer for answer in answers if not (isinstance(answer, float) and not math.isfinite(answer))]  # NaN: there is none
     texts = [str(answer).strip() for answer in answers if isinstance(answer, str | int | float) and str(answer).strip()]
@@ -146,7 +152,8 @@ def _answer(cell: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _turns(cell: Any) -> Conversation:
-    """Turns in any of the usual writings."""
+    """Turns in any of the usual writings, JSON text included."""
+    cell = from_json(cell)
     if isinstance(cell, list) and cell and all(isinstance(turn, dict) and "user" in turn for turn in cell):
         roles = ("user", "assistant")
         cell = [{"role": role, "text": turn[role]} for turn in cell for role in roles if isinstance(turn.get(role), str)]

@@ -49,14 +49,20 @@ def without_markers(text: str) -> str:
     return text.replace(IMAGE_MARKER, "").strip()
 
 
+def from_json(cell: Any) -> Any:
+    """The list or object that a text is the JSON of, or the cell itself."""
+    if isinstance(cell, str) and cell.strip()[:1] in ("{", "[") and cell.strip()[-1:] in ("}", "]"):
+        with suppress(BadSampleError):  # a text in brackets
+            return parse_json(cell)
+    return cell
+
+
 def wording(cell: Any, number: int, what: str = "text") -> str:
     """A text, or of several equally good ones the one that the row's number chooses.
 
     Several are a list, or JSON text as BAGEL's captions are: ``{"0": "…", "1": "…"}``.
     """
-    if isinstance(cell, str) and cell.strip()[:1] in ("{", "[") and cell.strip()[-1:] in ("}", "]"):
-        with suppress(BadSampleError):  # a text in brackets
-            cell = parse_json(cell)
+    cell = from_json(cell)
     if isinstance(cell, dict):
         cell = list(cell.values())
     if isinstance(cell, list):

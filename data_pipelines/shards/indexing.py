@@ -189,7 +189,7 @@ def write_json(place: str | Path, content: Any, indent: int | None = None) -> No
             os.fsync(file.fileno())
         os.replace(temporary, place)
     except OSError as error:  # a full disk names no file
-        raise OSError(error.errno, error.strerror, str(place)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

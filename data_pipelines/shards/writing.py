@@ -102,12 +102,15 @@ class IndexedShardWriter:
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
-        """Remove what was begun where it cannot be written (the disk is full), and name it."""
+        """Remove what was begun where it cannot be finished, and name it where the system refuses (a full disk)."""
         try:
             yield
-        except OSError as error:
+        except BaseException as error:
             self._discard()
-            raise OSError(error.errno, error.strerror, str(self.out / f"{self.name}-{self._number:06d}.tar")) from error
+            if not isinstance(error, OSError):
+                raise
+            tar = self.out / f"{self.name}-{self._number:06d}.tar"
+            raise OSError(error.errno, error.strerror or str(error), str(tar)) from error
 
     def _discard(self) -> None:
         if self._tar is not None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,17 @@ def test_other_json_text_is_no_caption(tmp_path, cell):
     write(tmp_path / "in.parquet", image=[photo()] * 2, captions=[cell, "a dog"])
     report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
     assert report["samples"] == {"train/captions": 1} and report["left_out"] == 1
+
+
+def test_turns_and_answers_in_json_text_are_read_and_boxes_are_not(tmp_path):
+    turns = json.dumps([{"from": "human", "value": "What?"}, {"from": "gpt", "value": "that"}])
+    write(tmp_path / "turns.parquet", image=[photo()], conversations=[turns])
+    convert(command, tmp_path / "turns.parquet", tmp_path / "a")
+    answers = ['["red", "blue", "blue"]', '[{"answer": "2"}]', "[0.1, 0.2, 0.3, 0.4]", "[sic]"]
+    write(tmp_path / "answers.parquet", image=[photo()] * 4, question=["Which?"] * 4, answer=answers)
+    convert(command, tmp_path / "answers.parquet", tmp_path / "b")
+    said = [sample["turns"][1] for folder in ("a", "b") for sample in samples(tmp_path / folder)]
+    assert said == ["that", "blue", "2", "[0.1, 0.2, 0.3, 0.4]", "[sic]"]
 
 
 def test_a_number_that_is_none_is_no_answer_and_a_row_keeps_its_kind(tmp_path):
