@@ -63,7 +63,8 @@ def count_rows(
     for part, others in not_chosen.items():
         counts["left_out_rows"][part] += sum(others.values())
         reasons.update(others)
-    rows = Counter({part: count + counts["left_out_rows"][part] for part, count in counts["converted"].items()})
+    parts = dict.fromkeys([*expected, *(part for part, _ in written)])
+    rows = Counter({part: counts["converted"][part] + counts["left_out_rows"][part] for part in parts})
     made = {"rows": rows, **counts, "kinds": kinds, "notes": notes, "left_out": reasons.total()}
     return {**made, "reasons": dict(reasons.most_common()), "left_out_items": items}
 

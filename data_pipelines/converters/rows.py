@@ -22,6 +22,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^"\[\]{},\s]+', re.DOTALL)
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _LONGEST = 1 << 30
+_TRIED = 100  # lines that are looked at to tell a list from lines
 _IMAGE_NAME = re.compile(rf"^[^\n]+\.({'|'.join(IMAGE_TYPES)})$", re.IGNORECASE)
 
 
@@ -113,7 +114,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 class Rows:
-    """Rows by number of one file: a JSON list of objects, or JSON Lines (recognised by the first character, not the suffix)."""
+    """Rows by number of one file: a JSON list of objects, or JSON Lines (recognised by its first lines, not by the suffix)."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -123,17 +124,17 @@ class Rows:
         self._rows: list[Any] = []
         self._offsets = array("q")
         self._names: set[int] | None = None  # hashes: millions of names take a tenth of the room
-        with open(path, "rb") as stream:
-            lines = (line.removeprefix(b"\xef\xbb\xbf").lstrip() for line in iter(lambda: stream.readline(4096), b""))
-            head = next(filter(None, lines), b"")
-        if not head:
+        self._find_lines()
+        if not self._offsets:
             raise UserError(path, "the file is empty")
-        if head[:1] not in (b"[", b"{"):
-            raise UserError(path, f"a file that begins with {head[:20]!r}", f"{_LAYOUTS}, in UTF-8")
-        if head[:1] == b"[":
-            self._rows = read_json(path, depth=1)
-        else:
-            self._find_lines()
+        starts = [self._line(offset)[:4096].removeprefix(b"\xef\xbb\xbf").strip() for offset in self._offsets[:_TRIED]]
+        has_objects = any(start.startswith(b"{") for start in starts[1:] or starts)
+        if starts[0].startswith(b"[") and not (has_objects and self._is_row(0)):
+            self._offsets, self._rows = array("q"), read_json(path, depth=1)
+        elif not has_objects and not starts[0].startswith(b"{"):
+            raise UserError(path, f"a file that begins with {starts[0][:20]!r}", f"{_LAYOUTS}, in UTF-8")
+        elif starts[0] == b"{":  # indented, over many lines
+            raise UserError(path, "one object", _LAYOUTS)
         if not len(self):
             raise UserError(path, "the list is empty")
 
@@ -170,8 +171,14 @@ class Rows:
                 if line.strip():
                     self._offsets.append(offset)
                 offset += len(line)
-        if len(self._offsets) > 1 and self._line(self._offsets[0]).strip() == b"{":
-            raise UserError(self.path, "one object", _LAYOUTS)  # indented, over many lines: not JSON Lines
+
+    def _is_row(self, line: int) -> bool:
+        """Whether a line is one element, by its brackets."""
+        text = self._line(self._offsets[line]).decode("utf-8-sig", "replace").strip()
+        try:
+            return _end(text, 0) == len(text)
+        except JSONDecodeError:
+            return False
 
     def _line(self, offset: int) -> bytes:
         with open(self.path, "rb") as stream:

@@ -65,6 +65,21 @@ def test_json_lines_and_their_broken_line(tmp_path):
     assert report["reasons"] == {"json cannot be parsed": 1} and list(report["left_out_items"]) == ["row 1"]
 
 
+@pytest.mark.parametrize("first", ["[1, 2]", "null", '"text"', "7", "{broken", "[" * 2000 + "]" * 2000])
+def test_a_bad_first_line_costs_itself(tmp_path, first):
+    image(tmp_path / "1.png", kind="PNG")
+    (tmp_path / "list.jsonl").write_text(f"{first}\n{json.dumps(row('What?', 'that', image='1.png'))}\n")
+    report = convert_with(llava_json, tmp_path / "list.jsonl", tmp_path / "out")
+    assert report["samples"] == {"train/conversations": 1} and list(report["left_out_items"]) == ["row 0"]
+
+
+@pytest.mark.parametrize("text", ["[\n%s,\n%s\n]", "[%s,\n%s]", "\n[ %s\n,\n%s]\n", "%s\r\n\r\n%s", "[%s,%s]", "  %s\n%s"])
+def test_a_list_is_told_from_lines(tmp_path, text):
+    rows = [json.dumps(row("What?", "that"), indent=1 if text.startswith("[\n") else None) for _ in range(2)]
+    (tmp_path / "list.json").write_text(text % tuple(rows), newline="")
+    assert convert_with(llava_json, tmp_path / "list.json", tmp_path / "out")["samples"] == {"train/conversations": 2}
+
+
 @pytest.mark.parametrize(
     ("asked", "images", "expected"),
     [

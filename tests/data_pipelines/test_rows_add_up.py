@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from converter_parts import convert, parquet_of, photo
+from converter_parts import convert, parquet_of, photo, read_tar
 from test_shards import add
 
 from data_pipelines.converters import blip3o, coco, editing, image_folder, img2dataset, llava_json, parquet
 from data_pipelines.converters.report import count_rows, entry_of
+from data_pipelines.tasks import Conversations
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "that"}]
 EDIT = {"input": "a.jpg", "instruction": "Do.", "output": "a.jpg"}
@@ -131,6 +133,49 @@ def test_counts_add_up_to_the_rows_of_the_source(tmp_path, name):
     assert sum(report["converted"].values()) > 0
 
 
+ATOMS: list[Any] = [None, True, -1, 2.5, 1e999, 10**50, "", "a.jpg", "../a.jpg", "<image>", "\ud800", "\0", "b.mp4", "[1]"]
+ATOMS += [[], {}, [None], ["a.jpg", "gone.png"], {"path": "a.jpg"}, TURNS, "x" * 300]
+
+
+def mutated(value: Any, chance: random.Random) -> Any:
+    """A value with some of its parts replaced, dropped, repeated, or under the key of another."""
+    if chance.random() < 0.15:
+        return chance.choice(ATOMS)
+    if isinstance(value, dict):
+        names = [*value, "video", "kind", "role", "id"]
+        kept = {name: part for name, part in value.items() if chance.random() > 0.05}
+        return {chance.choice([name] * 9 + names): mutated(part, chance) for name, part in kept.items()}
+    if isinstance(value, list):
+        return [mutated(part, chance) for part in value for _ in range(chance.choice((0, 1, 1, 1, 1, 1, 2)))]
+    return value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_of_random_rows_add_up_and_the_loader_takes_what_is_written(tmp_path, seed):
+    chance = random.Random(seed)
+    good = {"id": 1, "image": "a.jpg", "kind": "exists", "conversations": TURNS}
+    rows = [good] + [mutated(good, chance) for _ in range(60)]
+    (tmp_path / "a.jpg").write_bytes(photo())
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    lists: dict[str, Any] = {
+        "images": [{"id": n, "file_name": "a.jpg"} for n in range(9)],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    lists["annotations"] = [{"id": n, "image_id": n % 9, "category_id": 1, "caption": f"text {n}"} for n in range(30)]
+    lists = {name: [rows[0], *(mutated(row, chance) for row in rows)] for name, rows in lists.items()}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.jpg").write_bytes(photo())
+    for name in ("captions_mine.json", "instances_mine.json"):
+        (tmp_path / name).write_text(json.dumps(lists))
+    reports = [convert(llava_json, tmp_path / "list.json", tmp_path / "a"), convert(coco, tmp_path, tmp_path / "b")]
+    assert reports[0]["rows"] == {"train/conversations": len(rows)}
+    for report in reports:
+        assert sum(report["rows"].values()) == sum(report["converted"].values()) + sum(report["reasons"].values())
+    written = [pair for path in [*tmp_path.rglob("*.tar")] for pair in read_tar(path)]
+    assert len(written) == sum(sum(report["samples"].values()) for report in reports)
+    assert all(Conversations()(key, members).images is not None for key, members in written)
+
+
 def test_commands_of_all_converters_are_tried():
     folder = Path(llava_json.__file__).parent
     commands = {path.stem for path in folder.glob("*.py") if "raise SystemExit(run(main" in path.read_text()}
@@ -140,6 +185,7 @@ def test_commands_of_all_converters_are_tried():
 def test_a_row_that_is_lost_or_counted_twice_is_an_error_of_the_program():
     entry = entry_of(samples=2, converted=2, left_out={"row 2": "bad: very"})
     assert count_rows([("a", entry)], {"a": 3}, {"a": {"not chosen": 4}})["rows"] == {"a": 7}
+    assert count_rows([], {"a": 0}, {"a": {"not chosen": 4}})["rows"] == {"a": 4}
     for rows in (2, 4):
         with pytest.raises(RuntimeError, match=f"a: {rows} rows, of which 3"):
             count_rows([("a", entry)], {"a": rows}, {})
