@@ -11,7 +11,7 @@ from pathlib import Path
 
 from umm_zoo.comparison.plan import Plan, Step, load_plan
 from umm_zoo.comparison.run import Children, collect, finished, log_file, made_runs, run_plan
-from umm_zoo.errors import user_errors
+from umm_zoo.errors import UserError, user_errors
 from umm_zoo.training.run_folder import runs_folder
 
 HELP = """A compare file names a question, a base experiment, the one path that varies, its choices, seeds and metrics:
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 done, 1 a run failed, 2 a user error in the compare file, 130 stopped."""
     arguments = _parser().parse_args(argv)
     with user_errors() as outcome:
+        if arguments.jobs < 1:
+            raise UserError("--jobs", f"{arguments.jobs}", "1 or more")
         runs, file = runs_folder(arguments.runs), Path(arguments.file)
         plan = load_plan(file, made_runs(runs, file.stem))
         waiting = [step for step in plan.steps() if not finished(step, runs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from typing import Any
 
 from umm_zoo.errors import UserError
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+#: Names that one entry may stand for; a typing error otherwise fills the memory.
+MAX_SHARDS = 1_000_000
 #: Kinds of addresses that are read. fsspec knows more, among them some that chain or unpack what they fetch.
 SCHEMES = ("http", "https", "s3", "gs", "memory")
 
@@ -51,6 +54,8 @@ def expand(shards: str | Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for entry in [shards] if isinstance(shards, str) else list(shards):
+        if (count := math.prod(int(high) - int(low) + 1 for low, high in _BRACES.findall(str(entry)))) > MAX_SHARDS:
+            raise UserError(str(entry), f"ranges of {count:,} names", f"at most {MAX_SHARDS:,} shards")
         for pattern in _braces(str(entry)):
             found += _expand_one(pattern)
     if not found:

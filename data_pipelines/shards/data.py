@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from lightning import Trainer
 from rich.console import Console
 from rich.table import Column, Table
@@ -93,7 +94,7 @@ class ShardData(ShardModule):
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
     """
 
-    window: int = 16
+    window: Annotated[int, Interval(ge=0)] = 16
     cache: str | None = None
     cache_gb: float = 100.0
     precomputed: str = "beside"
@@ -167,9 +168,14 @@ class ShardData(ShardModule):
         sources = self.open("val")
         if not sources:
             return []
-        sampler = ValidationBatchSampler([len(source) for source in sources], self.val_batch_size, *self._ranks())
+        sampler = ValidationBatchSampler([len(source) for source in sources], self.val_batch_size, *self._ranks(), self._limit())
         loader = reading_loader(self.reader("val"), sampler, self.num_workers)
         return BatchLoader(loader, self._deliver, len(sampler), packed=self.trainer is not None)
+
+    def _limit(self) -> int | None:
+        """Validation batches of a single rank that are read; None is all."""
+        limit = getattr(self.trainer, "limit_val_batches", None)
+        return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
 
     def reader(self, stage: str) -> SampleReader:
         """Reader of the samples of ``train`` or ``val``, and of what is stored for them."""

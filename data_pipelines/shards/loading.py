@@ -42,14 +42,20 @@ class TrainingBatchSampler:
 class ValidationBatchSampler:
     """Every ``num_ranks``-th sample once, in order; a batch (per rank) never crosses from one source into the next.
 
-    Ranks differ by at most one sample, nothing is padded and nothing repeated; a ``UserError`` where one would get nothing.
+    Ranks differ by at most one sample, nothing is padded and nothing repeated; a ``UserError`` where one would get nothing. Of a
+    ``limit`` of batches, the samples of a single rank's first so many are shared out: the same for any number of ranks.
     """
 
-    def __init__(self, sizes: list[int], batch_size: int, num_ranks: int, rank: int) -> None:
-        if sum(sizes) < num_ranks:
-            raise UserError("data.val", f"{sum(sizes)} samples for {num_ranks} ranks", "at least one for each")
+    def __init__(self, sizes: list[int], batch_size: int, num_ranks: int, rank: int, limit: int | None = None) -> None:
+        left, kept = limit, list(sizes)
+        if left is not None:
+            for source, size in enumerate(sizes):
+                kept[source] = min(size, left * batch_size)
+                left -= -(-kept[source] // batch_size)
+        if sum(kept) < num_ranks and limit != 0:
+            raise UserError("data.val", f"{sum(kept)} samples for {num_ranks} ranks", "at least one for each")
         self.batches: list[range] = []
-        for start, size in zip(accumulate([0, *sizes]), sizes, strict=False):
+        for start, size in zip(accumulate([0, *sizes]), kept, strict=False):
             mine = range(start + (rank - start) % num_ranks, start + size, num_ranks)
             self.batches += [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
 

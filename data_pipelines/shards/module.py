@@ -4,8 +4,9 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Interval
 from lightning import LightningDataModule
 
 from data_pipelines.decoding import ImageTransform, Resize, Square
@@ -14,6 +15,8 @@ from data_pipelines.shards.ledger import Ledger
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
 from umm_zoo.errors import UserError
+
+Pixels = Annotated[int, Interval(ge=1, le=16384)]
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +41,18 @@ class ShardModule(LightningDataModule):
         UserError: a size is not positive; later a shard that is missing, empty, truncated, or not what its index says.
     """
 
+    endless: ClassVar[bool] = True  # as a training stream: arguments of a trainer that count epochs are refused
+
     train: dict[str, ShardSource] | None = None
     val: dict[str, ShardSource] | None = None
-    image_size: int = 32
-    batch_size: int = 64
-    val_batch_size: int = 64
-    num_workers: int = 0
-    max_skips: int = 100
-    seed: int = 0
+    image_size: Pixels = 32
+    batch_size: Annotated[int, Interval(ge=1)] = 64
+    val_batch_size: Annotated[int, Interval(ge=1)] = 64
+    num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0
+    max_skips: Annotated[int, Interval(ge=0)] = 100
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     resize: Resize | None = None
-    target_size: int | None = None
+    target_size: Pixels | None = None
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Interval
 
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.tasks import Conversations, SampleTask
 from umm_zoo.errors import UserError
+
+Weight = Annotated[float, Interval(ge=0, lt=math.inf)]
 
 
 class ShardSource:
@@ -22,7 +28,7 @@ class ShardSource:
             every source exactly once per epoch.
     """
 
-    def __init__(self, shards: str | Sequence[str], task: SampleTask | None = None, weight: float | None = None) -> None:
+    def __init__(self, shards: str | Sequence[str], task: SampleTask | None = None, weight: Weight | None = None) -> None:
         self.shards: str | list[str] = shards if isinstance(shards, str) else list(shards)
         self.task = task if task is not None else Conversations()
         if weight is not None and weight < 0:

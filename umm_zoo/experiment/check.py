@@ -20,6 +20,23 @@ from umm_zoo.experiment.types import TARGET, class_name, describe, describe_slot
 TRAINING = "umm_zoo.training.setup.TrainingSetup"
 #: What the commands give to the trainer themselves, and where an experiment file says it instead.
 RESERVED = {"callbacks": "the map 'callbacks' of the experiment", "default_root_dir": "the option --runs of the command"}
+#: Trainer arguments that have no meaning where the training data never ends: values that ask for nothing, and what to use instead.
+_EPOCHS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_epochs": ((None, -1), "trainer.max_steps"),
+    "min_epochs": ((None, 0), "trainer.max_steps"),
+    "check_val_every_n_epoch": ((None,), "trainer.val_check_interval, in optimiser steps"),
+    "limit_train_batches": ((None, 1.0), "trainer.max_steps"),
+    "overfit_batches": ((None, 0, 0.0), "a source with few samples"),
+    "reload_dataloaders_every_n_epochs": ((None, 0), "nothing: the order of the samples goes on by itself"),
+}
+#: Lightning's callbacks that have no meaning here, and what to use instead.
+_UNFIT = {
+    "StochasticWeightAveraging": "umm_zoo.training.ema.EMA (this one waits for epochs)",
+    "WeightAveraging": "umm_zoo.training.ema.EMA, which resumes exactly",
+    "GradientAccumulationScheduler": "trainer.accumulate_grad_batches (data.batch_size is that of a whole step)",
+    "BatchSizeFinder": "data.batch_size, and trainer.accumulate_grad_batches where memory ends",
+    "LearningRateFinder": "training.optimizer.lr (it would change weights and random numbers before the first step)",
+}
 
 
 def check(experiment: Experiment) -> None:
@@ -33,8 +50,34 @@ def check(experiment: Experiment) -> None:
     for path, node, kind in slots_of(experiment):
         problems += checker.slot(node, kind, path)
     problems += checker.inside({TARGET: TRAINING, **experiment.training}, "training")
-    problems += checker.trainer(experiment.trainer)
+    problems += checker.trainer(experiment.trainer) + _endless(experiment) + _unfit_callbacks(experiment)
     _refuse(problems, experiment.file)
+
+
+def _endless(experiment: Experiment) -> list[Problem]:
+    """Trainer arguments that count epochs, where the training data has none."""
+    node = experiment.data
+    if not is_node(node) or not getattr(experiment.trust.class_of(node), "endless", False):
+        return []
+    found = "but the training data has no epochs: it never ends"
+    return [
+        Problem(f"trainer.{key}", f"{experiment.trainer[key]}, {found}", instead)
+        for key, (harmless, instead) in _EPOCHS.items()
+        if experiment.trainer.get(key) not in harmless
+    ]
+
+
+def _unfit_callbacks(experiment: Experiment) -> list[Problem]:
+    """Callbacks of Lightning that count epochs, or change what an optimiser step is made of."""
+    problems = []
+    for name, node in experiment.callbacks.items():
+        kind = experiment.trust.class_of(node) if is_node(node) else None
+        for parent in kind.__mro__ if kind is not None else ():
+            if parent.__name__ in _UNFIT and parent.__module__.startswith("lightning."):
+                problems.append(
+                    Problem(f"callbacks.{name}", f"a {parent.__name__}, which does not fit here", _UNFIT[parent.__name__])
+                )
+    return problems
 
 
 def check_node(node: Any, kind: type, path: str, trust: Trust, file: str | Path = "") -> None:

@@ -23,6 +23,7 @@ import yaml
 
 from umm_zoo.errors import Problem, UserError, several
 from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
+from umm_zoo.experiment.limits import envelope_limits
 from umm_zoo.experiment.trust import Trust, users_modules
 from umm_zoo.experiment.types import describe, mismatches
 
@@ -187,8 +188,8 @@ def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:
         if value is not None and not isinstance(value, Mapping):
             problems.append(Problem(key, describe(value), "a map" + (" from names to nodes" if key in NAMED else "")))
     problems += mismatches(tree.get("name", ""), str, "name") + mismatches(tree.get("seed", 0), int, "seed")
-    problems += mismatches(tree.get("after"), str | None, "after")
+    problems += mismatches(tree.get("after"), str | None, "after") + list(envelope_limits(tree))
     name = tree.get("name")
-    if isinstance(name, str) and (not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or ".." in name.split("/")):
+    if isinstance(name, str) and (not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or {".", ".."} & set(name.split("/"))):
         problems.append(Problem("name", f"'{name}'", "letters, digits, '.', '_', '-' and '/' (it names the run folder)"))
     return problems

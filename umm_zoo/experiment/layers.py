@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 from umm_zoo.errors import Problem, UserError, did_you_mean
+from umm_zoo.experiment.limits import check_depth
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
@@ -79,7 +80,9 @@ def read_map(file: Path, known: Sequence[str], what: str = "an experiment file")
     if not file.is_file():
         raise UserError(file, "no such file", what, _neighbour(file))
     try:
-        tree = _parsed(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        check_depth(text, str(file))
+        tree = _parsed(text)
     except GrammarParseError as error:
         raise unreadable(error, file) from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -113,6 +116,7 @@ def _parse(text: str, file: str | Path) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w\-]+(\.[\w\-]+)*", key):
         raise UserError(file, f"'{text}' on the command line", "key=value with a dotted key such as trainer.max_steps=200")
+    check_depth(value, key)
     try:
         return key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]  # type: ignore[call-overload,index]
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
 from umm_zoo.errors import Problem, did_you_mean
+from umm_zoo.experiment.limits import outside
 
 #: Key of a node that names its class.
 TARGET = "_target_"
@@ -83,6 +84,9 @@ def mismatches(
     value: Any, hint: Any, where: str, class_of: ClassOf = lambda node: None, loose: Loose = lambda value, where: []
 ) -> list[Problem]:
     """Problems of putting ``value`` into a slot annotated ``hint``; empty where it fits. Insides of nodes are not looked at."""
+    if get_origin(hint) is Annotated:
+        inner, *limits = get_args(hint)
+        return mismatches(value, inner, where, class_of, loose) or outside(value, limits, where)
     hint = strip(hint)
     if hint in (Any, inspect.Parameter.empty, object) or isinstance(hint, (TypeVar, str)):
         return loose(value, where)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class EMA(Callback):
         ValueError: decay is not in [0, 1), or a checkpoint's averages are of other parameters than those trained.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: Annotated[float, Interval(ge=0, lt=1)] = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA.decay: found {decay}, expected a number in [0, 1)")
         self.decay = decay

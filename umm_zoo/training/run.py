@@ -174,7 +174,10 @@ def make_trainer(
         given["plugins"].append(AtomicCheckpointIO())
     callbacks: dict[str, Any] = {"record": record}
     callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
-    callbacks |= _standing(given, folder) | built.callbacks
+    standing = _standing(given, folder)
+    if not isinstance(built.callbacks.get("checkpoint", standing.get("checkpoint")), LastCheckpoint | None):
+        standing["last_checkpoint"] = standing.pop("checkpoint")  # one of the user's own may keep the best, and never the last
+    callbacks |= standing | built.callbacks
     given = DEFAULTS | given
     interval = given.get("val_check_interval")
     every = interval if isinstance(interval, int) and given["check_val_every_n_epoch"] is None else 0

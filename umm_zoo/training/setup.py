@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
@@ -31,9 +32,6 @@ class TrainingSetup:
         on_nan: what becomes of a step with a loss that is not finite: ``stop`` ends the run, ``skip`` makes no update.
         max_skipped_steps: steps that may be skipped before the run ends all the same.
         weights: of the stage that this one comes ``after``: its averages where it keeps them, or the raw ones all the same.
-
-    Raises:
-        ValueError: ``on_nan`` is neither, or a negative number of steps.
     """
 
     def __init__(
@@ -41,13 +39,10 @@ class TrainingSetup:
         trained: list[str],
         optimizer: OptimizerFactory,
         schedule: Schedule | None = None,
-        on_nan: str = "stop",
-        max_skipped_steps: int = 10,
+        on_nan: Literal["stop", "skip"] = "stop",
+        max_skipped_steps: Annotated[int, Interval(ge=0)] = 10,
         weights: Literal["averaged", "raw"] = "averaged",
     ) -> None:
-        if on_nan not in ("stop", "skip") or max_skipped_steps < 0:
-            found = f"on_nan '{on_nan}' and max_skipped_steps {max_skipped_steps}"
-            raise ValueError(f"{found}, expected 'stop' or 'skip' and 0 or more")
         self.trained, self.optimizer, self.schedule = list(trained), optimizer, schedule
         self.skips = max_skipped_steps if on_nan == "skip" else None
 

@@ -1,0 +1,116 @@
+"""Values that no run can have are refused by the check, before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.loading import ValidationBatchSampler
+from umm_zoo.compare import main as compare
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.check import check
+from umm_zoo.experiment.file import load_experiment
+from umm_zoo.experiment.limits import MAX_DEPTH, check_depth
+
+FILE, CALLBACKS = "experiments/llava/shapes.yaml", "lightning.pytorch.callbacks"
+
+REFUSED = [
+    ("seed=-1", "seed: found -1, expected a number from 0 on and up to 4294967295"),
+    ("seed=100000000000000000000", "seed: found 1"),
+    ("name=.", "name: found '.'"),
+    ("name=a/./b", "name: found 'a/./b'"),
+    ("vars.weight=.nan", ""),
+    ("training.optimizer.lr=.inf", "training.optimizer.lr: found inf, expected a finite number from 0 on"),
+    ("training.optimizer.lr=-0.1", "training.optimizer.lr: found -0.1"),
+    ("training.optimizer.lr=.nan", "training.optimizer.lr: found nan, expected a number"),
+    ("training.optimizer.weight_decay=-1", "weight_decay: found -1"),
+    ("training.optimizer.betas=[0.9,1.0]", "training.optimizer.betas[1]: found 1.0, expected a number from 0 on and below 1"),
+    ("training.schedule.warmup_ratio=1", "warmup_ratio: found 1"),
+    ("training.max_skipped_steps=-1", "max_skipped_steps: found -1"),
+    ("data.num_workers=-1", "data.num_workers: found -1, expected a number from 0 on and up to 1024"),
+    ("data.num_workers=100000", "data.num_workers: found 100000"),
+    ("data.image_size=1000000", "data.image_size: found 1000000"),
+    ("data.max_skips=-1", "data.max_skips: found -1"),
+    ("data.window=-1", "data.window: found -1"),
+    ("data.train.captions.weight=-2", "weight: found -2"),
+    ("trainer.val_check_interval=0", "trainer.val_check_interval: found 0, expected a number from 1 on"),
+    ("trainer.val_check_interval=0.5", "trainer.val_check_interval: found 0.5, expected a number from 1 on"),
+    ("trainer.val_check_interval=801", "found 801, which is above trainer.max_steps 800: nothing would ever be validated"),
+    ("trainer.limit_val_batches=0.5", "limit_val_batches: found 0.5, expected a whole number"),
+    ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches: found 0"),
+    ("trainer.gradient_clip_val=-1", "gradient_clip_val: found -1"),
+    ("trainer.devices=0", "trainer.devices: found 0"),
+    ("trainer.max_time=soon", "expected days:hours:minutes:seconds"),
+    (
+        "trainer.max_epochs=3",
+        "max_epochs: found 3, but the training data has no epochs: it never ends, expected trainer.max_steps",
+    ),
+    ("trainer.check_val_every_n_epoch=1", "expected trainer.val_check_interval, in optimiser steps"),
+    ("trainer.overfit_batches=2", "trainer.overfit_batches: found 2"),
+    ("trainer.limit_train_batches=3", "trainer.limit_train_batches: found 3"),
+    (
+        "callbacks.a={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}",
+        "expected umm_zoo.training.ema.EMA",
+    ),
+    (
+        "callbacks.a={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}",
+        "accumulate_grad_batches",
+    ),
+]
+
+
+def lines_of(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as error:
+        check(load_experiment(FILE, overrides))
+    return error.value.lines()
+
+
+@pytest.mark.parametrize(("override", "expected"), REFUSED)
+def test_a_value_out_of_range_is_one_line(override: str, expected: str) -> None:
+    first, *more = lines_of(override)
+    assert expected in first and not more
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=4294967295", "training.optimizer.lr=0.0", "trainer.limit_val_batches=0", "trainer.devices=-1"]
+)
+def test_values_at_the_limits_are_allowed(override: str) -> None:
+    check(load_experiment(FILE, [override]))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 3000 + "]" * 3000, "{a: " * 100_000, "- " * 3000 + "1", "\n".join(" " * i + "a:" for i in range(3000))]
+)
+def test_text_nested_too_deep_is_not_parsed(text: str, tmp_path: Any) -> None:
+    (tmp_path / "deep.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"levels deep, expected at most {MAX_DEPTH} levels"):
+        load_experiment(tmp_path / "deep.yaml")
+
+
+def test_text_of_the_greatest_depth_is_parsed() -> None:
+    check_depth("[" * MAX_DEPTH + "]" * MAX_DEPTH, "here")
+
+
+@pytest.mark.parametrize("limit", [None, 0, 1, 2, 3, 9])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_limit_of_validation_batches_keeps_the_same_samples_for_any_number_of_ranks(limit: int | None, ranks: int) -> None:
+    def samples(count: int) -> list[int]:
+        shares = [ValidationBatchSampler([7, 3, 6], 4, count, rank, limit) for rank in range(count)]
+        assert limit is None or all(len(share) <= limit for share in shares)
+        return sorted(sample for share in shares for batch in share.batches for sample in batch)
+
+    first = [range(4), range(4, 7), range(7, 10), range(10, 14), range(14, 16)]
+    assert samples(ranks) == samples(1) == [sample for batch in first[:limit] for sample in batch]
+
+
+@pytest.mark.parametrize("pattern", ["a-{0..99999999}.tar", "a-{0..9999}-{0..9999}.tar"])
+def test_ranges_of_millions_of_shards_are_not_written_out(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"ranges of 100,000,000 names, expected at most 1,000,000 shards"):
+        expand(pattern)
+
+
+def test_a_comparison_of_no_jobs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(["experiments/compare/bridge.yaml", "--jobs", "-2"]) == 2
+    assert capsys.readouterr().err == "error: --jobs: found -2, expected 1 or more\n"

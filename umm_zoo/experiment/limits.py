@@ -1,0 +1,115 @@
+"""Limits of what stands in the envelope of an experiment, checked before any class is imported.
+
+Those of a class's own arguments stand at its constructor, as ``Annotated[float, Interval(ge=0)]`` of the library annotated-types.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from annotated_types import BaseMetadata, GroupedMetadata, Interval
+
+from umm_zoo.errors import Problem, UserError
+
+#: Levels of lists and maps in a file (ours have 8); Python's and YAML's own stacks end at some thousands.
+MAX_DEPTH = 100
+#: Numbers of the ``trainer`` map; -1 stands for no limit where the second value says so.
+_TRAINER: dict[str, tuple[Interval, bool]] = {
+    "max_steps": (Interval(ge=1), True),
+    "min_steps": (Interval(ge=0), False),
+    "max_epochs": (Interval(ge=1), True),
+    "min_epochs": (Interval(ge=0), False),
+    "val_check_interval": (Interval(ge=1), False),
+    "check_val_every_n_epoch": (Interval(ge=1), False),
+    "accumulate_grad_batches": (Interval(ge=1), False),
+    "log_every_n_steps": (Interval(ge=0), False),
+    "num_sanity_val_steps": (Interval(ge=0), True),
+    "gradient_clip_val": (Interval(ge=0, lt=math.inf), False),
+    "limit_train_batches": (Interval(ge=0), False),
+    "limit_val_batches": (Interval(ge=0), False),
+    "devices": (Interval(ge=1), True),
+    "num_nodes": (Interval(ge=1), False),
+}
+#: Bounds by the name of their attribute, as annotated-types has them: what holds inside, and words for it.
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (operator.ge, "from {} on"),
+    "gt": (operator.gt, "above {}"),
+    "le": (operator.le, "up to {}"),
+    "lt": (operator.lt, "below {}"),
+}
+#: Keys of the ``trainer`` map that count whole things, though Lightning takes a share of a loader too.
+_WHOLE = ("val_check_interval", "limit_val_batches", "limit_train_batches")
+
+
+def outside(value: Any, limits: tuple[Any, ...] | list[Any], where: str) -> list[Problem]:
+    """The problem of a number outside of its limits; empty where it lies inside, or is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # NaN is found everywhere
+        return []
+    bounds = [bound for limit in limits for bound in (limit if isinstance(limit, GroupedMetadata) else [limit])]
+    bounds = [bound for bound in bounds if isinstance(bound, BaseMetadata)]
+    if all(_holds(value, bound) for bound in bounds):
+        return []
+    words = " and ".join(filter(None, map(_words, bounds)))
+    finite = "a finite number" if any(getattr(bound, "lt", None) == math.inf for bound in bounds) else "a number"
+    return [Problem(where, f"{value}", f"{finite} {words}".strip())]
+
+
+def _holds(value: float, bound: Any) -> bool:
+    return all(compare(value, getattr(bound, name)) for name, (compare, _) in _BOUNDS.items() if hasattr(bound, name))
+
+
+def _words(bound: Any) -> str:
+    limits = [(getattr(bound, name), words) for name, (_, words) in _BOUNDS.items() if hasattr(bound, name)]
+    return " and ".join(words.format(limit) for limit, words in limits if limit != math.inf)
+
+
+def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """Numbers of the envelope that no run can have."""
+    yield from not_numbers(tree, "")
+    yield from outside(tree.get("seed", 0), [Interval(ge=0, le=2**32 - 1)], "seed")
+    trainer = tree.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return
+    for key, (interval, unlimited) in _TRAINER.items():
+        value = trainer.get(key)
+        if problems := [] if unlimited and value == -1 else outside(value, [interval], f"trainer.{key}"):
+            yield from problems
+        elif key in _WHOLE and isinstance(value, float) and value not in (0.0, 1.0):
+            yield Problem(f"trainer.{key}", f"{value}", "a whole number: a share would be of another size on every rank")
+    if isinstance(time := trainer.get("max_time"), str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", time):
+        yield Problem("trainer.max_time", f"'{time}'", "days:hours:minutes:seconds, such as 00:12:00:00")
+    every, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
+    if isinstance(every, int) and isinstance(steps, int) and 0 < steps < every:
+        found = f"{every}, which is above trainer.max_steps {steps}: nothing would ever be validated"
+        yield Problem("trainer.val_check_interval", found, f"a number from 1 to {steps}")
+
+
+def not_numbers(value: Any, where: str) -> Iterator[Problem]:
+    """NaN, wherever it stands."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from not_numbers(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from not_numbers(item, f"{where}[{index}]")
+    elif isinstance(value, float) and math.isnan(value):
+        yield Problem(where, "nan", "a number")
+
+
+def check_depth(text: str, where: str) -> None:
+    """Refuse text that is nested deeper than any experiment, before a parser follows it.
+
+    Raises:
+        UserError: it is.
+    """
+    depth = deepest = 0
+    for character in re.findall(r"[\[{\]}]", text):
+        depth += 1 if character in "[{" else -1
+        deepest = max(deepest, depth)
+    indents = max((len(indent) for indent in re.findall(r"^[\s\-?:]*", text, re.M)), default=0)
+    if deepest > MAX_DEPTH or indents > 8 * MAX_DEPTH:
+        raise UserError(where, f"text nested {max(deepest, indents // 2):,} levels deep", f"at most {MAX_DEPTH} levels")
