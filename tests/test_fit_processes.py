@@ -118,7 +118,8 @@ def test_block_in_a_users_own_folder(folder: Path) -> None:
     code, _, error = finished(fit(folder, "elsewhere/mine/loud.yaml"))
     assert code == 0, error
     assert (folder / "runs" / "loud" / "metrics.json").is_file()
-    # and it is found again from anywhere, without the file: the checkpoint remembers where its classes lie
-    program = "from umm_zoo.method import Method; import sys; print(Method.load(sys.argv[1]).head.gain)"
-    command = [sys.executable, "-c", program, str(folder / "runs" / "loud")]
+    # and it is found again from anywhere, without the file, by who trusts the modules and says where they lie
+    program = "import sys; from umm_zoo.method import Method; sys.path.append(sys.argv[2]); "
+    program += "print(Method.load(sys.argv[1], trust=['my_blocks', 'toy_parts']).head.gain)"
+    command = [sys.executable, "-c", program, str(folder / "runs" / "loud"), str(mine)]
     assert subprocess.run(command, cwd="/", env=environment(), capture_output=True, text=True, check=True).stdout == "2.0\n"

@@ -20,6 +20,8 @@ from umm_zoo.fit import main
 from umm_zoo.method import Method
 from umm_zoo.training.run_folder import RunFolder
 
+TRUSTED = ["--trust", "toy_parts"]
+
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -65,7 +67,7 @@ def test_checkpoint_is_plain_and_rebuilds_the_method(file: str) -> None:
     checkpoint = load_checkpoint("runs/toy")  # weights_only: nothing but plain values and tensors
     assert checkpoint["experiment"]["method"]["head"] == {"_target_": "toy_parts.Head", "in_dim": 3}
     assert set(checkpoint["state_dict"]) == {"head.linear.weight", "head.linear.bias"}
-    method = Method.load("runs/toy")
+    method = Method.load("runs/toy", trust=["toy_parts"])
     assert isinstance(method, toy_parts.Toy) and not method.training
     torch.testing.assert_close(method.head.linear.weight, checkpoint["state_dict"]["head.linear.weight"])
 
@@ -192,7 +194,7 @@ def test_after_runs_the_earlier_stage_once_and_starts_from_it(file: str, capsys:
     written = Path("runs/stage1/metrics.json").stat().st_mtime_ns
     assert main(["stage2.yaml", "--again"]) == 0
     assert Path("runs/stage1/metrics.json").stat().st_mtime_ns == written
-    assert torch.equal(Method.load("runs/stage2").state_dict()["body.linear.bias"], first["body.linear.bias"])
+    assert torch.equal(Method.load("runs/stage2", trust=["toy_parts"]).state_dict()["body.linear.bias"], first["body.linear.bias"])
 
 
 CURRICULUM = "seed=5", "vars.width=6", "training.optimizer.lr=0.02", "trainer.devices=1"
@@ -279,9 +281,9 @@ def test_check_builds_without_memory_and_reports(file: str, capsys: pytest.Captu
 
 def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, "trainer.max_steps=2"]) == 0
-    assert evaluate(["runs/toy"]) == 0
+    assert evaluate(["runs/toy", *TRUSTED]) == 0
     Path("runs/toy/evaluation-1-kept.json").write_text("{}")  # a user's copy is no number
-    assert evaluate(["runs/toy/checkpoints/step-00000002.ckpt", "validation", "data.size=20", "method.bias=2.0"]) == 0
+    assert evaluate(["runs/toy/checkpoints/step-00000002.ckpt", "validation", "data.size=20", "method.bias=2.0", *TRUSTED]) == 0
     first, second = (json.loads(Path(f"runs/toy/evaluation-{i}.json").read_text()) for i in (1, 2))
     assert first["metrics"]["val/loss"] == pytest.approx(report()["metrics"]["val/loss"], rel=1e-6)
     assert second["metrics"]["val/loss"] > first["metrics"]["val/loss"]
@@ -302,6 +304,6 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
     ],
 )
 def test_evaluate_refuses(argv: list[str], expected: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([file, "trainer.max_steps=1"]) == 0
-    assert evaluate(argv) == 2
+    assert main([file, "trainer.max_steps=1", "trainer.val_check_interval=1"]) == 0
+    assert evaluate([*argv, *TRUSTED]) == 2
     assert expected in capsys.readouterr().err

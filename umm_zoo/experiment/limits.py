@@ -75,15 +75,17 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     if not isinstance(trainer, Mapping):
         return
     for key, (interval, unlimited) in _TRAINER.items():
-        value = trainer.get(key)
+        value, whole = trainer.get(key), key in _WHOLE
+        if key == "val_check_interval" and trainer.get("check_val_every_n_epoch") is not None and isinstance(value, float):
+            interval, whole = Interval(gt=0, le=1), False  # a share of an epoch
         if problems := [] if unlimited and value == -1 else outside(value, [interval], f"trainer.{key}"):
             yield from problems
-        elif key in _WHOLE and isinstance(value, float) and value not in (0.0, 1.0):
+        elif whole and isinstance(value, float) and value not in (0.0, 1.0):
             yield Problem(f"trainer.{key}", f"{value}", "a whole number: a share would be of another size on every rank")
     if isinstance(time := trainer.get("max_time"), str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", time):
         yield Problem("trainer.max_time", f"'{time}'", "days:hours:minutes:seconds, such as 00:12:00:00")
     every, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
-    if isinstance(every, int) and isinstance(steps, int) and 0 < steps < every:
+    if tree.get("metrics") and isinstance(every, int) and isinstance(steps, int) and 0 < steps < every:
         found = f"{every}, which is above trainer.max_steps {steps}: nothing would ever be validated"
         yield Problem("trainer.val_check_interval", found, f"a number from 1 to {steps}")
 
