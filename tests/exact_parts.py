@@ -21,7 +21,7 @@ from umm_zoo.methods.conditioning import select_rows
 from umm_zoo.methods.llava import LLaVA
 
 TEXT = tiny_configs.llama(model_type="qwen2", num_key_value_heads=1, max_position_embeddings=512)
-ROWS = 23
+ROWS, BAD = 23, (2, 5, 6, 13)
 
 
 class TinyLLaVA(LLaVA):
@@ -69,6 +69,8 @@ def exact_experiment(folder: Path) -> str:
     for row in range(ROWS):
         rows.append({"__key__": f"s{row:02d}", "json": {"conversations": turns(row)}} | ({"0.png": png(row)} if row % 3 else {}))
     write_shards(rows, folder / "train", "s", samples_per_shard=5)
+    bad = {"0.png": b"none"}
+    write_shards([row | (bad if i in BAD else {}) for i, row in enumerate(rows)], folder / "spoilt", "s", samples_per_shard=5)
     tree = {
         "seed": 3,
         "method": {"_target_": "exact_parts.TinyLLaVA"},

@@ -109,8 +109,8 @@ def taken(
     with draws.installed():
         method.step.begin(count, method.begin_step(parts) if count > 1 else None, torch.device("cpu"))
         for part in parts:
-            with method.step.training():
-                losses = method.training_losses(part)
+            with method.step.training(part.stands_in):
+                losses = method.step.weighed(method.training_losses(part))
             method.step.add(losses, part.keys)
             (losses["loss"] / count).backward()
     terms = method.step.means(torch.device("cpu"), 1)

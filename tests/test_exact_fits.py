@@ -83,3 +83,12 @@ def test_a_loader_of_ones_own_whose_last_step_of_an_epoch_is_shorter(nursery: Nu
 
     one = run(nursery, folder, "own1", 1, data(4))
     check(run(nursery, folder, "own4", 1, data(1), "trainer.accumulate_grad_batches=4"), one)
+
+
+SPOILT = "data.train.all.shards=spoilt"
+
+
+def test_a_micro_batch_of_bad_rows_alone_leaves_the_step_as_it_is(nursery: Nursery, folder: Path) -> None:
+    one = run(nursery, folder, "spoilt1", 1, SPOILT)
+    check(run(nursery, folder, "spoilt8", 1, SPOILT, "trainer.accumulate_grad_batches=8"), one)
+    check(run(nursery, folder, "spoilt-ranks", 2, SPOILT, "trainer.accumulate_grad_batches=4", "trainer.strategy=ddp"), one)

@@ -65,6 +65,7 @@ class Batch:
         tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
             text-to-image, an edit or a composition by the number of input images.
         extras: precomputed members of the shards by name, ``[B, …]`` or ``[M, …]`` each.
+        stands_in: whether the rows repeat others, where a micro-batch had no good one: they weigh nothing in training.
         ahead: where gradients are accumulated, on the first micro-batch of an optimiser step: the others, as the loader gives them.
 
     Raises:
@@ -79,6 +80,7 @@ class Batch:
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    stands_in: bool = False
     ahead: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:

@@ -82,8 +82,8 @@ class Method(LightningModule, ABC):
 
     def begin_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Units of the micro-batches of one optimiser step on this rank; a method that samples first does it here."""
-        counts = [self.units(batch) for batch in batches]
-        return {name: sum(count[name] for count in counts) for name in counts[0]}
+        counts = [(self.units(batch), not batch.stands_in) for batch in batches]
+        return {name: sum(own[name] * counted for own, counted in counts) for name in counts[0][0]}
 
     def share(self, unit: str, count: float | Tensor) -> Tensor:
         """Weight ``[]`` of a mean over ``count`` units of the batch at hand, see ``StepMeans.share``."""
@@ -151,8 +151,8 @@ class Method(LightningModule, ABC):
             self.step.begin(count, None, self.device)
             if count > 1:
                 rank_zero_warn("gradients accumulate, but the loader does not read whole steps: every micro-batch counts alike")
-        with self.step.training():
-            losses = self.training_losses(batch)
+        with self.step.training(batch.stands_in):
+            losses = self.step.weighed(self.training_losses(batch))
         self.step.add(losses, batch.keys)
         if not trainer.fit_loop._should_accumulate():
             means = self.step.means(self.device, trainer.global_step + 1)

@@ -43,6 +43,7 @@ class RawBatch:
     skips: list[Skip] = field(default_factory=list)
     error: UserError | None = None
     faults: Counter[str] = field(default_factory=Counter)
+    stands_in: bool = False  # see ``Batch.stands_in``
     ahead: list[RawBatch] | None = None  # see ``Batch.ahead``
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:

@@ -41,7 +41,8 @@ class BatchRequest(NamedTuple):
 class SampleReader(Dataset[RawBatch]):
     """Random access to the samples of several sources, numbered through.
 
-    With ``substitute`` another sample takes the place of a batch that has no good one (training: a rank cannot step on nothing);
+    With ``substitute`` another sample stands in for a batch that has no good one (training: a rank cannot step on nothing), without
+    weight in the step, which is then the same however it is shared out;
     ``stored`` are outputs of frozen parts that were computed beforehand.
     """
 
@@ -88,6 +89,7 @@ class SampleReader(Dataset[RawBatch]):
         if not len(self._builder) and self.substitute:
             key = self._add_substitute(positions[0].sample)
             skips = [replace(skip, substitute=key) for skip in skips]
+            return replace(self._builder.build(skips), stands_in=True)
         return self._builder.build(skips)
 
     def _add(self, sample: int, position: int) -> str:

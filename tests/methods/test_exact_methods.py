@@ -205,27 +205,29 @@ def test_micro_batches_of_any_sizes_take_the_step_of_the_whole(name: str) -> Non
         check_same(case.step(parts), whole, str([len(part) for part in parts]))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
+    case = CASES[name]
+    first, second = shared_out(case.rows(), [1, len(case.rows()) - 1])
+    check_same(case.step([first, replace(second, stands_in=True), second]), case.step([case.rows()]))
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["llava", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo"])
 def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
     case = CASES[name]
     rows = case.rows()
-    whole, parts = case.step([rows]), shared_out(rows, [1] * len(rows))
-    two = len(rows) - len(rows) % 2
+    (first, rest), parts = shared_out(rows, [1, len(rows) - 1]), shared_out(rows, [1] * len(rows))
+    even = len(rows) // 2 * 2
+    whole = case.step([rows])
     shares = [
-        shared_out(rows, [1, len(rows) - 1]),  # one micro-batch each
-        [parts[0:1] * 0 + shared_out(rows, [2, len(rows) - 2])[0:1], shared_out(rows, [2, len(rows) - 2])[1:]],
-        [parts[0:two:2], parts[1:two:2]],
+        ([[first], [rest]], whole),
+        ([[rows], [replace(first, stands_in=True)]], whole),
+        ([parts[0:even:2], parts[1:even:2]], case.step([select_rows(rows, range(even))])),
     ]
-    given = [[[shares[0][0]], [shares[0][1]]], shares[1], shares[2]]
-    expected = [whole, whole, case.step([select(rows, two)])]
-    for steps in over_ranks(case.step, given):
-        for number, (found, wanted) in enumerate(zip(steps, expected, strict=True)):
-            check_same(found, wanted, f"share {number}")
-
-
-def select(rows: Batch, count: int) -> Batch:
-    return shared_out(rows, [count, len(rows) - count] if count < len(rows) else [count])[0]
+    for steps in over_ranks(case.step, [share for share, _ in shares]):
+        for number, (found, (_, expected)) in enumerate(zip(steps, shares, strict=True)):
+            check_same(found, expected, f"share {number}")
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.1])

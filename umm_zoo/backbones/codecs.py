@@ -113,10 +113,11 @@ class LatentCodec(ExactBuffers, ABC):
     @torch.no_grad()
     def track_moments(self, moments: Tensor, momentum: float) -> None:
         """Move shift and scaling towards the mean and 1/deviation of the latents of ``moments``, while the network is trained."""
-        mean, square = moments[1:] / moments[0]
-        moved = (1 - momentum) * mean * self.has_shift
+        mean, square = moments[1:] / moments[0].clamp(min=1)
+        pace = (1 - momentum) * (moments[0] > 0)
+        moved = pace * mean * self.has_shift
         self.shift += moved
-        self.scaling.copy_((self.scaling**-2).lerp(square - 2 * moved * mean + moved.square(), 1 - momentum).rsqrt())
+        self.scaling.copy_((self.scaling**-2).lerp(square - 2 * moved * mean + moved.square(), pace).rsqrt())
 
 
 def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None = None) -> Tensor:

@@ -40,6 +40,7 @@ class StepMeans:
     def __init__(self) -> None:
         self.skips_left: int | None = None  # steps that may still be skipped; None where the first bad one ends the run
         self.skipping = False
+        self.weightless = False  # whether the rows at hand stand in for bad ones, and count for nothing
         self._open = False  # within a training step: a validation shares nothing out
         self._micro_batches = 1
         self._totals: dict[str, Tensor] | None = None
@@ -88,8 +89,8 @@ class StepMeans:
             ValueError: the step's units do not name this one.
         """
         if not self._open or (self._totals is None and num_ranks() == 1):
-            return torch.ones((), device=device)
-        mine = torch.as_tensor(count, dtype=torch.float32, device=device)
+            return torch.full((), 0.0 if self.weightless else 1.0, device=device)
+        mine = torch.as_tensor(0 if self.weightless else count, dtype=torch.float32, device=device)
         shares = num_ranks() * (1 if self._totals is None else self._micro_batches)
         return shares * mine / self.total(unit, count, device).clamp(min=1e-12)
 
@@ -99,7 +100,7 @@ class StepMeans:
         Raises:
             ValueError: the step's units do not name this one.
         """
-        mine = torch.as_tensor(count, dtype=torch.float32, device=device)
+        mine = torch.as_tensor(0 if self.weightless else count, dtype=torch.float32, device=device)
         if not self._open:
             return mine
         if self._totals is None:
@@ -109,13 +110,17 @@ class StepMeans:
         return self._totals[unit]
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self, weightless: bool = False) -> Iterator[None]:
         """The time in which the losses of a micro-batch are made."""
-        self._open = True
+        self._open, self.weightless = True, weightless
         try:
             yield
         finally:
-            self._open = False
+            self._open = self.weightless = False
+
+    def weighed(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of the rows at hand; zeros where they are weightless."""
+        return {name: value * 0 if self.weightless else value for name, value in losses.items()}
 
     def add(self, losses: Mapping[str, Tensor], keys: Sequence[str]) -> None:
         """Take note of the terms of a micro-batch; every one of a step names the same."""

@@ -65,7 +65,7 @@ class Autoencoder(Method):
         """Reconstruct every image of the batch, inputs and targets."""
         images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
         mean, log_variance = self.codec.posterior(images)
-        moments = self.codec.moments(mean)
+        moments = self.codec.moments(mean) * (not self.step.weightless)
         self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
         if not self.step.running:
             self.codec.track_moments(moments, self.statistics_momentum)

@@ -113,8 +113,12 @@ class Reinforcement(UAEBase, Generic[R]):
         self._next_step()
         self._roll_out(batches[len(self.window) :])
         self._looked_ahead = True
-        counts = [self.counts(rollout) for rollout in self.window[: len(batches)]]
+        counts = [self._counts(rollout) for rollout in self.window[: len(batches)]]
         return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+    def _counts(self, rollout: R) -> dict[str, float]:
+        counts = self.counts(rollout)
+        return dict.fromkeys(counts, 0.0) if rollout.batch.stands_in else counts
 
     def _next_step(self) -> None:
         self.phases.clear()
@@ -131,9 +135,10 @@ class Reinforcement(UAEBase, Generic[R]):
             return
         fresh = [self.roll_out(replace(batch, ahead=None)) for batch in batches]
         torch.clear_autocast_cache()  # weights that were cast without gradient are kept without a graph
-        advantages = self.objective.advantage(torch.cat([rollout.rewards for rollout in fresh])).flatten()
-        for rollout, own in zip(fresh, advantages.split([rollout.rewards.numel() for rollout in fresh]), strict=True):
-            rollout.advantages = own
+        compared = [rollout.rewards[: 0 if rollout.batch.stands_in else None] for rollout in fresh]
+        advantages = self.objective.advantage(torch.cat(compared)).flatten()
+        for rollout, own in zip(fresh, advantages.split([rewards.numel() for rewards in compared]), strict=True):
+            rollout.advantages = rollout.rewards.new_zeros(rollout.rewards.numel()) if rollout.batch.stands_in else own
         self.window = [*self.window, *fresh]
 
     def judge(self, generated: Tensor, batch: Batch) -> Tensor:
@@ -155,8 +160,9 @@ class Reinforcement(UAEBase, Generic[R]):
         if place >= len(self.window):
             self._roll_out([batch])
         self.rollout = rollout = self.window[place]
+        self.step.weightless = rollout.batch.stands_in
         # asked for once, whatever there is to score here: ranks may meet in it
-        shares = {unit: self.share(unit, count) for unit, count in self.counts(rollout).items()}
+        shares = {unit: self.share(unit, count) for unit, count in self._counts(rollout).items()}
         logs: list[dict[str, Tensor]] = []
         with self.phases("score", self.device):
             rows = portions(self.scored(rollout).nonzero()[:, 0], self.rollouts.micro_batch)
