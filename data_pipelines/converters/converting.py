@@ -170,7 +170,7 @@ def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item]
                     labels[label] += 1
                     left_out[label if labels[label] == 1 else f"{label} ({labels[label]})"] = printable(made.reason)
                 elif isinstance(made, Noted):
-                    notes[made.what] += made.count
+                    notes[printable(made.what)] += made.count
                 else:
                     writer.write(made)
             samples = writer.summary.samples - before

@@ -133,10 +133,12 @@ def test_names_that_are_not_utf_8_are_converted_and_escaped(tmp_path):
     with tarfile.open(tmp_path / "in/0.tar", "w", encoding="utf-8", errors="surrogateescape") as file:
         add(file, "caf\udce9.jpg", photo(1))
         add(file, "caf\udce9.txt", b"coffee")
+        add(file, "caf\udce9.\udce9", b"")
         add(file, "\x1b[31merror.jpg", photo(2))
     report = convert(blip3o, tmp_path / "in", tmp_path / "out")
     (row,) = samples_in(tmp_path / "out/train/*.tar")
     assert row["origin"] == "0.tar/caf\\udce9" and list(report["left_out_items"]) == ["0.tar/\\x1b[31merror"]
+    assert report["notes"] == {"member .\\udce9 that is not converted": 1}
 
 
 def test_in_place_the_reasons_are_counted_and_a_bad_tar_does_not_stop_the_others(tmp_path, capsys):
