@@ -34,6 +34,13 @@ class Faulty(Callback):
         setattr(self, hook, fail)
 
 
+class CannotBeMade(Callback):
+    """Has a fault in its constructor."""
+
+    def __init__(self) -> None:
+        raise KeyError("nothing")
+
+
 class WrongSignature(Callback):
     """Has a hook that takes too little."""
 
@@ -121,6 +128,25 @@ def test_a_callbacks_own_error_is_one_line_with_its_place(file, capsys, callback
     *_, error, advice = ["", *capsys.readouterr().err.splitlines(), *([""] if "setup" in callback else [])]
     assert error.startswith(f"error: toy.yaml: callbacks.mine: {expected}") and "--traceback" in error
     assert advice.endswith("is kept; continue from it with ckpt=last") == kept
+
+
+@pytest.mark.parametrize(
+    ("callback", "expected"),
+    [
+        (node(f"{LIGHTNING}.EarlyStopping", monitor="val/loss", mode="up"), "MisconfigurationException: `mode` can be min, max"),
+        (node(f"{LIGHTNING}.Timer", duration="x"), "MisconfigurationException: `Timer(duration='x')` is not a valid duration"),
+        (node(f"{HERE}.CannotBeMade"), "KeyError: 'nothing'"),
+    ],
+)
+def test_a_callback_that_cannot_be_made_is_one_line_with_its_place(file, capsys, callback, expected):
+    error = error_of(capsys, file, f"callbacks.mine={callback}")
+    assert error.startswith("error: toy.yaml: callbacks.mine: ") and expected in error
+
+
+def test_a_checkpoint_that_a_callback_cannot_write_is_named_by_it(file, capsys):
+    callback = node(f"{LIGHTNING}.ModelCheckpoint", monitor="val/loss", dirpath="/proc/nothing")
+    error = error_of(capsys, file, f"callbacks.mine={callback}")
+    assert error.startswith("error: toy.yaml: callbacks.mine: /proc/nothing/") and "could not be written" in error
 
 
 def test_a_learning_rate_monitor_without_a_logger_is_named(file, capsys):

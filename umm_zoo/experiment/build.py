@@ -12,6 +12,9 @@ from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
 
+#: Parts of an experiment whose classes are other people's, with errors of their own classes.
+LIBRARIES = ("callbacks.", "metrics.", "trainer.")
+
 
 def build(node: Mapping[str, Any], path: str = "") -> Any:
     """Build a node: its arguments first, then the object. Not checked; call ``check`` on the experiment before.
@@ -21,7 +24,8 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
         path: where the node stands, for messages.
 
     Raises:
-        UserError: no such target, or a constructor raised ValueError, TypeError, OSError, ImportError.
+        UserError: no such target, or a constructor raised ValueError, TypeError, OSError, ImportError; anything at all, where it is
+            that of a callback, a metric or a logger.
     """
     where = path or str(node[TARGET])
     with locating(place=where):
@@ -34,6 +38,10 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
         raise
     except REFUSALS as error:
         raise UserError(where, f"{node[TARGET]}: {error or type(error).__name__}") from error
+    except Exception as error:
+        if not path.startswith(LIBRARIES):
+            raise
+        raise UserError(where, f"{node[TARGET]}: {type(error).__name__}: {error}") from error
 
 
 def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: Sequence[str] = ()) -> Any:

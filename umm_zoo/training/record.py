@@ -59,7 +59,7 @@ def seed_all(seed: int) -> None:
 
 
 def _of_a_class(where: str) -> bool:
-    return where.partition(".")[0] in ("callbacks", "metrics")
+    return where.partition(".")[0] in ("callbacks", "metrics", "checkpoint")
 
 
 class RunRecord(Callback):

@@ -162,7 +162,8 @@ def make_trainer(
         UserError: Lightning refuses the arguments.
     """
     quieten()
-    given = build_arguments(find_target("lightning.Trainer"), experiment.trainer, "trainer")
+    with locating(experiment.file):
+        given = build_arguments(find_target("lightning.Trainer"), experiment.trainer, "trainer")
     if given.get("logger", True) is True:
         csv = CSVLogger(folder.path, name="", version="logs", flush_logs_every_n_steps=50)
         given["logger"] = [csv, TensorBoardLogger(folder.path, name="", version="logs")]
