@@ -167,6 +167,17 @@ class ReconstructsFromCaptions(Protocol):
 
 
 @runtime_checkable
+class RefusesRows(Protocol):
+    """A method that cannot use every row; a loader asks it first, and leaves out what it refuses as it does a damaged sample."""
+
+    def check_rows(self, batch: Batch, scoring: bool) -> None:
+        """Raise a ``UserError`` for a ``row`` that is too long, or lacks what a validation (``scoring``) or training needs.
+
+        No network runs, and images may be on the ``meta`` device.
+        """
+
+
+@runtime_checkable
 class RollsOut(Protocol):
     """A method that trains on its own samples."""
 

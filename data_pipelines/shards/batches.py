@@ -61,6 +61,35 @@ class RawBatch:
             if isinstance(images := getattr(self, name), BufferReference):
                 setattr(self, name, images.resolve(buffers))
 
+    def without(self, refused: set[int]) -> RawBatch:
+        """The same rows but for some."""
+        kept = [row for row in range(len(self.keys)) if row not in refused]
+        of_image = torch.tensor([row for row, count in enumerate(self.image_counts) for _ in range(count)])
+        own = torch.tensor([int(row) not in refused for row in of_image], dtype=torch.bool)
+
+        def rows(values: list[Any]) -> list[Any]:
+            return [values[row] for row in kept]
+
+        def entries(values: Any) -> Any:  # one for each row, or for each image
+            if not isinstance(values, Tensor):
+                return values
+            return values[kept] if len(values) == len(self.keys) else values[own]
+
+        changed: dict[str, Any] = {
+            name: rows(getattr(self, name)) for name in ("keys", "conversations", "image_counts", "meta", "tasks", "rows")
+        }
+        images = self.images[own] if isinstance(self.images, Tensor) and own.any() else None
+        extras = {name: entries(values) for name, values in self.extras.items()}
+        return replace(self, **changed, images=images, targets=entries(self.targets), extras=extras)
+
+    def outlines(self) -> Batch:
+        """The rows with images of their size and without content, on the ``meta`` device."""
+        content = {field.name: getattr(self, field.name) for field in fields(Batch)}
+        for name in ("images", "targets"):
+            if isinstance(images := content[name], Tensor):
+                content[name] = torch.empty((len(images), 3, *images.shape[1:3]), device="meta")
+        return Batch(**content)
+
     def own(self) -> RawBatch:
         """The same rows in memory of their own, which no worker writes again."""
         images, targets = (tensor.clone() if isinstance(tensor, Tensor) else tensor for tensor in (self.images, self.targets))

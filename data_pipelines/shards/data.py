@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -19,7 +19,7 @@ from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, Val
 from data_pipelines.shards.mixing import BLOCK, make_stream
 from data_pipelines.shards.module import ShardModule
 from data_pipelines.shards.order import Stream
-from data_pipelines.shards.reading import SampleReader
+from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
 from umm_zoo.errors import UserError
@@ -160,8 +160,10 @@ class ShardData(ShardModule):
             steps = self.trainer.max_steps
             Console(stderr=True).print(self.table(steps * self.batch_size if steps > 0 else None))
             self._write_ledger()
-        loader = reading_loader(self.reader("train"), sampler, self.num_workers)
-        return BatchLoader(loader, self._deliver, packed=self.trainer is not None, per_step=self._accumulation())
+        self._reader = self.reader("train")
+        loader = reading_loader(self._reader, sampler, self.num_workers)
+        deliver = partial(self._deliver, stage="train")
+        return BatchLoader(loader, deliver, packed=self.trainer is not None, per_step=self._accumulation())
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation sample once, shared out over the ranks; an empty list where there is no source."""
@@ -170,7 +172,7 @@ class ShardData(ShardModule):
             return []
         sampler = ValidationBatchSampler([len(source) for source in sources], self.val_batch_size, *self._ranks(), self._limit())
         loader = reading_loader(self.reader("val"), sampler, self.num_workers)
-        return BatchLoader(loader, self._deliver, len(sampler), packed=self.trainer is not None)
+        return BatchLoader(loader, partial(self._deliver, stage="val"), len(sampler), packed=self.trainer is not None)
 
     def _limit(self) -> int | None:
         """Validation batches of a single rank that are read; None is all."""
@@ -230,13 +232,29 @@ class ShardData(ShardModule):
         sources = {source.name: [len(source.indexes), len(source)] for source in self.open("train")}
         return {"seed": self.seed, "window": self.window, "sources": sources, "weights": self._weights()}
 
-    def _deliver(self, raw: RawBatch) -> None:
+    def _deliver(self, raw: RawBatch, stage: str) -> RawBatch:
         known = len(self.ledger.skips), self.ledger.faults.total()
         try:
-            super()._deliver(raw)
+            return super()._deliver(raw, stage)
         finally:
             if (len(self.ledger.skips), self.ledger.faults.total()) != known:
                 self._write_ledger()
+
+    def _taken(self, raw: RawBatch, stage: str) -> RawBatch:
+        """As in the base class; in training another sample takes the place of the last one, for a rank cannot step on nothing."""
+        taken = super()._taken(raw, stage)
+        if stage == "val" or taken.keys or not raw.keys:
+            return taken
+        [first] = self.stream.take(raw.rows[0].position, raw.rows[0].position + 1).tolist()
+        for step in range(1, TRIES + 1):
+            other = self._reader[BatchRequest([SamplePosition(-1, (first + step) % len(self._reader))])]
+            if other.error is not None:
+                raise other.error
+            if (found := super()._taken(replace(other, skips=[]), stage)).keys:
+                skips = [replace(skip, substitute=found.keys[0]) for skip in taken.skips]
+                return replace(found, skips=skips, faults=taken.faults + found.faults, stands_in=True)
+        bad = f"{TRIES} samples in a row that the method cannot use, the first because: {taken.skips[-1].reason}"
+        raise UserError(f"data: {taken.skips[-1].shard}", bad, "a good one among them")
 
     def _write_ledger(self) -> None:
         if self.ledger.folder is None:

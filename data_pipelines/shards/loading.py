@@ -94,7 +94,7 @@ def reading_loader(
 
 
 class BatchLoader:
-    """Batches of raw batches, each of which ``on_batch`` gets first, for its skips.
+    """Batches of raw batches, each of which goes through ``on_batch`` first.
 
     Args:
         size: number of batches; None where they have no end, or nobody knows.
@@ -106,7 +106,7 @@ class BatchLoader:
     def __init__(
         self,
         loader: DataLoader[Any],
-        on_batch: Callable[[RawBatch], None],
+        on_batch: Callable[[RawBatch], RawBatch],
         size: int | None = None,
         packed: bool = False,
         per_step: int = 1,
@@ -129,6 +129,6 @@ class BatchLoader:
                 with in_data():
                     raise raw.error
             raw.resolve(buffers)
-            self._on_batch(raw)
+            raw = self._on_batch(raw)
             if raw.keys:
                 yield raw.own() if self.per_step > 1 else raw  # a step holds more batches than a worker has buffers

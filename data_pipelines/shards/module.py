@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,6 +15,7 @@ from data_pipelines.shards.ledger import Ledger
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
 from umm_zoo.errors import UserError
+from umm_zoo.outputs import RefusesRows
 
 Pixels = Annotated[int, Interval(ge=1, le=16384)]
 
@@ -83,12 +84,28 @@ class ShardModule(LightningDataModule):
         """Micro-batches per optimiser step."""
         return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
 
-    def _deliver(self, raw: RawBatch) -> None:
-        """Take note of the skips of a raw batch, and of faults on the way to it."""
+    def _deliver(self, raw: RawBatch, stage: str) -> RawBatch:
+        """The rows of a raw batch that the method takes, after taking note of skips, and of faults on the way to it."""
+        raw = self._taken(raw, stage)
         self.ledger.count(raw.faults + take_faults())
         for skip in raw.skips:
             if self.ledger.add(skip):
                 log.warning("skipped %s%s", skip, f" (repeated {skip.substitute} instead)" if skip.substitute else "")
+        return raw
+
+    def _taken(self, raw: RawBatch, stage: str) -> RawBatch:
+        """Without the rows that the method refuses, such as those that are too long for it; they are skips like damaged ones."""
+        method = self.trainer.lightning_module if self.trainer is not None else None
+        while isinstance(method, RefusesRows) and raw.keys:
+            try:
+                method.check_rows(raw.outlines(), scoring=stage == "val")
+                break
+            except UserError as error:
+                if error.row is None:
+                    raise
+                skip = replace(raw.rows[error.row], reason="; ".join(str(problem) for problem in error.problems))
+                raw = replace(raw.without({error.row}), skips=[*raw.skips, skip])
+        return raw
 
 
 def check_positive(**sizes: int) -> None:

@@ -21,7 +21,7 @@ from data_pipelines.shards.stored import StoredOutputs
 from umm_zoo.errors import UserError
 
 #: Samples tried in place of a micro-batch that has no good sample, before the run is stopped.
-_TRIES = 64
+TRIES = 64
 
 
 class SamplePosition(NamedTuple):
@@ -110,11 +110,11 @@ class SampleReader(Dataset[RawBatch]):
 
     def _add_substitute(self, sample: int) -> str:
         """Add the next good sample after ``sample``, in the order on disk."""
-        for step in range(1, _TRIES + 1):
+        for step in range(1, TRIES + 1):
             try:
                 return self._add((sample + step) % len(self), -1)
             except BadSampleError:
                 continue
         source, index, number = self.place(sample)
-        bad = f"{_TRIES} samples in a row that are bad, from '{index.key(number)}' on (source '{source.name}')"
+        bad = f"{TRIES} samples in a row that are bad, from '{index.key(number)}' on (source '{source.name}')"
         raise UserError(index.path, bad, "a good one among them")

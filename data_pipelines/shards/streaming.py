@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,13 +238,15 @@ class StreamData(ShardModule):
         sources = self.sources[stage]
         stream = ShardStream(stage, shards, sources, self.transform, batch_size, ranks, self.seed, self.buffer, start)
         per_step = self._accumulation() if stage == "train" else 1
-        return BatchLoader(DataLoader(stream, batch_size=None, num_workers=workers), self._deliver, per_step=per_step)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers)
+        return BatchLoader(loader, partial(self._deliver, stage=stage), per_step=per_step)
 
     def _shards(self, stage: str) -> list[tuple[str, str]]:
         with in_data():
             return [(name, path) for name, source in self.sources[stage].items() for path in expand(source.shards)]
 
-    def _deliver(self, raw: RawBatch) -> None:
-        super()._deliver(raw)
+    def _deliver(self, raw: RawBatch, stage: str) -> RawBatch:
+        taken = super()._deliver(raw, stage)
         if isinstance(raw, StreamedBatch) and raw.progress is not None:
             self._reached[raw.worker] = raw.progress
+        return taken

@@ -10,6 +10,8 @@ from tests.backbones.vlm_parts import llava as build
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.templates import Plain, VicunaV1
+from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model", "image_size": 14}  # the last 2 pixels belong to no patch
 
@@ -119,6 +121,27 @@ def test_a_cut_never_goes_through_an_image(images):
     assert cut.token_ids.shape == (1, 16)
     with pytest.raises(ValueError, match="cut off the end of a question"):
         short.embed([[user("<image>a large red circle?")]], images[:1], [1], for_generation=True)
+
+
+def refusal(call, *arguments) -> str:
+    """What a call refuses with its row; empty where it does not."""
+    try:
+        call(*arguments)
+        return ""
+    except UserError as error:
+        return f"{error.row}: {error}"
+
+
+@pytest.mark.parametrize("for_generation", [False, True])
+def test_rows_are_refused_that_would_not_be_embedded(images, for_generation):
+    short, refusals = build(max_length=40).eval(), []
+    for words in range(0, 40, 3):
+        turns = [[user("<image>" + "red " * words)], [user("red " * words + "<image>"), assistant("no " * words)]]
+        batch = Batch(["a", "b"], turns, images[:2].to("meta"), [1, 1])
+        refusals.append(refusal(short.check_rows, batch, for_generation))
+        conversations = batch.prompts() if for_generation else turns
+        assert refusals[-1] == refusal(short.embed, conversations, images[:2], [1, 1], for_generation)
+    assert not refusals[0] and "tokens, of which max_length 40 would cut off" in refusals[-1]
 
 
 def test_images_of_another_size_are_refused(backbone):

@@ -115,6 +115,13 @@ class VLMBackbone(ExactBuffers, ABC):
         with torch.no_grad():
             return int((self.inputs_of(batch).labels[:, 1:] != IGNORE).sum())
 
+    def check_rows(self, batch: Batch, for_generation: bool = False, opening: str = "") -> None:
+        """Nothing, where ``embed`` takes every row of a batch, or for generation every prompt; no network runs.
+
+        Raises:
+            UserError: ``embed`` refuses its ``row``.
+        """
+
     def inputs_of(self, batch: Batch) -> VLMInputs:
         """``embed`` of a batch's own conversations and images, for training."""
         return self.embed(batch.conversations, batch.images, batch.image_counts)

@@ -17,6 +17,9 @@ from umm_zoo.backbones.templates import IGNORE, Piece, encode, pad, stop_ids
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid
 from umm_zoo.errors import UserError
 
+#: Bytes that a template adds to a turn, far more than any does (our choice): rows that are surely short are not tokenised twice.
+_PER_TURN = 512
+
 
 class LibraryVLM(VLMBackbone):
     """A vision encoder whose tokens stand among the text embeddings of a causal language model.
@@ -109,6 +112,15 @@ class LibraryVLM(VLMBackbone):
         """See ``VLMBackbone.count_labels``; texts are tokenised, no network runs."""
         rows = self._encode_all(batch.conversations, batch.image_counts, self._grid(batch.images), for_generation=False)
         return sum(label != IGNORE for _, labels in rows for label in labels[1:])
+
+    def check_rows(self, batch: Batch, for_generation: bool = False, opening: str = "") -> None:
+        """See ``VLMBackbone.check_rows``; texts that may be too long are tokenised."""
+        grid = self._grid(batch.images)
+        conversations = batch.prompts() if for_generation else batch.conversations
+        for row, (conversation, count) in enumerate(zip(conversations, batch.image_counts, strict=True)):
+            most = sum(len(turn["text"].encode()) + _PER_TURN for turn in conversation) + len(opening.encode())
+            if self.max_length is not None and most + count * grid.num_cells > self.max_length:  # no token is less than a byte
+                self._encode(row, conversation, count, grid, for_generation, opening)
 
     def _grid(self, images: Tensor | None) -> Grid:
         return Grid(0, 0) if images is None else self.image_grid(*images.shape[-2:])

@@ -134,6 +134,13 @@ class Bridge(Method):
         own = {"generated", "round_trips", "unchanged", "unchanged_references", "attention", "nll", "num_tokens", "answers"}
         return {*self.objective.makes, *own}
 
+    def check_rows(self, batch: Batch, scoring: bool) -> None:
+        """Refuse rows that the frozen model cannot read whole."""
+        if batch.targets is None:
+            self.vlm.check_rows(batch)
+        if batch.targets is not None or (scoring and self.wanted.max_new_tokens):
+            self.vlm.check_rows(batch, for_generation=True, opening="" if batch.targets is None else self.queries.opening)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics.
 

@@ -94,6 +94,10 @@ class TextToImage(Method):
             outputs.generated = self._generate(texts, torch.randn(latents.shape, generator=generator, device=self.device))
         return outputs
 
+    def check_rows(self, batch: Batch, scoring: bool) -> None:
+        """Refuse rows without a prompt."""
+        prompts(batch)
+
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
         """Images of prompts, ``[B, 3, H, W]`` in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
 

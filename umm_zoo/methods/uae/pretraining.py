@@ -49,15 +49,19 @@ class UAE(UAEBase):
         super().__init__(vlm, renderer, captions=captions, adapter=adapter)
         self.drop_caption = drop_caption
 
+    def check_rows(self, batch: Batch, scoring: bool) -> None:
+        """Refuse rows without a caption, in training."""
+        if not scoring and "" in (captions := batch.answers()):
+            raise UserError("", "no caption", "an assistant turn with the caption", row=captions.index(""))
+
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms.
 
         Raises:
             UserError: a row has no caption or no image.
         """
+        self.check_rows(batch, scoring=False)
         captions = batch.answers()
-        if "" in captions:
-            raise UserError("", "no caption", "an assistant turn with the caption", row=captions.index(""))
         dropped = (torch.rand(len(captions)) < self.drop_caption).tolist()
         texts = [self.renderer.negative_prompt if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         condition = self.renderer.condition(self.vlm, texts, image_of_each_row(batch), self.adapter)  # [B, N, E]
