@@ -104,8 +104,11 @@ def _sample(
     edit = read_edit(row, number, keys)
     repairs = place_markers(edit.conversation, len(edit.inputs))
     task = "editing" if edit.inputs else "text_to_image"
-    found = next((row[name] for name in _KINDS if is_name(row.get(name))), None)
-    content = {**notes(row, edit.used, LONGEST_NOTE), "task": task, "kind": (found or "edit") if edit.inputs else task}
+    kind = next((name for name in _KINDS if is_name(row.get(name))), None)
+    others = {f"row_{name}" if name in ("task", "kind") else name: value for name, value in row.items() if name != kind}
+    content = {**notes(others, edit.used, LONGEST_NOTE), "task": task, "kind": "edit" if edit.inputs else task}
+    if kind:
+        content["kind"] = row[kind].strip()
     content["conversations"] = edit.conversation
     if not edit.inputs:
         repairs = []
@@ -131,7 +134,7 @@ def read_edit(row: dict[str, Any], number: int, keys: Keys) -> Edit:
         raise BadSampleError(f"no input image: '{next(name for name in keys.inputs if name not in inputs)}' is empty")
     text = wording(row[instruction[0]], number, "instruction")
     cells = [cell for name in inputs for cell in _list(row[name])]
-    used = {*inputs, *instruction, *target, *_KINDS}
+    used = {*inputs, *instruction, *target}
     return Edit([Turn(role="user", text=text)], cells, _only(row[target[0]]), used)
 
 
@@ -148,7 +151,7 @@ def _from_conversation(row: dict[str, Any]) -> Edit:
         raise BadSampleError("no image to generate: 'image' is empty")
     for turn in turns:
         turn["text"] = turn["text"].replace(_GENERATED, "").strip()
-    return Edit(turns[:-1], cells[:-1], cells[-1], {"conversations", "image", "images", *_KINDS})
+    return Edit(turns[:-1], cells[:-1], cells[-1], {"conversations", "image", "images"})
 
 
 def _first(row: dict[str, Any], names: Sequence[str]) -> list[str]:

@@ -69,6 +69,24 @@ def test_uniworld_s_references_and_its_image_to_generate(tmp_path):
     assert third["conversations"] == [{"role": "user", "text": "A cat."}] and third["task"] == "text_to_image"
 
 
+@pytest.mark.parametrize(
+    ("own", "kind", "kept"),
+    [
+        ({"edit_type": "add", "category": "animal", "task": "x"}, "add", {"category": "animal", "row_task": "x"}),
+        ({"edit_type": "a name that is too long for the records of a metric", "kind": "add"}, "add", {}),
+        ({"kind": ["add"], "category": 3}, "edit", {"category": 3}),
+    ],
+)
+def test_a_row_s_kind_is_taken_and_what_else_it_says_is_kept(tmp_path, own, kind, kept):
+    folder_of(tmp_path / "images", "a.png")
+    turns = [{"from": "human", "value": "A cat."}, {"from": "gpt", "value": "<gen_image>"}]
+    rows = [{"input": "a.png", "instruction": "Do.", "output": "a.png", **own}, {"image": ["a.png"], "conversations": turns, **own}]
+    convert(tmp_path, rows)
+    edit, generated = samples(tmp_path / "out")
+    assert edit["kind"] == kind and generated["kind"] == (kind if kind != "edit" else "text_to_image")
+    assert all(row[name] == value for row in (edit, generated) for name, value in kept.items())
+
+
 def test_turns_of_a_multi_turn_edit_are_samples_of_their_own(tmp_path):
     folder_of(tmp_path / "images", "0/a.png", "0/b.png", "0/c.png")
     turn = lambda source, target, prompt: {"input_images": [source], "output_images": [target], "prompt": prompt}  # noqa: E731
