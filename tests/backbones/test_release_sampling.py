@@ -159,6 +159,15 @@ def test_a_strangers_pipeline_brings_its_own_scheduler(subfolder: str | None, tm
         assert_close(made.schedule(2, 6, 4).times[0], 7 * 0.999 / (1 + 6 * 0.999), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "null"])
+def test_a_damaged_scheduler_is_named(text: str, tmp_path: Path) -> None:
+    decoder_of(Sana, {}).save(tmp_path)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"scheduler_config.json', expected a map of a scheduler's settings"):
+        Sana.from_pretrained(tmp_path)
+
+
 def test_without_a_scheduler_beside_it_a_network_has_that_of_its_first_release(tmp_path: Path) -> None:
     decoder_of(StableDiffusion3, {}).save(tmp_path)
     assert StableDiffusion3.from_pretrained(tmp_path).schedule.config["shift"] == 3.0
@@ -172,6 +181,10 @@ def test_without_a_scheduler_beside_it_a_network_has_that_of_its_first_release(t
         ({"prediction_type": "epsilon"}, "prediction_type 'epsilon'"),
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type 'sde-dpmsolver"),
         ({"use_flow_sigmas": False}, "use_flow_sigmas False"),
+        ({"flow_shift": "three"}, "numbers that make times"),
+        ({"flow_shift": -3.0}, "expected falling ones"),
+        ({"num_train_timesteps": 0}, "numbers that make times"),
+        ({"_class_name": None}, "_class_name 'None'"),
     ],
 )
 def test_a_scheduler_that_steps_in_another_way_is_refused_unless_the_objective_states_its_own(

@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.loading import one_line
 from umm_zoo.objectives.schedules import LibrarySchedule
 
 #: Where pipelines keep their scheduler, and a decoder that was saved alone its own.
@@ -39,7 +40,7 @@ class DiffusersDecoder(DiffusersNetwork, ImageDecoder):
     @property
     def schedule(self) -> LibrarySchedule:
         """See ``ImageDecoder``."""
-        return LibrarySchedule(self.scheduler or self.release_scheduler, self.patch)
+        return LibrarySchedule(self.release_scheduler if self.scheduler is None else self.scheduler, self.patch)
 
     @property
     def num_train_times(self) -> int:
@@ -60,6 +61,7 @@ def read_scheduler(source: str, subfolder: str | None) -> dict[str, Any] | None:
 
     Raises:
         FileNotFoundError: the pipeline is on the hub, and neither reached nor kept here.
+        ValueError: it is no JSON object.
     """
     if (folder := Path(source)).is_dir():
         whole = folder if subfolder or (folder / SCHEDULER_FILE).is_file() else folder.resolve().parent
@@ -75,4 +77,5 @@ def read_scheduler(source: str, subfolder: str | None) -> dict[str, Any] | None:
             raise FileNotFoundError(f"found no {SCHEDULER_FILE} of '{source}' here, expected it, or to reach the hub") from error
         except EntryNotFoundError:
             return None
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    with one_line(file, "a map of a scheduler's settings"):
+        return dict(json.loads(file.read_text(encoding="utf-8")).items())

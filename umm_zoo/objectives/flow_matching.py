@@ -58,9 +58,16 @@ class FlowMatching(Objective):
 
         Args:
             own: ``ImageDecoder.schedule``; None changes nothing.
+
+        Raises:
+            UserError: the release's scheduler makes no times, or steps in a way that no solver here does.
         """
-        if own is not None:
-            self.schedule, self.solver = self.schedule or own, self.solver or own.solver
+        if own is None:
+            return
+        if self.schedule is None:
+            own(self.num_steps, own.patch, own.patch)  # now, and not in the first validation
+            self.schedule = own
+        self.solver = self.solver or own.solver
 
     def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> Interpolant:
         """Times and noise for a batch of clean latents."""

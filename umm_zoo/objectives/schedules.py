@@ -14,6 +14,9 @@ from umm_zoo.errors import UserError
 from umm_zoo.objectives.solvers import DPMSolver, Euler, Solver
 from umm_zoo.objectives.times import shifted
 
+_WHERE = "scheduler_config.json"
+_HINT = "the objective's `schedule` and `solver` may be stated in its place"
+
 
 class Schedule(NamedTuple):
     """Times of one sampling.
@@ -93,7 +96,7 @@ class LibrarySchedule(TimeSchedule):
     }
 
     def __init__(self, config: Mapping[str, Any] | None = None, patch: int = 1) -> None:
-        self.config = dict(config or {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+        self.config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0} if config is None else dict(config)
         self.patch = patch
 
     def scheduler(self) -> Any:
@@ -103,15 +106,14 @@ class LibrarySchedule(TimeSchedule):
             UserError: it is another one, or makes its steps in another way.
         """
         kinds = {kind.__name__: kind for kind in self.steps_as}
-        where, hint = "scheduler_config.json", "the objective's `schedule` and `solver` may be stated in its place"
         if (name := self.config.get("_class_name")) not in kinds:
-            raise UserError(where, f"_class_name '{name}'", " or ".join(kinds), hint)
+            raise UserError(_WHERE, f"_class_name '{name}'", " or ".join(kinds), _HINT)
         with torch.device("cpu"):  # also while a method is built without memory
             scheduler = kinds[name].from_config(self.config)
         for key, accepted in self.steps_as[kinds[name]].items():
             if scheduler.config[key] not in accepted:
                 expected = " or ".join(map(repr, accepted))
-                raise UserError(where, f"{key} {scheduler.config[key]!r} of a {name}", expected, hint)
+                raise UserError(_WHERE, f"{key} {scheduler.config[key]!r} of a {name}", expected, _HINT)
         return scheduler
 
     @property
@@ -120,8 +122,19 @@ class LibrarySchedule(TimeSchedule):
         return DPMSolver() if self.scheduler().config.get("solver_order") == 2 else Euler()
 
     def __call__(self, num_steps: int, height: int, width: int) -> Schedule:
-        """See ``TimeSchedule``."""
+        """See ``TimeSchedule``; a ``UserError`` where the scheduler makes none."""
         assert_steps(num_steps)
+        try:
+            times, told = self._times(num_steps, height, width)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the library makes of numbers that are none
+            raise UserError(_WHERE, f"{self.config} ({type(error).__name__}: {error})", "numbers that make times", _HINT) from error
+        if not (times[0] <= 1 and all(now > after for now, after in itertools.pairwise(times))):
+            raise UserError(_WHERE, f"times {times} for {num_steps} steps", "falling ones from 1 or less", _HINT)
+        return Schedule(times, told)
+
+    def _times(self, num_steps: int, height: int, width: int) -> Schedule:
         scheduler, settings = self.scheduler(), {}
         config = scheduler.config
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and config["use_dynamic_shifting"]:
@@ -129,10 +142,8 @@ class LibrarySchedule(TimeSchedule):
             slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
             settings["mu"] = config["base_shift"] + slope * more
         scheduler.set_timesteps(num_steps, device="cpu", **settings)
-        times = scheduler.sigmas.tolist()  # in the library's float32: the solver's first steps go by 1 - t
-        if not all(now > after for now, after in itertools.pairwise(times)):
-            raise UserError("scheduler_config.json", f"times {times} for {num_steps} steps", "falling ones")
-        return Schedule(times, [time / config["num_train_timesteps"] for time in scheduler.timesteps.tolist()])
+        # in the library's float32: the solver's first steps go by 1 - t
+        return Schedule(scheduler.sigmas.tolist(), [time / config["num_train_timesteps"] for time in scheduler.timesteps.tolist()])
 
 
 def assert_steps(num_steps: int) -> None:
