@@ -75,7 +75,7 @@ class Experiment:
     @property
     def trust(self) -> Trust:
         """What its nodes may name."""
-        return Trust(self.trusted is not None, tuple(self.folders), tuple(self.trusted or ()))
+        return Trust(self.trusted is not None, tuple(self.trusted or ()))
 
     @property
     def named_modules(self) -> list[str]:

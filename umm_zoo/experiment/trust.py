@@ -64,12 +64,10 @@ class Trust:
 
     Args:
         embedded: whether it comes out of weights.
-        folders: where the user's own modules lie, for an experiment that is his own.
         modules: what he allows the experiment in weights to name, such as ``my_blocks``.
     """
 
     embedded: bool = False
-    folders: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
 
     def may_import(self, path: str) -> bool:
@@ -118,11 +116,14 @@ class Trust:
     def _trusted(self) -> tuple[str, ...]:
         return (*self.modules, *_allowed.get())
 
-    def _is_users(self, module: str) -> bool:
-        top = sys.modules.get(module.split(".")[0])
-        places = getattr(top, "__path__", None) or [getattr(top, "__file__", None) or ""]
-        homes = {os.path.realpath(folder) for folder in (os.getcwd(), *self.folders)}
-        return any(os.path.dirname(os.path.realpath(place)) in homes for place in places if place)
+    @staticmethod
+    def _is_users(module: str) -> bool:
+        """Whether a module is neither Python's nor of an installed library."""
+        name = module.split(".")[0]
+        top = sys.modules.get(name)
+        places = [*(getattr(top, "__path__", None) or ()), getattr(top, "__file__", None) or ""]
+        installed = any(f"{os.sep}{folder}{os.sep}" in place for place in places for folder in ("site-packages", "dist-packages"))
+        return name not in sys.stdlib_module_names and not installed
 
 
 def users_modules(tree: Any) -> set[str]:
