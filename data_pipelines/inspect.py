@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,12 +18,12 @@ from rich.table import Table
 
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.addresses import expand, is_remote
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.conversation import IMAGE_MARKER, split_answer
-from umm_zoo.errors import locating, printable
+from umm_zoo.errors import Problem, UserError, locating, printable
 
 
 @dataclass
@@ -137,12 +139,37 @@ def parser() -> Parser:
     made.add_argument("--every", type=whole(1), default=1, metavar="N", help="read every N-th sample only")
     made.add_argument("--samples", type=whole(1), default=24, metavar="N", help="samples on the sheet")
     made.add_argument("--drawn", action="store_true", help="images beside plain captions are to be generated, not described")
+    made.add_argument("--verify", action="store_true", help="first compare the content of every shard with its index (sha256)")
     return made
+
+
+def verify(shards: list[str]) -> None:
+    """Compare the sha256 of local shards with those of their indexes.
+
+    Raises:
+        UserError: the content of some is another one.
+    """
+    changed = []
+    for path in shards:
+        if is_remote(path):
+            print(f"note: {path}: a remote shard is not verified", file=sys.stderr)
+            continue
+        index = load_index(path)
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != index.sha256:
+            hint = f"fetch it again, or `python -m data_pipelines.index {path}` where the new content is meant"
+            changed.append(Problem(path, f"sha256 {found[:16]}…", f"{index.sha256[:16]}…, for which its index was made", hint))
+    if changed:
+        raise UserError("", changed)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Inspect, print, save the sheet."""
     shards = expand(arguments.shards)
+    if arguments.verify:
+        verify(shards)
+        print(f"{len(shards)} shards are what their indexes were made for")
     findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
     console = Console(highlight=False, markup=False)
     print_findings(findings, len(shards), console)

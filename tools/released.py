@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from umm_zoo.backbones.weight_files import assert_readable
 from umm_zoo.checkpoints.files import AtomicCheckpointIO
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
@@ -44,6 +45,7 @@ def read_files(sources: Iterable[Path]) -> State:
 
 def _read_file(file: Path) -> State:
     expected = "a file of tensors"
+    assert_readable(file)
     try:
         part: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what a reader of pickles stumbles over in a foreign file is of any class

@@ -8,6 +8,7 @@ tar itself. The originals stay untouched.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 
 FOLDER = "precomputed"
+_SEAL = b"crc32"
 _HOW = "`python -m data_pipelines.precompute EXPERIMENT --only {}` makes {}, data.precomputed=ignore computes them in training"
 
 
@@ -43,6 +45,17 @@ def stored_place(index: ShardIndex, name: str, fingerprint: str, where: str | No
     return base_folder(index.path, where) / f"{name}-{fingerprint[:16]}" / f"{stem}-000000.tar"
 
 
+def sealed(content: bytes) -> bytes:
+    """A ``.npy`` with its checksum behind it, where readers of arrays do not look."""
+    return content + _SEAL + zlib.crc32(content).to_bytes(4, "little")
+
+
+def is_intact(content: bytes) -> bool:
+    """Whether a ``.npy`` is what was stored; one of an earlier version has no checksum."""
+    array, seal, value = content[:-9], content[-9:-4], content[-4:]
+    return seal != _SEAL or zlib.crc32(array) == int.from_bytes(value, "little")
+
+
 class StoredOutputs:
     """Outputs of one name for some shards: ``places`` has the tar of outputs by the path of the shard."""
 
@@ -58,8 +71,11 @@ class StoredOutputs:
             if key not in numbers:
                 raise BadSampleError(f"no stored '{self.name}' for this sample, which could not be used when they were made")
             number = numbers[key]
-        members = files.members(side, number)
-        return {name.removesuffix(".npy"): decode_array(content) for name, content in members.items() if name.endswith(".npy")}
+        members = {name: content for name, content in files.members(side, number).items() if name.endswith(".npy")}
+        if changed := [name for name, content in members.items() if not is_intact(content)]:
+            found = f"'{changed[0]}' of '{key}' is not what was stored"
+            raise UserError(side.path, found, hint=f"remove the file; {_HOW.format(self.name, 'it again')}")
+        return {name.removesuffix(".npy"): decode_array(content) for name, content in members.items()}
 
 
 @lru_cache(64)

@@ -20,7 +20,7 @@ from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import index_path
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
-from data_pipelines.shards.stored import stored_items, stored_place
+from data_pipelines.shards.stored import sealed, stored_items, stored_place
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.errors import UserError, locating
@@ -142,7 +142,7 @@ def _npy(values: Tensor, half: bool) -> bytes:
         values = values.half() if half else values.float()
     file = io.BytesIO()
     np.save(file, values.numpy(), allow_pickle=False)
-    return file.getvalue()
+    return sealed(file.getvalue())
 
 
 def _read(reader: SampleReader, numbers: Sequence[int]) -> RawBatch:

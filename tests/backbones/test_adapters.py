@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -94,3 +95,30 @@ def test_mistakes(tmp_path):
     twin.attach(Network())
     with pytest.raises(ValueError, match="rank 3"):
         twin.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_rslora": True}, "found 'use_rslora: True', expected plain additions"),
+        ({"use_dora": True}, "found 'use_dora: True'"),
+        ({"alpha_pattern": {"q": 3}}, "found 'alpha_pattern: "),
+        ({"lora_alpha": None}, "found rank 3 and alpha None"),
+    ],
+)
+def test_an_adapter_that_is_added_otherwise_is_refused(changes, message, tmp_path):
+    _, adapter = attached()
+    adapter.save(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ValueError, match=message):
+        attached()[1].load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_of_an_adapter_that_are_none_are_one_line(name, tmp_path):
+    _, adapter = attached()
+    adapter.save(tmp_path)
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=f"{name}: found a Git-LFS pointer"):
+        attached()[1].load(tmp_path)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from test_shards import png, write_tar
 
 import data_pipelines.inspect as inspect_command
 from data_pipelines.inspect import inspect, main, parser
+from umm_zoo.errors import UserError
 
 
 def test_counts_sizes_and_texts_are_those_of_the_shards(tmp_path):
@@ -63,3 +65,19 @@ def test_the_index_command_repairs_a_stale_index_and_names_what_it_cannot(tmp_pa
     assert done.returncode == 2 and "a.tar.index.json: 1 samples" in done.stdout
     assert "error: b.tar: not a plain (uncompressed) tar file" in done.stderr and "Traceback" not in done.stderr
     assert inspect([str(tmp_path / "a.tar")]).samples == 1
+
+
+def test_verify_compares_contents_with_their_indexes(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", {"k": sample(1)})
+    shards = [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
+    verify = [*shards, "--verify", "--sheet", str(tmp_path / "sheet.png")]
+    main(parser().parse_args(verify))
+    assert "2 shards are what their indexes were made for" in capsys.readouterr().out
+    file, time = tmp_path / "b.tar", (tmp_path / "b.tar").stat()
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") + 9] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(time.st_atime_ns, time.st_mtime_ns))  # as a disk changes it: size and time are those of before
+    with pytest.raises(UserError, match=r"b\.tar: found sha256 .*, for which its index was made; fetch it again"):
+        main(parser().parse_args(verify))

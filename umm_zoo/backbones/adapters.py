@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from umm_zoo.backbones.weight_files import assert_readable
+
 #: Keys of additions in a state dict.
 ADDITION = re.compile(r"(?:^|\.)layers\.[^.]+\.(?:down|up)$")
 #: Files of peft.
@@ -22,6 +24,11 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 #: What to do with a model that has an adapter.
 KEEP = "the file would hold the weights without it; use the run folder or its checkpoint, and LoRA.save for the adapter alone"
+
+
+#: Settings of peft under which the same tensors are added in another way, and their plain values.
+_OTHERWISE: dict[str, Any] = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+_OTHERWISE |= {"fan_in_fan_out": False, "lora_bias": False, "modules_to_save": None}
 
 
 class LowRank(nn.Module):
@@ -161,13 +168,17 @@ class LoRA(nn.Module):
         """Take over the weights of an adapter that peft or ``save`` has written for the same layers.
 
         Raises:
-            ValueError: its layers, its rank or its alpha are others.
+            ValueError: its layers, its rank or its alpha are others, or it is added in another way.
         """
         folder, own = Path(folder), self._tensors()
+        for name in (CONFIG, WEIGHTS):
+            assert_readable(folder / name)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if (config["r"], config["lora_alpha"]) != (self.rank, self.alpha):
-            found = f"rank {config['r']} and alpha {config['lora_alpha']}"
+        if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
+            found = f"rank {config.get('r')} and alpha {config.get('lora_alpha')}"
             raise ValueError(f"{folder}: found {found}, expected {self.rank} and {self.alpha}")
+        if other := [key for key, plain in _OTHERWISE.items() if config.get(key, plain) not in (plain, None)]:
+            raise ValueError(f"{folder}: found '{other[0]}: {config[other[0]]}', expected plain additions of weight alpha / rank")
         tensors = load_file(folder / WEIGHTS)
         if different := sorted(own.keys() ^ tensors.keys()):
             raise ValueError(f"{folder}: found {different[0]} missing or without a place, expected the layers of this adapter")

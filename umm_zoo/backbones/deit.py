@@ -14,7 +14,8 @@ from transformers.models.vit import ViTConfig, ViTModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from umm_zoo.backbones.feature_encoder import LibraryEncoder
-from umm_zoo.backbones.loading import assert_complete, on_meta_device
+from umm_zoo.backbones.loading import assert_complete, on_meta_device, one_line
+from umm_zoo.backbones.weight_files import assert_readable
 
 
 class HeadlessViT(ViTModel):
@@ -52,7 +53,9 @@ class DeiT3Features(LibraryEncoder):
             return cls.from_config(config)
         if not Path(file).is_file():
             raise FileNotFoundError(f"found '{file}', expected a file of weights")
-        stored: Any = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
+        assert_readable(file)
+        with one_line(file, "a file of weights"):
+            stored: Any = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
         state = {name: tensor for name, tensor in stored.get("model", stored).items() if not name.startswith("head.")}
         found, folded = fold_release(state)
         model = HeadlessViT(ViTConfig(**found))
