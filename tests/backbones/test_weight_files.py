@@ -174,3 +174,30 @@ def test_a_tokenizer_that_is_none_is_one_line(content: bytes, folders: dict[str,
     with pytest.raises((ValueError, FileNotFoundError), match="tokenizer") as raised:
         LlavaBackbone.from_pretrained(str(tmp_path / "model"))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(LlavaBackbone, "qwen2_5_vl"), (Qwen25VL, "llava"), (CLIPVisionFeatures, "gpt2")])
+def test_a_check_refuses_another_model_as_training_does(kind: Any, name: str, folders: dict[str, Path]) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=f"found a model of type '{name}'"):
+        kind.from_pretrained(str(folders[name]))
+
+
+@pytest.mark.parametrize("name", ["text_config", "vision_config"])
+def test_a_part_that_is_null_is_not_the_library_s_default_of_gigabytes(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["llava"], tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: None}))
+    with pytest.raises(ValueError, match=rf"config\.json: found no '{name}'"):
+        LlavaBackbone.from_pretrained(str(tmp_path / "model"))
+
+
+@every_kind
+def test_a_folder_without_a_configuration(kind: Any, config: Any, tmp_path: Path) -> None:
+    kind.from_config(config).save(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: found JSON that is no map"):
+        kind.from_pretrained(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json") as raised:
+        kind.from_pretrained(str(tmp_path))
+    assert "\n" not in str(raised.value)

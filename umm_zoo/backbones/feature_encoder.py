@@ -16,7 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from umm_zoo.backbones.adapters import assert_no_adapter
-from umm_zoo.backbones.loading import assert_known, find_source, image_processor_of, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import (
+    assert_known,
+    find_source,
+    image_processor_of,
+    load_checkpoint,
+    on_meta_device,
+    read_config,
+    torch_dtype,
+)
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.batch import Grid
@@ -170,7 +178,8 @@ class LibraryEncoder(FeatureEncoder):
         if not on_meta_device():
             return cast(PreTrainedModel, load_checkpoint(cls.kind, found, dtype, cls.optional, config))
         if config is None:  # the source's own, without its weights
-            return cast(PreTrainedModel, cls.kind._from_config(cls.config_kind.from_pretrained(found)))
+            stored = read_config(cls.kind, found) or cls.config_kind.from_pretrained(found)
+            return cast(PreTrainedModel, cls.kind._from_config(stored))
         return cls._build(config, dtype)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
 from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
+from umm_zoo.backbones.loading import read_config as check_config
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Conversation, Grid
@@ -145,7 +146,10 @@ class LlavaBackbone(LibraryVLM):
         source = find_source(source)
         tokenizer = tokenizer_source(source, tokenizer)
         if on_meta_device():
-            found: Any = read_config(source) if config is None else llava_config(config, shipped_tokenizer=tokenizer is None)
+            if config is None:
+                found: Any = check_config(LlavaForConditionalGeneration, source) or read_config(source)
+            else:
+                found = llava_config(config, shipped_tokenizer=tokenizer is None)
             return cls(new_llava(found, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
         model = load_llava(source, dtype, attention, config)
         assert_stated(source, config, model.config)

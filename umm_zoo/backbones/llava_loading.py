@@ -110,7 +110,8 @@ def read_config(source: str) -> PreTrainedConfig:
     assert_readable(source)
     with one_line(source, "a name or folder with a model configuration"):
         stored = PreTrainedConfig.get_config_dict(source)[0]
-        assert_model_type(source, stored, AutoModel)
+    assert_model_type(source, stored, AutoModel)
+    with one_line(source, "a name or folder with a model configuration"):
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source))
 
 

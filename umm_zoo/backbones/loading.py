@@ -70,19 +70,41 @@ def load_checkpoint(
         ValueError: tensors are missing, unexpected or of another shape; a file or the configuration is not fit for it.
     """
     settings |= {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), "ignore_mismatched_sizes": True}
-    where = {key: settings[key] for key in ("subfolder",) if settings.get(key)}
-    assert_readable(Path(source, settings.get("subfolder") or ""), settings.get("variant"))
-    with one_line(source, f"a name or folder with weights of {kind.__name__}"):
-        stored = PreTrainedConfig.get_config_dict(source, **where)[0]
-    if hasattr(getattr(kind, "config_class", None), "model_type"):
-        stored.setdefault("model_type", kind.config_class.model_type)
-    assert_model_type(source, stored, kind)
-    if complete_transformers(source, stored, stated or {}):
-        settings["config"] = config_of(kind, stored)
+    found = read_config(kind, source, stated, settings.get("subfolder") or "", settings.get("variant"))
+    if found is not None:
+        settings["config"] = found
     with one_line(source, f"a name or folder with weights of {kind.__name__}"):
         model, info = kind.from_pretrained(source, output_loading_info=True, **settings)
     assert_complete(source, info, optional)
     return model
+
+
+def read_config(
+    kind: Any, source: str, stated: Mapping[str, Any] | None = None, subfolder: str = "", variant: str | None = None
+) -> PreTrainedConfig | None:
+    """Look at the files and the configuration of weights; returns one with what ``stated`` fills in, None where that is nothing.
+
+    Args:
+        kind: class of the model.
+        source: name or folder.
+        stated: configuration in the experiment.
+        subfolder: inside the source.
+        variant: of the files.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a file or the configuration is not fit for it.
+    """
+    expected = f"a name or folder with weights of {kind.__name__}"
+    assert_readable(Path(source, subfolder), variant)
+    with one_line(source, expected):
+        stored = PreTrainedConfig.get_config_dict(source, **({"subfolder": subfolder} if subfolder else {}))[0]
+    if not stored:
+        raise FileNotFoundError(f"found '{source}', expected {expected} (there is no config.json)")
+    if hasattr(getattr(kind, "config_class", None), "model_type"):
+        stored.setdefault("model_type", kind.config_class.model_type)
+    assert_model_type(source, stored, kind)
+    return config_of(kind, stored) if complete_transformers(source, stored, stated or {}) else None
 
 
 @contextmanager

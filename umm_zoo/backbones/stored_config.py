@@ -136,7 +136,7 @@ def complete_transformers(source: str | Path, stored: dict[str, Any], stated: Ma
     written, own = _version(stored.get("transformers_version")), Version(transformers.__version__)
     filled = False
     parts = CONFIG_MAPPING[stored["model_type"]].sub_configs if stored.get("model_type") in CONFIG_MAPPING else {}
-    missing = [name for name, kind in parts.items() if name not in stored and kind is AutoConfig]
+    missing = [name for name, kind in parts.items() if stored.get(name) is None and kind is AutoConfig]
     for section, kind, fields, said in _sections(stored, stated):
         needed = _needed(kind, bool(section), written, own)
         aliases = kind.attribute_map

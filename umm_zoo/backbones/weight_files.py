@@ -73,7 +73,9 @@ def _damage_of_json(file: Path) -> str | None:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         return f"no readable JSON ({error})"
-    if file.name.endswith(".index.json") and isinstance(content, dict) and isinstance(content.get("weight_map"), dict):
+    if not isinstance(content, dict):
+        return "JSON that is no map"
+    if file.name.endswith(".index.json") and isinstance(content.get("weight_map"), dict):
         missing = sorted({str(name) for name in content["weight_map"].values() if not (file.parent / str(name)).is_file()})
         if missing:
             return f"a list of files of which {len(missing)} are missing, such as '{missing[0]}' (download them too)"
