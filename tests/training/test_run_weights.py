@@ -77,7 +77,7 @@ def test_every_way_to_a_run_takes_the_same_weights(which: str, run: str, capsys:
 @pytest.mark.parametrize("which", ["averaged", "raw"])
 def test_a_later_stage_starts_from_them(which: str, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     still = {"trained": ["body", "head"], "optimizer": {**TRAINING["optimizer"], "lr": 1e-12}, "weights": which}  # type: ignore[dict-item]
-    assert fit([experiment("second", after=run, training=still, trainer={**TRAINER, "max_steps": 1})]) == 0
+    assert fit([experiment("second", after=run, training=still, trainer={**TRAINER, "max_steps": 1, "val_check_interval": 1})]) == 0
     started = load_checkpoint("runs/second")["state_dict"]
     for key, value in weights(run)[which].items():
         torch.testing.assert_close(started[key], value, atol=1e-6, rtol=0)
