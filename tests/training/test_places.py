@@ -130,6 +130,15 @@ def test_a_callbacks_own_error_is_one_line_with_its_place(file, capsys, callback
     assert advice.endswith("is kept; continue from it with ckpt=last") == kept
 
 
+@pytest.mark.parametrize(("monitor", "notes"), [("val/nothing", 1), ("val/loss", 0), ("train/loss", 0)])
+def test_the_check_notes_a_score_that_no_metric_gives(file, capsys, monitor, notes):
+    assert main([file, "--check", f"callbacks.mine={node(f'{LIGHTNING}.EarlyStopping', monitor=monitor)}"]) == 0
+    assert (
+        capsys.readouterr().err.count("note: callbacks.mine monitors 'val/nothing', which none of the metrics gives (loss)")
+        == notes
+    )
+
+
 @pytest.mark.parametrize(
     ("callback", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from umm_zoo.experiment.trust import trusting
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
+from umm_zoo.training.ranks import is_main_process
 
 
 class TrainingSetup:
@@ -165,6 +167,7 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
             with locating(place="training"):
                 build({TARGET: TRAINING, **experiment.training}, "training").prepare(method)
         check_outputs(method, built.metrics)
+    note_monitors(built)
     return built
 
 
@@ -181,6 +184,17 @@ def check_outputs(method: Method, metrics: Mapping[str, Metric]) -> None:
             if wanted not in makes:
                 found = f"a {type(metric).__name__}, which reads '{wanted}'; {type(method).__name__} does not make it"
                 raise UserError(f"metrics.{name}", found, f"a metric of {', '.join(sorted(makes))}")
+
+
+def note_monitors(built: Built) -> None:
+    """Say of a callback that watches a score of validation that no metric has that name, before hours of training."""
+    for place, callback in built.callbacks.items():
+        key = getattr(callback, "monitor", None)
+        if not isinstance(key, str) or not key.startswith("val/") or key.split("/")[1] in built.metrics or not is_main_process():
+            continue
+        known = ", ".join(built.metrics) or "none"
+        found = f"monitors '{key}', which none of the metrics gives ({known}); the run ends there unless the method logs it"
+        print(f"note: callbacks.{place} {found}", file=sys.stderr, flush=True)
 
 
 def reads(metric: Metric) -> frozenset[str]:
