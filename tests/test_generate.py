@@ -9,6 +9,7 @@ from finished_runs import write_run
 from PIL import Image
 
 from umm_zoo import generate
+from umm_zoo.errors import UserError
 from umm_zoo.generation.model import load_image
 from umm_zoo.generation.options import escaped
 
@@ -113,6 +114,12 @@ def test_grey_of_16_bits_is_as_dark_as_the_file_says_and_upright(tmp_path, kind)
     Image.fromarray(np.array([[0, 200], [0, 0], [0, 25700]], dtype=np.uint16)).save(tmp_path / f"one.{kind}", exif=exif)
     loaded = load_image(tmp_path / f"one.{kind}", None)
     assert ((loaded + 1) * 127.5).round()[0].tolist() == [[0, 0, 0], [100, 0, 1]]
+
+
+def test_grey_whose_white_is_unknown_says_so(tmp_path):
+    Image.fromarray(np.array([[0, 200]], dtype=np.float32)).save(tmp_path / "one.tiff")
+    with pytest.raises(UserError, match=r"no readable image \(ValueError: grey values from 0 to 200, expected 0 to 1\)"):
+        load_image(tmp_path / "one.tiff", None)
 
 
 @pytest.mark.processes

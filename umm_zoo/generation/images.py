@@ -32,6 +32,7 @@ def open_image(path: Path, place: str = "") -> Image.Image:
                     image.info["exif"] = opened.getexif().tobytes()  # which side is up
                 image = ImageOps.exif_transpose(image).convert("RGBA")
     except Exception as error:  # PIL's decoders raise whatever a damaged file makes them raise
-        raise UserError(where, f"no readable image ({type(error).__name__})", "PNG, JPEG, WebP ...") from error
+        reason = f"{type(error).__name__}: {str(error)[:120]}" if isinstance(error, ValueError) else type(error).__name__
+        raise UserError(where, f"no readable image ({reason})", "PNG, JPEG, WebP ...") from error
     paper = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(paper, image).convert("RGB")
