@@ -47,12 +47,15 @@ class Nursery:
         folder: Path,
         *argv: str,
         kill_at: int | None = None,
+        kill_in: int | None = None,
         largest_file: int | None = None,
         environment: dict[str, str] | None = None,
         log: str = "log.txt",
     ) -> int:
-        """Begin a run in ``folder``; returns the process id."""
+        """Begin a run in ``folder``; returns the process id. ``kill_at`` counts steps of writing a checkpoint, ``kill_in`` moments
+        around validations, rows of the log and the report."""
         order = {"argv": argv, "folder": str(folder), "kill_at": kill_at, "largest_file": largest_file, "log": log}
+        order["kill_in"] = kill_in
         return int(self._ask(**order, environment=environment or {}))
 
     def wait(self, pid: int) -> int:
@@ -133,6 +136,73 @@ def _die_at(number: int) -> None:
     output._File.write = half  # type: ignore[method-assign]
 
 
+def _die_in(number: int) -> None:
+    """SIGKILL this process at its ``number``-th moment.
+
+    Moments are before and after a validation, each batch of it, each row of the log (written by half, too), each rewriting of the
+    log, the end of training, and each step of writing the report.
+    """
+    from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+    from lightning.pytorch.loops.fit_loop import _FitLoop
+
+    from umm_zoo.checkpoints import plain_files
+    from umm_zoo.training import log
+    from umm_zoo.training.run_folder import RunFolder
+
+    done = 0
+
+    def moment() -> None:
+        nonlocal done
+        done += 1
+        if done == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def in_between(*arguments: Any, **named: Any) -> Any:
+            moment()
+            result = function(*arguments, **named)
+            moment()
+            return result
+
+        setattr(owner, name, in_between)
+
+    for name in ("run", "_evaluation_step", "on_run_end"):
+        around(_EvaluationLoop, name)
+    around(_FitLoop, "on_run_end")
+    around(log.MetricsLog, "log_metrics")
+    around(log.MetricsLog, "rewind")
+    around(RunFolder, "finish")
+    around(RunFolder, "begin")
+    around(plain_files, "sync")
+
+    open_log = log.MetricsLog._open
+
+    def halving(self: Any) -> None:
+        open_log(self)
+        if type(self._stream) is not _Halving:
+            self._stream = _Halving(self._stream, moment)
+
+    log.MetricsLog._open = halving  # type: ignore[method-assign]
+
+
+class _Halving:
+    """Stream that writes every text in two halves, with a moment in between."""
+
+    def __init__(self, stream: Any, moment: Any) -> None:
+        self.stream, self.moment = stream, moment
+
+    def write(self, text: str) -> None:
+        self.stream.write(text[: len(text) // 2])
+        self.stream.flush()
+        self.moment()
+        self.stream.write(text[len(text) // 2 :])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def _live(order: dict[str, Any]) -> int:
     import resource
 
@@ -145,6 +215,8 @@ def _live(order: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
     if order["kill_at"]:
         _die_at(order["kill_at"])
+    if order["kill_in"]:
+        _die_in(order["kill_in"])
     from umm_zoo.fit import main
 
     try:

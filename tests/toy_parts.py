@@ -19,6 +19,7 @@ from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
+from umm_zoo.training.optimization import OptimizerFactory, Schedule
 
 
 class Body(nn.Module):
@@ -90,21 +91,25 @@ class OneWeight(Method):
 
 
 class ToyData(LightningDataModule):
-    def __init__(self, size: int = 6, shards: list[str] | None = None) -> None:
+    def __init__(self, size: int = 6, shards: list[str] | None = None, train_size: int | None = None) -> None:
         super().__init__()
-        self.size, self.shards = size, shards or []
+        self.size, self.shards, self.train_size = size, shards or [], train_size
 
     def check(self) -> None:
         for shard in self.shards:
             if not Path(shard).is_file():
                 raise FileNotFoundError(f"train: found no shard at '{shard}', expected a tar file")
 
-    def _loader(self, size: int) -> DataLoader[Any]:
+    def _loader(self, size: int, shuffle: bool = False) -> DataLoader[Any]:
         names: Any = [f"s{i:05d}" for i in range(size)]  # equal lengths: batches differ by their random numbers only
-        return DataLoader(names, batch_size=2, collate_fn=lambda keys: Batch(keys=keys, conversations=[[] for _ in keys]))
+        if shuffle:
+            names = ["s" * (i + 1) for i in range(size)]
+        return DataLoader(
+            names, batch_size=2, shuffle=shuffle, collate_fn=lambda keys: Batch(keys=keys, conversations=[[] for _ in keys])
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(4000)
+        return self._loader(self.train_size or 4000, shuffle=self.train_size is not None)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.size)
@@ -135,6 +140,22 @@ class Losses(Callback):
 
     def _signal(self) -> None:
         os.kill(os.getpid(), self.signum)
+
+
+class Crash(Exception):  # noqa: N818
+    """As good as a kill: nothing of the run tidies up after it."""
+
+
+class CrashAt(Callback):
+    """Ends the process's run in a hook, at a step."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.hook, self.step = hook, step
+        setattr(self, hook, self._crash)
+
+    def _crash(self, trainer: Any, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Crash
 
 
 class SlowStart(Callback):
@@ -174,6 +195,29 @@ class Trouble(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == self.step:
             raise RuntimeError("no user can mend this") if self.bug else UserError("", "a long text", "a short one", row=1)
+
+
+class Sgd(OptimizerFactory):
+    """Another optimiser."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def build(self, parts: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": list(parameters), "name": name} for name, parameters in parts.items()], self.lr)
+
+
+class StepDown(Schedule):
+    """A schedule that keeps settings of its own in its state."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    def factor(self, step: int) -> float:
+        return 1.0
+
+    def build(self, optimizer: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.StepLR(optimizer, self.total_steps)
 
 
 def toy_experiment() -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import io
-import json
 import multiprocessing
 import os
 import statistics
@@ -39,6 +38,7 @@ from data_pipelines.shards.batches import to_signal
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions
+from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.training.report import circumstances
 
 
@@ -191,9 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     report |= {"floats": {"images_per_second": round(floats_per_second(given.image_size, given.batch_size), 1)}}
     report |= {"settings": {key: value for key, value in vars(given).items() if key != "out"}}
     report |= {**circumstances(), "usable_cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
-    print(json.dumps(report, indent=1))
+    print(strict_json(report, indent=1))
     if given.out:
-        given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        given.out.write_text(strict_json(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -28,6 +28,7 @@ from tools.probing import Layer, find_part, load_batches, probe
 from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import torch_dtype
+from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.file import load_experiment
@@ -193,7 +194,7 @@ def export(run: Path, folder: Path, dtype: str, test: bool = False, attributes: 
         "worlds": [world for world in worlds.values() if world],
         "sources": sources,
     }
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "card.json").write_text(strict_json(card, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(markdown(card), encoding="utf-8")
     return card
 

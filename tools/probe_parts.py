@@ -31,6 +31,7 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.experiment.trust import trusting
 from umm_zoo.training.finished_run import add_trust
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.sort(key=lambda row: (row["part"] != PIXELS, row["part"]))  # stable: places and attributes keep their order
             options = shlex.join(word for key, value in settings.items() for word in (f"--{key}", str(value)))
             report = {"command": f"python tools/probe_parts.py {options}", "settings": settings, **circumstances(), "rows": rows}
-            file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            file.write_text(strict_json(report, indent=1) + "\n", encoding="utf-8")
             file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
         print(file.with_suffix(".md"))
     return outcome.code

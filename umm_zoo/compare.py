@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from umm_zoo.comparison.plan import Plan, Step, load_plan
-from umm_zoo.comparison.run import Children, collect, finished, log_file, made_runs, run_plan
+from umm_zoo.comparison.plan import Plan, Step, load_plan, refuse_unknown_metrics
+from umm_zoo.comparison.run import Children, collect, finished, log_file, made_runs, refuse_outdated, run_plan
 from umm_zoo.errors import UserError, user_errors
 from umm_zoo.training.run_folder import runs_folder
 
@@ -30,10 +30,12 @@ HELP = """A compare file names a question, a base experiment, the one path that 
   metrics: {edit success: val/edit/success, loss: {key: val/loss, better: lower}}
   set: {trainer.max_steps: 1000} # applied to every choice
 
+A 'value' replaces whatever stands at the varied path, of the same class or of another; 'set' changes single arguments.
 It is refused when anything else differs between the choices. What a choice sets below vars, seed and where it runs
 (trainer.accelerator, devices, num_nodes, strategy) also hold for the stages that it comes after, as with fit; the rest
 is the scored stage's own. A run is known by its resolved experiment:
-what has been run, for this comparison or for another in the same folder of runs, is not run again.
+what has been run, for this comparison or for another in the same folder of runs, is not run again, unless the source of
+your own classes has changed since: that is refused, and --again runs it again.
 Ctrl-C and SIGTERM stop and save what is running; the same command goes on from there."""
 
 
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--jobs", f"{arguments.jobs}", "1 or more")
         runs, file = runs_folder(arguments.runs), Path(arguments.file)
         plan = load_plan(file, made_runs(runs, file.stem))
+        refuse_unknown_metrics(plan)
+        if not arguments.again:
+            refuse_outdated(plan, runs)
         waiting = [step for step in plan.steps() if not finished(step, runs)]
         print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
         if arguments.plan:
@@ -57,9 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("stopped; what was running has been saved, the same command goes on from there", file=sys.stderr)
         elif failed:
             outcome.code = 1
-            for step in failed:
-                print(f"error: {runs / step.experiment.name}: failed; see {log_file(step, runs)}", file=sys.stderr)
-        if results := collect(plan, runs):
+            for step, line in ((run.step, run.line) for run in failed if run.line):
+                print(f"error: {runs / step.experiment.name}: failed; see {log_file(step, runs)}: {line}", file=sys.stderr)
+            if rest := [run for run in failed if not run.line]:
+                print(f"note: {len(rest)} steps were not started, for two before them ended with the same line", file=sys.stderr)
+        if results := collect(plan, runs, [] if children.stopped else failed):
             paths = results.write(Path(arguments.out) if arguments.out else file.parent / "results")
             print(paths[0].read_text())
             print(f"written: {', '.join(str(path) for path in paths)}")
@@ -77,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time, one thread each if above 1")
     parser.add_argument("--runs", metavar="DIR", help="folder of the run folders (default: $UMM_ZOO_RUNS, else runs)")
     parser.add_argument("--out", metavar="DIR", help="folder of the results (default: results/ beside FILE)")
+    parser.add_argument("--again", action="store_true", help="run again what was run with other code of yours than it has now")
     parser.add_argument("--plan", action="store_true", help="check, say what would run, and stop")
     return parser
 

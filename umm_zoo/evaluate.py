@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
+from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import UserError, did_you_mean, several, user_errors
 from umm_zoo.training.finished_run import add_raw_weights, add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
@@ -92,7 +92,7 @@ def evaluate(
 
         print_scores(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
         with writing(run.path, "a run folder that can be written"):
-            file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_whole(file, strict_json(report, indent=2) + "\n")
         print(f"written to {file}")
     return file
 

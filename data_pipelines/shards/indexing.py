@@ -7,7 +7,6 @@ is wrong with a shard (missing, empty, truncated, no tar) or with its index is a
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.headers import BLOCK, members_of
 from data_pipelines.shards.remote import RemoteError, State, fetch, shown, state
+from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError
 
 INDEX_SUFFIX = ".index.json"
@@ -184,7 +184,7 @@ def write_json(place: str | Path, content: Any, indent: int | None = None) -> No
     separators = (",", ":") if indent is None else None
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=indent, ensure_ascii=False, separators=separators) + "\n")
+            file.write(strict_json(content, indent=indent, ensure_ascii=False, separators=separators) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, place)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.indexing import write_json
+from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError, printable
 
 _LISTED = 3
@@ -125,7 +126,7 @@ class Ledger:
     def _append(self, skip: Skip) -> None:
         if self.folder is not None:
             with open(self.folder / f"data.skips.{self.rank}.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(skip), ensure_ascii=False) + "\n")
+                file.write(strict_json(asdict(skip), ensure_ascii=False) + "\n")
 
     def _files(self) -> list[Path]:
         kinds = ("data.skips.[0-9]*.jsonl", "data.faults.[0-9]*.json")

@@ -21,6 +21,7 @@ import yaml
 from umm_zoo import compare
 from umm_zoo.comparison import run
 from umm_zoo.comparison.plan import load_plan
+from umm_zoo.comparison.results import Results
 from umm_zoo.comparison.run import Children
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.fit import main as fit
@@ -248,8 +249,126 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_parts.__file__).parent))
-    assert run.run_plan(plan, Path("runs"), 1, Children()) == plan.steps()
+    (failure,) = run.run_plan(plan, Path("runs"), 1, Children())
+    assert [failure.step] == plan.steps() and "did you mean 'beside.Body'?" in failure.line
     (log,) = Path("runs").rglob("*.log")
     assert "did you mean 'beside.Body'?" in log.read_text()
     (file,) = Path("runs").rglob("*.yaml")
     assert yaml.safe_load(file.read_text())["seed"] == 4
+
+
+# -- metrics, failures, edited code --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("val/los", "found 'val/los', which 'with' does not score, expected val/loss; did you mean 'val/loss'?"),
+        ("val/loss/shape", "found 'val/loss/shape', which 'with' does not score, expected val/loss"),
+        ("val/tables", "found 'val/tables', which 'with' does not score, expected val/loss, val/tables/…"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_found_before_anything_trains(
+    key: str, line: str, folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = toy_parts.toy_experiment()
+    experiment["metrics"]["tables"] = {"_target_": "umm_zoo.metrics.PairedAccuracy"} if key == "val/tables" else None
+    toy_parts.write_yaml(folder / "toy.yaml", experiment)
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "metrics": {"printed": key}})
+    assert compare.main(["dropout.yaml"]) == 2 and pretended == []
+    assert f"error: dropout.yaml: metrics.printed: {line}" in capsys.readouterr().err
+
+
+FAILING = {"bad": {"set": {"method.bias": 7}}, "good": {"value": 0.25}, "fine": {"value": 0.0}}
+
+
+def test_a_choice_that_failed_stands_in_the_tables_with_its_line(folder: Path, pretended: list[str]) -> None:
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "choices": FAILING, "also": ["method.bias"]})
+    assert compare.main(["dropout.yaml"]) == 1
+    text = (folder / "results" / "dropout.md").read_text()
+    assert "| bad | 0, 1 failed | - |" in text and "| good | 1 | 0.250 (n=1) |" in text
+    assert "- bad, seed 4: failed: it said nothing" in text and "| good | - |" in text  # no difference to a choice without scores
+    assert "bad,4,,failed: it said nothing," in (folder / "results" / "dropout.csv").read_text()
+    record = Results.read(folder / "results" / "dropout.json")
+    assert record.choices() == ["bad", "good", "fine"] and record.unfinished[0].line == "it said nothing"
+
+
+def test_two_failures_of_one_choice_stop_its_rest_alone(
+    folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"choices": FAILING, "also": ["method.bias"], "seeds": [4, 5, 6, 7]}
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, **changed})
+    assert compare.main(["dropout.yaml"]) == 1
+    assert [sum(f"/{name}-seed" in line for line in pretended) for name in FAILING] == [2, 4, 4]
+    assert "note: 2 steps were not started, for two before them ended with the same line" in capsys.readouterr().err
+    assert "| bad | 0, 2 failed, 2 not run | - |" in (folder / "results" / "dropout.md").read_text()
+
+
+def test_one_failure_of_two_choices_stops_everything(
+    folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "set": {"method.bias": 7}, "seeds": [4, 5]})
+    assert compare.main(["dropout.yaml"]) == 1 and len(pretended) == 2
+    assert "note: 2 steps were not started" in capsys.readouterr().err
+    assert "| with | 0, 1 failed, 1 not run | - |" in (folder / "results" / "dropout.md").read_text()
+
+
+def test_a_value_replaces_what_stands_there_whatever_its_class(folder: Path) -> None:
+    same, other = {"_target_": "toy_parts.Head", "in_dim": 3}, {"_target_": "toy_parts.OtherHead", "in_dim": 3}
+    experiment = toy_parts.toy_experiment()
+    experiment["method"]["head"] |= {"kind": "squared"}
+    toy_parts.write_yaml(folder / "toy.yaml", experiment)
+    choices = {"same": {"value": same}, "other": {"value": other}, "set": {"set": {"method.head.in_dim": 3}}}
+    toy_parts.write_yaml(folder / "heads.yaml", {**COMPARE, "vary": "method.head", "choices": choices})
+    heads = {planned.choice: planned.steps[-1].experiment.method["head"] for planned in load_plan("heads.yaml").runs}
+    assert heads == {"same": same, "other": other, "set": {**same, "kind": "squared"}}
+
+
+def test_scores_that_are_not_finite_are_left_out_and_said(folder: Path, pretended: list[str]) -> None:
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "seeds": [4, 5]})
+    assert compare.main(["dropout.yaml"]) == 0
+    file = sorted((folder / "runs" / "compare" / "dropout").glob("with-seed5*/metrics.json"))[0]
+    file.write_text(file.read_text().replace("0.5", "NaN"))  # as earlier versions wrote it
+    assert compare.main(["dropout.yaml"]) == 0
+    assert "| with | 2 | 0.500 (n=1) (no row counted at seed 5) |" in (folder / "results" / "dropout.md").read_text()
+    json.loads((folder / "results" / "dropout.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_edited_code_asks_for_again(
+    folder: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_bodies.py").write_text("from toy_parts import Body\n\n\nclass MyBody(Body):\n    pass\n")
+    monkeypatch.syspath_prepend(folder)
+    experiment = toy_parts.toy_experiment()
+    experiment["method"]["body"]["_target_"] = "my_bodies.MyBody"
+    toy_parts.write_yaml(folder / "toy.yaml", experiment)
+    assert compare.main(["dropout.yaml"]) == 0 and len(trained) == 2
+    with (folder / "my_bodies.py").open("a") as stream:
+        stream.write("# edited\n")
+    assert compare.main(["dropout.yaml"]) == 2 and len(trained) == 2
+    error = capsys.readouterr().err
+    assert error.count("found a run of other code (changed since: my_bodies), expected --again to run it again") == 2
+    assert compare.main(["dropout.yaml", "--again"]) == 0 and len(trained) == 4
+    assert compare.main(["dropout.yaml"]) == 0 and len(trained) == 4
+
+
+@pytest.mark.processes
+def test_a_killed_comparison_leaves_no_training(folder: Path) -> None:
+    toy = toy_parts.toy_experiment()
+    toy["trainer"]["max_steps"] = 10**7
+    toy_parts.write_yaml(folder / "toy.yaml", toy)
+    places = f"{Path(toy_parts.__file__).parent}:{Path(compare.__file__).parents[1]}"
+    command = [sys.executable, "-m", "umm_zoo.compare", "dropout.yaml"]
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=folder, env=environment)
+    deadline = time.monotonic() + 120
+    while not (locks := list(folder.glob("runs/compare/dropout/with-*/logs/metrics.csv"))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    lock = locks[0].parents[1] / "lock"
+    child = json.loads(lock.read_text())["pid"]
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists() and not lock.exists()
+    assert list(lock.parent.glob("checkpoints/step-*.ckpt"))  # it has saved, too

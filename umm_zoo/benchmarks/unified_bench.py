@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.generation.options import escaped
@@ -63,7 +63,7 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
                 metric.add_rows(cosines.double().T)
                 scores = {name: round(float(value), 5) for name, value in zip(metric.encoders, cosines[:, 0], strict=True)}
                 line = {"image": escaped(file.name), "caption": caption, **scores}
-                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.write(strict_json(line, ensure_ascii=False) + "\n")
                 generated.save(folder / f"{file.stem}.png")
                 if len(cards) < 32:
                     cards.append(Card(file.name, "", caption, "", None, {"original": original, "reconstruction": generated}))

@@ -122,10 +122,10 @@ def _is_ours(path: Path) -> bool:
         return stream.read(2) == b"PK"
 
 
-def step_in(source: str | Path) -> int:
-    """Optimiser steps that a checkpoint holds; its tensors are not read, and errors are those of ``load_checkpoint``."""
+def describe(source: str | Path) -> dict[str, Any]:
+    """A checkpoint whose tensors are not read (or are empty ones); errors are those of ``load_checkpoint``."""
     path = checkpoint_path(source)
-    return int((read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True))["global_step"])
+    return read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True)
 
 
 #: What a consolidated file holds beside the weights, as JSON in its header.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, did_you_mean
 from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
 from umm_zoo.experiment.layers import read_map
+from umm_zoo.experiment.targets import find_target
+from umm_zoo.experiment.types import TARGET
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("question", "decision", "base", "vary"), str),
@@ -126,14 +129,14 @@ def _choice_overrides(file: Path, tree: Mapping[str, Any], name: str, choice: An
     if not fits or not isinstance(choice.get("set", {}), dict):
         expected = "a map with 'value' (put at the varied path), 'experiment' (a file) or 'set' (path: value)"
         raise UserError(file, [Problem(where, repr(choice), expected)])
-    settings = dict(tree.get("set", {}))
+    settings = list(tree.get("set", {}).items())
     if "value" in choice:
-        settings[tree["vary"]] = choice["value"]
-    settings.update(choice.get("set", {}))
+        settings += [(tree["vary"], None), (tree["vary"], choice["value"])]  # a map over null is that map, and merges with nothing
+    settings += choice.get("set", {}).items()
     experiment = file.parent / str(choice.get("experiment", tree["base"]))
     return experiment, [
         f"{path}={yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix('...' + chr(10)).strip()}"
-        for path, value in settings.items()
+        for path, value in settings
     ]
 
 
@@ -144,6 +147,42 @@ def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
         return str(value["key"]), value["better"] == "higher"
     expected = "a key of metrics.json, or {key: …, better: higher or lower}"
     raise UserError(file, [Problem(f"metrics.{printed}", repr(value), expected)])
+
+
+def refuse_unknown_metrics(plan: Plan) -> None:
+    """Refuse, before hours of training, a score of validation that a choice does not make, as far as its metrics tell.
+
+    Raises:
+        UserError: names the metrics.
+    """
+    problems = []
+    for printed, (key, _) in plan.metrics.items():
+        prefix, _, rest = key.partition("/")
+        for run in plan.runs if prefix == "val" else ():
+            known = run.steps[-1].experiment.metrics
+            name = next((name for name in known if rest == name or rest.startswith(f"{name}/")), None)
+            entry = None if name is None else rest != name
+            if name is None or (has_entries(known[name]) not in (None, entry)):
+                made = [f"val/{other}" + ("/…" if has_entries(node) else "") for other, node in known.items()]
+                found = f"'{key}', which '{run.choice}' does not score"
+                problems.append(Problem(f"metrics.{printed}", found, ", ".join(made) or "a metric", did_you_mean(key, made)))
+                break
+    if problems:
+        raise UserError(plan.file, problems)
+
+
+def has_entries(node: Mapping[str, Any]) -> bool | None:
+    """Whether a metric gives several scores by name, by what its ``compute`` says to return; None where that says nothing."""
+    try:
+        kind = find_target(str(node[TARGET])).kind
+        told = [typing.get_type_hints(getattr(kind, name, lambda: None)).get("return") for name in ("compute", "values_of")]
+    except (UserError, KeyError, NameError, TypeError):
+        return None  # a wrong node is refused when it is trained
+    for returned in told:
+        found = typing.get_origin(returned) or returned
+        if isinstance(found, type) and (issubclass(found, Mapping) or found.__name__ in ("Tensor", "float")):
+            return issubclass(found, Mapping)
+    return None
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from umm_zoo.checkpoints.plain_files import NOT_FINITE, strict_json
 from umm_zoo.comparison.statistics import Interval, holm, interval, paired_difference
 
 #: Costs measured for every run beside its metrics: key in the row -> (heading, factor to the printed unit).
@@ -42,6 +43,18 @@ class Row:
 
 
 @dataclass
+class Unfinished:
+    """Run that has no scores: it failed with this line, or without one was not run."""
+
+    choice: str
+    seed: int
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"failed: {self.line}" if self.line else "not run"
+
+
+@dataclass
 class Results:
     """All rows of a comparison, one per choice and seed, and what is needed to read them.
 
@@ -57,10 +70,13 @@ class Results:
     provenance: dict[str, Any] = field(default_factory=dict)
     decision: str = ""
     contrasts: list[tuple[str, str]] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def choices(self) -> list[str]:
-        """Names of the choices in the order of the compare file."""
-        return list(dict.fromkeys(row.choice for row in self.rows))
+        """Names of the choices that have been run, also in vain, in the order of the compare file."""
+        known = dict.fromkeys([*(row.choice for row in self.rows), *(run.choice for run in self.unfinished)])
+        return [name for name in self.order if name in known] or list(known)
 
     def of(self, choice: str, metric: str) -> dict[int, float]:
         """Seed -> value of a printed metric; a run without the metric, or whose metric counted no row, is left out."""
@@ -94,7 +110,7 @@ class Results:
         paths = [folder / f"{self.name}{suffix}" for suffix in (".md", ".csv", ".json", ".png")]
         paths[0].write_text(self.markdown())
         self._write_csv(paths[1])
-        paths[2].write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        paths[2].write_text(strict_json(asdict(self), indent=1, sort_keys=True) + "\n")
         self._plot(paths[3])
         return paths
 
@@ -102,7 +118,9 @@ class Results:
     def read(cls, path: Path) -> Results:
         """Read what ``write`` put into the JSON file."""
         record = json.loads(path.read_text())
+        record.pop(NOT_FINITE, None)
         record["rows"] = [Row(**row) for row in record["rows"]]
+        record["unfinished"] = [Unfinished(**run) for run in record.get("unfinished", [])]
         record["contrasts"] = [(choice, other) for choice, other in record.get("contrasts", [])]
         record["metrics"] = {name: (key, bool(higher)) for name, (key, higher) in record["metrics"].items()}
         return cls(**record)
@@ -115,6 +133,11 @@ class Results:
             lines += [f"**Decision rule, written before the final seeds ran.** {self.decision.strip()}", ""]
         lines += ["Mean over seeds ± half-width of the 95 % interval (Student's t).", ""]
         lines += self._table(["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()])
+        if self.unfinished:
+            lines += ["", "Without scores:", ""]
+            lines += [
+                f"- {run.choice}, seed {run.seed}: {f'failed: {run.line}' if run.line else 'not run'}" for run in self.unfinished
+            ]
         if pairs := self.differences():
             lines += ["", _DIFFERENCES.format(first=first)]
             adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
@@ -131,7 +154,11 @@ class Results:
 
     def _mean_cells(self, choice: str) -> list[str]:
         seeds = {row.seed for row in self.rows if row.choice == choice}
-        return [choice, str(len(seeds)), *(self._mean_cell(choice, metric) for metric in self.metrics)]
+        lines = [run.line for run in self.unfinished if run.choice == choice]
+        failed, waiting = sum(map(bool, lines)), lines.count("")
+        more = [f"{failed} failed"] * bool(failed) + [f"{waiting} not run"] * bool(waiting)
+        cells = [self._mean_cell(choice, metric) for metric in self.metrics]
+        return [choice, ", ".join([str(len(seeds)), *more]), *cells]
 
     def _mean_cell(self, choice: str, metric: str) -> str:
         """The mean, and the seeds that have no value."""
@@ -171,6 +198,10 @@ class Results:
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["choice", "seed", *keys, *costs, "run", "experiment"])
+            for run in self.unfinished:
+                writer.writerow(
+                    [run.choice, run.seed, *[""] * len(keys + costs), f"failed: {run.line}" if run.line else "not run", ""]
+                )
             for row in self.rows:
                 values = [row.metrics.get(key, "") for key in keys] + [row.costs.get(key, "") for key in costs]
                 writer.writerow([row.choice, row.seed, *values, row.run, row.experiment])

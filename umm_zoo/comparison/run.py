@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, RLock
 from typing import IO, TYPE_CHECKING, Any
 
 from umm_zoo.comparison.plan import Plan, Step
-from umm_zoo.training.ranks import answering
-from umm_zoo.training.run_folder import RunFolder
+from umm_zoo.errors import Problem, UserError
+from umm_zoo.training.ranks import PARENT, answering
+from umm_zoo.training.run_folder import RunFolder, few
 
 if TYPE_CHECKING:
     from umm_zoo.comparison.results import Results
@@ -27,8 +29,7 @@ class Children:
     """Training processes that are running at the moment; once ``stopped``, no more start.
 
     Each starts in a session of its own, so that the terminal's Ctrl-C does not reach it a second time; ``stop`` sends SIGTERM, on
-    which ``umm_zoo.fit`` saves and ends. A comparison that died alone would leave them training, and a second one would then write
-    into the same run folders.
+    which ``umm_zoo.fit`` saves and ends. It does so by itself where the comparison has ended without a word.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Children:
         with self._lock:
             if self.stopped:
                 return 128 + signal.SIGTERM
+            environment = {**environment, PARENT: str(os.getpid())}
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
             self._running.add(process)
         try:
@@ -78,17 +80,55 @@ def log_file(step: Step, runs: Path) -> Path:
 def finished(step: Step, runs: Path) -> bool:
     """Whether the step's run folder holds this very experiment, trained to its end."""
     folder = RunFolder.of(step.experiment, runs)
+    if not folder.finished() or outdated(step, runs):
+        return False
     # what it stands on is part of its identity, wherever that was made; variables have gone into the rest
-    return folder.finished() and all(key.split(".")[0] in ("after", "vars") for key in folder.differences(step.experiment))
+    return all(key.split(".")[0] in ("after", "vars") for key in folder.differences(step.experiment))
 
 
-def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step]:
-    """Run what has not been run, ``jobs`` at a time, a process each; returns the steps that failed or were stopped."""
+def outdated(step: Step, runs: Path) -> list[str]:
+    """The user's modules that have changed since the step's run, or that of a step it stands on, was made with them."""
+    below = [] if step.below is None else outdated(step.below, runs)
+    return sorted({*below, *RunFolder.of(step.experiment, runs).changed_code(step.experiment)})
+
+
+def refuse_outdated(plan: Plan, runs: Path) -> None:
+    """Refuse to go on with runs that other code has made.
+
+    Raises:
+        UserError: names the runs and the modules.
+    """
+    problems = [
+        Problem(str(runs / step.experiment.name), f"a run of other code (changed since: {few(changed)})", "--again to run it again")
+        for step in plan.steps()
+        if (changed := outdated(step, runs))
+    ]
+    if problems:
+        raise UserError(plan.file, problems)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Step that has failed, with the line that it ended with; one without a line was never started."""
+
+    step: Step
+    line: str = ""
+
+
+def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Failure]:
+    """Run what has not been run, ``jobs`` at a time, a process each; returns the steps that failed or were not run.
+
+    Where two runs of one choice end with the same line, its others are not started; where those of two choices do, no other is.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     steps = plan.steps()
     done = {step.identity: Event() for step in steps}
-    failed: set[str] = set()
+    again = {step.identity for step in steps if outdated(step, runs)}
+    failed: dict[str, Failure] = {}
+    users = {step.identity: {run.choice for run in plan.runs if step in run.steps} for step in steps}
+    lines: dict[str, set[str]] = {}  # line -> choices of which a run ended with it
+    hopeless: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns) as progress,
@@ -102,22 +142,43 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Step
                 if step.below is not None:
                     done[step.below.identity].wait()  # submitted earlier, so it runs or has run: no deadlock
                     if step.below.identity in failed:
-                        failed.add(step.identity)
+                        failed[step.identity] = Failure(step, f"it comes after {step.below.experiment.name}, which did not finish")
                         return
-                if not finished(step, runs):
-                    progress.update(task, description=f"{plan.name}: {step.label}")
-                    if children.stopped or _train(step, runs, jobs > 1, children) != 0:
-                        failed.add(step.identity)
+                if step.identity not in again and finished(step, runs):
+                    return
+                progress.update(task, description=f"{plan.name}: {step.label}")
+                if children.stopped or users[step.identity] <= hopeless:
+                    failed[step.identity] = Failure(step)
+                elif _train(step, runs, jobs > 1, children, step.identity in again) != 0:
+                    failed[step.identity] = Failure(step, line := last_line(step, runs))
+                    before = lines.setdefault(_kind(line, step), set())
+                    if before and not children.stopped:
+                        common = before | users[step.identity]
+                        hopeless.update(common if len(common) == 1 else {run.choice for run in plan.runs})
+                    before |= users[step.identity]
             finally:
                 done[step.identity].set()
                 progress.advance(task)
 
         for future in [pool.submit(work, step) for step in steps]:
             future.result()
-    return [step for step in steps if step.identity in failed]
+    return [failed[step.identity] for step in steps if step.identity in failed]
 
 
-def _train(step: Step, runs: Path, single_thread: bool, children: Children) -> int:
+def last_line(step: Step, runs: Path) -> str:
+    """The line with which the training of a step has ended: its first error since it began, or else the last that it printed."""
+    text = log_file(step, runs).read_text(encoding="utf-8", errors="replace")
+    said = [line.strip() for line in re.split(r"^# \d{4}-", text, flags=re.M)[-1].splitlines()[1:] if line.strip()]
+    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    return (errors or said[-1:] or ["it said nothing"])[0]
+
+
+def _kind(line: str, step: Step) -> str:
+    """A line without what tells one run from another."""
+    return line.replace(step.experiment.name, "").replace(str(step.experiment.seed), "")
+
+
+def _train(step: Step, runs: Path, single_thread: bool, children: Children, again: bool = False) -> int:
     """Let ``fit`` train a step in a process of its own; returns its exit code."""
     experiment, folder = step.experiment, RunFolder.of(step.experiment, runs)
     after = str(runs / step.below.experiment.name) if step.below else experiment.after
@@ -127,7 +188,9 @@ def _train(step: Step, runs: Path, single_thread: bool, children: Children) -> i
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(experiment.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "umm_zoo.fit", str(file), "--runs", str(runs)]
-    if folder.checkpoints.newest() is not None:  # a folder is known by its content: an unfinished run in it is this one, stopped
+    if again:
+        command.append("--again")
+    elif folder.checkpoints.newest() is not None:  # a folder is known by its content: an unfinished run in it is this one, stopped
         command.append("ckpt=last")
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([*experiment.folders, *filter(None, [environment.get("PYTHONPATH")])])
@@ -139,11 +202,12 @@ def _train(step: Step, runs: Path, single_thread: bool, children: Children) -> i
         return children.call(command, log, environment)
 
 
-def collect(plan: Plan, runs: Path) -> Results | None:
-    """A row for every finished run; None while there is none."""
-    from umm_zoo.comparison.results import Results, Row
+def collect(plan: Plan, runs: Path, failures: Sequence[Failure] = ()) -> Results | None:
+    """A row for every finished run, and what has become of the others; None while none has finished or failed."""
+    from umm_zoo.comparison.results import Results, Row, Unfinished
 
-    rows, reports = [], []
+    rows, reports, unfinished = [], [], []
+    lines = {failure.step.identity: failure.line for failure in failures}
     for run in plan.runs:
         step = run.steps[-1]
         if finished(step, runs):
@@ -151,7 +215,10 @@ def collect(plan: Plan, runs: Path) -> Results | None:
             costs = {key: float(value) for key, value in report.get("costs", {}).items()}
             rows.append(Row(run.choice, run.seed, report["metrics"], costs, step.experiment.name, step.identity))
             reports.append(report)
-    if not rows:
+        elif step.identity in lines:
+            line = next((lines[other.identity] for other in run.steps if lines.get(other.identity)), "")
+            unfinished.append(Unfinished(run.choice, run.seed, line))
+    if not rows and not any(other.line for other in unfinished):
         return None
     provenance = {
         "command": f"python -m umm_zoo.compare {plan.file}",
@@ -160,7 +227,9 @@ def collect(plan: Plan, runs: Path) -> Results | None:
         "machine": _distinct(_listed(report["machine"]) for report in reports),
         "versions": _distinct(_listed(report["versions"]) for report in reports),
     }
-    return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision, list(plan.contrasts))
+    order = list(dict.fromkeys(run.choice for run in plan.runs))
+    contrasts = list(plan.contrasts)
+    return Results(plan.name, plan.question, plan.file, plan.metrics, rows, provenance, plan.decision, contrasts, unfinished, order)
 
 
 def _listed(values: Mapping[str, Any]) -> str:

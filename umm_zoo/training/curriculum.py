@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import PLACES, Experiment, earlier_stages
+from umm_zoo.training.lock import locked
 from umm_zoo.training.ranks import call, is_main_process, launched_ranks
 from umm_zoo.training.run import train
-from umm_zoo.training.run_folder import RunFolder, few, writing
+from umm_zoo.training.run_folder import RunFolder, Step, few, writing
 
 
 def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None, again: bool = False) -> int:
@@ -34,6 +36,18 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
         print(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint", flush=True)
     with writing(folder.path):  # a folder that may not even be looked into is refused here
         what = folder.decide(experiment, ckpt, again) if is_main_process() else folder.follow(experiment, ckpt, again)
+    if what == "finished" or not is_main_process():
+        return _train(experiment, runs, what, ckpt, stages)
+    with ExitStack() as lock:
+        with writing(folder.path):
+            lock.enter_context(locked(folder.path))
+            what = folder.decide(experiment, ckpt, again)  # once more: another process may just have finished it
+        return _train(experiment, runs, what, ckpt, stages)
+
+
+def _train(experiment: Experiment, runs: str | None, what: Step, ckpt: str | None, stages: list[Experiment]) -> int:
+    """Do what has been decided; returns an exit code."""
+    folder = RunFolder.of(experiment, runs)
     if what == "finished":
         if is_main_process():
             print(f"{folder.path}: this experiment has finished there; --again runs it again")
@@ -50,7 +64,7 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
 def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:
     """See to it that an earlier stage has finished, running it where it has not; returns an exit code."""
     folder = RunFolder.of(stage, runs)
-    different = [key for key in folder.differences(stage) if key not in PLACES]
+    different = [key for key in folder.differences(stage) if key not in PLACES] + folder.changed_code(stage)
     if folder.finished() and not different:
         return 0
     if different and (folder.finished() or folder.checkpoints.newest() is not None):

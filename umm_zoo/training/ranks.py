@@ -108,6 +108,8 @@ class _Rank:
         self._see_the_others_off()
         sys.stdout.flush()
         sys.stderr.flush()
+        for leave in before_exit:
+            leave()
         for worker in multiprocessing.active_children():
             worker.kill()
         os._exit(2 if text else 1)
@@ -162,6 +164,10 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 _rank: _Rank | None = None
+#: What a process does before an error among several ranks ends it.
+before_exit: list[Callable[[], None]] = []
+#: Variable that tells a process to end with the one that has started it: a rank with rank 0, a training with its comparison.
+PARENT = "UMM_ZOO_PARENT"
 
 
 @contextmanager
@@ -173,6 +179,7 @@ def ending_together(folder: Path, show_traceback: bool = False) -> Iterator[None
         show_traceback: let the rank that has met a user error show where it comes from.
     """
     global _rank
+    _end_with_parent()
     _rank = rank = _Rank(folder)
     rank.watch()
     try:
@@ -191,6 +198,21 @@ def join_ranks(trainer: Trainer) -> None:
     if _rank is not None:
         _rank.count, _rank.is_main, _rank.launcher = trainer.world_size, trainer.is_global_zero, trainer.strategy.launcher
         _rank.watch()
+    if trainer.world_size > 1 and trainer.strategy.launcher is not None:
+        os.environ[PARENT] = str(os.getpid())
+
+
+def _end_with_parent() -> None:
+    """Where the process that has started this one said so, end with it, whatever has ended it."""
+    parent = int(os.environ.pop(PARENT, "0"))
+    if parent and parent != os.getpid():
+        threading.Thread(target=_watch_parent, args=(parent, is_main_process()), name="parent", daemon=True).start()
+
+
+def _watch_parent(parent: int, saves: bool) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL)
+    os.kill(os.getpid(), signal.SIGTERM if saves else signal.SIGKILL)
 
 
 # -- signals, and children that get them too -----------------------------------------------------------------------------------
@@ -215,6 +237,6 @@ def leave(signum: int, frame: FrameType | None) -> None:
 
 def call(command: Sequence[str]) -> int:
     """Exit code of a child that gets the signals which ask this process to stop; Ctrl-C reaches it by itself."""
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, env={**os.environ, PARENT: str(os.getpid())})
     with answering((signal.SIGTERM, signal.SIGUSR1), lambda signum, _: child.send_signal(signum)):
         return child.wait()

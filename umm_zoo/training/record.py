@@ -22,6 +22,7 @@ from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.output import NO_ROOM
 from umm_zoo.errors import REFUSALS, UserError
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.training.changes import Changes
 from umm_zoo.training.places import place_of
 from umm_zoo.training.run_folder import RunFolder, writing
 from umm_zoo.training.signals import Stopped
@@ -73,10 +74,11 @@ class RunRecord(Callback):
         experiment: stored under the key ``experiment`` as a plain dict.
         folder: of the run; it becomes the folder of this experiment when training begins, so that one that is refused before
             (a checkpoint that does not fit) leaves it as it was.
+        changes: with which it is continued.
     """
 
-    def __init__(self, experiment: Experiment, folder: RunFolder | None = None) -> None:
-        self.experiment, self.folder = experiment, folder
+    def __init__(self, experiment: Experiment, folder: RunFolder | None = None, changes: Changes | None = None) -> None:
+        self.experiment, self.folder, self.changes = experiment, folder, changes or Changes()
         self.owners: dict[str, Any] = {}  # callbacks, metrics and loggers by their places in the experiment
         self.began = False  # whether training has begun: what a library refuses before that is the user's
         self.keys: list[str] = []  # of the batch in work: an error in one of its rows is named by them
@@ -86,13 +88,14 @@ class RunRecord(Callback):
         self._after_batch: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add ``experiment``, ``random_states`` and ``seconds``."""
+        """Add ``experiment``, its ``history``, ``random_states`` and ``seconds``."""
         own: dict[str, Any] = self._after_batch if trainer.validating and self._after_batch else random_state()
         states: list[Any] = [own]
         if dist.is_available() and dist.is_initialized() and trainer.world_size > 1:
             states = [None] * trainer.world_size
             dist.all_gather_object(states, own)
         checkpoint["experiment"] = self.experiment.resolved()
+        checkpoint["history"] = self.changes.history
         checkpoint["random_states"] = states
         checkpoint["seconds"] = self.elapsed()
         checkpoint["version"], checkpoint["adapters"] = umm_zoo.__version__, adapters_of(pl_module)
@@ -109,26 +112,31 @@ class RunRecord(Callback):
         """Seconds of training so far, earlier sessions included."""
         return self.seconds + time.monotonic() - self._clock
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
-        self._clock = time.monotonic()
-        self.began = True
+    def restore(self, trainer: Trainer) -> bool:
+        """Put back the random states of a checkpoint, where there are some for this rank."""
         if self._states is not None and len(self._states) != trainer.world_size:
             self._states = None
         if self._states is not None:
             set_random_state(self._states[trainer.global_rank])
-        else:
+        return self._states is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore this rank's random states, or seed them where there are none (a fresh run, or another number of ranks)."""
+        self._clock = time.monotonic()
+        self.began = True
+        if not self.restore(trainer):
             seed_all(self.experiment.seed + 7919 * trainer.global_rank + 104729 * trainer.global_step)
+        self._after_batch = random_state()  # a validation may be due before the first batch
         if self.folder is not None and trainer.is_global_zero:
             with writing(self.folder.path):
-                self.folder.begin(self.experiment)
+                self.folder.begin(self.experiment, self.changes.history)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Restore once more: where a validation was due, Lightning has opened its loader since, which draws a number."""
+        """Restore once more: where an epoch has begun or a validation was due, Lightning has opened a loader since, which draws."""
         self.keys = batch.keys if isinstance(batch, Batch) else []
-        if self._states is not None:
-            set_random_state(self._states[trainer.global_rank])
-            self._states = None
+        if (batch_idx == 0 or self._states is not None) and self._after_batch is not None:
+            set_random_state(self._after_batch)
+        self._states = None
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Remember the states: a validation that follows draws numbers before its first hook."""
@@ -176,7 +184,9 @@ class RunRecord(Callback):
                 raise UserError(place, found, hint=hint, file=self.experiment.file, advice=self._advice()) from error
             if self.began or not isinstance(error, (*REFUSALS, MisconfigurationException)):
                 raise
-            raise UserError("trainer", str(error) or type(error).__name__, file=self.experiment.file) from error
+            changed = [key for key in self.changes.values if key.startswith("training.")]  # of another shape than the checkpoint's
+            where = ", ".join(changed) or "trainer"
+            raise UserError(where, str(error) or type(error).__name__, file=self.experiment.file) from error
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why a callback has ended the training before its last step."""

@@ -6,12 +6,12 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umm_zoo.experiment.sources import commit_of
 from umm_zoo.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ def recorded(values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
 
 def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     """Size and price of the method: parameters, and where a ``Throughput`` callback watched, the median step and peak memory."""
+    from umm_zoo.training.log import NAME, read_log  # with Lightning, which the help of commands does without
+
     parameters = list(trainer.lightning_module.parameters())
     costs = {
         "parameters": float(sum(p.numel() for p in parameters)),
         "trained_parameters": float(sum(p.numel() for p in parameters if p.requires_grad)),
     }
-    rows = folder.rows_until(trainer.global_step + 1)
+    rows = [row for _, row in read_log(folder.logs / NAME).rows]
     steps = [float(row["throughput/step_ms"]) for row in rows if row.get("throughput/step_ms")]
     peaks = [float(row["throughput/peak_memory_gb"]) for row in rows if row.get("throughput/peak_memory_gb")]
     if steps and peaks:  # from the log: a resumed run with no step left to do has measured nothing itself
@@ -80,14 +82,4 @@ def circumstances() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"commit": _commit(), "versions": versions, "machine": machine}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, with ``+`` where it has been changed since; None outside a repository."""
-    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]  # no tag, the whole hash
-    place = Path(__file__).resolve().parent
-    try:
-        return subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return {"commit": commit_of(Path(__file__).resolve().parent), "versions": versions, "machine": machine}

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -21,15 +21,18 @@ from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
-from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, step_in, weights_of
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
 from umm_zoo.errors import REFUSALS, UserError, locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
+from umm_zoo.training.changes import ChangedSettings, Changes
+from umm_zoo.training.continuation import Continuation, ContinuedFitLoop
 from umm_zoo.training.ema import EMA
 from umm_zoo.training.intervals import validate_every
+from umm_zoo.training.log import MetricsLog
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
@@ -64,6 +67,8 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     Raises:
         UserError: whatever a user can mend, in the set-up or in mid-run.
     """
+    with locating(f"{experiment.file}: ckpt" if resume else experiment.file):
+        changes = Changes.since(resume, experiment)
     data = build_data(experiment)
     if is_main_process():
         check_data(data, experiment.file)  # before a large model is built
@@ -73,11 +78,13 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         which = load_weights(built.method, start, experiment.file, experiment.training.get("weights") == "raw")
         if which == "averaged" and is_main_process():
             print(f"{experiment.name} starts from the averaged weights of {start}", flush=True)
-    record = RunRecord(experiment, folder)
+    record = RunRecord(experiment, folder, changes)
     trainer = make_trainer(experiment, folder, built, record, [StopOnSignal(folder.checkpoints)])
     if trainer.is_global_zero:
-        with writing(folder.path), locating(f"{experiment.file}: ckpt"):
-            keep_rows(trainer, folder, resume) if resume else folder.clear(experiment)
+        changes.say()
+        if not resume:
+            with writing(folder.path):
+                folder.clear(experiment)
     join_ranks(trainer)
     try:
         with answering([signal.SIGTERM], leave), record.judging():
@@ -106,6 +113,8 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
             "seed": experiment.seed,
             "seconds": round(record.elapsed(), 2),
             "resumed_from": str(resume) if resume else None,
+            "history": changes.history[1:],
+            "code": changes.history[-1]["code"],
             "weights": "averaged" if any(isinstance(callback, EMA) for callback in built.callbacks.values()) else "raw",
             **results(trainer, folder),
         }
@@ -165,15 +174,16 @@ def make_trainer(
     with locating(experiment.file):
         given = build_arguments(find_target("lightning.Trainer"), experiment.trainer, "trainer")
     if given.get("logger", True) is True:
-        csv = CSVLogger(folder.path, name="", version="logs", flush_logs_every_n_steps=50)
-        given["logger"] = [csv, TensorBoardLogger(folder.path, name="", version="logs")]
+        given["logger"] = [MetricsLog(folder.logs), TensorBoardLogger(folder.path, name="", version="logs")]
     if isinstance(given.get("strategy"), FullyShardedStrategy):
         given.setdefault("inference_mode", False)  # weights gathered in a validation are the buffers that training gathers into
     plugins = given.pop("plugins", None) or []
     given["plugins"] = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in given["plugins"]):
         given["plugins"].append(AtomicCheckpointIO())
-    callbacks: dict[str, Any] = {"record": record}
+    continuation = Continuation()
+    callbacks: dict[str, Any] = {"changes": ChangedSettings(record.changes, built.callbacks)}  # it may refuse; then all stays
+    callbacks |= {"record": record, "continuation": continuation}
     callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
     standing = _standing(given, folder)
     if not isinstance(built.callbacks.get("checkpoint", standing.get("checkpoint")), LastCheckpoint | None):
@@ -189,6 +199,7 @@ def make_trainer(
     if every > 0:
         validate_every(trainer, every)
     record.owners = built.owners() | {f"trainer.logger.{number}": logger for number, logger in enumerate(trainer.loggers)}
+    ContinuedFitLoop.install(trainer, record, continuation)
     return trainer
 
 
@@ -203,16 +214,3 @@ def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     if trainer.get("enable_progress_bar", True) is not False:
         standing["progress"] = Progress(refresh_rate=5)
     return standing
-
-
-def keep_rows(trainer: Trainer, folder: RunFolder, resume: Path) -> None:
-    """Lightning deletes ``metrics.csv`` when it opens it again; put back the rows that the checkpoint has lived through."""
-    logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
-    if logger is None:
-        return
-    rows = folder.rows_until(step_in(resume))
-    (folder.logs / "metrics.csv").unlink(missing_ok=True)
-    for row in rows:
-        step = int(row.pop("step"))
-        logger.experiment.log_metrics({key: float(value) for key, value in row.items() if value}, step)
-    logger.save()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -15,8 +14,13 @@ from typing import Any, Literal
 import yaml
 
 from umm_zoo.checkpoints.folder import CheckpointFolder
+from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.sources import sources_of
+
+#: What may be done next with a run folder.
+Step = Literal["fresh", "resume", "finished"]
 
 
 @contextmanager
@@ -48,6 +52,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.metrics_file = self.path / "metrics.json"
         self.experiment_file = self.path / "experiment.yaml"
+        self.history_file = self.path / "history.json"
 
     @classmethod
     def of(cls, experiment: Experiment, runs: str | Path | None = None) -> RunFolder:
@@ -70,7 +75,24 @@ class RunFolder:
         except (yaml.YAMLError, UnicodeDecodeError):  # damaged: as different as can be
             stored = {}
         stored = stored if isinstance(stored, Mapping) else {}
-        return sorted(_differences(_comparable(stored), _comparable(experiment.resolved()), ""))
+        return differences(stored, experiment.resolved())
+
+    def history(self) -> list[dict[str, Any]]:
+        """What the run was made with, and from which step on; empty where it does not say.
+
+        The first entry has the experiment; each further one what a later session has ``changed``; all of them the commit of this
+        package, and the ``code`` of the user's own modules.
+        """
+        try:
+            found = json.loads(self.history_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else []
+
+    def changed_code(self, experiment: Experiment) -> list[str]:
+        """The user's modules that are no longer those which the run was made with."""
+        known = self.history()[-1].get("code", {}).get("modules", {}) if self.history() else {}
+        return changed_modules(known, sources_of(experiment)) if known else []
 
     def stored_name(self) -> str | None:
         """The name in the stored experiment, read from its own line alone: a comparison asks every run there is."""
@@ -79,7 +101,7 @@ class RunFolder:
         with self.experiment_file.open(encoding="utf-8", errors="replace") as lines:
             return next((line[5:].strip().strip("'\"") for line in lines if line.startswith("name:")), None)
 
-    def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
+    def decide(self, experiment: Experiment, ckpt: str | None, again: bool) -> Step:
         """The next step for the folder.
 
         Args:
@@ -103,11 +125,25 @@ class RunFolder:
                 found = f"a run of another experiment (other {few(different)})"
                 raise UserError(self.path, found, f"{options}, ckpt=last to continue it all the same")
             if self.finished():
+                self.refuse_changed_code(experiment, options)
                 return "finished"
             raise UserError(self.path, "an unfinished run of this experiment", f"ckpt=last to continue it, {options}")
-        return "finished" if ckpt == "last" and self.finished() and not different else "resume"
+        if ckpt == "last" and self.finished() and not different:
+            self.refuse_changed_code(experiment, "--again to run it again")
+            return "finished"
+        return "resume"
 
-    def follow(self, experiment: Experiment, ckpt: str | None, again: bool) -> Literal["fresh", "resume", "finished"]:
+    def refuse_changed_code(self, experiment: Experiment, options: str) -> None:
+        """Refuse to take a run for this one's where its classes have been edited since.
+
+        Raises:
+            UserError: names the modules.
+        """
+        if changed := self.changed_code(experiment):
+            found = f"a run of other code ({few(changed)} {'has' if len(changed) == 1 else 'have'} changed since)"
+            raise UserError(self.path, found, options)
+
+    def follow(self, experiment: Experiment, ckpt: str | None, again: bool) -> Step:
         """The decision of rank 0, by another rank, which may see the folder while rank 0 is already changing it."""
         if not self.differences(experiment) and self.finished() and not again and ckpt in (None, "last"):
             return "finished"
@@ -131,24 +167,24 @@ class RunFolder:
 
     def clear(self, experiment: Experiment) -> None:
         """Begin, and first remove what an earlier run wrote; nothing else, for the folder may hold other runs or a user's notes."""
-        for left in (self.experiment_file, self.metrics_file, *self.path.glob("evaluation-*.json")):
+        for left in (self.experiment_file, self.metrics_file, self.history_file, *self.path.glob("evaluation-*.json")):
             left.unlink(missing_ok=True)
         for folder in ("checkpoints", "logs", "samples"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         self.begin(experiment)
 
-    def begin(self, experiment: Experiment) -> None:
+    def begin(self, experiment: Experiment, history: list[dict[str, Any]] | None = None) -> None:
         """Make it the folder of this experiment, which has not finished yet."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self.metrics_file.unlink(missing_ok=True)  # first: at no moment has another experiment finished here
-        self.experiment_file.write_text(experiment.to_yaml(), encoding="utf-8")
+        write_whole(self.experiment_file, experiment.to_yaml())
+        if history is not None:
+            write_whole(self.history_file, strict_json(history, indent=1) + "\n")
 
     def finish(self, experiment: Experiment, report: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, whole or not at all."""
         self.begin(experiment)  # where no step was left to do, nothing has begun
-        partial = self.metrics_file.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.metrics_file)
+        write_whole(self.metrics_file, strict_json(report, indent=2) + "\n")
 
     def advice(self) -> str:
         """Advice on how to go on with a training that an error has ended."""
@@ -156,13 +192,15 @@ class RunFolder:
             return f"{kept} is kept; continue from it with ckpt=last"
         return f"{self.path} holds no checkpoint yet; start again"
 
-    def rows_until(self, step: int) -> list[dict[str, str]]:
-        """Rows of ``logs/metrics.csv`` up to ``step``: what a resumed run keeps."""
-        file = self.logs / "metrics.csv"
-        if not file.is_file():
-            return []
-        with file.open(newline="") as stream:
-            return [row for row in csv.DictReader(stream) if row.get("step", "").isdigit() and int(row["step"]) < step]
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which two resolved experiments differ."""
+    return sorted(_differences(_comparable(old), _comparable(new), ""))
+
+
+def changed_modules(known: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of the modules in both whose source differs."""
+    return [name for name, checksum in known.items() if now.get(name, checksum) != checksum]
 
 
 def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:

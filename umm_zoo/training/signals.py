@@ -58,7 +58,7 @@ class StopOnSignal(Callback):
         self._received = 0
         self._requeue_signal = 0
         self._handling = ExitStack()
-        self._val_progress: dict[str, Any] = {}
+        self._val_progress: dict[str, Any] | None = None
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._received and signum == signal.SIGINT:
@@ -91,9 +91,12 @@ class StopOnSignal(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save; callbacks that exchange the weights for a validation stand before this one, and have put them back."""
         if isinstance(exception, Stopped):
-            if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
-                trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
-            exception.checkpoint = self.checkpoints.save(trainer)
+            if self._val_progress is None:  # in the validation that was due when the run was continued
+                exception.checkpoint = Path(str(trainer.ckpt_path))
+            else:
+                if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
+                    trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
+                exception.checkpoint = self.checkpoints.save(trainer)
             if exception.signum == self._requeue_signal and trainer.is_global_zero:
                 exception.requeued = requeue()
         self._handling.close()

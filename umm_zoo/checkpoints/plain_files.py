@@ -1,0 +1,65 @@
+"""Text files written whole or not at all, and JSON that every reader takes. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from umm_zoo.checkpoints.folder import PARTIAL, sync
+
+#: Key at the top of a map in which ``strict_json`` says what its nulls were.
+NOT_FINITE = "not_finite"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name, flush to the disk, rename: a reader, or a crash, never meets half a file."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def strict_json(value: Any, **options: Any) -> str:
+    """Text of a value as JSON proper (RFC 8259), which has no NaN and no infinity.
+
+    A number that is not finite becomes null. Where the value is a map, its key ``not_finite`` says of each null where it stands and
+    what it was: ``{"metrics.val/perplexity": "inf"}``.
+    """
+    with suppress(ValueError):
+        return json.dumps(value, allow_nan=False, **options)  # nearly always, and an index may be long
+    reasons = {path: str(number) for path, number in _not_finite(value, "")}
+    plain = _nulled(value)
+    if isinstance(plain, dict):
+        plain[NOT_FINITE] = reasons
+    return json.dumps(plain, allow_nan=False, **options)
+
+
+def _not_finite(value: Any, where: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield where, value
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ()
+    for key, item in inside:
+        yield from _not_finite(item, f"{where}.{key}" if where else str(key))
+
+
+def _nulled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nulled(item) for key, item in value.items()}
+    if _is_list(value):
+        return [_nulled(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
