@@ -142,8 +142,8 @@ class Losses(Callback):
         os.kill(os.getpid(), self.signum)
 
 
-class Crash(Exception):  # noqa: N818
-    """As good as a kill: nothing of the run tidies up after it."""
+class Crash(BaseException):  # noqa: N818
+    """As good as a kill: nobody takes it for an error."""
 
 
 class CrashAt(Callback):
