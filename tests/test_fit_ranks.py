@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -63,8 +64,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def trouble(rank: int, bug: bool = False, step: int = 2) -> str:
-    arguments = {"_target_": "toy_parts.Trouble", "rank": rank, "bug": bug, "step": step}
+def trouble(rank: int, bug: bool = False, step: int = 2, closes: bool = False) -> str:
+    arguments = {"_target_": "toy_parts.Trouble", "rank": rank, "bug": bug, "step": step, "closes": closes}
     return f"callbacks.trouble={json.dumps(arguments)}"
 
 
@@ -79,6 +80,21 @@ def test_a_user_error_of_one_rank_ends_both_and_rank_0_says_it_once(rank: int, n
     assert said[0].count(LINE) == 1 and "runs/toy/checkpoints/step-00000002.ckpt is kept; continue from it" in said[0]
     assert "error: " not in said[1] and not any("Traceback" in text for text in said)
     assert [path.name for path in (folder / "runs").iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_connection_that_breaks_says_why_it_has(rank: int, nursery: Nursery, folder: Path) -> None:
+    codes, said = nursery.codes_of_ranks(folder, 2, "toy.yaml", *TWO, trouble(rank, closes=True))
+    assert codes == [2, 2] and said[0].count(LINE) == 1 and not any("Traceback" in text for text in said), said
+
+
+def test_a_port_in_use_is_one_line(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        command = [sys.executable, "-m", "umm_zoo.fit", "toy.yaml", *TWO]
+        done = subprocess.run(command, cwd=folder, env=environment(**places), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr  # and no rank holds the pipes
+    assert f"error: 127.0.0.1:{places['MASTER_PORT']}: found an address at which the ranks could not meet" in done.stderr
 
 
 def test_a_bug_of_one_rank_ends_both_and_shows_its_traceback_only(nursery: Nursery, folder: Path) -> None:

@@ -142,7 +142,7 @@ class Losses(Callback):
         os.kill(os.getpid(), self.signum)
 
 
-class Crash(BaseException):  # noqa: N818
+class Crash(BaseException):
     """As good as a kill: nobody takes it for an error."""
 
 
@@ -189,8 +189,13 @@ class Spoil(Callback):
 class Trouble(Callback):
     """On one rank and at one step raises what a user can mend, or a bug; another rank then waits for this one's gradients."""
 
-    def __init__(self, rank: int, bug: bool = False, step: int = 2) -> None:
-        self.rank, self.bug, self.step = rank, bug, step
+    def __init__(self, rank: int, bug: bool = False, step: int = 2, closes: bool = False) -> None:
+        self.rank, self.bug, self.step, self.closes = rank, bug, step, closes
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if self.closes and trainer.global_rank == self.rank:  # as whatever tidies up after an error may do
+            torch.distributed.destroy_process_group()
+            time.sleep(1)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == self.step:

@@ -34,6 +34,7 @@ _LAUNCHES = (
     ("MASTER_ADDR", "MASTER_PORT"),
 )
 _POLL, _PATIENCE = 0.25, 30.0  # seconds between two looks, and until the others are no longer waited for
+_GRACE = 15.0  # seconds that a rank whose connection breaks gives another one to say why
 _OLD = 60.0  # seconds before its own start from which on a process thinks an error one of an earlier launch
 _STARTED = time.time()
 
@@ -86,6 +87,8 @@ class _Rank:
         """This rank has met an error: end it, and with it all others. Returns only where they cannot be told."""
         with self._ending:
             self._left.set()
+            if not isinstance(error, UserError) and _may_come_from_another(error):
+                _wait_until(self._posted, _GRACE)
             try:
                 first = self._post(error)
             except OSError:
@@ -157,9 +160,19 @@ class _Rank:
         return True
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
+def _may_come_from_another(error: BaseException) -> bool:
+    """Whether an error was raised where ranks exchange something: another that ends takes its connections with it."""
+    torch = sys.modules.get("torch")
+    frames = traceback.extract_tb(error.__traceback__)
+    if torch is None or not frames:
+        return False
+    places = [str(Path(torch.__path__[0]) / place) for place in ("distributed", "autograd", os.path.join("nn", "parallel"))]
+    return frames[-1].filename.startswith(tuple(places))
+
+
+def _wait_until(condition: Callable[[], bool], patience: float = _PATIENCE) -> None:
     began = time.monotonic()
-    while not condition() and time.monotonic() < began + _PATIENCE:
+    while not condition() and time.monotonic() < began + patience:
         time.sleep(_POLL / 5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -182,6 +183,10 @@ class RunRecord(Callback):
                 found = said or f"{type(error).__name__}: {error}"
                 hint = "--traceback shows where it comes from"
                 raise UserError(place, found, hint=hint, file=self.experiment.file, advice=self._advice()) from error
+            if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) and not self.began:
+                address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+                found = f"an address at which the ranks could not meet ({str(error).splitlines()[0]})"
+                raise UserError(address, found, "a free port of the machine of rank 0 (the variable MASTER_PORT)") from error
             if self.began or not isinstance(error, (*REFUSALS, MisconfigurationException)):
                 raise
             changed = [key for key in self.changes.values if key.startswith("training.")]  # of another shape than the checkpoint's
