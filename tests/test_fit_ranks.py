@@ -69,7 +69,7 @@ def trouble(rank: int, bug: bool = False, step: int = 2, closes: bool = False) -
     return f"callbacks.trouble={json.dumps(arguments)}"
 
 
-LINE = "error: toy.yaml: data: s00005: found a long text, expected a short one"
+LINE = "error: toy.yaml: callbacks.trouble: s00005: found a long text, expected a short one"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
