@@ -119,6 +119,16 @@ def test_a_finished_run_is_left_alone_by_both(nursery: Nursery, folder: Path) ->
     assert codes == [0, 0] and "".join(said).count("this experiment has finished there") == 1
 
 
+def test_a_validation_that_was_due_is_made_by_both(nursery: Nursery, folder: Path) -> None:
+    crash = json.dumps({"_target_": "toy_parts.CrashAt", "hook": "on_validation_batch_end", "step": 8})
+    assert nursery.codes_of_ranks(folder, 2, "toy.yaml", *TWO, "name=whole")[0] == [0, 0]
+    assert nursery.codes_of_ranks(folder, 2, "toy.yaml", *TWO, f"callbacks.crash={crash}")[0] == [1, 1]
+    codes, said = nursery.codes_of_ranks(folder, 2, "toy.yaml", *TWO, "ckpt=last")
+    assert codes == [0, 0], said
+    rows = [(folder / "runs" / name / "logs" / "metrics.csv").read_text() for name in ("whole", "toy")]
+    assert rows[0] == rows[1] and rows[0].count("\n") == 5
+
+
 def test_bad_samples_of_one_rank_end_both(nursery: Nursery, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     write("world/a", [{"0.png": BAD[0]} if row in (5, 7, 9) else {} for row in range(SAMPLES)])  # rank 1 reads every other row

@@ -86,3 +86,16 @@ def test_a_callback_that_judges_validations_goes_on_where_it_was(file: str) -> N
         main([*argv, crash("on_validation_end", 4)])
     assert main([*argv, "ckpt=last"]) == 0
     assert records("toy") == whole
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\n", b"mine,step\n1,x\n", None])
+def test_a_damaged_log_never_blocks_the_resume(damage: bytes | None, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file, "name=whole"]) == 0
+    with pytest.raises(toy_parts.Crash):
+        main([file, crash("on_validation_end", 4)])
+    log = Path("runs/toy/logs/metrics.csv")
+    log.write_bytes(log.read_bytes()[:-4] if damage is None else damage)
+    assert main([file, "ckpt=last"]) == 0
+    assert ("damaged lines of runs/toy/logs/metrics.csv now stand in" in capsys.readouterr().err) == (damage != b"")
+    assert records("toy")[1] == records("whole")[1] and records("toy")[0][-1]["val/loss"]
+    assert damage is not None or records("toy")[0] == records("whole")[0]
