@@ -70,7 +70,7 @@ def test_two_ranks_one_two_sharded_one(nursery: Nursery, tmp_path: Path) -> None
 
 
 def _consolidated_equals(sharded: Path, folder: Path) -> None:
-    assert consolidate([str(sharded), "--out", str(folder / "weights.safetensors")]) == 0
+    assert consolidate([str(sharded), "--raw-weights", "--out", str(folder / "weights.safetensors")]) == 0
     found, expected = load_file(folder / "weights.safetensors"), load_checkpoint(sharded)["state_dict"]
     assert found.keys() == expected.keys() and len(found) == 16
     assert all(torch.equal(found[key], expected[key]) for key in found)
