@@ -23,7 +23,7 @@ from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.conversation import IMAGE_MARKER, split_answer
-from umm_zoo.errors import Problem, UserError, locating, printable
+from umm_zoo.errors import Problem, UserError, locating, printable, several
 
 
 @dataclass
@@ -48,6 +48,7 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool 
 
     Images beside plain captions are input images, or with ``generated`` images to generate.
     """
+    several("shards", shards)
     findings, files = Findings(), RangeReader()
     indexes = [load_index(path) for path in shards]
     places = [(index, number) for index in indexes for number in range(len(index))][::every]

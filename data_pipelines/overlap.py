@@ -38,7 +38,7 @@ from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import write_json
 from umm_zoo.conversation import IMAGE_MARKER
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, several
 
 KINDS = ("equal", "contained", "ngram")
 TEXTS = ("json", "txt")
@@ -61,6 +61,7 @@ class PromptIndex:
     """
 
     def __init__(self, prompts: Sequence[str], min_words: int = 5, ngram: int = 8, threshold: float = 0.5) -> None:
+        several("prompts", prompts)
         self.prompts, self.words = list(prompts), [words_of(prompt) for prompt in prompts]
         self.head, self.ngram, self.threshold = min_words, ngram, threshold
         self._equal, self._heads, self._grams = (defaultdict[Words, list[int]](list) for _ in range(3))
@@ -122,6 +123,7 @@ def _prompt(path: Path, row: dict[str, Any], number: int) -> str:
 
 def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) -> dict[str, Any]:
     """The report on the texts of all shards, prompts with most overlaps first; nothing is read of their images."""
+    several("shards", shards)
     counts, samples = Counter[str](), Counter[str]()  # of what was read, and samples by their strongest overlap
     prompts: dict[int, Counter[str]] = {}
     shown: dict[int, list[dict[str, Any]]] = {}

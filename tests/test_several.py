@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipelines.inspect import inspect
+from data_pipelines.overlap import PromptIndex, find_overlaps
 from tests.methods.bridge_parts import wemmu
 from umm_zoo.backbones.tokenizer import TextEncoding
 from umm_zoo.batch import Batch, request_batch
@@ -17,6 +19,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
 from umm_zoo.metrics import AnswerAccuracy, Means
+from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.training.finished_run import load_run
 
 IMAGE = torch.zeros(3, 8, 8)
@@ -38,6 +41,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "trained": lambda: wemmu().train_only("connector"),
     "overrides": lambda: load_experiment("experiments/llava/shapes.yaml", "seed=1"),
     "overrides of a run": lambda: load_run("nowhere", "seed=1"),
+    "prompts of an index": lambda: PromptIndex("a cat"),
+    "shards to be inspected": lambda: inspect("a.tar"),  # type: ignore[arg-type]
+    "shards of overlaps": lambda: find_overlaps("a.tar", PromptIndex([])),
+    "words to be swapped": lambda: WordSwaps([["red", "blue"]]).of("a red cat"),  # type: ignore[arg-type]
+    "groups of words": lambda: WordSwaps(["red", "blue"]),  # type: ignore[list-item]
     "trust": lambda: load_run("nowhere", (), "toy_parts"),
     "captions": lambda: compare_captions(LocalJudge(torch.nn.Identity()), [], "a cat", []),  # type: ignore[arg-type]
     "images of captions": lambda: compare_captions(LocalJudge(torch.nn.Identity()), IMAGE, ["a"] * 3, ["b"] * 3),  # type: ignore[arg-type]

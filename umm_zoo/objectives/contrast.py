@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.errors import several
+
 
 class ContrastiveLoss(nn.Module, ABC):
     """A loss over all pairs of a batch.
@@ -80,6 +82,8 @@ class WordSwaps:
     """
 
     def __init__(self, groups: list[list[str]], num: int = 4) -> None:
+        for group in groups:
+            several("WordSwaps.groups", group)
         if any(len(group) < 2 for group in groups):
             raise ValueError(f"WordSwaps.groups: found {groups}, expected lists of two words or more")
         self.num = num
@@ -89,6 +93,7 @@ class WordSwaps:
 
     def of(self, texts: list[str], generator: torch.Generator | None = None) -> list[list[str]]:
         """For each row up to ``num`` wrong texts; different places of the text are changed, as far as it has enough."""
+        several("texts", texts)
         return [self._swaps(text, generator) for text in texts]
 
     def _swaps(self, text: str, generator: torch.Generator | None) -> list[str]:
