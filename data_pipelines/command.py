@@ -32,10 +32,22 @@ class Parser(argparse.ArgumentParser):
         prog = " ".join(usage.strip("`").split()[:3])
         super().__init__(prog=prog, description=text[:1].upper() + text[1:].replace("``", ""), formatter_class=_Formatter)
 
+    def format_help(self) -> str:
+        """The text of ``--help``, which any terminal takes."""
+        escape_output()
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         """Print the line and leave."""
         sys.stderr.write(f"error: {message} (--help lists every option)\n")
         raise SystemExit(2)
+
+
+def escape_output() -> None:
+    """Let a terminal or a file that is not UTF-8 get escapes, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -61,9 +73,7 @@ def share(text: str) -> float:
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Run a command on its parsed command line; returns the exit code: 2 for a user error, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal or a file that is not UTF-8 gets escapes, not a traceback
-            stream.reconfigure(errors="backslashreplace")
+    escape_output()
     with user_errors(getattr(arguments, "traceback", False)) as outcome:
         try:
             main(arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import re
 import subprocess
 import sys
@@ -30,6 +32,16 @@ def test_every_command_has_its_short_name_and_help_without_torch() -> None:
     assert done.returncode == 0, done.stderr
     usages = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("usage: ")]
     assert usages == [f"data_pipelines.{name}" for name in COMMANDS]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_printed_where_output_is_not_utf_8(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(f"data_pipelines.{name}").parser().parse_args(["--help"])
+    output.flush()
+    assert left.value.code == 0 and b"usage: python -m data_pipelines" in output.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_documents_name_no_other_command() -> None:
