@@ -70,8 +70,12 @@ def test_two_ranks_one_two_sharded_one(nursery: Nursery, tmp_path: Path) -> None
 
 
 def _consolidated_equals(sharded: Path, folder: Path) -> None:
+    checkpoint = load_checkpoint(sharded)
+    assert consolidate([str(sharded), "--out", str(folder / "weights.safetensors")]) == 0
+    averaged = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(averaged[key], value) for key, value in checkpoint["callbacks"]["EMA"]["averages"].items())
     assert consolidate([str(sharded), "--raw-weights", "--out", str(folder / "weights.safetensors")]) == 0
-    found, expected = load_file(folder / "weights.safetensors"), load_checkpoint(sharded)["state_dict"]
+    found, expected = load_file(folder / "weights.safetensors"), checkpoint["state_dict"]
     assert found.keys() == expected.keys() and len(found) == 16
     assert all(torch.equal(found[key], expected[key]) for key in found)
     method = Method.load(folder / "weights.safetensors", trust=["chain_parts"])
