@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,12 +16,13 @@ from rich.table import Table
 
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb
-from data_pipelines.shards.addresses import expand, is_remote
+from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import load_index
+from data_pipelines.shards.indexing import verify_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
 from umm_zoo.conversation import IMAGE_MARKER, split_answer
-from umm_zoo.errors import Problem, UserError, locating, printable, several
+from umm_zoo.errors import UserError, locating, printable, several
 
 
 @dataclass
@@ -41,16 +40,26 @@ class Findings:
     replies: list[int] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     shown: list[tuple[str, Sample]] = field(default_factory=list)
+    unreadable: list[UserError] = field(default_factory=list)
 
 
-def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool = False) -> Findings:
+def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool = False, verify: bool = False) -> Findings:
     """Read every ``every``-th sample: its text, and the headers of its images; ``sheet`` samples, spread evenly, are kept.
 
-    Images beside plain captions are input images, or with ``generated`` images to generate.
+    Images beside plain captions are input images, or with ``generated`` images to generate. ``verify`` compares the content of
+    each shard with its index first. Shards that cannot be read are left out.
     """
     several("shards", shards)
     findings, files = Findings(), RangeReader()
-    indexes = [load_index(path) for path in shards]
+    indexes = []
+    for path in shards:
+        try:
+            index = load_index(path)
+            if verify:
+                verify_index(path, index.place, index.sha256)
+            indexes.append(index)
+        except UserError as error:
+            findings.unreadable.append(error)
     places = [(index, number) for index in indexes for number in range(len(index))][::every]
     kept = {round(place) for place in np.linspace(0, len(places) - 1, min(sheet, len(places)))}
     for place, (index, number) in enumerate(places):
@@ -64,7 +73,7 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool 
                 sample = _task(members, generated)(key, members)
                 _count(findings, sample)
         except BadSampleError as error:
-            findings.bad[f"{index.path}:{key}"] = str(error)
+            findings.bad[f"{index.shown}:{key}"] = str(error)
             continue
         if place in kept:
             findings.shown.append((key, sample))
@@ -139,47 +148,29 @@ def parser() -> Parser:
     made.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"), metavar="FILE", help="where the sheet is saved")
     made.add_argument("--every", type=whole(1), default=1, metavar="N", help="read every N-th sample only")
     made.add_argument("--samples", type=whole(1), default=24, metavar="N", help="samples on the sheet")
+    made.add_argument(
+        "--verify", action="store_true", help="compare the content of each shard with its index (sha256, every member)"
+    )
     made.add_argument("--drawn", action="store_true", help="images beside plain captions are to be generated, not described")
-    made.add_argument("--verify", action="store_true", help="first compare the content of every shard with its index (sha256)")
     return made
-
-
-def verify(shards: list[str]) -> None:
-    """Compare the sha256 of local shards with those of their indexes.
-
-    Raises:
-        UserError: the content of some is another one.
-    """
-    changed = []
-    for path in shards:
-        if is_remote(path):
-            print(f"note: {path}: a remote shard is not verified", file=sys.stderr)
-            continue
-        index = load_index(path)
-        with open(path, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != index.sha256:
-            hint = f"fetch it again, or `python -m data_pipelines.index {path}` where the new content is meant"
-            changed.append(Problem(path, f"sha256 {found[:16]}…", f"{index.sha256[:16]}…, for which its index was made", hint))
-    if changed:
-        raise UserError("", changed)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Inspect, print, save the sheet."""
     shards = expand(arguments.shards)
-    if arguments.verify:
-        verify(shards)
-        print(f"{len(shards)} shards are what their indexes were made for")
-    findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn)
+    findings = inspect(shards, arguments.every, arguments.samples, arguments.drawn, arguments.verify)
     console = Console(highlight=False, markup=False)
-    print_findings(findings, len(shards), console)
+    print_findings(findings, len(shards) - len(findings.unreadable), console)
     if findings.shown:
         file = io.BytesIO()
         contact_sheet(findings.shown).save(file, "PNG")
         with locating(arguments.sheet, refusals=(OSError,)):
             arguments.sheet.write_bytes(file.getvalue())
         console.print(f"contact sheet: {arguments.sheet}")
+    if findings.unreadable:
+        raise UserError("", [problem for error in findings.unreadable for problem in error.problems])
+    if arguments.verify:
+        console.print(f"{len(shards)} shards are what their indexes were made for")
 
 
 if __name__ == "__main__":

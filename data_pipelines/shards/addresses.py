@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from glob import escape, glob
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from umm_zoo.errors import UserError
 
@@ -26,11 +27,20 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def shown(address: str) -> str:
+    """An address without what may be secret: user, password and query."""
+    if "://" not in address:
+        return address
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+
+
 def filesystem(path: str) -> Any:
     """The fsspec file system behind a remote address."""
     scheme = path.partition("://")[0]
     if scheme not in SCHEMES or "::" in path:
-        raise UserError(path, f"an address of the kind '{scheme}'", f"files and {', '.join(SCHEMES[:-1])}")
+        raise UserError(shown(path), f"an address of the kind '{scheme}'", f"files and {', '.join(SCHEMES[:-1])}")
     try:
         import fsspec  # optional: only remote shards need it
 
@@ -44,7 +54,7 @@ def filesystem(path: str) -> Any:
         needed = error.name or {"s3": "s3fs", "gs": "gcsfs"}.get(scheme, "fsspec[http]")
         extra = scheme if scheme in ("s3", "gs") else "remote"
         found = f"shards at {scheme}:// need {needed}, which is not installed"
-        raise UserError(path, found, hint=f"pip install 'umm_zoo[{extra}]'") from error
+        raise UserError(shown(path), found, hint=f"pip install 'umm_zoo[{extra}]'") from error
 
 
 def expand(shards: str | Sequence[str]) -> list[str]:
@@ -62,7 +72,7 @@ def expand(shards: str | Sequence[str]) -> list[str]:
         raise UserError("shards", "an empty list", "a folder, a glob, or a list of tar files")
     if len(set(found)) < len(found):
         twice = next(path for path in found if found.count(path) > 1)
-        raise UserError(twice, "this shard is named twice; its samples would be read twice per epoch")
+        raise UserError(shown(twice), "this shard is named twice; its samples would be read twice per epoch")
     return found
 
 
@@ -77,12 +87,16 @@ def _braces(pattern: str) -> list[str]:
 
 def _expand_one(pattern: str) -> list[str]:
     if pattern.startswith(("pipe:", "|", "!")):
-        raise UserError(pattern, "shards are read, never run", hint="expected files and http(s), s3 or gs addresses")
+        raise UserError(shown(pattern), "shards are read, never run", hint="expected files and http(s), s3 or gs addresses")
     if is_remote(pattern):
         files = filesystem(pattern)  # says now, and not in the midst of training, that the address cannot be read
         if not any(letter in pattern for letter in "*?["):
             return [pattern]
-        matches = sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+        try:
+            matches = sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+        except Exception as error:  # fsspec, aiohttp and botocore have no common one, and their texts hold the whole address
+            status = getattr(error, "status", "")
+            raise UserError(shown(pattern), f"its files cannot be listed ({type(error).__name__} {status}".rstrip() + ")") from None
     elif os.path.isdir(pattern):
         matches = sorted(glob(os.path.join(escape(pattern), "*.tar")))
     elif os.path.isfile(pattern):
@@ -90,5 +104,5 @@ def _expand_one(pattern: str) -> list[str]:
     else:
         matches = sorted(name for name in glob(pattern, recursive=True) if name.endswith(".tar"))
     if not matches:
-        raise UserError(pattern, f"no shard (*.tar) found there, looking from {os.getcwd()}")
+        raise UserError(shown(pattern), f"no shard (*.tar) found there, looking from {os.getcwd()}")
     return matches

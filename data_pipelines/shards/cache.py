@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipelines.shards.addresses import shown
 from data_pipelines.shards.indexing import content_of, stale_index
-from data_pipelines.shards.remote import fetch, shown, state
+from data_pipelines.shards.remote import fetch, state
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.shards.addresses import is_remote
+from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK
 from data_pipelines.shards.indexing import INDEX_VERSION, build_index, check_content, shard_state, stale_index
-from data_pipelines.shards.remote import read, shown, state
+from data_pipelines.shards.remote import read, state
 from umm_zoo.errors import UserError
 
 #: The head of an index (sizes, hash, counts) ends before this key; enough to open a shard without reading its offsets.
@@ -98,7 +98,7 @@ class ShardIndex:
     """
 
     def __init__(self, path: str, place: str, tag: str, head: dict[str, Any], columns: _Columns | None = None) -> None:
-        self.path, self.place, self.tag = path, place, tag
+        self.path, self.place, self.tag, self.shown = path, place, tag, shown(path)
         self.tar_size, self.sha256 = int(head["tar_size"]), str(head.get("sha256", ""))
         self.num_samples = int(head["counts"]["samples"])
         self._columns = columns

@@ -7,6 +7,7 @@ is wrong with a shard (missing, empty, truncated, no tar) or with its index is a
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import tempfile
@@ -15,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.shards.addresses import is_remote
+from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK, members_of
-from data_pipelines.shards.remote import RemoteError, State, fetch, shown, state
+from data_pipelines.shards.remote import RemoteError, State, fetch, state
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError
 
@@ -170,6 +171,24 @@ def check_content(path: str, place: str, sha256: str) -> None:
     with suppress(OSError):  # a folder of others, or a file system with coarser times
         verified.parent.mkdir(parents=True, exist_ok=True)
         verified.write_text(known, encoding="utf-8")
+
+
+def verify_index(path: str, place: str, sha256: str) -> None:
+    """Compare a shard with its index, whatever their times: the content, and the place of each member in a tar at hand.
+
+    Raises:
+        UserError: they differ.
+    """
+    content = _index_remote(path) if is_remote(path) else index_tar(path)
+    if content["sha256"] != sha256:
+        hint = f"fetch it again, or `python -m data_pipelines.index {shown(path)}` where the new content is meant"
+        expected = f"{sha256[:16]}…, for which its index was made"
+        raise UserError(shown(path), f"sha256 {content['sha256'][:16]}…", expected, hint)
+    if not is_remote(place):
+        stated = json.loads(Path(place).read_text(encoding="utf-8"))
+        for name in ("keys", "layouts", "layout", "offsets", "sizes"):
+            if stated[name] != content[name]:
+                raise stale_index(path, place, f"its {name} are not those of the tar")
 
 
 def _in_cache(name: str, suffix: str) -> Path:

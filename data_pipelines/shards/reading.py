@@ -85,7 +85,7 @@ class SampleReader(Dataset[RawBatch]):
                 self._add(sample, position)
             except BadSampleError as error:
                 source, index, number = self.place(sample)
-                skips.append(Skip(self.stage, source.name, index.path, index.key(number), str(error), position))
+                skips.append(Skip(self.stage, source.name, index.shown, index.key(number), str(error), position))
         if not len(self._builder) and self.substitute:
             key = self._add_substitute(positions[0].sample)
             skips = [replace(skip, substitute=key) for skip in skips]
@@ -102,9 +102,9 @@ class SampleReader(Dataset[RawBatch]):
         except OSError as error:
             found = f"no sample '{key}', for the shard cannot be read any more ({error.strerror or error})"
             expected = f"the shards that the run began with (source '{source.name}')"
-            raise UserError(index.path, found, expected) from error
+            raise UserError(index.shown, found, expected) from error
         stored = {name: value for kept in self._stored for name, value in kept.read(self._files, index, number).items()}
-        row = Skip(self.stage, source.name, index.path, key, "", position)
+        row = Skip(self.stage, source.name, index.shown, key, "", position)
         self._builder.add(row, source.task, members, stored)
         return row.name
 
@@ -117,4 +117,4 @@ class SampleReader(Dataset[RawBatch]):
                 continue
         source, index, number = self.place(sample)
         bad = f"{TRIES} samples in a row that are bad, from '{index.key(number)}' on (source '{source.name}')"
-        raise UserError(index.path, bad, "a good one among them")
+        raise UserError(index.shown, bad, "a good one among them")

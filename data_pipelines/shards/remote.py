@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from data_pipelines.shards.addresses import filesystem
+from data_pipelines.shards.addresses import filesystem, shown
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -57,15 +57,6 @@ def take_faults() -> Counter[str]:
     taken = Counter(_faults)
     _faults.clear()
     return taken
-
-
-def shown(address: str) -> str:
-    """An address without what may be secret: user, password and query."""
-    if "://" not in address:
-        return address
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
 
 
 def state(path: str) -> State:

@@ -17,7 +17,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from data_pipelines.decoding import BadSampleError, ImageTransform, decode_array
-from data_pipelines.shards.addresses import is_remote
+from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.sources import OpenSource
@@ -35,7 +35,7 @@ def base_folder(shard: str, where: str | None) -> Path:
     if where is not None:
         return Path(where)
     if is_remote(shard):
-        raise UserError(shard, "a remote shard, beside which nothing can be stored", "data.precomputed=FOLDER")
+        raise UserError(shown(shard), "a remote shard, beside which nothing can be stored", "data.precomputed=FOLDER")
     return Path(os.path.dirname(os.path.abspath(shard))) / FOLDER
 
 

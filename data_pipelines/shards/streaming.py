@@ -18,7 +18,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.decoding import BadSampleError, ImageTransform
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.addresses import expand, shown
 from data_pipelines.shards.archive import Members, read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
 from data_pipelines.shards.ledger import Skip
@@ -154,14 +154,14 @@ class ShardStream(IterableDataset[StreamedBatch]):
                     if len(held) >= self.buffer:
                         yield drawn()
             except (tarfile.TarError, OSError, ValueError) as error:
-                yield number, Skip(self.stage, source, path, "*", f"the rest of the shard cannot be read: {error}", -1)
+                yield number, Skip(self.stage, source, shown(path), "*", f"the rest of the shard cannot be read: {error}", -1)
         number = len(shards)
         while held:
             yield drawn()
 
     def _add(self, one: _Held) -> str | Skip:
         """Make a sample the next row of the batch; its key, or why it is skipped."""
-        row = Skip(self.stage, one.source, one.path, one.key, one.members.refused, -1)
+        row = Skip(self.stage, one.source, shown(one.path), one.key, one.members.refused, -1)
         if row.reason:
             return row
         try:

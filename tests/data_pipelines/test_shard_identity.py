@@ -1,5 +1,6 @@
 """A shard is its content: another content of the same name and size is not read by an old index, and not served old outputs."""
 
+import json
 import os
 import shutil
 
@@ -66,3 +67,35 @@ def test_a_copy_in_a_folder_of_others_is_hashed_once(tar, digests, monkeypatch):
     change(tar)
     with pytest.raises(UserError, match=CHANGED):
         load_index(str(tar))
+
+
+def test_inspect_verifies_content_and_places_whatever_the_times_say(tar, tmp_path, capsys):
+    write_tar(tmp_path / "w/b.tar", {"m": sample(9)})
+    place, times = tar.with_name("a.tar.index.json"), os.stat(tar)
+    assert call(tmp_path / "w", "--verify") == 0
+    content = json.loads(place.read_text())
+    place.write_text(json.dumps(content | {"keys": ["other", *content["keys"][1:]]}, separators=(",", ":")))
+    os.utime(place, ns=(times.st_mtime_ns,) * 2)
+    assert call(tmp_path / "w", "--verify", "--every", "9") == 2 and "its keys are not those of the tar" in capsys.readouterr().err
+    place.write_text(json.dumps(content, separators=(",", ":")))
+    change(tar)
+    for path in (tar, place):
+        os.utime(path, ns=(times.st_mtime_ns,) * 2)  # somebody has put the time back
+    assert call(tmp_path / "w") == 0
+    assert call(tmp_path / "w", "--verify") == 2
+    printed = capsys.readouterr()
+    assert "a.tar: found sha256 " in printed.err and "1 samples read from 1 shards" in printed.out
+
+
+def call(folder, *options: str) -> int:
+    from data_pipelines import inspect
+
+    arguments = inspect.parser().parse_args([str(folder), "--sheet", str(folder / "sheet.png"), *options])
+    return inspect.run(inspect.main, arguments)
+
+
+def test_a_tar_that_is_none_does_not_hide_the_others_from_inspect(tar, tmp_path, capsys):
+    (tmp_path / "w/broken.tar").write_bytes(b"<html>" * 200)
+    assert call(tmp_path / "w") == 2
+    printed = capsys.readouterr()
+    assert "4 samples read from 1 shards" in printed.out and "broken.tar: not a plain" in printed.err
