@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from umm_zoo.errors import UserError, user_errors
+from umm_zoo.errors import UserError, escape_output, user_errors
 
 SHARDS = "tar files, folders, globs, {000..015} ranges or addresses"
 
@@ -41,13 +40,6 @@ class Parser(argparse.ArgumentParser):
         """Print the line and leave."""
         sys.stderr.write(f"error: {message} (--help lists every option)\n")
         raise SystemExit(2)
-
-
-def escape_output() -> None:
-    """Let a terminal or a file that is not UTF-8 get escapes, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def whole(least: int) -> Callable[[str], int]:

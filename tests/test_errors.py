@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from umm_zoo.errors import REFUSALS, Problem, UserError, locating
+from umm_zoo.errors import REFUSALS, Problem, UserError, locating, user_errors
 
 PROBLEMS = [Problem("", "a \n note", "none", "drop it"), Problem("b", "2")]
 
@@ -58,3 +60,11 @@ def test_a_refusal_becomes_a_user_error_where_its_place_is_known() -> None:
         raise ValueError("no such table")
     with pytest.raises(RuntimeError, match="a bug"), locating("f.yaml", "data", REFUSALS):
         raise RuntimeError("a bug")
+
+
+def test_what_an_ascii_terminal_cannot_show_is_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with user_errors():
+        print("Qué \udce9", flush=True)
+    assert written.getvalue() == b"Qu\\xe9 \\udce9\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import multiprocessing
 import os
@@ -164,9 +165,20 @@ class Outcome:
     code = 0
 
 
+def escape_output() -> None:
+    """Let a terminal or a file that is not UTF-8 get escapes, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
-    """Print a ``UserError`` as ``error: …`` lines and make the exit code 2; Ctrl-C outside training makes it 130."""
+    """Print a ``UserError`` as ``error: …`` lines and make the exit code 2; Ctrl-C outside training makes it 130.
+
+    What a terminal's encoding cannot show is printed as escapes, inside too.
+    """
+    escape_output()
     outcome = Outcome()
     try:
         yield outcome
