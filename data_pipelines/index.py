@@ -38,10 +38,16 @@ def main(arguments: argparse.Namespace) -> None:
             continue
         content = json.loads(Path(place).read_text(encoding="utf-8"))
         print(f"{place}: {content['counts']['samples']} samples")
-        for name, what in (("duplicates", "came more than once; the first counts"), ("skipped", "belong to no sample")):
-            if found := content.get(name):
+        refused = [f"{content['keys'][int(number)]} ({reason})" for number, reason in content.get("refused", {}).items()]
+        kinds = {
+            "samples cannot be used": refused,
+            "members came more than once; the first counts": content.get("duplicates"),
+            "members belong to no sample": content.get("skipped"),
+        }
+        for what, found in kinds.items():
+            if found:
                 shown = ", ".join(found[:_LISTED]) + (" …" if len(found) > _LISTED else "")
-                print(f"  {len(found)} members {what}: {printable(shown)}")
+                print(f"  {len(found)} {what}: {printable(shown)}")
     if failed:
         raise UserError("", f"{failed} of {len(shards)} shards could not be indexed")
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from test_shards import png, sample
 
+from data_pipelines import index
 from data_pipelines.inspect import inspect
 from data_pipelines.overlap import PromptIndex, find_overlaps
 from data_pipelines.shards.data import ShardData, ShardSource
@@ -136,3 +137,11 @@ def test_a_text_that_begins_like_nothing_is_no_tar(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"<html>" + bytes(1000) + rows() + bytes(1024))
     with pytest.raises(UserError, match="not a plain"):
         index_tar(tmp_path / "a.tar")
+
+
+def test_the_index_command_names_what_cannot_be_used_and_goes_on(tmp_path, capsys):
+    tar(tmp_path, rows(key=b"caf\xe9"))
+    (tmp_path / "b.tar").write_bytes(rows() + bytes(1024))
+    assert index.run(index.main, index.parser().parse_args([str(tmp_path)])) == 0
+    printed = capsys.readouterr().out
+    assert rf"1 samples cannot be used: caf\xe9 (the {NOT_UTF8})" in printed and "b.tar.index.json: 1 samples" in printed
