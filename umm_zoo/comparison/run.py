@@ -199,7 +199,7 @@ def _train(step: Step, runs: Path, single_thread: bool, children: Children, agai
     with log_file(step, runs).open("a", encoding="utf-8") as log:
         log.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n")
         log.flush()
-        return children.call(command, log, environment)
+        return children.call(command, log, environment) or int(not finished(step, runs))  # 0 and unfinished: its time was up
 
 
 def collect(plan: Plan, runs: Path, failures: Sequence[Failure] = ()) -> Results | None:

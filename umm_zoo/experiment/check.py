@@ -29,12 +29,24 @@ _EPOCHS: dict[str, tuple[tuple[Any, ...], str]] = {
     "overfit_batches": ((None, 0, 0.0), "a source with few samples"),
     "reload_dataloaders_every_n_epochs": ((None, 0), "nothing: the order of the samples goes on by itself"),
 }
+#: Trainer arguments that would spoil a run or do nothing in it: values that ask for nothing, and what to use instead.
+_NOTHING: dict[str, tuple[tuple[Any, ...], str]] = {
+    "fast_dev_run": ((None, False, 0), "trainer.max_steps=2 trainer.val_check_interval=1 name=trial (it would count as finished)"),
+    "barebones": (
+        (None, False),
+        "a umm_zoo.callbacks.throughput.Throughput (nothing would be scored or kept)",
+    ),
+    "enable_model_summary": ((None, False), "fit FILE --check, which prints parts, parameters and memory"),
+    "limit_test_batches": ((None, 1.0), "trainer.limit_val_batches (nothing is tested)"),
+    "limit_predict_batches": ((None, 1.0), "trainer.limit_val_batches (nothing is predicted)"),
+}
 #: Lightning's callbacks that have no meaning here, and what to use instead.
 _UNFIT = {
     "StochasticWeightAveraging": "umm_zoo.training.ema.EMA (this one waits for epochs)",
     "WeightAveraging": "umm_zoo.training.ema.EMA, which resumes exactly",
     "GradientAccumulationScheduler": "trainer.accumulate_grad_batches (data.batch_size is that of a whole step)",
     "BatchSizeFinder": "data.batch_size, and trainer.accumulate_grad_batches where memory ends",
+    "Timer": "trainer.max_time (this one ends a run that cannot go on)",
     "LearningRateFinder": "training.optimizer.lr (it would change weights and random numbers before the first step)",
 }
 
@@ -194,6 +206,9 @@ class _Checker:
         open_ended = Target(Trainer, Trainer, known, (), False)
         problems += self.arguments(open_ended, {TARGET: "lightning.Trainer", **rest}, "trainer")
         problems += [p for key, value in rest.items() for p in self.inside(value, f"trainer.{key}")]
-        if not {"max_steps", "max_epochs", "max_time", "fast_dev_run"} & set(rest):
+        if not {"max_steps", "max_epochs"} & set(rest):
             problems.append(Problem("trainer.max_steps", "nothing", "a whole number (the training loader never ends)"))
+        for key, (harmless, instead) in _NOTHING.items():
+            if rest.get(key) not in harmless:
+                problems.append(Problem(f"trainer.{key}", f"{rest[key]}, which does not fit a run", instead))
         return problems

@@ -13,7 +13,7 @@ from typing import Any
 
 from annotated_types import BaseMetadata, GroupedMetadata, Interval
 
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, did_you_mean
 
 #: Levels of lists and maps in a file (ours have 8); Python's and YAML's own stacks end at some thousands.
 MAX_DEPTH = 100
@@ -40,6 +40,12 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "gt": (operator.gt, "above {}"),
     "le": (operator.le, "up to {}"),
     "lt": (operator.lt, "below {}"),
+}
+#: Words of the ``trainer`` map, which Lightning's hints call text.
+_WORDS = {
+    "profiler": ("simple", "advanced", "pytorch", "xla"),
+    "gradient_clip_algorithm": ("norm", "value"),
+    "deterministic": ("warn",),
 }
 #: Keys of the ``trainer`` map that count whole things, though Lightning takes a share of a loader too.
 _WHOLE = ("val_check_interval", "limit_val_batches", "limit_train_batches")
@@ -82,7 +88,11 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
             yield from problems
         elif whole and isinstance(value, float) and value not in (0.0, 1.0):
             yield Problem(f"trainer.{key}", f"{value}", "a whole number: a share would be of another size on every rank")
-    if isinstance(time := trainer.get("max_time"), str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", time):
+    for key, words in _WORDS.items():
+        if isinstance(value := trainer.get(key), str) and value not in words:
+            yield Problem(f"trainer.{key}", f"'{value}'", f"one of {', '.join(words)}", did_you_mean(value, words))
+    time = trainer.get("max_time")
+    if isinstance(time, str) and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time) and re.search("[1-9]", time)):
         yield Problem("trainer.max_time", f"'{time}'", "days:hours:minutes:seconds, such as 00:12:00:00")
     every, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
     if tree.get("metrics") and isinstance(every, int) and isinstance(steps, int) and 0 < steps < every:

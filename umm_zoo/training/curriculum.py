@@ -55,8 +55,8 @@ def _train(experiment: Experiment, runs: str | None, what: Step, ckpt: str | Non
     start = None
     if what == "fresh" and experiment.after:
         start = Path(experiment.after) if not stages else RunFolder.of(stages[0], runs).path
-        if stages and (code := _finish(stages[0], experiment, runs)):
-            return code
+        if stages and ((code := _finish(stages[0], experiment, runs)) or not RunFolder(start).finished()):
+            return code  # a stage whose time is up has not finished, though nothing is wrong
     resume = folder.resume_path(ckpt, experiment.file) if what == "resume" and ckpt else None
     return train(experiment, folder, resume, start)
 

@@ -14,6 +14,7 @@ from typing import Any
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -40,6 +41,7 @@ from umm_zoo.training.run_folder import RunFolder, writing
 from umm_zoo.training.setup import Built, build_data, build_experiment, check_data
 from umm_zoo.training.sharding import FullyShardedStrategy
 from umm_zoo.training.signals import StopOnSignal, Stopped
+from umm_zoo.training.time_limit import TimeLimit
 
 #: Errors of a write in the middle of a training that are the disk's.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -93,7 +95,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         if not trainer.is_global_zero:
             return 0  # the launcher kills the main process when one of the others ends otherwise
         print(f"\n{stopped}", flush=True)
-        return 128 + stopped.signum
+        return stopped.code
     except SystemExit as leaving:  # the answer to a signal before the first batch, and to a second Ctrl-C
         signum = signal.SIGTERM if trainer.received_sigterm or leaving.code == 128 + signal.SIGTERM else signal.SIGINT
         if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
@@ -163,7 +165,11 @@ def quieten() -> None:
 
 
 def make_trainer(
-    experiment: Experiment, folder: RunFolder, built: Built, record: RunRecord, more: Sequence[Callback] = ()
+    experiment: Experiment,
+    folder: RunFolder,
+    built: Built,
+    record: RunRecord,
+    more: Sequence[Callback] = (),
 ) -> Trainer:
     """The Lightning trainer of an experiment; loggers and checkpoints are in the run folder, the latter whole or not there at all.
 
@@ -195,9 +201,13 @@ def make_trainer(
     with locating(experiment.file, "trainer", (*REFUSALS, MisconfigurationException)):
         # 1: Lightning, which counts micro-batches, asks behind every one of them
         asked = {"val_check_interval": 1} if every > 0 else {}
+        more = [*more, *([TimeLimit(limit)] if (limit := given.pop("max_time", None)) else [])]
         trainer = Trainer(**given | asked, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
     if every > 0:
         validate_every(trainer, every)
+    profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]
+    if profiler.filename is None:  # else it only logs, which is silenced
+        profiler.filename, profiler.dirpath = "profile", profiler.dirpath or folder.logs
     record.owners = built.owners() | {f"trainer.logger.{number}": logger for number, logger in enumerate(trainer.loggers)}
     ContinuedFitLoop.install(trainer, record, continuation)
     return trainer

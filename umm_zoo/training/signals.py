@@ -29,14 +29,19 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
+        super().__init__(signum, step)
         self.signum, self.step = signum, step
         self.checkpoint: Path | None = None  # what has been saved on the way out
         self.requeued: str | None = None  # the SLURM job that will go on
 
     def __str__(self) -> str:
         going_on = f"SLURM job {self.requeued} is requeued and goes on" if self.requeued else "continue with ckpt=last"
-        return f"{super().__str__()}; saved {self.checkpoint}; {going_on}"
+        return f"stopped by {signal.Signals(self.signum).name} at step {self.step}; saved {self.checkpoint}; {going_on}"
+
+    @property
+    def code(self) -> int:
+        """Exit code of the command."""
+        return 128 + self.signum
 
 
 class StopOnSignal(Callback):
@@ -97,7 +102,7 @@ class StopOnSignal(Callback):
                 if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
                     trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
                 exception.checkpoint = self.checkpoints.save(trainer)
-            if exception.signum == self._requeue_signal and trainer.is_global_zero:
+            if exception.signum and exception.signum == self._requeue_signal and trainer.is_global_zero:
                 exception.requeued = requeue()
         self._handling.close()
 
