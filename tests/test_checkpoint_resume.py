@@ -119,7 +119,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(nursery: Nursery, t
     kept = "runs/chain/checkpoints/step-00000003.ckpt"
     lines = [line for line in said.splitlines() if "error" in line or "kept" in line]
     assert lines == [
-        "error: chain.yaml: checkpoint: runs/chain/checkpoints/step-00000006.ckpt could not be written: "
+        "error: chain.yaml: callbacks.checkpoint: runs/chain/checkpoints/step-00000006.ckpt could not be written: "
         "no room on the disk (File too large)",
         f"{kept} is kept; continue from it with ckpt=last",
     ]
