@@ -56,12 +56,12 @@ class Captioner(GenerationForUnderstanding):
 
 
 class Decoder(UnderstandingForGeneration):
-    def __init__(self, updates: int = 1, group: int = 3, flat_on: int | None = None, num_steps: int = 3) -> None:
+    def __init__(self, updates: int = 1, group: int = 3, flat_on: int | None = None) -> None:
         super().__init__(
             tiny.vlm(),
             tiny.renderer(),
             FlatOn(flat_on),
-            FlowGRPO(num_steps=num_steps, clip=1e-2, kl_weight=0.1),
+            FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1),
             decoder_adapter=LoRA(rank=2, alpha=4.0, targets=["to_q", "to_k", "to_v", "to_out.0"]),
             captions=CAPTIONS,
             rollouts=Rollouts(group, updates_per_rollout=updates),

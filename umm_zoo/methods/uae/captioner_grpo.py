@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,10 +132,6 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         count = len(images)
         with evaluation_mode(self.vlm):
             return self.vlm.embed(self.captions.conversations(count), images, [1] * count, for_generation=True)
-
-    def settings(self) -> dict[str, Any]:
-        """As ``Reinforcement``'s, and the temperature."""
-        return {**super().settings(), "captions.temperature": self.captions.temperature}
 
     # -- scoring -------------------------------------------------------------------------------------------------------------
 

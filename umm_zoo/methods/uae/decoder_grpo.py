@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,12 +120,6 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
             negative=negative,
             path=path,
         )
-
-    def settings(self) -> dict[str, Any]:
-        """As ``Reinforcement``'s, and the sampler's."""
-        noise, level = self.renderer.noise([0], torch.device("cpu")), self.objective.noise_level
-        times = self.objective.times(noise).times
-        return {**super().settings(), "objective.times": times, "objective.noise_level": level, "guidance": self.guidance}
 
     def _velocity(self, negative: Tokens | None, rows: Tensor) -> Predictor:
         return DetachedGuidance(self.renderer.decoder, None if negative is None else rows_of(negative, rows), self.guidance)

@@ -195,24 +195,18 @@ class Reinforcement(UAEBase, Generic[R]):
         if not self.window or self.steps_begun >= self.rollouts.updates_per_rollout:
             return {}
         window = [plain(replace(rollout, generated=_shown(rollout))) for rollout in self.window]
-        return {"settings": plain(self.settings()), "steps_begun": self.steps_begun, "window": window}
+        return {"micro_batches": self._micro_batches(), "steps_begun": self.steps_begun, "window": window}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """Take the rollouts back; those that were made otherwise than they would be now are left out with a note."""
-        if not state:
-            return
-        now, was = plain(self.settings()), state["settings"]
-        changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-        if changed:
-            told = "; ".join(f"{name} was {was.get(name)}, is {now.get(name)}" for name in changed)
-            rank_zero_warn(f"the checkpoint's rollouts are left out: {told}")
-        else:
+        """Take the rollouts back; those of another number of micro-batches, of which some would not be used, are left out."""
+        if state and state["micro_batches"] != self._micro_batches():
+            found = f"of {state['micro_batches']} micro-batches, {self._micro_batches()} now"
+            rank_zero_warn(f"the checkpoint's rollouts are left out: they are {found} (trainer.accumulate_grad_batches)")
+        elif state:
             self._kept = state
 
-    def settings(self) -> dict[str, Any]:
-        """What rollouts are made by and cannot be used without, as plain values."""
-        micro_batches = 1 if self._trainer is None else self._trainer.accumulate_grad_batches
-        return {"rollouts.group": self.rollouts.group, "trainer.accumulate_grad_batches": micro_batches}
+    def _micro_batches(self) -> int:
+        return 1 if self._trainer is None else self._trainer.accumulate_grad_batches
 
     def rollout_outputs(self) -> tuple[Outputs, Batch] | None:
         """The first sample of each row of the last rollout, and its batch; see ``outputs.RollsOut``."""
