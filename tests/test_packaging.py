@@ -15,7 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = configparser.ConfigParser()
 OPTIONS.read(ROOT / "setup.cfg", encoding="utf-8")
 #: Modules under another name than the distribution that holds them.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "annotated_types": "annotated-types",
+    "huggingface_hub": "huggingface-hub",
+}
 #: Declared and never imported: commands, and what a library asks for when it is used.
 USED_OTHERWISE = {"tensorboard", "ruff", "mypy", "pytest-xdist"}
 
