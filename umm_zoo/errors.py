@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+#: Numbers of constructors, by the limits that the check of an experiment refuses them at.
+Weight = Annotated[float, Interval(ge=0, lt=math.inf)]
+Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
+Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Count = Annotated[int, Interval(ge=1)]
+Natural = Annotated[int, Interval(ge=0)]
 
 #: What constructors and libraries raise over values that they refuse; a user error where it is known whose values they were.
 REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from umm_zoo.backbones.weight_files import assert_readable
+from umm_zoo.errors import Count, Positive
 
 #: Keys of additions in a state dict.
 ADDITION = re.compile(r"(?:^|\.)layers\.[^.]+\.(?:down|up)$")
@@ -87,7 +88,7 @@ class LoRA(nn.Module):
         ValueError: a rank below 1.
     """
 
-    def __init__(self, rank: int = 32, alpha: float = 64.0, targets: Sequence[str] | None = None) -> None:
+    def __init__(self, rank: Count = 32, alpha: Positive = 64.0, targets: Sequence[str] | None = None) -> None:
         super().__init__()
         if rank < 1:
             raise ValueError(f"LoRA.rank: found {rank}, expected 1 or more")

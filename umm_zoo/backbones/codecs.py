@@ -13,7 +13,7 @@ from torch import Tensor
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.batch import Batch, Grid
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Count, Finite, Positive, UserError
 
 
 class LatentCodec(ExactBuffers, ABC):
@@ -40,7 +40,7 @@ class LatentCodec(ExactBuffers, ABC):
     scaling: Tensor
     shift: Tensor
 
-    def __init__(self, latent_channels: int, downsampling: int, scaling: float, shift: float) -> None:
+    def __init__(self, latent_channels: Count, downsampling: Count, scaling: Positive, shift: Finite) -> None:
         super().__init__()
         self.latent_channels, self.downsampling = latent_channels, downsampling
         # buffers, because a trained codec's own statistics must travel in its checkpoint

@@ -28,6 +28,7 @@ from umm_zoo.backbones.loading import (
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.batch import Grid
+from umm_zoo.errors import Count
 
 
 def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
@@ -106,7 +107,7 @@ class LibraryEncoder(FeatureEncoder):
     processor: Mapping[str, Any] = MappingProxyType({})  #: the file beside the weights; what it says holds in place of these
     model: Any
 
-    def __init__(self, model: PreTrainedModel, image_size: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, image_size: Count | None = None) -> None:
         super().__init__()
         self.model = model
         vision = getattr(model.config, "vision_config", model.config)
@@ -119,7 +120,7 @@ class LibraryEncoder(FeatureEncoder):
         self.width = self.token_width
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], image_size: int | None = None, dtype: str = "float32") -> Self:
+    def from_config(cls, config: dict[str, Any], image_size: Count | None = None, dtype: str = "float32") -> Self:
         """Random weights.
 
         Args:
@@ -134,7 +135,7 @@ class LibraryEncoder(FeatureEncoder):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, config: dict[str, Any] | None = None, image_size: int | None = None, dtype: str = "float32"
+        cls, source: str | Path, config: dict[str, Any] | None = None, image_size: Count | None = None, dtype: str = "float32"
     ) -> Self:
         """A folder in the library's format or a name on the hub, with its own image processor where it holds one.
 

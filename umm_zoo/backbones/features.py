@@ -25,6 +25,7 @@ from transformers.utils.constants import (
 from umm_zoo.backbones.feature_encoder import LibraryEncoder
 from umm_zoo.backbones.loading import find_source, on_meta_device
 from umm_zoo.backbones.tokenizer import TextEncoding, tokenizer_source
+from umm_zoo.errors import Count
 
 
 class CLIPVisionFeatures(LibraryEncoder):
@@ -72,7 +73,7 @@ class TextImageEncoder(LibraryEncoder):
 
     causal_text: ClassVar[bool] = False  #: what follows the end token cannot reach it, so it need not be computed
 
-    def __init__(self, model: PreTrainedModel, image_size: int | None = None, text: TextEncoding | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, image_size: Count | None = None, text: TextEncoding | None = None) -> None:
         super().__init__(model, image_size)
         self.text = text or TextEncoding()
         self.text.assert_fits(model.config.text_config)
@@ -80,7 +81,7 @@ class TextImageEncoder(LibraryEncoder):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, config: dict[str, Any] | None = None, image_size: int | None = None, dtype: str = "float32"
+        cls, source: str | Path, config: dict[str, Any] | None = None, image_size: Count | None = None, dtype: str = "float32"
     ) -> Self:
         """As ``LibraryEncoder.from_pretrained``; the tokenizer is that inside ``source``, or the shipped one where it holds none.
 

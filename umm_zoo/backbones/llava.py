@@ -20,7 +20,7 @@ from umm_zoo.backbones.loading import read_config as check_config
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Conversation, Grid
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Count, UserError
 
 
 class LanguageModel(nn.Module):
@@ -59,7 +59,7 @@ class LlavaBackbone(LibraryVLM):
         model: LlavaForConditionalGeneration,
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
-        max_length: int = 2048,
+        max_length: Count = 2048,
         gradient_checkpointing: bool = False,
         source: str | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class LlavaBackbone(LibraryVLM):
         config: dict[str, Any],
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
-        max_length: int = 2048,
+        max_length: Count = 2048,
         dtype: Dtype = "float32",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
@@ -124,7 +124,7 @@ class LlavaBackbone(LibraryVLM):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
-        max_length: int = 2048,
+        max_length: Count = 2048,
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
@@ -163,7 +163,7 @@ class LlavaBackbone(LibraryVLM):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         template: ChatTemplate | None = None,
-        max_length: int = 2048,
+        max_length: Count = 2048,
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,

@@ -13,6 +13,7 @@ from transformers.models.t5 import T5Config, T5EncoderModel
 from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.tokenizer import TextEncoding, assert_vocabulary, tokenizer_source
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import Count
 
 
 class TextEncoder(nn.Module):
@@ -33,14 +34,14 @@ class TextEncoder(nn.Module):
         - output: ``[B, N, E]``, N being the length of the longest text with its end token; padding is masked
     """
 
-    def __init__(self, model: PreTrainedModel, text: TextEncoding, max_length: int = 64) -> None:
+    def __init__(self, model: PreTrainedModel, text: TextEncoding, max_length: Count = 64) -> None:
         super().__init__()
         self.model, self.text, self.max_length = model, text, max_length
         self.width: int = model.config.d_model
         assert_vocabulary(text.tokenizer, model.config.vocab_size)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], max_length: int = 64, dtype: str = "float32") -> Self:
+    def from_config(cls, config: dict[str, Any], max_length: Count = 64, dtype: str = "float32") -> Self:
         """Random weights from the library's config keys (``d_model``, ``num_layers`` …).
 
         Args:
@@ -59,7 +60,7 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, config: dict[str, Any] | None = None, max_length: int = 64, dtype: str = "float32"
+        cls, source: str | Path, config: dict[str, Any] | None = None, max_length: Count = 64, dtype: str = "float32"
     ) -> Self:
         """A folder in transformers' format or a name on the hub. On the meta device with ``config`` given no weights are read.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import IMAGE_MARKER, Turn
 from umm_zoo.callbacks.samples import from_pil, to_pil
-from umm_zoo.errors import UserError, several
+from umm_zoo.errors import Count, Positive, UserError, several
 
 Verdict = Literal["first", "second", "tie"]
 #: Outcomes by the verdicts with one's own caption first and second; every other pair of verdicts is a tie.
@@ -49,7 +49,7 @@ class Judge(ABC):
 class LocalJudge(Judge):
     """Vision-language model of this package as a judge."""
 
-    def __init__(self, vlm: VLMBackbone, max_new_tokens: int = 512) -> None:
+    def __init__(self, vlm: VLMBackbone, max_new_tokens: Count = 512) -> None:
         self.vlm, self.max_new_tokens = vlm.eval(), max_new_tokens
 
     def ask(self, image: Image.Image, question: str) -> str:
@@ -70,7 +70,7 @@ class EndpointJudge(Judge):
     """
 
     def __init__(
-        self, url: str, model: str, key_variable: str = "OPENAI_API_KEY", max_tokens: int = 1024, timeout: float = 120.0
+        self, url: str, model: str, key_variable: str = "OPENAI_API_KEY", max_tokens: Count = 1024, timeout: Positive = 120.0
     ) -> None:
         self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
         self.max_tokens, self.timeout = max_tokens, timeout

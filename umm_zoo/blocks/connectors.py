@@ -10,6 +10,7 @@ from torch import nn
 
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.positions import CroppedTable2d, PositionEmbedding
+from umm_zoo.errors import Count
 
 
 class Connector(nn.Module, ABC):
@@ -61,7 +62,7 @@ class PositionMLP(Connector):
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, hidden_dim: int | None = None, positions: PositionEmbedding | None = None
+        self, in_dim: Count, out_dim: Count, hidden_dim: Count | None = None, positions: PositionEmbedding | None = None
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or out_dim
@@ -93,7 +94,7 @@ class MLPConnector(Connector):
         hidden_dim: None is twice ``out_dim``, as in the release.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int | None = None) -> None:
+    def __init__(self, in_dim: Count, out_dim: Count, hidden_dim: Count | None = None) -> None:
         super().__init__()
         hidden_dim = hidden_dim or 2 * out_dim
         self.in_dim, self.out_dim = in_dim, out_dim

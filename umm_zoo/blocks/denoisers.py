@@ -18,6 +18,7 @@ from umm_zoo.blocks.transformer import (
     time_embedding,
     xavier_linears,
 )
+from umm_zoo.errors import Count
 
 
 class Denoiser(nn.Module, ABC):
@@ -67,12 +68,12 @@ class DenoiserHead(Denoiser):
 
     def __init__(
         self,
-        condition_dim: int,
-        grid: int,
-        channels: int = 64,
-        width: int = 1024,
-        depth: int = 3,
-        heads: int = 16,
+        condition_dim: Count,
+        grid: Count,
+        channels: Count = 64,
+        width: Count = 1024,
+        depth: Count = 3,
+        heads: Count = 16,
         trained_positions: bool = False,
     ) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class MLPRegressionHead(RegressionHead):
         ValueError: ``num_layers`` is below 1.
     """
 
-    def __init__(self, condition_dim: int, channels: int, num_layers: int = 2) -> None:
+    def __init__(self, condition_dim: Count, channels: Count, num_layers: Count = 2) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"MLPRegressionHead.num_layers: found {num_layers}, expected 1 or more")
@@ -191,7 +192,7 @@ class AttentionRegressionHead(RegressionHead):
     positions: Tensor
 
     def __init__(
-        self, condition_dim: int, grid: int, channels: int = 64, width: int = 1024, depth: int = 3, heads: int = 16
+        self, condition_dim: Count, grid: Count, channels: Count = 64, width: Count = 1024, depth: Count = 3, heads: Count = 16
     ) -> None:
         super().__init__()
         self.condition_dim, self.grid, self.channels = condition_dim, grid, channels

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from umm_zoo.batch import Grid
 from umm_zoo.blocks.positions import PositionEmbedding
 from umm_zoo.blocks.transformer import as_tokens
+from umm_zoo.errors import Count
 
 
 @dataclass
@@ -90,7 +91,7 @@ class VAEDetail(DetailBranch):
         ValueError: ``positions`` are of another width.
     """
 
-    def __init__(self, latent_channels: int, width: int, positions: PositionEmbedding | None = None) -> None:
+    def __init__(self, latent_channels: Count, width: Count, positions: PositionEmbedding | None = None) -> None:
         super().__init__()
         if positions is not None and positions.width != width:
             raise ValueError(f"VAEDetail.positions: found a width of {positions.width}, expected {width}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.connectors import Connector
+from umm_zoo.errors import Count
 
 #: Frequencies of rotary positions start at one and fall to nearly the inverse of this.
 ROPE_BASE = 10_000.0
@@ -36,12 +37,12 @@ class MetaQueryConnector(Connector):
 
     def __init__(
         self,
-        in_dim: int,
-        out_dim: int,
-        depth: int = 24,
-        heads: int | None = None,
-        kv_heads: int | None = None,
-        hidden_dim: int | None = None,
+        in_dim: Count,
+        out_dim: Count,
+        depth: Count = 24,
+        heads: Count | None = None,
+        kv_heads: Count | None = None,
+        hidden_dim: Count | None = None,
     ) -> None:
         super().__init__()
         self.in_dim, self.out_dim = in_dim, out_dim

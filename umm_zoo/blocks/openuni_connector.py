@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.transformer import xavier_linears
+from umm_zoo.errors import Count
 
 
 class OpenUniConnector(Connector):
@@ -39,13 +40,13 @@ class OpenUniConnector(Connector):
 
     def __init__(
         self,
-        in_dim: int,
-        out_dim: int,
-        depth: int = 6,
-        heads: int = 24,
-        hidden_dim: int = 8960,
+        in_dim: Count,
+        out_dim: Count,
+        depth: Count = 6,
+        heads: Count = 24,
+        hidden_dim: Count = 8960,
         proj_type: Literal["enc_proj", "proj_enc", "proj_enc_proj"] = "enc_proj",
-        width: int | None = None,
+        width: Count | None = None,
     ) -> None:
         super().__init__()
         self.in_dim, self.out_dim, self.proj_type = in_dim, out_dim, proj_type

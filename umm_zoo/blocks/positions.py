@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.batch import Grid
+from umm_zoo.errors import Count, Positive, Weight
 
 
 class PositionEmbedding(nn.Module, ABC):
@@ -48,7 +49,7 @@ class CroppedTable2d(PositionEmbedding):
         ValueError: a grid is larger than the table.
     """
 
-    def __init__(self, width: int, max_height: int = 64, max_width: int = 64, init_std: float = 0.0) -> None:
+    def __init__(self, width: Count, max_height: Count = 64, max_width: Count = 64, init_std: Weight = 0.0) -> None:
         super().__init__()
         self.width = width
         self.table = nn.Parameter(torch.randn(max_height, max_width, width) * init_std)
@@ -69,7 +70,7 @@ class SineCosine2d(PositionEmbedding):
         ValueError: the width is not a multiple of 4.
     """
 
-    def __init__(self, width: int, scale: float = 1.0) -> None:
+    def __init__(self, width: Count, scale: Positive = 1.0) -> None:
         super().__init__()
         if width % 4:
             raise ValueError(f"SineCosine2d.width: found {width}, expected a multiple of 4")

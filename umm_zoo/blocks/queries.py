@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.positions import PositionEmbedding, centre
+from umm_zoo.errors import Count, Natural
 
 
 class QuerySampler(nn.Module, ABC):
@@ -65,7 +66,7 @@ class NoisyQueries(QuerySampler):
 
     random = True
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: Count) -> None:
         super().__init__()
         self.width = width
 
@@ -90,7 +91,7 @@ class LearnedQueries(QuerySampler):
         num_queries: N.
     """
 
-    def __init__(self, width: int, num_queries: int = 256) -> None:
+    def __init__(self, width: Count, num_queries: Count = 256) -> None:
         super().__init__()
         self.width, self.num_queries = width, num_queries
         self.table = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
@@ -122,7 +123,7 @@ class MarkedQueries(LearnedQueries):
 
     opening = "\n"
 
-    def __init__(self, width: int, num_queries: int = 256) -> None:
+    def __init__(self, width: Count, num_queries: Count = 256) -> None:
         super().__init__(width, num_queries)
         self.marker = nn.Parameter(torch.randn(width) * width**-0.5)
 
@@ -157,7 +158,7 @@ class LearnedGridQueries(QuerySampler):
         ValueError: a grid is larger than the table.
     """
 
-    def __init__(self, width: int, max_height: int = 64, max_width: int = 64) -> None:
+    def __init__(self, width: Count, max_height: Count = 64, max_width: Count = 64) -> None:
         super().__init__()
         self.width = width
         self.table = nn.Parameter(torch.randn(max_height, max_width, width) * width**-0.5)
@@ -170,7 +171,7 @@ class LearnedGridQueries(QuerySampler):
 class ZeroQueries(QuerySampler):
     """Nothing but a position. Our control: does the noise matter, or only that nothing is learned per slot?"""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: Count) -> None:
         super().__init__()
         self.width = width
 
@@ -195,7 +196,7 @@ class FrozenNoiseQueries(QuerySampler):
 
     table: Tensor
 
-    def __init__(self, width: int, max_height: int = 64, max_width: int = 64, seed: int = 0) -> None:
+    def __init__(self, width: Count, max_height: Count = 64, max_width: Count = 64, seed: Natural = 0) -> None:
         super().__init__()
         self.width = width
         generator = torch.Generator("cpu").manual_seed(seed)

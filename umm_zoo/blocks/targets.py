@@ -13,6 +13,7 @@ from umm_zoo.backbones.codecs import LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import as_map, as_tokens
+from umm_zoo.errors import Count
 from umm_zoo.objectives.base import Predictor
 
 
@@ -107,7 +108,7 @@ class PixelPatches(ReconstructionTarget):
         ``[M, 3, H, W]`` -> ``[M, grid*grid, 3*patch*patch]``.
     """
 
-    def __init__(self, grid: int, patch: int = 16) -> None:
+    def __init__(self, grid: Count, patch: Count = 16) -> None:
         super().__init__()
         self.grid, self.patch = grid, patch
         self.channels, self.image_size = 3 * patch**2, grid * patch
@@ -139,7 +140,7 @@ class CodecLatents(ReconstructionTarget):
 
     worth_storing = True
 
-    def __init__(self, codec: LatentCodec, grid: int, pack: int = 2, sampled: bool = True) -> None:
+    def __init__(self, codec: LatentCodec, grid: Count, pack: Count = 2, sampled: bool = True) -> None:
         super().__init__()
         self.codec, self.grid, self.pack, self.sampled = codec, grid, pack, sampled
         self.channels = codec.latent_channels * pack**2
@@ -185,7 +186,7 @@ class PixelsThroughCodec(PixelPatches):
         ``[M, 3, H, W]`` -> ``[M, grid*grid, 3*p*p]``, p pixels per token; the head predicts ``[M, C*pack*pack, grid, grid]``.
     """
 
-    def __init__(self, codec: LatentCodec, grid: int, pack: int = 2) -> None:
+    def __init__(self, codec: LatentCodec, grid: Count, pack: Count = 2) -> None:
         super().__init__(grid, pack * codec.downsampling)
         self.codec, self.pack = codec, pack
         self.channels = codec.latent_channels * pack**2
@@ -261,7 +262,7 @@ class TeacherFeatures(ReconstructionTarget):
     has_images = False
     worth_storing = True
 
-    def __init__(self, teacher: FeatureEncoder, grid: int) -> None:
+    def __init__(self, teacher: FeatureEncoder, grid: Count) -> None:
         super().__init__()
         self.teacher, self.grid, self.image_size = teacher, grid, teacher.image_size
         self.channels = teacher.token_width

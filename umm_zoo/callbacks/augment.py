@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import Natural
 
 
 class ShiftAndFlip(Callback):
@@ -27,7 +28,7 @@ class ShiftAndFlip(Callback):
     #: Outputs stored for the unchanged images must not be trained on.
     changes_images = True
 
-    def __init__(self, max_shift: int = 4, flip: bool = True, seed: int = 0) -> None:
+    def __init__(self, max_shift: Natural = 4, flip: bool = True, seed: Natural = 0) -> None:
         self.max_shift, self.flip, self.seed = max_shift, flip, seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

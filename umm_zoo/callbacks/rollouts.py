@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
 from umm_zoo.callbacks.metrics import logged, or_nan
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Count, UserError, Weight
 from umm_zoo.outputs import RollsOut
 
 
@@ -29,7 +29,7 @@ class RolloutMetrics(Callback):
         UserError: the method has no rollouts.
     """
 
-    def __init__(self, metrics: dict[str, Metric], every_n_steps: int = 10) -> None:
+    def __init__(self, metrics: dict[str, Metric], every_n_steps: Count = 10) -> None:
         self.metrics, self.every_n_steps = dict(metrics), every_n_steps
         self._seen_step = 0
 
@@ -75,7 +75,7 @@ class CollapseGuard(Callback):
     """
 
     def __init__(
-        self, min_reward_std: float = 1e-4, min_entropy: float = 0.01, patience: int = 20, save_every_n_steps: int = 25
+        self, min_reward_std: Weight = 1e-4, min_entropy: Weight = 0.01, patience: Count = 20, save_every_n_steps: Count = 25
     ) -> None:
         self.min_reward_std, self.min_entropy = min_reward_std, min_entropy
         self.patience, self.save_every_n_steps = patience, save_every_n_steps

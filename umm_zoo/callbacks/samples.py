@@ -15,6 +15,7 @@ from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch
 from umm_zoo.callbacks.cards import Card, draw_cards
+from umm_zoo.errors import Count
 from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import kind_of
 from umm_zoo.outputs import Outputs
@@ -38,7 +39,7 @@ class SampleGrid(Callback):
         ValueError: a number is not positive.
     """
 
-    def __init__(self, num_samples: int = 16, image_size: int = 192, cards_per_row: int = 4) -> None:
+    def __init__(self, num_samples: Count = 16, image_size: Count = 192, cards_per_row: Count = 4) -> None:
         for name, value in (("num_samples", num_samples), ("image_size", image_size), ("cards_per_row", cards_per_row)):
             if value < 1:
                 raise ValueError(f"SampleGrid.{name}: found {value}, expected 1 or more")

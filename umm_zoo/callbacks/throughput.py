@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from umm_zoo.batch import Batch
+from umm_zoo.errors import Count
 from umm_zoo.method import Method
 
 PHASES = ("data", "forward_backward", "optimiser")
@@ -39,7 +40,7 @@ class Throughput(Callback):
         ValueError: every_n_steps is not positive.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: Count = 50) -> None:
         if every_n_steps < 1:
             raise ValueError(f"Throughput.every_n_steps: found {every_n_steps}, expected 1 or more")
         self.every_n_steps = every_n_steps

@@ -94,7 +94,9 @@ def mismatches(
         outcomes = [mismatches(value, part, where, class_of, loose) for part in get_args(hint)]
         if [] in outcomes:
             return []
-        for outcome in outcomes:
+        for part, outcome in zip(get_args(hint), outcomes, strict=True):
+            if get_origin(part) is Annotated and not mismatches(value, strip(part), where, class_of, loose):
+                return outcome  # of the right kind, and outside of its limits
             if outcome[0].where != where:  # of what stands inside a container: the container itself was right
                 return outcome
     elif is_node(value):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Task, Turn
+from umm_zoo.errors import Share, Weight
 
 #: What of a request the model gets to see.
 ConditioningMode = Literal["full", "image", "text", "nothing"]
@@ -95,11 +96,11 @@ class ConditionDropout:
 
     def __init__(
         self,
-        text_to_image: float = 0.1,
-        reconstruction: float = 0.0,
-        edit_text: float = 0.0,
-        edit_image: float = 0.0,
-        edit_both: float = 0.0,
+        text_to_image: Share = 0.1,
+        reconstruction: Share = 0.0,
+        edit_text: Share = 0.0,
+        edit_image: Share = 0.0,
+        edit_both: Share = 0.0,
         prompts: Prompts | None = None,
     ) -> None:
         self.prompts = prompts or Prompts()
@@ -144,7 +145,9 @@ class Guidance:
         ValueError: one is not finite.
     """
 
-    def __init__(self, text: float = 4.0, reconstruction: float = 2.0, edit: float = 3.0, composition: float | None = 3.0) -> None:
+    def __init__(
+        self, text: Weight = 4.0, reconstruction: Weight = 2.0, edit: Weight = 3.0, composition: Weight | None = 3.0
+    ) -> None:
         for name, scale in (("text", text), ("reconstruction", reconstruction), ("edit", edit), ("composition", composition or 0)):
             if not math.isfinite(scale):
                 raise ValueError(f"Guidance.{name}: found {scale}, expected a finite number")

@@ -12,6 +12,7 @@ from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
+from umm_zoo.errors import Count
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts
 from umm_zoo.objectives.flow_matching import FlowMatching
@@ -55,7 +56,7 @@ class MetaQuery(Bridge):
         detail: DetailBranch | None = None,
         guidance: Guidance | None = None,
         dropout: ConditionDropout | None = None,
-        image_size: int = 512,
+        image_size: Count = 512,
     ) -> None:
         super().__init__(vlm)
         self.queries, self.pathway, self.connector, self.detail = queries, pathway, connector, detail

@@ -14,6 +14,7 @@ from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
+from umm_zoo.errors import Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
@@ -56,7 +57,7 @@ class ROSS(Method):
         target: ReconstructionTarget,
         head: Denoiser | RegressionHead,
         objective: Objective,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         reduction: Reduction | None = None,
     ) -> None:
         super().__init__()

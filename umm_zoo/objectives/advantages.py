@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from umm_zoo.errors import Natural, Positive, Weight
+
 
 class Advantage(ABC):
     """From the rewards of B groups of G samples to their advantages.
@@ -42,7 +44,7 @@ class GroupStandardised(Advantage):
         correction: 1 divides the squares by G - 1, as public implementations do, 0 by G.
     """
 
-    def __init__(self, delta: float = 1e-4, correction: int = 1) -> None:
+    def __init__(self, delta: Weight = 1e-4, correction: Natural = 1) -> None:
         self.delta, self.correction = delta, correction
 
     @torch.no_grad()
@@ -65,7 +67,7 @@ class BatchStandardised(Advantage):
         bound: largest magnitude.
     """
 
-    def __init__(self, delta: float = 1e-4, bound: float = 5.0) -> None:
+    def __init__(self, delta: Weight = 1e-4, bound: Positive = 5.0) -> None:
         self.delta, self.bound = delta, bound
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import Count, Positive, Weight
 from umm_zoo.objectives.advantages import Advantage, BatchStandardised
 from umm_zoo.objectives.base import Predictor, at_least_float32
 from umm_zoo.objectives.grpo import clipped_gains
@@ -124,12 +125,12 @@ class FlowGRPO:
 
     def __init__(
         self,
-        num_steps: int = 10,
+        num_steps: Count = 10,
         schedule: TimeSchedule | None = None,
-        noise_level: float = 0.7,
-        clip: float = 1e-4,
+        noise_level: Positive = 0.7,
+        clip: Weight = 1e-4,
         advantage: Advantage | None = None,
-        kl_weight: float = 0.0,
+        kl_weight: Weight = 0.0,
     ) -> None:
         if noise_level <= 0:
             raise ValueError(f"noise_level: found {noise_level}, expected more than 0: without noise there is no policy")

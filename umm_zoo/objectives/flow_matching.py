@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import Count, Natural, Weight
 from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, Schedule, TimeSchedule, assert_steps
@@ -46,7 +47,7 @@ class FlowMatching(Objective):
     def __init__(
         self,
         times: TimeSampler | None = None,
-        num_steps: int = 20,
+        num_steps: Count = 20,
         schedule: TimeSchedule | None = None,
         solver: Solver | None = None,
     ) -> None:
@@ -172,10 +173,10 @@ class ContrastiveFlowMatching(FlowMatching):
 
     def __init__(
         self,
-        weight: float = 0.05,
-        gather_below: int = 8,
+        weight: Weight = 0.05,
+        gather_below: Natural = 8,
         times: TimeSampler | None = None,
-        num_steps: int = 20,
+        num_steps: Count = 20,
         schedule: TimeSchedule | None = None,
         solver: Solver | None = None,
     ) -> None:

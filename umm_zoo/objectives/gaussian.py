@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import Count, Weight
 from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
 
 
@@ -124,7 +125,7 @@ class GaussianNoisePrediction(Objective):
     """
 
     def __init__(
-        self, num_draws: int = 4, sampling_steps: int = 1000, first_index: int | None = None, clip: float | None = None
+        self, num_draws: Count = 4, sampling_steps: Count = 1000, first_index: int | None = None, clip: Weight | None = None
     ) -> None:
         self.process = GaussianProcess(cosine_betas())
         largest = len(self.process.betas) - 1

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from umm_zoo.errors import Count, Weight
 from umm_zoo.objectives.advantages import Advantage, GroupStandardised
 
 
@@ -51,7 +52,7 @@ class ConstantLength(Aggregation):
         length: the largest number of tokens that an answer may have.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: Count) -> None:
         self.length = length
 
     def __call__(self, mask: Tensor) -> Tensor:
@@ -92,7 +93,11 @@ class GRPO:
     """
 
     def __init__(
-        self, advantage: Advantage | None = None, aggregation: Aggregation | None = None, clip: float = 0.2, kl_weight: float = 1e-6
+        self,
+        advantage: Advantage | None = None,
+        aggregation: Aggregation | None = None,
+        clip: Weight = 0.2,
+        kl_weight: Weight = 1e-6,
     ) -> None:
         self.advantage = advantage or GroupStandardised()
         self.aggregation = aggregation or SequenceMean()

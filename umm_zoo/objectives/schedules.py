@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from diffusers.schedulers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Count, Positive, UserError
 from umm_zoo.objectives.solvers import DPMSolver, Euler, Solver
 from umm_zoo.objectives.times import shifted
 
@@ -52,7 +52,7 @@ class EvenlySpaced(TimeSchedule):
         ValueError: the shift is not positive.
     """
 
-    def __init__(self, shift: float = 1.0) -> None:
+    def __init__(self, shift: Positive = 1.0) -> None:
         if shift <= 0:
             raise ValueError(f"EvenlySpaced.shift: found {shift}, expected more than 0")
         self.shift = shift
@@ -95,7 +95,7 @@ class LibrarySchedule(TimeSchedule):
         },
     }
 
-    def __init__(self, config: Mapping[str, Any] | None = None, patch: int = 1) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None, patch: Count = 1) -> None:
         self.config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0} if config is None else dict(config)
         self.patch = patch
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from umm_zoo.errors import Finite, Positive, Weight
+
 T = TypeVar("T", float, Tensor)
 
 
@@ -58,7 +60,7 @@ class LogitNormalTimes(TimeSampler):
         deviation: of the normal.
     """
 
-    def __init__(self, mean: float = 0.0, deviation: float = 1.0) -> None:
+    def __init__(self, mean: Finite = 0.0, deviation: Weight = 1.0) -> None:
         self.mean, self.deviation = mean, deviation
 
     def __call__(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -77,7 +79,7 @@ class ShiftedTimes(TimeSampler):
         ValueError: the shift is not positive.
     """
 
-    def __init__(self, shift: float, times: TimeSampler | None = None) -> None:
+    def __init__(self, shift: Positive, times: TimeSampler | None = None) -> None:
         if shift <= 0:
             raise ValueError(f"ShiftedTimes.shift: found {shift}, expected more than 0")
         self.shift, self.times = shift, times or UniformTimes()

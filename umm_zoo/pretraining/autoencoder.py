@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs
@@ -45,11 +45,11 @@ class Autoencoder(Method):
         self,
         codec: LatentCodec,
         perceptual: FeatureEncoder | None = None,
-        l1_weight: float = 1.0,
-        mse_weight: float = 0.0,
-        kl_weight: float = 1e-4,
-        perceptual_weight: float = 0.1,
-        statistics_momentum: float = 0.99,
+        l1_weight: Weight = 1.0,
+        mse_weight: Weight = 0.0,
+        kl_weight: Weight = 1e-4,
+        perceptual_weight: Weight = 0.1,
+        statistics_momentum: Share = 0.99,
     ) -> None:
         super().__init__()
         self.codec, self.perceptual = codec, perceptual
@@ -131,7 +131,7 @@ class DecoderTuning(Autoencoder):
         noise: standard deviation of what is added to normalised latents while training (our choice).
     """
 
-    def __init__(self, codec: LatentCodec, l1_weight: float = 1.0, mse_weight: float = 4.0, noise: float = 0.1) -> None:
+    def __init__(self, codec: LatentCodec, l1_weight: Weight = 1.0, mse_weight: Weight = 4.0, noise: Weight = 0.1) -> None:
         self.noise = noise
         super().__init__(codec, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
 

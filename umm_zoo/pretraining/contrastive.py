@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.features import TextImageEncoder
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Positive, UserError
 from umm_zoo.method import Method
 from umm_zoo.objectives.contrast import ContrastiveLoss, WordSwaps
 from umm_zoo.outputs import Outputs
@@ -33,7 +33,7 @@ class Contrastive(Method):
     makes = ("loss", "scale", "hard_accuracy", "image_features", "text_features")
 
     def __init__(
-        self, encoder: TextImageEncoder, contrast: ContrastiveLoss, negatives: WordSwaps | None = None, max_scale: float = 100.0
+        self, encoder: TextImageEncoder, contrast: ContrastiveLoss, negatives: WordSwaps | None = None, max_scale: Positive = 100.0
     ) -> None:
         super().__init__()
         self.encoder, self.contrast, self.negatives = encoder, contrast, negatives

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.features import DINOv2Features
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Count, Natural, Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
 
@@ -30,7 +30,7 @@ class Views(nn.Module):
         hole: side of the missing (grey) square in pixels; 0 for none.
     """
 
-    def __init__(self, max_shift: int = 1, brightness: float = 0.1, noise: float = 0.05, hole: int = 4) -> None:
+    def __init__(self, max_shift: Natural = 1, brightness: Weight = 0.1, noise: Weight = 0.05, hole: Natural = 4) -> None:
         super().__init__()
         self.max_shift, self.brightness, self.noise, self.hole = max_shift, brightness, noise, hole
 
@@ -102,10 +102,10 @@ class VICReg(SelfSupervised):
         self,
         encoder: FeatureEncoder,
         views: Views | None = None,
-        expander_dim: int = 128,
-        invariance_weight: float = 25.0,
-        variance_weight: float = 25.0,
-        covariance_weight: float = 1.0,
+        expander_dim: Count = 128,
+        invariance_weight: Weight = 25.0,
+        variance_weight: Weight = 25.0,
+        covariance_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
         self.encoder, self.views = encoder, views or Views()
@@ -155,7 +155,7 @@ class MaskedImageModelling(SelfSupervised):
     encoder: DINOv2Features
 
     def __init__(
-        self, encoder: DINOv2Features, mask_ratio: float = 0.6, summary_weight: float = 1.0, hidden_dim: int = 256
+        self, encoder: DINOv2Features, mask_ratio: Share = 0.6, summary_weight: Weight = 1.0, hidden_dim: Count = 256
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -13,7 +13,7 @@ from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.text_encoder import TextEncoder
 from umm_zoo.batch import Batch, Grid, Tokens
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import guide
@@ -47,8 +47,8 @@ class TextToImage(Method):
         decoder: ImageDecoder,
         codec: LatentCodec,
         objective: FlowMatching,
-        drop_text: float = 0.1,
-        guidance: float = 4.5,
+        drop_text: Share = 0.1,
+        guidance: Weight = 4.5,
     ) -> None:
         super().__init__()
         if text_encoder.width != decoder.condition_dim:

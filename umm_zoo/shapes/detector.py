@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from umm_zoo.errors import Share, Weight
 from umm_zoo.shapes.rendering import cell_boxes, coverage, ink
 from umm_zoo.shapes.scenes import BACKGROUNDS, COLOURS, DETAILS, MAX_JITTER, PLACES, SHAPES, SIZES, Object, Scene
 
@@ -32,7 +33,7 @@ class ShapesDetector:
     """
 
     def __init__(
-        self, cells: int = 2, num_colours: int = 4, num_shapes: int = 2, max_error: float = 0.3, max_share: float = 0.5
+        self, cells: int = 2, num_colours: int = 4, num_shapes: int = 2, max_error: Weight = 0.3, max_share: Share = 0.5
     ) -> None:
         if cells not in PLACES or not 1 <= num_colours <= len(COLOURS) or not 1 <= num_shapes <= len(SHAPES):
             raise ValueError(

@@ -15,6 +15,7 @@ from umm_zoo.backbones.generation import Samples, take_rows
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.errors import Count
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
 from umm_zoo.methods.uae.renderers import Renderer
@@ -84,7 +85,7 @@ class GenerationForUnderstanding(Reinforcement[CaptionRollout]):
         adapter: LoRA | None = None,
         captions: CaptionSampling | None = None,
         rollouts: Rollouts | None = None,
-        num_steps: int | None = 10,
+        num_steps: Count | None = 10,
     ) -> None:
         check_reference(objective.kl_weight, adapter, "an adapter")
         super().__init__(vlm, renderer, captions=captions, adapter=adapter, reward=reward)

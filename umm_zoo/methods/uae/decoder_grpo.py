@@ -12,6 +12,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, Tokens, image_of_each_row
+from umm_zoo.errors import Weight
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
 from umm_zoo.methods.uae.renderers import CaptionRenderer
@@ -82,7 +83,7 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
         decoder_adapter: LoRA | None = None,
         captions: CaptionSampling | None = None,
         rollouts: Rollouts | None = None,
-        guidance: float | None = 4.5,
+        guidance: Weight | None = 4.5,
         from_true_captions: bool = False,
     ) -> None:
         check_reference(objective.kl_weight, decoder_adapter, "a decoder_adapter")

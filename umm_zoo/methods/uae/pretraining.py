@@ -8,7 +8,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, image_of_each_row
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Share, UserError
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.renderers import CaptionRenderer
@@ -44,7 +44,7 @@ class UAE(UAEBase):
         renderer: CaptionRenderer,
         adapter: LoRA | None = None,
         captions: CaptionSampling | None = None,
-        drop_caption: float = 0.1,
+        drop_caption: Share = 0.1,
     ) -> None:
         super().__init__(vlm, renderer, captions=captions, adapter=adapter)
         self.drop_caption = drop_caption

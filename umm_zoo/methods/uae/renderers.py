@@ -14,7 +14,7 @@ from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, request_batch
 from umm_zoo.blocks.connectors import Connector
-from umm_zoo.errors import several
+from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.uae.readers import CaptionReader, TextOnlyReader
 from umm_zoo.objectives.flow_matching import FlowMatching
@@ -88,9 +88,9 @@ class CaptionRenderer(Renderer):
         codec: LatentCodec,
         objective: FlowMatching,
         reader: CaptionReader | None = None,
-        guidance: float = 5.0,
+        guidance: Weight = 5.0,
         negative_prompt: str = NEGATIVE_PROMPT,
-        image_size: int = 1024,
+        image_size: Count = 1024,
     ) -> None:
         super().__init__()
         for mine, found, theirs, expected in (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import Count
 
 
 class GroupNoise(ABC):
@@ -62,8 +63,8 @@ class Rollouts:
 
     group: int
     noise: GroupNoise | None = None
-    updates_per_rollout: int = 1
-    micro_batch: int | None = None
+    updates_per_rollout: Count = 1
+    micro_batch: Count | None = None
 
     def __post_init__(self) -> None:
         if self.group < 2 or self.updates_per_rollout < 1:
