@@ -174,6 +174,12 @@ class ROSS(Method):
         images = ("generated", "references", "columns") if self.target.has_images else ()
         return ("loss", "language_loss", "reconstruction_loss", "nll", "num_tokens", "answers", *images)
 
+    def check_rows(self, batch: Batch, scoring: bool) -> None:
+        """Refuse rows that the backbone cannot read whole."""
+        self.vlm.check_rows(batch)
+        if scoring and self.wanted.max_new_tokens:
+            self.vlm.check_rows(batch, for_generation=True)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """As LLaVA's; also both losses alone, under the same noise at every validation.
 
