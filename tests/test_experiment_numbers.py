@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import load_experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.experiment.types import mismatches
 
@@ -55,3 +57,22 @@ def test_limits_leave_other_kinds_of_values_their_line() -> None:
     assert mismatches(None, hint, "x") == [] and mismatches(1, hint, "x") == []
     (problem,) = mismatches("many", hint, "x")
     assert problem.expected == "a whole number or null"
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "expected"),
+    [
+        ("clip", "encoder.config.text_config.num_attention_heads=5", "found 5, expected a divisor of hidden_size, 64"),
+        ("llava", "vlm.language_model.num_attention_heads=5", "found 5, expected a divisor of hidden_size, 96"),
+        ("ssl1", "encoder.config.num_attention_heads=0", "found 0, expected 1 or more"),
+        ("deit", "tower.config.num_attention_heads=5", "expected a divisor of hidden_size"),
+        ("llava", "vlm.language_model.num_key_value_heads=3", "found 3, expected a divisor of num_attention_heads, 4"),
+        ("sana", "decoder.config.num_attention_heads=5", "expected num_attention_heads x attention_head_dim, 80"),
+        ("sd3", "decoder.config.attention_head_dim=5", "expected num_attention_heads x attention_head_dim, 20"),
+    ],
+)
+def test_heads_that_do_not_divide_are_one_line(file: str, override: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_experiment(f"experiments/tiny/{file}.yaml", [f"method.{override}"])
+    (line,) = error.value.lines()
+    assert "method." in line and expected in line

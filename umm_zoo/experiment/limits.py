@@ -76,6 +76,7 @@ def _words(bound: Any) -> str:
 def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     """Numbers of the envelope that no run can have."""
     yield from not_numbers(tree, "")
+    yield from heads_that_do_not_divide(tree.get("method"), "method")
     yield from outside(tree.get("seed", 0), [Interval(ge=0, le=2**32 - 1)], "seed")
     trainer = tree.get("trainer")
     if not isinstance(trainer, Mapping):
@@ -98,6 +99,32 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     if tree.get("metrics") and isinstance(every, int) and isinstance(steps, int) and 0 < steps < every:
         found = f"{every}, which is above trainer.max_steps {steps}: nothing would ever be validated"
         yield Problem("trainer.val_check_interval", found, f"a number from 1 to {steps}")
+
+
+def heads_that_do_not_divide(value: Any, where: str) -> Iterator[Problem]:
+    """Attention heads of a library's configuration, wherever it stands, that its width cannot be split into."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from heads_that_do_not_divide(item, f"{where}[{index}]")
+    if not isinstance(value, Mapping):
+        return
+    for key, item in value.items():
+        yield from heads_that_do_not_divide(item, f"{where}.{key}")
+    numbers = {key: item for key, item in value.items() if isinstance(item, int) and not isinstance(item, bool)}
+    heads = next((key for key in ("num_attention_heads", "num_heads", "n_head") if key in numbers), "")
+    width = next((key for key in ("hidden_size", "n_embd", "embed_dim") if key in numbers), "")
+    if heads and numbers[heads] < 1:
+        yield Problem(f"{where}.{heads}", f"{numbers[heads]}", "1 or more")
+        return
+    if heads and width and not {"head_dim", "attention_head_dim", "d_kv"} & numbers.keys() and numbers[width] % numbers[heads]:
+        yield Problem(f"{where}.{heads}", f"{numbers[heads]}", f"a divisor of {width}, {numbers[width]}")
+    shared = numbers.get("num_key_value_heads")
+    if heads and shared is not None and (shared < 1 or numbers[heads] % shared):
+        yield Problem(f"{where}.num_key_value_heads", f"{shared}", f"a divisor of {heads}, {numbers[heads]}")
+    for inner in ("caption_projection_dim", "cross_attention_dim") if "attention_head_dim" in numbers and heads else ():
+        product = numbers[heads] * numbers.get("attention_head_dim", 1)
+        if inner in numbers and numbers[inner] != product:
+            yield Problem(f"{where}.{inner}", f"{numbers[inner]}", f"{heads} x attention_head_dim, {product}")
 
 
 def not_numbers(value: Any, where: str) -> Iterator[Problem]:
