@@ -43,6 +43,7 @@ REFUSED = [
     ("trainer.gradient_clip_val=-1", "gradient_clip_val: found -1"),
     ("trainer.devices=0", "trainer.devices: found 0"),
     ("trainer.max_time=00:00:00:00", "expected days:hours:minutes:seconds"),
+    ("data.batch_size=true", "data.batch_size: found true (true or false), expected a whole number"),
     ("trainer.fast_dev_run=true", "expected trainer.max_steps=2"),
     ("trainer.fast_dev_run=3", "trainer.fast_dev_run: found 3"),
     ("trainer.barebones=true", "Throughput"),

@@ -258,6 +258,8 @@ def test_resume_into_another_method_is_refused(file: str, capsys: pytest.Capture
 def test_a_file_that_is_no_checkpoint_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, f"ckpt={file}"]) == 2
     assert "toy.yaml: ckpt: toy.yaml: found a file that cannot be read as a checkpoint" in capsys.readouterr().err
+    assert main([file, "ckpt="]) == 2
+    assert "error: ckpt: found nothing, expected 'last' or the path of a checkpoint" in capsys.readouterr().err
 
 
 def test_error_within_training_keeps_its_traceback(file: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from umm_zoo.errors import user_errors
+from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.training.ranks import ending_together
 from umm_zoo.training.run_folder import runs_folder
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(arguments.runs), arguments.traceback):
         overrides = [text for text in arguments.overrides if not text.startswith(CKPT)]
         ckpt = next((text.removeprefix(CKPT) for text in reversed(arguments.overrides) if text.startswith(CKPT)), None)
+        if ckpt == "":
+            raise UserError("ckpt", "nothing", "'last' or the path of a checkpoint")
         experiment = load_experiment(arguments.file, overrides)
         if arguments.check:
             from umm_zoo.training.preview import print_check  # torch comes in here, after the errors of the file

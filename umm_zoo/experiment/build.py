@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from huggingface_hub.errors import StrictDataclassError
+
 from umm_zoo.errors import REFUSALS, UserError, locating, several
 from umm_zoo.experiment.check import check_node
 from umm_zoo.experiment.targets import Target, find_target
@@ -38,6 +40,8 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
         raise
     except REFUSALS as error:
         raise UserError(where, f"{node[TARGET]}: {error or type(error).__name__}") from error
+    except StrictDataclassError as error:  # of a library's configuration; its last line says what is wrong
+        raise UserError(where, f"{node[TARGET]}: {str(error).splitlines()[-1].strip()}") from error
     except Exception as error:
         if not path.startswith(LIBRARIES):
             raise

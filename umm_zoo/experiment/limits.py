@@ -96,7 +96,7 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(time, str) and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time) and re.search("[1-9]", time)):
         yield Problem("trainer.max_time", f"'{time}'", "days:hours:minutes:seconds, such as 00:12:00:00")
     every, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
-    if tree.get("metrics") and isinstance(every, int) and isinstance(steps, int) and 0 < steps < every:
+    if tree.get("metrics") and isinstance(every, int) and type(steps) is int and 0 < steps < every:
         found = f"{every}, which is above trainer.max_steps {steps}: nothing would ever be validated"
         yield Problem("trainer.val_check_interval", found, f"a number from 1 to {steps}")
 
