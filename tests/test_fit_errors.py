@@ -123,9 +123,10 @@ def test_texts_longer_than_the_model_reads_are_named(split: str, file: str, caps
     training = {"trained": ["projector"]}
     tree: Any = {"method": METHOD | {"vlm": vlm}, "training": training, "metrics": {"loss": None}, "base": file, "data": data}
     toy_parts.write_yaml(Path("long.yaml"), tree)
-    assert main(["long.yaml", "trainer.val_check_interval=1", "data.train.world=null"]) == 2
+    assert main(["long.yaml", "trainer.val_check_interval=1", "data.train.world=null", "data.max_skips=0"]) == 2
     error = said(capsys)[0]
-    assert error.startswith("error: long.yaml: data: some/a-000000.tar:s01: found ")
+    assert error.startswith("error: long.yaml: data.max_skips: found 1 bad samples, expected 0")
+    assert "some/a-000000.tar:s01: " in error
     assert "of which max_length 24 would cut off 4 image tokens, expected shorter texts or a larger method.vlm.max_length" in error
 
 

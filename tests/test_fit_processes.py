@@ -69,7 +69,7 @@ def test_help_is_fast() -> None:
 
 def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
     watched = "callbacks.losses={_target_: toy_parts.Losses, file: losses.txt}"
-    many = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.val_check_interval=100000", watched]
+    many = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.val_check_interval=${trainer.max_steps}", watched]
     process = fit(folder, "toy.yaml", "trainer.max_steps=100000", *many)
     deadline = time.monotonic() + 180
     while not (folder / "losses.txt").exists() and time.monotonic() < deadline and process.poll() is None:

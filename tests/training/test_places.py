@@ -143,7 +143,7 @@ def test_the_check_notes_a_score_that_no_metric_gives(file, capsys, monitor, not
     ("callback", "expected"),
     [
         (node(f"{LIGHTNING}.EarlyStopping", monitor="val/loss", mode="up"), "MisconfigurationException: `mode` can be min, max"),
-        (node(f"{LIGHTNING}.Timer", duration="x"), "MisconfigurationException: `Timer(duration='x')` is not a valid duration"),
+        (node(f"{LIGHTNING}.ModelCheckpoint", save_top_k=-2), "MisconfigurationException: Invalid value for save_top_k=-2"),
         (node(f"{HERE}.CannotBeMade"), "KeyError: 'nothing'"),
     ],
 )
