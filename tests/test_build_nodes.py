@@ -11,6 +11,7 @@ import toy_parts
 from torch import nn
 
 from umm_zoo.batch import Grid
+from umm_zoo.conversation import Turn
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.targets import find_target
@@ -162,6 +163,8 @@ SUB, HEAD = node("Sub"), {"_target_": "toy_parts.Head", "in_dim": 1}
         ([3], Grid, False),
         ({"role": "user"}, dict[str, Any], True),
         (HEAD, nn.Module, True),
+        ([SUB], list[Turn], False),
+        ("torch.nn.Linear", type[nn.Module], False),
     ],
 )
 def test_slots(value: Any, hint: Any, fits: bool) -> None:

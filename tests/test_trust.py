@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from umm_zoo.blocks.connectors import MLPConnector
 from umm_zoo.errors import UserError
 from umm_zoo.evaluate import main as evaluate
+from umm_zoo.experiment.build import build_embedded
 from umm_zoo.experiment.check import check_node
+from umm_zoo.experiment.file import experiment_from
 from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.generate import main as generate
 from umm_zoo.method import Method
 from umm_zoo.methods.llava import LLaVA
+from umm_zoo.training.finished_run import load_run
 
 PROGRAM = {"_target_": "subprocess.Popen", "args": ["touch", "ran"]}
 VLM = "umm_zoo.backbones.llava.LlavaBackbone.from_config"
@@ -45,6 +49,12 @@ ATTACKS = {
     "stranger's module": llava({"_target_": "stranger.Block"}),
     "lightning beside callbacks": llava({"_target_": "lightning.pytorch.cli.LightningCLI"}),
     "torch, no module": llava({"_target_": "torch.nn.modules.module.OrderedDict"}),
+    "other weights, whose modules it allows itself": {
+        "_target_": "umm_zoo.method.Method.load",
+        "source": "inner.ckpt",
+        "trust": ["subprocess"],
+    },
+    "the same, in one word": {"_target_": "umm_zoo.method.Method.load", "source": "inner.ckpt", "trust": "stranger"},
     "no text": llava({"_target_": ["subprocess", "Popen"]}),
 }
 
@@ -74,6 +84,65 @@ def test_a_trusted_module_is_imported(beside):
     check_node(node, Method, "method", Trust(embedded=True, modules=("stranger",)))
     with trusting(["stranger"]):
         check_node(node, Method, "method", Trust(embedded=True))
+
+
+def test_weights_pass_on_the_modules_that_the_user_allows(beside):
+    node = {"_target_": "umm_zoo.method.Method.load", "source": "inner.ckpt", "trust": ["stranger"]}
+    check_node(node, Method, "method", Trust(embedded=True, modules=("stranger",)))
+    check_node(node, Method, "method", Trust())
+
+
+def test_an_override_that_names_a_library_allows_nothing_more_of_it(beside):
+    experiment = {"name": "x", "method": llava(1), "data": {"_target_": "data_pipelines.shards.data.ShardData"}}
+    experiment |= {"metrics": {"m": {"_target_": "torch.utils.data.dataset.TensorDataset"}}, "trainer": {"max_steps": 1}}
+    torch.save({"experiment": experiment, "state_dict": {}, "global_step": 1}, "x.ckpt")
+    with pytest.raises(UserError, match=r"TensorDataset' in the experiment of the weights"):
+        load_run("x.ckpt", ["callbacks.own={_target_: lightning.pytorch.callbacks.Timer}", "method.vlm._target_=torch.nn.Identity"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://them/${oc.env:TOKEN}",
+        "${vars.them}${oc.env:TOKEN}",
+        "${oc.env:NONE,https://them/}${oc.env:TOKEN}",
+        "http{:,:}//them/${oc.env:TOKEN}",
+        "${oc.env:NONE,${oc.env:TOKEN}}",
+        "https://them/${oc.decode:${oc.env:TOKEN}}",
+    ],
+)
+def test_weights_take_no_secret_elsewhere(text, monkeypatch):
+    monkeypatch.setenv("TOKEN", "secret")
+    tree = {"name": "x", "vars": {"them": "https://them/"}, "data": {"_target_": "a.B", "shards": [text]}}
+    with pytest.raises(UserError, match="may take a secret elsewhere") as error:
+        experiment_from(tree, "weights.ckpt", trusted=[])
+    assert "secret'" not in str(error.value) and "data.shards=" in str(error.value)
+    assert "secret" in experiment_from(tree, "mine.yaml").data["shards"][0]
+    assert experiment_from(tree, "weights.ckpt", overrides=[f"data.shards=[{text!r}]"], trusted=[]).data["shards"]
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("${oc.env:PLACE}/x.tar", "s3://mine/x.tar"),
+        ("/data/${oc.env:WHO}/x.tar", "/data/me/x.tar"),
+        ("${oc.env:NONE,4}", "4"),
+        ("${oc.decode:${oc.env:COUNT}}", 3),
+    ],
+)
+def test_weights_know_places_from_the_environment(text, filled, monkeypatch):
+    for name, value in {"PLACE": "s3://mine", "WHO": "me", "COUNT": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert experiment_from({"name": "x", "vars": {"v": text}}, "weights.ckpt", trusted=[]).vars["v"] == filled
+
+
+def test_load_fills_in_what_a_run_took_from_the_environment(tmp_path, monkeypatch):
+    part = {"_target_": "umm_zoo.blocks.connectors.MLPConnector", "in_dim": 2, "out_dim": "${oc.decode:${oc.env:WIDTH}}"}
+    monkeypatch.setenv("WIDTH", "3")
+    assert build_embedded(part, MLPConnector, "method", tmp_path).out.out_features == 3
+    with pytest.raises(UserError, match="leads to nothing"):
+        monkeypatch.delenv("WIDTH")
+        build_embedded(part, MLPConnector, "method", tmp_path)
 
 
 @pytest.mark.parametrize("target", ["torch.nn.Identity", "torchmetrics.MeanMetric", "lightning.pytorch.callbacks.Timer"])

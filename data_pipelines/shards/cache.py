@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from data_pipelines.shards.remote import fetch, state
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
+
+#: Names of files that a cache has made.
+_OWN_NAME = re.compile(r"[0-9a-f]{32}(\.tar|\.[0-9]+\.partial)")
 
 
 class ShardCache:
@@ -97,7 +101,7 @@ class ShardCache:
         """(time of last use, size, file) of every shard, whole or being fetched."""
         found = []
         for file in self.folder.glob("*.*"):
-            if file.suffix in (".tar", ".partial"):
+            if _OWN_NAME.fullmatch(file.name):  # what else lies in the folder is somebody's
                 try:
                     state = file.stat()
                 except FileNotFoundError:  # evicted or renamed by another process

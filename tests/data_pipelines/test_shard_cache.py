@@ -182,3 +182,11 @@ def test_memory_addresses_are_read(tmp_path):
     data = ShardData(train={"a": ShardSource("memory://w/*.tar")}, batch_size=3, image_size=8)
     assert len(next(iter(data.train_dataloader())).keys) == 3
     files.rm("/w", recursive=True)
+
+
+def test_tars_of_others_in_the_folder_are_left_alone(tmp_path):
+    for name in ("photos.tar", "notes.partial"):
+        (tmp_path / name).write_bytes(b"x" * 100)
+    cache = ShardCache(tmp_path, 50e-9)
+    assert not cache._reserve(tmp_path / f"{'0' * 32}.60.partial", 60) and cache._reserve(tmp_path / f"{'0' * 32}.40.partial", 40)
+    assert (tmp_path / "photos.tar").is_file() and (tmp_path / "notes.partial").is_file()

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from umm_zoo.errors import REFUSALS, UserError, locating, several
 from umm_zoo.experiment.check import check_node
+from umm_zoo.experiment.file import interpolated_embedded
 from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
@@ -62,6 +63,8 @@ def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: 
         UserError: it does not fit, names a class that is not trusted, or a constructor refused its arguments.
     """
     several("trust", trust)
+    if "${" in repr(node):  # weights keep what stands in the environment unfilled
+        node = interpolated_embedded({path: node}, source)[path]
     with trusting(trust):
         check_node(node, kind, path, Trust(embedded=True), source)
         return build(node, path)

@@ -164,7 +164,7 @@ class _Checker:
         return self.arguments(target, node, path)
 
     def arguments(self, target: Target, node: Mapping[str, Any], path: str) -> list[Problem]:
-        problems = []
+        problems = self.trust.passed_on(node, path)
         name = class_name(target.call) if inspect.isclass(target.call) else str(node[TARGET])
         below = f"{path}." if path else ""
         known, misspelt = list(target.hints), set()

@@ -24,7 +24,7 @@ import yaml
 from umm_zoo.errors import Problem, UserError, several
 from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
 from umm_zoo.experiment.limits import envelope_limits
-from umm_zoo.experiment.trust import Trust, users_modules
+from umm_zoo.experiment.trust import Trust, secrets, users_modules
 from umm_zoo.experiment.types import describe, mismatches
 
 #: Trainer arguments that say where a run takes place; its scores do not depend on them.
@@ -166,7 +166,8 @@ def experiment_from(
     tree = {"seed": 0, **tree}  # so that ${seed} leads somewhere in a file that does not state it
     for override in overrides:
         tree = overridden(tree, override, file, ENVELOPE)
-    resolved = interpolated(tree, file)
+    given = [text.partition("=")[0] for text in overrides]
+    resolved = interpolated(tree, file) if trusted is None else interpolated_embedded(tree, file, given)
     if problems := _envelope_problems(resolved):
         raise UserError(file, problems)
     for key in _MAPS:
@@ -179,6 +180,22 @@ def experiment_from(
         unfilled = interpolated(tree, file, environment=False)
         experiment.stored = {key: unfilled[key] for key in unfilled if unfilled[key] and unfilled[key] != getattr(experiment, key)}
     return experiment
+
+
+def interpolated_embedded(tree: dict[str, Any], source: str | Path, given: Sequence[str] = ()) -> dict[str, Any]:
+    """What weights hold of an experiment, with everything filled in, where that takes no secret of the environment elsewhere.
+
+    Args:
+        tree: some of its keys.
+        source: the weights, for messages.
+        given: dotted keys that the user has given himself.
+
+    Raises:
+        UserError: names every value that might, and every interpolation that leads to nothing.
+    """
+    if "oc." in repr(tree) and (problems := list(secrets(interpolated(tree, source, environment=False), given))):
+        raise UserError(source, problems)
+    return interpolated(tree, source)
 
 
 def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:

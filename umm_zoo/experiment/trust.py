@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ ROLES = (
     "lightning.LightningDataModule",
     "torchmetrics.Metric",
 )
+#: Argument of a node that loads other weights (``Method.load``): the modules that these may name.
+PASSED_ON = "trust"
 #: Roles of the ``trainer`` map alone.
 _TRAINER_ROLES = (
     "lightning.pytorch.loggers.logger.Logger",
@@ -44,6 +47,12 @@ _TRAINER_ROLES = (
 #: Packages of libraries whose classes of a role weights may name.
 _LIBRARIES = ("torch.nn.modules", "lightning.pytorch.callbacks", "torchmetrics")
 _IMPORTED = ("torch.nn", "lightning.pytorch.callbacks", "torchmetrics")  # by these names
+
+#: Top modules that no user has written.
+_NOT_USERS = {*OWN, "torch", "lightning", "torchmetrics", "builtins"}
+#: Where the environment is filled in; and the start of a text that cannot be an address before it.
+_ENVIRONMENT = re.compile(r"\$\{oc\.(env|decode):")
+_ENVIRONMENT_FIRST = re.compile(r"\$\{oc\.env:[^{}]*\}|\$\{oc\.decode:\$\{oc\.env:[^{}]*\}\}$")
 
 _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
 
@@ -103,6 +112,15 @@ class Trust:
             return []
         return [Problem(where, f"a node of {class_name(kind)}", "plain values, or a node of a module, callback or metric")]
 
+    def passed_on(self, node: Mapping[str, Any], where: str) -> list[Problem]:
+        """Problems of modules that a node of weights lets other weights name: it may pass on what the user allows, and no more."""
+        named = node.get(PASSED_ON)
+        named = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+        if not self.embedded or not (more := [name for name in named if not _within(str(name), self._trusted())]):
+            return []
+        hint = f"--trust {more[0]} allows it, if you know who wrote these weights"
+        return [Problem(f"{where}.{PASSED_ON}", f"'{more[0]}' in the experiment of the weights", "modules that you allow", hint)]
+
     def class_of(self, node: Mapping[str, Any]) -> type | None:
         """The class that a node makes; None where its target may not be imported, or cannot be found."""
         path = node[TARGET]
@@ -134,7 +152,31 @@ def users_modules(tree: Any) -> set[str]:
         return set()
     path = tree.get(TARGET)
     own = {path.split(".")[0]} if isinstance(path, str) and "." in path else set()
-    return (own - {*OWN, "torch", "lightning", "torchmetrics", "builtins"}).union(*map(users_modules, tree.values()))
+    return (own - _NOT_USERS).union(*map(users_modules, tree.values()))
+
+
+def secrets(unfilled: Any, given: Iterable[str] = (), where: str = "") -> Iterator[Problem]:
+    """Texts of weights that would put what stands in the environment into an address: it could be the stranger's.
+
+    Args:
+        unfilled: the experiment, with all but the environment filled in.
+        given: dotted keys that the user has given himself.
+        where: path of ``unfilled``.
+    """
+    if where and _within(where, given):
+        return
+    if isinstance(unfilled, Mapping):
+        for key, value in unfilled.items():
+            yield from secrets(value, given, f"{where}.{key}" if where else str(key))
+    elif isinstance(unfilled, list):
+        for value in unfilled:
+            yield from secrets(value, given, where)
+    elif isinstance(unfilled, str) and _ENVIRONMENT.search(unfilled):
+        start = _ENVIRONMENT_FIRST.match(unfilled)
+        here = unfilled.startswith(("/", "./", "../", "~"))  # on this machine, whatever follows
+        if not here and (start is None or _ENVIRONMENT.search(unfilled, start.end())):
+            found = f"'{unfilled}' in the experiment of the weights, which may take a secret elsewhere"
+            yield Problem(where, found, "the value itself", f"give it on the command line: {where}=…")
 
 
 def _module_of(target: Target) -> str:

@@ -167,6 +167,8 @@ def _holds(hint: Any, kind: type) -> bool:
     slot = get_origin(hint) or hint
     if slot is collections.abc.Callable:
         return any("__call__" in vars(parent) for parent in kind.__mro__)  # of its instances: every class itself can be called
+    if is_typeddict(slot):
+        return False  # a plain map, which no node makes
     if not inspect.isclass(slot):
         return slot is not Literal
     if getattr(slot, "_is_protocol", False):
@@ -202,7 +204,7 @@ def _is_sequence(kind: Any) -> bool:
 def _is_ours(kind: type) -> bool:
     """Whether a class can be suggested: one of this repository that stands in its module under its own name."""
     module = sys.modules.get(kind.__module__)
-    return kind.__module__.split(".")[0] in ("umm_zoo", "data_pipelines") and getattr(module, kind.__name__, None) is kind
+    return str(kind.__module__).split(".")[0] in ("umm_zoo", "data_pipelines") and getattr(module, kind.__name__, None) is kind
 
 
 def _concrete(kind: type) -> list[type]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError, locating, several
 from umm_zoo.experiment.file import Experiment, experiment_from
+from umm_zoo.experiment.trust import users_modules
 from umm_zoo.experiment.types import TARGET
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def load_run(
     for key in (text.partition("=")[0] for text in overrides):
         if key.split(".")[0] in ("vars", "after"):
             raise UserError(f"{source}: {key}", "a key that has done its work", "those that it was filled into")
-    trust = [*trust, *(path.split(".")[0] for text in overrides for path in re.findall(rf"{TARGET}\s*[=:]\s*['\"]?([\w.]+)", text))]
+    named = [path for text in overrides for path in re.findall(rf"{TARGET}\s*[=:]\s*['\"]?([\w.]+)", text)]
+    trust = [*trust, *sorted(users_modules([{TARGET: path} for path in named]))]
     experiment = experiment_from(checkpoint["experiment"], source, (), overrides, trust)
     check(experiment)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
