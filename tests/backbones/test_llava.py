@@ -117,10 +117,24 @@ def test_a_cut_never_goes_through_an_image(images):
     short = build(max_length=16).eval()
     with pytest.raises(ValueError, match="found 31 tokens, of which max_length 16 would cut off 7 image tokens"):
         short.embed([[user("Here is the image: is it red?<image>"), assistant("no")]], images[:1], [1])
-    cut = short.embed([[user("<image>"), assistant("a large red circle at the top left")]], images[:1], [1])
-    assert cut.token_ids.shape == (1, 16)
+    cut = build(max_length=24).eval().embed([[user("<image>"), assistant("a large red circle at the top left")]], images[:1], [1])
+    assert cut.token_ids.shape == (1, 24)
     with pytest.raises(ValueError, match="cut off the end of a question"):
         short.embed([[user("<image>a large red circle?")]], images[:1], [1], for_generation=True)
+
+
+def test_a_cut_that_leaves_no_answer_is_refused_and_never_trained_as_a_loss_of_zero(images):
+    row = [user("<image>what is in the picture, and where is it?"), assistant("red")]
+    whole = build(max_length=200).eval()
+    first = whole.embed([row], images[:1], [1]).labels[0].ne(-100).nonzero()[0].item()
+    short, batch = build(max_length=first).eval(), Batch(["a"], [row], images[:1], [1])
+    with pytest.raises(ValueError, match=f"max_length {first} would cut off every answer"):
+        short.embed([row], images[:1], [1])
+    assert "would cut off every answer" in refusal(short.check_rows, batch)
+    one_more = build(max_length=first + 1).eval()
+    assert not refusal(one_more.check_rows, batch) and one_more.embed([row], images[:1], [1]).labels[0].ne(-100).sum() == 1
+    asked = [user("<image>what is in the picture, and where is it?")]  # a row without an answer loses none
+    assert short.embed([asked], images[:1], [1]).token_ids.shape[1] <= first
 
 
 def refusal(call, *arguments) -> str:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFont
 
 from umm_zoo.batch import Batch
-from umm_zoo.callbacks.cards import BORDER, MARGIN, RIGHT, WRONG, Card, draw_cards, resized, wrap
+from umm_zoo.callbacks.cards import BORDER, MARGIN, RIGHT, WRONG, Card, draw_cards, legible, resized, wrap
 from umm_zoo.callbacks.samples import SampleGrid, card_of, to_pil
 from umm_zoo.outputs import Outputs
 
@@ -117,3 +117,10 @@ def test_no_line_is_wider_than_the_card_and_no_letter_is_lost() -> None:
     assert max(font.getlength(line) for line in lines) <= 90
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert len(wrap(text, 90, font, max_lines=2)) == 2
+
+
+def test_letters_that_the_font_lacks_are_told_apart() -> None:
+    font = ImageFont.load_default(14)
+    assert legible("a dog … ~ «it»", font) == "a dog … ~ «it»"
+    assert legible("hund ä 你", font) == r"hund \xe4 \u4f60"
+    assert wrap("你好", 500, font) == [r"\u4f60\u597d"]

@@ -21,6 +21,11 @@ from umm_zoo.errors import UserError
 _PER_TURN = 512
 
 
+def _is_learnt(labels: list[int]) -> bool:
+    """Whether a row has anything to learn: the first token follows none."""
+    return any(label != IGNORE for label in labels[1:])
+
+
 class LibraryVLM(VLMBackbone):
     """A vision encoder whose tokens stand among the text embeddings of a causal language model.
 
@@ -149,6 +154,9 @@ class LibraryVLM(VLMBackbone):
             images = lost.count(self.image_token_id)
             what = f"{images} image tokens" if images else "the end of a question"
             found = f"{len(ids)} tokens, of which max_length {self.max_length} would cut off {what}"
+            raise UserError("", found, "shorter texts or a larger method.vlm.max_length", row=row)
+        if lost and _is_learnt(labels) and not _is_learnt(labels[: self.max_length]):
+            found = f"{len(ids)} tokens, of which max_length {self.max_length} would cut off every answer"
             raise UserError("", found, "shorter texts or a larger method.vlm.max_length", row=row)
         places = getattr(self.text_model.config, "max_position_embeddings", None)
         if for_generation and places is not None and len(ids) > places:

@@ -29,11 +29,18 @@ class Card:
     images: dict[str, Image.Image]
 
 
+def legible(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text with escapes for what the font lacks and would draw as one and the same box."""
+    box = bytes(font.getmask("\uffff"))
+    lacking = {letter for letter in set(text) - {" "} if not letter.isascii() and bytes(font.getmask(letter)) == box}
+    return "".join(letter.encode("ascii", "backslashreplace").decode() if letter in lacking else letter for letter in text)
+
+
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_lines: int = MAX_LINES) -> list[str]:
     """Break a text into lines of at most ``width`` pixels, long words too; what exceeds ``max_lines`` ends in an ellipsis."""
     lines: list[str] = []
     line = ""
-    for word in text.split():
+    for word in legible(text, font).split():
         trial = f"{line} {word}" if line else word
         if font.getlength(trial) <= width:
             line = trial
