@@ -88,6 +88,7 @@ def test_resumed_run_equals_an_uninterrupted_one(file: str) -> None:
     assert main([file, "name=whole", "trainer.max_steps=7", recorded("whole.txt")]) == 0
     assert main([file, "trainer.max_steps=4", recorded("parts.txt")]) == 0
     assert main([file, "trainer.max_steps=7", "ckpt=last", recorded("parts.txt")]) == 0
+    assert main([file, "trainer.max_steps=3", "ckpt=last", recorded("parts.txt")]) == 2  # it would count as one of 3 steps
     assert losses("parts.txt") == losses("whole.txt")
     whole, parts = load_checkpoint("runs/whole"), load_checkpoint("runs/toy")
     for key, value in whole["state_dict"].items():

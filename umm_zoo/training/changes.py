@@ -79,6 +79,10 @@ class Changes:
             if meaning or key in _REFUSED:
                 hint = f"a new run may start from these weights: name=… after={checkpoint}"
                 problems.append(Problem(key, _shown(now), f"{_shown(was)}, with which this run was trained so far", hint))
+        steps = self.values.get("trainer.max_steps", (None, None))[1]
+        if isinstance(steps, int) and 0 <= steps < self.step:
+            found = f"{steps}, fewer than the {self.step} that this run has taken"
+            problems.append(Problem("trainer.max_steps", found, f"{self.step} or more, or ckpt=PATH of an earlier checkpoint"))
         if problems:
             raise UserError(file, problems)
 
