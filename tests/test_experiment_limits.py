@@ -13,6 +13,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.experiment.limits import MAX_DEPTH, check_depth
+from umm_zoo.fit import main as fit
 
 FILE, CALLBACKS = "experiments/llava/shapes.yaml", "lightning.pytorch.callbacks"
 
@@ -125,3 +126,18 @@ def test_ranges_of_millions_of_shards_are_not_written_out(pattern: str) -> None:
 def test_a_comparison_of_no_jobs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(["experiments/compare/bridge.yaml", "--jobs", "-2"]) == 2
     assert capsys.readouterr().err == "error: --jobs: found -2, expected 1 or more\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.trained=[]", "training.trained: found [], which hold no weights, expected at least one part that does"),
+        ("data.train.captions.shards=[]", "data.train.captions: found no shards"),
+        ("trainer.devices=3", "data.batch_size: found 32, which 3 ranks x 1 micro-batches"),
+        ("ckpt=best", "ckpt: found 'best', but there is no such file"),
+    ],
+)
+def test_the_check_refuses_what_a_run_would_refuse(override: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit([FILE, "--check", override]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert expected in line

@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.ledger import Ledger
+from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
 from umm_zoo.errors import UserError
@@ -61,6 +62,10 @@ class ShardModule(LightningDataModule):
         self.sources = {"train": dict(self.train or {}), "val": dict(self.val or {})}
         self.transform = ImageTransform(self.image_size, self.target_size or self.image_size, self.resize or Square())
         self.ledger = Ledger(self.max_skips)
+
+    def check_shares(self, num_ranks: int, accumulation: int) -> None:
+        """Refuse a batch that so many ranks and micro-batches cannot share out evenly."""
+        rank_slice(self.batch_size, accumulation, 0, num_ranks, 0)
 
     def setup(self, stage: str) -> None:
         """Skips are written into the run folder from now on."""

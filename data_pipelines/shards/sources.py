@@ -29,6 +29,8 @@ class ShardSource:
     """
 
     def __init__(self, shards: str | Sequence[str], task: SampleTask | None = None, weight: Weight | None = None) -> None:
+        if not shards:
+            raise UserError("", "no shards", "a folder, a glob, a range, an address, or a list of these")
         self.shards: str | list[str] = shards if isinstance(shards, str) else list(shards)
         self.task = task if task is not None else Conversations()
         if weight is not None and weight < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from torch import nn
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
@@ -35,6 +36,9 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
     check(experiment)
     with torch.device("meta"):
         built = build_experiment(experiment)
+        with locating(experiment.file):
+            built.method.configure_optimizers()
+    _check_shares(built.data, experiment)
     console = Console(soft_wrap=False, width=None if Console().is_terminal else 120)
     console.print(_parameter_table(experiment, built.method))
     for line in _memory_lines(built.method):
@@ -44,6 +48,15 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
     console.print(f"run folder: {RunFolder.of(experiment, runs).path}", highlight=False, soft_wrap=True)
     console.print("the experiment with everything filled in:", highlight=False)
     console.print(Syntax(experiment.to_yaml(), "yaml", background_color="default", word_wrap=True))
+
+
+def _check_shares(data: Any, experiment: Experiment) -> None:
+    """Let a data module that is shared out over ranks say whether it can be, where the experiment says over how many."""
+    given = experiment.trainer
+    devices = given.get("devices", 1)
+    if callable(check_shares := getattr(data, "check_shares", None)) and isinstance(devices, int) and devices > 0:
+        with locating(experiment.file):
+            check_shares(devices * given.get("num_nodes", 1), given.get("accumulate_grad_batches", 1))
 
 
 def _parameter_table(experiment: Experiment, method: Method) -> Table:

@@ -59,6 +59,8 @@ class TrainingSetup:
 
     def build(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> Any:
         """Optimiser and schedule (stepped per update) over the parameters of each trained part, as Lightning wants them."""
+        if not any(map(len, parameters.values())):
+            raise UserError("training.trained", f"{self.trained}, which hold no weights", "at least one part that does")
         with locating(place="training", refusals=REFUSALS):
             optimizer = self.optimizer.build(parameters)
             if self.schedule is None:
