@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import Count, Natural, UserError
+from umm_zoo.errors import Natural, UserError
 from umm_zoo.method import Method
 from umm_zoo.outputs import ON_REQUEST, Outputs, Wanted
 
@@ -30,7 +30,7 @@ class Validation(Callback):
         ValueError: a number is negative.
     """
 
-    def __init__(self, max_new_tokens: Count = Wanted.max_new_tokens, num_generated_batches: Natural | None = None) -> None:
+    def __init__(self, max_new_tokens: Natural = Wanted.max_new_tokens, num_generated_batches: Natural | None = None) -> None:
         for name, value in (("max_new_tokens", max_new_tokens), ("num_generated_batches", num_generated_batches or 0)):
             if value < 0:
                 raise ValueError(f"Validation.{name}: found {value}, expected 0 or more")
