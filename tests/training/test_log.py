@@ -86,3 +86,12 @@ def test_an_error_while_rewriting_loses_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space"):
         MetricsLog(tmp_path).rewind(step=2)
     assert file.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize(("kept", "missing"), [(0, 3), (1, 2), (3, 0)])
+def test_rows_that_are_gone_are_said(kept: int, missing: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = log_of(tmp_path, rows=3)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[: kept + 1] if kept else []))
+    MetricsLog(tmp_path).rewind(step=99, lines=3)
+    said = capsys.readouterr().err
+    assert (f"note: {missing} rows that {file} had at the checkpoint are gone" in said) == bool(missing)

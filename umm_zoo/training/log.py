@@ -120,7 +120,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, lines: int | None = None) -> None:
-        """Keep the rows of before ``step``, of the first ``lines`` of them; what is no row is set aside, with a note."""
+        """Keep the rows of before ``step``, of the first ``lines`` of them; what is no row is set aside, what is gone is said."""
         self._close()
         log = read_log(self.file)
         if log.damaged:
@@ -130,8 +130,11 @@ class MetricsLog(Logger):
                 stream.flush()
                 os.fsync(stream.fileno())
             print(f"note: {len(log.damaged)} damaged lines of {self.file} now stand in {aside}", file=sys.stderr, flush=True)
+        kept = [row for number, row in log.rows if int(row["step"]) < step and (lines is None or number < lines)]
+        if lines is not None and (missing := lines - len(kept) - len(log.damaged)) > 0:
+            print(f"note: {missing} rows that {self.file} had at the checkpoint are gone", file=sys.stderr, flush=True)
         self._columns = log.columns
-        self._write([row for number, row in log.rows if int(row["step"]) < step and (lines is None or number < lines)])
+        self._write(kept)
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
