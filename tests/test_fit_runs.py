@@ -162,6 +162,21 @@ def test_folder_of_something_else_is_not_touched(file: str, capsys: pytest.Captu
     assert Path("runs/toy/thesis.tex").is_file() and Path("runs/toy/checkpoints").is_dir()
 
 
+def test_a_run_killed_at_its_first_write_begins_again(file: str, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "toy" / "samples").mkdir(parents=True)
+    (tmp_path / "runs" / "toy" / "experiment.yaml.partial").write_text("name: t")
+    assert RunFolder(tmp_path / "runs" / "toy").decide(load_experiment(file), None, again=False) == "fresh"
+
+
+def test_a_run_killed_while_it_clears_its_folder_is_still_a_run(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, folder = load_experiment(file), RunFolder(tmp_path / "runs" / "toy")
+    folder.begin(experiment)
+    folder.metrics_file.write_text("{}")
+    monkeypatch.setattr(RunFolder, "begin", lambda self, experiment: None)  # killed right before it
+    folder.clear(experiment)
+    assert folder.decide(experiment, None, again=False) == "fresh"
+
+
 def test_a_fresh_run_that_dies_in_its_set_up_may_start_again(file: str, tmp_path: Path) -> None:
     experiment, folder = load_experiment(file), RunFolder(tmp_path / "runs" / "toy")
     folder.clear(experiment)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from umm_zoo.checkpoints.folder import CheckpointFolder
+from umm_zoo.checkpoints.folder import PARTIAL, CheckpointFolder
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import Experiment
@@ -112,7 +112,8 @@ class RunFolder:
         Raises:
             UserError: the folder holds another experiment or an unfinished run.
         """
-        if self.path.exists() and not self.experiment_file.is_file() and (not self.path.is_dir() or any(self.path.glob("*.*"))):
+        others = [path for path in self.path.glob("*.*") if path.suffix != PARTIAL]  # a run killed at its first write leaves one
+        if self.path.exists() and not self.experiment_file.is_file() and (not self.path.is_dir() or others):
             raise UserError(self.path, "files that no run wrote", "a run folder or a new one (name=… or --runs DIR)")
         if again and not ckpt:
             return "fresh"
@@ -167,7 +168,8 @@ class RunFolder:
 
     def clear(self, experiment: Experiment) -> None:
         """Begin, and first remove what an earlier run wrote; nothing else, for the folder may hold other runs or a user's notes."""
-        for left in (self.experiment_file, self.metrics_file, self.history_file, *self.path.glob("evaluation-*.json")):
+        # the experiment stays until the new one takes its place: without it the folder would be none of a run
+        for left in (self.metrics_file, self.history_file, *self.path.glob("evaluation-*.json")):
             left.unlink(missing_ok=True)
         for folder in ("checkpoints", "logs", "samples"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
