@@ -122,7 +122,7 @@ def prepare(file: str, overrides: Sequence[str], total: int) -> Experiment:
     Raises:
         UserError: it is not valid, or asks for what the bare loop cannot do.
     """
-    fixed: dict[str, int] = {"max_steps": total, "devices": 1, "val_check_interval": 10 * total, "limit_val_batches": 0}
+    fixed: dict[str, int] = {"max_steps": total, "devices": 1, "val_check_interval": total, "limit_val_batches": 0}
     experiment = load_experiment(file, [*overrides, *(f"trainer.{key}={value}" for key, value in fixed.items())])
     check(experiment)
     if experiment.trainer.get("precision", "32-true") not in ("32-true", "bf16-mixed", 32):
