@@ -19,6 +19,8 @@ from umm_zoo.errors import UserError
 
 #: Bytes that a template adds to a turn, far more than any does (our choice): rows that are surely short are not tokenised twice.
 _PER_TURN = 512
+#: Encoded rows that are kept: those of a few batches.
+_KEPT = 1024
 
 
 def _is_learnt(labels: list[int]) -> bool:
@@ -139,7 +141,24 @@ class LibraryVLM(VLMBackbone):
             for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
         ]
 
+    @cached_property
+    def _encoded(self) -> dict[Any, tuple[list[int], list[int]]]:
+        """Rows encoded last, by their content: the loader asks whether a row fits before the step encodes it."""
+        return {}
+
     def _encode(
+        self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool, opening: str
+    ) -> tuple[list[int], list[int]]:
+        key = (tuple((turn["role"], turn["text"]) for turn in conversation), num_images, grid, for_generation, opening)
+        known = self._encoded.get((key, self.max_length))
+        if known is None:
+            known = self._encode_anew(row, conversation, num_images, grid, for_generation, opening)
+            if len(self._encoded) >= _KEPT:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[key, self.max_length] = known
+        return known
+
+    def _encode_anew(
         self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool, opening: str
     ) -> tuple[list[int], list[int]]:
         if for_generation and conversation and conversation[-1]["role"] == "assistant":
