@@ -21,6 +21,9 @@ from data_pipelines.shards.remote import shown
 from data_pipelines.shards.streaming import StreamData
 from umm_zoo.errors import UserError
 
+#: They start a real server, and wait for its faults.
+pytestmark = pytest.mark.processes
+
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
