@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from umm_zoo.errors import UserError
-from umm_zoo.grey import eight_bit
+from umm_zoo.generation.grey import eight_bit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -124,7 +124,7 @@ def test_a_cut_never_goes_through_an_image(images):
 
 
 def test_a_cut_that_leaves_no_answer_is_refused_and_never_trained_as_a_loss_of_zero(images):
-    row = [user("<image>what is in the picture, and where is it?"), assistant("red")]
+    row = [user("<image>what is in the image, and where is it?"), assistant("red")]
     whole = build(max_length=200).eval()
     first = whole.embed([row], images[:1], [1]).labels[0].ne(-100).nonzero()[0].item()
     short, batch = build(max_length=first).eval(), Batch(["a"], [row], images[:1], [1])
@@ -133,7 +133,7 @@ def test_a_cut_that_leaves_no_answer_is_refused_and_never_trained_as_a_loss_of_z
     assert "would cut off every answer" in refusal(short.check_rows, batch)
     one_more = build(max_length=first + 1).eval()
     assert not refusal(one_more.check_rows, batch) and one_more.embed([row], images[:1], [1]).labels[0].ne(-100).sum() == 1
-    asked = [user("<image>what is in the picture, and where is it?")]  # a row without an answer loses none
+    asked = [user("<image>what is in the image, and where is it?")]  # a row without an answer loses none
     assert short.embed([asked], images[:1], [1]).token_ids.shape[1] <= first
 
 

@@ -17,7 +17,7 @@ from data_pipelines.decoding import (
     decode_text,
 )
 from data_pipelines.shards.batches import to_signal
-from umm_zoo.grey import eight_bit
+from umm_zoo.generation.grey import eight_bit
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

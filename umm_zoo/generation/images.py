@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from umm_zoo.errors import UserError
+from umm_zoo.generation.grey import eight_bit
 from umm_zoo.generation.options import escaped
-from umm_zoo.grey import eight_bit
 
 
 def open_image(path: Path, place: str = "") -> Image.Image:
