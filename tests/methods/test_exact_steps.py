@@ -39,19 +39,16 @@ class Data(LightningDataModule):
         return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
 
 
+def trainer_of(**more: int) -> lightning.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return lightning.Trainer(accelerator="cpu", **quiet, **more)
+
+
 def trained(sizes: list[int], monkeypatch=None) -> tuple[dict[str, torch.Tensor], list[float]]:
     own, logged = method(["projector", "language_model"]).train(), []
     own.log_dict = lambda values, **_: logged.append(float(values["train/loss"]))
     own.log = lambda *_, **__: None
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accumulate_grad_batches=len(sizes),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
+    trainer = trainer_of(max_epochs=1, accumulate_grad_batches=len(sizes))
     trainer.fit(own, datamodule=Data([*parts_of(rows(), sizes), *parts_of(rows(), sizes)], len(sizes)))
     assert trainer.global_step == 2
     return own.state_dict(), logged
@@ -83,15 +80,7 @@ def broken(own, at: int):
 
 
 def fit(own, steps: int = 4):
-    trainer = lightning.Trainer(
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        accumulate_grad_batches=2,
-    )
+    trainer = trainer_of(max_steps=steps, accumulate_grad_batches=2)
     trainer.fit(own, datamodule=Data(parts_of(rows(), [1, 2, 1, 2]) * 2, 2))
 
 
@@ -110,15 +99,7 @@ def test_a_skipped_step_leaves_weights_and_moments_as_they_were():
     one.step.skips_left = 3
     broken(one, at=2)  # the whole first step
     fit(one, steps=2)
-    trainer = lightning.Trainer(
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        accumulate_grad_batches=2,
-    )
+    trainer = trainer_of(max_steps=1, accumulate_grad_batches=2)
     trainer.fit(other, datamodule=Data(parts_of(select_rows(rows(), [3, 4, 5]), [1, 2]), 2))
     assert one.step.skips_left == 2
     for name, value in other.state_dict().items():
