@@ -109,6 +109,13 @@ def take_rows(inputs: VLMInputs, rows: Tensor) -> VLMInputs:
     return VLMInputs(**taken, position_ids=inputs.position_ids[..., rows, :])  # [B, L], or [3, B, L] for M-RoPE
 
 
+def join_rows(one: VLMInputs, other: VLMInputs) -> VLMInputs:
+    """The rows of one, then those of the other, of the same length."""
+    pairs = {item.name: (getattr(one, item.name), getattr(other, item.name)) for item in fields(one)}
+    places = torch.cat(pairs.pop("position_ids"), dim=-2)  # [B, L], or [3, B, L] for M-RoPE
+    return VLMInputs(**{name: torch.cat(pair) for name, pair in pairs.items()}, position_ids=places)
+
+
 def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: Tensor) -> VLMInputs:
     """Left-padded prompts with answers behind them, as their only labels: the very tokens that were sampled.
 
