@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration
 
-from umm_zoo.backbones.adapters import assert_no_adapter
-from umm_zoo.backbones.base import VLMInputs
-from umm_zoo.backbones.frozen import FrozenBackbone
-from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
 from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
 from umm_zoo.backbones.loading import read_config as check_config
+from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
-from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer, tokenizer_source
-from umm_zoo.batch import Conversation, Grid
-from umm_zoo.errors import Count, UserError
+from umm_zoo.backbones.tokenizer import tokenizer_source
+from umm_zoo.errors import Count
 
 
-class LanguageModel(nn.Module):
-    """A decoder and its output layer as one part; the two may share the embedding matrix."""
-
-    def __init__(self, model: nn.Module, lm_head: nn.Module) -> None:
-        super().__init__()
-        self.model, self.lm_head = model, lm_head
-
-
-class LlavaBackbone(LibraryVLM):
+class LlavaBackbone(SquareVLM):
     """LLaVA-1.5 (Liu et al., arXiv 2310.03744): patch features of one tower layer, a two-layer MLP, a causal language model.
 
     Build it with ``from_config`` (random weights), ``from_parts`` (a tower and a language model, a new projector) or
@@ -45,14 +31,7 @@ class LlavaBackbone(LibraryVLM):
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
         source: whose processor says the mean and deviation of pixels; None, or one without a processor, is what the kind of tower
             was trained with.
-
-    Attributes:
-        grid: the image tokens of one image, in raster order.
     """
-
-    image_size: int
-    image_mean: Tensor
-    image_std: Tensor
 
     def __init__(
         self,
@@ -63,30 +42,12 @@ class LlavaBackbone(LibraryVLM):
         gradient_checkpointing: bool = False,
         source: str | None = None,
     ) -> None:
-        super().__init__()
-        self._whole = (model,)  # a tuple, so that torch does not register every part a second time
-        self.vision_tower: nn.Module = model.model.vision_tower
-        self.projector: nn.Module = model.model.multi_modal_projector
-        self.language_model = LanguageModel(model.model.language_model, model.lm_head)
-        self.config: Any = model.config
-        self.image_token_id = self.config.image_token_id
+        whole: Any = model.model
+        parts = (whole.vision_tower, whole.multi_modal_projector, whole.language_model, model.lm_head)
         vision: Any = model.config.vision_config
-        self.image_size, self.width = vision.image_size, cast(Any, model.config.text_config).hidden_size
-        self.grid = self.image_grid(self.image_size, self.image_size)
-        self.template, self.max_length = template or ChatML(), max_length
-        self._tokenizer_source = tokenizer
-        mean, std = pixel_statistics(vision.model_type, source)
-        self.register_buffer("image_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.gradient_checkpointing = gradient_checkpointing
-        if gradient_checkpointing:
-            # the library has renamed it, and warns of the old name
-            decoder = self.text_model
-            enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        statistics = pixel_statistics(vision.model_type, source)
+        super().__init__(model, parts, statistics, tokenizer, template or ChatML(), max_length, gradient_checkpointing)
         self._rest_unused_layers()
-        if not on_meta_device():
-            _ = self.tokenizer  # one with too many tokens is refused here, and not in mid-training
 
     # -- construction --------------------------------------------------------------------------------------------------------
 
@@ -193,38 +154,7 @@ class LlavaBackbone(LibraryVLM):
         source = vision_tower if isinstance(vision_tower, str) and not on_meta_device() else None
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
-    def save(self, folder: str | Path) -> None:
-        """Write model and tokenizer in the library's format, for ``from_pretrained`` here or there."""
-        assert_no_adapter(self._whole[0], "LlavaBackbone.save")
-        self._whole[0].save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
     # -- structure -----------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer (``--check``, on the meta device, reads none).
-
-        Raises:
-            ValueError: it has more tokens than the language model.
-        """
-        found = load_tokenizer(self._tokenizer_source)
-        assert_vocabulary(found, self.config.text_config.vocab_size)
-        return found
-
-    @property
-    def text_model(self) -> Any:
-        """The library's decoder."""
-        return self.language_model.model
-
-    @property
-    def lm_head(self) -> nn.Module:
-        """The output layer."""
-        return self.language_model.lm_head
-
-    def parts(self) -> dict[str, nn.Module]:
-        """``vision_tower``, ``projector``, ``language_model`` (embeddings to ``lm_head``)."""
-        return {"vision_tower": self.vision_tower, "projector": self.projector, "language_model": self.language_model}
 
     def _rest_unused_layers(self) -> None:
         """Take the gradient from tower parameters that cannot reach the features: DistributedDataParallel would wait for them."""
@@ -241,57 +171,8 @@ class LlavaBackbone(LibraryVLM):
         stated = self.config.vision_feature_layer
         return [stated] if isinstance(stated, int) else list(stated)
 
-    # -- inputs --------------------------------------------------------------------------------------------------------------
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] to what the tower takes: shifted and scaled per colour. Shape: ``[M, 3, H, W]`` both."""
-        return ((images + 1) / 2 - self.image_mean) / self.image_std
-
-    def image_grid(self, height: int, width: int) -> Grid:
-        """Whole patches."""
-        patch = cast(int, self.config.vision_config.patch_size)
-        return Grid(height // patch, width // patch)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """As the base class.
-
-        Raises:
-            UserError: the images have another size than the tower's.
-        """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            found, side = "x".join(map(str, images.shape[-2:])), self.image_size
-            raise UserError("data.image_size", f"images of {found} pixels", f"the vision tower's {side}x{side}")
-        frozen = isinstance(self.vision_tower, FrozenBackbone)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            states = self.vision_tower(self.normalise(images), output_hidden_states=True).hidden_states
-            features = torch.cat([states[layer] for layer in self._feature_layers], dim=-1)
-            if self.config.vision_feature_select_strategy == "default":
-                features = features[:, 1:]  # without the class token
-        return cast(Tensor, self.projector(features.to(next(self.projector.parameters()).dtype)))
-
-    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grid: Grid) -> Tensor:
-        """The running index."""
-        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-    def embed(
-        self,
-        conversations: list[Conversation],
-        images: Tensor | None,
-        image_counts: list[int],
-        for_generation: bool = False,
-        opening: str = "",
-    ) -> VLMInputs:
-        """As the base class; a batch without images touches the same parameters, for ranks wait for each other's gradients."""
-        inputs = super().embed(conversations, images, image_counts, for_generation, opening)
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.projector.parameters())
-        if trained and not sum(image_counts):
-            blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-            inputs.embeddings = inputs.embeddings + 0 * self.encode_images(blank).sum().to(inputs.embeddings.dtype)
-        return inputs
-
-    def run(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """As the base class."""
-        if self.gradient_checkpointing:
-            for layer in self.text_model.layers:  # the library recomputes in training mode only, which a frozen one never is in
-                layer.training = cache is None and torch.is_grad_enabled()
-        return super().run(embeddings, mask, position_ids, cache)
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """The states of the layers that the configuration names, without the class token where it says so."""
+        states = self.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features = torch.cat([states[layer] for layer in self._feature_layers], dim=-1)
+        return features[:, 1:] if self.config.vision_feature_select_strategy == "default" else features

@@ -55,7 +55,7 @@ def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaCon
     assert_known("config", fields, [*known, "image_token_id"])
     values = dict(fields)
     for name in ("vision_config", "text_config"):
-        values[name] = _part_config(f"config.{name}", values.get(name), shipped_tokenizer and name == "text_config")
+        values[name] = part_config(f"config.{name}", values.get(name), shipped_tokenizer and name == "text_config")
     if shipped_tokenizer:
         values.setdefault("image_token_index", load_tokenizer().get_vocab()[IMAGE_MARKER])
     kind = values["vision_config"].model_type
@@ -72,7 +72,12 @@ def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaCon
     return config
 
 
-def _part_config(where: str, part: Any, shipped_tokenizer: bool) -> PreTrainedConfig:
+def part_config(where: str, part: Any, shipped_tokenizer: bool) -> PreTrainedConfig:
+    """The library's configuration of a part from plain fields with ``model_type``; the shipped tokenizer's sizes unless stated.
+
+    Raises:
+        ValueError: no map, an unknown type or an unknown field.
+    """
     if isinstance(part, PreTrainedConfig):
         return part
     if not isinstance(part, Mapping) or "model_type" not in part:

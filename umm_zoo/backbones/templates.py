@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from umm_zoo.batch import IMAGE_MARKER, Conversation
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
 
 #: Label of a position that carries no loss, the convention of torch's and transformers' cross-entropy.
 IGNORE = -100
@@ -32,13 +32,19 @@ class ChatTemplate(ABC):
 
     Attributes:
         end: what closes an answer: a special token of the tokenizer or plain text. Generation stops there.
+        around_image: special tokens that open and close an image; none where it stands without.
     """
 
     end: str
+    around_image: tuple[Piece, ...] = ()
 
     @abstractmethod
     def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
         """Every answer and what closes it is trained. ``for_generation`` ends with the opening of an assistant turn."""
+
+    def image_prompt(self, text: str) -> list[Piece]:
+        """A text that asks for an image, up to the token that opens it."""
+        return [*self.render([Turn(role="user", text=text)], for_generation=True), *self.around_image[:1]]
 
 
 class ChatML(ChatTemplate):
@@ -49,7 +55,6 @@ class ChatML(ChatTemplate):
     """
 
     end = "<|im_end|>"
-    around_image: tuple[Piece, ...] = ()  #: what opens an image and what closes it
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
@@ -80,6 +85,56 @@ class QwenChat(ChatML):
 
     def __init__(self, system: str | None = SYSTEM_PROMPT) -> None:
         super().__init__(system)
+
+
+class JanusChat(ChatTemplate):
+    """``<|User|>: question\\n\\n<|Assistant|>: answer<｜end▁of▁sentence｜>``, the form of Janus's releases (arXiv 2501.17811).
+
+    A system text stands before questions, and none before a text that asks for an image. The blank before an answer is trained with
+    it, since tokenizers join the two.
+
+    Args:
+        user, assistant: names of the two roles: special tokens in Janus-Pro, ``User`` and ``Assistant`` in Janus-1.3B.
+        system: system text of conversations that bring none; the default is the release's, an empty one puts none.
+    """
+
+    end = "<\uff5cend\u2581of\u2581sentence\uff5c>"
+    around_image = (Piece("special", "<begin_of_image>"), Piece("special", "<end_of_image>"))
+
+    def __init__(
+        self,
+        user: str = "<|User|>",
+        assistant: str = "<|Assistant|>",
+        system: str = "You are a helpful language and vision assistant. "
+        "You are able to understand the visual content that the user provides, "
+        "and assist the user with a variety of tasks using natural language.",
+    ) -> None:
+        self.roles, self.system = {"user": user, "assistant": assistant}, system
+
+    def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
+        """The system text, then user and assistant in turn."""
+        system = next((turn["text"] for turn in conversation if turn["role"] == "system"), self.system)
+        return [*([Piece("text", f"{system}\n\n")] if system else []), *self._turns(conversation, for_generation)]
+
+    def image_prompt(self, text: str) -> list[Piece]:
+        """The user's turn alone, as in the release's ``generation_inference.py``."""
+        return [*self._turns([Turn(role="user", text=text)], True), *self.around_image[:1]]
+
+    def _turns(self, conversation: Conversation, for_generation: bool) -> Iterator[Piece]:
+        for turn in conversation:
+            if turn["role"] == "user":
+                yield from (self._role("user"), Piece("text", ": "))
+                yield from split_images(turn["text"].strip(), *self.around_image)
+                yield Piece("text", "\n\n")
+            elif turn["role"] == "assistant":
+                yield from (self._role("assistant"), Piece("text", ":"))
+                yield from (Piece("text", f" {turn['text'].strip()}", True), Piece("special", self.end, True))
+        if for_generation:
+            yield from (self._role("assistant"), Piece("text", ":"))
+
+    def _role(self, role: str) -> Piece:
+        name = self.roles[role]
+        return Piece("special" if name.startswith("<") else "text", name)
 
 
 class VicunaV1(ChatTemplate):

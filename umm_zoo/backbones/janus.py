@@ -1,0 +1,237 @@
+"""Janus through transformers: reads images with a vision tower, generates their tokens with a head beside the language model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.frozen import freeze
+from umm_zoo.backbones.generation import append_answers, join_rows
+from umm_zoo.backbones.image_sampling import StaticDecoder, draw, uniforms
+from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
+from umm_zoo.backbones.janus_vq import JanusVQ
+from umm_zoo.backbones.llava_loading import Dtype
+from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
+from umm_zoo.backbones.loading import read_config as check_config
+from umm_zoo.backbones.prefix import evaluation_mode
+from umm_zoo.backbones.square_vlm import SquareVLM
+from umm_zoo.backbones.templates import IGNORE, ChatTemplate, JanusChat, QwenChat, encode, pad
+from umm_zoo.backbones.token_codec import TokenCodec
+from umm_zoo.backbones.tokenizer import tokenizer_source
+from umm_zoo.backbones.unified import ImageSamples, PaddedPrompt, Unconditional, UnifiedAR, guided
+from umm_zoo.errors import Count, UserError
+
+
+class Janus(SquareVLM, UnifiedAR):
+    """Janus and Janus-Pro (Wu et al., arXiv 2410.13848; Chen et al., arXiv 2501.17811): one causal language model, two encoders.
+
+    Images are read through a tower and a projector. To generate one, the language model goes on behind a prompt with image tokens,
+    which have embeddings and an output head of their own, and no positions but the running index. Build it with ``from_config``
+    (random weights) or ``from_pretrained``.
+
+    Args:
+        model: the library's model; without its image tokenizer where ``codec`` is another one.
+        codec: makes image tokens, frozen; None is the model's own.
+        tokenizer: name or folder, None for the shipped one.
+        template: None is ``JanusChat()``, with the shipped tokenizer ``QwenChat(None)``.
+        unconditional: prompt beside which guidance puts the real one; None is ``PaddedPrompt()``.
+        max_length: longest row in tokens; longer ones are cut on the right, never through an image or a prompt for one.
+        gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
+        source: whose processor says the mean and deviation of pixels; None is the releases' .5.
+
+    Raises:
+        ValueError: a template without a token that opens an image.
+    """
+
+    def __init__(
+        self,
+        model: JanusForConditionalGeneration,
+        codec: TokenCodec | None = None,
+        tokenizer: str | None = None,
+        template: ChatTemplate | None = None,
+        unconditional: Unconditional | None = None,
+        max_length: Count = 2048,
+        gradient_checkpointing: bool = False,
+        source: str | None = None,
+    ) -> None:
+        whole: Any = model.model
+        parts = (whole.vision_model, whole.aligner, whole.language_model, model.lm_head)
+        template = template or (QwenChat(None) if tokenizer is None else JanusChat())
+        if not template.around_image:
+            raise ValueError(f"template: found {type(template).__name__}, expected one that opens an image, such as JanusChat")
+        size = cast(Any, model.config.vision_config).image_size
+        super().__init__(model, parts, pixel_statistics(size, source), tokenizer, template, max_length, gradient_checkpointing)
+        self.image_embeddings: nn.Module = whole.generation_embeddings
+        self.image_projector: nn.Module = whole.generation_aligner
+        self.image_head: nn.Module = whole.generation_head
+        self.codec = freeze(JanusVQ(whole.vqmodel) if codec is None else codec)
+        self.generated_size, self.generated_grid = size, self.codec.token_grid(size, size)
+        self.form = unconditional or PaddedPrompt()
+
+    # -- construction --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        codec: TokenCodec | None = None,
+        tokenizer: str | None = None,
+        template: ChatTemplate | None = None,
+        unconditional: Unconditional | None = None,
+        max_length: Count = 2048,
+        dtype: Dtype = "float32",
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+    ) -> Janus:
+        """Random weights of any size; nothing is read from disk.
+
+        Args:
+            config: fields of the library's ``JanusConfig``: ``vision_config``, ``text_config`` (with ``model_type: llama``) and
+                ``vq_config``, of which another codec leaves ``embed_dim`` alone. The widths of what enters the language model
+                need not be stated.
+            codec, tokenizer, template, unconditional, max_length, gradient_checkpointing: see the class.
+            dtype: of the weights.
+            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
+
+        Raises:
+            ValueError: an unknown field, or sizes that do not fit each other.
+        """
+        codes = None if codec is None else codec.num_codes
+        model = new_janus(janus_config(config, tokenizer is None, codes), dtype, attention, codes)
+        return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        config: dict[str, Any] | None = None,
+        codec: TokenCodec | None = None,
+        tokenizer: str | None = None,
+        template: ChatTemplate | None = None,
+        unconditional: Unconditional | None = None,
+        max_length: Count = 2048,
+        dtype: Dtype = "auto",
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+    ) -> Janus:
+        """A whole model in the library's format.
+
+        Args:
+            source: name or folder, such as ``deepseek-community/Janus-Pro-1B``.
+            config: what the checkpoint is expected to be; on the meta device it is used in its place and nothing is read.
+            codec: None is the checkpoint's own.
+            tokenizer: None is the checkpoint's own, or the shipped one where a folder has none.
+            template, unconditional, max_length, gradient_checkpointing: see the class.
+            dtype: ``auto`` is the checkpoint's own.
+            attention: see ``from_config``.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
+        """
+        source, codes = find_source(source), None if codec is None else codec.num_codes
+        tokenizer = tokenizer_source(source, tokenizer)
+        if on_meta_device():
+            if config is None:
+                found: Any = check_config(JanusForConditionalGeneration, source)
+                found = found or JanusConfig.from_pretrained(source)
+            else:
+                found = janus_config(config, tokenizer is None, codes)
+            model = new_janus(found, dtype, attention, codes)
+            return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing)
+        model = load_janus(source, dtype, attention, config, codes)
+        assert_stated(source, config, model.config)
+        return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, source)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model, tokenizer and image processor in the library's format; a codec of another kind stays where it came from."""
+        super().save(folder)
+        side = {"height": self.image_size, "width": self.image_size}
+        mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
+        JanusImageProcessorPil(size=side, image_mean=mean, image_std=std).save_pretrained(folder)
+
+    # -- structure -----------------------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of reading (``language_model`` from embeddings to ``lm_head``), then those of image tokens."""
+        own = {"image_embeddings": self.image_embeddings, "image_projector": self.image_projector, "image_head": self.image_head}
+        return {**super().parts(), **own, "codec": self.codec}
+
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """The last layer's states after the tower's norm."""
+        return cast(Tensor, self.vision_tower(pixels).last_hidden_state)
+
+    # -- image tokens --------------------------------------------------------------------------------------------------------
+
+    def image_prompt(self, texts: Sequence[str]) -> VLMInputs:
+        """As the base class."""
+        limit, length = self.config.text_config.max_position_embeddings, self.generated_grid.num_cells
+        rows = []
+        for row, text in enumerate(texts):
+            ids, _ = encode(self.tokenizer, self.template.image_prompt(text), self.image_token_id, 0)
+            if len(ids) + length > limit:
+                found, places = f"{len(ids)} tokens", f"{limit} positions of the language model and {length} image tokens"
+                raise UserError("", found, f"at most {limit - length} in a prompt for an image ({places})", row=row)
+            rows.append(ids)
+        mask = pad([[1] * len(ids) for ids in rows], 0, left=True).bool()
+        return self._prompt(pad(rows, self.pad_id, left=True).to(self.device), mask.to(self.device))
+
+    def unconditional(self, inputs: VLMInputs) -> VLMInputs:
+        """As the base class."""
+        return self._prompt(*self.form(inputs.token_ids, inputs.attention_mask, self.pad_id, self.tokenizer.bos_token_id))
+
+    def _prompt(self, ids: Tensor, mask: Tensor) -> VLMInputs:
+        none = torch.zeros_like(mask)
+        places = self.position_ids(ids, mask, none, self.grid)
+        return VLMInputs(ids, self.text_model.embed_tokens(ids), mask, places, torch.full_like(ids, IGNORE), none)
+
+    def embed_image(self, ids: Tensor) -> Tensor:
+        """Image tokens as the language model takes them, ``[..., D]``."""
+        return cast(Tensor, self.image_projector(self.image_embeddings(ids)))
+
+    def image_logits(self, inputs: VLMInputs, ids: Tensor) -> Tensor:
+        """As the base class."""
+        length, known = inputs.token_ids.shape[1], ids[:, :-1]  # nothing follows the last token
+        whole = append_answers(inputs, known, torch.ones_like(known, dtype=torch.bool), self.embed_image(known))
+        hidden = self.run(whole.embeddings, whole.attention_mask, whole.position_ids)
+        return cast(Tensor, self.image_head(hidden[:, length - 1 :]))
+
+    @torch.no_grad()
+    def sample_image(
+        self,
+        inputs: VLMInputs,
+        seeds: Sequence[int],
+        scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> ImageSamples:
+        """As the base class; each prompt is encoded once, and no number of a token goes to the host."""
+        group, rest = divmod(len(seeds), len(inputs.token_ids))
+        if rest or not group:
+            raise ValueError(f"sample_image: found {len(seeds)} seeds, expected a multiple of {len(inputs.token_ids)} prompts")
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            raise ValueError(f"sample_image: found temperature {temperature} and top_k {top_k}, expected 0 or more and 1 or more")
+        length, with_guidance = self.generated_grid.num_cells, scale != 1
+        chances = uniforms(seeds, length).to(self.device)
+        ids, probs = torch.empty_like(chances, dtype=torch.long), torch.empty_like(chances, dtype=torch.float)
+        with evaluation_mode(self):
+            prefix = self.prefix(join_rows(inputs, self.unconditional(inputs)) if with_guidance else inputs)
+            decoder = StaticDecoder(self.text_model, prefix, group, length)
+            hidden = prefix.last_hidden.repeat_interleave(group, 0)
+            for step in range(length):
+                logits = self.image_head(hidden).float()
+                if with_guidance:
+                    conditional, unconditional = logits.chunk(2)
+                    logits = guided(conditional, unconditional, scale)
+                ids[:, step], probs[:, step] = draw(logits, chances[:, step], temperature, top_k)
+                if step + 1 < length:
+                    embedded = self.embed_image(ids[:, step])
+                    hidden = decoder(torch.cat([embedded, embedded]) if with_guidance else embedded, step)
+        return ImageSamples(ids, probs.log())
