@@ -1,7 +1,6 @@
 """Sampling of image tokens against the same tokens given to the model as they are."""
 
 import pytest
-import torch
 from torch.testing import assert_close
 
 from tests.backbones.janus_parts import TEXTS, janus
