@@ -22,7 +22,7 @@ from data_pipelines.inspect import contact_sheet
 from data_pipelines.shards.indexing import write_json
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.errors import UserError, locating
-from umm_zoo.shapes.samples import CAPTION_ORDERS, SPLITS, TASKS, Sample, make_sample
+from umm_zoo.shapes.samples import CAPTION_ORDERS, MARK_SHARE, SPLITS, TASKS, Sample, make_sample, usual_mark_share
 from umm_zoo.shapes.scenes import SIZES, World
 
 WORLD_FILE = "world.json"
@@ -55,14 +55,17 @@ def parser() -> Parser:
     made.add_argument("--sizes", type=_names(SIZES), default=SIZES, help="small, large, or both")
     made.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects of a scene, 1 to 4")
     made.add_argument("--image-size", type=int, default=default.image_size, help="pixels a side, 32 or 64")
-    made.add_argument("--detail", default=default.detail, help="fine detail of the objects: mark, stripes or glyph")
+    made.add_argument("--detail", default=default.detail, help="fine detail of the objects: mark, stripes, glyph or none")
+    made.add_argument("--max-jitter", type=int, default=default.max_jitter, help="largest shift of an object, in 1/256 of the side")
+    made.add_argument("--plain", dest="striped", action="store_false", help="no faint stripes on the backgrounds")
     made.add_argument("--train", type=whole(0), default=4000, metavar="N", help="samples of each task in train")
     made.add_argument("--val", type=whole(0), default=400, metavar="N", help="samples of each task in val")
     made.add_argument("--test", type=whole(0), default=400, metavar="N", help="samples of each task in test and hybrid")
     made.add_argument("--heldout", type=whole(0), metavar="N", help="samples of each task in heldout (as many as in test)")
     made.add_argument("--tasks", type=_names(TASKS), default=TASKS, help="tasks to write, joined by commas")
     made.add_argument("--train-pairs", action="store_true", help="write mark pairs for train too, not only to test with")
-    made.add_argument("--mark-share", type=float, default=0.2, help="share of questions and dialogues that ask for the fine detail")
+    share = f"share of questions and dialogues that ask for the fine detail ({MARK_SHARE} where there is one)"
+    made.add_argument("--mark-share", type=float, help=share)
     made.add_argument("--caption-order", choices=CAPTION_ORDERS, default="canonical", help="order of the clauses")
     made.add_argument("--samples-per-shard", type=whole(1), default=1000, metavar="N", help="most samples in a tar")
     made.add_argument("--overwrite", action="store_true", help="write again what is there already, or another world over it")
@@ -78,7 +81,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         count = arguments.test if count is None else count
         if (task == "hybrid_edits") != (split == "hybrid") or count == 0:
             continue
-        if task == "pairs" and split == "train" and not arguments.train_pairs:
+        if task == "pairs" and (arguments.detail == "none" or (split == "train" and not arguments.train_pairs)):
             continue
         entry = {"samples": count + count % 2 if task == "pairs" else count, "samples_per_shard": arguments.samples_per_shard}
         chosen = {name: getattr(arguments, name) for name, tasks in options.items() if task in tasks}
@@ -94,6 +97,7 @@ def _already_there(out: Path, head: dict[str, Any], wanted: dict[str, Any], over
     if not path.is_file():
         return {}
     former = json.loads(path.read_text(encoding="utf-8"))
+    former["world"] = {**World().to_json(), **former["world"]}  # of a version that had fewer arguments
     parts: dict[str, Any] = former["parts"]
     differs = [name for name, value in head.items() if former.get(name) != value]
     if not overwrite:
@@ -126,6 +130,8 @@ def write(arguments: argparse.Namespace) -> None:
 
     out, console, started = arguments.out, Console(markup=False), time.perf_counter()
     world = World(**{name: getattr(arguments, name) for name in World.__dataclass_fields__})
+    if arguments.mark_share is None:
+        arguments.mark_share = usual_mark_share(world)
     if not 0 <= arguments.mark_share <= 1:
         raise UserError("--mark-share", str(arguments.mark_share), "0 to 1")
     wanted = plan(arguments)

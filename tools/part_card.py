@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from tools.tables import markdown_table
+from umm_zoo.shapes.samples import usual_mark_share
 from umm_zoo.shapes.scenes import World
 
 #: Fields of a world that the shapes command has options for.
-_FIELDS = ("cells", "num_colours", "num_shapes", "max_objects", "image_size", "detail", "sizes")
+_FIELDS = ("cells", "num_colours", "num_shapes", "max_objects", "image_size", "detail", "sizes", "max_jitter")
 #: Options of that command for the tasks, in the order of a card.
 _OPTIONS = ("train", "val", "test", "heldout", "mark-share", "caption-order", "tasks", "samples-per-shard")
 
@@ -36,9 +37,11 @@ def world_commands(folder: Path, found: dict[str, Any]) -> list[str]:
         for name in ("mark_share", "caption_order"):
             if name in entry:
                 sizes[name.replace("_", "-")] = entry[name]
-    default, world = World().to_json(), found["world"]
+    default = World().to_json()
+    world = {**default, **found["world"]}
     start = ["python -m data_pipelines.shapes", folder.as_posix(), f"--seed {found['seed']}"]
     start += [f"--{f.removeprefix('num_').replace('_', '-')} {_plain(world[f])}" for f in _FIELDS if world[f] != default[f]]
+    start += ["--plain"] * (not world["striped"])
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for task, sizes in tasks.items():
         # mark pairs have no train split unless asked for; they join the others all the same
@@ -47,7 +50,7 @@ def world_commands(folder: Path, found: dict[str, Any]) -> list[str]:
     commands = []
     for group in groups.values():
         numbers = {"train": 0, "val": 0, "test": 0, "heldout": 0, **group}
-        usual = {"heldout": numbers["test"], "mark-share": 0.2, "caption-order": "canonical"}
+        usual = {"heldout": numbers["test"], "mark-share": usual_mark_share(World(**world)), "caption-order": "canonical"}
         given = [name for name in _OPTIONS if name in numbers and numbers[name] != usual.get(name)]
         commands.append(" ".join([*start, *(f"--{name} {_plain(numbers[name])}" for name in given)]))
     return commands

@@ -19,28 +19,41 @@ class ShapesDetector:
     Analysis by synthesis: the template of least squared error wins, over all objects of a cell and over the four backgrounds of the
     whole image. A cell counts as filled where an object leaves at most ``max_share`` of the error that the empty cell leaves,
     and at most ``max_error`` in itself; noise therefore shows nothing. Templates take part unshifted and at the ends of the world's
-    jitter, and have a dot for a mark (``World(detail="mark")``).
+    jitter.
 
     Args:
         cells: per side.
         num_colours: the first of the world's colours.
         num_shapes: the first of the world's shapes.
+        detail, max_jitter: those of the world.
         max_error: root mean square over the pixels of a cell, of values in [-1, 1].
         max_share: of the squared error.
 
     Raises:
-        ValueError: the world has no such board, or no so many colours or shapes.
+        ValueError: the world has no such board, no so many colours or shapes, or no such detail.
     """
 
     def __init__(
-        self, cells: int = 2, num_colours: int = 4, num_shapes: int = 2, max_error: Weight = 0.3, max_share: Share = 0.5
+        self,
+        cells: int = 2,
+        num_colours: int = 4,
+        num_shapes: int = 2,
+        detail: str = "mark",
+        max_jitter: int = MAX_JITTER,
+        max_error: Weight = 0.3,
+        max_share: Share = 0.5,
     ) -> None:
         if cells not in PLACES or not 1 <= num_colours <= len(COLOURS) or not 1 <= num_shapes <= len(SHAPES):
             raise ValueError(
                 f"ShapesDetector: found {cells} cells, {num_colours} colours and {num_shapes} shapes, expected "
                 f"{' or '.join(map(str, PLACES))} cells, 1 to {len(COLOURS)} colours and 1 to {len(SHAPES)} shapes"
             )
-        self.cells, self.num_colours, self.num_shapes = cells, num_colours, num_shapes
+        if detail not in DETAILS:
+            raise ValueError(f"ShapesDetector.detail: found '{detail}', expected {', '.join(DETAILS)}")
+        self.cells, self.num_colours = cells, num_colours
+        shifts = sorted({-max_jitter, 0, max_jitter})  # a mark's contrast is such that 1/4 px outweighs the shape around it
+        self._detail = detail
+        self._forms = tuple(itertools.product(SHAPES[:num_shapes], SIZES, DETAILS[detail], itertools.product(shifts, shifts)))
         self.max_error, self.max_share = max_error, max_share
 
     @torch.no_grad()
@@ -54,7 +67,8 @@ class ShapesDetector:
         found = []
         for box in boxes.values():
             patch = images[:, :, *box]
-            templates = _templates(tuple(patch.shape[2:]), self.cells, images.shape[-1], self.num_colours, self.num_shapes)
+            board = tuple(patch.shape[2:]), self.cells, images.shape[-1]
+            templates = _templates(*board, self.num_colours, self._detail, self._forms)
             empty, filled = _errors(patch, *(part.to(patch.device) for part in templates))
             found.append((empty, *filled.flatten(2).min(dim=2)))
         return self._scenes(list(boxes), *(torch.stack(parts, 1).cpu() for parts in zip(*found, strict=True)))
@@ -66,13 +80,13 @@ class ShapesDetector:
         empty, best, which = (values.gather(2, pick)[..., 0] for values in (empty, best, which))  # [B, cells]
         filled = (best <= self.max_share * empty) & (best <= self.max_error**2)
         clear = ((torch.where(filled, best, empty) <= self.max_error**2).float().mean(dim=1) > 0.5).tolist()
-        forms, colours, backgrounds = _forms(self.num_shapes), list(COLOURS), list(BACKGROUNDS)
+        colours, backgrounds = list(COLOURS), list(BACKGROUNDS)
         found = []
         for row in range(len(empty)):
             objects = []
             for i in filled[row].nonzero().flatten().tolist():
-                colour, form = divmod(int(which[row, i]), len(forms))
-                shape, size, mark, _ = forms[form]
+                colour, form = divmod(int(which[row, i]), len(self._forms))
+                shape, size, mark, _ = self._forms[form]
                 objects.append(Object(shape, colours[colour], size, places[i], mark))
             found.append(Scene(backgrounds[int(background[row])] if clear[row] else "", "", tuple(objects)))
         return found
@@ -96,18 +110,18 @@ def _errors(patch: Tensor, masks: Tensor, paints: Tensor) -> tuple[Tensor, Tenso
     return empty / count, filled.clamp(min=0) / count
 
 
-@cache
-def _forms(num_shapes: int) -> list[tuple[str, str, str, tuple[int, int]]]:
-    shifts = (-MAX_JITTER, 0, MAX_JITTER)  # a mark has so much contrast that a quarter of a pixel outweighs the shape around it
-    return list(itertools.product(SHAPES[:num_shapes], SIZES, DETAILS["mark"], itertools.product(shifts, shifts)))
+#: Shape, size, mark and jitter of an object.
+_Form = tuple[str, str, str, tuple[int, int]]
 
 
 @cache
-def _templates(box: tuple[int, ...], cells: int, image_size: int, num_colours: int, num_shapes: int) -> tuple[Tensor, Tensor]:
+def _templates(
+    box: tuple[int, ...], cells: int, image_size: int, num_colours: int, detail: str, forms: tuple[_Form, ...]
+) -> tuple[Tensor, Tensor]:
     """Shares of background, body and mark of K objects in any colour ``[K, 3, P]``; paints ``[backgrounds, colours, 3, RGB]``."""
     shares = []
-    for form in _forms(num_shapes):
-        body, mark = (torch.from_numpy(share).flatten() for share in coverage(box, cells, image_size, "mark", *form))
+    for form in forms:
+        body, mark = (torch.from_numpy(share).flatten() for share in coverage(box, cells, image_size, detail, *form))
         shares.append(torch.stack([(1 - body) * (1 - mark), body * (1 - mark), mark]))
     colours = list(COLOURS)[:num_colours]
     paints = [[[ground, COLOURS[colour], ink(colour)] for colour in colours] for ground in BACKGROUNDS.values()]

@@ -68,8 +68,8 @@ class SceneMatch(ShapesMetric):
     """Share of generated images that show the very scene they should: background, and every object's place, size, colour and shape.
 
     Over rows with ``meta["target_scene"]``. ``compute`` gives ``scene`` (all of it right, marks aside), ``objects`` (share of true
-    objects that are there, cell, shape, colour and size right), ``marks`` (share of those whose mark is right, which no prompt
-    names), ``extra`` (objects where there should be none, per image) and ``background``.
+    objects that are there, cell, shape, colour and size right), ``extra`` (objects where there should be none, per image),
+    ``background``, and where objects have marks, ``marks`` (share of the right objects whose mark is right, which no prompt names).
     Prompts that leave something open cannot be scored so: leave their kinds out.
     """
 
@@ -77,16 +77,16 @@ class SceneMatch(ShapesMetric):
         for row, seen in self.detections(outputs, batch, "target_scene").items():
             truth = Scene.from_json(batch.meta[row]["target_scene"])
             pairs = [(found, item) for item in truth.objects if (found := seen.at(item.cell)) and found.coarse() == item.coarse()]
-            marked = sum(found.mark == item.mark for found, item in pairs)
+            marked, marks = sum(found.mark == item.mark for found, item in pairs), sum(bool(item.mark) for item in truth.objects)
             extra = sum(truth.at(item.cell) is None for item in seen.objects)
             ground = seen.background == truth.background
-            yield [int(seen.coarse() == truth.coarse()), len(pairs), len(truth.objects), marked, extra, int(ground)]
+            yield [int(seen.coarse() == truth.coarse()), len(pairs), len(truth.objects), marked, marks, extra, int(ground)]
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``scene``, ``objects``, ``marks``, ``extra`` and ``background``."""
-        scene, right, wanted, marked, extra, ground = records.double().mean(dim=0)
-        # marks are NaN where no object was right
-        return {"scene": scene, "objects": right / wanted, "marks": marked / right, "extra": extra, "background": ground}
+        scene, right, wanted, marked, marks, extra, ground = records.double().mean(dim=0)
+        found = {"scene": scene, "objects": right / wanted, "extra": extra, "background": ground}
+        return found | ({"marks": marked / right} if marks else {})  # NaN where no object was right
 
 
 def fulfils(seen: Scene, requirement: Mapping[str, Any], cells: int) -> bool:

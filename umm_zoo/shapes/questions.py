@@ -19,6 +19,13 @@ NEGATIVES = ("random", "popular", "adversarial")
 COARSE_SHARES = {"colour": 1, "shape": 1, "size": 1, "count": 1, "position": 1, "exists": 2}
 #: Questions are mixed in blocks of this many, so shares and the yes/no balance are exact in every block.
 BLOCK = 100
+#: Questions about an attribute of the object named.
+_TEXTS = {
+    "colour": "What colour is the {}?",
+    "shape": "What shape is the {}?",
+    "size": "What size is the {}?",
+    "position": "Where is the {}?",
+}
 
 
 class Question(NamedTuple):
@@ -73,13 +80,7 @@ def ask(world: World, scene: Scene, split: str, slot: Slot, rng: np.random.Gener
     name = refer(scene, item, rng, avoid=(attribute,))
     if name is None:
         return None
-    text = {
-        "colour": f"What colour is the {name}?",
-        "shape": f"What shape is the {name}?",
-        "size": f"What size is the {name}?",
-        "position": f"Where is the {name}?",
-        "mark": mark_question(world, name),
-    }[slot.kind]
+    text = mark_question(world, name) if slot.kind == "mark" else _TEXTS[slot.kind].format(name)
     return Question(text, getattr(item, attribute), slot.kind, (("about", item.cell),))
 
 

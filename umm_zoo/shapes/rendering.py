@@ -94,10 +94,13 @@ def _across(orientation: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _background(image_size: int, colour: str, stripes: str) -> np.ndarray:
+    plain = np.full((image_size, image_size, 3), BACKGROUNDS[colour], np.float32)
+    if not stripes:
+        return plain
     y, x = _grid(image_size, image_size)
     period = 4.0 * image_size / 32
     light = _share(np.floor(2 * _across(stripes, y, x) / period) % 2 == 0)
-    return np.array(BACKGROUNDS[colour], np.float32) + STRIPE_LEVEL * (2 * light - 1)
+    return plain + STRIPE_LEVEL * (2 * light - 1)
 
 
 @lru_cache(maxsize=65536)
@@ -112,7 +115,9 @@ def coverage(
     y = y - height / 2 - jitter[1] / 8 * pixel
     x = x - width / 2 - jitter[0] / 8 * pixel
     body = _inside(shape, y / radius, x / radius)
-    if detail == "mark":
+    if not mark:
+        sign = np.zeros_like(body)
+    elif detail == "mark":
         vertical, horizontal = mark.split()
         dx, dy = MARK_OFFSETS[shape][vertical]
         dx = -dx if horizontal == "left" else dx

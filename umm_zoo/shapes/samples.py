@@ -24,6 +24,8 @@ SPLITS = tuple(SPLIT_STREAMS)
 CAPTION_ORDERS = ("canonical", "random")
 #: One caption in this many is a short one.
 SHORT_EVERY = 3
+#: Share of questions that ask for the fine detail, where objects have one.
+MARK_SHARE = 0.2
 #: Questions of one dialogue, fewer where its scene has no unambiguous one of the kind wanted.
 DIALOGUE_TURNS = 6
 #: One imagined change in this many takes its object from a second image.
@@ -91,17 +93,17 @@ class _Made:
 
 
 def make_sample(
-    world: World, seed: int, split: str, task: str, index: int, mark_share: float = 0.2, caption_order: str = "canonical"
+    world: World, seed: int, split: str, task: str, index: int, mark_share: float | None = None, caption_order: str = "canonical"
 ) -> Sample:
     """Sample ``index`` of a task.
 
     Args:
-        mark_share: share of the ``questions`` that ask for the fine detail.
+        mark_share: share of the ``questions`` that ask for the fine detail; None is ``usual_mark_share``.
         caption_order: ``canonical`` (reading order) or ``random`` order of the clauses of a long caption.
 
     Raises:
-        UserError: an unknown split, task or order; hybrids outside their own split; or a world so small that the
-            sample cannot be made.
+        UserError: an unknown split, task or order; hybrids outside their own split; what needs a fine detail in a world without; or
+            a world so small that the sample cannot be made.
     """
     known = {"split": (split, SPLITS), "task": (task, TASKS), "caption_order": (caption_order, CAPTION_ORDERS)}
     for name, (value, expected) in known.items():
@@ -109,6 +111,9 @@ def make_sample(
             raise UserError(name, repr(value), ", ".join(expected))
     if (task == "hybrid_edits") != (split == "hybrid"):
         raise UserError("", f"task {task!r} in split {split!r}: hybrid_edits live in the split 'hybrid' and nothing else does")
+    if not world.has_detail and (mark_share or task == "pairs"):
+        raise UserError("", f"{task} that need the fine detail of objects", "a World.detail: mark, stripes or glyph")
+    mark_share = usual_mark_share(world) if mark_share is None else mark_share
     # Both halves of a mark pair come from one stream: index 2p and 2p + 1 are made of the same random numbers.
     rng = sample_stream(seed, split, task, index // 2 if task == "pairs" else index)
     request = _Request(world, seed, split, index, mark_share, caption_order, rng)
@@ -116,6 +121,11 @@ def make_sample(
         if (made := _MAKERS[task](request)) is not None:
             return _sample(made, task, split, index)
     raise UserError("", f"no {task} sample {index} of split {split!r} in {_MAX_ATTEMPTS} attempts from {world.to_json()}")
+
+
+def usual_mark_share(world: World) -> float:
+    """Share of a world's questions that ask for the fine detail, where nothing else is said."""
+    return MARK_SHARE if world.has_detail else 0.0
 
 
 def _sample(made: _Made, task: str, split: str, index: int) -> Sample:

@@ -37,12 +37,13 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "mark": ("top left", "top right", "bottom left", "bottom right"),
     "stripes": STRIPES,
     "glyph": ("plus", "times", "minus", "bar"),
+    "none": ("",),
 }
 PLACES: dict[int, tuple[str, ...]] = {
     2: ("top left", "top right", "bottom left", "bottom right"),
     3: tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")),
 }
-#: Largest shift of an object from the middle of its cell, in eighths of a pixel of a 32-px image.
+#: Largest shift of an object from the middle of its cell in any world, in eighths of a pixel of a 32-px image.
 MAX_JITTER = 2
 #: Streams of random numbers, one per split. ``hybrid`` has scenes as ``test`` has them, for edits never trained on.
 SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "heldout": 3, "hybrid": 4}
@@ -50,7 +51,10 @@ SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, "heldout": 3, "hybrid": 4}
 
 @dataclass(frozen=True)
 class Object:
-    """One object; ``mark`` is its fine detail (empty: unknown) and ``jitter`` its shift in eighths of a pixel of a 32-px image."""
+    """One object.
+
+    ``mark`` is its fine detail (empty: none, or unknown) and ``jitter`` its shift in eighths of a pixel of a 32-px image.
+    """
 
     shape: str
     colour: str
@@ -71,7 +75,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and its objects in reading order; ``stripes`` is the faint texture of the background."""
+    """A background and its objects in reading order; ``stripes`` is the faint texture of the background (empty: none)."""
 
     background: str
     stripes: str
@@ -110,8 +114,11 @@ class World:
         num_shapes: the first 2 to 4 of `SHAPES`.
         max_objects: scenes hold 1 to this many objects (1 to 4).
         image_size: 32 or 64 pixels a side.
-        detail: ``mark`` (a dot of 2 px at one of four places of each object), ``stripes`` or ``glyph``.
+        detail: ``mark`` (a dot of 2 px at one of four places of each object), ``stripes``, ``glyph`` or ``none``.
         sizes: ``("small", "large")`` or one of the two.
+        max_jitter: largest shift of an object from the middle of its cell, in eighths of a pixel of a 32-px image: 0 to 2.
+        striped: whether backgrounds carry faint stripes. Without them, jitter and detail, images are mosaics of a few patches
+            (``umm_zoo.shapes.patches``).
 
     Raises:
         UserError: an argument lies outside these ranges.
@@ -124,6 +131,8 @@ class World:
     image_size: int = 32
     detail: str = "mark"
     sizes: tuple[str, ...] = SIZES
+    max_jitter: int = MAX_JITTER
+    striped: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(self.sizes))
@@ -135,6 +144,8 @@ class World:
             "image_size": (32, 64),
             "detail": tuple(DETAILS),
             "sizes": (SIZES, ("small",), ("large",)),
+            "max_jitter": tuple(range(MAX_JITTER + 1)),
+            "striped": (True, False),
         }
         for name, values in expected.items():
             if getattr(self, name) not in values:
@@ -159,6 +170,16 @@ class World:
     def marks(self) -> tuple[str, ...]:
         """The values that the fine detail of an object can take."""
         return DETAILS[self.detail]
+
+    @property
+    def has_detail(self) -> bool:
+        """Whether objects have a fine detail that can be asked for."""
+        return any(self.marks)
+
+    @property
+    def stripes(self) -> tuple[str, ...]:
+        """The textures that a background can have."""
+        return STRIPES if self.striped else ("",)
 
     @cached_property
     def heldout(self) -> frozenset[tuple[str, str]]:
@@ -205,9 +226,9 @@ def pick(rng: np.random.Generator, values: Any) -> Any:
     return values[int(rng.random() * len(values))]
 
 
-def random_jitter(rng: np.random.Generator) -> tuple[int, int]:
-    """A shift in eighths of a pixel, each axis uniform in [-MAX_JITTER, MAX_JITTER]."""
-    dx, dy = rng.integers(-MAX_JITTER, MAX_JITTER + 1, size=2).tolist()
+def random_jitter(world: World, rng: np.random.Generator) -> tuple[int, int]:
+    """A shift in eighths of a pixel, each axis uniform in [-max_jitter, max_jitter]."""
+    dx, dy = rng.integers(-world.max_jitter, world.max_jitter + 1, size=2).tolist()
     return dx, dy
 
 
@@ -231,7 +252,7 @@ def _draw(world: World, split: str, rng: np.random.Generator, least: int, most: 
     cells = np.sort(rng.permutation(world.cells**2)[:count]).tolist()
     pool = world._weighted[split == "heldout"]
     choice = rng.random((count, 3)).tolist()
-    shifts = rng.integers(-MAX_JITTER, MAX_JITTER + 1, size=(count, 2)).tolist()
+    shifts = rng.integers(-world.max_jitter, world.max_jitter + 1, size=(count, 2)).tolist()
     objects = []
     for cell, (a, b, c), (dx, dy) in zip(cells, choice, shifts, strict=True):
         shape, colour = pool[int(a * len(pool))]
@@ -242,4 +263,4 @@ def _draw(world: World, split: str, rng: np.random.Generator, least: int, most: 
         shape, colour = pick(rng, sorted(world.heldout))
         objects[lucky] = replace(objects[lucky], shape=shape, colour=colour)
     background = tuple(BACKGROUNDS)[int(rng.random() * len(BACKGROUNDS))]
-    return Scene(background, pick(rng, STRIPES), tuple(objects))
+    return Scene(background, pick(rng, world.stripes), tuple(objects))

@@ -36,7 +36,7 @@ def ask_two(world: World, split: str, index: int, rng: np.random.Generator) -> t
                 return None
             answer, second = "no", edit.target
         # New jitter in either case, so that comparing pixels does not answer the question.
-        second = replace(second, objects=tuple(replace(item, jitter=random_jitter(rng)) for item in second.objects))
+        second = replace(second, objects=tuple(replace(item, jitter=random_jitter(world, rng)) for item in second.objects))
         return (first, second), Question("Do the two images show the same scene?", answer, kind)
     second = sample_scene(world, split, rng)
     if kind == "two_count":
