@@ -22,7 +22,8 @@ def library_loop() -> Any:
 
         @torch.no_grad()
         def roll_out(self, batch: Any) -> CaptionRollout:
-            vlm, images = self.vlm, batch.images
+            vlm: Any = self.vlm
+            images = batch.images
             group = self.rollouts.group
             size = len(images) * group
             copies = images.repeat_interleave(group, dim=0)

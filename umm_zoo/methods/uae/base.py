@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
+from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.batch import Batch, image_of_each_row, request_batch
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
@@ -46,7 +46,7 @@ class UAEBase(Method):
 
     def __init__(
         self,
-        vlm: Qwen25VL,
+        vlm: LibraryVLM,
         renderer: Renderer,
         captions: CaptionSampling | None = None,
         adapter: LoRA | None = None,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import Batch, Tokens, image_of_each_row
 from umm_zoo.errors import Weight
+from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
 from umm_zoo.methods.uae.renderers import CaptionRenderer
@@ -37,7 +38,7 @@ class ImageRollout(Rollout):
     path: Trajectory
 
 
-class UnderstandingForGeneration(Reinforcement[ImageRollout]):
+class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
     """Stage of Flow-GRPO on the decoder; the language model that writes and reads the captions stays frozen.
 
     Each step: one caption per image, G images sampled stochastically from it with all their steps, the reward of the last state,
@@ -67,15 +68,15 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
     """
 
     trainable = ("decoder_adapter", "decoder")
+    losses = {"loss": "scored"}
     watched = {"kl": "scored", "clip_fraction": "scored", "ratio_spread": "scored"}
-    loss_unit = "scored"
     rollout_class = ImageRollout
     renderer: CaptionRenderer
     objective: FlowGRPO
 
     def __init__(
         self,
-        vlm: Qwen25VL,
+        vlm: LibraryVLM,
         renderer: CaptionRenderer,
         reward: Reward,
         objective: FlowGRPO,
@@ -136,8 +137,9 @@ class UnderstandingForGeneration(Reinforcement[ImageRollout]):
         """Rows, and scored images."""
         return {"rows": len(rollout.rewards), "scored": float(self.scored(rollout).sum())}
 
-    def loss_parts(self, rollout: ImageRollout, rows: list[Tensor]) -> list[Callable[[], dict[str, Tensor]]]:
+    def loss_parts(self, rollout: ImageRollout) -> list[Callable[[], dict[str, Tensor]]]:
         """One part per trained step and portion of images."""
+        rows = self.portions_of(self.scored(rollout))
         return [partial(self._part, rollout, step, some) for step in self.objective.trained_steps for some in rows]
 
     def _part(self, rollout: ImageRollout, step: int, rows: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import Share, UserError
 from umm_zoo.methods.uae.base import UAEBase
@@ -40,7 +40,7 @@ class UAE(UAEBase):
 
     def __init__(
         self,
-        vlm: Qwen25VL,
+        vlm: LibraryVLM,
         renderer: CaptionRenderer,
         adapter: LoRA | None = None,
         captions: CaptionSampling | None = None,

@@ -1,4 +1,4 @@
-"""Base class of UAE's reinforcement stages: roll out, reward, score in parts, use again."""
+"""Base class of methods that learn from their own samples: roll out, reward, score in parts, use again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,7 +15,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
-from umm_zoo.methods.uae.base import UAEBase
+from umm_zoo.method import Method
 from umm_zoo.methods.uae.rollout_state import plain, restored
 from umm_zoo.methods.uae.rollouts import Phases, Rollouts, portions
 from umm_zoo.objectives.accumulation import accumulated
@@ -46,17 +46,19 @@ class Rollout:
 R = TypeVar("R", bound=Rollout)
 
 
-class Reinforcement(UAEBase, Generic[R]):
-    """Stage of policy gradients relative to a group of samples; a subclass says what is sampled and how it is scored.
+class Reinforcement(Method, Generic[R]):
+    """Method of policy gradients relative to a group of samples; a subclass says what is sampled and how it is scored.
 
-    All micro-batches of an optimiser step are rolled out at its start, each of its own rows, so that advantages and means are those
-    of the whole step. With several updates per rollout the next steps use the same rollouts again, micro-batch by micro-batch;
-    checkpoints keep those that are not used up.
+    It knows no model. All micro-batches of an optimiser step are rolled out at its start, each of its own rows, so that advantages
+    and means are those of the whole step. With several updates per rollout the next steps use the same rollouts again, micro-batch
+    by micro-batch; checkpoints keep those that are not used up.
 
     Attributes:
-        watched: what ``loss_parts`` give beside the loss, and the unit (see ``counts``) that each is a mean over.
-        loss_unit: that of the loss.
+        losses: terms of the loss that ``loss_parts`` give, and the unit (see ``counts``) that each is a mean over.
+        watched: what they give beside the loss, and the unit of each.
         rollout_class: of the rollouts.
+        reward: of what is generated.
+        objective: whose advantages the samples get.
         rollouts: how many samples there are and how they are used.
         phases: seconds of each phase of the last update.
         window: rollouts in use, one for each micro-batch of a step.
@@ -64,10 +66,10 @@ class Reinforcement(UAEBase, Generic[R]):
         rollout: the last one that was scored; None before the first.
     """
 
-    watched: ClassVar[Mapping[str, str]]
-    loss_unit: ClassVar[str]
+    losses: Mapping[str, str]
+    watched: Mapping[str, str]
     rollout_class: type[R]
-    reward: Reward
+    reward: Reward | None
     objective: GRPO | FlowGRPO
     rollouts: Rollouts
     phases: Phases
@@ -82,19 +84,20 @@ class Reinforcement(UAEBase, Generic[R]):
         """Samples of a batch and their rewards; no gradient, and no advantages yet."""
 
     @abstractmethod
-    def scored(self, rollout: R) -> Tensor:
-        """Whether a sample is scored, ``[R]`` bool."""
-
-    @abstractmethod
     def counts(self, rollout: R) -> dict[str, float]:
-        """Units by name of what the loss and the values to watch are means over; ``rows`` among them."""
+        """Units by name of what the terms of the loss and the values to watch are means over; ``rows`` among them."""
 
     @abstractmethod
-    def loss_parts(self, rollout: R, rows: list[Tensor]) -> list[Callable[[], dict[str, Tensor]]]:
-        """The loss of a rollout in parts that are scored one after the other, from portions of the samples that are scored.
+    def loss_parts(self, rollout: R) -> list[Callable[[], dict[str, Tensor]]]:
+        """The loss of a rollout in parts that are scored one after the other, see ``portions_of``.
 
-        Each gives its share of ``loss`` and, without gradient, of what is ``watched``.
+        Each gives its share of terms of the loss and, without gradient, of what is ``watched``.
         """
+
+    def set_advantages(self, rollouts: Sequence[R]) -> None:
+        """Give the rollouts of a step their advantages; one whose samples have a second part gives that its own here."""
+        for rollout, own in zip(rollouts, self.compared(rollouts, [one.rewards for one in rollouts]), strict=True):
+            rollout.advantages = own
 
     def configure_model(self) -> None:
         """Refuse weights that are shared out.
@@ -135,18 +138,34 @@ class Reinforcement(UAEBase, Generic[R]):
             return
         fresh = [self.roll_out(replace(batch, ahead=None)) for batch in batches]
         torch.clear_autocast_cache()  # weights that were cast without gradient are kept without a graph
-        compared = [rollout.rewards[: 0 if rollout.batch.stands_in else None] for rollout in fresh]
-        advantages = self.objective.advantage(torch.cat(compared)).flatten()
-        for rollout, own in zip(fresh, advantages.split([rewards.numel() for rewards in compared]), strict=True):
-            rollout.advantages = rollout.rewards.new_zeros(rollout.rewards.numel()) if rollout.batch.stands_in else own
+        self.set_advantages(fresh)
         self.window = [*self.window, *fresh]
 
+    def compared(self, rollouts: Sequence[R], rewards: Sequence[Tensor]) -> list[Tensor]:
+        """Advantages of the rewards of each rollout among those of all, flat; 0 where rows stand in for others.
+
+        Args:
+            rollouts: of a step.
+            rewards: of each, in groups ``[groups, samples of a group]``.
+        """
+        counted = [own[: 0 if one.batch.stands_in else None] for one, own in zip(rollouts, rewards, strict=True)]
+        advantages = self.objective.advantage(torch.cat(counted)).flatten().split([own.numel() for own in counted])
+        return [
+            own.new_zeros(own.numel()) if one.batch.stands_in else found
+            for one, own, found in zip(rollouts, rewards, advantages, strict=True)
+        ]
+
     def judge(self, generated: Tensor, batch: Batch) -> Tensor:
-        """Rewards ``[B, G]`` of generated images ``[R, 3, H, W]``."""
+        """Rewards of generated images ``[R, 3, H, W]``, row by row ``[B, R / B]``."""
+        assert self.reward is not None
         with self.phases("reward", self.device):
-            return self.reward(generated, batch).unflatten(0, (len(batch), self.rollouts.group))
+            return self.reward(generated, batch).unflatten(0, (len(batch), -1))
 
     # -- scoring -------------------------------------------------------------------------------------------------------------
+
+    def portions_of(self, chosen: Tensor) -> list[Tensor]:
+        """Numbers of the samples that are scored, where ``chosen`` [R] is true, in micro-batches."""
+        return portions(chosen.nonzero()[:, 0], self.rollouts.micro_batch)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, and what to watch: rewards, their spread within groups, clipping, KL, seconds per phase.
@@ -163,18 +182,24 @@ class Reinforcement(UAEBase, Generic[R]):
         self.step.weightless = rollout.batch.stands_in
         # asked for once, whatever there is to score here: ranks may meet in it
         shares = {unit: self.share(unit, count) for unit, count in self._counts(rollout).items()}
+        weights = {name: shares[unit] for name, unit in {**self.losses, **self.watched}.items()}
         logs: list[dict[str, Tensor]] = []
+
+        def scored(part: Callable[[], dict[str, Tensor]]) -> Tensor:
+            values = part()
+            logs.append({name: value.detach() for name, value in values.items()})
+            return torch.stack([weights[name] * values[name] for name in self.losses if name in values]).sum()
+
         with self.phases("score", self.device):
-            rows = portions(self.scored(rollout).nonzero()[:, 0], self.rollouts.micro_batch)
-            parts = [partial(_logged, part, logs) for part in self.loss_parts(rollout, rows)]
+            parts = [partial(scored, part) for part in self.loss_parts(rollout)]
             # a single part keeps its graph; several give theirs up one after the other
             loss = parts[0]() if len(parts) == 1 else accumulated(parts, [p for p in self.parameters() if p.requires_grad])
         rollout.times_used += 1
-        watched = {name: torch.stack([log[name] for log in logs]).sum() if logs else loss.new_zeros(()) for name in self.watched}
+        zero = loss.new_zeros(())
         return {
-            "loss": loss * shares[self.loss_unit],
+            **{name: weight * sum((log[name] for log in logs if name in log), start=zero) for name, weight in weights.items()},
+            "loss": loss,
             **{name: value * shares[unit] for name, (value, unit) in self.described(rollout).items()},
-            **{name: value * shares[self.watched[name]] for name, value in watched.items()},
             # the trainer's mean over micro-batches becomes their sum
             **{f"seconds/{name}": torch.tensor(value * self.step.micro_batches) for name, value in self.phases.latest().items()},
         }
@@ -219,11 +244,6 @@ class Reinforcement(UAEBase, Generic[R]):
 def _shown(rollout: Rollout) -> Tensor:
     """The first image of each row; a rollout that comes out of a checkpoint has no others."""
     return rollout.generated[:: len(rollout.generated) // len(rollout.batch)]
-
-
-def _logged(part: Callable[[], dict[str, Tensor]], logs: list[dict[str, Tensor]]) -> Tensor:
-    logs.append(part())
-    return logs[-1].pop("loss")
 
 
 def check_reference(kl_weight: float, adapter: LoRA | None, name: str) -> None:

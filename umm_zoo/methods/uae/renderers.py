@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
-from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, request_batch
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.errors import Count, Weight, several
@@ -35,7 +35,7 @@ class Renderer(nn.Module, ABC):
     @abstractmethod
     def generate(
         self,
-        vlm: Qwen25VL,
+        vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
         images: Tensor | None = None,
@@ -111,14 +111,14 @@ class CaptionRenderer(Renderer):
         return {"connector": self.connector, "decoder": self.decoder, "codec": self.codec}
 
     def condition(
-        self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None = None, adapter: LoRA | None = None
+        self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None = None, adapter: LoRA | None = None
     ) -> Tokens:
         """The decoder's condition ``[R, N, E]``, with a gradient into the connector only."""
         states = self.reader(vlm, captions, images, adapter)
         dtype = next(self.connector.parameters()).dtype
         return self.connector(Tokens(states.values.to(dtype), states.mask), Grid(1, states.values.shape[1]))
 
-    def negative(self, vlm: Qwen25VL, count: int, adapter: LoRA | None = None) -> Tokens:
+    def negative(self, vlm: LibraryVLM, count: int, adapter: LoRA | None = None) -> Tokens:
         """The condition of the negative prompt, read once, for ``count`` rows."""
         one = self.condition(vlm, [self.negative_prompt], None, adapter)
         return Tokens(one.values.expand(count, -1, -1), None if one.mask is None else one.mask.expand(count, -1))
@@ -133,7 +133,7 @@ class CaptionRenderer(Renderer):
     @torch.no_grad()
     def generate(
         self,
-        vlm: Qwen25VL,
+        vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
         images: Tensor | None = None,
@@ -189,7 +189,7 @@ class BridgeRenderer(Renderer):
 
     def generate(
         self,
-        vlm: Qwen25VL,
+        vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
         images: Tensor | None = None,
