@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from data_pipelines.shards.writing import write_shards
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch
-from umm_zoo.methods.conditioning import select_rows
 from umm_zoo.methods.llava import LLaVA
 
 TEXT = tiny_configs.llama(model_type="qwen2", num_key_value_heads=1, max_position_embeddings=512)
@@ -60,7 +59,7 @@ class OwnData(LightningDataModule):
         counts = [int(row % 3 > 0) for row in range(10)]
         keys, conversations = [f"row{row}" for row in range(10)], [turns(row) for row in range(10)]
         whole = Batch(keys, conversations, torch.stack([images[row] for row in shown]), counts)  # type: ignore[arg-type]
-        return DataLoader(range(10), batch_size=self.size, collate_fn=lambda rows: select_rows(whole, rows))  # type: ignore[arg-type]
+        return DataLoader(range(10), batch_size=self.size, collate_fn=lambda rows: whole.select(rows))  # type: ignore[arg-type]
 
 
 def exact_experiment(folder: Path) -> str:

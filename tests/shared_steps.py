@@ -18,7 +18,6 @@ from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.methods.conditioning import select_rows
 from umm_zoo.objectives.step import num_ranks
 
 #: Gradients and other tensors of a step, and its logged terms.
@@ -145,7 +144,7 @@ def splits(batch: Batch, seed: int, many: int = 3) -> list[list[Batch]]:
 
 
 def shared_out(batch: Batch, sizes: list[int]) -> list[Batch]:
-    return [select_rows(batch, places.tolist()) for places in torch.arange(len(batch)).split(sizes)]
+    return [batch.select(places.tolist()) for places in torch.arange(len(batch)).split(sizes)]
 
 
 def check_same(found: Step, expected: Step, place: str = "", tolerance: float = 1e-5) -> None:

@@ -60,11 +60,14 @@ class Batch:
             the answer that is trained and scored. Empty for rows without text.
         images: ``[M, 3, H, W]`` in [-1, 1], the input images of all rows, row after row; None where no row has one.
         image_counts: number of images of each row, summing to M.
-        targets: ``[B, 3, H, W]`` in [-1, 1], the image a row asks for (text-to-image, editing); None where the task has none.
+        targets: ``[T, 3, H, W]`` in [-1, 1], the images that rows ask for (text-to-image, editing), row after row; None where no
+            row does.
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
         tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
             text-to-image, an edit or a composition by the number of input images.
-        extras: precomputed members of the shards by name, ``[B, …]`` or ``[M, …]`` each.
+        extras: precomputed members of the shards by name, one entry per row, or as many as ``entries`` says.
+        has_target: whether each row asks for an image, T of them; where it is not given, all do if there are targets.
+        entries: by the name of an extra, entries of each row (of its images, of its target) where that is not one.
         stands_in: whether the rows repeat others, where a micro-batch had no good one: they weigh nothing in training.
         ahead: where gradients are accumulated, on the first micro-batch of an optimiser step: the others, as the loader gives them.
 
@@ -80,6 +83,8 @@ class Batch:
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    has_target: list[bool] = field(default_factory=list)
+    entries: dict[str, list[int]] = field(default_factory=dict)
     stands_in: bool = False
     ahead: Sequence[Any] | None = None
 
@@ -88,8 +93,10 @@ class Batch:
         size = len(self.keys)
         self.image_counts = self.image_counts or [0] * size
         self.meta = self.meta or [{} for _ in range(size)]
-        self.tasks = self.tasks or [task_of(count, self.targets is not None) for count in self.image_counts]
-        for name in ("conversations", "image_counts", "meta", "tasks"):
+        if not self.mixed:
+            self.has_target = [self.targets is not None] * size
+        self.tasks = self.tasks or [task_of(*row) for row in zip(self.image_counts, self.has_target, strict=False)]
+        for name in ("conversations", "image_counts", "meta", "has_target", "tasks"):
             if len(getattr(self, name)) != size:
                 raise ValueError(f"Batch.{name} has {len(getattr(self, name))} rows, Batch.keys has {size}")
         num_images = 0 if self.images is None else len(self.images)
@@ -99,8 +106,9 @@ class Batch:
             image = getattr(self, name)
             if image is not None and (image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point()):
                 raise ValueError(f"Batch.{name} must be floating [*, 3, H, W], found {image.dtype} {list(image.shape)}")
-        if self.targets is not None and len(self.targets) != size:
-            raise ValueError(f"Batch.targets has {len(self.targets)} rows, Batch.keys has {size}")
+        num_targets = 0 if self.targets is None else len(self.targets)
+        if sum(self.has_target) != num_targets:
+            raise ValueError(f"Batch.targets has {num_targets} rows, {sum(self.has_target)} of {size} rows have a target")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -116,6 +124,38 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; the DataLoader calls this when asked to pin."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some rows ask for an image and others do not."""
+        return any(self.has_target) and not all(self.has_target)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """Some rows, in the given order; extras of which nobody knows the row of an entry are dropped."""
+        images = [image for row in rows for image in self.images_of(row)]
+        targets = [target for row in rows if (target := self.target_of(row)) is not None]
+        extras: dict[str, Tensor] = {}
+        for name, values in self.extras.items():
+            counts = self.entries.get(name, [1] * len(self))
+            if sum(counts) == len(values):
+                parts = values.split(counts)
+                extras[name] = torch.cat([parts[row] for row in rows]) if rows else values[:0]
+        return Batch(
+            keys=[self.keys[row] for row in rows],
+            conversations=[self.conversations[row] for row in rows],
+            images=torch.stack(images) if images else None,
+            image_counts=[self.image_counts[row] for row in rows],
+            targets=torch.stack(targets) if targets else None,
+            meta=[self.meta[row] for row in rows],
+            tasks=[self.tasks[row] for row in rows],
+            extras=extras,
+            has_target=[self.has_target[row] for row in rows],
+            entries={name: [counts[row] for row in rows] for name, counts in self.entries.items() if name in extras},
+        )
+
+    def target_of(self, row: int) -> Tensor | None:
+        """The image that a row asks for, ``[3, H, W]``; None where it asks for none."""
+        return self.targets[sum(self.has_target[:row])] if self.targets is not None and self.has_target[row] else None
 
     def images_of(self, row: int) -> Tensor:
         """The images of one row, ``[image_counts[row], 3, H, W]`` (possibly empty)."""
@@ -191,9 +231,10 @@ def image_of_each_row(batch: Batch) -> Tensor:
     chosen = []
     for row, key in enumerate(batch.keys):
         images = batch.images_of(row)
-        if not len(images) and batch.targets is None:
+        image = images[0] if len(images) else batch.target_of(row)
+        if image is None:
             raise UserError(key, "no image", "an image or a target")
-        chosen.append(images[0] if len(images) else batch.targets[row])  # type: ignore[index]
+        chosen.append(image)
     return torch.stack(chosen)
 
 

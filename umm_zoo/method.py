@@ -32,18 +32,19 @@ class Method(LightningModule, ABC):
     A subclass implements ``parts``, ``training_losses`` and ``validation_step``. It knows no optimiser, no trainer and no file:
     ``train_only`` gives it what the ``training`` map of an experiment says.
 
-    Checkpoints hold the trained parts and those that an earlier stage of the curriculum trained, and nothing else: large frozen
-    backbones are rebuilt from their own files.
+    Checkpoints hold the parts that this stage or an earlier one trained: large frozen backbones are rebuilt from their own files.
 
     Attributes:
         makes: names of what ``validation_step`` makes, fields of ``Outputs`` and scalars alike; None where it does not say.
         stage_only: parts that only this stage needs; a stage that comes after it does not take them over.
+        takes_mixed: whether rows that ask for an image may stand beside others in a training batch.
         wanted: what the run's metrics and callbacks want of a validation.
         num_tokens: tokens that the last training batch was made of, padding not counted; None where nobody counts.
         step: the optimiser step that is being made, over all its micro-batches and ranks.
     """
 
     stage_only: ClassVar[tuple[str, ...]] = ()
+    takes_mixed: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,8 +236,7 @@ class Method(LightningModule, ABC):
         checkpoint["state_keys"] = sorted(kept)  # some strategies take the weights away before on_load_checkpoint
         checkpoint["stage_only"] = sorted(self.part_keys(self.stage_only))
         trainer = self._trainer
-        own = self.run_state()
-        states: list[Any] = [own]
+        states: list[Any] = [own := self.run_state()]
         if trainer is not None and trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             states = [None] * trainer.world_size if trainer.is_global_zero else []
             dist.gather_object(own, states or None)

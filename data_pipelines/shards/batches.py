@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ class RawBatch:
     again on the way.
 
     Shape:
-        - images, targets: ``[M, H, W, 3]`` and ``[B, H, W, 3]`` uint8, a quarter of the floats on the way between processes
+        - images, targets: ``[M, H, W, 3]`` and ``[T, H, W, 3]`` uint8, a quarter of the floats on the way between processes
     """
 
     keys: list[str] = field(default_factory=list)
@@ -39,6 +40,8 @@ class RawBatch:
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    has_target: list[bool] = field(default_factory=list)
+    entries: dict[str, list[int]] = field(default_factory=dict)
     rows: list[Skip] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     error: UserError | None = None
@@ -61,26 +64,36 @@ class RawBatch:
             if isinstance(images := getattr(self, name), BufferReference):
                 setattr(self, name, images.resolve(buffers))
 
+    def refuse_mixed(self, hint: str) -> None:
+        """Raise a ``UserError`` where some rows have an image to generate and others none."""
+        if len(set(self.has_target)) > 1:
+            one, other = (self.keys[self.has_target.index(there)] for there in (True, False))
+            raise UserError("data", f"{one} has an image to generate, {other} of the same batch has none", hint=hint)
+
     def without(self, refused: set[int]) -> RawBatch:
         """The same rows but for some."""
-        kept = [row for row in range(len(self.keys)) if row not in refused]
-        of_image = torch.tensor([row for row, count in enumerate(self.image_counts) for _ in range(count)])
-        own = torch.tensor([int(row) not in refused for row in of_image], dtype=torch.bool)
 
         def rows(values: list[Any]) -> list[Any]:
-            return [values[row] for row in kept]
+            return [value for row, value in enumerate(values) if row not in refused]
 
-        def entries(values: Any) -> Any:  # one for each row, or for each image
-            if not isinstance(values, Tensor):
-                return values
-            return values[kept] if len(values) == len(self.keys) else values[own]
+        def of_rows(values: Any, counts: Sequence[int]) -> Any:
+            """Those of a tensor's entries, of which each row has so many."""
+            kept = torch.tensor([row not in refused for row in range(len(counts))])
+            return values[kept.repeat_interleave(torch.tensor(counts, dtype=torch.long))] if isinstance(values, Tensor) else values
 
         changed: dict[str, Any] = {
-            name: rows(getattr(self, name)) for name in ("keys", "conversations", "image_counts", "meta", "tasks", "rows")
+            name: rows(getattr(self, name))
+            for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target", "rows")
         }
-        images = self.images[own] if isinstance(self.images, Tensor) and own.any() else None
-        extras = {name: entries(values) for name, values in self.extras.items()}
-        return replace(self, **changed, images=images, targets=entries(self.targets), extras=extras)
+        ones = [1] * len(self.keys)
+        return replace(
+            self,
+            **changed,
+            images=of_rows(self.images, self.image_counts) if sum(changed["image_counts"]) else None,
+            targets=of_rows(self.targets, self.has_target) if any(changed["has_target"]) else None,
+            extras={name: of_rows(values, self.entries.get(name, ones)) for name, values in self.extras.items()},
+            entries={name: rows(counts) for name, counts in self.entries.items()},
+        )
 
     def outlines(self) -> Batch:
         """The rows with images of their size and without content, on the ``meta`` device."""
@@ -110,7 +123,6 @@ class RawBatchBuilder:
         self.transform = transform
         self._images, self._targets = ImageBuffers(), ImageBuffers()
         self._raw = RawBatch()
-        self._has_target: list[bool] = []
         self._extras: list[dict[str, Tensor]] = []
 
     def __len__(self) -> int:
@@ -120,7 +132,7 @@ class RawBatchBuilder:
         """Begin a raw batch of about ``size`` rows; for ``iteration`` see ``ImageBuffers.start``."""
         for buffers in (self._images, self._targets):
             buffers.start(max(size, buffers.count), iteration)
-        self._raw, self._has_target, self._extras = RawBatch(), [], []
+        self._raw, self._extras = RawBatch(), []
 
     def add(self, row: Skip, task: SampleTask, members: dict[str, bytes], stored: dict[str, Tensor] | None = None) -> None:
         """Parse a sample, decode its images and make it the next row; a ``BadSampleError`` leaves the rows as they were.
@@ -149,20 +161,21 @@ class RawBatchBuilder:
         raw.image_counts.append(count)
         raw.meta.append(sample.meta)
         raw.tasks.append(sample.task or task_of(count, has_target))
-        self._has_target.append(has_target)
+        raw.has_target.append(has_target)
         self._extras.append({**{name: value[None] for name, value in sample.extras.items()}, **(stored or {})})
 
     def build(self, skips: list[Skip]) -> RawBatch:
-        """The rows so far; a ``UserError`` where some have an image to generate and others none."""
-        raw, has_target = self._raw, self._has_target
-        if any(has_target) and not all(has_target):
-            one, other = (raw.keys[has_target.index(there)] for there in (True, False))
-            found = f"{one} has an image to generate, {other} of the same batch has none"
-            hint = "sources of both kinds cannot be mixed in one run (train them in turn, with after:)"
-            raise UserError("data", found, hint=hint)
-        extras = {name: torch.cat([row[name] for row in self._extras]) for name in (self._extras[0] if self._extras else ())}
+        """The rows so far."""
+        names = list(self._extras[0]) if self._extras else []
+        counts = {name: [len(row[name]) for row in self._extras] for name in names}
         return replace(
-            raw, images=self._images.images(), targets=self._targets.images(), extras=extras, skips=skips, faults=take_faults()
+            self._raw,
+            images=self._images.images(),
+            targets=self._targets.images(),
+            extras={name: torch.cat([row[name] for row in self._extras]) for name in names},
+            entries={name: own for name, own in counts.items() if set(own) != {1}},
+            skips=skips,
+            faults=take_faults(),
         )
 
 

@@ -16,6 +16,7 @@ from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
 from umm_zoo.errors import UserError
+from umm_zoo.method import Method
 from umm_zoo.outputs import RefusesRows
 
 Pixels = Annotated[int, Interval(ge=1, le=16384)]
@@ -99,8 +100,16 @@ class ShardModule(LightningDataModule):
         return raw
 
     def _taken(self, raw: RawBatch, stage: str) -> RawBatch:
-        """Without the rows that the method refuses, such as those that are too long for it; they are skips like damaged ones."""
+        """Without the rows that the method refuses, such as those that are too long for it; they are skips like damaged ones.
+
+        Rows that ask for an image beside others are a ``UserError`` where the method takes no such batch, and in validation, for
+        metrics could not tell whose outputs they see.
+        """
         method = self.trainer.lightning_module if self.trainer is not None else None
+        if isinstance(method, Method) and not method.takes_mixed:
+            raw.refuse_mixed("sources of both kinds cannot be mixed in one run (train them in turn, with after:)")
+        elif isinstance(method, Method) and stage == "val":
+            raw.refuse_mixed("give each kind a source of its own in data.val")
         while isinstance(method, RefusesRows) and raw.keys:
             try:
                 method.check_rows(raw.outlines(), scoring=stage == "val")

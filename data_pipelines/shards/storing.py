@@ -125,8 +125,11 @@ def _outputs(
         raw = _read(reader, numbers)
         skipped, entries = {skip.position for skip in raw.skips}, iter(tuple[Tensor]())
         if raw.keys:
+            if item.per == "row":
+                raw.refuse_mixed("each kind needs shards of its own")
             batch = raw.batch().to(device)
-            counts = batch.image_counts if item.per == "image" else [1] * len(batch)
+            per = {"image": batch.image_counts, "row": [1] * len(batch), "target": [*map(int, batch.has_target)]}
+            counts = per[item.per]
             values = item.compute(batch)
             if len(values) != sum(counts):
                 found = f"found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}"

@@ -76,13 +76,6 @@ def test_targets_and_precomputed_arrays_reach_the_batch(tmp_path):
     assert batch.extras["latents"].tolist() == [[[7] * 3] * 2] * 2
 
 
-def test_sources_with_and_without_targets_do_not_mix_in_silence(tmp_path):
-    write_tar(tmp_path / "a.tar", {"k": {"txt": b"x", "png": png(5)}})
-    sources = {"draw": ShardSource(str(tmp_path), TextToImage()), "tell": ShardSource(str(tmp_path), Captions())}
-    with pytest.raises(ValueError, match=r"draw/a.tar:k has an image to generate, tell/a.tar:k of the same batch has none"):
-        next(iter(ShardData(train=sources, batch_size=8).train_dataloader()))
-
-
 def test_weights_shares_and_epochs_are_told_before_training(tmp_path):
     small, large = write_world(tmp_path / "s", [4]), write_world(tmp_path / "l", [30, 6], first=100)
     weighted = {"s": ShardSource(str(small), weight=1), "l": ShardSource(str(large), weight=3)}

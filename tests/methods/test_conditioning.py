@@ -7,7 +7,7 @@ import torch
 from bridge_parts import requests
 
 from umm_zoo.batch import Batch, Task, Tokens
-from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts, mode_of, select_rows
+from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts, mode_of
 from umm_zoo.objectives.guidance import guide, guide_edit
 
 
@@ -68,7 +68,7 @@ def test_weights_are_those_of_the_objectives_guidance():
 def test_chosen_rows_keep_their_images():
     batch = requests(1, 0, 2)
     batch.extras = {"latents": torch.arange(3.0), "of_images": torch.zeros(4)}
-    chosen = select_rows(batch, [2, 0])
+    chosen = batch.select([2, 0])
     assert chosen.keys == ["row 2", "row 0"] and torch.equal(chosen.images, batch.images[[1, 2, 0]])
     assert torch.equal(chosen.targets, batch.targets[[2, 0]]) and chosen.extras["latents"].tolist() == [2.0, 0.0]
     assert list(chosen.extras) == ["latents"] and chosen.tasks == [Task.COMPOSE, Task.EDIT]

@@ -25,7 +25,7 @@ from tests.pretraining import test_vision_warmup as warmup
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
-from umm_zoo.methods.conditioning import ConditionDropout, select_rows
+from umm_zoo.methods.conditioning import ConditionDropout
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
 from umm_zoo.objectives.flow_grpo import FlowGRPO
@@ -223,7 +223,7 @@ def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
     shares = [
         ([[first], [rest]], whole),
         ([[rows], [replace(first, stands_in=True)]], whole),
-        ([parts[0:even:2], parts[1:even:2]], case.step([select_rows(rows, range(even))])),
+        ([parts[0:even:2], parts[1:even:2]], case.step([rows.select(range(even))])),
     ]
     for steps in over_ranks(case.step, [share for share, _ in shares]):
         for number, (found, (_, expected)) in enumerate(zip(steps, shares, strict=True)):
@@ -254,7 +254,7 @@ def test_a_caption_without_an_advantage_counts_in_the_mean() -> None:
 
 def merged(*parts: Batch) -> Batch:
     whole, names = captioned(), [key for part in parts for key in part.keys]
-    return select_rows(whole, [whole.keys.index(name) for name in names])
+    return whole.select([whole.keys.index(name) for name in names])
 
 
 def test_each_micro_batch_of_a_step_has_rollouts_of_its_own_rows_and_the_next_step_uses_them_again() -> None:
@@ -277,7 +277,7 @@ COUPLED = {
     "contrastive": Case(lambda: contrastive.clip(swaps=False), lambda: contrastive.batch(["red", "green", "blue", "red", "blue"])),
     "vicreg": Case(seeded(self_supervised.vicreg), lambda: shown(self_supervised.batch(5))),
     "contrastive flow matching": Case(
-        seeded(lambda: wemmu(objective=ContrastiveFlowMatching(weight=0.5))), lambda: select_rows(fresh_requests(), range(5))
+        seeded(lambda: wemmu(objective=ContrastiveFlowMatching(weight=0.5))), lambda: fresh_requests().select(range(5))
     ),
 }
 

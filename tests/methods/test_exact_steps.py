@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from tests.methods.test_llava_method import batch_of, method
 from umm_zoo.batch import Batch, whole_steps
 from umm_zoo.errors import UserError
-from umm_zoo.methods.conditioning import select_rows
 
 LENGTHS = [1, 7, 2, 1, 11, 3]  # words of the answers
 
@@ -26,7 +25,7 @@ def rows() -> Batch:
 
 def parts_of(batch: Batch, sizes: list[int]) -> list[Batch]:
     places = torch.arange(len(batch)).split(sizes)
-    return [select_rows(batch, part.tolist()) for part in places]
+    return [batch.select(part.tolist()) for part in places]
 
 
 class Data(LightningDataModule):
@@ -100,7 +99,7 @@ def test_a_skipped_step_leaves_weights_and_moments_as_they_were():
     broken(one, at=2)  # the whole first step
     fit(one, steps=2)
     trainer = trainer_of(max_steps=1, accumulate_grad_batches=2)
-    trainer.fit(other, datamodule=Data(parts_of(select_rows(rows(), [3, 4, 5]), [1, 2]), 2))
+    trainer.fit(other, datamodule=Data(parts_of(rows().select([3, 4, 5]), [1, 2]), 2))
     assert one.step.skips_left == 2
     for name, value in other.state_dict().items():
         assert_close(one.state_dict()[name], value, atol=1e-7, rtol=0)

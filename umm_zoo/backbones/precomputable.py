@@ -21,15 +21,15 @@ class Precomputable:
 
     Args:
         part: whose weights decide about the output.
-        compute: a tensor with one entry per input image or per row. May not draw random numbers: what a training draws again (a
+        compute: a tensor with one entry per input image, row or target. May not draw random numbers: what a training draws again (a
             sample of a posterior) is drawn from what is stored.
-        per: what an entry belongs to, ``image`` or ``row``.
+        per: what an entry belongs to, ``image``, ``row`` or ``target`` (the image that a row asks for).
         settings: plain values that decide as well and are no weights.
     """
 
     part: nn.Module
     compute: Callable[[Batch], Tensor]
-    per: Literal["image", "row"]
+    per: Literal["image", "row", "target"]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self, transform: Mapping[str, Any]) -> str:

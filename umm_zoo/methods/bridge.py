@@ -21,7 +21,7 @@ from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
-from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of, select_rows
+from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_attention
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
@@ -234,7 +234,7 @@ class Bridge(Method):
         for task in dict.fromkeys(batch.tasks):
             rows = [row for row, own in enumerate(batch.tasks) if own == task]
             generators = self._generators([seeds[row] for row in rows])
-            branches = self._branches(select_rows(batch, rows), guidance.weights(task), generators, grid)
+            branches = self._branches(batch.select(rows), guidance.weights(task), generators, grid)
             shape = (self.decoder.latent_channels, *grid)
             noise = torch.stack([torch.randn(shape, generator=own, device=own.device) for own in generators])
             steps = sampling.num_steps

@@ -179,19 +179,3 @@ class Guidance:
         else:
             weights = {"nothing": 1 - self.reconstruction, "image": self.reconstruction - self.edit, "full": self.edit}
         return {mode: weight for mode, weight in weights.items() if weight}
-
-
-def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch, in the given order; extras that are not per row are dropped."""
-    images = [image for row in rows for image in batch.images_of(row)]
-    index = torch.tensor(list(rows), dtype=torch.long)
-    return Batch(
-        keys=[batch.keys[row] for row in rows],
-        conversations=[batch.conversations[row] for row in rows],
-        images=torch.stack(images) if images else None,
-        image_counts=[batch.image_counts[row] for row in rows],
-        targets=None if batch.targets is None else batch.targets[index.to(batch.targets.device)],
-        meta=[batch.meta[row] for row in rows],
-        tasks=[batch.tasks[row] for row in rows],
-        extras={name: value[index.to(value.device)] for name, value in batch.extras.items() if len(value) == len(batch)},
-    )
