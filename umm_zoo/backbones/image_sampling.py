@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from umm_zoo.backbones.prefix import Prefix
+#: Place of a token among those to come: a number, or a tensor ``[1]`` that a CUDA graph reads anew in every replay.
+Step = int | Tensor
+#: Weights up to this size are joined into one: where the call of a product costs as much as the product (our choice).
+_SMALL = 2**20
 
 
 def uniforms(seeds: Sequence[int], length: int) -> Tensor:
@@ -30,7 +35,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int |
     Returns:
         (ids ``[R]``, the probability ``[R]`` of each; at temperature 0 that of temperature 1).
     """
-    logits = logits.float() / (temperature or 1.0)
+    if temperature not in (0, 1):
+        logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     chances = logits.softmax(-1)
@@ -42,56 +48,163 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int |
     return ids[:, 0], chances.gather(1, ids)[:, 0]
 
 
-class StaticDecoder:
-    """The layers of a Llama for one new token of every row at a time; nothing grows and nothing is concatenated.
+def take(table: Tensor, step: Step) -> Tensor:
+    """The column ``[R, …]`` of that step in ``[R, N, …]``."""
+    return table[:, step] if isinstance(step, int) else table.index_select(1, step).squeeze(1)
 
-    The linear layers are called as modules, so that an adapter's additions count.
+
+def put(table: Tensor, column: Tensor, step: Step, dim: int = 1) -> None:
+    """Write a column into ``table``, in place."""
+    if isinstance(step, int):
+        table.select(dim, step).copy_(column)
+    else:
+        table.index_copy_(dim, step, column.unsqueeze(dim))
+
+
+def in_turn(advance: Callable[[Step], None], length: int, device: torch.device, start_over: Callable[[], object]) -> None:
+    """Call ``advance`` for every step; on a CUDA device its kernels are recorded once and replayed.
+
+    The recording has not been run on a GPU by us; where it fails the steps are taken one by one, and a warning says so.
+
+    Args:
+        advance: changes tensors in place, none of which moves.
+        length: number of steps.
+        device: of the tensors.
+        start_over: undoes what ``advance`` has changed.
+    """
+    if device.type == "cuda":
+        try:
+            step = torch.zeros(1, dtype=torch.long, device=device)
+            graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):  # libraries allocate their workspaces in the first call
+                advance(step)
+            torch.cuda.current_stream(device).wait_stream(aside)
+            with torch.cuda.graph(graph):
+                advance(step)
+                step.add_(1)
+            start_over()
+            step.zero_()
+            for _ in range(length):
+                graph.replay()
+            return
+        except RuntimeError as error:
+            warnings.warn(f"image tokens are sampled without a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
+            start_over()
+    for number in range(length):
+        advance(number)
+
+
+class StaticDecoder:
+    """The layers of a Llama: a prompt at once, then one new token of every row at a time; nothing grows, nothing is concatenated.
+
+    Linear layers that an adapter stands beside are called as modules, so that its additions count.
 
     Args:
         model: the library's decoder.
-        prefix: B encoded prompts.
+        mask: ``[B, L]`` bool, False on the padding of left-padded prompts.
         group: rows per prompt, next to each other: R = B * group.
         length: tokens that will come.
     """
 
-    def __init__(self, model: Any, prefix: Prefix, group: int, length: int) -> None:
-        self.layers, self.norm, self.start = model.layers, model.norm, prefix.attention_mask.shape[1]
-        layers: list[Any] = list(prefix.cache.layers)
-        self.cache = [tuple(_room(part, group, length) for part in (layer.keys, layer.values)) for layer in layers]
-        mask = prefix.attention_mask.repeat_interleave(group, 0)
-        self.mask = None if bool(mask.all()) else F.pad(mask, (0, length), value=True)[:, None, None]  # [R, 1, 1, L + length]
-        places = prefix.next_position.repeat_interleave(group, 0)[:, None] + torch.arange(length, device=mask.device)
-        cos, sin = model.rotary_emb(prefix.last_hidden, places)  # [R, length, head dim]
+    def __init__(self, model: Any, mask: Tensor, group: int, length: int) -> None:
+        self.layers, self.norm, self.group = [_Layer(layer) for layer in model.layers], _norm(model.norm), group
+        self.prompt_mask, self.start, weight = mask, mask.shape[1], model.norm.weight
+        whole = F.pad(mask, (0, length), value=True)  # [B, L + length]
+        cos, sin = model.rotary_emb(weight, (whole.cumsum(1) - 1).clamp(min=0))
         half = sin.shape[-1] // 2
-        self.cos, self.sin = cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], -1)[:, :, None]
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        self.prompt_rotation = tuple(part[:, : self.start, None] for part in (cos, sin))  # [B, L, 1, head dim]
+        self.rotation = tuple(part[:, self.start :, None].repeat_interleave(group, 0) for part in (cos, sin))
+        first = self.layers[0]
+        repeated = whole.repeat_interleave(group * first.groups, 0)[:, None]  # [R * groups, 1, L + length]
+        self.mask = weight.new_zeros(repeated.shape).masked_fill(~repeated, -torch.inf)
+        self.columns = torch.arange(whole.shape[1], device=mask.device)
+        shape = (len(repeated), len(self.columns), first.width)
+        self.keys, self.values = ([weight.new_empty(shape) for _ in self.layers] for _ in range(2))
 
-    def __call__(self, states: Tensor, step: int) -> Tensor:
+    def encode(self, embeddings: Tensor) -> Tensor:
+        """Prompts ``[B, L, D]`` to the last token's state ``[R, D]`` after the final norm; each is encoded once for its group."""
+        rows, length, _ = embeddings.shape
+        seen = torch.ones(length, length, dtype=torch.bool, device=embeddings.device).tril() & self.prompt_mask[:, None, None]
+        seen = seen | torch.eye(length, dtype=torch.bool, device=seen.device)  # padding that saw nothing would be no number
+
+        def attend(layer: _Layer, query: Tensor, *made: Tensor) -> Tensor:
+            query, keys, values = (heads.transpose(1, 2) for heads in (query, *made))  # [B, heads, L, head dim]
+            for buffer, new in ((self.keys, keys), (self.values, values)):
+                places = buffer[layer.number].view(rows, self.group, layer.groups, len(self.columns), layer.width)
+                places[:, :, :, :length] = new[:, None]
+            shared, last = query.shape[1] != keys.shape[1], -1 if layer is self.layers[-1] else 0  # of the last layer one is needed
+            query, allowed = query[:, :, last:], seen[:, :, last:]
+            mixed = F.scaled_dot_product_attention(query, keys, values, allowed, scale=layer.scale, enable_gqa=shared)
+            return mixed.transpose(1, 2)
+
+        states = embeddings
+        for layer in self.layers:
+            states = layer(states, self.prompt_rotation, attend)
+        return self.norm(states[:, -1]).repeat_interleave(self.group, 0)
+
+    def __call__(self, states: Tensor, step: Step) -> Tensor:
         """States ``[R, D]`` of the tokens of that step, counted from 0, to those after the final norm."""
-        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
-            states = states + self._attend(layer.self_attn, layer.input_layernorm(states), keys, values, step)
-            states = states + layer.mlp(layer.post_attention_layernorm(states))
+        place: Step = self.start + step
+        end = place + 1 if isinstance(place, int) else len(self.columns)
+        mask = self.mask[..., :end]
+        if isinstance(place, Tensor):
+            mask = mask.masked_fill(self.columns > place, -torch.inf)
+
+        def attend(layer: _Layer, query: Tensor, *made: Tensor) -> Tensor:
+            keys, values = self.keys[layer.number], self.values[layer.number]
+            for buffer, new in zip((keys, values), made, strict=True):
+                put(buffer, new.reshape(-1, layer.width), place)
+            grouped = query.reshape(len(keys), -1, layer.width)  # the heads that share keys next to each other
+            scores = torch.baddbmm(mask, grouped, keys.narrow(1, 0, end).transpose(1, 2), alpha=layer.scale)
+            chances = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+            return torch.bmm(chances, values.narrow(1, 0, end)).view(query.shape)
+
+        rotation = tuple(take(part, step) for part in self.rotation)
+        for layer in self.layers:
+            states = layer(states, rotation, attend)
         return self.norm(states)
 
-    def _attend(self, attention: Any, states: Tensor, keys: Tensor, values: Tensor, step: int) -> Tensor:
-        end, width = self.start + step + 1, attention.head_dim
-        query = self._turn(attention.q_proj(states).unflatten(-1, (-1, width)), step)  # [R, heads, head dim]
-        keys[:, :, end - 1] = self._turn(attention.k_proj(states).unflatten(-1, (-1, width)), step)
-        values[:, :, end - 1] = attention.v_proj(states).unflatten(-1, (-1, width))
-        mixed = F.scaled_dot_product_attention(
-            query[:, :, None],
-            keys[:, :, :end],
-            values[:, :, :end],
-            attn_mask=None if self.mask is None else self.mask[..., :end],
-            scale=attention.scaling,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
-        return attention.o_proj(mixed.flatten(1))
 
-    def _turn(self, heads: Tensor, step: int) -> Tensor:
-        """Rotary positions."""
-        return heads * self.cos[:, step] + heads.roll(heads.shape[-1] // 2, -1) * self.sin[:, step]
+class _Layer:
+    """One layer: what stands around the attention of its heads, with as few calls as its products allow."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.number, self.width, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
+        self.heads, self.groups = (part.out_features // self.width for part in (attention.q_proj, attention.k_proj))
+        self.before, self.between = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self.project, self.mix = _product(attention.q_proj, attention.k_proj, attention.v_proj), _product(attention.o_proj)
+        self.widen, self.narrow, self.activate = _product(mlp.gate_proj, mlp.up_proj), _product(mlp.down_proj), mlp.act_fn.forward
+
+    def __call__(self, states: Tensor, rotation: tuple[Tensor, ...], attend: Callable[..., Tensor]) -> Tensor:
+        """States ``[…, D]`` to states of those places, the last ones, for which ``attend`` gives the heads' outputs.
+
+        It takes this, and queries, keys and values ``[…, heads, head dim]``.
+        """
+        cos, sin = rotation
+        heads = self.project(self.before(states)).unflatten(-1, (-1, self.width))
+        turned, values = heads.split([self.heads + self.groups, self.groups], -2)
+        turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin)
+        query, keys = turned.split([self.heads, self.groups], -2)
+        mixed = self.mix(attend(self, query, keys, values).flatten(-2))
+        states = mixed.add_(states if mixed.shape == states.shape else states[:, -mixed.shape[1] :])
+        gate, up = self.widen(self.between(states)).chunk(2, -1)
+        return self.narrow(self.activate(gate).mul_(up)).add_(states)
 
 
-def _room(part: Tensor, group: int, length: int) -> Tensor:
-    """Keys or values ``[B, KV heads, L, head dim]`` of every row of a group, with places for ``length`` more."""
-    return F.pad(part.repeat_interleave(group, 0), (0, 0, 0, length))
+def _product(*linears: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The outputs of linear layers side by side; without an adapter, and if small, as one product."""
+    plain = [linear for linear in linears if type(linear) is nn.Linear and not linear._forward_hooks]
+    if len(plain) < len(linears) or (len(plain) > 1 and sum(linear.weight.numel() for linear in plain) > _SMALL):
+        return linears[0] if len(linears) == 1 else lambda states: torch.cat([linear(states) for linear in linears], -1)
+    weight = plain[0].weight if len(plain) == 1 else torch.cat([linear.weight for linear in plain])
+    bias = None if plain[0].bias is None else torch.cat([linear.bias for linear in plain])
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
+    """The library's norm, in one call."""
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    return lambda states: F.rms_norm(states, weight.shape, weight.to(states.dtype), epsilon)

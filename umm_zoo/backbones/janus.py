@@ -14,7 +14,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
-from umm_zoo.backbones.image_sampling import StaticDecoder, draw, uniforms
+from umm_zoo.backbones.image_sampling import StaticDecoder, Step, draw, in_turn, put, take, uniforms
 from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
@@ -218,20 +218,27 @@ class Janus(SquareVLM, UnifiedAR):
             raise ValueError(f"sample_image: found {len(seeds)} seeds, expected a multiple of {len(inputs.token_ids)} prompts")
         if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError(f"sample_image: found temperature {temperature} and top_k {top_k}, expected 0 or more and 1 or more")
-        length, with_guidance = self.generated_grid.num_cells, scale != 1
+        length, with_guidance, codes = self.generated_grid.num_cells, scale != 1, self.codec.num_codes
         chances = uniforms(seeds, length).to(self.device)
         ids, probs = torch.empty_like(chances, dtype=torch.long), torch.empty_like(chances, dtype=torch.float)
         with evaluation_mode(self):
-            prefix = self.prefix(join_rows(inputs, self.unconditional(inputs)) if with_guidance else inputs)
-            decoder = StaticDecoder(self.text_model, prefix, group, length)
-            hidden = prefix.last_hidden.repeat_interleave(group, 0)
-            for step in range(length):
+            rows = join_rows(inputs, self.unconditional(inputs)) if with_guidance else inputs
+            decoder = StaticDecoder(self.text_model, rows.attention_mask, group, length)
+            first = decoder.encode(rows.embeddings)
+            hidden = first.clone()
+            table = self.embed_image(torch.arange(codes, device=self.device)) if codes <= ids.numel() else None
+
+            def advance(step: Step) -> None:
                 logits = self.image_head(hidden).float()
                 if with_guidance:
                     conditional, unconditional = logits.chunk(2)
                     logits = guided(conditional, unconditional, scale)
-                ids[:, step], probs[:, step] = draw(logits, chances[:, step], temperature, top_k)
-                if step + 1 < length:
-                    embedded = self.embed_image(ids[:, step])
-                    hidden = decoder(torch.cat([embedded, embedded]) if with_guidance else embedded, step)
+                drawn, likely = draw(logits, take(chances, step), temperature, top_k)
+                put(ids, drawn, step)
+                put(probs, likely, step)
+                if step != length - 1 or isinstance(step, Tensor):  # nothing follows the last token
+                    embedded = self.embed_image(drawn) if table is None else table[drawn]
+                    hidden.copy_(decoder(torch.cat([embedded, embedded]) if with_guidance else embedded, step))
+
+            in_turn(advance, length, self.device, lambda: hidden.copy_(first))
         return ImageSamples(ids, probs.log())
