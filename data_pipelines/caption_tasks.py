@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, question_and_answer
+from umm_zoo.conversation import Task
 from umm_zoo.shapes.language import long_caption
 from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
 
@@ -32,6 +33,7 @@ class SceneCaptions(Conversations):
             raise BadSampleError("json has no 'scene' to describe")
         rng = np.random.default_rng([self.seed, zlib.crc32(key.encode(errors="backslashreplace"))])
         sample.conversation = question_and_answer(self.prompt, self.caption(Scene.from_json(sample.meta["scene"]), rng))
+        sample.task = Task.CAPTION
         return sample
 
 

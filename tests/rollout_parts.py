@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.shards.writing import write_shards
+from tests.backbones.janus_parts import janus
 from tests.methods import uae_parts as tiny
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
@@ -23,6 +24,8 @@ from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.decoder_grpo import UnderstandingForGeneration
 from umm_zoo.methods.uae.rollouts import Rollouts
+from umm_zoo.methods.uae.token_renderer import TokenRenderer
+from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.grpo import GRPO, ConstantLength
 
@@ -69,6 +72,20 @@ class Decoder(UnderstandingForGeneration):
         )
 
 
+class Unified(UnifiedCaptionAndDrawing):
+    def __init__(self, updates: int = 1, group: int = 3, flat_on: int | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            janus(),
+            TokenRenderer(guidance=2.0),
+            FlatOn(flat_on),
+            GRPO(kl_weight=0.1 if flat_on is None else 0.0),
+            adapter=LoRA(rank=2, alpha=4.0),
+            captions=CAPTIONS,
+            rollouts=Rollouts(group, updates_per_rollout=updates, micro_batch=2),
+        )
+
+
 class DieAt(Callback):
     """SIGKILL behind a step, once its checkpoint is written."""
 
@@ -96,7 +113,7 @@ def rollout_experiment(folder: Path, method: str, **arguments: Any) -> str:
         "seed": 3,
         "method": {"_target_": f"rollout_parts.{method}", **arguments},
         "training": {
-            "trained": ["adapter" if method == "Captioner" else "decoder_adapter"],
+            "trained": ["decoder_adapter" if method == "Decoder" else "adapter"],
             "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.02},
         },
         "data": {

@@ -45,7 +45,7 @@ def die_at(step: int) -> str:
     return f"callbacks.die={json.dumps({'_target_': 'rollout_parts.DieAt', 'step': step})}"
 
 
-@pytest.mark.parametrize(("method", "ranks"), [("Captioner", 1), ("Decoder", 1), ("Captioner", 2)])
+@pytest.mark.parametrize(("method", "ranks"), [("Captioner", 1), ("Decoder", 1), ("Captioner", 2), ("Unified", 1)])
 def test_a_run_killed_between_updates_of_a_rollout_goes_on_as_if_nothing_had_been(
     method: str, ranks: int, nursery: Nursery, tmp_path: Path
 ) -> None:
@@ -91,13 +91,13 @@ def test_rollouts_of_another_number_of_ranks_are_left_out_with_a_note(nursery: N
     assert states[0]["window"][0]["batch"]["keys"] != states[1]["window"][0]["batch"]["keys"]
 
 
-@pytest.mark.parametrize("method", ["Captioner", "Decoder"])
+@pytest.mark.parametrize("method", ["Captioner", "Decoder", "Unified"])
 def test_a_rank_without_a_row_to_score_keeps_nobody_waiting(method: str, nursery: Nursery, tmp_path: Path) -> None:
     file = rollout_experiment(tmp_path, method, flat_on=1)
     code, said = nursery.run_ranks(tmp_path, 2, file, "trainer.max_steps=3", "trainer.strategy=ddp")
     assert code == 0, said
     rows = losses(tmp_path / "runs" / "stage")
-    assert [row["train/zero_advantage"] for row in rows] == [0.5] * 3 and all(row["train/reward"] > 0 for row in rows)
+    assert [row["train/zero_advantage"] for row in rows] == [0.5] * 3 and all(row["train/reward"] != 0 for row in rows)
 
 
 def test_weights_that_are_shared_out_are_refused_in_one_line(nursery: Nursery, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from shared_steps import Step, check_same, keys, over_ranks, shared_out, splits,
 from test_ross import VARIANTS
 from test_ross import build as ross
 from torch import Tensor
+from unified_parts import unified_stage
 
 from tests.methods import test_llava_method as llava
 from tests.pretraining import test_autoencoder as autoencoder
@@ -26,11 +27,13 @@ from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout
+from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.rollouts import Rollouts
+from umm_zoo.methods.uae.segments import ImageSampling, SegmentWeights
 from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching
-from umm_zoo.objectives.grpo import GRPO, ConstantLength, SequenceMean
+from umm_zoo.objectives.grpo import GRPO, ConstantLength, SequenceMean, TokenMean
 from umm_zoo.objectives.reduction import ReleasedReduction
 from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning
 
@@ -122,6 +125,13 @@ def decoder(objective: Callable[[], FlowGRPO], **more: Any) -> Case:
     return Case(make, captioned, side_by_side=True)
 
 
+def unified(objective: Callable[[], GRPO], trained: str = "adapter", **more: Any) -> Case:
+    def make() -> Method:
+        return stirred(unified_stage([trained], objective=objective(), reward=Odd(), **more))
+
+    return Case(make, captioned, side_by_side=True)
+
+
 def shown(batch: Batch) -> Batch:
     return replace(batch, images=torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(4)) * 2 - 1)
 
@@ -172,6 +182,17 @@ CASES = {
     "grpo over the batch": captioner(lambda: GRPO(kl_weight=0.0, advantage=BatchStandardised())),
     "flow grpo": decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2)),
     "flow grpo with kl": decoder(lambda: FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised())),
+    "unified": unified(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5)), guidance=1.5),
+    "unified, one sequence": unified(
+        lambda: GRPO(kl_weight=0.0, aggregation=TokenMean()),
+        "language_model",
+        weights=SegmentWeights(concatenated=True),
+        captions=CaptionSampling(uae_parts.PROMPT, max_new_tokens=40),
+    ),
+    "unified, several images": unified(
+        lambda: GRPO(kl_weight=0.1, aggregation=SequenceMean()), rollouts=Rollouts(3, micro_batch=4), images=ImageSampling(2)
+    ),
+    "unified, images alone": unified(lambda: GRPO(kl_weight=0.0), "language_model", segments=["image"]),
     "autoencoder": Case(
         seeded(lambda: Autoencoder(KLCodec.from_config(autoencoder.KL)), "codec"),
         lambda: autoencoder.batch(5),
@@ -213,7 +234,9 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["llava", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo"])
+@pytest.mark.parametrize(
+    "name", ["llava", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo", "unified"]
+)
 def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
     case = CASES[name]
     rows = case.rows()

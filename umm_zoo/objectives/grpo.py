@@ -60,6 +60,18 @@ class ConstantLength(Aggregation):
         return mask.float() / (len(mask) * self.length)
 
 
+class TokenMean(Aggregation):
+    """``dapo``: the mean over the tokens of all answers of a step, of which a long one weighs more (arXiv 2503.14476; T2I-R1)."""
+
+    def count(self, mask: Tensor) -> Tensor:
+        """Tokens."""
+        return mask.sum()
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        """1 / (number of tokens)."""
+        return mask.float() / mask.sum().clamp(min=1)
+
+
 def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
     """Schulman's estimate of KL(pi || reference) from one draw: ``rho - log rho - 1``, ``rho = reference / pi``; never negative."""
     gap = reference - log_probs

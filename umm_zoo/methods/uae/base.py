@@ -54,8 +54,7 @@ class UAEBase(Method):
         reward: Reward | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(renderer, CaptionRenderer) and renderer.connector.in_dim != vlm.width:
-            raise ValueError(f"connector.in_dim is {renderer.connector.in_dim}, vlm.width is {vlm.width}")
+        renderer.match(vlm)
         self.vlm, self.renderer, self.captions, self.reward = vlm, renderer, captions or CaptionSampling(), reward
         self.adapter, self.decoder_adapter = adapter, decoder_adapter
         if adapter is not None:
@@ -127,7 +126,7 @@ class UAEBase(Method):
 
     def round_trip(self, images: Tensor) -> Tensor:
         """Images through the renderer's codec and back: the best that a reconstruction could be."""
-        return self.renderer.round_trip(images)
+        return self.renderer.round_trip(self.vlm, images)
 
     @torch.no_grad()
     def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:

@@ -96,7 +96,7 @@ class Reinforcement(Method, Generic[R]):
 
     def set_advantages(self, rollouts: Sequence[R]) -> None:
         """Give the rollouts of a step their advantages; one whose samples have a second part gives that its own here."""
-        for rollout, own in zip(rollouts, self.compared(rollouts, [one.rewards for one in rollouts]), strict=True):
+        for rollout, own in zip(rollouts, self.advantages_of(rollouts, [one.rewards for one in rollouts]), strict=True):
             rollout.advantages = own
 
     def configure_model(self) -> None:
@@ -141,7 +141,7 @@ class Reinforcement(Method, Generic[R]):
         self.set_advantages(fresh)
         self.window = [*self.window, *fresh]
 
-    def compared(self, rollouts: Sequence[R], rewards: Sequence[Tensor]) -> list[Tensor]:
+    def advantages_of(self, rollouts: Sequence[R], rewards: Sequence[Tensor]) -> list[Tensor]:
         """Advantages of the rewards of each rollout among those of all, flat; 0 where rows stand in for others.
 
         Args:

@@ -54,8 +54,11 @@ class Renderer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
         """Images through the codec and back."""
+
+    def match(self, vlm: LibraryVLM) -> None:
+        """Refuse a language model that it cannot generate with, by a ``ValueError``."""
 
 
 class CaptionRenderer(Renderer):
@@ -110,6 +113,11 @@ class CaptionRenderer(Renderer):
         """``connector``, ``decoder`` and ``codec``."""
         return {"connector": self.connector, "decoder": self.decoder, "codec": self.codec}
 
+    def match(self, vlm: LibraryVLM) -> None:
+        """See ``Renderer``; widths must agree."""
+        if self.connector.in_dim != vlm.width:
+            raise ValueError(f"connector.in_dim is {self.connector.in_dim}, vlm.width is {vlm.width}")
+
     def condition(
         self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None = None, adapter: LoRA | None = None
     ) -> Tokens:
@@ -163,7 +171,7 @@ class CaptionRenderer(Renderer):
         """Images of latents, clamped to [-1, 1]."""
         return self.codec.decode(latents).float().clamp(-1, 1)
 
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
         """See ``Renderer``."""
         with torch.no_grad():
             return self.decoded(self.codec.encode(images))
@@ -201,6 +209,6 @@ class BridgeRenderer(Renderer):
         texts = [caption.replace(IMAGE_MARKER, "").strip() or "." for caption in captions]
         return self.bridge.generate(request_batch(texts).to(vlm.device), seeds, sampling).float().clamp(-1, 1)
 
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
         """See ``Renderer``."""
         return self.bridge.round_trip(images)
