@@ -121,7 +121,7 @@ class StaticDecoder:
         self.mask = weight.new_zeros(repeated.shape).masked_fill(~repeated, -torch.inf)
         self.columns = torch.arange(whole.shape[1], device=mask.device)
         shape = (len(repeated), len(self.columns), first.width)
-        self.keys, self.values = ([weight.new_empty(shape) for _ in self.layers] for _ in range(2))
+        self.keys, self.values = ([weight.new_zeros(shape) for _ in self.layers] for _ in range(2))
 
     def encode(self, embeddings: Tensor) -> Tensor:
         """Prompts ``[B, L, D]`` to the last token's state ``[R, D]`` after the final norm; each is encoded once for its group."""
@@ -189,9 +189,9 @@ class _Layer:
         turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin)
         query, keys = turned.split([self.heads, self.groups], -2)
         mixed = self.mix(attend(self, query, keys, values).flatten(-2))
-        states = mixed.add_(states if mixed.shape == states.shape else states[:, -mixed.shape[1] :])
+        states = (states if mixed.shape == states.shape else states[:, -mixed.shape[1] :]) + mixed
         gate, up = self.widen(self.between(states)).chunk(2, -1)
-        return self.narrow(self.activate(gate).mul_(up)).add_(states)
+        return states + self.narrow(self.activate(gate).mul_(up))
 
 
 def _product(*linears: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -40,7 +40,7 @@ class Janus(SquareVLM, UnifiedAR):
         model: the library's model; without its image tokenizer where ``codec`` is another one.
         codec: makes image tokens, frozen; None is the model's own.
         tokenizer: name or folder, None for the shipped one.
-        template: None is ``JanusChat()``, with the shipped tokenizer ``QwenChat(None)``.
+        template: None is ``JanusChat()``, or ``QwenChat(None)`` where the tokenizer has no ``<begin_of_image>``: the shipped one.
         unconditional: prompt beside which guidance puts the real one; None is ``PaddedPrompt()``.
         max_length: longest row in tokens; longer ones are cut on the right, never through an image or a prompt for one.
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
@@ -63,11 +63,12 @@ class Janus(SquareVLM, UnifiedAR):
     ) -> None:
         whole: Any = model.model
         parts = (whole.vision_model, whole.aligner, whole.language_model, model.lm_head)
-        template = template or (QwenChat(None) if tokenizer is None else JanusChat())
-        if not template.around_image:
-            raise ValueError(f"template: found {type(template).__name__}, expected one that opens an image, such as JanusChat")
-        size = cast(Any, model.config.vision_config).image_size
-        super().__init__(model, parts, pixel_statistics(size, source), tokenizer, template, max_length, gradient_checkpointing)
+        size, form = cast(Any, model.config.vision_config).image_size, template or JanusChat()
+        if not form.around_image:
+            raise ValueError(f"template: found {type(form).__name__}, expected one that opens an image, such as JanusChat")
+        super().__init__(model, parts, pixel_statistics(size, source), tokenizer, form, max_length, gradient_checkpointing)
+        if template is None and not on_meta_device() and form.around_image[0].text not in self.tokenizer.get_vocab():
+            self.template = QwenChat(None)
         self.image_embeddings: nn.Module = whole.generation_embeddings
         self.image_projector: nn.Module = whole.generation_aligner
         self.image_head: nn.Module = whole.generation_head
@@ -155,7 +156,8 @@ class Janus(SquareVLM, UnifiedAR):
         super().save(folder)
         side = {"height": self.image_size, "width": self.image_size}
         mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
-        JanusImageProcessorPil(size=side, image_mean=mean, image_std=std).save_pretrained(folder)
+        smallest = min(self.image_size, JanusImageProcessorPil.min_size)  # the processor makes no image smaller than that
+        JanusImageProcessorPil(size=side, image_mean=mean, image_std=std, min_size=smallest).save_pretrained(folder)
 
     # -- structure -----------------------------------------------------------------------------------------------------------
 

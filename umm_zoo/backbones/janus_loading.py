@@ -98,11 +98,12 @@ def assert_sizes(config: JanusConfig, num_codes: int | None = None) -> None:
     text, vision, vq = (cast(Any, part) for part in (config.text_config, config.vision_config, config.vq_config))
     if text.model_type != "llama":
         raise ValueError(f"config.text_config.model_type: found '{text.model_type}', expected 'llama'")
-    width, patch = f"{text.hidden_size}, the width of the language model", vision.patch_size
+    width, patch, heads = f"{text.hidden_size}, the width of the language model", vision.patch_size, vision.num_attention_heads
     rules = [
         ("vision_config.projection_dim", vision.projection_dim, text.hidden_size, width),
         ("vq_config.projection_dim", vq.projection_dim, text.hidden_size, width),
         ("vq_config.image_token_embed_dim", vq.image_token_embed_dim, text.hidden_size, width),
+        ("vision_config.hidden_size", vision.hidden_size, vision.hidden_size // heads * heads, f"a multiple of the {heads} heads"),
         ("vision_config.image_size", vision.image_size, vision.image_size // patch * patch, f"a multiple of the patches' {patch}"),
         (
             "vision_config.num_image_tokens",
@@ -141,6 +142,8 @@ def load_janus(
     replaced = () if num_codes is None else ("model.vqmodel.",)
     model = load_checkpoint(model_class(num_codes), source, dtype, replaced, stated, attn_implementation=attention)
     assert_sizes(model.config, num_codes)
+    # older files leave it out; the library's default says that the two are one, and it does not tie them where the file has both
+    model.config.tie_word_embeddings = model.lm_head.weight is model.model.language_model.embed_tokens.weight
     return cast(JanusForConditionalGeneration, model.train())
 
 

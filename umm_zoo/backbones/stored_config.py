@@ -61,6 +61,7 @@ _COMMON = frozenset(PreTrainedConfig().to_dict()) | {"torch_dtype", "auto_map", 
 
 #: Classes of this package by the library's model types, for hints.
 READERS = {
+    "janus": "umm_zoo.backbones.janus.Janus",
     "llava": "umm_zoo.backbones.llava.LlavaBackbone",
     "qwen2_5_vl": "umm_zoo.backbones.qwen2_5_vl.Qwen25VL",
     "clip": "umm_zoo.backbones.features.CLIPFeatures",
@@ -165,12 +166,15 @@ def assert_model_type(source: str | Path, stored: Mapping[str, Any], kind: Any) 
     """Refuse the weights of another kind of model by the name of its type, before they are read.
 
     Raises:
-        ValueError: another model's, or LLaVA's original layout.
+        ValueError: another model's, or the original layout of LLaVA or Janus.
     """
     own, found = getattr(kind, "config_class", None), stored.get("model_type")
     if "mm_vision_tower" in stored or "mm_projector_type" in stored:
         hint = "such as llava-hf/llava-1.5-7b-hf, or this one converted with transformers' convert_llava_weights_to_hf.py"
         raise ValueError(f"{source}: found LLaVA's original layout (model_type '{found}'), expected the library's, {hint}")
+    if found == "multi_modality":
+        hint = "such as deepseek-community/Janus-Pro-1B, or this one converted with transformers' convert_janus_weights_to_hf.py"
+        raise ValueError(f"{source}: found Janus's original layout (model_type '{found}'), expected the library's, {hint}")
     if own is None or found is None or found == own.model_type or getattr(own, "base_config_key", None) in stored:
         return
     if any(isinstance(value, Mapping) and value.get("model_type") == own.model_type for value in stored.values()):

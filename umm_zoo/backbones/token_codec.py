@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from umm_zoo.backbones.precision import ExactBuffers
@@ -42,6 +43,14 @@ class TokenCodec(ExactBuffers, ABC):
         Raises:
             ValueError: another number of cells.
         """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images through their codes and back, ``[M, 3, H, W]``."""
+        return self.images(self.codes(images), self.token_grid(*images.shape[-2:]))
+
+    def example_inputs(self) -> tuple[Tensor]:
+        """Images that are not square, for ``umm_zoo.testing.check_block``."""
+        return (torch.rand(2, 3, 2 * self.downsampling, 3 * self.downsampling) * 2 - 1,)
 
     def token_grid(self, height: int, width: int) -> Grid:
         """Cells of an image of that many pixels.

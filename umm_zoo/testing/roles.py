@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.token_codec import TokenCodec
+from umm_zoo.backbones.unified import UnifiedAR
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
@@ -28,6 +30,8 @@ def check_role(block: nn.Module) -> None:
             _check_shapes(block, grid)
         if isinstance(block, QueryPathway):
             _check_pathway(block)
+        if isinstance(block, UnifiedAR):
+            _check_unified(block)
 
 
 def _check_shapes(block: nn.Module, grid: Grid) -> None:
@@ -44,6 +48,22 @@ def _check_shapes(block: nn.Module, grid: Grid) -> None:
     elif isinstance(block, DetailBranch):
         found = block(torch.randn(2, block.latent_channels, *grid))
         _expect(block, grid, found, (2, grid.num_cells, block.width))
+    elif isinstance(block, TokenCodec):
+        _check_codes(block, grid)
+
+
+def _check_codes(block: TokenCodec, grid: Grid) -> None:
+    name, height, width = type(block).__name__, grid.h * block.downsampling, grid.w * block.downsampling
+    codes = block.codes(torch.rand(2, 3, height, width) * 2 - 1)
+    assert codes.dtype == torch.long and codes.ndim == 3, (
+        f"{name}: expected long codes [M, N, D], found {codes.dtype} {codes.shape}"
+    )
+    _expect(block, grid, codes, (2, grid.num_cells, codes.shape[-1]))
+    low, high = int(codes.min()), int(codes.max())
+    assert low >= 0 and high < block.num_codes, f"{name}: expected codes from 0 to {block.num_codes - 1}, found {low} to {high}"
+    images = block.images(codes, grid)
+    _expect(block, grid, images, (2, 3, height, width))
+    assert images.abs().max() <= 1, f"{name}: expected images in [-1, 1], found {float(images.abs().max()):.3f}"
 
 
 def _check_pathway(block: QueryPathway) -> None:
@@ -66,6 +86,23 @@ def _check_pathway(block: QueryPathway) -> None:
         changed_queries[:, -1] += 1
         later = block(prefix, details, changed_queries, grid)[:, :-1]
         assert torch.allclose(first[:, :-1], later, atol=1e-5), f"{name}: expected causal queries, found one that sees a later one"
+
+
+def _check_unified(block: UnifiedAR) -> None:
+    """Sampled tokens are scored alike when they are given, and a row knows its own prompt and seed alone."""
+    name, inputs, seeds = type(block).__name__, block.image_prompt(["red", "a large blue square"]), [1, 2, 3, 4]
+    count = block.codec.token_grid(block.generated_size, block.generated_size).num_cells
+    for scale in (1.0, 3.0):
+        drawn = block.sample_image(inputs, seeds, scale)
+        assert tuple(drawn.ids.shape) == (4, count), f"{name}: expected ids [4, {count}], found {list(drawn.ids.shape)}"
+        scored = block.image_log_probs(inputs, drawn.ids, scale)
+        gap = float((scored - drawn.log_probs).abs().max())
+        assert gap < 1e-3, f"{name}: expected sampling and scoring to agree at scale {scale}, found a difference of {gap:.1e} nats"
+        alone = block.sample_image(block.image_prompt(["red"]), seeds[1:2], scale)
+        assert torch.equal(alone.ids[0], drawn.ids[1]), f"{name}: expected a row to be the same alone and in a batch, found another"
+    logits = block.image_logits(inputs, drawn.ids)
+    expected = (4, count, block.codec.num_codes)
+    assert tuple(logits.shape) == expected, f"{name}: expected logits {list(expected)}, found {list(logits.shape)}"
 
 
 def _expect(block: nn.Module, grid: Grid, found: Tensor, shape: tuple[int, ...]) -> None:
