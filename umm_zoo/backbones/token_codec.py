@@ -46,7 +46,7 @@ class TokenCodec(ExactBuffers, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images through their codes and back, ``[M, 3, H, W]``."""
-        return self.images(self.codes(images), self.token_grid(*images.shape[-2:]))
+        return self.images(self.codes(images), self.token_grid(*images.shape[-2:])).to(images.dtype)
 
     def example_inputs(self) -> tuple[Tensor]:
         """Images that are not square, for ``umm_zoo.testing.check_block``."""
