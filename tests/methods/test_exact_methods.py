@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import janus_parts
 import pytest
 import torch
 import uae_parts
@@ -173,6 +174,7 @@ CASES = {
         for variant in ("r-pixel", "d", "r-teacher")
         for reduction, make in (("images", lambda: None), ("released", ReleasedReduction))
     },
+    "janus": Case(lambda: janus_parts.method(dropout=0.5, image_weight=0.4), janus_parts.rows),
     "metaquery": Case(seeded(lambda: metaquery(dropout=DROPOUT)), fresh_requests),
     "wemmu": Case(seeded(lambda: wemmu(dropout=DROPOUT)), fresh_requests),
     "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
@@ -235,7 +237,7 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "name", ["llava", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo", "unified"]
+    "name", ["llava", "janus", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo", "unified"]
 )
 def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
     case = CASES[name]

@@ -13,7 +13,7 @@ from data_pipelines.shards.batches import to_signal
 from umm_zoo.errors import UserError
 from umm_zoo.shapes import SPLITS, TASKS, World, make_sample, render, sample_scene, sample_stream
 from umm_zoo.shapes.detector import ShapesDetector
-from umm_zoo.shapes.patches import patches_of, shapes_codebook
+from umm_zoo.shapes.patches import ShapesCodebook, patches_of
 
 PLAIN = World(striped=False, max_jitter=0, detail="none")
 PATCHES = 4 * (1 + 4 * 4 * 2 * 2)  # each background flat, and under each quarter of each object
@@ -80,20 +80,20 @@ def test_the_detector_is_right_on_every_scene():
 
 
 def test_the_codebook_holds_each_patch_once_and_loses_nothing():
-    codec = shapes_codebook(PLAIN)
+    codec = ShapesCodebook(PLAIN)
     assert codec.num_codes == PATCHES == len({tuple(patch.flatten().tolist()) for patch in codec.patches})
     rendered = [scene for split in ("train", "test", "heldout") for scene in scenes(split, 300)]
     images = images_of(rendered, PLAIN)
     codes = codec.codes(images)
     assert codes.shape == (900, 16, 1) and torch.equal(codec.images(codes), images)
-    assert torch.equal(shapes_codebook(World(striped=False, max_jitter=0, detail="none")).patches, codec.patches)
+    assert torch.equal(ShapesCodebook(World(striped=False, max_jitter=0, detail="none")).patches, codec.patches)
 
 
 def test_a_larger_world_has_a_codebook_of_its_own():
     world = World(striped=False, max_jitter=0, detail="none", image_size=64, num_colours=5, num_shapes=3)
     images = images_of(scenes("train", 40, world), world)
     for patch, cells in ((8, 64), (16, 16)):
-        codec = shapes_codebook(world, patch)
+        codec = ShapesCodebook(world, patch)
         codes = codec.codes(images)
         assert codes.shape == (40, cells, 1) and torch.equal(codec.images(codes), images)
 

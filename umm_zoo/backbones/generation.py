@@ -109,6 +109,13 @@ def take_rows(inputs: VLMInputs, rows: Tensor) -> VLMInputs:
     return VLMInputs(**taken, position_ids=inputs.position_ids[..., rows, :])  # [B, L], or [3, B, L] for M-RoPE
 
 
+def choose_rows(chosen: Tensor, one: VLMInputs, other: VLMInputs) -> VLMInputs:
+    """The rows of one where ``chosen`` ``[B]`` bool says so, else those of the other, of the same length."""
+    pairs = {item.name: (getattr(one, item.name), getattr(other, item.name)) for item in fields(one)}
+    axes = {"embeddings": chosen[:, None, None]}  # all others end in [B, L]
+    return VLMInputs(**{name: torch.where(axes.get(name, chosen[:, None]), *pair) for name, pair in pairs.items()})
+
+
 def join_rows(one: VLMInputs, other: VLMInputs) -> VLMInputs:
     """The rows of one, then those of the other, of the same length."""
     pairs = {item.name: (getattr(one, item.name), getattr(other, item.name)) for item in fields(one)}

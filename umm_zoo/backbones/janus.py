@@ -172,8 +172,22 @@ class Janus(SquareVLM, UnifiedAR):
 
     # -- image tokens --------------------------------------------------------------------------------------------------------
 
+    @property
+    def vocabulary(self) -> int:
+        """As the base class."""
+        return cast(int, self.config.text_config.vocab_size)
+
     def image_prompt(self, texts: Sequence[str]) -> VLMInputs:
         """As the base class."""
+        rows = self._prompt_ids(texts)
+        mask = pad([[1] * len(ids) for ids in rows], 0, left=True).bool()
+        return self._prompt(pad(rows, self.pad_id, left=True).to(self.device), mask.to(self.device))
+
+    def check_image_prompts(self, texts: Sequence[str]) -> None:
+        """As the base class."""
+        self._prompt_ids(texts)
+
+    def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         limit, length = self.config.text_config.max_position_embeddings, self.generated_grid.num_cells
         rows = []
         for row, text in enumerate(texts):
@@ -182,8 +196,7 @@ class Janus(SquareVLM, UnifiedAR):
                 found, places = f"{len(ids)} tokens", f"{limit} positions of the language model and {length} image tokens"
                 raise UserError("", found, f"at most {limit - length} in a prompt for an image ({places})", row=row)
             rows.append(ids)
-        mask = pad([[1] * len(ids) for ids in rows], 0, left=True).bool()
-        return self._prompt(pad(rows, self.pad_id, left=True).to(self.device), mask.to(self.device))
+        return rows
 
     def unconditional(self, inputs: VLMInputs) -> VLMInputs:
         """As the base class."""

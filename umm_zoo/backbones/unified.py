@@ -98,10 +98,16 @@ class UnifiedAR(VLMBackbone):
     Attributes:
         codec: makes the tokens and the images of them.
         generated_size: side of the square images that it generates, in pixels.
+        vocabulary: number of tokens that its text is made of.
     """
 
     codec: TokenCodec
     generated_size: int
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """See above."""
 
     @abstractmethod
     def image_prompt(self, texts: Sequence[str]) -> VLMInputs:
@@ -109,6 +115,14 @@ class UnifiedAR(VLMBackbone):
 
         Raises:
             UserError: a text has more tokens than the language model has places.
+        """
+
+    @abstractmethod
+    def check_image_prompts(self, texts: Sequence[str]) -> None:
+        """Nothing, where ``image_prompt`` takes every text; no network runs.
+
+        Raises:
+            UserError: as ``image_prompt``, of the ``row``.
         """
 
     @abstractmethod

@@ -15,8 +15,8 @@ from umm_zoo.shapes.rendering import cell_boxes, render
 from umm_zoo.shapes.scenes import BACKGROUNDS, Object, Scene, World
 
 
-def shapes_codebook(world: World, patch: Count = 8) -> PatchCodebook:
-    """Codec whose codes are all patches of a world, so that it loses nothing of any of its scenes; a pure function, no file.
+class ShapesCodebook(PatchCodebook):
+    """Codec whose codes are all patches of a world: it loses nothing of any scene, and is a function of its arguments alone.
 
     A board of 2 x 2 cells of 32 px has 260 patches of 8 px in four colours and two shapes, and 16 tokens an image.
 
@@ -27,7 +27,9 @@ def shapes_codebook(world: World, patch: Count = 8) -> PatchCodebook:
     Raises:
         UserError: the world's images are no such mosaic, or patches lie across the cells of its board.
     """
-    return PatchCodebook(patches_of(world, patch))
+
+    def __init__(self, world: World, patch: Count = 8) -> None:
+        super().__init__(patches_of(world, patch))
 
 
 def patches_of(world: World, patch: int = 8) -> Tensor:

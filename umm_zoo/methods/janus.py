@@ -1,0 +1,244 @@
+"""Method of one autoregressive model that reads images and generates them, token by token."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.generation import choose_rows
+from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.backbones.unified import UnifiedAR
+from umm_zoo.batch import Batch, Task, request_batch
+from umm_zoo.conversation import Turn
+from umm_zoo.errors import Share, UserError, Weight
+from umm_zoo.method import Method
+from umm_zoo.outputs import Outputs, Sampling
+
+#: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
+PRECOMPUTED = "codes"
+
+
+class Janus(Method):
+    """Method of next-token prediction on the words of answers and on the tokens of images, each with a head of its own.
+
+    Rows without a target are reading rows: cross-entropy of their answers, as in LLaVA. Rows with one are drawing rows:
+    cross-entropy of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean
+    over its tokens of the optimiser step; how often each kind comes is a matter of the data. A uniform head has
+    ``image_loss_uniform`` = ln K, 9.70 at 16,384 codes. Users report 4.7 of a released model, and no more when it is trained on:
+    judge by images.
+
+    Three stages train (1) projector, image embeddings, image projector and image head, (2) also the language model, (3) also the
+    vision tower; the codec stays frozen. Loss weights were not published, so equal ones are our choice; dropout of 10 % is from
+    memory of the papers.
+
+    Reference: Wu et al., "Janus: Decoupling Visual Encoding for Unified Multimodal Understanding and Generation" (arXiv
+    2410.13848); Chen et al., "Janus-Pro" (arXiv 2501.17811). The code of their training was not released.
+
+    Args:
+        unified: the model; its parts are the method's.
+        image_weight: of the image loss.
+        dropout: share of drawing rows whose prompt is replaced by the one that says nothing, so that guidance has a meaning.
+        guidance: scale of classifier-free guidance in generation; 1 is none (release: 5).
+        temperature: of generation; 0 takes the likeliest token.
+    """
+
+    makes = (
+        *("text_loss", "image_loss", "text_loss_uniform", "image_loss_uniform"),
+        *("nll", "num_tokens", "answers", "generated", "round_trips"),
+    )
+    takes_mixed = True
+
+    def __init__(
+        self,
+        unified: UnifiedAR,
+        image_weight: Weight = 1.0,
+        dropout: Share = 0.1,
+        guidance: Weight = 5.0,
+        temperature: Weight = 1.0,
+    ) -> None:
+        super().__init__()
+        self.unified, self.image_weight, self.dropout = unified, image_weight, dropout
+        self.guidance, self.temperature = guidance, temperature
+        self.grid = unified.codec.token_grid(unified.generated_size, unified.generated_size)
+        self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": math.log(unified.codec.num_codes)}
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of the backbone."""
+        return self.unified.parts()
+
+    def check_trained(self, trained: Sequence[str]) -> None:
+        """The codec is frozen for good."""
+        if "codec" in trained:
+            raise UserError("training.trained", "'codec'", "other parts: codes are what the others learn to predict")
+
+    def precomputable(self) -> dict[str, Precomputable]:
+        """``codes`` of the images to generate."""
+        return {PRECOMPUTED: Precomputable(self.unified.codec, lambda batch: self.codes(batch).int(), "target")}
+
+    # -- losses --------------------------------------------------------------------------------------------------------------
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss``, the two it is made of, and those of heads that know nothing.
+
+        A batch of one kind of rows touches the parameters of the other kind too: ranks wait for each other's gradients.
+        """
+        reading, drawing = of_kind(batch, False), of_kind(batch, True)
+        inputs = self.unified.inputs_of(reading if len(reading) else _nothing_to_read())
+        dropped = torch.rand(len(batch)) < self.dropout
+        prompts, ids = self._image_inputs(drawing, dropped[torch.tensor(batch.has_target)])
+        self.num_tokens = inputs.attention_mask.sum() + prompts.attention_mask.sum() + ids.numel()
+        output = self.unified(inputs)
+        text = output.loss * self.share("tokens", output.num_tokens.sum())
+        num_ids = len(drawing) * self.grid.num_cells
+        image = self._image_loss(prompts, ids) * (num_ids > 0) * self.share("image_tokens", num_ids)
+        uniform = {name: torch.tensor(value, device=self.device) for name, value in self.uniform.items()}
+        losses = {"loss": text + self.image_weight * image, "text_loss": text, "image_loss": image}
+        return {**losses, **self.over_step(uniform, "rows", len(batch))}
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Answer ``tokens`` of reading rows, ``image_tokens`` of drawing rows; ``rows``."""
+        words, ids = self.unified.count_labels(of_kind(batch, False)), sum(batch.has_target) * self.grid.num_cells
+        return {"tokens": words, "image_tokens": ids, "rows": len(batch)}
+
+    def _image_loss(self, prompts: VLMInputs, ids: Tensor) -> Tensor:
+        """Mean cross-entropy of image tokens ``[T, N]`` in nats."""
+        return F.cross_entropy(self.unified.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
+
+    def _image_inputs(self, drawing: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
+        """Prompts and image tokens ``[T, N]`` of drawing rows; of one without content where there are none."""
+        if not len(drawing):
+            drawing, dropped = request_batch([""]), torch.tensor([True])
+        ids = self.codes(drawing)[..., 0].long().to(self.device)
+        ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells)
+        return self._prompts(drawing, dropped), ids
+
+    def _prompts(self, drawing: Batch, dropped: Tensor) -> VLMInputs:
+        """What stands before the image tokens of each row; of a dropped one the prompt that says nothing."""
+        inputs = self.unified.image_prompt(texts_of(drawing))
+        dropped = dropped | torch.tensor([task is Task.UNCONDITIONAL for task in drawing.tasks])
+        return choose_rows(dropped.to(self.device), self.unified.unconditional(inputs), inputs) if dropped.any() else inputs
+
+    @torch.no_grad()
+    def codes(self, batch: Batch) -> Tensor:
+        """Codes of the images to generate, ``[T, N, 1]``: those of the shards where they hold any.
+
+        Raises:
+            UserError: an image has another size than the model generates.
+        """
+        if PRECOMPUTED in batch.extras:
+            return batch.extras[PRECOMPUTED]
+        if batch.targets is None:
+            return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
+        self._check_size(batch.targets)
+        return self.unified.codec.codes(batch.targets)
+
+    def _check_size(self, targets: Tensor) -> None:
+        height, width = targets.shape[-2:]
+        if {height, width} != {size := self.unified.generated_size}:
+            raise UserError("data.target_size", f"images of {height} x {width} px", f"{size} x {size}, what the model generates")
+
+    # -- validation ----------------------------------------------------------------------------------------------------------
+
+    def check_rows(self, batch: Batch, scoring: bool) -> None:
+        """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
+        for row, (count, drawn) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
+            if drawn and count:
+                raise UserError("", f"{count} input images and one to generate", "either: Janus generates from text alone", row=row)
+        if batch.targets is not None:
+            self._check_size(batch.targets)
+        for drawn in (False, True):
+            rows = [row for row, own in enumerate(batch.has_target) if own == drawn]
+            try:
+                part = of_kind(batch, drawn)
+                if drawn:
+                    self.unified.check_image_prompts(texts_of(part))
+                else:
+                    self.unified.check_rows(part)
+                    if scoring and self.wanted.max_new_tokens:
+                        self.unified.check_rows(part, for_generation=True)
+            except UserError as error:
+                error.row = None if error.row is None else rows[error.row]
+                raise
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs for metrics, of rows of one kind.
+
+        Reading rows: ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``. Drawing rows: ``image_loss`` under their own
+        prompts, ``generated`` from a seed that depends on the row alone, and ``round_trips`` of the codec.
+        """
+        outputs = Outputs({name: torch.tensor(value) for name, value in self.uniform.items()})
+        if batch.targets is None:
+            output = self.unified(self.unified.inputs_of(batch))
+            longest = self.wanted.max_new_tokens
+            outputs.answers = self.answer(batch, longest) if longest else [""] * len(batch)
+            outputs.nll, outputs.num_tokens = output.nll, output.num_tokens
+            losses = {"text_loss": output.loss, "image_loss": torch.zeros(())}
+        else:
+            prompts, ids = self._image_inputs(batch, torch.zeros(len(batch), dtype=torch.bool))
+            losses = {"text_loss": torch.zeros(()), "image_loss": self._image_loss(prompts, ids)}
+            outputs.answers = [""] * len(batch)
+            outputs.nll, outputs.num_tokens = torch.zeros(len(batch)), torch.zeros(len(batch))
+            if self.wanted.generates(batch_idx):
+                outputs.generated = self.generate(batch, [zlib.crc32(key.encode()) for key in batch.keys])
+                outputs.round_trips = self.unified.codec.images(ids[..., None], self.grid)
+        outputs.scalars |= losses
+        num_ids = sum(batch.has_target) * self.grid.num_cells
+        outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids}
+        return outputs
+
+    # -- use -----------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
+        """Answers to a batch of prompts; a row's own last answer is not looked at."""
+        return self.unified.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
+        """Images ``[B, 3, H, W]`` of what the rows say; see ``outputs.Draws``.
+
+        Raises:
+            UserError: a row has input images, or a setting is asked for that image tokens do not have.
+        """
+        sampling, side = sampling or Sampling(), self.unified.generated_size
+        for row, count in enumerate(batch.image_counts):
+            if count:
+                raise UserError("", f"{count} input images", "none: Janus generates from text alone", row=row)
+        if sampling.num_steps is not None:
+            raise UserError("num_steps", f"{sampling.num_steps}", "none: image tokens are generated one by one")
+        if sampling.size not in (None, (side, side)):
+            raise UserError("size", "{} x {} px".format(*sampling.size or ()), f"{side} x {side}, what the model generates")
+        scale = self.guidance if sampling.guidance is None else sampling.guidance
+        inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
+        samples = self.unified.sample_image(inputs, seeds, scale, self.temperature)
+        return self.unified.codec.images(samples.ids[..., None], self.grid)
+
+    def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
+        """Images ``[len(prompts), 3, H, W]`` of texts of one's own; the k-th is generated from seed + k.
+
+        images = Janus.load("runs/janus/toy/stage3").sample(["top left: a small red circle; background: grey"])
+        """
+        batch = request_batch(prompts).to(self.device)
+        return self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance))
+
+
+def of_kind(batch: Batch, drawing: bool) -> Batch:
+    """The rows that ask for an image, or those that do not."""
+    rows = [row for row, own in enumerate(batch.has_target) if own == drawing]
+    return batch if len(rows) == len(batch) else batch.select(rows)
+
+
+def texts_of(batch: Batch) -> list[str]:
+    """What the user of each row says."""
+    return ["\n".join(turn["text"] for turn in prompt if turn["role"] == "user") for prompt in batch.prompts()]
+
+
+def _nothing_to_read() -> Batch:
+    """A row without an answer, in whose place no label is learnt."""
+    return Batch(["nothing"], [[Turn(role="user", text="")]])
