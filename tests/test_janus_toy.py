@@ -18,6 +18,7 @@ from umm_zoo.backbones.patch_codebook import PatchCodebook
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.fit import main as fit
 
+SHARDED = "{_target_: umm_zoo.training.sharding.FullyShardedStrategy}"
 TASKS = "captions,questions,text_to_image"
 PLAIN = ["--detail", "none", "--max-jitter", "0", "--plain", "--tasks", TASKS]
 
@@ -59,13 +60,13 @@ def whole(nursery: Nursery, folder: Path) -> Run:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("ranks, accumulation", [(1, 8), (2, 1), (2, 4)])
+@pytest.mark.parametrize("ranks, accumulation, strategy", [(1, 8, "auto"), (2, 1, "ddp"), (2, 4, "ddp"), (2, 2, SHARDED)])
 def test_steps_shared_out_over_ranks_and_micro_batches_are_those_of_one(
-    ranks: int, accumulation: int, whole: Run, nursery: Nursery, folder: Path
+    ranks: int, accumulation: int, strategy: str, whole: Run, nursery: Nursery, folder: Path
 ) -> None:
     """With one row in a micro-batch each of them is of one kind."""
-    name, more = f"shared-{ranks}-{accumulation}", [f"trainer.accumulate_grad_batches={accumulation}"]
-    more += ["trainer.strategy=ddp"] if ranks > 1 else []
+    name = f"shared-{ranks}-{accumulation}"
+    more = [f"trainer.accumulate_grad_batches={accumulation}", f"trainer.strategy={strategy}"]
     argv = [*options(folder), f"name={name}", *more]
     code, said = nursery.run_ranks(folder, ranks, *argv) if ranks > 1 else nursery.run(folder, *argv)
     assert code == 0 and "counts alike" not in said, said

@@ -144,7 +144,8 @@ class Janus(SquareVLM, UnifiedAR):
                 found: Any = check_config(JanusForConditionalGeneration, source)
                 found = found or JanusConfig.from_pretrained(source)
             else:
-                found = janus_config(config, tokenizer is None, codes)
+                unread = {"image_token_id": JanusConfig().image_token_id}  # only the tokenizer knows it
+                found = janus_config(unread | config, tokenizer is None, codes)
             model = new_janus(found, dtype, attention, codes)
             return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing)
         model = load_janus(source, dtype, attention, config, codes)
