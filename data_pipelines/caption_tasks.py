@@ -11,20 +11,28 @@ import numpy as np
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, question_and_answer
 from umm_zoo.conversation import Task
+from umm_zoo.errors import Share
 from umm_zoo.shapes.language import long_caption
 from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
 
 
 class SceneCaptions(Conversations):
-    """Conversations of one question (``prompt``), answered by a caption of the scene; chances depend on ``seed`` and the key."""
+    """Conversations of one question (``prompt``), answered by a caption of the scene; chances depend on ``seed`` and the key.
 
-    def __init__(self, prompt: str = INSTRUCTION, seed: int = 0) -> None:
+    The fine detail of an object that is named is named with probability ``keep_detail``.
+    """
+
+    def __init__(self, prompt: str = INSTRUCTION, seed: int = 0, keep_detail: Share = 0.0) -> None:
         super().__init__()
-        self.prompt, self.seed = prompt, seed
+        self.prompt, self.seed, self.keep_detail = prompt, seed, keep_detail
 
     @abstractmethod
     def caption(self, scene: Scene, rng: np.random.Generator) -> str:
         """One caption of a scene."""
+
+    def detailed(self, scene: Scene, rng: np.random.Generator) -> list[Object]:
+        """The objects whose fine detail is named."""
+        return [item for item in scene.objects if rng.random() < self.keep_detail] if self.keep_detail else []
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         """As ``Conversations``, with another question and answer; a ``BadSampleError`` where there is no scene."""
@@ -58,8 +66,9 @@ class UnderDescribed(SceneCaptions):
         colours: int = 4,
         prompt: str = INSTRUCTION,
         seed: int = 0,
+        keep_detail: Share = 0.0,
     ) -> None:
-        super().__init__(prompt, seed)
+        super().__init__(prompt, seed, keep_detail)
         for name, value in (("keep_large", keep_large), ("keep_small", keep_small), ("confused", confused)):
             if not 0 <= value <= 1:
                 raise ValueError(f"UnderDescribed.{name}: found {value}, expected numbers from 0 to 1")
@@ -70,7 +79,8 @@ class UnderDescribed(SceneCaptions):
         """One such caption of a scene."""
         named = [item for item in scene.objects if rng.random() < self.keep[item.size]] or [pick(rng, scene.objects)]
         order = rng.permutation(len(named)).tolist()
-        return long_caption(replace(scene, objects=tuple(self._seen(named[place], rng) for place in order)))
+        told = replace(scene, objects=tuple(self._seen(named[place], rng) for place in order))
+        return long_caption(told, detailed=self.detailed(told, rng))
 
     def _seen(self, item: Object, rng: np.random.Generator) -> Object:
         if item.size == "small" and rng.random() < self.confused:
@@ -84,13 +94,13 @@ class FullCaptions(SceneCaptions):
     ``shuffled`` puts the clauses of the objects in an order that the sample's key decides, instead of from left to right.
     """
 
-    def __init__(self, prompt: str = INSTRUCTION, shuffled: bool = True) -> None:
-        super().__init__(prompt, seed=1)
+    def __init__(self, prompt: str = INSTRUCTION, shuffled: bool = True, keep_detail: Share = 0.0) -> None:
+        super().__init__(prompt, seed=1, keep_detail=keep_detail)
         self.shuffled = shuffled
 
     def caption(self, scene: Scene, rng: np.random.Generator) -> str:
         """The long caption of a scene."""
-        return long_caption(scene, rng if self.shuffled else None)
+        return long_caption(scene, rng if self.shuffled else None, self.detailed(scene, rng))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         """As in the base class, with the scene as the one that a reconstructed image should show."""

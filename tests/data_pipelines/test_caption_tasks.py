@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from values_over_ranks import scored
 
 from data_pipelines.caption_tasks import FullCaptions, UnderDescribed
+from umm_zoo.batch import Batch
+from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample
-from umm_zoo.shapes.caption_metrics import clause_counts
+from umm_zoo.shapes.caption_metrics import CaptionDetails, clause_counts
 from umm_zoo.shapes.samples import Sample
 from umm_zoo.shapes.scenes import sample_scene
 
@@ -56,3 +59,14 @@ def test_full_captions_name_every_object():
     answer = FullCaptions()("a", members_of(sample)).conversation[1]["text"]
     counts = clause_counts(answer, sample.scenes[0].to_json())
     assert counts.true == counts.mentioned == counts.objects and counts.background_true
+
+
+def test_details_are_named_at_their_rate_and_rightly():
+    world, rng = World(detail="glyph"), np.random.default_rng(0)
+    scenes = [sample_scene(world, "train", rng, min_objects=2) for _ in range(800)]
+    for task, rate in ((FullCaptions(), 0.0), (FullCaptions(keep_detail=1.0), 1.0), (UnderDescribed(keep_detail=0.6), 0.6)):
+        texts = [task.caption(scene, rng) for scene in scenes]
+        rows = Batch([str(row) for row in range(800)], [[]] * 800, meta=[{"scene": scene.to_json()} for scene in scenes])
+        values = scored(CaptionDetails(), (Outputs(answers=texts), rows))
+        assert values["named"] == values["right"] == pytest.approx(rate, abs=0.05) and values.get("precision", 1.0) == 1
+        assert clause_counts(texts[0], scenes[0].to_json()).true > 0  # whatever is said of the detail

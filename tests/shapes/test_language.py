@@ -28,6 +28,15 @@ def test_captions_of_one_scene_by_hand():
     assert with_article("orange circle") == "an orange circle"
 
 
+def test_a_caption_names_the_detail_of_the_objects_that_it_is_asked_for():
+    marked = (replace(item, mark=mark) for item, mark in zip(SCENE.objects, ("plus", "bar", "times"), strict=True))
+    glyphs = replace(SCENE, objects=tuple(marked))
+    assert long_caption(glyphs, detailed=glyphs.objects[1:]) == (
+        "top left: a small red circle; top right: a large orange square with a bar; "
+        "bottom left: a large red circle with a times; background: slate"
+    )
+
+
 def test_fixed_references_by_hand():
     assert [refer(SCENE, item) for item in SCENE.objects] == ["small red circle", "square", "large red circle"]
     assert refer(SCENE, SCENE.objects[0], avoid=("size",)) == "object at the top left"

@@ -12,12 +12,14 @@ from umm_zoo.batch import Batch
 from umm_zoo.metrics.images import Reconstruction, high_band
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import Object, Scene, World, make_sample
+from umm_zoo.shapes.caption_metrics import CaptionClauses, CaptionDetails
 from umm_zoo.shapes.detector import ShapesDetector
 from umm_zoo.shapes.editing_metrics import EditPixels, EditSuccess, InstructionSensitivity, edited_mask
 from umm_zoo.shapes.geneval import CATEGORIES
 from umm_zoo.shapes.geneval_metrics import SceneMatch, ShapesGenEval, fulfils
 
 WORLD = World()
+GLYPHS = ("plus", "times", "minus", "bar")
 
 
 def rows(task: str, count: int, split: str = "test") -> tuple[Batch, torch.Tensor]:
@@ -168,3 +170,27 @@ def test_the_larger_world_needs_its_own_detector() -> None:
     world = World(cells=3, num_colours=8, num_shapes=4)
     batch = batch_of([make_sample(world, 3, "test", "geneval", i) for i in range(12)], world)
     assert scored(ShapesGenEval(ShapesDetector(3, 8, 4)), (Outputs(generated=batch.targets), batch))["overall"] == 1
+
+
+def test_details_of_captions_count_for_the_objects_described_rightly() -> None:
+    pairs = zip(WORLD.places, GLYPHS, strict=True)
+    scene = Scene("grey", "", tuple(Object("circle", "red", "small", cell, mark) for cell, mark in pairs))
+    clauses = [f"{cell}: a small red circle" for cell in WORLD.places]
+    said = [
+        clauses[0],
+        f"{clauses[1]} with a times",
+        f"{clauses[2]} with a plus",
+        f"{clauses[3].replace('red', 'blue')} with a bar",
+    ]
+    batch = Batch(["a"], [[]], meta=[{"scene": scene.to_json()}])
+    values = scored(CaptionDetails(), (Outputs(answers=["; ".join([*said, "background: grey"])]), batch))
+    assert values == {"named": pytest.approx(2 / 3), "right": pytest.approx(1 / 3), "precision": 0.5}
+    assert scored(CaptionClauses(), (Outputs(answers=["; ".join(said)]), batch))["recall"] == 0.75
+
+
+def test_images_from_true_captions_are_looked_at_where_they_are_asked_for() -> None:
+    batch, targets = rows("text_to_image", 4)
+    outputs = Outputs(generated=torch.zeros_like(targets), from_true_captions=targets)
+    assert scored(SceneMatch(images="from_true_captions"), (outputs, batch))["scene"] == 1
+    assert scored(SceneMatch(), (outputs, batch))["scene"] == 0
+    assert SceneMatch(images="from_true_captions").reads == ("from_true_captions",)

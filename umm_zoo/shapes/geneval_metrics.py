@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,24 +21,28 @@ from umm_zoo.shapes.scenes import Scene
 class ShapesMetric(RowMetric):
     """Metric of generated scenes, which a detector reads off the images.
 
-    Batches without ``generated`` are left out: a run may generate for the first batches of a validation only.
+    Batches without such images are left out: a run may generate for the first batches of a validation only.
 
     Args:
         detector: None is for the smaller world (2 x 2 cells, 4 colours, 2 shapes).
         kinds, tasks: see ``RowMetric``.
+        images: which images are looked at.
     """
 
-    reads = ("generated",)
-
     def __init__(
-        self, detector: ShapesDetector | None = None, kinds: list[str] | None = None, tasks: list[str] | None = None
+        self,
+        detector: ShapesDetector | None = None,
+        kinds: list[str] | None = None,
+        tasks: list[str] | None = None,
+        images: Literal["generated", "from_true_captions"] = "generated",
     ) -> None:
         super().__init__(kinds, tasks)
         self.detector = detector or ShapesDetector()
+        self.images, self.reads = images, (images,)
 
     def detections(self, outputs: Outputs, batch: Batch, needed: str) -> dict[int, Scene]:
         """Scenes seen by row, of the rows of the chosen kinds and tasks whose ground truth holds ``needed``."""
-        if (images := outputs.generated) is None:
+        if (images := getattr(outputs, self.images)) is None:
             return {}
         rows = [row for row in self.chosen(batch) if needed in batch.meta[row]]
         return dict(zip(rows, self.detector(images[rows]), strict=True)) if rows else {}

@@ -1,6 +1,6 @@
 """Phrases that name one object of a scene and no other, and captions whose clauses name the place first.
 
-Nothing here ever speaks of the fine detail (the mark, the stripes, the glyph): it must be seen, not read.
+Nothing here speaks of the fine detail (the mark, the stripes, the glyph), which must be seen and not read, unless it is asked for.
 """
 
 from __future__ import annotations
@@ -53,10 +53,18 @@ def clause(item: Object) -> str:
     return f"{item.cell}: {with_article(phrase(item))}"
 
 
-def long_caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """Every object in a clause of its own, in the scene's order or shuffled by ``rng``, then the background."""
+def detailed_clause(item: Object) -> str:
+    """``top left: a small red circle with a plus``."""
+    return f"{clause(item)} with {with_article(item.mark)}"
+
+
+def long_caption(scene: Scene, rng: np.random.Generator | None = None, detailed: Collection[Object] = ()) -> str:
+    """Every object in a clause of its own, in the scene's order or shuffled by ``rng``, then the background.
+
+    The fine detail is named of ``detailed`` objects.
+    """
     order = range(len(scene.objects)) if rng is None else rng.permutation(len(scene.objects)).tolist()
-    clauses = [clause(scene.objects[i]) for i in order]
+    clauses = [detailed_clause(item) if item in detailed else clause(item) for item in (scene.objects[i] for i in order)]
     return "; ".join([*clauses, f"background: {scene.background}"])
 
 

@@ -32,7 +32,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "slate": (72, 86, 102),
 }
 STRIPES = ("horizontal", "vertical", "rising", "falling")
-#: The fine detail of an object, by kind. No caption ever names it.
+#: The fine detail of an object, by kind. No caption of the world's own names it.
 DETAILS: dict[str, tuple[str, ...]] = {
     "mark": ("top left", "top right", "bottom left", "bottom right"),
     "stripes": STRIPES,
