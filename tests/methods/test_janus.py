@@ -28,19 +28,19 @@ DRAWN = [row for row, (_, _, text) in enumerate(ROWS) if text is not None]
 
 def text_sum(own: Janus, batch: Batch, row: int) -> tuple[Tensor, int]:
     """Cross-entropy of a row's answer by the library's own forward pass, and how many tokens it has."""
-    whole, images = own.unified._whole[0], batch.images_of(row)
-    inputs = own.unified.embed([batch.conversations[row]], images if len(images) else None, [len(images)])
+    whole, images = own.vlm._whole[0], batch.images_of(row)
+    inputs = own.vlm.embed([batch.conversations[row]], images if len(images) else None, [len(images)])
     count = int((inputs.labels != IGNORE).sum())
     if not count:
         return torch.zeros(()), 0
     pixels = (images + 1) / 2
-    pixels = (pixels - own.unified.image_mean) / own.unified.image_std if len(images) else None
+    pixels = (pixels - own.vlm.image_mean) / own.vlm.image_std if len(images) else None
     return whole(input_ids=inputs.token_ids, pixel_values=pixels, labels=inputs.labels).loss * count, count
 
 
 def image_sum(own: Janus, ids: Tensor, prompt: list[int]) -> Tensor:
     """Cross-entropy of the image tokens ``[N]`` behind a prompt, of the library's own parts, one row at a time."""
-    body = own.unified._whole[0].model
+    body = own.vlm._whole[0].model
     words = body.language_model.embed_tokens(torch.tensor([prompt]))
     tokens = body.generation_aligner(body.generation_embeddings(ids[None, :-1]))
     states = body.language_model(inputs_embeds=torch.cat([words, tokens], 1)).last_hidden_state
@@ -48,11 +48,11 @@ def image_sum(own: Janus, ids: Tensor, prompt: list[int]) -> Tensor:
 
 
 def prompt_of(own: Janus, text: str) -> list[int]:
-    return own.unified.image_prompt([text]).token_ids[0].tolist()
+    return own.vlm.image_prompt([text]).token_ids[0].tolist()
 
 
 def expected_image_loss(own: Janus, batch: Batch, prompt: object = prompt_of) -> Tensor:
-    ids = own.unified.codec.codes(batch.targets)[..., 0]
+    ids = own.vlm.codec.codes(batch.targets)[..., 0]
     sums = [image_sum(own, row, prompt(own, ROWS[place][2])) for row, place in zip(ids, DRAWN, strict=True)]
     return torch.stack(sums).sum() / ids.numel()
 
@@ -77,7 +77,7 @@ def test_heads_that_know_nothing_are_logged_beside_the_losses() -> None:
     assert float(found["image_loss_uniform"]) == pytest.approx(math.log(20))
     assert float(found["text_loss_uniform"]) == pytest.approx(math.log(1024))
     with torch.no_grad():
-        for layer in (own.unified.image_head, own.unified.lm_head):
+        for layer in (own.vlm.image_head, own.vlm.lm_head):
             for parameter in layer.parameters():
                 parameter.zero_()
     found = own.training_losses(rows())
@@ -88,8 +88,8 @@ def test_heads_that_know_nothing_are_logged_beside_the_losses() -> None:
 def padded(own: Janus, text: str) -> list[int]:
     """What Janus's release puts in the place of a prompt: all but its ends become padding."""
     *others, last = prompt_of(own, text)
-    assert own.unified.tokenizer.bos_token_id is None  # or it would stay
-    return [*(own.unified.pad_id for _ in others), last]
+    assert own.vlm.tokenizer.bos_token_id is None  # or it would stay
+    return [*(own.vlm.pad_id for _ in others), last]
 
 
 def null(own: Janus, text: str) -> list[int]:
@@ -109,7 +109,7 @@ def test_the_share_of_dropped_prompts_is_the_one_asked_for(monkeypatch: pytest.M
     """Of 3,000 drawing rows; three standard errors."""
     own, seen = method(dropout=0.1), []
     monkeypatch.setattr(
-        own, "_prompts", lambda drawing, dropped: seen.extend(dropped.tolist()) or own.unified.image_prompt([""] * len(drawing))
+        own, "_prompts", lambda drawing, dropped: seen.extend(dropped.tolist()) or own.vlm.image_prompt([""] * len(drawing))
     )
     monkeypatch.setattr(own, "_image_loss", lambda prompts, ids: torch.zeros(()))
     torch.manual_seed(3)
@@ -147,7 +147,7 @@ def test_a_stage_changes_its_parts_and_no_other(trained: list[str]) -> None:
     changed = {name for name, value in own.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and changed <= own.part_keys(trained)
     assert all(any(name in own.part_keys([part]) for name in changed) for part in trained)
-    assert not own.unified.codec.training
+    assert not own.vlm.codec.training
 
 
 def test_it_learns_both_at_once() -> None:
@@ -166,10 +166,10 @@ def test_codes_that_were_stored_are_not_made_again(monkeypatch: pytest.MonkeyPat
     own, batch = method(dropout=0.0), rows()
     expected = own.training_losses(batch)["loss"]
     [(name, item)] = own.precomputable().items()
-    assert item.per == "target" and item.part is own.unified.codec and not item.compute(rows().select([0])).numel()
+    assert item.per == "target" and item.part is own.vlm.codec and not item.compute(rows().select([0])).numel()
     batch.extras = {name: item.compute(batch)}
     batch.entries = {name: [int(has) for has in batch.has_target]}
-    monkeypatch.setattr(own.unified.codec, "codes", lambda images: pytest.fail("codes were made again"))
+    monkeypatch.setattr(own.vlm.codec, "codes", lambda images: pytest.fail("codes were made again"))
     assert_close(own.training_losses(batch)["loss"], expected)
     assert_close(own.training_losses(batch.select([5, 1]))["image_loss"], own.training_losses(batch.select([1, 5]))["image_loss"])
 
@@ -188,11 +188,11 @@ def test_codes_that_were_stored_are_not_made_again(monkeypatch: pytest.MonkeyPat
 def test_rows_that_cannot_be_used_name_themselves(chosen: list, row: int, words: str) -> None:
     own = method()
     assert isinstance(own, RefusesRows)
-    own.unified.max_length = 60
+    own.vlm.max_length = 60
     with pytest.raises(UserError, match=words) as caught:
         own.check_rows(rows(chosen), scoring=False)
     assert caught.value.row == row
-    own.unified.max_length = 2048
+    own.vlm.max_length = 2048
     own.check_rows(rows(), scoring=True)
 
 
@@ -228,7 +228,7 @@ def test_validation_of_either_kind_gives_what_metrics_read_and_no_row_counts_twi
         assert means[name] == pytest.approx(float(losses[name]), rel=1e-5)
     assert scored(Perplexity(), *pairs)[""] == pytest.approx(float(losses["text_loss"].exp()), rel=1e-5)
     assert scored(AnswerAccuracy(), *pairs) == scored(AnswerAccuracy(), pairs[0])
-    assert_close(drawn.round_trips, own.unified.codec.images(own.unified.codec.codes(drawing.targets)))
+    assert_close(drawn.round_trips, own.vlm.codec.images(own.vlm.codec.codes(drawing.targets)))
 
 
 def test_a_validation_makes_no_more_than_is_wanted() -> None:
@@ -248,8 +248,8 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(guidance: float) -> None:
     assert isinstance(own, Draws) and isinstance(own, Answers) and together.shape == (2, 3, 8, 8)
     for row, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
         assert_close(own.generate(request_batch([text]), [seed])[0], together[row])
-        ids = own.unified.sample_image(own.unified.image_prompt([text]), [seed], guidance).ids
-        assert_close(own.unified.codec.images(ids[..., None])[0], together[row])
+        ids = own.vlm.sample_image(own.vlm.image_prompt([text]), [seed], guidance).ids
+        assert_close(own.vlm.codec.images(ids[..., None])[0], together[row])
     assert torch.equal(own.generate(batch, seeds, Sampling(guidance=1.0)), together) == (guidance == 1.0)
     assert torch.equal(own.sample(texts, seed=4)[0], together[0])
 

@@ -63,14 +63,14 @@ class Janus(Method):
         temperature: Weight = 1.0,
     ) -> None:
         super().__init__()
-        self.unified, self.image_weight, self.dropout = unified, image_weight, dropout
+        self.vlm, self.image_weight, self.dropout = unified, image_weight, dropout
         self.guidance, self.temperature = guidance, temperature
         self.grid = unified.codec.token_grid(unified.generated_size, unified.generated_size)
         self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": math.log(unified.codec.num_codes)}
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone."""
-        return self.unified.parts()
+        return self.vlm.parts()
 
     def check_trained(self, trained: Sequence[str]) -> None:
         """The codec is frozen for good."""
@@ -79,7 +79,7 @@ class Janus(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``codes`` of the images to generate."""
-        return {PRECOMPUTED: Precomputable(self.unified.codec, lambda batch: self.codes(batch).int(), "target")}
+        return {PRECOMPUTED: Precomputable(self.vlm.codec, lambda batch: self.codes(batch).int(), "target")}
 
     # -- losses --------------------------------------------------------------------------------------------------------------
 
@@ -89,11 +89,11 @@ class Janus(Method):
         A batch of one kind of rows touches the parameters of the other kind too: ranks wait for each other's gradients.
         """
         reading, drawing = of_kind(batch, False), of_kind(batch, True)
-        inputs = self.unified.inputs_of(reading if len(reading) else _nothing_to_read())
+        inputs = self.vlm.inputs_of(reading if len(reading) else _nothing_to_read())
         dropped = torch.rand(len(batch)) < self.dropout
         prompts, ids = self._image_inputs(drawing, dropped[torch.tensor(batch.has_target)])
         self.num_tokens = inputs.attention_mask.sum() + prompts.attention_mask.sum() + ids.numel()
-        output = self.unified(inputs)
+        output = self.vlm(inputs)
         text = output.loss * self.share("tokens", output.num_tokens.sum())
         num_ids = len(drawing) * self.grid.num_cells
         image = self._image_loss(prompts, ids) * (num_ids > 0) * self.share("image_tokens", num_ids)
@@ -103,12 +103,12 @@ class Janus(Method):
 
     def units(self, batch: Batch) -> dict[str, float]:
         """Answer ``tokens`` of reading rows, ``image_tokens`` of drawing rows; ``rows``."""
-        words, ids = self.unified.count_labels(of_kind(batch, False)), sum(batch.has_target) * self.grid.num_cells
+        words, ids = self.vlm.count_labels(of_kind(batch, False)), sum(batch.has_target) * self.grid.num_cells
         return {"tokens": words, "image_tokens": ids, "rows": len(batch)}
 
     def _image_loss(self, prompts: VLMInputs, ids: Tensor) -> Tensor:
         """Mean cross-entropy of image tokens ``[T, N]`` in nats."""
-        return F.cross_entropy(self.unified.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
+        return F.cross_entropy(self.vlm.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
 
     def _image_inputs(self, drawing: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
         """Prompts and image tokens ``[T, N]`` of drawing rows; of one without content where there are none."""
@@ -120,9 +120,9 @@ class Janus(Method):
 
     def _prompts(self, drawing: Batch, dropped: Tensor) -> VLMInputs:
         """What stands before the image tokens of each row; of a dropped one the prompt that says nothing."""
-        inputs = self.unified.image_prompt(texts_of(drawing))
+        inputs = self.vlm.image_prompt(texts_of(drawing))
         dropped = dropped | torch.tensor([task is Task.UNCONDITIONAL for task in drawing.tasks])
-        return choose_rows(dropped.to(self.device), self.unified.unconditional(inputs), inputs) if dropped.any() else inputs
+        return choose_rows(dropped.to(self.device), self.vlm.unconditional(inputs), inputs) if dropped.any() else inputs
 
     @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor:
@@ -136,11 +136,11 @@ class Janus(Method):
         if batch.targets is None:
             return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
         self._check_size(batch.targets)
-        return self.unified.codec.codes(batch.targets)
+        return self.vlm.codec.codes(batch.targets)
 
     def _check_size(self, targets: Tensor) -> None:
         height, width = targets.shape[-2:]
-        if {height, width} != {size := self.unified.generated_size}:
+        if {height, width} != {size := self.vlm.generated_size}:
             raise UserError("data.target_size", f"images of {height} x {width} px", f"{size} x {size}, what the model generates")
 
     # -- validation ----------------------------------------------------------------------------------------------------------
@@ -157,11 +157,11 @@ class Janus(Method):
             try:
                 part = of_kind(batch, drawn)
                 if drawn:
-                    self.unified.check_image_prompts(texts_of(part))
+                    self.vlm.check_image_prompts(texts_of(part))
                 else:
-                    self.unified.check_rows(part)
+                    self.vlm.check_rows(part)
                     if scoring and self.wanted.max_new_tokens:
-                        self.unified.check_rows(part, for_generation=True)
+                        self.vlm.check_rows(part, for_generation=True)
             except UserError as error:
                 error.row = None if error.row is None else rows[error.row]
                 raise
@@ -174,7 +174,7 @@ class Janus(Method):
         """
         outputs = Outputs({name: torch.tensor(value) for name, value in self.uniform.items()})
         if batch.targets is None:
-            output = self.unified(self.unified.inputs_of(batch))
+            output = self.vlm(self.vlm.inputs_of(batch))
             longest = self.wanted.max_new_tokens
             outputs.answers = self.answer(batch, longest) if longest else [""] * len(batch)
             outputs.nll, outputs.num_tokens = output.nll, output.num_tokens
@@ -186,7 +186,7 @@ class Janus(Method):
             outputs.nll, outputs.num_tokens = torch.zeros(len(batch)), torch.zeros(len(batch))
             if self.wanted.generates(batch_idx):
                 outputs.generated = self.generate(batch, [zlib.crc32(key.encode()) for key in batch.keys])
-                outputs.round_trips = self.unified.codec.images(ids[..., None], self.grid)
+                outputs.round_trips = self.vlm.codec.images(ids[..., None], self.grid)
         outputs.scalars |= losses
         num_ids = sum(batch.has_target) * self.grid.num_cells
         outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids}
@@ -197,7 +197,7 @@ class Janus(Method):
     @torch.no_grad()
     def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
         """Answers to a batch of prompts; a row's own last answer is not looked at."""
-        return self.unified.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
+        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     @torch.no_grad()
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
@@ -206,7 +206,7 @@ class Janus(Method):
         Raises:
             UserError: a row has input images, or a setting is asked for that image tokens do not have.
         """
-        sampling, side = sampling or Sampling(), self.unified.generated_size
+        sampling, side = sampling or Sampling(), self.vlm.generated_size
         for row, count in enumerate(batch.image_counts):
             if count:
                 raise UserError("", f"{count} input images", "none: Janus generates from text alone", row=row)
@@ -216,8 +216,8 @@ class Janus(Method):
             raise UserError("size", "{} x {} px".format(*sampling.size or ()), f"{side} x {side}, what the model generates")
         scale = self.guidance if sampling.guidance is None else sampling.guidance
         inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
-        samples = self.unified.sample_image(inputs, seeds, scale, self.temperature)
-        return self.unified.codec.images(samples.ids[..., None], self.grid)
+        samples = self.vlm.sample_image(inputs, seeds, scale, self.temperature)
+        return self.vlm.codec.images(samples.ids[..., None], self.grid)
 
     def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
         """Images ``[len(prompts), 3, H, W]`` of texts of one's own; the k-th is generated from seed + k.
