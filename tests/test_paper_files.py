@@ -127,7 +127,7 @@ def test_janus_pro_is_what_its_paper_says(
     assert (data.batch_size, trainer["max_steps"]) == (batch, steps[size == "7b"])
     assert {name: source.weight for name, source in data.sources["train"].items()} == shares
     data.check_shares(trainer["devices"] * trainer.get("num_nodes", 1), trainer["accumulate_grad_batches"])
-    assert (method.grid, method.unified.codec.num_codes, method.guidance, method.dropout) == ((24, 24), 16384, 5.0, 0.1)
+    assert (method.grid, method.vlm.codec.num_codes, method.guidance, method.dropout) == ((24, 24), 16384, 5.0, 0.1)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in method.parts().items()}
     layer = 4 * width**2 + 3 * width * inner + 2 * width
     assert counts["language_model"] == layers * layer + width + 2 * 102400 * width
