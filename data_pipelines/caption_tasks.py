@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, question_and_answer
-from umm_zoo.conversation import Task
+from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, SampleTask, only_image, question_and_answer
+from umm_zoo.conversation import Task, Turn
 from umm_zoo.errors import Share
 from umm_zoo.shapes.language import long_caption
 from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
@@ -107,3 +107,18 @@ class FullCaptions(SceneCaptions):
         sample = super().sample(key, members)
         sample.meta.setdefault("target_scene", sample.meta["scene"])
         return sample
+
+
+class ImagesOfCaptions(SampleTask):
+    """Task of generating the image of a scene from the caption that another task makes of it: with wrong ones in wrong colours."""
+
+    def __init__(self, captions: SceneCaptions) -> None:
+        super().__init__(captions.max_characters)
+        self.captions = captions
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """The caption is the prompt, the image described is the one to generate."""
+        described = self.captions.sample(key, members)
+        meta = {**described.meta, "task": "text_to_image", "kind": "text_to_image", "target_scene": described.meta["scene"]}
+        prompt = [Turn(role="user", text=described.conversation[-1]["text"])]
+        return Sample(prompt, [], only_image(members), meta, task=Task.TEXT_TO_IMAGE)

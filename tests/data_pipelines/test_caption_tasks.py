@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from values_over_ranks import scored
 
-from data_pipelines.caption_tasks import FullCaptions, UnderDescribed
+from data_pipelines.caption_tasks import FullCaptions, ImagesOfCaptions, UnderDescribed
 from umm_zoo.batch import Batch
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample
@@ -70,3 +70,11 @@ def test_details_are_named_at_their_rate_and_rightly():
         values = scored(CaptionDetails(), (Outputs(answers=texts), rows))
         assert values["named"] == values["right"] == pytest.approx(rate, abs=0.05) and values.get("precision", 1.0) == 1
         assert clause_counts(texts[0], scenes[0].to_json()).true > 0  # whatever is said of the detail
+
+
+def test_an_image_is_asked_for_by_the_caption_that_describes_it():
+    members = members_of(make_sample(World(), 1, "train", "captions", 5))
+    wrong = UnderDescribed(1.0, 1.0, confused=1.0)
+    asked, described = ImagesOfCaptions(wrong)("a", dict(members)), wrong("a", dict(members))
+    assert asked.conversation == [{"role": "user", "text": described.conversation[1]["text"]}]
+    assert (asked.images, asked.target) == ([], members["0.png"]) and asked.meta["target_scene"] == described.meta["scene"]
