@@ -13,6 +13,7 @@ from umm_zoo.batch import request_batch
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.janus import Janus
+from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
 from umm_zoo.training.setup import build_experiment
 
@@ -134,6 +135,19 @@ def test_janus_pro_is_what_its_paper_says(
     assert counts["image_head"] == width**2 + width + width * 16384 + 16384
     assert counts["image_embeddings"] == 8 * 16384 and counts["image_projector"] == 9 * width + width**2 + width
     assert counts["projector"] == 1025 * width + width**2 + width
+
+
+@pytest.mark.parametrize(("size", "width", "inner", "layers"), [("1b", 2048, 5632, 24), ("7b", 4096, 11008, 30)])
+def test_the_second_family_of_uae_on_janus_pro(size: str, width: int, inner: int, layers: int) -> None:
+    experiment = load_experiment(ROOT / f"janus/paper/{size}-rl.yaml")
+    with torch.device("meta"):
+        method = build_experiment(experiment).method
+    assert isinstance(method, UnifiedCaptionAndDrawing) and method.trained == ["adapter"]
+    assert sum(p.numel() for p in method.adapter.parameters()) == layers * 32 * (4 * 2 * width + 3 * (width + inner))
+    assert {name for name, part in method.parts().items() if any(p.requires_grad for p in part.parameters())} == {"adapter"}
+    assert (method.rollouts.group, method.scale, method.renderer.temperature, method.objective.clip) == (4, 5.0, 1.0, 0.01)
+    assert (method.objective.kl_weight, experiment.training["optimizer"]["lr"]) == (1e-6, 1e-6)
+    assert next(method.vlm.language_model.parameters()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
