@@ -8,8 +8,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from nursery import ROOT, Nursery
+from PIL import Image
 from test_exact_fits import Run, check
 
 from data_pipelines.precompute import main as precompute
@@ -17,10 +20,17 @@ from data_pipelines.shapes import main as make_shapes
 from umm_zoo.backbones.patch_codebook import PatchCodebook
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.fit import main as fit
+from umm_zoo.generate import main as generate
+from umm_zoo.shapes import World
+from umm_zoo.shapes.patches import ShapesCodebook
 
 SHARDED = "{_target_: umm_zoo.training.sharding.FullyShardedStrategy}"
 TASKS = "captions,questions,text_to_image"
 PLAIN = ["--detail", "none", "--max-jitter", "0", "--plain", "--tasks", TASKS]
+
+
+def codebook() -> ShapesCodebook:
+    return ShapesCodebook(World(striped=False, max_jitter=0, detail="none"))
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +97,43 @@ def test_a_run_that_is_killed_and_goes_on_is_the_one_that_was_not(nursery: Nurse
     assert weights.keys() == straight.keys() and all(weights[name].equal(value) for name, value in straight.items())
 
 
-def test_training_reads_codes_that_were_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def losses(name: str) -> list[float]:
-        assert fit([*options(folder), "trainer.max_steps=3", f"name={name}", "--runs", str(folder / "runs")]) == 0
-        return result(folder, name)[1]
+def losses_of(folder: Path, name: str) -> list[float]:
+    assert fit([*options(folder), "trainer.max_steps=3", f"name={name}", "--runs", str(folder / "runs")]) == 0
+    return result(folder, name)[1]
 
-    computed = losses("computed")
+
+@pytest.fixture(scope="module")
+def computed(folder: Path) -> list[float]:
+    return losses_of(folder, "computed")
+
+
+def test_training_reads_codes_that_were_stored(computed: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert precompute([*options(folder), "--measure", "0"]) == 0
     [stored] = (folder / "data/train/precomputed").glob("codes-*")
     assert {path.name.split("-")[0] for path in stored.glob("*.tar")} == {"captions", "text_to_image"}
     monkeypatch.setattr(PatchCodebook, "codes", lambda *given: pytest.fail("codes were made again"))
-    assert losses("stored") == computed and len(computed) == 3
+    assert losses_of(folder, "stored") == computed and len(computed) == 3
+
+
+@pytest.mark.usefixtures("computed")
+def test_a_finished_run_generates_and_answers_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = str(folder / "runs/computed"), folder / "out"
+    prompts = ["top left: a small red circle; background: grey", "background: slate"]
+    assert generate([run, "text-to-image", *prompts, "--num", "2", "--seed", "5", "--out", str(out)]) == 0
+    images = [np.array(Image.open(path)) for path in sorted(out.glob("*.png")) if path.name != "grid.png"]
+    assert [image.shape for image in images] == [(32, 32, 3)] * 4
+    levels = {
+        tuple(patch.flatten().tolist()) for patch in ((codebook().patches + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8)
+    }
+    quarters = images[0].reshape(4, 8, 4, 8, 3).swapaxes(1, 2).reshape(16, -1)
+    assert {tuple(quarter.tolist()) for quarter in quarters} <= levels  # whatever it draws, it draws in patches of the world
+    Image.fromarray(images[0]).save(folder / "one.png")
+    for words in (["ask", str(folder / "one.png"), "How many circles are there?"], ["caption", str(folder / "one.png")]):
+        assert generate([run, *words, "--max-new-tokens", "4"]) == 0
+    capsys.readouterr()
+    for words, said in (
+        (["--steps", "5"], "num_steps: found 5, expected none"),
+        (["--size", "64"], "size: found 64 x 64 px, expected 32 x 32"),
+    ):
+        assert generate([run, "text-to-image", "a red circle", "--out", str(out / "no"), *words]) == 2
+        assert said in capsys.readouterr().err

@@ -6,6 +6,7 @@ import torch
 from umm_zoo.backbones.patch_codebook import PatchCodebook
 from umm_zoo.batch import Grid
 from umm_zoo.errors import UserError
+from umm_zoo.testing.roles import check_role
 
 
 def book(count: int = 5, side: int = 2) -> torch.Tensor:
@@ -30,6 +31,10 @@ def test_a_mosaic_comes_back_bit_by_bit() -> None:
     images = codec.images(codes, Grid(2, 3))
     assert images.shape == (3, 3, 4, 6) and torch.equal(images[1, :, 2:, :2], codec.patches[codes[1, 3, 0]])
     assert torch.equal(codec.codes(images), codes)
+
+
+def test_it_is_a_codec_as_others_are() -> None:
+    check_role(PatchCodebook(book()))
 
 
 def test_half_precision_leaves_the_book_as_it_is() -> None:
