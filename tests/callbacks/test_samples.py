@@ -74,6 +74,11 @@ def test_a_generated_image_stands_between_input_and_target() -> None:
     assert card.images["target"].getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_row_that_asks_for_an_image_shows_no_answer() -> None:
+    rows = batch(["text_to_image", "a"], ["", "red"])
+    assert [card_of(row, Outputs(answers=["", ""]), rows, title="a").answer for row in (0, 1)] == [None, ""]
+
+
 @pytest.mark.parametrize(
     ("answer", "right"),
     [

@@ -81,6 +81,7 @@ def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:
     question = next((turn["text"] for turn in reversed(batch.prompts()[row]) if turn["role"] == "user"), "")
     truth = batch.answers()[row]
     answer = None if outputs.answers is None else outputs.answers[row]
+    answer = None if not answer and not truth else answer  # the row asks for an image
     right = same_answer(answer, truth) if answer is not None and truth else None
     columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.columns or {}).items()}
     if not columns:
