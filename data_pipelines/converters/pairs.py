@@ -142,7 +142,7 @@ def convert_tars(
 
 def _pair(members: dict[str, bytes], number: int, task: str, size: int | None) -> tuple[dict[str, Any], list[Noted]]:
     used = {what: _only(members, kinds) for what, kinds in (("json", ("json",)), ("text", ("txt",)), ("image", IMAGE_TYPES))}
-    meta = decode_json(members[used["json"]], _MAX_CHARACTERS, unique=True) if used["json"] else {}
+    meta = decode_json(members[used["json"]], _MAX_CHARACTERS, finite=False) if used["json"] else {}
     status = meta.pop("status", "success")
     if status != "success":
         raise BadSampleError(f"status {status}: {meta.get('error_message') or 'no message'}")

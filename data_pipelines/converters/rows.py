@@ -13,14 +13,13 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.decoding import BadSampleError, check_utf8, decode_text, parse_json, unique_keys
+from data_pipelines.decoding import LENIENT, BadSampleError, check_utf8, decode_text, parse_json, unique_keys
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
 
 _LAYOUTS = "a JSON list of objects, or JSON Lines"
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^"\[\]{},\s]+', re.DOTALL)
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _LONGEST = 1 << 30
 _TRIED = 100  # lines that are looked at to tell a list from lines
 _IMAGE_NAME = re.compile(rf"^[^\n]+\.({'|'.join(IMAGE_TYPES)})$", re.IGNORECASE)
@@ -41,7 +40,7 @@ def read_json(path: Path, depth: int = 0) -> Any:
     """
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     with suppress(BadSampleError):
-        return parse_json(check_utf8(text), unique=True)
+        return parse_json(check_utf8(text), finite=False)
     try:
         value, place = _element(text, _next(text, 0), depth)
         if (place := _next(text, place)) != len(text):
@@ -59,7 +58,7 @@ def _element(text: str, place: int, depth: int) -> tuple[Any, int]:
     if depth and opened in ("[", "{"):
         return _elements(text, place, depth)
     try:
-        value, end = _DECODER.raw_decode(text, place)
+        value, end = LENIENT.raw_decode(text, place)
         check_utf8(json.dumps(value, ensure_ascii=False))
         return value, end
     except JSONDecodeError:  # a file that is no JSON, or ends early: nobody knows where the next element begins
@@ -79,7 +78,7 @@ def _elements(text: str, place: int, depth: int) -> tuple[Any, int]:
         if found:
             place = _next(text, place, ",")
         if is_object:
-            name, place = _DECODER.raw_decode(text, place)
+            name, place = LENIENT.raw_decode(text, place)
             place = _next(text, place, ":")
         value, place = _element(text, place, depth - 1)
         found.append((name, value))
@@ -186,4 +185,4 @@ class Rows:
             return stream.readline()
 
     def _parse(self, offset: int) -> Any:
-        return parse_json(decode_text(self._line(offset), _LONGEST), unique=True)
+        return parse_json(decode_text(self._line(offset), _LONGEST), finite=False)

@@ -11,10 +11,9 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.cache import ShardCache
-from data_pipelines.shards.index import load_index
+from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, ValidationBatchSampler, reading_loader
 from data_pipelines.shards.mixing import BLOCK, make_stream
 from data_pipelines.shards.module import ShardModule
@@ -115,9 +114,8 @@ class ShardData(ShardModule):
         training = self.trainer is None or self.trainer.state.fn == "fit"
         with in_data():
             for stage in ("train", "val") if training else ("val",):
-                for source in self.sources[stage].values():
-                    for path in expand(source.shards):
-                        load_index(path)
+                for name, source in self.sources[stage].items():
+                    source.open(name)
 
     def setup(self, stage: str) -> None:
         """Open the shards; a fit starts at position 0 unless a checkpoint is loaded after this."""
@@ -126,6 +124,7 @@ class ShardData(ShardModule):
             self.open("train")
         self.open("val")
         super().setup(stage)
+        self._check_ranks()
 
     def teardown(self, stage: str) -> None:
         """Write the ledger a last time."""
@@ -139,7 +138,17 @@ class ShardData(ShardModule):
                 raise UserError("data.train", "no source", "at least one to train on")
             with in_data():
                 self._opened[stage] = [source.open(name) for name, source in self.sources[stage].items()]
+            for source in self._opened[stage]:
+                for shard, reason in source.damage.items():
+                    self._note(Skip(stage, source.name, shard, "*", reason, -1))
         return self._opened[stage]
+
+    def _check_ranks(self) -> None:
+        """Refuse ranks that see other shards: each would count through its own order."""
+        sizes = [(stage, source.name, source.sizes) for stage, opened in self._opened.items() for source in opened]
+        if self.trainer is not None and self.trainer.world_size > 1 and sizes != self.trainer.strategy.broadcast(sizes):
+            found = f"other shards on rank {self.trainer.global_rank} than on rank 0"
+            raise UserError("data", found, "the same files for all ranks")
 
     @cached_property
     def stream(self) -> Stream:

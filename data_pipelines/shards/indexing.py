@@ -17,18 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.addresses import is_remote, shown
-from data_pipelines.shards.headers import BLOCK, members_of
+from data_pipelines.shards.headers import BLOCK, members_of, open_tar
 from data_pipelines.shards.remote import RemoteError, State, fetch, state
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError
 
 INDEX_SUFFIX = ".index.json"
 INDEX_VERSION = 2
+#: Damaged places that the head of an index names, and characters of each.
+_LISTED, _LONGEST = 20, 200
+
+
+class BadShardError(UserError):
+    """Error of a shard that cannot be used, or is not what its index says: data that is damaged, and not an experiment."""
 
 
 def stale_index(path: str, where: str, found: str, expected: str = "") -> UserError:
     """The error of the index of ``path``: damaged, or of a tar that was replaced, cut short or is still being written."""
-    return UserError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
+    return BadShardError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
 
 
 def index_tar(path: str | Path) -> dict[str, Any]:
@@ -38,7 +44,8 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     rest in lower case is the extension. Samples stand in the order in which their first members do.
 
     Returns:
-        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, and ``members`` by extension), ``duplicates``
+        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, ``members`` by extension, and what is damaged between
+        them, ``damaged`` places of which ``damage`` has the first), ``duplicates``
         (``key.extension`` of members that came more than once; the first counts), ``skipped`` (names that belong to no sample:
         links, hidden files, names without extension; and what is damaged), ``refused`` (why, by the number of a sample that cannot
         be used) and columns instead of an object per sample: ``layouts`` (the lists of member names that occur), ``layout`` (each
@@ -53,26 +60,31 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     refused: dict[str, str] = {}
     duplicates: list[str] = []
     skipped: list[str] = []
+    damage: list[str] = []
     try:
         with open(path, "rb") as file:
-            for member in members_of(file, "r:"):
+            file.seek(-min(BLOCK, tar_size), os.SEEK_END)
+            is_whole = not file.read().strip(b"\0")
+            file.seek(0)
+            for member in members_of(open_tar(file, "r:", tar_size)):
+                if isinstance(member, str):
+                    damage.append(member[:_LONGEST])
                 if isinstance(member, str) or not member.key:
                     skipped.append(member if isinstance(member, str) else member.name)
                     continue
                 key, extension, place = member.key, member.extension, (member.header.offset_data, member.header.size)
-                if sum(place) > tar_size:
-                    raise UserError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
+                if member.header.is_beyond and not is_whole:
+                    raise BadShardError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
                 if extension in samples.setdefault(key, {}):
                     duplicates.append(f"{key}.{extension}")
                     continue
                 samples[key][extension] = place
                 if member.refused:
                     refused.setdefault(key, member.refused)
-            file.seek(-min(BLOCK, tar_size), os.SEEK_END)
-            if file.read().strip(b"\0"):
-                raise UserError(path, f"cut short between two members ({tar_size} bytes)")
+            if not is_whole:
+                raise BadShardError(path, f"cut short between two members ({tar_size} bytes)")
     except tarfile.TarError as error:
-        raise UserError(path, f"not a plain (uncompressed) tar file: {error}") from error
+        raise BadShardError(path, f"not a plain (uncompressed) tar file: {error}") from error
     by_extension = Counter(extension for members in samples.values() for extension in members)
     layouts: dict[tuple[str, ...], int] = {}
     layout = [layouts.setdefault(tuple(members), len(layouts)) for members in samples.values()]
@@ -81,7 +93,11 @@ def index_tar(path: str | Path) -> dict[str, Any]:
         "version": INDEX_VERSION,
         "tar_size": tar_size,
         "sha256": content_of(path),
-        "counts": {"samples": len(samples), "members": dict(sorted(by_extension.items()))},
+        "counts": {
+            "samples": len(samples),
+            "members": dict(sorted(by_extension.items())),
+            **({"damage": damage[:_LISTED], "damaged": len(damage)} if damage else {}),
+        },
         "duplicates": duplicates,
         "skipped": skipped,
         "refused": {str(number): refused[key] for number, key in enumerate(samples) if key in refused} if refused else {},
@@ -113,7 +129,7 @@ def shard_state(path: str) -> State:
     else:
         raise UserError(path, "no such shard")
     if found.size == 0:
-        raise UserError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
+        raise BadShardError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
     return found
 
 

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 
 from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.batches import RawBatch
-from data_pipelines.shards.ledger import Ledger
+from data_pipelines.shards.ledger import Ledger, Skip
 from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
@@ -34,7 +34,8 @@ class ShardModule(LightningDataModule):
         batch_size: global batch, per optimiser step.
         val_batch_size: per rank.
         num_workers: processes that read and decode ahead, per rank.
-        max_skips: bad samples after which the run stops.
+        max_skips: bad samples of a rank and stage after which the run stops. A shard that cannot be used, or with damage between
+            its samples, counts as one more; where a source has no usable shard the run does not begin.
         seed: chooses the order.
         resize: how images become square.
         target_size: edge of images to generate; ``image_size`` where None.
@@ -94,9 +95,12 @@ class ShardModule(LightningDataModule):
         raw = self._taken(raw, stage)
         self.ledger.count(raw.faults + take_faults())
         for skip in raw.skips:
-            if self.ledger.add(skip):
-                log.warning("skipped %s%s", skip, f" (repeated {skip.substitute} instead)" if skip.substitute else "")
+            self._note(skip)
         return raw
+
+    def _note(self, skip: Skip) -> None:
+        if self.ledger.add(skip):
+            log.warning("skipped %s%s", skip, f" (repeated {skip.substitute} instead)" if skip.substitute else "")
 
     def _taken(self, raw: RawBatch, stage: str) -> RawBatch:
         """Without the rows that the method refuses, such as those that are too long for it; they are skips like damaged ones."""

@@ -113,6 +113,11 @@ class RemoteFile:
         self._path, self._piece, self._state = path, piece, state(path)
         self._place, self._held = 0, b""
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._state.size
+
     def read(self, size: int = -1) -> bytes:
         """The next bytes; fewer than ``size`` at the end."""
         while size < 0 or len(self._held) < size:
