@@ -21,6 +21,7 @@ from data_pipelines.shards.headers import BLOCK, members_of, open_tar
 from data_pipelines.shards.remote import RemoteError, State, fetch, state
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError
+from umm_zoo.experiment.reach import may_write_beside
 
 INDEX_SUFFIX = ".index.json"
 INDEX_VERSION = 2
@@ -136,8 +137,8 @@ def shard_state(path: str) -> State:
 def build_index(path: str, replace: bool = False) -> str:
     """The place of a shard's index, which is made where there is none yet (or again with ``replace``).
 
-    It lies beside the shard, or in the user's cache where the shard's folder cannot be written. One of a remote shard is of the
-    version that the server names: another version is indexed again.
+    It lies beside the shard, or in the user's cache where the shard's folder cannot or may not be written. One of a remote shard is
+    of the version that the server names: another version is indexed again.
     """
     size, tag = shard_state(path)
     whole = f"{path}\n{tag}" if is_remote(path) else os.path.abspath(path)
@@ -149,7 +150,8 @@ def build_index(path: str, replace: bool = False) -> str:
     if content["tar_size"] != size:
         changed = f"from {size} to {content['tar_size']} bytes"
         raise UserError(shown(path), f"the shard changed {changed} while it was indexed; is it still written?")
-    for place in places[is_remote(path) :]:  # nothing is written beside a remote shard
+    beside = may_write_beside() and not is_remote(path)
+    for place in places if beside else places[1:]:
         try:
             write_index(place, content, time)
             return place
@@ -181,7 +183,8 @@ def check_content(path: str, place: str, sha256: str) -> None:
     if content_of(path) != sha256:
         raise stale_index(path, path, f"its content is not what its index was made for (sha256 {sha256})")
     with suppress(OSError):
-        os.utime(place, ns=(time, time))
+        if may_write_beside():
+            os.utime(place, ns=(time, time))
         if os.stat(place).st_mtime_ns == time:
             return
     with suppress(OSError):  # a folder of others, or a file system with coarser times

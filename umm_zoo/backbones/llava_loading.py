@@ -112,7 +112,7 @@ def read_config(source: str) -> PreTrainedConfig:
         stored = PreTrainedConfig.get_config_dict(source)[0]
     assert_model_type(source, stored, AutoModel)
     with one_line(source, "a name or folder with a model configuration"):
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source))
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
 def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:

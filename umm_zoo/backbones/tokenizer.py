@@ -37,7 +37,7 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
             clean_up_tokenization_spaces=False,
         )  # fmt: skip
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # unsaid, it would ask on a terminal
     except Exception as error:  # the tokenizers library raises the bare class over files that are none
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise FileNotFoundError(f"tokenizer: found '{source}', expected a model name or folder with one ({reason})") from error

@@ -77,15 +77,41 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
         raise UserError(path, f"a damaged checkpoint ({problem})", expected)
     try:
         if path.is_dir():
-            return dict(read_sharded(path))
-        if path.suffix == ".safetensors":
-            return _read_consolidated(path)
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            checkpoint = dict(read_sharded(path))
+        elif path.suffix == ".safetensors":
+            checkpoint = _read_consolidated(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        _assert_form(checkpoint)
     except Exception as error:  # what a reader of pickles stumbles over in a foreign file is of any class
         why = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
         raise UserError(path, f"a file that cannot be read as a checkpoint ({why})", expected) from error
     return checkpoint
+
+
+#: Kinds of what readers of checkpoints rely on.
+_FORM: dict[str, Any] = {
+    "state_dict": Mapping,
+    "experiment": Mapping,
+    "callbacks": Mapping,
+    "global_step": int,
+    "adapters": Mapping,
+}
+_FORM |= {"stage_only": list, "history": list, "weights": str}
+
+
+def _assert_form(checkpoint: Any) -> None:
+    """A ``TypeError`` where what others rely on is not there, or of another kind: weights are anybody's."""
+    wrong = [key for key, kind in _FORM.items() if key in checkpoint and not isinstance(checkpoint[key], kind)]
+    if wrong or ("experiment" in checkpoint and "global_step" not in checkpoint):
+        raise TypeError(", ".join(wrong) or "global_step")
+    averages = [
+        own["averages"] for own in checkpoint.get("callbacks", {}).values() if isinstance(own, Mapping) and "averages" in own
+    ]
+    for state in (checkpoint["state_dict"], *averages):
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            raise TypeError("weights that are no tensors")
 
 
 def weights_of(checkpoint: Mapping[str, Any], raw: bool = False) -> tuple[dict[str, Tensor], str]:

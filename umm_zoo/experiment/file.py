@@ -199,7 +199,8 @@ def interpolated_embedded(tree: dict[str, Any], source: str | Path, given: Seque
 
 
 def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:
-    problems = [unknown(key, ENVELOPE) for key in tree if key not in ENVELOPE]
+    known = [key for key in ENVELOPE if key != "base"]  # of a file it has been followed
+    problems = [unknown(key, known) for key in tree if key not in known]
     for key in _MAPS:
         value = tree.get(key)
         if value is not None and not isinstance(value, Mapping):

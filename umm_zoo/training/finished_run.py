@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError, locating, several
 from umm_zoo.experiment.file import Experiment, experiment_from
+from umm_zoo.experiment.reach import leave_out_folders, say_fetched
 from umm_zoo.experiment.trust import users_modules
 from umm_zoo.experiment.types import TARGET
 
@@ -99,7 +100,9 @@ def load_run(
     named = [path for text in overrides for path in re.findall(rf"{TARGET}\s*[=:]\s*['\"]?([\w.]+)", text)]
     trust = [*trust, *sorted(users_modules([{TARGET: path} for path in named]))]
     experiment = experiment_from(checkpoint["experiment"], source, (), overrides, trust)
+    leave_out_folders({"data": experiment.data}, source, overrides)
     check(experiment)
+    say_fetched({"method": experiment.method, "data": {"val": experiment.data.get("val")}, "metrics": experiment.metrics}, source)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
     state, weights = weights_of(checkpoint, raw_weights)
     if weights == "averaged" or raw_weights:
