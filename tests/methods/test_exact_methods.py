@@ -28,6 +28,7 @@ from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout, select_rows
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
+from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching
 from umm_zoo.objectives.grpo import GRPO, ConstantLength, SequenceMean
@@ -280,6 +281,22 @@ COUPLED = {
         seeded(lambda: wemmu(objective=ContrastiveFlowMatching(weight=0.5))), lambda: select_rows(fresh_requests(), range(5))
     ),
 }
+
+
+@pytest.mark.parametrize("words", [["red", "green"], ["red", "blue"], ["blue", "grey"], ["pink", "grey"]])
+def test_wins_over_hard_negatives_are_weighed_by_the_rows_that_have_some(words: list[str]) -> None:
+    def make() -> Method:
+        method = contrastive.clip()
+        method.negatives = WordSwaps([words])
+        return method
+
+    colours = ["red", "green", "blue", "red", "blue"]
+    case = Case(make, lambda: contrastive.batch(colours), names=lambda batch: [])  # two words a group: nothing is drawn
+    parts = shared_out(case.rows(), [3, 2])
+    wins = [case.step([part])[1]["hard_accuracy"] for part in parts]
+    counts = [sum(colour in words for colour in own) for own in (colours[:3], colours[3:])]
+    expected = (counts[0] * wins[0] + counts[1] * wins[1]) / max(1, sum(counts))
+    assert case.step(parts)[1]["hard_accuracy"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", COUPLED)
