@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import count as numbers_from
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def count_rows(
         kinds.update(entry["kinds"])
         notes.update(entry["notes"])
         reasons.update(re.split(r": | \(", reason, maxsplit=1)[0] for reason in entry["left_out"].values())
-        items |= entry["left_out"]
+        for label, reason in entry["left_out"].items():  # a photo of two parts, or a row's label in two shards, is two rows
+            items[label if label not in items else _another(f"{part}: {label}", items)] = reason
     for part, number in expected.items():
         found = counts["converted"][part] + counts["left_out_rows"][part]
         if number is not None and found != number:
@@ -67,6 +69,12 @@ def count_rows(
     rows = Counter({part: counts["converted"][part] + counts["left_out_rows"][part] for part in parts})
     made = {"rows": rows, **counts, "kinds": kinds, "notes": notes, "left_out": reasons.total()}
     return {**made, "reasons": dict(reasons.most_common()), "left_out_items": items}
+
+
+def _another(label: str, items: Container[str]) -> str:
+    """A label that is not taken yet."""
+    names = (label if number == 1 else f"{label} ({number})" for number in numbers_from(1))
+    return next(name for name in names if name not in items)
 
 
 def print_report(out: Path, report: dict[str, Any]) -> None:
@@ -90,6 +98,8 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
         for reason, count in report["reasons"].items():
             table.add_row(reason, f"{count:,}")
         console.print(table)
-        console.print(f"left out: {report['left_out']:,} (each with its reason in {out / REPORT_FILE})", soft_wrap=True)
+        named = len(report["left_out_items"])
+        each = "each" if named == report["left_out"] else f"{named:,} of them by name"
+        console.print(f"left out: {report['left_out']:,} ({each} with its reason in {out / REPORT_FILE})", soft_wrap=True)
         for name, reason in list(report["left_out_items"].items())[:_LISTED]:
             console.print(f"  {name}: {reason}", soft_wrap=True)
