@@ -18,7 +18,7 @@ from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_
 from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
 from umm_zoo.backbones.loading import read_config as check_config
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
-from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer, tokenizer_source
+from umm_zoo.backbones.tokenizer import assert_vocabulary, is_here, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Conversation, Grid
 from umm_zoo.errors import Count, UserError
 
@@ -85,7 +85,7 @@ class LlavaBackbone(LibraryVLM):
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self._rest_unused_layers()
-        if not on_meta_device():
+        if is_here(tokenizer) or not on_meta_device():
             _ = self.tokenizer  # one with too many tokens is refused here, and not in mid-training
 
     # -- construction --------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class LlavaBackbone(LibraryVLM):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer (``--check``, on the meta device, reads none).
+        """The tokenizer (``--check``, on the meta device, reads none that is not on this machine).
 
         Raises:
             ValueError: it has more tokens than the language model.

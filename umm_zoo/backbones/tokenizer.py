@@ -46,6 +46,11 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def is_here(source: str | None) -> bool:
+    """Whether a tokenizer is on this machine, so that a check may read it: the shipped one, or a folder."""
+    return source is None or Path(source).is_dir()
+
+
 def assert_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
     """Refuse a tokenizer with more tokens than the model has embeddings; spare embeddings are usual.
 

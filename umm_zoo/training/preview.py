@@ -18,6 +18,7 @@ from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
+from umm_zoo.training.trial import try_experiment
 
 #: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
 _TRAINED_COPIES = 3
@@ -38,6 +39,8 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
         built = build_experiment(experiment)
         with locating(experiment.file):
             built.method.configure_optimizers()
+    built.method.to("meta")  # what says its sizes in its weights alone has read them
+    try_experiment(built.method, built.data, experiment.file)
     _check_shares(built.data, experiment)
     console = Console(soft_wrap=False, width=None if Console().is_terminal else 120)
     console.print(_parameter_table(experiment, built.method))

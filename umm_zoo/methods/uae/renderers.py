@@ -110,6 +110,10 @@ class CaptionRenderer(Renderer):
         """``connector``, ``decoder`` and ``codec``."""
         return {"connector": self.connector, "decoder": self.decoder, "codec": self.codec}
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        self.decoder.try_latents(self.codec.encode(inputs))
+
     def condition(
         self, vlm: Qwen25VL, captions: Sequence[str], images: Tensor | None = None, adapter: LoRA | None = None
     ) -> Tokens:
