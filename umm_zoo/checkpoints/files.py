@@ -41,8 +41,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
             sync(path.parent)
         except Exception as error:  # pickling may fail in any way
-            remove(partial)
             raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
+        finally:
+            remove(partial)  # Ctrl-C leaves none behind either
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint after its checksums; a sharded one is put together, a damaged one is a ``UserError``."""

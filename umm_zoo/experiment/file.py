@@ -210,4 +210,6 @@ def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:
     name = tree.get("name")
     if isinstance(name, str) and (not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or {".", ".."} & set(name.split("/"))):
         problems.append(Problem("name", f"'{name}'", "letters, digits, '.', '_', '-' and '/' (it names the run folder)"))
+    elif isinstance(name, str) and any(len(part.encode()) > 255 for part in name.split("/")):
+        problems.append(Problem("name", f"{len(name)} letters", "at most 255 for a folder (it names the run folder)"))
     return problems

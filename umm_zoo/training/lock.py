@@ -118,9 +118,15 @@ class _Lock:
                 continue
             ended = None if found is None else found.ended()
             if ended is False or (ended is None and age < STALE):
-                who = f"{found}, {age:.0f} s ago" if found else "some process"
-                expected = "a folder in which nothing is trained (name=… for another one, or wait for its end)"
-                raise UserError(self.file.parent, f"a run in progress ({who} by the file '{NAME}')", expected)
+                expected = "a folder in which nothing is trained"
+                if found is None:  # damaged, or of another version
+                    what = f"a run in progress: its file '{NAME}', touched {age:.0f} s ago, does not say whose it is"
+                    hint = f"start again in {STALE - age:.0f} s: if nobody touches it, it is taken over (or name=… for another one)"
+                    raise UserError(self.file.parent, what, expected, hint)
+                hint = "name=… for another one, or wait for its end"
+                raise UserError(
+                    self.file.parent, f"a run in progress ({found}, {age:.0f} s ago by the file '{NAME}')", expected, hint
+                )
             self._take_over(found, age)
 
     def _take_over(self, stale: Holder | None, age: float) -> None:

@@ -34,6 +34,7 @@ from umm_zoo.training.continuation import Continuation, ContinuedFitLoop
 from umm_zoo.training.ema import EMA
 from umm_zoo.training.intervals import validate_every
 from umm_zoo.training.log import MetricsLog
+from umm_zoo.training.places import place_of
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
@@ -97,6 +98,11 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         print(f"\n{stopped}", flush=True)
         return stopped.code
     except SystemExit as leaving:  # the answer to a signal before the first batch, and to a second Ctrl-C
+        if not (trainer.received_sigterm or leaving.code == 128 + signal.SIGTERM or _by_ctrl_c(leaving)):
+            place = place_of(leaving, record.owners) or "method or data"
+            found = f"a call of sys.exit ({leaving.code}) in the midst of the run"
+            hint = "--traceback shows where it comes from"
+            raise UserError(place, found, "an error that says why", hint, file=experiment.file, advice=folder.advice()) from leaving
         signum = signal.SIGTERM if trainer.received_sigterm or leaving.code == 128 + signal.SIGTERM else signal.SIGINT
         if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGKILL)  # the other ranks would wait half an hour for this one
@@ -124,6 +130,11 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
             folder.finish(experiment, report)
         print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
     return 0
+
+
+def _by_ctrl_c(leaving: SystemExit) -> bool:
+    """Whether Lightning has ended the process because of a ``KeyboardInterrupt``."""
+    return isinstance(leaving.__context__, KeyboardInterrupt)
 
 
 def load_weights(method: Method, source: str | Path, file: str, raw: bool = False) -> str:
