@@ -72,10 +72,7 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     Nothing is unpickled but plain values and tensors (``weights_only``); ``mapped`` ones stay on the disk until they are touched.
     What is no checkpoint, or damaged, is a ``UserError``.
     """
-    path = checkpoint_path(source)
-    if _is_ours(path) and (problem := damage(path)):
-        expected = "an intact one (of the run folder the one before it is taken)"
-        raise UserError(path, f"a damaged checkpoint ({problem})", expected)
+    path = _intact(source)
     try:
         if path.is_dir():
             checkpoint = dict(read_sharded(path))
@@ -141,6 +138,15 @@ def weights_of(checkpoint: Mapping[str, Any], raw: bool = False) -> tuple[dict[s
     return state | {key: value.to(state[key].dtype) for key, value in averages.items() if key in state}, "averaged"
 
 
+def _intact(source: str | Path) -> Path:
+    """The path of a checkpoint, once its checksums have been compared."""
+    path = checkpoint_path(source)
+    if _is_ours(path) and (problem := damage(path)):
+        expected = "an intact one (of the run folder the one before it is taken)"
+        raise UserError(path, f"a damaged checkpoint ({problem})", expected)
+    return path
+
+
 def _is_ours(path: Path) -> bool:
     """Whether something has the form of what is written here; what has another is refused by those who read it."""
     if path.is_dir() or path.suffix == ".safetensors":
@@ -151,8 +157,13 @@ def _is_ours(path: Path) -> bool:
 
 def describe(source: str | Path) -> dict[str, Any]:
     """A checkpoint whose tensors are not read (or are empty ones); errors are those of ``load_checkpoint``."""
-    path = checkpoint_path(source)
-    return read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True)
+    path = _intact(source)
+    if not path.is_dir():
+        return load_checkpoint(path, mapped=True)
+    try:
+        return read_rest(path)
+    except ValueError as error:  # of an earlier version
+        raise UserError(path, f"a file that cannot be read as a checkpoint ({error})", "a checkpoint of this version") from error
 
 
 #: What a consolidated file holds beside the weights, as JSON in its header.

@@ -199,6 +199,8 @@ def _damage_of_folder(path: Path) -> str | None:
             return f"'{name}' is cut short"
         if checksum(file) != entry["crc32"]:
             return f"'{name}' is not what was written"
+    if strays := [file.name for file in path.glob("*.safetensors") if file.name not in index["files"]]:  # the reader takes all
+        return f"'{strays[0]}' was not written with it"
     return None
 
 
