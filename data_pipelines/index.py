@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipelines.command import SHARDS, Parser, run
 from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.indexing import build_index
-from umm_zoo.errors import UserError, printable
+from umm_zoo.errors import UserError, printable, say
 
 _LISTED = 5
 
@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
             failed += 1
             continue
         content = json.loads(Path(place).read_text(encoding="utf-8"))
-        print(f"{place}: {content['counts']['samples']} samples")
+        say(f"{place}: {content['counts']['samples']} samples")
         refused = [f"{content['keys'][int(number)]} ({reason})" for number, reason in content.get("refused", {}).items()]
         kinds = {
             "samples cannot be used": refused,

@@ -175,7 +175,7 @@ def main(arguments: argparse.Namespace) -> None:
         contact_sheet(findings.shown).save(file, "PNG")
         with locating(arguments.sheet, refusals=(OSError,)):
             arguments.sheet.write_bytes(file.getvalue())
-        console.print(f"contact sheet: {arguments.sheet}")
+        console.print(printable(f"contact sheet: {arguments.sheet}"))
     if findings.unreadable:
         raise UserError("", [problem for error in findings.unreadable for problem in error.problems])
     if arguments.verify:

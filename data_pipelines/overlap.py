@@ -38,7 +38,7 @@ from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import write_json
 from umm_zoo.conversation import IMAGE_MARKER
-from umm_zoo.errors import Problem, UserError, several
+from umm_zoo.errors import Problem, UserError, printable, several
 
 KINDS = ("equal", "contained", "ngram")
 TEXTS = ("json", "txt")
@@ -195,8 +195,9 @@ def print_overlaps(report: dict[str, Any], saved: Path, listed: int = 5) -> None
         console.print(f"{kind:10} {samples[kind]:,} samples, {found[kind]:,} prompts")
     for row in report["overlaps"][:listed]:
         counts = ", ".join(f"{kind} {row[kind]:,}" for kind in KINDS if kind in row)
-        console.print(f"  {row['prompt'][:_SHOWN]!r}: {counts}; {row['examples'][0]['shard']} {row['examples'][0]['key']}")
-    console.print(f"prompts found: {found['any']:,} (all of them in {saved})")
+        example = f"{row['examples'][0]['shard']} {row['examples'][0]['key']}"
+        console.print(printable(f"  {row['prompt'][:_SHOWN]!r}: {counts}; {example}"))
+    console.print(printable(f"prompts found: {found['any']:,} (all of them in {saved})"))
 
 
 def _threshold(text: str) -> float:

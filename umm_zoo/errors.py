@@ -146,6 +146,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def say(text: str, stderr: bool = False) -> None:
+    """Print one line, at once, whatever paths and names of others it holds."""
+    print(printable(text), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr, see `say`."""
+    say(f"note: {text}", stderr=True)
+
+
 @contextmanager
 def locating(file: str | Path = "", place: str = "", refusals: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Add a place to the user errors that pass through (see ``UserError.locate``), and make user errors of ``refusals``."""

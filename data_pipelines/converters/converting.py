@@ -150,7 +150,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     columns = (TextColumn("{task.description:32}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(description, total=total)
-        yield lambda steps, text=None: progress.update(bar, advance=steps, description=text)
+        yield lambda steps, text=None: progress.update(bar, advance=steps, description=None if text is None else printable(text))
 
 
 def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) -> bool:

@@ -9,6 +9,8 @@ from itertools import count as numbers_from
 from pathlib import Path
 from typing import Any
 
+from umm_zoo.errors import printable
+
 REPORT_FILE = "report.json"
 _LISTED = 5
 
@@ -85,12 +87,15 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     columns = ("shards", "rows", "converted", "samples", "left_out_rows")
     table = Table(
-        "part", *(Column(name.replace("_rows", "").replace("_", " "), justify="right") for name in columns), title=str(out)
+        "part",
+        *(Column(name.replace("_rows", "").replace("_", " "), justify="right") for name in columns),
+        title=printable(str(out)),
     )
     for part in report["rows"]:
-        table.add_row(part, *(f"{report[name][part]:,}" for name in columns))
+        table.add_row(printable(part), *(f"{report[name][part]:,}" for name in columns))
     console.print(table)
-    console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items())))
+    kinds = ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items()))
+    console.print(printable(f"kinds: {kinds}"))
     for what, count in sorted(report["notes"].items()):
         console.print(f"{count:,} x {what}")
     if report["left_out"]:
@@ -100,6 +105,8 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
         console.print(table)
         named = len(report["left_out_items"])
         each = "each" if named == report["left_out"] else f"{named:,} of them by name"
-        console.print(f"left out: {report['left_out']:,} ({each} with its reason in {out / REPORT_FILE})", soft_wrap=True)
+        console.print(
+            printable(f"left out: {report['left_out']:,} ({each} with its reason in {out / REPORT_FILE})"), soft_wrap=True
+        )
         for name, reason in list(report["left_out_items"].items())[:_LISTED]:
             console.print(f"  {name}: {reason}", soft_wrap=True)

@@ -21,7 +21,7 @@ from data_pipelines.shards.order import Stream
 from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 __all__ = ["ShardData", "ShardSource"]
 
@@ -167,7 +167,7 @@ class ShardData(ShardModule):
             self.ledger.start_afresh(ranks)
         if rank == 0 and self.trainer is not None:
             steps = self.trainer.max_steps
-            Console(stderr=True).print(self.table(steps * self.batch_size if steps > 0 else None))
+            Console(stderr=True, markup=False).print(self.table(steps * self.batch_size if steps > 0 else None))
             self._write_ledger()
         self._reader = self.reader("train")
         loader = reading_loader(self._reader, sampler, self.num_workers)
@@ -209,7 +209,7 @@ class ShardData(ShardModule):
         for source, count in zip(sources, counts, strict=True):
             share = count / sum(counts)
             epochs = "" if samples is None else f"{samples * share / len(source):.2f}"
-            table.add_row(source.name, str(len(source.indexes)), f"{len(source):,}", f"{share:.1%}", epochs)
+            table.add_row(printable(source.name), str(len(source.indexes)), f"{len(source):,}", f"{share:.1%}", epochs)
         return table
 
     def position(self) -> int:

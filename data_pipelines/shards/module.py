@@ -15,7 +15,7 @@ from data_pipelines.shards.ledger import Ledger, Skip
 from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 from umm_zoo.outputs import RefusesRows
 
 Pixels = Annotated[int, Interval(ge=1, le=16384)]
@@ -100,7 +100,8 @@ class ShardModule(LightningDataModule):
 
     def _note(self, skip: Skip) -> None:
         if self.ledger.add(skip):
-            log.warning("skipped %s%s", skip, f" (repeated {skip.substitute} instead)" if skip.substitute else "")
+            repeated = f" (repeated {skip.substitute} instead)" if skip.substitute else ""
+            log.warning("skipped %s", printable(f"{skip}{repeated}"))
 
     def _taken(self, raw: RawBatch, stage: str) -> RawBatch:
         """Without the rows that the method refuses, such as those that are too long for it; they are skips like damaged ones."""

@@ -17,7 +17,7 @@ from threading import Event, RLock
 from typing import IO, TYPE_CHECKING, Any
 
 from umm_zoo.comparison.plan import Plan, Step
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, printable
 from umm_zoo.training.ranks import PARENT, answering
 from umm_zoo.training.run_folder import RunFolder, few
 
@@ -129,13 +129,13 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
     users = {step.identity: {run.choice for run in plan.runs if step in run.steps} for step in steps}
     lines: dict[str, set[str]] = {}  # line -> choices of which a run ended with it
     hopeless: set[str] = set()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns) as progress,
         answering((signal.SIGINT, signal.SIGTERM), lambda *_: children.stop()),
         ThreadPoolExecutor(jobs) as pool,
     ):
-        task = progress.add_task(plan.name, total=len(steps))
+        task = progress.add_task(printable(plan.name), total=len(steps))
 
         def work(step: Step) -> None:
             try:
@@ -146,7 +146,7 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
                         return
                 if step.identity not in again and finished(step, runs):
                     return
-                progress.update(task, description=f"{plan.name}: {step.label}")
+                progress.update(task, description=printable(f"{plan.name}: {step.label}"))
                 if children.stopped or users[step.identity] <= hopeless:
                     failed[step.identity] = Failure(step)
                 elif _train(step, runs, jobs > 1, children, step.identity in again) != 0:

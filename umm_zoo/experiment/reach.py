@@ -5,13 +5,14 @@ Weights are often somebody else's. They are scored and used without a byte writt
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from umm_zoo.errors import note
 
 #: Where the parts that are shipped lie.
 _ROOT = Path(__file__).resolve().parents[2]
@@ -53,13 +54,13 @@ def leave_out_folders(parts: Mapping[str, dict[str, Any]], source: str | Path, o
         ]
         if not given and (folder := parts[top].pop(name, None)) is not None:
             said = f"{key} {folder!r} of its experiment is left out: weights name no folder to write to ({key}=… gives one)"
-            print(f"note: {source}: {said}", file=sys.stderr, flush=True)
+            note(f"{source}: {said}")
 
 
 def say_fetched(parts: Mapping[str, Any], source: str | Path) -> None:
     """Say on stderr what the parts of an experiment would fetch: addresses, and weights that are no file here."""
     if found := sorted({f"{what} ({where})" for where, what in _fetched(parts, "")}):
-        print(f"note: {source}: its experiment reads from the network: {', '.join(found)}", file=sys.stderr, flush=True)
+        note(f"{source}: its experiment reads from the network: {', '.join(found)}")
 
 
 def _fetched(value: Any, where: str) -> Iterator[tuple[str, str]]:

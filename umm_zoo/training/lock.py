@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from umm_zoo.errors import UserError, print_error
+from umm_zoo.errors import UserError, note, print_error
 from umm_zoo.training.ranks import before_exit
 
 NAME = "lock"
@@ -141,7 +140,7 @@ class _Lock:
             if _read(self.file) == stale:
                 self.file.unlink(missing_ok=True)
                 who = f"of {stale}, which has ended" if stale and stale.ended() else f"without a sign of life for {age:.0f} s"
-                print(f"note: {self.file.parent}: took over the lock {who}", file=sys.stderr, flush=True)
+                note(f"{self.file.parent}: took over the lock {who}")
         finally:
             guard.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from torch import nn
 
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import UserError, locating, printable
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
@@ -42,13 +42,13 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
     built.method.to("meta")  # what says its sizes in its weights alone has read them
     try_experiment(built.method, built.data, experiment.file)
     _check_shares(built.data, experiment)
-    console = Console(soft_wrap=False, width=None if Console().is_terminal else 120)
+    console = Console(soft_wrap=False, width=None if Console().is_terminal else 120, markup=False)
     console.print(_parameter_table(experiment, built.method))
     for line in _memory_lines(built.method):
         console.print(line, highlight=False)
     for line in _data_warnings(built, experiment):
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
-    console.print(f"run folder: {RunFolder.of(experiment, runs).path}", highlight=False, soft_wrap=True)
+    console.print(printable(f"run folder: {RunFolder.of(experiment, runs).path}"), highlight=False, soft_wrap=True)
     console.print("the experiment with everything filled in:", highlight=False)
     console.print(Syntax(experiment.to_yaml(), "yaml", background_color="default", word_wrap=True))
 
@@ -63,13 +63,13 @@ def _check_shares(data: Any, experiment: Experiment) -> None:
 
 
 def _parameter_table(experiment: Experiment, method: Method) -> Table:
-    table = Table(title=f"{experiment.name}: {type(method).__name__}", title_justify="left")
+    table = Table(title=printable(f"{experiment.name}: {type(method).__name__}"), title_justify="left")
     table.add_column("part")
     for column in ("trained", "frozen", "weights"):
         table.add_column(column, justify="right")
     rows = {name: list(part.parameters()) for name, part in method.parts().items()}
     for name, parameters in rows.items():
-        table.add_row(name, *_counts(parameters))
+        table.add_row(printable(name), *_counts(parameters))
     table.add_section()
     table.add_row("all", *_counts(p for parameters in rows.values() for p in parameters))
     return table

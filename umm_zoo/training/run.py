@@ -23,7 +23,7 @@ from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
-from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, locating, say
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
@@ -80,7 +80,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     if start:
         which = load_weights(built.method, start, experiment.file, experiment.training.get("weights") == "raw")
         if which == "averaged" and is_main_process():
-            print(f"{experiment.name} starts from the averaged weights of {start}", flush=True)
+            say(f"{experiment.name} starts from the averaged weights of {start}")
     record = RunRecord(experiment, folder, changes)
     trainer = make_trainer(experiment, folder, built, record, [StopOnSignal(folder.checkpoints)])
     if trainer.is_global_zero:
@@ -128,7 +128,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         }
         with writing(folder.path):
             folder.finish(experiment, report)
-        print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
+        say(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}")
     return 0
 
 

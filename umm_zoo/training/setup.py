@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from umm_zoo.batch import whole_steps
-from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, locating, note
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
@@ -196,7 +195,7 @@ def note_monitors(built: Built) -> None:
             continue
         known = ", ".join(built.metrics) or "none"
         found = f"monitors '{key}', which none of the metrics gives ({known}); the run ends there unless the method logs it"
-        print(f"note: callbacks.{place} {found}", file=sys.stderr, flush=True)
+        note(f"callbacks.{place} {found}")
 
 
 def reads(metric: Metric) -> frozenset[str]:
