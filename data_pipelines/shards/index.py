@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK
-from data_pipelines.shards.indexing import INDEX_VERSION, BadShardError, build_index, check_content, shard_state, stale_index
+from data_pipelines.shards.indexing import INDEX_VERSION, ShardUserError, build_index, check_content, shard_state, stale_index
 from data_pipelines.shards.remote import read, state
 from umm_zoo.errors import UserError
 
@@ -161,7 +161,7 @@ def load_index(path: str) -> ShardIndex:
         found = f"the tar has {size} bytes, its index was made for {index.tar_size}; the file changed or was cut short"
         raise stale_index(path, path, found)
     if len(index) == 0:
-        raise BadShardError(shown(path), "this shard holds no sample; remove it or fetch it again")
+        raise ShardUserError(shown(path), "this shard holds no sample; remove it or fetch it again")
     if not is_remote(path):
         check_content(path, place, index.sha256)
     return index

@@ -29,13 +29,13 @@ INDEX_VERSION = 2
 _LISTED, _LONGEST = 20, 200
 
 
-class BadShardError(UserError):
+class ShardUserError(UserError):
     """Error of a shard that cannot be used, or is not what its index says: data that is damaged, and not an experiment."""
 
 
 def stale_index(path: str, where: str, found: str, expected: str = "") -> UserError:
     """The error of the index of ``path``: damaged, or of a tar that was replaced, cut short or is still being written."""
-    return BadShardError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
+    return ShardUserError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
 
 
 def index_tar(path: str | Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def index_tar(path: str | Path) -> dict[str, Any]:
                     continue
                 key, extension, place = member.key, member.extension, (member.header.offset_data, member.header.size)
                 if member.header.is_beyond and not is_whole:
-                    raise BadShardError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
+                    raise ShardUserError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
                 if extension in samples.setdefault(key, {}):
                     duplicates.append(f"{key}.{extension}")
                     continue
@@ -83,9 +83,9 @@ def index_tar(path: str | Path) -> dict[str, Any]:
                 if member.refused:
                     refused.setdefault(key, member.refused)
             if not is_whole:
-                raise BadShardError(path, f"cut short between two members ({tar_size} bytes)")
+                raise ShardUserError(path, f"cut short between two members ({tar_size} bytes)")
     except tarfile.TarError as error:
-        raise BadShardError(path, f"not a plain (uncompressed) tar file: {error}") from error
+        raise ShardUserError(path, f"not a plain (uncompressed) tar file: {error}") from error
     by_extension = Counter(extension for members in samples.values() for extension in members)
     layouts: dict[tuple[str, ...], int] = {}
     layout = [layouts.setdefault(tuple(members), len(layouts)) for members in samples.values()]
@@ -130,7 +130,7 @@ def shard_state(path: str) -> State:
     else:
         raise UserError(path, "no such shard")
     if found.size == 0:
-        raise BadShardError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
+        raise ShardUserError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
     return found
 
 

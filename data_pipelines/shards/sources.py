@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from data_pipelines.shards.addresses import expand, shown
 from data_pipelines.shards.index import ShardIndex, load_index
-from data_pipelines.shards.indexing import BadShardError
+from data_pipelines.shards.indexing import ShardUserError
 from data_pipelines.tasks import Conversations, SampleTask
 from umm_zoo.errors import UserError
 
@@ -44,11 +44,11 @@ class ShardSource:
         Raises:
             UserError: none is left, or what the experiment names is not there.
         """
-        opened, errors = OpenSource(name, self.task, []), list[BadShardError]()
+        opened, errors = OpenSource(name, self.task, []), list[ShardUserError]()
         for path in expand(self.shards):
             try:
                 index = load_index(path)
-            except BadShardError as error:
+            except ShardUserError as error:
                 errors.append(error)
                 [problem] = error.problems
                 opened.damage[shown(path)] = f"shard left out: {replace(problem, where='')}"
