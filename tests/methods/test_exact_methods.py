@@ -274,6 +274,36 @@ def test_each_micro_batch_of_a_step_has_rollouts_of_its_own_rows_and_the_next_st
     assert seen == [part.keys for parts in (first, first, later) for part in parts]
 
 
+UPDATED = {
+    "grpo": captioner(lambda: GRPO(kl_weight=0.1), rollouts=Rollouts(3, updates_per_rollout=2, micro_batch=2)),
+    "flow grpo": decoder(
+        lambda: FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised()),
+        rollouts=Rollouts(4, updates_per_rollout=2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "rate"), [("grpo", 0.02), ("flow grpo", 0.5)])
+def test_several_updates_on_the_same_rollouts_are_those_of_the_whole(name: str, rate: float) -> None:
+    """The third step rolls out again, under weights that two updates have moved."""
+
+    def steps(parts: list[Batch]) -> list[Step]:
+        method, found = UPDATED[name].make(), []
+        for _ in range(3):
+            found.append(taken(method, parts, keys, side_by_side=True))
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter.data -= rate * parameter.grad
+                    parameter.grad = None
+        return found
+
+    rows = captioned()
+    whole = steps([rows])
+    assert whole[1][1]["kl"] > 0 and whole[0][1]["reward"] == whole[1][1]["reward"] != whole[2][1]["reward"]
+    for number, (one, other) in enumerate(zip(steps(shared_out(rows, [1, 4])), whole, strict=True)):
+        check_same(one, other, f"step {number}")
+
+
 COUPLED = {
     "contrastive": Case(lambda: contrastive.clip(swaps=False), lambda: contrastive.batch(["red", "green", "blue", "red", "blue"])),
     "vicreg": Case(seeded(self_supervised.vicreg), lambda: shown(self_supervised.batch(5))),
