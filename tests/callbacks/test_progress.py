@@ -26,6 +26,8 @@ def test_a_resumed_run_counts_to_the_batches_of_the_whole_run(max_epochs, max_st
         global_step=12,
         num_training_batches=batches,
         accumulate_grad_batches=accumulated,
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(completed=done)))),
+        fit_loop=SimpleNamespace(
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(completed=done)))
+        ),
     )
     assert bar.total_train_batches == total

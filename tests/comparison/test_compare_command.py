@@ -352,6 +352,29 @@ def test_edited_code_asks_for_again(
     assert compare.main(["dropout.yaml"]) == 0 and len(trained) == 4
 
 
+def test_what_stands_on_edited_code_is_run_again_though_its_stage_was_interrupted_in_between(
+    folder: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_augment.py").write_text("from lightning import Callback\n\n\nclass Nothing(Callback):\n    pass\n")
+    monkeypatch.syspath_prepend(folder)
+    two_stages(folder)
+    toy = toy_parts.toy_experiment()
+    toy["callbacks"] = {"own": {"_target_": "my_augment.Nothing"}}  # of the first stage alone
+    toy_parts.write_yaml(folder / "first.yaml", toy)
+    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "first.yaml"})
+    assert compare.main(["dropout.yaml"]) == 0 and len(trained) == 3
+    with (folder / "my_augment.py").open("a") as stream:
+        stream.write("# edited\n")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Children, "call", lambda self, command, *_: fit(command[3:]) if "first" in command[3] else 143)
+        assert compare.main(["dropout.yaml", "--again"]) == 1
+    (first,) = (folder / "runs/compare/dropout").glob("first-*/metrics.json")  # trained again with the edited code
+    assert compare.main(["dropout.yaml"]) == 2
+    assert capsys.readouterr().err.count("a run of other code (changed since: my_augment)") == 2
+    assert compare.main(["dropout.yaml", "--again"]) == 0 and first.exists()
+    assert compare.main(["dropout.yaml", "--plan"]) == 0 and " 0 still to be run" in capsys.readouterr().out
+
+
 @pytest.mark.processes
 def test_a_killed_comparison_leaves_no_training(folder: Path) -> None:
     toy = toy_parts.toy_experiment()

@@ -40,6 +40,10 @@ class Step:
     label: str
     below: Step | None = None
 
+    def stages(self) -> list[Step]:
+        """The steps that it stands on, the nearest first."""
+        return [] if self.below is None else [self.below, *self.below.stages()]
+
 
 @dataclass(frozen=True)
 class PlannedRun:

@@ -89,7 +89,8 @@ def finished(step: Step, runs: Path) -> bool:
 def outdated(step: Step, runs: Path) -> list[str]:
     """The user's modules that have changed since the step's run, or that of a step it stands on, was made with them."""
     below = [] if step.below is None else outdated(step.below, runs)
-    return sorted({*below, *RunFolder.of(step.experiment, runs).changed_code(step.experiment)})
+    stages = [stage.experiment for stage in step.stages()]
+    return sorted({*below, *RunFolder.of(step.experiment, runs).changed_code(step.experiment, stages)})
 
 
 def refuse_outdated(plan: Plan, runs: Path) -> None:

@@ -97,7 +97,9 @@ def _or_no_module(module: Any, parts: list[str], end: int) -> tuple[Any, list[st
 def _top_modules() -> list[str]:
     """Modules that a user may mean: this project's, those whose classes experiments name, and what lies beside his files."""
     installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    beside = [i.name for i in pkgutil.iter_modules() if not str(getattr(i.module_finder, "path", installed[0])).startswith(installed)]
+    beside = [
+        i.name for i in pkgutil.iter_modules() if not str(getattr(i.module_finder, "path", installed[0])).startswith(installed)
+    ]
     return [*NAMED_LIBRARIES, *beside]
 
 

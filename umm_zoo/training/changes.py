@@ -21,7 +21,7 @@ from umm_zoo.errors import Problem, UserError
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.sources import code_of, commit_of
 from umm_zoo.experiment.types import TARGET
-from umm_zoo.training.run_folder import changed_modules, differences
+from umm_zoo.training.run_folder import RunFolder, changed_modules, differences
 
 #: Keys whose values have gone into others, or that name the run.
 _ASIDE = ("name", "vars")
@@ -48,15 +48,16 @@ class Changes:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def since(cls, checkpoint: Path | None, experiment: Experiment) -> Changes:
-        """The changes since a checkpoint; with none, the history begins.
+    def since(cls, checkpoint: Path | None, experiment: Experiment, start: Path | None = None) -> Changes:
+        """The changes since a checkpoint; with none, the history begins, with the code that ``start`` was trained with.
 
         Raises:
             UserError: a change that the weights or the order of the data do not allow, by its key.
         """
         now: dict[str, Any] = {"commit": commit_of(Path(__file__).resolve().parent), "code": code_of(experiment)}
         if checkpoint is None:
-            return cls(history=[{"from_step": 0, "experiment": experiment.resolved(), **now}])
+            below = {"below": modules} if start is not None and (modules := RunFolder(start).modules()) else {}
+            return cls(history=[{"from_step": 0, "experiment": experiment.resolved(), **below, **now}])
         found = describe(checkpoint)
         old, new = found.get("experiment", experiment.resolved()), experiment.resolved()
         keys = [key for key in differences(old, new) if key.split(".")[0] not in _ASIDE]

@@ -71,7 +71,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         UserError: whatever a user can mend, in the set-up or in mid-run.
     """
     with locating(f"{experiment.file}: ckpt" if resume else experiment.file):
-        changes = Changes.since(resume, experiment)
+        changes = Changes.since(resume, experiment, start)
     data = build_data(experiment)
     if is_main_process():
         check_data(data, experiment.file)  # before a large model is built
