@@ -265,18 +265,23 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
     [
         ("val/los", "found 'val/los', which 'with' does not score, expected val/loss; did you mean 'val/loss'?"),
         ("val/loss/shape", "found 'val/loss/shape', which 'with' does not score, expected val/loss"),
-        ("val/tables", "found 'val/tables', which 'with' does not score, expected val/loss, val/tables/…"),
+        ("val/tables", "found 'val/tables', which 'with' does not score, expected val/loss, val/tables/incomplete, "),
+        ("val/tables/sinlge", "val/tables/single; did you mean 'val/tables/single'?"),
+        ("val/kinds/overal", "expected val/loss, val/kinds/overall, val/kinds/*; did you mean 'val/kinds/overall'?"),
+        ("val/kinds", "found 'val/kinds', which 'with' does not score"),
     ],
 )
 def test_a_metric_that_does_not_exist_is_found_before_anything_trains(
     key: str, line: str, folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = toy_parts.toy_experiment()
-    experiment["metrics"]["tables"] = {"_target_": "umm_zoo.metrics.PairedAccuracy"} if key == "val/tables" else None
+    named = {"tables": "PairedAccuracy", "kinds": "AnswerAccuracy"}
+    experiment["metrics"] |= {name: {"_target_": f"umm_zoo.metrics.{kind}"} for name, kind in named.items() if name in key}
     toy_parts.write_yaml(folder / "toy.yaml", experiment)
     toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "metrics": {"printed": key}})
     assert compare.main(["dropout.yaml"]) == 2 and pretended == []
-    assert f"error: dropout.yaml: metrics.printed: {line}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: dropout.yaml: metrics.printed: found '{key}'") and line in error
 
 
 FAILING = {"bad": {"set": {"method.bias": 7}}, "good": {"value": 0.25}, "fine": {"value": 0.0}}

@@ -118,10 +118,12 @@ class RowMetric(Metric):
 
     Attributes:
         reads: names of what ``update`` needs of a batch's outputs, fields and scalars alike.
+        scores: names of the values of a metric that gives several, with ``*`` for names that the data gives; None does not say.
         record_dtype: of the records.
     """
 
     reads: tuple[str, ...] = ()
+    scores: tuple[str, ...] | None = None
     record_dtype = torch.int64
     full_state_update = False
     rows: list[Tensor] | Tensor

@@ -37,6 +37,7 @@ class YesNo(RowMetric):
     """
 
     reads = ("answers",)
+    scores = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed", "*")
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__(["exists"] if kinds is None else kinds, tasks)

@@ -53,6 +53,8 @@ class ShapesGenEval(ShapesMetric):
     is named.
     """
 
+    scores = ("overall", "*")
+
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "requirement").items():
             right = fulfils(seen, batch.meta[row]["requirement"], self.detector.cells)
@@ -72,6 +74,8 @@ class SceneMatch(ShapesMetric):
     names), ``extra`` (objects where there should be none, per image) and ``background``.
     Prompts that leave something open cannot be scored so: leave their kinds out.
     """
+
+    scores = ("scene", "objects", "marks", "extra", "background")
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "target_scene").items():
