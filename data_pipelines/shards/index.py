@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,15 @@ from numpy.typing import NDArray
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK
-from data_pipelines.shards.indexing import INDEX_VERSION, ShardUserError, build_index, check_content, shard_state, stale_index
-from data_pipelines.shards.remote import read, state
+from data_pipelines.shards.indexing import (
+    INDEX_VERSION,
+    ShardUserError,
+    build_index,
+    check_content,
+    read_index,
+    shard_state,
+    stale_index,
+)
 from umm_zoo.errors import UserError
 
 #: The head of an index (sizes, hash, counts) ends before this key; enough to open a shard without reading its offsets.
@@ -189,8 +195,7 @@ def _sound(head: dict[str, Any]) -> bool:
 def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
     """The content of an index."""
     try:
-        text = read(place, 0, state(place).size).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        content = read_index(place)
         if (version := content["version"]) != INDEX_VERSION:
             raise stale_index(path, place, f"index version {version!r}", str(INDEX_VERSION))
         if not _sound(content):

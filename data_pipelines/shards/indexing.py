@@ -11,20 +11,24 @@ import json
 import os
 import tarfile
 import tempfile
+import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK, members_of, open_tar
-from data_pipelines.shards.remote import RemoteError, State, fetch, state
+from data_pipelines.shards.remote import RemoteError, State, fetch, read, state
 from umm_zoo.checkpoints.plain_files import strict_json
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, note, printable
 from umm_zoo.experiment.reach import may_write_beside
 
 INDEX_SUFFIX = ".index.json"
 INDEX_VERSION = 2
+#: Seconds of hashing without a word.
+PATIENCE = 2.0
 #: Damaged places that the head of an index names, and characters of each.
 _LISTED, _LONGEST = 20, 200
 
@@ -116,9 +120,39 @@ def index_path(tar: str | Path) -> Path:
 
 
 def content_of(path: str | Path) -> str:
-    """The sha256 of a local file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """The sha256 of a local file, with a bar on a terminal where that takes more than `PATIENCE` seconds."""
+    digest, began, size = hashlib.sha256(), time.monotonic(), os.path.getsize(path)
+    with open(path, "rb") as stream, ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            if advance is None and time.monotonic() - began > PATIENCE:
+                advance = stack.enter_context(_bar(f"content of {os.path.basename(path)}", size, stream.tell()))
+            elif advance is not None:
+                advance(len(piece))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _bar(what: str, size: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr; a line where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        note(f"{what} is hashed ({size / 1e9:.1f} GB)")
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(printable(what), total=size, completed=done)
+        yield lambda count: progress.advance(task, count)
+
+
+def read_index(place: str) -> dict[str, Any]:
+    """The parsed file of an index, local or remote; whatever the parser raises where it is none."""
+    text = read(place, 0, state(place).size).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
 
 
 def shard_state(path: str) -> State:
@@ -145,7 +179,7 @@ def build_index(path: str, replace: bool = False) -> str:
     places = [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
     if not replace and (there := next((place for place in places if _exists(place)), None)):
         return there
-    time = 0 if is_remote(path) else os.stat(path).st_mtime_ns
+    changed_at = 0 if is_remote(path) else os.stat(path).st_mtime_ns
     content = _index_remote(path) if is_remote(path) else index_tar(path)
     if content["tar_size"] != size:
         changed = f"from {size} to {content['tar_size']} bytes"
@@ -153,18 +187,18 @@ def build_index(path: str, replace: bool = False) -> str:
     beside = may_write_beside() and not is_remote(path)
     for place in places if beside else places[1:]:
         try:
-            write_index(place, content, time)
+            write_index(place, content, changed_at)
             return place
         except OSError as error:
             reason = error
     raise UserError(shown(path), f"its index could not be written to {' or '.join(map(shown, places))}: {reason}")
 
 
-def write_index(place: str | Path, content: dict[str, Any], time: int) -> None:
+def write_index(place: str | Path, content: dict[str, Any], changed_at: int) -> None:
     """Write an index with the time of its tar (nanoseconds; 0 for none), by which it is known to be of this tar."""
     write_json(place, content)
-    if time:
-        os.utime(place, ns=(time, time))
+    if changed_at:
+        os.utime(place, ns=(changed_at, changed_at))
 
 
 def check_content(path: str, place: str, sha256: str) -> None:
@@ -173,10 +207,10 @@ def check_content(path: str, place: str, sha256: str) -> None:
     Raises:
         UserError: it is another content.
     """
-    time = os.stat(path).st_mtime_ns
-    if os.stat(place).st_mtime_ns == time:
+    changed_at = os.stat(path).st_mtime_ns
+    if os.stat(place).st_mtime_ns == changed_at:
         return
-    verified, known = _in_cache(os.path.abspath(path), ".verified"), f"{time} {sha256}"
+    verified, known = _in_cache(os.path.abspath(path), ".verified"), f"{changed_at} {sha256}"
     with suppress(OSError):
         if verified.read_text(encoding="utf-8") == known:
             return
@@ -184,8 +218,8 @@ def check_content(path: str, place: str, sha256: str) -> None:
         raise stale_index(path, path, f"its content is not what its index was made for (sha256 {sha256})")
     with suppress(OSError):
         if may_write_beside():
-            os.utime(place, ns=(time, time))
-        if os.stat(place).st_mtime_ns == time:
+            os.utime(place, ns=(changed_at, changed_at))
+        if os.stat(place).st_mtime_ns == changed_at:
             return
     with suppress(OSError):  # a folder of others, or a file system with coarser times
         verified.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +227,7 @@ def check_content(path: str, place: str, sha256: str) -> None:
 
 
 def verify_index(path: str, place: str, sha256: str) -> None:
-    """Compare a shard with its index, whatever their times: the content, and the place of each member in a tar at hand.
+    """Compare a shard with its index, whatever their times: the content, and the place of each member.
 
     Raises:
         UserError: they differ.
@@ -203,16 +237,29 @@ def verify_index(path: str, place: str, sha256: str) -> None:
         hint = f"fetch it again, or `python -m data_pipelines.index {shown(path)}` where the new content is meant"
         expected = f"{sha256[:16]}…, for which its index was made"
         raise UserError(shown(path), f"sha256 {content['sha256'][:16]}…", expected, hint)
-    if not is_remote(place):
-        stated = json.loads(Path(place).read_text(encoding="utf-8"))
-        for name in ("keys", "layouts", "layout", "offsets", "sizes"):
-            if stated[name] != content[name]:
-                raise stale_index(path, place, f"its {name} are not those of the tar")
+    stated = read_index(place)
+    for name in ("keys", "layouts", "layout", "offsets", "sizes"):
+        if stated[name] != content[name]:
+            raise stale_index(path, place, f"its {name} are not those of the tar")
 
 
 def _in_cache(name: str, suffix: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
     return base / (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32] + suffix)
+
+
+def checked_index(path: str, place: str) -> dict[str, Any]:
+    """The content of the index at ``place``; a user error where it is none, or of another version."""
+    try:
+        content = read_index(place)
+        if content["version"] == INDEX_VERSION and isinstance(content["counts"]["samples"], int):
+            return content
+        found = f"index version {content['version']!r}"
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the parser raise
+        found = f"this index cannot be read ({type(error).__name__}: {str(error)[:120]})"
+    raise stale_index(path, place, found)
 
 
 def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:
