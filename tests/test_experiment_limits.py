@@ -141,3 +141,15 @@ def test_the_check_refuses_what_a_run_would_refuse(override: str, expected: str,
     assert fit([FILE, "--check", override]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert expected in line
+
+
+def test_the_check_notes_that_nothing_will_be_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit([FILE, "--check", "trainer.limit_val_batches=0"]) == 0
+    assert "note: trainer.limit_val_batches is 0: none of the metrics (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_the_check_refuses_a_file_for_the_run_folders(below: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").write_text("")
+    assert fit([FILE, "--check", "--runs", f"{tmp_path}/runs{below}"]) == 2
+    assert "runs: found a file, expected a folder for the run folders" in capsys.readouterr().err

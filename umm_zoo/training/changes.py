@@ -73,8 +73,8 @@ class Changes:
 
     def refuse(self, file: str, checkpoint: Path) -> None:
         """Refuse what changes the meaning of the weights, or the order of the data; ``ShardData`` knows more about the latter."""
-        problems = []
-        for key, (was, now) in self.values.items():
+        problems, kind = [], f"method.{TARGET}"  # another class explains all that is different inside
+        for key, (was, now) in ({kind: self.values[kind]} if kind in self.values else self.values).items():
             moved = isinstance(was, str) and isinstance(now, str) and Path(was).name == Path(now).name
             meaning = key.startswith("method.") and not (moved and TARGET not in key)
             if meaning or key in _REFUSED:

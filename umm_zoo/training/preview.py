@@ -16,6 +16,7 @@ from umm_zoo.errors import UserError, locating, printable
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
+from umm_zoo.training.changes import Changes
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
 from umm_zoo.training.trial import try_experiment
@@ -24,7 +25,7 @@ from umm_zoo.training.trial import try_experiment
 _TRAINED_COPIES = 3
 
 
-def print_check(experiment: Experiment, runs: str | None = None) -> None:
+def print_check(experiment: Experiment, runs: str | None = None, ckpt: str | None = None) -> None:
     """Check, build on the meta device (no memory, no weights read), and print the report.
 
     Missing shards are a warning here and an error in ``fit``: an experiment of paper size can be checked on a laptop.
@@ -35,6 +36,13 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
     for stage in earlier_stages(experiment):
         check(stage)
     check(experiment)
+    folder = RunFolder.of(experiment, runs)
+    if file := next((place for place in (folder.path, *folder.path.parents) if place.exists() and not place.is_dir()), None):
+        raise UserError(file, "a file", "a folder for the run folders", "--runs DIR names another")
+    if ckpt:
+        resume = folder.resume_path(ckpt, experiment.file)
+        with locating(f"{experiment.file}: ckpt"):
+            Changes.since(resume, experiment)
     with torch.device("meta"):
         built = build_experiment(experiment)
         with locating(experiment.file):
@@ -48,7 +56,7 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
         console.print(line, highlight=False)
     for line in _data_warnings(built, experiment):
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
-    console.print(printable(f"run folder: {RunFolder.of(experiment, runs).path}"), highlight=False, soft_wrap=True)
+    console.print(printable(f"run folder: {folder.path}"), highlight=False, soft_wrap=True)
     console.print("the experiment with everything filled in:", highlight=False)
     console.print(Syntax(experiment.to_yaml(), "yaml", background_color="default", word_wrap=True))
 

@@ -175,6 +175,8 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
         check_outputs(method, built.metrics)
     with locating(experiment.file):
         check_monitors(built)
+    if built.metrics and experiment.trainer.get("limit_val_batches") == 0 and is_main_process():
+        note(f"trainer.limit_val_batches is 0: none of the metrics ({', '.join(built.metrics)}) will be scored")
     return built
 
 
