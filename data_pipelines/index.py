@@ -9,7 +9,8 @@ import argparse
 import sys
 
 from data_pipelines.command import SHARDS, Parser, run
-from data_pipelines.shards.addresses import expand, shown
+from data_pipelines.shards.addresses import shown
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.indexing import build_index, checked_index
 from umm_zoo.errors import UserError, printable, say
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb
-from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 from data_pipelines.shards.indexing import verify_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage

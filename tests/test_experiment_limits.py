@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.loading import ValidationBatchSampler
 from umm_zoo.compare import main as compare
 from umm_zoo.errors import UserError

@@ -14,7 +14,7 @@ from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, con
 from data_pipelines.converters.files import is_hidden, stored_image
 from data_pipelines.converters.texts import notes, task_and_kind, without_markers, wording
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text, one_sample
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.expanding import expand
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError, printable

@@ -106,6 +106,17 @@ def fetch(path: str, local: str | Path) -> None:
     _tried(path, ask)
 
 
+def listed(pattern: str) -> list[str]:
+    """The addresses that a glob means, sorted."""
+    files = filesystem(pattern)
+
+    def ask() -> list[str]:
+        files.invalidate_cache()
+        return sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+
+    return _tried(pattern, ask)
+
+
 class RemoteFile:
     """Remote file read from front to back, in pieces of which each is tried again by itself."""
 

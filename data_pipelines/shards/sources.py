@@ -10,7 +10,8 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from data_pipelines.shards.addresses import expand, shown
+from data_pipelines.shards.addresses import shown
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import ShardUserError
 from data_pipelines.tasks import Conversations, SampleTask

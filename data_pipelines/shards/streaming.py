@@ -18,9 +18,10 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.decoding import BadSampleError, ImageTransform
-from data_pipelines.shards.addresses import expand, shown
+from data_pipelines.shards.addresses import shown
 from data_pipelines.shards.archive import Members, read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader
 from data_pipelines.shards.module import ShardModule, check_positive

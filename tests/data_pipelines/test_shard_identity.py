@@ -10,7 +10,8 @@ import pytest
 from test_shards import data_of, sample, write_tar
 
 from data_pipelines import index
-from data_pipelines.shards import indexing
+from data_pipelines.shards import indexing, remote
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 from umm_zoo.errors import UserError
 
@@ -129,3 +130,26 @@ def test_hashing_that_takes_long_says_so(tar, capsys, monkeypatch):
     assert indexing.content_of(tar) == expected and not capsys.readouterr().err
     monkeypatch.setattr(indexing, "PATIENCE", -1.0)
     assert indexing.content_of(tar) == expected and "note: content of a.tar is hashed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fault", "tries"), [(ConnectionResetError("reset"), 3), (PermissionError("no"), 1)])
+def test_a_listing_from_afar_is_tried_again_after_transient_faults_alone(monkeypatch, fault, tries):
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    files.pipe("/listed/a.tar", b"")
+    asked, real = [], type(files).glob
+
+    def glob(self, pattern, **options):
+        asked.append(pattern)
+        if len(asked) < 3:
+            raise fault
+        return real(self, pattern, **options)
+
+    monkeypatch.setattr(type(files), "glob", glob)
+    monkeypatch.setattr(remote, "DELAYS", (0.0, 0.0, 0.0))
+    remote.take_faults()
+    if tries == 1:
+        with pytest.raises(UserError, match=r"memory://listed/\*\.tar: it may not be read"):
+            expand("memory://listed/*.tar")
+    else:
+        assert expand("memory://listed/*.tar") == ["memory:///listed/a.tar"] and remote.take_faults().total() == 2
+    assert len(asked) == tries
