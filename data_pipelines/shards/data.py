@@ -16,7 +16,7 @@ from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, ValidationBatchSampler, reading_loader
 from data_pipelines.shards.mixing import BLOCK, make_stream
-from data_pipelines.shards.module import ShardModule
+from data_pipelines.shards.module import ShardModule, refuse_another_order
 from data_pipelines.shards.order import Stream
 from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
@@ -229,12 +229,7 @@ class ShardData(ShardModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a ``UserError`` where the order of the samples is another one now."""
-        now = self._order()
-        for name, was in state_dict["order"].items():
-            if now.get(name) != was:
-                found = f"this checkpoint was made with {name} {was}, found {now.get(name)}; the order of samples would change"
-                hint = "restore the old value, or start a new run from the old weights with after:"
-                raise UserError("data", found, hint=hint)
+        refuse_another_order(state_dict["order"], self._order(), "samples")
         self._position = TrainingPosition(self.batch_size, int(state_dict["position"]), resumed=True)
 
     def _order(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -123,3 +124,17 @@ def check_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"data.{name}", str(value), "a positive whole number")
+
+
+def refuse_another_order(was: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on from a checkpoint where its position means something else now.
+
+    Args:
+        was: what the order depended on, by name.
+        now: what it depends on.
+        what: is ordered.
+    """
+    for name, before in was.items():
+        if now.get(name) != before:
+            found = f"this checkpoint was made with {name} {before}, found {now.get(name)}; the order of {what} would change"
+            raise UserError("data", found, hint="restore the old value, or start a new run from the old weights with after:")

@@ -97,8 +97,8 @@ _MAPS = ("vars", "method", "training", "data", "callbacks", "metrics", "trainer"
 
 
 def use_folders(folders: Iterable[str]) -> None:
-    """Append directories to the import path (appended, so that nobody's ``random.py`` hides Python's)."""
-    for folder in folders:
+    """Append directories, and ``src`` in each, to the import path (appended, so that nobody's ``random.py`` hides Python's)."""
+    for folder in (place for own in folders for place in (own, os.path.join(own, "src"))):
         if os.path.isdir(folder) and folder not in sys.path:
             sys.path.append(folder)
 

@@ -88,7 +88,7 @@ def _import_longest(parts: list[str]) -> tuple[Any, list[str]]:
 def _or_no_module(module: Any, parts: list[str], end: int) -> tuple[Any, list[str]]:
     if module is None:
         meant = nearest(parts[0], _top_modules())
-        where = "neither installed, nor beside the experiment file, nor in the current directory"
+        where = "neither installed, nor beside the experiment file, nor in the current directory or its src"
         found = f"'{'.'.join(parts)}', but module '{parts[0]}' is {where}"
         raise UserError("", found, "an importable module", did_you_mean(meant))
     return module, parts[end:]
