@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for step, line in ((run.step, run.line) for run in failed if run.line):
                 say(f"error: {runs / step.experiment.name}: failed; see {log_file(step, runs)}: {line}", stderr=True)
             if rest := [run for run in failed if not run.line]:
-                say(f"note: {len(rest)} steps were not started, for two before them ended with the same line", stderr=True)
+                say(f"note: {len(rest)} steps were not started, for what ended others would end them too", stderr=True)
         if results := collect(plan, runs, [] if children.stopped else failed):
             paths = results.write(Path(arguments.out) if arguments.out else file.parent / "results")
             print(paths[0].read_text())

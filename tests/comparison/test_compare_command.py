@@ -284,6 +284,16 @@ def test_a_metric_that_does_not_exist_is_found_before_anything_trains(
     assert error.startswith(f"error: dropout.yaml: metrics.printed: found '{key}'") and line in error
 
 
+def test_a_score_of_training_that_the_first_run_does_not_make_ends_the_comparison(
+    folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "metrics": {"printed": "train/los"}, "seeds": [4, 5]})
+    assert compare.main(["dropout.yaml"]) == 1 and len(pretended) == 1
+    error = capsys.readouterr().err
+    assert "metrics.printed: found 'train/los', expected one of val/loss" in error
+    assert "note: 3 steps were not started" in error
+
+
 FAILING = {"bad": {"set": {"method.bias": 7}}, "good": {"value": 0.25}, "fine": {"value": 0.0}}
 
 
@@ -305,7 +315,7 @@ def test_two_failures_of_one_choice_stop_its_rest_alone(
     toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, **changed})
     assert compare.main(["dropout.yaml"]) == 1
     assert [sum(f"/{name}-seed" in line for line in pretended) for name in FAILING] == [2, 4, 4]
-    assert "note: 2 steps were not started, for two before them ended with the same line" in capsys.readouterr().err
+    assert "note: 2 steps were not started, for what ended others would end them too" in capsys.readouterr().err
     assert "| bad | 0, 2 failed, 2 not run | - |" in (folder / "results" / "dropout.md").read_text()
 
 
