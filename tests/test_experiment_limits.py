@@ -85,6 +85,11 @@ def test_a_value_out_of_range_is_one_line(override: str, expected: str) -> None:
     assert expected in first and not more
 
 
+def test_statistics_are_not_synchronised_on_the_cpu() -> None:
+    (line,) = lines_of("trainer.sync_batchnorm=true", "trainer.accelerator=cpu")
+    assert "trainer.sync_batchnorm: found true on the CPU" in line
+
+
 @pytest.mark.parametrize(
     "override", ["seed=4294967295", "training.optimizer.lr=0.0", "trainer.limit_val_batches=0", "trainer.devices=-1"]
 )

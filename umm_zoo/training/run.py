@@ -214,6 +214,8 @@ def make_trainer(
         asked = {"val_check_interval": 1} if every > 0 else {}
         more = [*more, *([TimeLimit(limit)] if (limit := given.pop("max_time", None)) else [])]
         trainer = Trainer(**given | asked, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+    if given.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+        raise UserError("trainer.sync_batchnorm", "true on the CPU", "false: torch synchronises statistics on GPUs alone")
     if every > 0:
         validate_every(trainer, every)
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]
