@@ -76,7 +76,7 @@ def evaluate(
     report = {
         "run": run.experiment.name,
         "suite": suite,
-        "step": run.checkpoint["global_step"],
+        "step": run.checkpoint.get("global_step"),
         "weights": run.weights,
         "arguments": list(words),
         "overrides": list(overrides),

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.out:
             about = {
                 "run": arguments.run,
-                "step": run.checkpoint["global_step"],
+                "step": run.checkpoint.get("global_step"),
                 "weights": run.weights,
                 "commit": circumstances()["commit"],
             }

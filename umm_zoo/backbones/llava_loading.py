@@ -217,6 +217,9 @@ def assemble(
     tower, decoder, head, values = None, None, None, dict(fields)
     for name, part in (("vision_config", vision_tower), ("text_config", language_model)):
         if not isinstance(part, str):
+            if name in values:
+                whose = "vision_tower" if name == "vision_config" else "language_model"
+                raise ValueError(f"config.{name}: found beside a {whose} that is a configuration itself, expected one of the two")
             values[name] = part
         elif on_meta_device() and name not in values:
             found = read_config(part)

@@ -102,8 +102,8 @@ _FORM |= {"stage_only": list, "history": list, "weights": str}
 def _assert_form(checkpoint: Any) -> None:
     """A ``TypeError`` where what others rely on is not there, or of another kind: weights are anybody's."""
     wrong = [key for key, kind in _FORM.items() if key in checkpoint and not isinstance(checkpoint[key], kind)]
-    if wrong or ("experiment" in checkpoint and "global_step" not in checkpoint):
-        raise TypeError(", ".join(wrong) or "global_step")
+    if wrong:
+        raise TypeError(", ".join(wrong))
     averages = [
         own["averages"] for own in checkpoint.get("callbacks", {}).values() if isinstance(own, Mapping) and "averages" in own
     ]

@@ -64,7 +64,7 @@ class Changes:
         values = {key: (_value(old, key), _value(new, key)) for key in keys}
         history = list(found.get("history") or [{"from_step": 0, "experiment": old}])
         known = history[-1].get("code", {}).get("modules", {})
-        changes = cls(int(found["global_step"]), values, changed_modules(known, now["code"]["modules"]), history)
+        changes = cls(int(found.get("global_step", 0)), values, changed_modules(known, now["code"]["modules"]), history)
         changes.refuse(experiment.file, checkpoint)
         if changes.values or any(history[-1].get(key) != now[key] for key in now):
             changed = {key: {"was": was, "now": value} for key, (was, value) in values.items()}
