@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import warnings
 from abc import ABC, abstractmethod
@@ -219,18 +220,29 @@ def decode_text(content: bytes, max_characters: int) -> str:
     return text.strip()
 
 
-def parse_json(text: str, unique: bool = False) -> Any:
-    """The value of a JSON text.
+def parse_json(text: str, finite: bool = True) -> Any:
+    """The value of a JSON text; numbers that are not ``finite`` pass where data frames wrote them and a converter sees to them.
 
     Raises:
-        BadSampleError: whatever the parser refuses (nested too deep, over 4,300 digits …); half a surrogate pair, which no
-            tokenizer and no file takes; with ``unique`` (which takes twice the time) a key that stands twice in an object.
+        BadSampleError: whatever the parser refuses (nested too deep, over 4,300 digits …); NaN, Infinity and numbers that no float
+            holds; a key that stands twice in an object: nobody knows which value is meant; half a surrogate pair, which no
+            tokenizer and no file takes.
     """
     with one_sample("json cannot be parsed"):
-        value = json.loads(text, object_pairs_hook=unique_keys if unique else None)
+        value = (_STRICT if finite else LENIENT).decode(text)
         if "\\ud" in text or "\\uD" in text:
             check_utf8(json.dumps(value, ensure_ascii=False))
         return value
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise BadSampleError(f"the number {digits:.40}, which no float holds")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise BadSampleError(f"the number {name}, which JSON does not have")
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -242,6 +254,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+#: Decoders behind `parse_json`.
+LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys)
+_STRICT = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_no_constant)
+
+
 def check_utf8(text: str) -> str:
     """``text``, or a ``BadSampleError`` where it holds half a surrogate pair."""
     try:
@@ -251,9 +268,9 @@ def check_utf8(text: str) -> str:
     return text
 
 
-def decode_json(content: bytes, max_characters: int, unique: bool = False) -> dict[str, Any]:
+def decode_json(content: bytes, max_characters: int, finite: bool = True) -> dict[str, Any]:
     """Decode a JSON object as ``parse_json`` does."""
-    value = parse_json(decode_text(content, max_characters), unique)
+    value = parse_json(decode_text(content, max_characters), finite)
     if not isinstance(value, dict):
         raise BadSampleError(f"json holds a {type(value).__name__}, an object is needed")
     return value

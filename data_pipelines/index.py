@@ -6,14 +6,13 @@ Each tar is read once, and NAME.tar.index.json written beside it (into the user'
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from data_pipelines.command import SHARDS, Parser, run
-from data_pipelines.shards.addresses import expand
-from data_pipelines.shards.indexing import build_index
-from umm_zoo.errors import UserError, printable
+from data_pipelines.shards.addresses import shown
+from data_pipelines.shards.expanding import expand
+from data_pipelines.shards.indexing import build_index, checked_index
+from umm_zoo.errors import UserError, printable, say
 
 _LISTED = 5
 
@@ -32,12 +31,12 @@ def main(arguments: argparse.Namespace) -> None:
     for path in shards:
         try:
             place = build_index(path, replace=not arguments.missing)
+            content = checked_index(path, place)
         except (UserError, OSError) as error:
             sys.stderr.write(f"error: {printable(str(error))}\n")
             failed += 1
             continue
-        content = json.loads(Path(place).read_text(encoding="utf-8"))
-        print(f"{place}: {content['counts']['samples']} samples")
+        say(f"{shown(place)}: {content['counts']['samples']} samples")
         refused = [f"{content['keys'][int(number)]} ({reason})" for number, reason in content.get("refused", {}).items()]
         kinds = {
             "samples cannot be used": refused,
@@ -46,8 +45,8 @@ def main(arguments: argparse.Namespace) -> None:
         }
         for what, found in kinds.items():
             if found:
-                shown = ", ".join(found[:_LISTED]) + (" …" if len(found) > _LISTED else "")
-                print(f"  {len(found)} {what}: {printable(shown)}")
+                listed = ", ".join(found[:_LISTED]) + (" …" if len(found) > _LISTED else "")
+                print(f"  {len(found)} {what}: {printable(listed)}")
     if failed:
         raise UserError("", f"{failed} of {len(shards)} shards could not be indexed")
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb
-from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 from data_pipelines.shards.indexing import verify_index
 from data_pipelines.tasks import Captions, Conversations, Sample, SampleTask, TextToImage
@@ -58,14 +58,18 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool 
             if verify:
                 verify_index(path, index.place, index.sha256)
             indexes.append(index)
+            findings.bad |= {f"{index.shown}:*": "; ".join(index.damage)} if index.damage else {}
         except UserError as error:
             findings.unreadable.append(error)
     places = [(index, number) for index in indexes for number in range(len(index))][::every]
     kept = {round(place) for place in np.linspace(0, len(places) - 1, min(sheet, len(places)))}
+    left_out = set[str]()
     for place, (index, number) in enumerate(places):
-        key = index.key(number)
-        findings.samples += 1
+        if index.path in left_out:
+            continue
         try:
+            findings.samples += 1
+            key = index.key(number)
             members = files.members(index, number)
             findings.bytes += sum(len(content) for content in members.values())
             findings.images[" + ".join(sorted(members))] += 1
@@ -74,6 +78,11 @@ def inspect(shards: list[str], every: int = 1, sheet: int = 24, generated: bool 
                 _count(findings, sample)
         except BadSampleError as error:
             findings.bad[f"{index.shown}:{key}"] = str(error)
+            continue
+        except UserError as error:  # its index is none, or another tar's
+            findings.samples -= 1
+            left_out.add(index.path)
+            findings.unreadable.append(error)
             continue
         if place in kept:
             findings.shown.append((key, sample))
@@ -166,7 +175,7 @@ def main(arguments: argparse.Namespace) -> None:
         contact_sheet(findings.shown).save(file, "PNG")
         with locating(arguments.sheet, refusals=(OSError,)):
             arguments.sheet.write_bytes(file.getvalue())
-        console.print(f"contact sheet: {arguments.sheet}")
+        console.print(printable(f"contact sheet: {arguments.sheet}"))
     if findings.unreadable:
         raise UserError("", [problem for error in findings.unreadable for problem in error.problems])
     if arguments.verify:

@@ -20,8 +20,8 @@ Shards are read, never changed. The report lists every prompt that was found, wi
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,13 @@ from typing import Any
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.converters.converting import progress_bar
 from data_pipelines.converters.rows import Rows
-from data_pipelines.decoding import BadSampleError, one_sample
-from data_pipelines.shards.addresses import expand
+from data_pipelines.decoding import BadSampleError, decode_json, decode_text, one_sample
 from data_pipelines.shards.archive import RangeReader
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import write_json
 from umm_zoo.conversation import IMAGE_MARKER
-from umm_zoo.errors import UserError, several
+from umm_zoo.errors import Problem, UserError, printable, several
 
 KINDS = ("equal", "contained", "ngram")
 TEXTS = ("json", "txt")
@@ -127,7 +127,8 @@ def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) 
     counts, samples = Counter[str](), Counter[str]()  # of what was read, and samples by their strongest overlap
     prompts: dict[int, Counter[str]] = {}
     shown: dict[int, list[dict[str, Any]]] = {}
-    for path, key, texts in _samples(shards):
+    unreadable: dict[str, str] = {}
+    for path, key, texts in _samples(shards, unreadable):
         counts["samples"] += 1
         counts["texts"] += len(texts or ())
         counts["unreadable_samples"] += texts is None
@@ -142,6 +143,7 @@ def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) 
     order = sorted(prompts, key=lambda number: (-sum(prompts[number].values()), number))
     return {
         **{name: counts[name] for name in ("samples", "texts", "unreadable_samples")},
+        "unreadable_shards": unreadable,
         "prompts": len(index.prompts),
         "samples_with_overlap": {kind: samples[kind] for kind in KINDS},
         "prompts_with_overlap": {"any": len(order)} | {k: sum(bool(found[k]) for found in prompts.values()) for k in KINDS},
@@ -149,32 +151,34 @@ def find_overlaps(shards: Sequence[str], index: PromptIndex, examples: int = 3) 
     }
 
 
-def _samples(shards: Sequence[str]) -> Iterator[tuple[str, str, list[tuple[str, str]] | None]]:
-    """Shard, key, and texts of each sample; None where they cannot be read (bad JSON, not UTF-8)."""
+def _samples(shards: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, str, list[tuple[str, str]] | None]]:
+    """Shard, key, and texts of each sample; None where they cannot be read (bad JSON, not UTF-8); why shards are ``unreadable``."""
     files = RangeReader()
     with progress_bar("reading", len(shards)) as advance:
         for path in shards:
-            shard = load_index(path)
-            for number in range(len(shard)):
-                texts: list[tuple[str, str]] | None = None
-                with suppress(BadSampleError), one_sample():
-                    texts = list(_texts(files, shard, number))
-                yield path, shard.key(number), texts
+            try:
+                shard = load_index(path)
+                for number in range(len(shard)):
+                    texts: list[tuple[str, str]] | None = None
+                    with suppress(BadSampleError), one_sample():
+                        texts = list(_texts(files, shard, number))
+                    yield path, shard.key(number), texts
+            except UserError as error:
+                unreadable[path] = str(error)
             advance(1)
 
 
 def _texts(files: RangeReader, shard: ShardIndex, number: int) -> Iterator[tuple[str, str]]:
     """Places and texts: the turns of the json, or else a caption in it or beside it."""
     members = files.members(shard, number, TEXTS)
-    row = json.loads(members["json"].decode()) if "json" in members else {}
-    row = row if isinstance(row, dict) else {}
+    row = decode_json(members["json"], sys.maxsize) if "json" in members else {}
     if isinstance(turns := row.get("conversations"), list):
         for place, turn in enumerate(turn for turn in turns if isinstance(turn, dict)):
             text = next((turn[key] for key in ("text", "value", "content") if isinstance(turn.get(key), str)), "")
             yield f"turn {place} ({turn.get('role', turn.get('from'))})", text
         return
     if "txt" in members:
-        yield "txt", members["txt"].decode()
+        yield "txt", decode_text(members["txt"], sys.maxsize)
     yield from ((f"json {key}", row[key]) for key in ("caption", "prompt") if isinstance(row.get(key), str))
 
 
@@ -191,8 +195,9 @@ def print_overlaps(report: dict[str, Any], saved: Path, listed: int = 5) -> None
         console.print(f"{kind:10} {samples[kind]:,} samples, {found[kind]:,} prompts")
     for row in report["overlaps"][:listed]:
         counts = ", ".join(f"{kind} {row[kind]:,}" for kind in KINDS if kind in row)
-        console.print(f"  {row['prompt'][:_SHOWN]!r}: {counts}; {row['examples'][0]['shard']} {row['examples'][0]['key']}")
-    console.print(f"prompts found: {found['any']:,} (all of them in {saved})")
+        example = f"{row['examples'][0]['shard']} {row['examples'][0]['key']}"
+        console.print(printable(f"  {row['prompt'][:_SHOWN]!r}: {counts}; {example}"))
+    console.print(printable(f"prompts found: {found['any']:,} (all of them in {saved})"))
 
 
 def _threshold(text: str) -> float:
@@ -220,6 +225,8 @@ def main(arguments: argparse.Namespace) -> None:
     report = find_overlaps(expand(arguments.shards), index, arguments.examples)
     write_json(arguments.report, report, indent=1)
     print_overlaps(report, arguments.report)
+    if unreadable := report["unreadable_shards"]:
+        raise UserError("", [Problem("", line) for line in unreadable.values()])
 
 
 if __name__ == "__main__":

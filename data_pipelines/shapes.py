@@ -21,7 +21,7 @@ from data_pipelines.converters.converting import progress_bar
 from data_pipelines.inspect import contact_sheet
 from data_pipelines.shards.indexing import write_json
 from data_pipelines.shards.writing import IndexedShardWriter
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import UserError, locating, printable
 from umm_zoo.shapes.samples import CAPTION_ORDERS, MARK_SHARE, SPLITS, TASKS, Sample, make_sample, usual_mark_share
 from umm_zoo.shapes.scenes import SIZES, World
 
@@ -159,7 +159,7 @@ def write(arguments: argparse.Namespace) -> None:
         contact_sheet([_on_sheet(item, item.members(world)) for item in shown], columns=4).save(out / SHEET_FILE)
     console.print(_table(wanted, parts, missing))
     rate = f", {number / seconds:.0f} samples/s" if number else "; everything was there already"
-    console.print(f"{number} samples written to {out} in {seconds:.1f} s{rate}", highlight=False, soft_wrap=True)
+    console.print(printable(f"{number} samples written to {out} in {seconds:.1f} s{rate}"), highlight=False, soft_wrap=True)
 
 
 def _on_sheet(sample: Sample, members: dict[str, Any]) -> tuple[str, tasks.Sample]:

@@ -20,7 +20,11 @@ from umm_zoo.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+#: Suffixes of files in the formats that are read, which are those of images in a shard, too.
+IMAGE_TYPES = (
+    *("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"),
+    *("jpe", "jfif", "mpo", "jp2", "j2k", "jpx", "apng", "dib", "ppm", "pgm", "pbm", "pnm"),
+)
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 _NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(IMAGE_TYPES)})")
 #: What the user asks where a caption is the answer.
@@ -92,7 +96,10 @@ class Conversations(SampleTask):
         if "conversations" not in meta:
             raise BadSampleError("json has no 'conversations'")
         conversation = read_turns(meta.pop("conversations"))
-        return Sample(conversation, input_images(members), target_image(members), meta)
+        target = target_image(members)
+        if target is None and any(turn["role"] == "assistant" and not turn["text"].strip() for turn in conversation):
+            raise BadSampleError("empty answer: nothing would be learnt from it but to be silent")
+        return Sample(conversation, input_images(members), target, meta)
 
 
 class TextToImage(Conversations):

@@ -77,6 +77,7 @@ def exact_experiment(folder: Path) -> str:
             "trained": ["projector", "language_model"],
             "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.003},
         },
+        "callbacks": {"average": {"_target_": "umm_zoo.training.ema.EMA", "decay": 0.4}},
         "data": {
             "_target_": "data_pipelines.shards.data.ShardData",
             "train": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "train"}},

@@ -89,12 +89,12 @@ class Unified(UnifiedCaptionAndDrawing):
 class DieAt(Callback):
     """SIGKILL behind a step, once its checkpoint is written."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, signum: int = signal.SIGKILL) -> None:
+        self.step, self.signum = step, signum
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signum)
 
 
 def rollout_experiment(folder: Path, method: str, **arguments: Any) -> str:

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tools.consolidate import consolidate
-from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint
-from umm_zoo.checkpoints.folder import CheckpointFolder, damage
+from umm_zoo.checkpoints.files import AtomicCheckpointIO, describe, load_checkpoint
+from umm_zoo.checkpoints.folder import CheckpointFolder, checksum, damage
 from umm_zoo.checkpoints.sharded import write_rest
 from umm_zoo.errors import UserError
 
 STEPS = (10, 20)
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 def content(step: int) -> dict[str, Any]:
@@ -91,6 +93,33 @@ def test_the_folder_of_a_sharded_checkpoint(tmp_path: Path) -> None:
             harmless = name == "index.json" and flipped.count(b'"crc32"') < whole.count(b'"crc32"')  # the name of its own seal
             assert damage(tmp_path) or harmless, [a for a in zip(whole, flipped, strict=True) if a[0] != a[1]]
         (tmp_path / name).write_bytes(whole)
+
+
+def sharded(folder: Path) -> Path:
+    """A sharded checkpoint with a file of one rank."""
+    folder.mkdir()
+    save_file(content(20)["state_dict"], folder / SHARD)
+    write_rest(content(20), folder, {SHARD: {"size": (folder / SHARD).stat().st_size, "crc32": checksum(folder / SHARD)}})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["index.json", "rest.pt", SHARD])
+@pytest.mark.parametrize("read", [load_checkpoint, describe, lambda folder: consolidate(folder, folder.parent / "all.safetensors")])
+def test_every_reader_of_a_sharded_checkpoint_refuses_a_damaged_file(name: str, read: Any, tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "step-00000020.ckpt")
+    file = folder / name
+    file.write_bytes(file.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(UserError, match="a damaged checkpoint"):
+        read(folder)
+
+
+def test_a_file_that_was_not_written_with_a_sharded_checkpoint_is_no_part_of_it(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "step-00000020.ckpt")
+    assert damage(folder) is None
+    (folder / ".DS_Store").touch()
+    assert damage(folder) is None
+    (folder / f"other-{SHARD}").write_bytes((folder / SHARD).read_bytes())
+    assert damage(folder) == f"'other-{SHARD}' was not written with it"
 
 
 def test_what_an_earlier_version_has_written_is_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real command: weights and logged losses after six steps do not depend on how the steps were shared out."""
+"""The real command: weights, their averages and logged losses after six steps do not depend on how the steps were shared out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nursery import Nursery
 from torch import Tensor
 from torch.testing import assert_close
 
-from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.checkpoints.files import load_checkpoint, weights_of
 
 pytestmark = pytest.mark.processes
 
@@ -42,7 +42,10 @@ def run(nursery: Nursery, folder: Path, name: str, ranks: int, *options: str) ->
     assert code == 0 and "counts alike" not in said, said
     with (folder / "runs" / name / "logs" / "metrics.csv").open() as stream:
         losses = [float(row["train/loss"]) for row in csv.DictReader(stream)]
-    return load_checkpoint(folder / "runs" / name)["state_dict"], losses
+    checkpoint = load_checkpoint(folder / "runs" / name)
+    averages, kind = weights_of(checkpoint)
+    assert kind == "averaged"
+    return checkpoint["state_dict"] | {f"average of {key}": value for key, value in averages.items()}, losses
 
 
 def check(found: Run, expected: Run) -> None:

@@ -12,6 +12,8 @@ import pytest
 import toy_parts
 import yaml
 
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.targets import find_target
 from umm_zoo.fit import main
 
 
@@ -276,3 +278,23 @@ def test_command_exits_with_2_and_no_traceback(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: e.yaml: metod: found an unknown key 'metod'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("mypi.Body", ""),  # near mypy, pip, numpy: none holds anything that an experiment names
+        ("yamll.Body", ""),
+        ("jason.Body", ""),
+        ("umm_zo.metrics.Perplexity", "did you mean 'umm_zoo'?"),
+        ("data_pipeline.tasks.Edit", "did you mean 'data_pipelines'?"),
+        ("torchmetric.Metric", "did you mean 'torchmetrics'?"),
+        ("my_blokcs.Body", "did you mean 'my_blocks'?"),
+    ],
+)
+def test_a_module_is_suggested_where_a_user_can_mean_it(path: str, hint: str, tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "my_blocks.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as error:
+        find_target(path)
+    assert error.value.problems[0].hint == hint

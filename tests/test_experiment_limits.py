@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.loading import ValidationBatchSampler
 from umm_zoo.compare import main as compare
 from umm_zoo.errors import UserError
@@ -85,6 +85,11 @@ def test_a_value_out_of_range_is_one_line(override: str, expected: str) -> None:
     assert expected in first and not more
 
 
+def test_statistics_are_not_synchronised_on_the_cpu() -> None:
+    (line,) = lines_of("trainer.sync_batchnorm=true", "trainer.accelerator=cpu")
+    assert "trainer.sync_batchnorm: found true on the CPU" in line
+
+
 @pytest.mark.parametrize(
     "override", ["seed=4294967295", "training.optimizer.lr=0.0", "trainer.limit_val_batches=0", "trainer.devices=-1"]
 )
@@ -141,3 +146,15 @@ def test_the_check_refuses_what_a_run_would_refuse(override: str, expected: str,
     assert fit([FILE, "--check", override]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert expected in line
+
+
+def test_the_check_notes_that_nothing_will_be_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit([FILE, "--check", "trainer.limit_val_batches=0"]) == 0
+    assert "note: trainer.limit_val_batches is 0: none of the metrics (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_the_check_refuses_a_file_for_the_run_folders(below: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").write_text("")
+    assert fit([FILE, "--check", "--runs", f"{tmp_path}/runs{below}"]) == 2
+    assert "runs: found a file, expected a folder for the run folders" in capsys.readouterr().err

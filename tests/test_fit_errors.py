@@ -143,7 +143,7 @@ def test_a_metric_that_the_method_does_not_feed(file: str, capsys: pytest.Captur
 def test_the_traceback_is_shown_on_demand(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([file, spoiled("truncate"), "--traceback"]) == 2
     text = capsys.readouterr().err
-    assert "Traceback (most recent call last)" in text and "UserError" in text
+    assert "Traceback (most recent call last)" in text and "Error: toy.yaml: data: " in text
 
 
 def test_evaluate_names_a_damaged_shard_too(file: str, capsys: pytest.CaptureFixture[str]) -> None:

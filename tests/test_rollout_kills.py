@@ -73,6 +73,17 @@ def test_a_run_killed_between_updates_of_a_rollout_goes_on_as_if_nothing_had_bee
     assert losses(tmp_path / "runs" / "parts") == losses(tmp_path / "runs" / "whole")
 
 
+@pytest.mark.parametrize("method", ["Captioner", "Decoder"])
+def test_a_run_that_is_asked_to_stop_in_the_midst_of_a_step_ends_it_first(method: str, nursery: Nursery, tmp_path: Path) -> None:
+    file = rollout_experiment(tmp_path, method, updates=3)
+    assert nursery.run(tmp_path, file, "name=whole", "trainer.max_steps=4")[0] == 0
+    asked = f"callbacks.die={json.dumps({'_target_': 'rollout_parts.DieAt', 'step': 1, 'signum': int(signal.SIGTERM)})}"
+    assert nursery.run(tmp_path, file, "name=parts", "trainer.max_steps=4", asked)[0] == 128 + signal.SIGTERM
+    assert nursery.run(tmp_path, file, "name=parts", "trainer.max_steps=4", "ckpt=last")[0] == 0
+    whole, parts = (checkpoint(tmp_path, name, 4) for name in ("whole", "parts"))
+    assert whole == parts
+
+
 def losses(run: Path) -> list[dict[str, float]]:
     """Rows of the log, without the seconds."""
     with (run / "logs" / "metrics.csv").open() as file:

@@ -55,6 +55,8 @@ ATTACKS = {
         "trust": ["subprocess"],
     },
     "the same, in one word": {"_target_": "umm_zoo.method.Method.load", "source": "inner.ckpt", "trust": "stranger"},
+    "library's loader of networks by name": llava({"_target_": "torchmetrics.text.infolm.InfoLM"}),
+    "one that runs a program beside them": llava({"_target_": "torchmetrics.multimodal.clip_score.CLIPScore"}),
     "no text": llava({"_target_": ["subprocess", "Popen"]}),
 }
 

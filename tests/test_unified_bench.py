@@ -104,6 +104,28 @@ def test_files_are_described_and_scored_in_their_own_shapes(run: Path, monkeypat
     assert rows[-1]["image"] == "wide.png" and rows[-1]["a"] == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_every_file_is_looked_at_first_and_those_that_cannot_be_read_are_named_in_one_line(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(Painter, "reconstruct_from_captions", lambda *_: pytest.fail("described before all were looked at"))
+    whole = Path("images/one.png").read_bytes()
+    for name, content in (("a.png", b""), ("cut.png", whole[:-30]), ("z.jpg", b"<html>")):
+        Path("images", name).write_bytes(content)
+    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "found 3 of 5 images that cannot be read: a.png (no readable image" in line
+    assert "cut.png (" in line and "z.jpg (" in line and not (run / "unified-bench-1").exists()
+
+
+def test_other_files_are_named_and_animations_are_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (12, 8), (255, 0, 0)).save("images/moves.gif", save_all=True, append_images=[Image.new("RGB", (12, 8))])
+    for name in ("notes.txt", "x.heic", ".DS_Store"):
+        Path("images", name).write_text("x")
+    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
+    printed = capsys.readouterr()
+    assert "note: images: 3 of 6 are no images by their suffix and are left out: .DS_Store, notes.txt, x.heic" in printed.err
+    rows = [json.loads(line) for line in (run / "unified-bench-1" / "captions.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == ["moves.gif", "one.png", "two.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -239,8 +239,8 @@ def load_part(source: str) -> nn.Module | None:
 
 def load_batches(shards: str, image_size: int, limit: int) -> tuple[list[Batch], list[str]]:
     """Labelled images of shards in their own order, and the names of the cells of their world (read from ``world.json``)."""
-    from data_pipelines.shards.addresses import expand
     from data_pipelines.shards.data import ShardData, ShardSource
+    from data_pipelines.shards.expanding import expand
     from umm_zoo.shapes.scenes import PLACES
 
     data = ShardData(val={"probe": ShardSource(shards)}, image_size=image_size, val_batch_size=256)

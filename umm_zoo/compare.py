@@ -11,7 +11,7 @@ from pathlib import Path
 
 from umm_zoo.comparison.plan import Plan, Step, load_plan, refuse_unknown_metrics
 from umm_zoo.comparison.run import Children, collect, finished, log_file, made_runs, refuse_outdated, run_plan
-from umm_zoo.errors import UserError, user_errors
+from umm_zoo.errors import UserError, say, user_errors
 from umm_zoo.training.run_folder import runs_folder
 
 HELP = """A compare file names a question, a base experiment, the one path that varies, its choices, seeds and metrics:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.again:
             refuse_outdated(plan, runs)
         waiting = [step for step in plan.steps() if not finished(step, runs)]
-        print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
+        say(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
         if arguments.plan:
             _print_plan(plan, waiting, runs)
             return 0
@@ -63,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif failed:
             outcome.code = 1
             for step, line in ((run.step, run.line) for run in failed if run.line):
-                print(f"error: {runs / step.experiment.name}: failed; see {log_file(step, runs)}: {line}", file=sys.stderr)
+                say(f"error: {runs / step.experiment.name}: failed; see {log_file(step, runs)}: {line}", stderr=True)
             if rest := [run for run in failed if not run.line]:
-                print(f"note: {len(rest)} steps were not started, for two before them ended with the same line", file=sys.stderr)
+                say(f"note: {len(rest)} steps were not started, for what ended others would end them too", stderr=True)
         if results := collect(plan, runs, [] if children.stopped else failed):
             paths = results.write(Path(arguments.out) if arguments.out else file.parent / "results")
             print(paths[0].read_text())
-            print(f"written: {', '.join(str(path) for path in paths)}")
+            say(f"written: {', '.join(str(path) for path in paths)}")
     return outcome.code
 
 

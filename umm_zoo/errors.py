@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import json
 import math
@@ -27,6 +28,8 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 Count = Annotated[int, Interval(ge=1)]
 Natural = Annotated[int, Interval(ge=0)]
 
+#: Errors of the system over texts that name no place at all; whoever asks whether a file is there meets them.
+NO_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
 #: What constructors and libraries raise over values that they refuse; a user error where it is known whose values they were.
 REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
@@ -143,6 +146,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def say(text: str, stderr: bool = False) -> None:
+    """Print one line, at once, whatever paths and names of others it holds."""
+    print(printable(text), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr, see `say`."""
+    say(f"note: {text}", stderr=True)
+
+
 @contextmanager
 def locating(file: str | Path = "", place: str = "", refusals: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Add a place to the user errors that pass through (see ``UserError.locate``), and make user errors of ``refusals``."""
@@ -193,9 +206,13 @@ def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and error.errno not in NO_PATHS:
+            raise
         if show_traceback:
             traceback.print_exc()
+        if isinstance(error, OSError):
+            error = UserError(str(error.filename), f"no path of this system ({error.strerror})", "a file or folder")
         print_error(error)
         outcome.code = 2
     except KeyboardInterrupt:

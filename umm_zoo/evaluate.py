@@ -10,7 +10,7 @@ from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
-from umm_zoo.errors import UserError, did_you_mean, several, user_errors
+from umm_zoo.errors import UserError, did_you_mean, say, several, user_errors
 from umm_zoo.training.finished_run import add_raw_weights, add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances, recorded
@@ -76,7 +76,7 @@ def evaluate(
     report = {
         "run": run.experiment.name,
         "suite": suite,
-        "step": run.checkpoint["global_step"],
+        "step": run.checkpoint.get("global_step"),
         "weights": run.weights,
         "arguments": list(words),
         "overrides": list(overrides),
@@ -93,7 +93,7 @@ def evaluate(
         print_scores(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
         with writing(run.path, "a run folder that can be written"):
             write_whole(file, strict_json(report, indent=2) + "\n")
-        print(f"written to {file}")
+        say(f"written to {file}")
     return file
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
@@ -37,15 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ckpt = next((text.removeprefix(CKPT) for text in reversed(arguments.overrides) if text.startswith(CKPT)), None)
         if ckpt == "":
             raise UserError("ckpt", "nothing", "'last' or the path of a checkpoint")
-        if arguments.check and ckpt not in (None, "last") and not Path(ckpt).exists():
-            raise UserError(
-                "ckpt", f"'{ckpt}', but there is no such file", "'last' or the path of a checkpoint", file=arguments.file
-            )
         experiment = load_experiment(arguments.file, overrides)
         if arguments.check:
             from umm_zoo.training.preview import print_check  # torch comes in here, after the errors of the file
 
-            print_check(experiment, arguments.runs)
+            print_check(experiment, arguments.runs, ckpt)
         else:
             from umm_zoo.training.curriculum import run
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from umm_zoo.errors import UserError, print_error, user_errors
+from umm_zoo.errors import UserError, print_error, printable, say, user_errors
 from umm_zoo.generation import COMMANDS
 from umm_zoo.generation.base import Command
-from umm_zoo.generation.options import MAX_SEED, escaped, whole
+from umm_zoo.generation.options import MAX_SEED, whole
 from umm_zoo.generation.progress import progress
 from umm_zoo.generation.requests import Request, Result, check_images
 from umm_zoo.training.finished_run import FinishedRun, add_raw_weights, add_trust, load_run
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.out:
             about = {
                 "run": arguments.run,
-                "step": run.checkpoint["global_step"],
+                "step": run.checkpoint.get("global_step"),
                 "weights": run.weights,
                 "commit": circumstances()["commit"],
             }
@@ -87,14 +87,14 @@ def _write(results: Iterator[Result], count: int, out: Path, about: dict[str, An
         finally:  # an error, or Ctrl-C, leaves what was made before
             if folder.count:
                 other = "" if folder.path == out else f"; {out} holds something else"
-                print(f"written to {folder.path}{other}", flush=True)
+                say(f"written to {folder.path}{other}")
 
 
 class _Parser(argparse.ArgumentParser):
     """Parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        print_error(UserError(self.prog, escaped(message), hint="--help shows the words and options"))
+        print_error(UserError(self.prog, printable(message), hint="--help shows the words and options"))
         raise SystemExit(2)
 
 
@@ -165,9 +165,9 @@ def _print(result: Result, with_question: bool) -> None:
     """An answer, with what does not print as escapes: models say anything."""
     if result.answer is None:
         return
-    names = escaped(" ".join(map(str, result.request.images)))
-    answer = "\n".join(map(escaped, result.answer.split("\n")))
-    text = f"{escaped(result.request.question)}\n  {answer}" if with_question else answer
+    names = printable(" ".join(map(str, result.request.images)))
+    answer = "\n".join(map(printable, result.answer.split("\n")))
+    text = f"{printable(result.request.question)}\n  {answer}" if with_question else answer
     print(f"{names}: {text}" if names else text, flush=True)
 
 

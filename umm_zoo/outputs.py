@@ -178,6 +178,17 @@ class RefusesRows(Protocol):
 
 
 @runtime_checkable
+class TakesImages(Protocol):
+    """A method, or a block of one, that an experiment's images can be tried on before any is read."""
+
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take a blank input image and a blank image to generate, ``[1, 3, H, W]`` each, as the first batch will.
+
+        No number is looked at; images may be on the ``meta`` device. Whatever raises is a size that the first batch would refuse.
+        """
+
+
+@runtime_checkable
 class RollsOut(Protocol):
     """A method that trains on its own samples."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipelines.command import Parser, run
@@ -25,8 +26,11 @@ from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError, printable
 
 
-def index_in_place(tars: list[Path]) -> None:
-    """Index every tar and print how many of its samples are pairs, by the names of their members, and why others are none."""
+def index_in_place(tars: list[Path], refused: Mapping[str, str]) -> None:
+    """Index every tar and print how many of its samples are pairs, by the names of their members, and why others are none.
+
+    ``refused`` are archives of other kinds, which are named.
+    """
     pairs, others, reasons, failed = 0, list[str](), Counter[str](), list[str]()
     for tar in tars:
         try:
@@ -45,6 +49,8 @@ def index_in_place(tars: list[Path]) -> None:
     if others:
         print(f"{len(others)} samples that are no pairs (skipped in training): {', '.join(others[:5])}")
         print(*(f"  {count} {reason}" for reason, count in reasons.most_common()), sep="\n")
+    for file, reason in refused.items():
+        print(printable(f"not indexed: {file} ({reason})"))
     if failed:
         raise UserError("", f"{len(failed)} of {len(tars)} tars could not be indexed")
 
@@ -76,11 +82,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Index or convert, and report."""
     if arguments.in_place == (arguments.out is not None):
         raise UserError("OUT", "give either a folder to write into, or --in-place")
-    tars = find_tars(arguments.source)
+    tars, refused = find_tars(arguments.source)
     if arguments.in_place:
-        index_in_place(tars)
+        index_in_place(tars, refused)
     else:
-        convert_tars(arguments, tars)
+        convert_tars(arguments, tars, refused)
 
 
 if __name__ == "__main__":

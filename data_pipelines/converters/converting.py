@@ -96,13 +96,18 @@ def converter_parser(
 
 
 def convert(
-    arguments: argparse.Namespace, parts: Sequence[Part[Any]], refused: Mapping[str, str] | None = None, **decides: Any
+    arguments: argparse.Namespace,
+    parts: Sequence[Part[Any]],
+    refused: Mapping[str, str] | None = None,
+    hints: Mapping[str, str] | None = None,
+    **decides: Any,
 ) -> None:
     """Write every part and print the report; shards that a stopped run finished are kept.
 
-    ``refused`` are rows of the source that belong to no part, and why. ``OUT/conversion.json`` remembers the arguments, a digest of
-    the items, and each finished shard with what was left out of it; ``OUT/report.json`` is the outcome in numbers. A conversion of
-    other arguments, or of others of what else ``decides`` about the bytes written, is not gone on with.
+    ``refused`` are rows of the source that belong to no part, and why; ``hints`` say what helps, by words of a reason.
+    ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
+    ``OUT/report.json`` is the outcome in numbers. A conversion of other arguments, or of others of what else ``decides`` about the
+    bytes written, is not gone on with.
     """
     out = arguments.out
     digest = hashlib.sha256(
@@ -131,7 +136,8 @@ def convert(
     if not any(entry["samples"] for _, entry in written):
         (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run starts over
         reason = ": ".join(next(iter(report["left_out_items"].items()), (*report["reasons"], "no item")[:1]))
-        raise UserError(out, f"nothing could be converted; the first reason: {reason}")
+        hint = next((hint for words, hint in (hints or {}).items() if words in reason), "")
+        raise UserError(out, f"nothing could be converted; the first reason: {reason}", hint=hint)
     print_report(out, report)
 
 
@@ -144,7 +150,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     columns = (TextColumn("{task.description:32}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(description, total=total)
-        yield lambda steps, text=None: progress.update(bar, advance=steps, description=text)
+        yield lambda steps, text=None: progress.update(bar, advance=steps, description=None if text is None else printable(text))
 
 
 def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) -> bool:

@@ -57,6 +57,7 @@ _KINDS = ("edit_type", "kind", "task", "category")
 _GENERATED = "<gen_image>"
 _EMPTY: tuple[Any, ...] = (None, "", [])
 LONGEST_NOTE = 2000
+_HINTS = {": the row has ": "--input, --instruction and --target name the keys"}
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ def main(arguments: argparse.Namespace) -> None:
     images = image_folder_of(arguments)
     rows: Rows | Table = Table(arguments.source) if is_parquet(arguments.source) else Rows(arguments.source)
     keys = Keys(arguments.input, arguments.instruction, arguments.target)
+    if isinstance(rows, Rows) and keys == Keys():
+        rows.check_wrapped("data", "conversations", *INPUTS, *INSTRUCTIONS, *TARGETS)
     convert_rows(arguments, rows, "editing", lambda number: samples_of(rows, number, keys, images, arguments.image_size))
 
 
@@ -198,7 +201,7 @@ def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, m
     items: list[int | str] = [*rows.unreadable, *range(len(rows))]
     label: Callable[[int | str], str] = lambda item: item if isinstance(item, str) else f"row {item}"  # noqa: E731
     part = Part(f"train/{name}", items, checked, label, arguments.rows_per_shard, holds_rows=name == "editing")
-    convert(arguments, [part], source=rows.fingerprint())
+    convert(arguments, [part], hints=_HINTS if name == "editing" else {}, source=rows.fingerprint())
 
 
 if __name__ == "__main__":

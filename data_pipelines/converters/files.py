@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -76,6 +77,9 @@ def read_image(
     """`stored_image` of a file inside ``folder``, or of one of the ``substitutes`` where it is missing."""
     path = inside(folder, name)
     try:
+        if not path.is_file():  # written as the other of two normal forms of one name, as macOS does
+            names = (unicodedata.normalize(form, str(path.relative_to(folder))) for form in ("NFC", "NFD"))
+            path = next((other for other in map(folder.joinpath, names) if other.is_file()), path)
         if substitutes and path.name and not path.is_file():
             path = substitutes.find(path, str(name))
         content = path.read_bytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,15 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
     keeps_splits = bool(splits) and (set(splits.values()) != {"train"} or val_share == 0)
     found: list[tuple[str, str, str]] = []
     refused: dict[str, str] = {}
+    visited = {source / name for name in splits}
     spellings: dict[
         str, str
     ] = {}  # "Sea lion" and "sea_lion" are one class: its photos must not be the no of the other's questions
     for root, split in [(source / name, split) for name, split in splits.items()] or [(source, "")]:
         for folder in _folders(root):
+            visited.add(folder)
             name = names.get(folder.name) or folder.name.replace("_", " ").replace("-", " ").strip() or folder.name
+            name = unicodedata.normalize("NFC", name)  # macOS writes the other normal form
             name = spellings.setdefault(name.casefold(), name)
             for path in _files(folder):
                 file = path.relative_to(source).as_posix()
@@ -58,8 +62,8 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
                 else:
                     found.append((file, name, split if keeps_splits else split_of(file, val_share, seed)))
     taken = {file for file, _, _ in found} | refused.keys()
-    for file in (path.relative_to(source).as_posix() for path in _files(source)):
-        if file not in taken:
+    for path in _files(source):
+        if (file := path.relative_to(source).as_posix()) not in taken and path not in visited:
             refused[file] = "hidden file" if is_hidden(file) else "file outside of the class folders"
     classes = sorted({name for _, name, _ in found})
     if not found:
@@ -71,13 +75,15 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
 def _why_not(path: Path, file: str) -> str:
     """The reason why a file of a class folder is no photo; empty where it is one."""
     if is_hidden(file):
         return "hidden file"
+    if path.is_dir():
+        return "link to a folder, which is not followed"
     if path.suffix.lower().lstrip(".") not in IMAGE_TYPES:
         return f"no image by its suffix '{path.suffix}'"
     return "" if path.is_file() else "no plain file"

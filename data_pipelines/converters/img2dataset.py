@@ -25,7 +25,7 @@ from data_pipelines.converters.pairs import convert_tar, convert_tars, find_tars
 
 def convert_shard(tar: Path, number: int, task: str, size: int | None) -> Iterator[Made]:
     """The samples of one tar, after the number of addresses that failed by the statistics beside it."""
-    path = tar.with_name(f"{tar.stem}_stats.json")
+    path = tar.with_name(f"{tar.name.partition('.')[0]}_stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
         counts = {name: int(stats.get(name) or 0) for name in ("failed_to_download", "failed_to_resize")}
@@ -47,7 +47,7 @@ def parser() -> Parser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
-    convert_tars(arguments, find_tars(arguments.source), convert_shard)
+    convert_tars(arguments, *find_tars(arguments.source), convert_shard)
 
 
 if __name__ == "__main__":

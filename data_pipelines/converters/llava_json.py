@@ -26,7 +26,7 @@ from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Made, Noted, Part, convert, converter_parser, image_folder_of, split_of
 from data_pipelines.converters.files import Substitutes, image_members
 from data_pipelines.converters.rows import Rows, texts_in
-from data_pipelines.converters.texts import is_name, notes, place_markers, task_and_kind
+from data_pipelines.converters.texts import check_media, is_name, notes, place_markers, task_and_kind
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.conversation import Conversation
@@ -82,6 +82,7 @@ def _is_file(_: str, text: str) -> bool:
 
 def reconcile(conversation: Conversation, images: int) -> tuple[Conversation, list[str]]:
     """The conversation with exactly one marker per image, all of them in user turns, and what was changed."""
+    check_media(conversation)
     repairs = []
     while conversation and conversation[0]["role"] == "assistant":  # LLaVA's loader drops it as well
         conversation = conversation[1:]
@@ -124,6 +125,7 @@ def parser() -> Parser:
 def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
     rows, images = Rows(arguments.source), image_folder_of(arguments)
+    rows.check_wrapped("conversations")
     split = [_split(rows, number, arguments.val_share) for number in range(len(rows))]
     make: Callable[[int], Iterator[Made]] = lambda number: sample_of(  # noqa: E731
         rows[number], number, images, arguments.image_size, Substitutes(rows.names_file)

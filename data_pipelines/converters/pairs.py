@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, con
 from data_pipelines.converters.files import is_hidden, stored_image
 from data_pipelines.converters.texts import notes, task_and_kind, without_markers, wording
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text, one_sample
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.expanding import expand
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError, printable
@@ -24,17 +25,29 @@ TASKS = ("text_to_image", "captions")
 _DROPPED = ("caption", "error_message", "exif", "key", "conversations", "task", "kind")
 _MAX_CHARACTERS = 1_000_000
 _MAX_MEMBER = 1 << 28
+_TAR = re.compile(r"\.(tar(\.gz|\.bz2|\.xz)?|tgz|tbz2?|txz)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(tar(\.\w+)?|t[gbx]z2?|tbz2|zip|7z|rar|zst|gz|bz2|xz|lz4)$", re.IGNORECASE)
 _UNREADABLE = "tar cannot be read to its end"
 
 
-def find_tars(source: Path) -> list[Path]:
-    """The tars of a folder and its sub-folders, or what a glob or ``{000..015}`` range means, in sorted order."""
+def find_tars(source: Path) -> tuple[list[Path], dict[str, str]]:
+    """The tars of a folder and its sub-folders, or what a glob or ``{000..015}`` range means, in sorted order; why not others.
+
+    Tars may be compressed, as far as Python knows how (``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz``).
+    """
     if not source.is_dir():
-        return [Path(path) for path in expand(str(source))]
-    found = sorted(path for path in source.rglob("*.tar") if path.is_file() and not is_hidden(path.relative_to(source).as_posix()))
+        return [Path(path) for path in expand(str(source))], {}
+    files = sorted(path for path in source.rglob("*") if path.is_file() and _ARCHIVE.search(path.name))
+    refused: dict[str, str] = {}
+    for path in files:
+        if is_hidden(file := path.relative_to(source).as_posix()):
+            refused[file] = "hidden file"
+        elif not _TAR.search(path.name):
+            refused[file] = f"an archive that is no tar, or of a compression that is not read: '{path.suffix}'"
+    found = [path for path in files if path.relative_to(source).as_posix() not in refused]
     if not found:
-        raise UserError(source, "no tar file in this folder")
-    return found
+        raise UserError(source, "no tar file in this folder", hint="; ".join(f"{file} is {why}" for file, why in refused.items()))
+    return found, refused
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | LeftOut]:
@@ -126,9 +139,15 @@ def pairs_parser(doc: str | None, task: str, needs_out: bool = True) -> Parser:
 
 
 def convert_tars(
-    arguments: argparse.Namespace, tars: list[Path], samples: Callable[[Path, int, str, int | None], Iterator[Made]] = convert_tar
+    arguments: argparse.Namespace,
+    tars: list[Path],
+    refused: Mapping[str, str],
+    samples: Callable[[Path, int, str, int | None], Iterator[Made]] = convert_tar,
 ) -> None:
-    """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report; ``samples`` gives those of a tar."""
+    """Convert tars one by one into ``OUT/train/TASK-000000.tar`` and so on, and report.
+
+    ``samples`` gives those of a tar, ``refused`` are other archives.
+    """
     part = Part(
         f"train/{arguments.task}",
         list(enumerate(tars)),
@@ -137,12 +156,12 @@ def convert_tars(
         items_per_shard=1,
         holds_rows=True,
     )
-    convert(arguments, [part])
+    convert(arguments, [part], refused)
 
 
 def _pair(members: dict[str, bytes], number: int, task: str, size: int | None) -> tuple[dict[str, Any], list[Noted]]:
     used = {what: _only(members, kinds) for what, kinds in (("json", ("json",)), ("text", ("txt",)), ("image", IMAGE_TYPES))}
-    meta = decode_json(members[used["json"]], _MAX_CHARACTERS, unique=True) if used["json"] else {}
+    meta = decode_json(members[used["json"]], _MAX_CHARACTERS, finite=False) if used["json"] else {}
     status = meta.pop("status", "success")
     if status != "success":
         raise BadSampleError(f"status {status}: {meta.get('error_message') or 'no message'}")

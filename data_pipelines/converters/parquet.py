@@ -37,7 +37,7 @@ from data_pipelines.converters.texts import from_json, notes, place_markers, tas
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, read_turns
 from umm_zoo.conversation import Conversation, Turn
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import UserError, locating, printable
 
 TASKS = ("captions", "text_to_image", "vqa", "conversations", "editing")
 _IMAGES = ("image", "images", "jpg", "png", "webp", "img", "picture", "pictures", "image_bytes")
@@ -182,7 +182,7 @@ def main(arguments: argparse.Namespace) -> None:
     table, size = Table(arguments.source), arguments.image_size
     with locating(arguments.source):
         columns = choose_columns(table.kinds, arguments)
-    Console(stderr=True).print(str(columns), highlight=False, markup=False)
+    Console(stderr=True).print(printable(str(columns)), highlight=False, markup=False)
     make: Callable[[int], Iterator[Made]]
     if columns.task == "editing":
         make = lambda number: samples_of(table, number, Keys(), size=size)  # noqa: E731

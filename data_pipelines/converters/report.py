@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import count as numbers_from
 from pathlib import Path
 from typing import Any
+
+from umm_zoo.errors import printable
 
 REPORT_FILE = "report.json"
 _LISTED = 5
@@ -55,7 +58,8 @@ def count_rows(
         kinds.update(entry["kinds"])
         notes.update(entry["notes"])
         reasons.update(re.split(r": | \(", reason, maxsplit=1)[0] for reason in entry["left_out"].values())
-        items |= entry["left_out"]
+        for label, reason in entry["left_out"].items():  # a photo of two parts, or a row's label in two shards, is two rows
+            items[label if label not in items else _another(f"{part}: {label}", items)] = reason
     for part, number in expected.items():
         found = counts["converted"][part] + counts["left_out_rows"][part]
         if number is not None and found != number:
@@ -69,6 +73,12 @@ def count_rows(
     return {**made, "reasons": dict(reasons.most_common()), "left_out_items": items}
 
 
+def _another(label: str, items: Container[str]) -> str:
+    """A label that is not taken yet."""
+    names = (label if number == 1 else f"{label} ({number})" for number in numbers_from(1))
+    return next(name for name in names if name not in items)
+
+
 def print_report(out: Path, report: dict[str, Any]) -> None:
     """Tables of the rows by part and by reason."""
     from rich.console import Console
@@ -77,12 +87,15 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     columns = ("shards", "rows", "converted", "samples", "left_out_rows")
     table = Table(
-        "part", *(Column(name.replace("_rows", "").replace("_", " "), justify="right") for name in columns), title=str(out)
+        "part",
+        *(Column(name.replace("_rows", "").replace("_", " "), justify="right") for name in columns),
+        title=printable(str(out)),
     )
     for part in report["rows"]:
-        table.add_row(part, *(f"{report[name][part]:,}" for name in columns))
+        table.add_row(printable(part), *(f"{report[name][part]:,}" for name in columns))
     console.print(table)
-    console.print("kinds: " + ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items())))
+    kinds = ", ".join(f"{kind or 'none'} {count:,}" for kind, count in sorted(report["kinds"].items()))
+    console.print(printable(f"kinds: {kinds}"))
     for what, count in sorted(report["notes"].items()):
         console.print(f"{count:,} x {what}")
     if report["left_out"]:
@@ -90,6 +103,10 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
         for reason, count in report["reasons"].items():
             table.add_row(reason, f"{count:,}")
         console.print(table)
-        console.print(f"left out: {report['left_out']:,} (each with its reason in {out / REPORT_FILE})", soft_wrap=True)
+        named = len(report["left_out_items"])
+        each = "each" if named == report["left_out"] else f"{named:,} of them by name"
+        console.print(
+            printable(f"left out: {report['left_out']:,} ({each} with its reason in {out / REPORT_FILE})"), soft_wrap=True
+        )
         for name, reason in list(report["left_out_items"].items())[:_LISTED]:
             console.print(f"  {name}: {reason}", soft_wrap=True)

@@ -13,14 +13,13 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.decoding import BadSampleError, check_utf8, decode_text, parse_json, unique_keys
+from data_pipelines.decoding import LENIENT, BadSampleError, check_utf8, decode_text, parse_json, unique_keys
 from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import UserError
 
 _LAYOUTS = "a JSON list of objects, or JSON Lines"
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^"\[\]{},\s]+', re.DOTALL)
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _LONGEST = 1 << 30
 _TRIED = 100  # lines that are looked at to tell a list from lines
 _IMAGE_NAME = re.compile(rf"^[^\n]+\.({'|'.join(IMAGE_TYPES)})$", re.IGNORECASE)
@@ -41,7 +40,7 @@ def read_json(path: Path, depth: int = 0) -> Any:
     """
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     with suppress(BadSampleError):
-        return parse_json(check_utf8(text), unique=True)
+        return parse_json(check_utf8(text), finite=False)
     try:
         value, place = _element(text, _next(text, 0), depth)
         if (place := _next(text, place)) != len(text):
@@ -59,7 +58,7 @@ def _element(text: str, place: int, depth: int) -> tuple[Any, int]:
     if depth and opened in ("[", "{"):
         return _elements(text, place, depth)
     try:
-        value, end = _DECODER.raw_decode(text, place)
+        value, end = LENIENT.raw_decode(text, place)
         check_utf8(json.dumps(value, ensure_ascii=False))
         return value, end
     except JSONDecodeError:  # a file that is no JSON, or ends early: nobody knows where the next element begins
@@ -79,7 +78,7 @@ def _elements(text: str, place: int, depth: int) -> tuple[Any, int]:
         if found:
             place = _next(text, place, ",")
         if is_object:
-            name, place = _DECODER.raw_decode(text, place)
+            name, place = LENIENT.raw_decode(text, place)
             place = _next(text, place, ":")
         value, place = _element(text, place, depth - 1)
         found.append((name, value))
@@ -113,6 +112,11 @@ def texts_in(value: Any) -> Iterator[str]:
             yield from texts_in(part)
 
 
+def names_in(value: Any) -> set[int]:
+    """Hashes of the names of images in a value of a row."""
+    return set(map(hash, filter(_IMAGE_NAME.search, texts_in(value))))
+
+
 class Rows:
     """Rows by number of one file: a JSON list of objects, or JSON Lines (recognised by its first lines, not by the suffix)."""
 
@@ -129,14 +133,33 @@ class Rows:
             raise UserError(path, "the file is empty")
         starts = [self._line(offset)[:4096].removeprefix(b"\xef\xbb\xbf").strip() for offset in self._offsets[:_TRIED]]
         has_objects = any(start.startswith(b"{") for start in starts[1:] or starts)
-        if starts[0].startswith(b"[") and not (has_objects and self._is_row(0)):
+        self._is_list = starts[0].startswith(b"[") and not (has_objects and self._is_row(0))
+        if self._is_list:
             self._offsets, self._rows = array("q"), read_json(path, depth=1)
         elif not has_objects and not starts[0].startswith(b"{"):
             raise UserError(path, f"a file that begins with {starts[0][:20]!r}", f"{_LAYOUTS}, in UTF-8")
         elif starts[0] == b"{":  # indented, over many lines
-            raise UserError(path, "one object", _LAYOUTS)
+            self._offsets, self._rows = array("q"), [self._only_object()]
         if not len(self):
             raise UserError(path, "the list is empty")
+
+    def _only_object(self) -> dict[str, Any]:
+        try:
+            found = read_json(self.path)
+        except UserError as error:
+            raise UserError(self.path, "one object over many lines, or several", _LAYOUTS) from error
+        return dict(found)
+
+    def check_wrapped(self, *keys: str) -> None:
+        """Refuse a file of one object that holds the list of rows, and is no row itself, for it has none of the ``keys`` of one."""
+        if len(self) > 1 or self._is_list:
+            return
+        with suppress(BadSampleError):
+            row = self[0]
+            lists = [key for key, value in row.items() if isinstance(value, list) and all(isinstance(one, dict) for one in value)]
+            if lists and not row.keys() & set(keys):
+                found = f"one object with a list of {len(row[lists[0]])} under '{lists[0]}'"
+                raise UserError(self.path, found, _LAYOUTS, f"`jq .{lists[0]} {self.path.name}` gives the list")
 
     def __len__(self) -> int:
         return len(self._rows) or len(self._offsets)
@@ -156,7 +179,7 @@ class Rows:
             self._names = set()
             for number in range(len(self)):
                 with suppress(BadSampleError):
-                    self._names.update(map(hash, filter(_IMAGE_NAME.search, texts_in(self[number]))))
+                    self._names |= names_in(self[number])
         return hash(name) in self._names
 
     def fingerprint(self) -> str:
@@ -186,4 +209,4 @@ class Rows:
             return stream.readline()
 
     def _parse(self, offset: int) -> Any:
-        return parse_json(decode_text(self._line(offset), _LONGEST), unique=True)
+        return parse_json(decode_text(self._line(offset), _LONGEST), finite=False)

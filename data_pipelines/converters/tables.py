@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.converters.rows import names_in
 from data_pipelines.decoding import BadSampleError, one_sample
 from umm_zoo.errors import UserError
 
@@ -57,6 +59,7 @@ class Table:
         self._batch: Any = None
         self._first, self._last, self._end = 0, 0, 0  # rows of the batch, and where its row group ends
         self._file: Any = None
+        self._names: set[int] | None = None
         self._place = -1
 
     def __len__(self) -> int:
@@ -91,8 +94,16 @@ class Table:
         self._batch, self._end = None, first + rows
 
     def names_file(self, name: str) -> bool:
-        """Whether a row names this file; nobody knows without reading every image in the table."""
-        return False
+        """Whether a text of any row, or the path of an image, is this name; the images themselves are not read for that."""
+        if self._names is None:
+            self._names = set()
+            columns = [column for column, kind in self.kinds.items() if kind in ("text", "turns")]
+            columns += [f"{column}{inner}" for column in self.kinds for inner in (".path", ".list.element.path")]
+            for path in self.paths:
+                with suppress(Exception), self._parquet.ParquetFile(path) as file:  # a damaged row names nothing
+                    for batch in file.iter_batches(columns=columns):
+                        self._names |= names_in(batch.to_pylist())
+        return hash(name) in self._names
 
     def fingerprint(self) -> str:
         """A hash of the files' names and sizes: terabytes are not read to know that they are still the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,15 @@ _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
 #: Metrics take names of kinds up to this many bytes.
 _LONGEST_NAME = 32
+#: Markers of other media, where a list of conversations puts them: at the beginning or the end of a line.
+_MEDIUM = re.compile(r"(?m)(?:^\s*(?=<[a-z_]+>)|(?=<[a-z_]+>\s*$))<(video|audio|speech|sound|music|point|point_?cloud)>")
+
+
+def check_media(conversation: Conversation) -> None:
+    """Refuse the marker of a medium that is no image, which would be kept as text; an element of HTML has an end, too."""
+    for turn in conversation:
+        if turn["role"] == "user" and (found := _MEDIUM.search(turn["text"])) and f"</{found[1]}>" not in turn["text"]:
+            raise BadSampleError(f"not of images alone: <{found[1]}> in a turn")
 
 
 def place_markers(conversation: Conversation, images: int) -> list[str]:

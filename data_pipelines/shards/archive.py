@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipelines.shards.addresses import is_remote
 from data_pipelines.shards.cache import ShardCache
-from data_pipelines.shards.headers import BLOCK, members_of, plain_size, split_member_name, stated
+from data_pipelines.shards.headers import BLOCK, MAX_ARCHIVE, members_of, open_tar, plain_size, split_member_name, stated
 from data_pipelines.shards.index import ShardIndex
 from data_pipelines.shards.indexing import stale_index
 from data_pipelines.shards.remote import RemoteFile, read
@@ -117,7 +117,8 @@ def read_samples(path: str) -> Iterator[tuple[str, Members]]:
     key, members = "", Members()
     with nullcontext(RemoteFile(path)) if is_remote(path) else open(path, "rb") as file:
         watched = _Watched(file)
-        for member in members_of(watched, "r|*"):
+        size = file.size if isinstance(file, RemoteFile) else os.path.getsize(path)
+        for member in members_of(open_tar(watched, "r|*", MAX_ARCHIVE if watched.is_compressed else size)):
             if isinstance(member, str):
                 damage = Members()
                 damage.refused = member
@@ -144,12 +145,14 @@ class _Watched:
     """Bytes of a tar, whose end is looked at: Python's tarfile takes an archive cut between members for a whole one."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self._head, self._tail, self._beyond = file, b"", b"", 0
+        self._file, self._tail, self._beyond = file, b"", 0
+        self._unread = file.read(4)
+        self.is_compressed = self._unread.startswith(_COMPRESSED)
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the file."""
-        content: bytes = self._file.read(size)
-        self._head = self._head or content[:4]
+        content: bytes = self._unread + self._file.read(size if size < 0 else max(0, size - len(self._unread)))
+        self._unread = b""
         self._tail = (self._tail + content)[-BLOCK:]
         self._beyond = 0 if content else self._beyond + 1
         if self._beyond > _MAX_BEYOND:  # tarfile would read on, up to the size that a header claims
@@ -160,5 +163,5 @@ class _Watched:
         """A ``tarfile.ReadError`` for a plain tar that does not end in an empty block."""
         while self.read(1 << 20):
             pass
-        if not self._head.startswith(_COMPRESSED) and (len(self._tail) < BLOCK or self._tail.strip(b"\0")):
+        if not self.is_compressed and (len(self._tail) < BLOCK or self._tail.strip(b"\0")):
             raise tarfile.ReadError("the archive is cut short")

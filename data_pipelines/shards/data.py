@@ -11,18 +11,17 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.cache import ShardCache
-from data_pipelines.shards.index import load_index
+from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, ValidationBatchSampler, reading_loader
 from data_pipelines.shards.mixing import BLOCK, make_stream
-from data_pipelines.shards.module import ShardModule
+from data_pipelines.shards.module import ShardModule, refuse_another_order
 from data_pipelines.shards.order import Stream
 from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 __all__ = ["ShardData", "ShardSource"]
 
@@ -115,9 +114,8 @@ class ShardData(ShardModule):
         training = self.trainer is None or self.trainer.state.fn == "fit"
         with in_data():
             for stage in ("train", "val") if training else ("val",):
-                for source in self.sources[stage].values():
-                    for path in expand(source.shards):
-                        load_index(path)
+                for name, source in self.sources[stage].items():
+                    source.open(name)
 
     def setup(self, stage: str) -> None:
         """Open the shards; a fit starts at position 0 unless a checkpoint is loaded after this."""
@@ -126,6 +124,7 @@ class ShardData(ShardModule):
             self.open("train")
         self.open("val")
         super().setup(stage)
+        self._check_ranks()
 
     def teardown(self, stage: str) -> None:
         """Write the ledger a last time."""
@@ -139,7 +138,17 @@ class ShardData(ShardModule):
                 raise UserError("data.train", "no source", "at least one to train on")
             with in_data():
                 self._opened[stage] = [source.open(name) for name, source in self.sources[stage].items()]
+            for source in self._opened[stage]:
+                for shard, reason in source.damage.items():
+                    self._note(Skip(stage, source.name, shard, "*", reason, -1))
         return self._opened[stage]
+
+    def _check_ranks(self) -> None:
+        """Refuse ranks that see other shards: each would count through its own order."""
+        sizes = [(stage, source.name, source.sizes) for stage, opened in self._opened.items() for source in opened]
+        if self.trainer is not None and self.trainer.world_size > 1 and sizes != self.trainer.strategy.broadcast(sizes):
+            found = f"other shards on rank {self.trainer.global_rank} than on rank 0"
+            raise UserError("data", found, "the same files for all ranks")
 
     @cached_property
     def stream(self) -> Stream:
@@ -158,7 +167,7 @@ class ShardData(ShardModule):
             self.ledger.start_afresh(ranks)
         if rank == 0 and self.trainer is not None:
             steps = self.trainer.max_steps
-            Console(stderr=True).print(self.table(steps * self.batch_size if steps > 0 else None))
+            Console(stderr=True, markup=False).print(self.table(steps * self.batch_size if steps > 0 else None))
             self._write_ledger()
         self._reader = self.reader("train")
         loader = reading_loader(self._reader, sampler, self.num_workers)
@@ -200,7 +209,7 @@ class ShardData(ShardModule):
         for source, count in zip(sources, counts, strict=True):
             share = count / sum(counts)
             epochs = "" if samples is None else f"{samples * share / len(source):.2f}"
-            table.add_row(source.name, str(len(source.indexes)), f"{len(source):,}", f"{share:.1%}", epochs)
+            table.add_row(printable(source.name), str(len(source.indexes)), f"{len(source):,}", f"{share:.1%}", epochs)
         return table
 
     def position(self) -> int:
@@ -220,12 +229,7 @@ class ShardData(ShardModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a ``UserError`` where the order of the samples is another one now."""
-        now = self._order()
-        for name, was in state_dict["order"].items():
-            if now.get(name) != was:
-                found = f"this checkpoint was made with {name} {was}, found {now.get(name)}; the order of samples would change"
-                hint = "restore the old value, or start a new run from the old weights with after:"
-                raise UserError("data", found, hint=hint)
+        refuse_another_order(state_dict["order"], self._order(), "samples")
         self._position = TrainingPosition(self.batch_size, int(state_dict["position"]), resumed=True)
 
     def _order(self) -> dict[str, Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 BLOCK = 512
 MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
 _NOT_UTF8 = "the name of a member is not UTF-8"
 _LEAST_EXTENDED = 1 << 33  # sizes from 8 GiB on do not fit into a plain header
-_MAX_ARCHIVE = 1 << 42
+MAX_ARCHIVE = 1 << 42
 _EXTENDED = (b"x", b"g", b"X", b"L", b"K")
 _MAX_EXTENDED = 1 << 20  # tarfile reads them whole
+_PARSERS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
 class Member(NamedTuple):
@@ -30,7 +32,7 @@ class Member(NamedTuple):
     key: str
     extension: str
     name: str
-    header: tarfile.TarInfo
+    header: _Header
     tar: tarfile.TarFile
     refused: str
 
@@ -45,30 +47,48 @@ def split_member_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def members_of(file: Any, mode: str) -> Iterator[Member | str]:
-    """The members of a plain tar (mode ``r:``), or of any tar read from front to back (``r|*``), without folders.
-
-    A text in place of a member says what is damaged before the next one: Python's tarfile takes a damaged header for the end.
+def open_tar(file: Any, mode: str, limit: int = MAX_ARCHIVE) -> tarfile.TarFile:
+    """An archive of ``limit`` bytes: a plain one (mode ``r:``), any (``r:*``), or any that is read from front to back (``r|*``).
 
     Raises:
-        tarfile.TarError, OSError: it is no tar, or cannot be read on.
+        tarfile.TarError, OSError: it is no tar.
     """
-    kind = _header_class()
+    kind = type("_HeaderOfOneTar", (_Header,), {"damage": [], "seen": False, "limit": limit})
+    with _parsing():
+        return tarfile.open(fileobj=file, mode=mode, tarinfo=kind, ignore_zeros=True)  # type: ignore[call-overload]
+
+
+def members_of(tar: Any) -> Iterator[Member | str]:
+    """The members of what `open_tar` opened, without folders.
+
+    A text in place of a member says what is damaged before the next one: Python's tarfile takes a damaged header for the end.
+    Behind a header that states more than the archive holds, the next header is looked for.
+
+    Raises:
+        tarfile.TarError, OSError: it cannot be read on.
+    """
+    damage: list[str] = tar.tarinfo.damage
+    with _parsing():
+        for header in tar:
+            tar.members.clear()  # tarfile keeps every header; a shard of a million members need not
+            if damage:
+                yield f"{len(damage)} blocks before {_printable(header.name)} are no header ({damage[0]})"
+                damage.clear()
+            if not header.isdir():
+                yield _member(header, tar)
+    if damage:
+        yield f"{len(damage)} blocks at the end are no header ({damage[0]})"
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """Whatever the parsers of a hostile file raise, as a ``tarfile.ReadError``."""
     try:
-        with tarfile.open(fileobj=file, mode=mode, tarinfo=kind, ignore_zeros=True) as tar:  # type: ignore[call-overload]
-            for header in tar:
-                tar.members.clear()  # tarfile keeps every header; a shard of a million members need not
-                if kind.damage:
-                    yield f"{len(kind.damage)} blocks before {_printable(header.name)} are no header ({kind.damage[0]})"
-                    kind.damage.clear()
-                if not header.isdir():
-                    yield _member(header, tar)
+        yield
     except (tarfile.TarError, OSError, EOFError):
         raise
-    except Exception as error:  # tarfile's parsers of extended headers raise whatever a hostile file makes them raise
+    except Exception as error:
         raise tarfile.ReadError(f"its headers cannot be parsed ({type(error).__name__}: {str(error)[:80]})") from error
-    if kind.damage:
-        yield f"{len(kind.damage)} blocks at the end are no header ({kind.damage[0]})"
 
 
 def _member(header: _Header, tar: Any) -> Member:
@@ -89,15 +109,32 @@ class _Header(tarfile.TarInfo):
 
     damage: list[str]
     seen: bool
+    limit: int
     plain_size = 0
     refused = ""
+    is_beyond = False  # it states more than the tar holds
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
+        """The next member; what is damaged in or behind an extended header costs no more than any other damaged header."""
+        known = len(cls.damage)
+        try:
+            header: _Header = super().fromtarfile(tar)
+        except (tarfile.SubsequentHeaderError, *_PARSERS) as error:  # type: ignore[attr-defined]
+            if len(cls.damage) == known:
+                cls.damage.append(str(error)[:80] or type(error).__name__)
+            raise tarfile.InvalidHeaderError(str(error)) from error  # type: ignore[attr-defined]
+        if tar.offset > cls.limit:
+            header.refused = f"a header states {header.size} bytes, more than the tar holds"
+            header.size, tar.offset, header.is_beyond = 0, header.offset_data, True
+        return header
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         """The header in a block; what is damaged is noted, and raised at the start of a file."""
         try:
             header: _Header = super().frombuf(buf, encoding, errors)
-            if header.size > (_MAX_EXTENDED if header.type in _EXTENDED else _MAX_ARCHIVE):
+            if header.size > (_MAX_EXTENDED if header.type in _EXTENDED else MAX_ARCHIVE):
                 raise tarfile.InvalidHeaderError(f"a size of {header.size} bytes")  # type: ignore[attr-defined]
         except tarfile.HeaderError as error:
             if bytes(buf).strip(b"\0"):
@@ -118,10 +155,6 @@ class _Header(tarfile.TarInfo):
             self.size = self.plain_size
 
 
-def _header_class() -> type[_Header]:
-    return type("_HeaderOfOneTar", (_Header,), {"damage": [], "seen": False})
-
-
 def stated(blocks: bytes) -> tuple[str, int]:
     """Name and size that the last block of ``blocks`` states as a header, with the extended headers right before it."""
     start = len(blocks) - BLOCK
@@ -131,7 +164,7 @@ def stated(blocks: bytes) -> tuple[str, int]:
             start = place if place + (1 + content) * BLOCK == start else start
     try:
         file = io.BytesIO(blocks[start:] + bytes(BLOCK))
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_header_class()) as tar:
+        with open_tar(file, "r:") as tar:
             header = tar.next()
             return ("", -1) if header is None else (_printable(header.name), header.size)
     except Exception:  # as in members_of

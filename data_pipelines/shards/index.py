@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,15 @@ from numpy.typing import NDArray
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK
-from data_pipelines.shards.indexing import INDEX_VERSION, build_index, check_content, shard_state, stale_index
-from data_pipelines.shards.remote import read, state
+from data_pipelines.shards.indexing import (
+    INDEX_VERSION,
+    ShardUserError,
+    build_index,
+    check_content,
+    read_index,
+    shard_state,
+    stale_index,
+)
 from umm_zoo.errors import UserError
 
 #: The head of an index (sizes, hash, counts) ends before this key; enough to open a shard without reading its offsets.
@@ -94,13 +100,15 @@ class ShardIndex:
     """Samples of one shard: their number is known at once, their places are read when first needed.
 
     ``place`` is where the index lies, ``tag`` the version of a remote shard that its server names, ``head`` has ``tar_size``,
-    ``sha256`` and ``counts``; ``columns`` are places that have been read already, and are then kept for good.
+    ``sha256`` and ``counts``; ``damage`` says what is damaged between its samples; ``columns`` are places that have been read
+    already, and are then kept for good.
     """
 
     def __init__(self, path: str, place: str, tag: str, head: dict[str, Any], columns: _Columns | None = None) -> None:
         self.path, self.place, self.tag, self.shown = path, place, tag, shown(path)
         self.tar_size, self.sha256 = int(head["tar_size"]), str(head.get("sha256", ""))
         self.num_samples = int(head["counts"]["samples"])
+        self.damage = [str(text) for text in head["counts"].get("damage", ())]
         self._columns = columns
 
     def __len__(self) -> int:
@@ -159,7 +167,7 @@ def load_index(path: str) -> ShardIndex:
         found = f"the tar has {size} bytes, its index was made for {index.tar_size}; the file changed or was cut short"
         raise stale_index(path, path, found)
     if len(index) == 0:
-        raise UserError(shown(path), "this shard holds no sample; remove it or fetch it again")
+        raise ShardUserError(shown(path), "this shard holds no sample; remove it or fetch it again")
     if not is_remote(path):
         check_content(path, place, index.sha256)
     return index
@@ -187,8 +195,7 @@ def _sound(head: dict[str, Any]) -> bool:
 def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
     """The content of an index."""
     try:
-        text = read(place, 0, state(place).size).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        content = read_index(place)
         if (version := content["version"]) != INDEX_VERSION:
             raise stale_index(path, place, f"index version {version!r}", str(INDEX_VERSION))
         if not _sound(content):

@@ -11,24 +11,35 @@ import json
 import os
 import tarfile
 import tempfile
+import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.addresses import is_remote, shown
-from data_pipelines.shards.headers import BLOCK, members_of
-from data_pipelines.shards.remote import RemoteError, State, fetch, state
+from data_pipelines.shards.headers import BLOCK, members_of, open_tar
+from data_pipelines.shards.remote import RemoteError, State, fetch, read, state
 from umm_zoo.checkpoints.plain_files import strict_json
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, note, printable
+from umm_zoo.experiment.reach import may_write_beside
 
 INDEX_SUFFIX = ".index.json"
 INDEX_VERSION = 2
+#: Seconds of hashing without a word.
+PATIENCE = 2.0
+#: Damaged places that the head of an index names, and characters of each.
+_LISTED, _LONGEST = 20, 200
+
+
+class ShardUserError(UserError):
+    """Error of a shard that cannot be used, or is not what its index says: data that is damaged, and not an experiment."""
 
 
 def stale_index(path: str, where: str, found: str, expected: str = "") -> UserError:
     """The error of the index of ``path``: damaged, or of a tar that was replaced, cut short or is still being written."""
-    return UserError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
+    return ShardUserError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
 
 
 def index_tar(path: str | Path) -> dict[str, Any]:
@@ -38,7 +49,8 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     rest in lower case is the extension. Samples stand in the order in which their first members do.
 
     Returns:
-        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, and ``members`` by extension), ``duplicates``
+        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, ``members`` by extension, and what is damaged between
+        them, ``damaged`` places of which ``damage`` has the first), ``duplicates``
         (``key.extension`` of members that came more than once; the first counts), ``skipped`` (names that belong to no sample:
         links, hidden files, names without extension; and what is damaged), ``refused`` (why, by the number of a sample that cannot
         be used) and columns instead of an object per sample: ``layouts`` (the lists of member names that occur), ``layout`` (each
@@ -53,26 +65,31 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     refused: dict[str, str] = {}
     duplicates: list[str] = []
     skipped: list[str] = []
+    damage: list[str] = []
     try:
         with open(path, "rb") as file:
-            for member in members_of(file, "r:"):
+            file.seek(-min(BLOCK, tar_size), os.SEEK_END)
+            is_whole = not file.read().strip(b"\0")
+            file.seek(0)
+            for member in members_of(open_tar(file, "r:", tar_size)):
+                if isinstance(member, str):
+                    damage.append(member[:_LONGEST])
                 if isinstance(member, str) or not member.key:
                     skipped.append(member if isinstance(member, str) else member.name)
                     continue
                 key, extension, place = member.key, member.extension, (member.header.offset_data, member.header.size)
-                if sum(place) > tar_size:
-                    raise UserError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
+                if member.header.is_beyond and not is_whole:
+                    raise ShardUserError(path, f"cut short inside {member.name!r} ({tar_size} bytes)")
                 if extension in samples.setdefault(key, {}):
                     duplicates.append(f"{key}.{extension}")
                     continue
                 samples[key][extension] = place
                 if member.refused:
                     refused.setdefault(key, member.refused)
-            file.seek(-min(BLOCK, tar_size), os.SEEK_END)
-            if file.read().strip(b"\0"):
-                raise UserError(path, f"cut short between two members ({tar_size} bytes)")
+            if not is_whole:
+                raise ShardUserError(path, f"cut short between two members ({tar_size} bytes)")
     except tarfile.TarError as error:
-        raise UserError(path, f"not a plain (uncompressed) tar file: {error}") from error
+        raise ShardUserError(path, f"not a plain (uncompressed) tar file: {error}") from error
     by_extension = Counter(extension for members in samples.values() for extension in members)
     layouts: dict[tuple[str, ...], int] = {}
     layout = [layouts.setdefault(tuple(members), len(layouts)) for members in samples.values()]
@@ -81,7 +98,11 @@ def index_tar(path: str | Path) -> dict[str, Any]:
         "version": INDEX_VERSION,
         "tar_size": tar_size,
         "sha256": content_of(path),
-        "counts": {"samples": len(samples), "members": dict(sorted(by_extension.items()))},
+        "counts": {
+            "samples": len(samples),
+            "members": dict(sorted(by_extension.items())),
+            **({"damage": damage[:_LISTED], "damaged": len(damage)} if damage else {}),
+        },
         "duplicates": duplicates,
         "skipped": skipped,
         "refused": {str(number): refused[key] for number, key in enumerate(samples) if key in refused} if refused else {},
@@ -99,9 +120,39 @@ def index_path(tar: str | Path) -> Path:
 
 
 def content_of(path: str | Path) -> str:
-    """The sha256 of a local file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """The sha256 of a local file, with a bar on a terminal where that takes more than `PATIENCE` seconds."""
+    digest, began, size = hashlib.sha256(), time.monotonic(), os.path.getsize(path)
+    with open(path, "rb") as stream, ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            if advance is None and time.monotonic() - began > PATIENCE:
+                advance = stack.enter_context(_bar(f"content of {os.path.basename(path)}", size, stream.tell()))
+            elif advance is not None:
+                advance(len(piece))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _bar(what: str, size: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr; a line where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        note(f"{what} is hashed ({size / 1e9:.1f} GB)")
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(printable(what), total=size, completed=done)
+        yield lambda count: progress.advance(task, count)
+
+
+def read_index(place: str) -> dict[str, Any]:
+    """The parsed file of an index, local or remote; whatever the parser raises where it is none."""
+    text = read(place, 0, state(place).size).decode() if is_remote(place) else Path(place).read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
 
 
 def shard_state(path: str) -> State:
@@ -113,40 +164,41 @@ def shard_state(path: str) -> State:
     else:
         raise UserError(path, "no such shard")
     if found.size == 0:
-        raise UserError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
+        raise ShardUserError(shown(path), "this shard is an empty file (0 bytes); remove it or fetch it again")
     return found
 
 
 def build_index(path: str, replace: bool = False) -> str:
     """The place of a shard's index, which is made where there is none yet (or again with ``replace``).
 
-    It lies beside the shard, or in the user's cache where the shard's folder cannot be written. One of a remote shard is of the
-    version that the server names: another version is indexed again.
+    It lies beside the shard, or in the user's cache where the shard's folder cannot or may not be written. One of a remote shard is
+    of the version that the server names: another version is indexed again.
     """
     size, tag = shard_state(path)
     whole = f"{path}\n{tag}" if is_remote(path) else os.path.abspath(path)
     places = [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
     if not replace and (there := next((place for place in places if _exists(place)), None)):
         return there
-    time = 0 if is_remote(path) else os.stat(path).st_mtime_ns
+    changed_at = 0 if is_remote(path) else os.stat(path).st_mtime_ns
     content = _index_remote(path) if is_remote(path) else index_tar(path)
     if content["tar_size"] != size:
         changed = f"from {size} to {content['tar_size']} bytes"
         raise UserError(shown(path), f"the shard changed {changed} while it was indexed; is it still written?")
-    for place in places[is_remote(path) :]:  # nothing is written beside a remote shard
+    beside = may_write_beside() and not is_remote(path)
+    for place in places if beside else places[1:]:
         try:
-            write_index(place, content, time)
+            write_index(place, content, changed_at)
             return place
         except OSError as error:
             reason = error
     raise UserError(shown(path), f"its index could not be written to {' or '.join(map(shown, places))}: {reason}")
 
 
-def write_index(place: str | Path, content: dict[str, Any], time: int) -> None:
+def write_index(place: str | Path, content: dict[str, Any], changed_at: int) -> None:
     """Write an index with the time of its tar (nanoseconds; 0 for none), by which it is known to be of this tar."""
     write_json(place, content)
-    if time:
-        os.utime(place, ns=(time, time))
+    if changed_at:
+        os.utime(place, ns=(changed_at, changed_at))
 
 
 def check_content(path: str, place: str, sha256: str) -> None:
@@ -155,18 +207,19 @@ def check_content(path: str, place: str, sha256: str) -> None:
     Raises:
         UserError: it is another content.
     """
-    time = os.stat(path).st_mtime_ns
-    if os.stat(place).st_mtime_ns == time:
+    changed_at = os.stat(path).st_mtime_ns
+    if os.stat(place).st_mtime_ns == changed_at:
         return
-    verified, known = _in_cache(os.path.abspath(path), ".verified"), f"{time} {sha256}"
+    verified, known = _in_cache(os.path.abspath(path), ".verified"), f"{changed_at} {sha256}"
     with suppress(OSError):
         if verified.read_text(encoding="utf-8") == known:
             return
     if content_of(path) != sha256:
         raise stale_index(path, path, f"its content is not what its index was made for (sha256 {sha256})")
     with suppress(OSError):
-        os.utime(place, ns=(time, time))
-        if os.stat(place).st_mtime_ns == time:
+        if may_write_beside():
+            os.utime(place, ns=(changed_at, changed_at))
+        if os.stat(place).st_mtime_ns == changed_at:
             return
     with suppress(OSError):  # a folder of others, or a file system with coarser times
         verified.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +227,7 @@ def check_content(path: str, place: str, sha256: str) -> None:
 
 
 def verify_index(path: str, place: str, sha256: str) -> None:
-    """Compare a shard with its index, whatever their times: the content, and the place of each member in a tar at hand.
+    """Compare a shard with its index, whatever their times: the content, and the place of each member.
 
     Raises:
         UserError: they differ.
@@ -184,16 +237,29 @@ def verify_index(path: str, place: str, sha256: str) -> None:
         hint = f"fetch it again, or `python -m data_pipelines.index {shown(path)}` where the new content is meant"
         expected = f"{sha256[:16]}…, for which its index was made"
         raise UserError(shown(path), f"sha256 {content['sha256'][:16]}…", expected, hint)
-    if not is_remote(place):
-        stated = json.loads(Path(place).read_text(encoding="utf-8"))
-        for name in ("keys", "layouts", "layout", "offsets", "sizes"):
-            if stated[name] != content[name]:
-                raise stale_index(path, place, f"its {name} are not those of the tar")
+    stated = read_index(place)
+    for name in ("keys", "layouts", "layout", "offsets", "sizes"):
+        if stated[name] != content[name]:
+            raise stale_index(path, place, f"its {name} are not those of the tar")
 
 
 def _in_cache(name: str, suffix: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umm_zoo" / "indexes"
     return base / (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32] + suffix)
+
+
+def checked_index(path: str, place: str) -> dict[str, Any]:
+    """The content of the index at ``place``; a user error where it is none, or of another version."""
+    try:
+        content = read_index(place)
+        if content["version"] == INDEX_VERSION and isinstance(content["counts"]["samples"], int):
+            return content
+        found = f"index version {content['version']!r}"
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the parser raise
+        found = f"this index cannot be read ({type(error).__name__}: {str(error)[:120]})"
+    raise stale_index(path, place, found)
 
 
 def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:

@@ -25,6 +25,8 @@ _LISTED = 3
 class Skip:
     """Sample that was not used: its stage (``train`` or ``val``), source, tar and key, why, and its position in the order.
 
+    The key ``*`` and a position below 0 are those of a shard that is left out, or of what is damaged between its samples.
+
     ``substitute`` was repeated in its place: only where a whole micro-batch was bad, for a rank cannot train on nothing. It is
     empty otherwise: the batch was smaller by this sample.
     """
@@ -109,7 +111,7 @@ class Ledger:
             content["train"][name] = {
                 "samples": samples,
                 "drawn": drawn,
-                "read": drawn - len(met),
+                "read": drawn - sum(skip.position >= 0 for skip in met),
                 "skipped": len(met),
                 "repeated": max(0, drawn - samples),
                 "substituted": sum(bool(skip.substitute) for skip in met),

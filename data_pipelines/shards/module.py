@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -11,11 +12,11 @@ from lightning import LightningDataModule
 
 from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.batches import RawBatch
-from data_pipelines.shards.ledger import Ledger
+from data_pipelines.shards.ledger import Ledger, Skip
 from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 from umm_zoo.method import Method
 from umm_zoo.outputs import RefusesRows
 
@@ -35,7 +36,8 @@ class ShardModule(LightningDataModule):
         batch_size: global batch, per optimiser step.
         val_batch_size: per rank.
         num_workers: processes that read and decode ahead, per rank.
-        max_skips: bad samples after which the run stops.
+        max_skips: bad samples of a rank and stage after which the run stops. A shard that cannot be used, or with damage between
+            its samples, counts as one more; where a source has no usable shard the run does not begin.
         seed: chooses the order.
         resize: how images become square.
         target_size: edge of images to generate; ``image_size`` where None.
@@ -95,9 +97,13 @@ class ShardModule(LightningDataModule):
         raw = self._taken(raw, stage)
         self.ledger.count(raw.faults + take_faults())
         for skip in raw.skips:
-            if self.ledger.add(skip):
-                log.warning("skipped %s%s", skip, f" (repeated {skip.substitute} instead)" if skip.substitute else "")
+            self._note(skip)
         return raw
+
+    def _note(self, skip: Skip) -> None:
+        if self.ledger.add(skip):
+            repeated = f" (repeated {skip.substitute} instead)" if skip.substitute else ""
+            log.warning("skipped %s", printable(f"{skip}{repeated}"))
 
     def _taken(self, raw: RawBatch, stage: str) -> RawBatch:
         """Without the rows that the method refuses, such as those that are too long for it; they are skips like damaged ones.
@@ -127,3 +133,17 @@ def check_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"data.{name}", str(value), "a positive whole number")
+
+
+def refuse_another_order(was: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on from a checkpoint where its position means something else now.
+
+    Args:
+        was: what the order depended on, by name.
+        now: what it depends on.
+        what: is ordered.
+    """
+    for name, before in was.items():
+        if now.get(name) != before:
+            found = f"this checkpoint was made with {name} {before}, found {now.get(name)}; the order of {what} would change"
+            raise UserError("data", found, hint="restore the old value, or start a new run from the old weights with after:")

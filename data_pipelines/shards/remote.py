@@ -106,12 +106,28 @@ def fetch(path: str, local: str | Path) -> None:
     _tried(path, ask)
 
 
+def listed(pattern: str) -> list[str]:
+    """The addresses that a glob means, sorted."""
+    files = filesystem(pattern)
+
+    def ask() -> list[str]:
+        files.invalidate_cache()
+        return sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+
+    return _tried(pattern, ask)
+
+
 class RemoteFile:
     """Remote file read from front to back, in pieces of which each is tried again by itself."""
 
     def __init__(self, path: str, piece: int = 1 << 23) -> None:
         self._path, self._piece, self._state = path, piece, state(path)
         self._place, self._held = 0, b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._state.size
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes; fewer than ``size`` at the end."""

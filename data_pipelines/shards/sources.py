@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from annotated_types import Interval
 
-from data_pipelines.shards.addresses import expand
+from data_pipelines.shards.addresses import shown
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.shards.indexing import ShardUserError
 from data_pipelines.tasks import Conversations, SampleTask
 from umm_zoo.errors import UserError
 
@@ -38,17 +40,39 @@ class ShardSource:
         self.weight = weight
 
     def open(self, name: str) -> OpenSource:
-        """Find the shards and read their indexes (making those that are missing)."""
-        return OpenSource(name, self.task, [load_index(path) for path in expand(self.shards)])
+        """Find the shards and read their indexes (making those that are missing); shards that cannot be used are left out.
+
+        Raises:
+            UserError: none is left, or what the experiment names is not there.
+        """
+        opened, errors = OpenSource(name, self.task, []), list[ShardUserError]()
+        for path in expand(self.shards):
+            try:
+                index = load_index(path)
+            except ShardUserError as error:
+                errors.append(error)
+                [problem] = error.problems
+                opened.damage[shown(path)] = f"shard left out: {replace(problem, where='')}"
+            else:
+                opened.indexes.append(index)
+                if index.damage:
+                    opened.damage[index.shown] = "; ".join(index.damage)
+        if not opened.indexes:
+            raise errors[0]
+        return opened
 
 
 @dataclass
 class OpenSource:
-    """Source whose indexes have been read."""
+    """Source whose indexes have been read.
+
+    ``damage`` names shards that are left out and what is damaged between the samples of others, each with the reason.
+    """
 
     name: str
     task: SampleTask
     indexes: list[ShardIndex]
+    damage: dict[str, str] = field(default_factory=dict)
 
     @property
     def sizes(self) -> list[int]:

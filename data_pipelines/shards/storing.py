@@ -23,7 +23,7 @@ from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleRe
 from data_pipelines.shards.stored import sealed, stored_items, stored_place
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import UserError, locating, say
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
@@ -97,9 +97,9 @@ def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.
                 places[place] = None
     count, size = sum(len(load_index(str(place))) for place in places), sum(place.stat().st_size for place in places)
     folders = ", ".join(sorted({str(place.parent) for place in places}))
-    print(f"{name}: {count:,} samples, {size / 1e6:,.1f} MB, {time.monotonic() - began:.1f} s, in {folders}")
+    say(f"{name}: {count:,} samples, {size / 1e6:,.1f} MB, {time.monotonic() - began:.1f} s, in {folders}")
     if left_out:
-        print(f"  {left_out:,} samples cannot be used; training skips them and names them in data.json")
+        say(f"  {left_out:,} samples cannot be used; training skips them and names them in data.json")
 
 
 def _store_shard(name: str, place: Path, index: ShardIndex, outputs: Iterator[bytes | None]) -> int:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.decoding import BadSampleError, ImageTransform
-from data_pipelines.shards.addresses import expand, shown
+from data_pipelines.shards.addresses import shown
 from data_pipelines.shards.archive import Members, read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader
-from data_pipelines.shards.module import ShardModule, check_positive
+from data_pipelines.shards.module import ShardModule, check_positive, refuse_another_order
 from data_pipelines.shards.order import permutation
 from data_pipelines.shards.sources import ShardSource, in_data
 from umm_zoo.errors import UserError
@@ -217,13 +220,21 @@ class StreamData(ShardModule):
         return self._loader("val", self.val_batch_size, workers=0) if self.sources["val"] else []
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its shards every stream of this rank has delivered."""
+        """The epoch, how many of its shards every stream of this rank has delivered, and what their order depends on."""
         least = min(self._reached.values()) if len(self._reached) >= max(1, self.num_workers) else self._start
-        return least._asdict()
+        return {**least._asdict(), "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the first shards that were not delivered whole."""
+        """Go on with the first shards that were not delivered whole; a ``UserError`` where their order is another one now."""
+        refuse_another_order(state_dict.get("order", {}), self._order(), "shards")
         self._start, self._reached = Progress(int(state_dict["epoch"]), int(state_dict["shards"])), {}
+
+    def _order(self) -> dict[str, Any]:
+        """What a number of delivered shards means; ranks, workers and the buffer's size decide only which samples come again."""
+        shards = self._shards("train")
+        names = "\n".join(f"{source} {PurePosixPath(path).name}" for source, path in shards)
+        counts = dict(Counter(source for source, _ in shards))
+        return {"seed": self.seed, "shuffled": self.buffer > 1, "sources": counts, "names of shards": zlib.crc32(names.encode())}
 
     def _loader(self, stage: str, batch_size: int, workers: int) -> BatchLoader:
         shards, ranks = self._shards(stage), self._ranks()

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.generation import append_answers, decode, label_log_probs
 from umm_zoo.backbones.templates import IGNORE
+from umm_zoo.errors import UserError
 
 STOP, PAD = 3, 4
 
@@ -45,6 +46,18 @@ def test_same_generator_same_draws():
         for seed in (1, 1, 2)
     ]
     assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_one_line(temperature, bad):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = bad
+    with pytest.raises(UserError, match="weights: found a next token whose probability is nan"):
+        decode(lambda drawn: logits, torch.zeros(2, 5), [], PAD, 3, temperature)
+    suppressed = torch.zeros(2, 5)
+    suppressed[:, 3] = -torch.inf  # a token that is not allowed is none of them
+    assert decode(lambda drawn: suppressed, suppressed, [], PAD, 3, temperature)[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

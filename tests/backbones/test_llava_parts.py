@@ -97,6 +97,8 @@ def test_a_part_that_is_not_what_was_stated_is_refused(sources):
         LlavaBackbone.from_parts(str(sources / "clip"), TEXT | {"model_type": "llama"}, config={"vision_config": {"patch_size": 2}})
     with pytest.raises(FileNotFoundError, match="nowhere"):
         LlavaBackbone.from_parts(str(sources / "nowhere"), str(sources / "llama"))
+    with pytest.raises(ValueError, match=r"config\.text_config: found beside a language_model"):
+        LlavaBackbone.from_parts(str(sources / "clip"), TEXT | {"model_type": "llama"}, config={"text_config": TEXT})
 
 
 @pytest.mark.parametrize(

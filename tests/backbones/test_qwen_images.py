@@ -46,6 +46,21 @@ def test_resized_patches_are_the_processors_to_its_rounding(size):
     assert (own - expected).abs().max() < 2.5 / 255 / 0.26  # it rounds to 8 bits after each of two passes; deviation .26 at least
 
 
+@pytest.mark.parametrize(
+    ("limits", "size"),
+    [((3136, 65536), (20, 4000)), ((100_000, 110_000), (28, 28)), ((784, 784), (33, 1000)), ((784, 784), (1, 9))],
+)
+def test_a_size_beyond_the_limits_is_cut_as_it_is(limits, size):
+    """A side is a token at least, and rounding up to the smallest area may pass the largest: resized again it would change."""
+    layout = PatchLayout(min_pixels=limits[0], max_pixels=limits[1])
+    assert layout.resized(*layout.resized(*size)) != layout.resized(*size)
+    pixels, images = bytes_and_tensor(*size, count=1)
+    expected = library(layout)(pixels, return_tensors="pt", input_data_format="channels_last")
+    own = layout.patches(images)
+    assert own.shape == expected["pixel_values"].shape and (own - expected["pixel_values"]).abs().max() < 2.5 / 255 / 0.26
+    assert expected["image_grid_thw"].tolist() == [[1, *(2 * side for side in layout.grid(*size))]]
+
+
 @pytest.mark.parametrize(("smallest", "largest"), [(3136, 12845056), (3136, 65536), (5000, 65536), (784 * 7 + 1, 784 * 40 - 1)])
 def test_sizes_are_the_librarys_for_any_limits(smallest, largest, tmp_path):
     """Whether they are stated or read from a processor's file; they need be no whole number of tokens."""

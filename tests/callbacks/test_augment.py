@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import torch
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, whole_steps
 from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
 
 
@@ -34,3 +34,13 @@ def test_the_callback_changes_the_batch_and_repeats_itself():
         ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=0), None, batch, index)
         results.append(batch.images)
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_micro_batches_that_are_looked_at_ahead_are_changed_as_on_their_own_turn():
+    batches = [Batch([key], [[]], torch.rand(1, 3, 8, 8), [1]) for key in "abc"]
+    turns = [batch.to("cpu") for batch in whole_steps([*batches, Batch(["d"], [[]])], 4)]
+    for index, batch in enumerate(turns, start=5):
+        ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=1), None, batch, index)
+    assert [len(batch.ahead or ()) for batch in turns] == [3, 0, 0, 0] and turns[3].images is None
+    for ahead, own, given in zip(turns[0].ahead, turns[1:3], batches[1:], strict=False):
+        assert torch.equal(ahead.images, own.images) and not torch.equal(own.images, given.images)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -41,19 +42,20 @@ def fit(model: Ramp, callback: EMA, folder: Path, steps: int, **options: Any) ->
     return trainer
 
 
-def average_by_hand(steps: int, decay: float) -> float:
-    average, weight = 0.0, 0.0
-    for step in range(1, steps + 1):
-        weight -= 1.0
-        keep = min(decay, (1 + step) / (10 + step))
-        average = keep * average + (1 - keep) * weight
-    return average
+def average_of_the_library(steps: int, decay: float) -> float:
+    weight = nn.Parameter(torch.zeros(1))
+    average = EMAModel([weight], decay=decay)
+    for _ in range(steps):
+        weight.data -= 1.0
+        average.step([weight])
+    return average.shadow_params[0].item()
 
 
-def test_validation_sees_the_average_and_training_goes_on_with_the_weights(tmp_path: Path) -> None:
-    model, callback = Ramp(), EMA(decay=0.4)
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.4, 0.9999])
+def test_validation_sees_the_average_and_training_goes_on_with_the_weights(decay: float, tmp_path: Path) -> None:
+    model, callback = Ramp(), EMA(decay)
     fit(model, callback, tmp_path, steps=10)
-    assert model.validated == pytest.approx([average_by_hand(5, 0.4), average_by_hand(10, 0.4)])
+    assert model.validated == pytest.approx([average_of_the_library(5, decay), average_of_the_library(10, decay)])
     assert model.weight.tolist() == [-10, -10]
     assert list(callback.averages) == ["weight"]
 

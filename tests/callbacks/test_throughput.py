@@ -78,7 +78,10 @@ def test_the_parts_add_up_to_the_step_and_validation_is_no_part(tmp_path: Path) 
     assert "throughput/step_ms" in next(tmp_path.rglob("metrics.csv")).read_text()
 
 
-def test_accumulated_steps_without_an_update_are_forward_and_backward(tmp_path: Path) -> None:
-    values = run(tmp_path, Throughput(every_n_steps=12), accumulate_grad_batches=4)
-    assert values["optimiser_ms"] == pytest.approx(9.0 / 4)
-    assert values["forward_backward_ms"] == pytest.approx(12.0)
+def test_a_step_of_four_micro_batches_is_one_step(tmp_path: Path) -> None:
+    values = run(tmp_path, Throughput(every_n_steps=3), accumulate_grad_batches=4)  # 6 steps of 4 x 3 rows
+    parts = [values["data_ms"], values["forward_backward_ms"], values["optimiser_ms"]]
+    assert parts == pytest.approx([4 * 6.0, 4 * 12.0, 9.0])
+    assert values["step_ms"] == pytest.approx(81.0)
+    assert values["samples_per_s"] == pytest.approx(12 / 0.081)
+    assert len((next(tmp_path.rglob("metrics.csv"))).read_text().splitlines()) == 3  # the header, and entries at steps 3 and 6

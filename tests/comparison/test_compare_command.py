@@ -265,18 +265,33 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
     [
         ("val/los", "found 'val/los', which 'with' does not score, expected val/loss; did you mean 'val/loss'?"),
         ("val/loss/shape", "found 'val/loss/shape', which 'with' does not score, expected val/loss"),
-        ("val/tables", "found 'val/tables', which 'with' does not score, expected val/loss, val/tables/…"),
+        ("val/tables", "found 'val/tables', which 'with' does not score, expected val/loss, val/tables/incomplete, "),
+        ("val/tables/sinlge", "val/tables/single; did you mean 'val/tables/single'?"),
+        ("val/kinds/overal", "expected val/loss, val/kinds/overall, val/kinds/*; did you mean 'val/kinds/overall'?"),
+        ("val/kinds", "found 'val/kinds', which 'with' does not score"),
     ],
 )
 def test_a_metric_that_does_not_exist_is_found_before_anything_trains(
     key: str, line: str, folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = toy_parts.toy_experiment()
-    experiment["metrics"]["tables"] = {"_target_": "umm_zoo.metrics.PairedAccuracy"} if key == "val/tables" else None
+    named = {"tables": "PairedAccuracy", "kinds": "AnswerAccuracy"}
+    experiment["metrics"] |= {name: {"_target_": f"umm_zoo.metrics.{kind}"} for name, kind in named.items() if name in key}
     toy_parts.write_yaml(folder / "toy.yaml", experiment)
     toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "metrics": {"printed": key}})
     assert compare.main(["dropout.yaml"]) == 2 and pretended == []
-    assert f"error: dropout.yaml: metrics.printed: {line}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: dropout.yaml: metrics.printed: found '{key}'") and line in error
+
+
+def test_a_score_of_training_that_the_first_run_does_not_make_ends_the_comparison(
+    folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "metrics": {"printed": "train/los"}, "seeds": [4, 5]})
+    assert compare.main(["dropout.yaml"]) == 1 and len(pretended) == 1
+    error = capsys.readouterr().err
+    assert "metrics.printed: found 'train/los', expected one of val/loss" in error
+    assert "note: 3 steps were not started" in error
 
 
 FAILING = {"bad": {"set": {"method.bias": 7}}, "good": {"value": 0.25}, "fine": {"value": 0.0}}
@@ -300,7 +315,7 @@ def test_two_failures_of_one_choice_stop_its_rest_alone(
     toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, **changed})
     assert compare.main(["dropout.yaml"]) == 1
     assert [sum(f"/{name}-seed" in line for line in pretended) for name in FAILING] == [2, 4, 4]
-    assert "note: 2 steps were not started, for two before them ended with the same line" in capsys.readouterr().err
+    assert "note: 2 steps were not started, for what ended others would end them too" in capsys.readouterr().err
     assert "| bad | 0, 2 failed, 2 not run | - |" in (folder / "results" / "dropout.md").read_text()
 
 
@@ -350,6 +365,29 @@ def test_edited_code_asks_for_again(
     assert error.count("found a run of other code (changed since: my_bodies), expected --again to run it again") == 2
     assert compare.main(["dropout.yaml", "--again"]) == 0 and len(trained) == 4
     assert compare.main(["dropout.yaml"]) == 0 and len(trained) == 4
+
+
+def test_what_stands_on_edited_code_is_run_again_though_its_stage_was_interrupted_in_between(
+    folder: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_augment.py").write_text("from lightning import Callback\n\n\nclass Nothing(Callback):\n    pass\n")
+    monkeypatch.syspath_prepend(folder)
+    two_stages(folder)
+    toy = toy_parts.toy_experiment()
+    toy["callbacks"] = {"own": {"_target_": "my_augment.Nothing"}}  # of the first stage alone
+    toy_parts.write_yaml(folder / "first.yaml", toy)
+    toy_parts.write_yaml(folder / "later.yaml", {"base": "toy.yaml", "after": "first.yaml"})
+    assert compare.main(["dropout.yaml"]) == 0 and len(trained) == 3
+    with (folder / "my_augment.py").open("a") as stream:
+        stream.write("# edited\n")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Children, "call", lambda self, command, *_: fit(command[3:]) if "first" in command[3] else 143)
+        assert compare.main(["dropout.yaml", "--again"]) == 1
+    (first,) = (folder / "runs/compare/dropout").glob("first-*/metrics.json")  # trained again with the edited code
+    assert compare.main(["dropout.yaml"]) == 2
+    assert capsys.readouterr().err.count("a run of other code (changed since: my_augment)") == 2
+    assert compare.main(["dropout.yaml", "--again"]) == 0 and first.exists()
+    assert compare.main(["dropout.yaml", "--plan"]) == 0 and " 0 still to be run" in capsys.readouterr().out
 
 
 @pytest.mark.processes

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_shards import data_of, write_tar, write_world
 
-from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 
 

@@ -1,14 +1,16 @@
 """One sample that no parser takes, in a tar whose headers may lie, costs that sample alone and is named."""
 
+import gzip
 import json
 
 import pytest
 from test_shards import png, sample
 
-from data_pipelines import index
+from data_pipelines import index, overlap
 from data_pipelines.inspect import inspect
 from data_pipelines.overlap import PromptIndex, find_overlaps
 from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.index import _kept_columns
 from data_pipelines.shards.indexing import index_tar
 from data_pipelines.shards.streaming import StreamData
 from umm_zoo.errors import UserError
@@ -70,6 +72,19 @@ CASES = {
     "sparse": (pax("GNU.sparse.realsize", b"9" * 15) + pax("GNU.sparse.map", b"0,1") + rows() + IMAGE, MISSING),
     "old sparse": (member(b"bad.json", b"{}", kind=b"S") + IMAGE, MISSING),
     "link": (header(b"bad.json", 0, kind=b"2") + IMAGE, MISSING),
+    "beyond the tar": (header(b"bad.json", 10**7) + rows()[512:] + IMAGE, "states 10000000 bytes, more than the tar holds"),
+    "last member beyond": (rows() + header(b"bad.0.png", 10**7) + IMAGE[512:], "states 10000000 bytes, more than the tar holds"),
+    "pax size beyond": (pax("size", b"9" * 11) + rows() + IMAGE, "99999999999 bytes, more than the tar holds"),
+    "pax before damage": (pax("path", b"bad.json") + b"?" + rows()[1:] + IMAGE, MISSING),
+    "pax before pax before damage": (pax("path", b"bad.json") * 2 + b"?" + rows()[1:] + IMAGE, MISSING),
+    "long name before damage": (member(b"long", b"bad.json", kind=b"L") + b"?" + rows()[1:] + IMAGE, MISSING),
+    "pax of a length of 5000 digits": (member(b"pax", b"9" * 5000 + b" path=bad.json\n", kind=b"x") + rows() + IMAGE, ""),
+    "sparse map of words": (pax("GNU.sparse.map", b"a,b") + rows() + IMAGE, MISSING),
+    "pax of pax without end": (pax("path", b"x") * 2000 + rows(key=b"other"), ""),
+    "not a number": (parsed(f'{{{TURNS}, "n": NaN}}'), "NaN, which JSON does not have"),
+    "infinity": (parsed(f'{{{TURNS}, "n": [{{"m": -Infinity}}]}}'), "-Infinity, which JSON does not have"),
+    "overflow": (parsed(f'{{{TURNS}, "n": 1e999}}'), "1e999, which no float holds"),
+    "key twice": (parsed(f'{{{TURNS}, "n": 1, "n": 2}}'), "key twice in one object: 'n'"),
     "endless header": (header(b"long", 0, kind=b"L", field=b"07777777777\0") + rows() + IMAGE, ""),
 }
 
@@ -112,10 +127,94 @@ def test_inspect_and_overlap_name_it_and_go_on(tmp_path, case):
     assert report["samples"] == 13
 
 
+@pytest.mark.parametrize("lie", [{"keys": list("abcdefghijkl")}, {"offsets": []}], ids=["of another tar", "that is none"])
+def test_inspect_and_overlap_go_on_after_a_shard_with_an_index(tmp_path, lie, capsys):
+    data = two_shards(tmp_path, lambda good: tar(tmp_path, b"").read_bytes())
+    data.open("train")
+    place = tmp_path / "a.tar.index.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | lie, separators=(",", ":")))
+    _kept_columns.cache_clear()
+    findings = inspect([str(tmp_path / "a.tar"), str(tmp_path / "b.tar")])
+    assert findings.samples == 12 and "makes a new index" in str(findings.unreadable[0])
+    (tmp_path / "prompts.txt").write_text("which one is it of all of them")
+    arguments = [
+        str(tmp_path / "a.tar"),
+        str(tmp_path / "b.tar"),
+        str(tmp_path / "prompts.txt"),
+        "--report",
+        str(tmp_path / "r.json"),
+    ]
+    assert overlap.run(overlap.main, overlap.parser().parse_args(arguments)) == 2
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["samples"] == 12 and list(report["unreadable_shards"]) == [str(tmp_path / "a.tar")]
+    assert "error: " in capsys.readouterr().err
+
+
 def test_damaged_headers_are_listed_by_the_index(tmp_path):
     content = index_tar(tar(tmp_path, CASES["checksum"][0]))
     assert content["counts"]["samples"] == 13
     assert content["skipped"] == ["2 blocks before bad.0.png are no header (bad checksum)"]
+    assert content["counts"]["damage"] == content["skipped"]
+
+
+BROKEN = {
+    "cut": lambda good: good[:-1600],
+    "no tar": lambda good: b"no tar at all" * 100,
+    "html": lambda good: b"<html>" + bytes(5000),
+    "compressed": gzip.compress,
+    "empty": lambda good: b"",
+    "without a sample": lambda good: bytes(10240),
+}
+
+
+def two_shards(folder, content):
+    whole = tar(folder, rows(key=b"g12") + member(b"g12.0.png", png(1)))
+    (folder / "b.tar").write_bytes(content(whole.read_bytes()))
+    return ShardData({"a": ShardSource(str(folder))}, batch_size=13, image_size=8, max_skips=1, val={"v": ShardSource(str(folder))})
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_shard_that_cannot_be_used_is_named_counted_and_left_out(tmp_path, kind, caplog):
+    data = two_shards(tmp_path, BROKEN[kind])
+    data.prepare_data()
+    assert len(next(iter(data.train_dataloader()))) == data.stream.num_samples == 13
+    [skip] = data.ledger.skips
+    assert (skip.stage, skip.source, skip.shard, skip.key) == ("train", "a", str(tmp_path / "b.tar"), "*")
+    assert skip.reason.startswith("shard left out: ") and f"skipped a/b.tar:*: {skip.reason}" in caplog.text
+    data.open("val")
+    assert [skip.stage for skip in data.ledger.skips] == ["train", "val"]
+
+
+def change_after_indexing(good):
+    return good[:-2048] + bytes(1024)
+
+
+@pytest.mark.parametrize("content", [change_after_indexing, lambda good: good.replace(b"user", b"USER", 1)], ids=["cut", "flipped"])
+def test_a_shard_that_was_damaged_after_it_was_indexed_is_left_out_too(tmp_path, content):
+    data = two_shards(tmp_path, bytes)
+    data.prepare_data()
+    (tmp_path / "b.tar").write_bytes(content((tmp_path / "b.tar").read_bytes()))
+    assert data.stream.num_samples == 13 and "makes a new index" in next(iter(data.ledger.skips)).reason
+
+
+def test_more_bad_shards_than_max_skips_stop_the_run_with_their_list(tmp_path):
+    data = two_shards(tmp_path, BROKEN["no tar"])
+    (tmp_path / "c.tar").write_bytes(b"none either" * 100)
+    with pytest.raises(UserError, match=r"max_skips: found 2 bad samples, expected 1; a/b\.tar:\*: .*not a plain.*; a/c\.tar:\*: "):
+        data.check()
+
+
+def test_without_a_usable_shard_the_first_reason_is_said(tmp_path):
+    (tmp_path / "b.tar").write_bytes(b"no tar at all" * 100)
+    (tmp_path / "c.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^data: .*b\.tar: not a plain \(uncompressed\) tar file"):
+        ShardData({"a": ShardSource(str(tmp_path))}).check()
+
+
+def test_a_shard_that_is_not_there_still_stops_the_run(tmp_path):
+    tar(tmp_path, b"")
+    with pytest.raises(UserError, match=r"missing\.tar: no shard"):
+        ShardData({"a": ShardSource([str(tmp_path / "a.tar"), str(tmp_path / "missing.tar")])}).check()
 
 
 def test_control_characters_of_a_key_are_escaped(tmp_path, caplog):

@@ -13,9 +13,9 @@ from test_archive import Ranges, served
 from test_shards import data_of, fit, sample, write_tar, write_world
 
 from data_pipelines.shards import addresses, remote
-from data_pipelines.shards.addresses import expand
 from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 from data_pipelines.shards.remote import shown
 from data_pipelines.shards.streaming import StreamData

@@ -6,9 +6,10 @@ import pytest
 from test_archive import served
 from test_shards import data_of, write_world
 
-from data_pipelines.shards.addresses import expand, filesystem
+from data_pipelines.shards.addresses import filesystem
 from data_pipelines.shards.cache import ShardCache, _locked
 from data_pipelines.shards.data import ShardData, ShardSource
+from data_pipelines.shards.expanding import expand
 
 fsspec = pytest.importorskip("fsspec")
 from fsspec.implementations.dirfs import DirFileSystem  # noqa: E402

@@ -1,13 +1,17 @@
 """A shard is its content: another content of the same name and size is not read by an old index, and not served old outputs."""
 
+import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from test_shards import data_of, sample, write_tar
 
-from data_pipelines.shards import indexing
+from data_pipelines import index
+from data_pipelines.shards import indexing, remote
+from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 from umm_zoo.errors import UserError
 
@@ -99,3 +103,53 @@ def test_a_tar_that_is_none_does_not_hide_the_others_from_inspect(tar, tmp_path,
     assert call(tmp_path / "w") == 2
     printed = capsys.readouterr()
     assert "4 samples read from 1 shards" in printed.out and "broken.tar: not a plain" in printed.err
+
+
+def index_missing(address: str) -> int:
+    return index.run(index.main, index.parser().parse_args([address, "--missing"]))
+
+
+def test_an_index_that_lies_beside_a_remote_shard_is_read_there(tar, capsys):
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    for suffix in ("", ".index.json"):
+        files.pipe(f"/w/a.tar{suffix}", Path(f"{tar}{suffix}").read_bytes())
+    assert index_missing("memory://w/a.tar") == 0
+    assert capsys.readouterr().out == "memory://w/a.tar.index.json: 4 samples\n"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 2, "counts": {}}', "[" * 100_000])
+def test_an_index_that_is_none_is_one_line_for_the_command(tar, capsys, text):
+    tar.with_name("a.tar.index.json").write_text(text)
+    assert index_missing(str(tar)) == 2
+    line, failed = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tar}.index.json: ") and line.endswith("makes a new index") and "1 of 1 shards" in failed
+
+
+def test_hashing_that_takes_long_says_so(tar, capsys, monkeypatch):
+    expected = hashlib.sha256(tar.read_bytes()).hexdigest()
+    assert indexing.content_of(tar) == expected and not capsys.readouterr().err
+    monkeypatch.setattr(indexing, "PATIENCE", -1.0)
+    assert indexing.content_of(tar) == expected and "note: content of a.tar is hashed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fault", "tries"), [(ConnectionResetError("reset"), 3), (PermissionError("no"), 1)])
+def test_a_listing_from_afar_is_tried_again_after_transient_faults_alone(monkeypatch, fault, tries):
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    files.pipe("/listed/a.tar", b"")
+    asked, real = [], type(files).glob
+
+    def glob(self, pattern, **options):
+        asked.append(pattern)
+        if len(asked) < 3:
+            raise fault
+        return real(self, pattern, **options)
+
+    monkeypatch.setattr(type(files), "glob", glob)
+    monkeypatch.setattr(remote, "DELAYS", (0.0, 0.0, 0.0))
+    remote.take_faults()
+    if tries == 1:
+        with pytest.raises(UserError, match=r"memory://listed/\*\.tar: it may not be read"):
+            expand("memory://listed/*.tar")
+    else:
+        assert expand("memory://listed/*.tar") == ["memory:///listed/a.tar"] and remote.take_faults().total() == 2
+    assert len(asked) == tries

@@ -86,6 +86,29 @@ def test_a_shard_cut_short_and_bad_samples_are_named_and_kill_nothing(tmp_path):
     assert "cannot be read" in reasons["part-003.tar:*"]
 
 
+@pytest.mark.parametrize(
+    ("change", "name"), [("seed", "seed"), ("buffer", "shuffled"), ("fewer", "sources"), ("renamed", "names of")]
+)
+def test_a_resume_with_another_order_of_shards_is_refused(change, name, tmp_path):
+    world = write_world(tmp_path / "w", [2, 2, 2])
+
+    def data(**options):
+        return StreamData({"a": ShardSource(str(world))}, image_size=8, batch_size=2, **{"buffer": 3, **options})
+
+    state = data().state_dict()
+    data(buffer=4, num_workers=2).load_state_dict(state)
+    if change == "fewer":
+        (world / "part-002.tar").unlink()
+    elif change == "renamed":
+        (world / "part-002.tar").rename(world / "a-part.tar")
+    with pytest.raises(UserError, match=f"this checkpoint was made with {name}.*the order of shards would change"):
+        data(**{"seed": {"seed": 1}, "buffer": {"buffer": 1}}.get(change, {})).load_state_dict(state)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_no_order(world):
+    StreamData({"a": ShardSource(str(world))}).load_state_dict({"epoch": 1, "shards": 2})
+
+
 def test_more_streams_than_shards_are_refused(world):
     data = StreamData({"a": ShardSource(str(world / "part-00[01].tar"))}, num_workers=3)
     with pytest.raises(UserError, match="found 2 shards for 1 ranks x 3 workers"):

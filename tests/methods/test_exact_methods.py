@@ -32,6 +32,7 @@ from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.methods.uae.segments import ImageSampling, SegmentWeights
 from umm_zoo.objectives.advantages import BatchStandardised, GroupStandardised
+from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching
 from umm_zoo.objectives.grpo import GRPO, ConstantLength, SequenceMean, TokenMean
@@ -298,6 +299,36 @@ def test_each_micro_batch_of_a_step_has_rollouts_of_its_own_rows_and_the_next_st
     assert seen == [part.keys for parts in (first, first, later) for part in parts]
 
 
+UPDATED = {
+    "grpo": captioner(lambda: GRPO(kl_weight=0.1), rollouts=Rollouts(3, updates_per_rollout=2, micro_batch=2)),
+    "flow grpo": decoder(
+        lambda: FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised()),
+        rollouts=Rollouts(4, updates_per_rollout=2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "rate"), [("grpo", 0.02), ("flow grpo", 0.5)])
+def test_several_updates_on_the_same_rollouts_are_those_of_the_whole(name: str, rate: float) -> None:
+    """The third step rolls out again, under weights that two updates have moved."""
+
+    def steps(parts: list[Batch]) -> list[Step]:
+        method, found = UPDATED[name].make(), []
+        for _ in range(3):
+            found.append(taken(method, parts, keys, side_by_side=True))
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter.data -= rate * parameter.grad
+                    parameter.grad = None
+        return found
+
+    rows = captioned()
+    whole = steps([rows])
+    assert whole[1][1]["kl"] > 0 and whole[0][1]["reward"] == whole[1][1]["reward"] != whole[2][1]["reward"]
+    for number, (one, other) in enumerate(zip(steps(shared_out(rows, [1, 4])), whole, strict=True)):
+        check_same(one, other, f"step {number}")
+
+
 COUPLED = {
     "contrastive": Case(lambda: contrastive.clip(swaps=False), lambda: contrastive.batch(["red", "green", "blue", "red", "blue"])),
     "vicreg": Case(seeded(self_supervised.vicreg), lambda: shown(self_supervised.batch(5))),
@@ -305,6 +336,22 @@ COUPLED = {
         seeded(lambda: wemmu(objective=ContrastiveFlowMatching(weight=0.5))), lambda: fresh_requests().select(range(5))
     ),
 }
+
+
+@pytest.mark.parametrize("words", [["red", "green"], ["red", "blue"], ["blue", "grey"], ["pink", "grey"]])
+def test_wins_over_hard_negatives_are_weighed_by_the_rows_that_have_some(words: list[str]) -> None:
+    def make() -> Method:
+        method = contrastive.clip()
+        method.negatives = WordSwaps([words])
+        return method
+
+    colours = ["red", "green", "blue", "red", "blue"]
+    case = Case(make, lambda: contrastive.batch(colours), names=lambda batch: [])  # two words a group: nothing is drawn
+    parts = shared_out(case.rows(), [3, 2])
+    wins = [case.step([part])[1]["hard_accuracy"] for part in parts]
+    counts = [sum(colour in words for colour in own) for own in (colours[:3], colours[3:])]
+    expected = (counts[0] * wins[0] + counts[1] * wins[1]) / max(1, sum(counts))
+    assert case.step(parts)[1]["hard_accuracy"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", COUPLED)

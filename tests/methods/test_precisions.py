@@ -18,6 +18,7 @@ from tests.pretraining import test_supervised_tower as tower
 from tests.pretraining import test_text_to_image as text_to_image
 from tests.pretraining import test_vision_warmup as warmup
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.outputs import Wanted
 from umm_zoo.training.optimization import AdamW
@@ -61,13 +62,14 @@ METHODS |= {f"ross-{variant}": ross(variant) for variant in test_ross.VARIANTS}
 def test_a_method_trains_and_validates(name: str, precision: Any) -> None:
     method, batch = METHODS[name]()
     trained = method.trained or [part for part in method.parts() if part != "perceptual"]
-    TrainingSetup(trained, AdamW(lr=1e-4)).prepare(method)
+    half = precision == "16-true"
+    TrainingSetup(trained, AdamW(lr=1e-4, eps=1e-4 if half else 1e-8)).prepare(method)
     method.wanted = Wanted(max_new_tokens=2)
     torch.manual_seed(0)
     trainer = Trainer(
         accelerator="cpu",
         precision=precision,
-        max_steps=1 if precision == "16-true" else 2,  # AdamW's eps is 0 in half precision
+        max_steps=2,
         check_val_every_n_epoch=1,
         logger=False,
         enable_checkpointing=False,
@@ -78,4 +80,14 @@ def test_a_method_trains_and_validates(name: str, precision: Any) -> None:
     data = DataLoader([batch, batch], batch_size=None)
     trainer.fit(method, data, data)
     losses = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
-    assert losses and (precision == "16-true" or all(value.isfinite() for value in losses.values())), losses
+    assert losses and all(value.isfinite() for value in losses.values()), losses
+    moved = [p for part in trained for p in method.parts()[part].parameters() if p.requires_grad]
+    assert all(p.isfinite().all() for p in moved)
+    assert {p.dtype for p in moved if p.dtype == torch.float16} == ({torch.float16} if half else set())
+
+
+def test_an_eps_that_is_nothing_in_half_precision_is_refused() -> None:
+    weights = {"part": [torch.nn.Parameter(torch.ones(2, dtype=torch.float16))]}
+    with pytest.raises(UserError, match=r"training.optimizer.eps: found 1e-08, which is 0 in the float16 of the weights"):
+        AdamW(lr=1e-4).build(weights)
+    AdamW(lr=1e-4, eps=1e-4).build(weights)

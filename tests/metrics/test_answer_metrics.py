@@ -7,7 +7,7 @@ import torch
 from values_over_ranks import scored
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, YesNo, normalise
+from umm_zoo.metrics import POPE, AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, YesNo, normalise
 from umm_zoo.outputs import Outputs
 
 
@@ -80,6 +80,36 @@ def test_yes_no_five_numbers_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "unparsed"),
+    [
+        ("Yes, there is a dog in the image.", "yes", 0),
+        ("yes", "yes", 0),
+        ("No", "no", 0),
+        ("No, there is no dog.", "no", 0),
+        ("There is no dog in the image.", "no", 0),
+        ("The image does not show a dog, it is a cat", "no", 0),
+        ("not sure", "no", 0),
+        ("Yes. But there is no cat.", "yes", 0),  # the first sentence alone
+        ("There is a dog. No cat", "yes", 1),
+        ("There isn't a dog.", "yes", 1),
+        ("Not that I can see.", "yes", 1),  # to the letter
+        ("no!", "yes", 1),
+        ("NO", "yes", 1),
+        ("no\nyes", "yes", 0),
+        ("Nothing", "yes", 1),
+        ("", "yes", 1),
+        (".", "yes", 1),
+    ],
+)
+def test_pope_reads_sentences_as_its_released_script_does(answer: str, said: str, unparsed: int) -> None:
+    values = scored(
+        POPE(kinds=["q"]), (Outputs(answers=[answer] * 2), batch([("?", "yes", {"kind": "q"}), ("?", "no", {"kind": "q"})]))
+    )
+    assert values["yes_ratio"] == (said == "yes") and values["accuracy"] == 0.5
+    assert (values["recall"], values["unparsed"]) == (said == "yes", 2 * unparsed)
+
+
 def test_yes_no_without_a_yes_is_zero_not_nan() -> None:
     values = scored(YesNo(kinds=["q"]), (Outputs(answers=["no"]), batch([("?", "yes", {"kind": "q"})])))
     assert (values["precision"], values["recall"], values["f1"]) == (0, 0, 0)
@@ -129,6 +159,6 @@ def test_held_out_prior_finds_what_the_text_gives_away() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-@pytest.mark.parametrize("metric", [AnswerAccuracy(), YesNo(), PairedAccuracy(), LanguagePrior()])
+@pytest.mark.parametrize("metric", [AnswerAccuracy(), YesNo(), POPE(), PairedAccuracy(), LanguagePrior()])
 def test_without_rows_there_is_no_value(metric: AnswerAccuracy) -> None:
     assert scored(metric, (Outputs(answers=[]), batch([]))) == {}

@@ -186,3 +186,12 @@ def test_a_stage_of_edited_code_is_not_taken(own: str, capsys: pytest.CaptureFix
     Path("my_numbers.py").write_text("GAIN = 3\n")
     assert main(["later.yaml"]) == 2
     assert "found in runs/own a run of own.yaml with other my_numbers" in capsys.readouterr().err
+
+
+def test_another_method_is_one_line_of_the_check_too(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([file]) == 0
+    other = "method={_target_: toy_parts.OneWeight}"
+    for check in (["--check"], []):
+        assert main([file, other, "ckpt=last", *check]) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        assert "method._target_: found toy_parts.OneWeight, expected toy_parts.Toy" in line

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.templates import IGNORE
+from umm_zoo.errors import UserError
 
 
 @dataclass
@@ -55,14 +56,18 @@ def decode(
 
     Raises:
         ValueError: ``temperature`` is negative or ``max_new_tokens`` is not positive.
+        UserError: the network's logits are no numbers.
     """
-    if temperature < 0 or max_new_tokens < 1:
+    if not temperature >= 0 or max_new_tokens < 1:
         raise ValueError(f"found temperature {temperature} and max_new_tokens {max_new_tokens}, expected 0 or more and 1 or more")
     stops = torch.tensor(stop_ids, device=logits.device)
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     tokens, masks, scores = [], [], []
     while True:
         log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)  # [R, vocabulary]
+        if log_probs.isnan().any():  # of which the likeliest would be a token like any other, and a draw ends in the library
+            hint = "the learning rate of their training, or half precision, may be too much for them"
+            raise UserError("weights", "a next token whose probability is nan", "finite weights and activations", hint)
         drawn = log_probs.argmax(-1) if temperature == 0 else torch.multinomial(log_probs.exp(), 1, generator=generator)[:, 0]
         scores.append(log_probs.gather(1, drawn[:, None]).squeeze(1).where(running, 0.0))
         tokens.append(drawn.where(running, pad_id))

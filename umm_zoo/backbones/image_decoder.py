@@ -64,6 +64,11 @@ class ImageDecoder(Denoiser):
         moment = time if time.dtype == torch.float64 else time.float()  # 1000 values of t do not fit into bfloat16
         return self.predict(noisy.to(dtype), moment, condition.values.to(dtype), condition.mask).to(noisy.dtype)
 
+    def try_latents(self, latents: Tensor) -> None:
+        """Run once on blank latents ``[1, C, h, w]``, with two condition tokens, see ``outputs.TakesImages``."""
+        condition = torch.zeros(1, 2, self.condition_dim, device=latents.device)
+        self(latents, torch.ones(1, device=latents.device), Tokens(condition))
+
     def _check(self, noisy: Tensor, time: Tensor, condition: Tokens) -> None:
         name, patch = type(self).__name__, self.patch
         if noisy.ndim != 4 or noisy.shape[1] != self.latent_channels or any(side % patch for side in noisy.shape[2:]):

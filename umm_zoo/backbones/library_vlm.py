@@ -84,6 +84,12 @@ class LibraryVLM(VLMBackbone):
         """Name of the token embeddings."""
         return self.token_embeddings.device
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        blank = self.token_embeddings.new_zeros(1, 3, self.width)
+        self.text_model(inputs_embeds=blank, attention_mask=blank.new_zeros(1, 1, 3, 3), use_cache=False)
+        self.encode_images(inputs)
+
     # -- inputs --------------------------------------------------------------------------------------------------------------
 
     def embed(

@@ -117,7 +117,7 @@ def read_config(source: str) -> PreTrainedConfig:
         stored = PreTrainedConfig.get_config_dict(source)[0]
     assert_model_type(source, stored, AutoModel)
     with one_line(source, "a name or folder with a model configuration"):
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source))
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
 def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:
@@ -222,6 +222,9 @@ def assemble(
     tower, decoder, head, values = None, None, None, dict(fields)
     for name, part in (("vision_config", vision_tower), ("text_config", language_model)):
         if not isinstance(part, str):
+            if name in values:
+                whose = "vision_tower" if name == "vision_config" else "language_model"
+                raise ValueError(f"config.{name}: found beside a {whose} that is a configuration itself, expected one of the two")
             values[name] = part
         elif on_meta_device() and name not in values:
             found = read_config(part)

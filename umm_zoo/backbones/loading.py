@@ -70,6 +70,7 @@ def load_checkpoint(
         ValueError: tensors are missing, unexpected or of another shape; a file or the configuration is not fit for it.
     """
     settings |= {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), "ignore_mismatched_sizes": True}
+    settings["trust_remote_code"] = False  # unsaid, it would ask on a terminal
     found = read_config(kind, source, stated, settings.get("subfolder") or "", settings.get("variant"))
     if found is not None:
         settings["config"] = found

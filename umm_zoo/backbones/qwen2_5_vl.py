@@ -20,7 +20,7 @@ from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_lay
 from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.qwen_stack import QwenStack
 from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat, special_id
-from umm_zoo.backbones.tokenizer import load_tokenizer, tokenizer_source
+from umm_zoo.backbones.tokenizer import is_here, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Grid
 
 
@@ -34,7 +34,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     Args:
         model: the library's model.
-        tokenizer: None only on the meta device, where nothing is run.
+        tokenizer: None only on the meta device, where nothing is run and one that is elsewhere is not read.
         layout: how images are resized and cut.
         system_prompt: put before a conversation without a system turn; None puts none.
         gradient_checkpointing: recompute the layers of trained parts in the backward pass instead of storing them.
@@ -83,7 +83,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
     ) -> Qwen25VL:
-        """Random weights of any size. On the meta device nothing is read from disk.
+        """Random weights of any size. On the meta device nothing is read but a tokenizer that is on this machine.
 
         Args:
             config: ``text_config`` and ``vision_config`` as in the library's ``config.json``; token ids left out are the
@@ -100,9 +100,11 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         """
         built = read_config(config)
         reader = None
-        if not on_meta_device():
+        if is_here(tokenizer) or not on_meta_device():
             reader = load_tokenizer(tokenizer)
             match_tokenizer(built, reader, config)
+        if on_meta_device():
+            reader = None
         layout = patch_layout(built, min_pixels, max_pixels)
         return cls(_new_model(built, dtype, attention), reader, layout, system_prompt, gradient_checkpointing)
 
@@ -138,7 +140,9 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
                 built: Any = check_config(Qwen2_5_VLForConditionalGeneration, source) or Qwen2_5_VLConfig.from_pretrained(source)
             else:
                 built = read_config(config)
-            layout = patch_layout(built, min_pixels, max_pixels)
+            layout, words = patch_layout(built, min_pixels, max_pixels), tokenizer_source(source, tokenizer)
+            if is_here(words):
+                match_tokenizer(built, load_tokenizer(words), built.to_dict() if config is None else config)
             return cls(_new_model(built, dtype, attention), None, layout, system_prompt, gradient_checkpointing)
         model = load_checkpoint(Qwen2_5_VLForConditionalGeneration, source, dtype, (), config, attn_implementation=attention)
         assert_stated(source, config, model.config, UNDECLARED)

@@ -83,7 +83,8 @@ class PatchLayout:
             pixels = antialiased(pixels, size, "bicubic").clamp(0, 1)
         mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         pixels = (pixels - mean) / std  # [M, 3, H, W]
-        (h, w), m, p = self.grid(*size), self.merge_size, self.patch_size
+        m, p = self.merge_size, self.patch_size
+        h, w = (side // self.factor for side in size)  # resizing the new size may give another: limits are passed by rounding
         cut = pixels.view(-1, 3, h, m, p, w, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)  # [M, h, w, m, m, 3, p, p]
         cut = cut.unsqueeze(6).expand(*cut.shape[:6], self.temporal_size, p, p)  # a still image fills every frame
         return cut.reshape(-1, 3 * self.temporal_size * p * p)

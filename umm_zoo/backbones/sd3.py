@@ -130,7 +130,7 @@ def pooled_of_nothing(source: str | Path, variant: str | None = None) -> Tensor:
     source = find_source(source)
     parts = []
     for suffix in ("", "_2"):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}", trust_remote_code=False)
         where: dict[str, Any] = {"subfolder": f"text_encoder{suffix}"} | ({"variant": variant} if variant else {})
         encoder: Any = load_checkpoint(CLIPTextModelWithProjection, source, "float32", **where)
         length = encoder.config.max_position_embeddings

@@ -17,7 +17,7 @@ from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.templates import ChatTemplate
-from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer
+from umm_zoo.backbones.tokenizer import assert_vocabulary, is_here, load_tokenizer
 from umm_zoo.batch import Conversation, Grid
 from umm_zoo.errors import UserError
 
@@ -81,7 +81,7 @@ class SquareVLM(LibraryVLM):
             decoder = self.text_model
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        if not on_meta_device():
+        if is_here(tokenizer) or not on_meta_device():
             _ = self.tokenizer  # one with too many tokens is refused here, and not in mid-training
 
     def save(self, folder: str | Path) -> None:
@@ -94,7 +94,7 @@ class SquareVLM(LibraryVLM):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer (``--check``, on the meta device, reads none).
+        """The tokenizer (``--check``, on the meta device, reads none that is not on this machine).
 
         Raises:
             ValueError: it has more tokens than the language model.

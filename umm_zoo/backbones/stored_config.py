@@ -7,7 +7,6 @@ outputs are those of another model.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,8 @@ import diffusers
 import transformers
 from packaging.version import InvalidVersion, Version
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from umm_zoo.errors import note
 
 #: Keys of transformers' configurations that change outputs and not the shapes of weights; a model has those of its class.
 MEANING = frozenset(
@@ -247,7 +248,7 @@ def _refuse_unknown(
             f" install a newer {library}"
         )
     if library == "diffusers" or (written is not None and written.major >= 5):
-        print(f"note: {source}: config.json: {library} {own} does not read {keys}", file=sys.stderr, flush=True)
+        note(f"{source}: config.json: {library} {own} does not read {keys}")
 
 
 def _version(text: Any) -> Version | None:

@@ -37,13 +37,18 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
             clean_up_tokenization_spaces=False,
         )  # fmt: skip
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # unsaid, it would ask on a terminal
     except Exception as error:  # the tokenizers library raises the bare class over files that are none
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise FileNotFoundError(f"tokenizer: found '{source}', expected a model name or folder with one ({reason})") from error
     if tokenizer.pad_token is None:  # Llama and Vicuna have none; padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def is_here(source: str | None) -> bool:
+    """Whether a tokenizer is on this machine, so that a check may read it: the shipped one, or a folder."""
+    return source is None or Path(source).is_dir()
 
 
 def assert_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:

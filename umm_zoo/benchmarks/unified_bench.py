@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.checkpoints.plain_files import strict_json
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, note, printable, say
 from umm_zoo.experiment.types import TARGET
-from umm_zoo.generation.options import escaped
+from umm_zoo.generation.images import open_image
 from umm_zoo.training.finished_run import FinishedRun
 from umm_zoo.training.run_folder import writing
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 SEED = 42
 #: Images at a time. The likeliest caption and a seed per image make the result independent of it.
 BATCH_SIZE = 16
-TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".jfif", ".jp2", ".ppm")
+_LISTED = 20
 USAGE = "unified-bench IMAGES [ENCODERS.yaml]: a folder of images, and a map from column names to encoder nodes"
 
 
@@ -34,13 +36,13 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
     encoders' own processors. Beside the scores it writes
     ``unified-bench-<n>/captions.jsonl`` (file, caption, the cosines of each pair), every image made, and ``grid.png``. An image
     that cannot be read, or an encoder that cannot be built, ends the command: a mean over what is left would be another benchmark.
+    Every file is looked at before the first is described, and files of other suffixes are named.
     The words are the folder of images, and the file of encoders.
     """
     import torch
 
     from umm_zoo.callbacks.cards import Card, draw_cards
     from umm_zoo.callbacks.samples import from_pil, to_pil
-    from umm_zoo.generation.images import open_image
     from umm_zoo.generation.model import load_model
     from umm_zoo.outputs import ReconstructsFromCaptions
 
@@ -62,15 +64,15 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
                 cosines = metric.cosines(*pair)  # [number of encoders, 1]
                 metric.add_rows(cosines.double().T)
                 scores = {name: round(float(value), 5) for name, value in zip(metric.encoders, cosines[:, 0], strict=True)}
-                line = {"image": escaped(file.name), "caption": caption, **scores}
+                line = {"image": printable(file.name), "caption": caption, **scores}
                 lines.write(strict_json(line, ensure_ascii=False) + "\n")
                 generated.save(folder / f"{file.stem}.png")
                 if len(cards) < 32:
                     cards.append(Card(file.name, "", caption, "", None, {"original": original, "reconstruction": generated}))
             done += len(some)
-            print(f"{done} of {len(files)} images", flush=True)
+            say(f"{done} of {len(files)} images")
     draw_cards(cards, 192, 4).save(folder / "grid.png")
-    print(f"captions and images in {folder}")
+    say(f"captions and images in {folder}")
     return {name: float(value) for name, value in metric.values_of(metric.records()).items()}
 
 
@@ -92,12 +94,35 @@ def _arguments(run: FinishedRun, words: Sequence[str]) -> tuple[list[Path], Unif
     if not 1 <= len(words) <= 2:
         raise UserError(run.path, f"{len(words)} words behind the suite", USAGE)
     source = Path(words[0])
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in TYPES) if source.is_dir() else []
+    found = sorted(source.iterdir()) if source.is_dir() else []
+    files = [path for path in found if path.suffix.lower() in TYPES]
     if not files:
         raise UserError(source, "no images", f"a folder with {', '.join(TYPES)}")
-    if len({path.stem for path in files}) < len(files):
-        raise UserError(source, "two images of one name", "different names: what is made of them is kept under their names")
-    return files, _metric(run, words[1] if len(words) == 2 else None)
+    if twice := [path.stem for path, other in pairwise(sorted(files, key=lambda path: path.stem)) if path.stem == other.stem]:
+        found_twice = f"two images of one name ('{twice[0]}')"
+        raise UserError(source, found_twice, "different names: what is made of them is kept under their names")
+    metric = _metric(run, words[1] if len(words) == 2 else None)
+    _check_images(source, files)
+    if others := [path.name for path in found if path not in files]:
+        note(f"{source}: {len(others)} of {len(found)} are no images by their suffix and are left out: {_few(others)}")
+    return files, metric
+
+
+def _check_images(source: Path, files: Sequence[Path]) -> None:
+    """Decode every image, so that hours of describing do not end at the last one; one error for all that cannot be read."""
+    unreadable = []
+    for file in files:
+        try:
+            open_image(file)
+        except UserError as error:
+            unreadable.append(f"{file.name} ({error.problems[0].found})")
+    if unreadable:
+        problem = f"{len(unreadable)} of {len(files)} images that cannot be read: {_few(unreadable)}"
+        raise UserError(source, problem, "readable ones alone", "take the others away, or repair them")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _metric(run: FinishedRun, file: str | None) -> UnifiedScore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class ShiftAndFlip(Callback):
     """Callback that shifts every training image by a few pixels and mirrors half of them; validation is left alone.
 
     For photos of things; not for worlds whose answers say left and right. The draw is a pure function of the seed, the rank and the
-    batch, so a resumed run sees the same images.
+    batch, so a resumed run sees the same images; so does a method that looks at all micro-batches of a step before the first one.
 
     Args:
         max_shift: largest shift in pixels along each axis; what moves in repeats the border.
@@ -32,10 +33,18 @@ class ShiftAndFlip(Callback):
         self.max_shift, self.flip, self.seed = max_shift, flip, seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Replace the input images of the batch."""
-        if isinstance(batch, Batch) and batch.images is not None:
-            place = (self.seed * 1_000_003 + trainer.global_rank) * 1_000_003 + batch_idx
-            batch.images = shift_and_flip(batch.images, self.max_shift, self.flip, torch.Generator().manual_seed(place))
+        """Replace the input images of the batch, and of those ahead of it."""
+        if isinstance(batch, Batch):
+            batch.images = self._changed(batch, trainer.global_rank, batch_idx)
+            if batch.ahead is not None:  # copies: each is changed once more, in the same way, when its own turn comes
+                ahead = enumerate(batch.ahead, start=batch_idx + 1)
+                batch.ahead = [replace(other, images=self._changed(other, trainer.global_rank, place)) for place, other in ahead]
+
+    def _changed(self, batch: Batch, rank: int, number: int) -> Tensor | None:
+        if batch.images is None:
+            return None
+        place = (self.seed * 1_000_003 + rank) * 1_000_003 + number
+        return shift_and_flip(batch.images, self.max_shift, self.flip, torch.Generator().manual_seed(place))
 
 
 def shift_and_flip(images: Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> Tensor:

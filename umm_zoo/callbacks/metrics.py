@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import rich
 import torch
 from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
 from rich.table import Column, Table
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import Natural, UserError
+from umm_zoo.errors import Natural, UserError, printable
 from umm_zoo.method import Method
 from umm_zoo.outputs import ON_REQUEST, Outputs, Wanted
 
@@ -134,7 +134,7 @@ def or_nan(computed: Any) -> Any:
 
 def print_scores(title: str, scores: Mapping[str, float]) -> None:
     """Print a table of scores, with a note at those that are not a number."""
-    table = Table("metric", Column("value", justify="right"), title=title, title_justify="left")
+    table = Table("metric", Column("value", justify="right"), title=printable(title), title_justify="left")
     for name, value in scores.items():
-        table.add_row(name, "nan (no row counted)" if value != value else f"{value:.4g}")
-    rich.print(table)
+        table.add_row(printable(name), "nan (no row counted)" if value != value else f"{value:.4g}")
+    Console(markup=False).print(table)

@@ -14,7 +14,9 @@ class Progress(RichProgressBar):
         """Batches of the whole run, as the bar counts those of before a resumption too (Lightning takes them off the total)."""
         trainer = self.trainer
         if trainer.max_epochs == -1 and trainer.max_steps > 0:
-            return min(trainer.num_training_batches, trainer.max_steps * trainer.accumulate_grad_batches)
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed  # some with another accumulation, after a resume
+            rest = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            return min(trainer.num_training_batches, done + rest)
         return trainer.num_training_batches
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:

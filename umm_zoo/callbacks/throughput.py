@@ -34,7 +34,7 @@ class Throughput(Callback):
     steps only. There, ``data_ms`` is how long the device was left without work between steps.
 
     Args:
-        every_n_steps: micro-batches between two entries; where gradients accumulate, each counts as a step here.
+        every_n_steps: optimiser steps between two entries, however many micro-batches each is made of.
 
     Raises:
         ValueError: every_n_steps is not positive.
@@ -87,11 +87,11 @@ class Throughput(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """The step is over; while gradients accumulate there was no update."""
         self._close("optimiser" if self._stepping else "forward_backward")
-        self._steps += 1
-        self._samples += len(batch)
+        self._steps += self._stepping
+        self._samples += 0 if batch.stands_in else len(batch)
         if isinstance(pl_module, Method) and pl_module.num_tokens is not None:
             self._tokens = pl_module.num_tokens if self._tokens is None else self._tokens + pl_module.num_tokens
-        if self._steps >= self.every_n_steps:
+        if self._stepping and self._steps >= self.every_n_steps:
             self._log(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -41,8 +41,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
             sync(path.parent)
         except Exception as error:  # pickling may fail in any way
-            remove(partial)
             raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
+        finally:
+            remove(partial)  # Ctrl-C leaves none behind either
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint after its checksums; a sharded one is put together, a damaged one is a ``UserError``."""
@@ -71,21 +72,44 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     Nothing is unpickled but plain values and tensors (``weights_only``); ``mapped`` ones stay on the disk until they are touched.
     What is no checkpoint, or damaged, is a ``UserError``.
     """
-    path = checkpoint_path(source)
-    if _is_ours(path) and (problem := damage(path)):
-        expected = "an intact one (of the run folder the one before it is taken)"
-        raise UserError(path, f"a damaged checkpoint ({problem})", expected)
+    path = _intact(source)
     try:
         if path.is_dir():
-            return dict(read_sharded(path))
-        if path.suffix == ".safetensors":
-            return _read_consolidated(path)
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            checkpoint = dict(read_sharded(path))
+        elif path.suffix == ".safetensors":
+            checkpoint = _read_consolidated(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        _assert_form(checkpoint)
     except Exception as error:  # what a reader of pickles stumbles over in a foreign file is of any class
         why = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
         raise UserError(path, f"a file that cannot be read as a checkpoint ({why})", expected) from error
     return checkpoint
+
+
+#: Kinds of what readers of checkpoints rely on.
+_FORM: dict[str, Any] = {
+    "state_dict": Mapping,
+    "experiment": Mapping,
+    "callbacks": Mapping,
+    "global_step": int,
+    "adapters": Mapping,
+}
+_FORM |= {"stage_only": list, "history": list, "weights": str}
+
+
+def _assert_form(checkpoint: Any) -> None:
+    """A ``TypeError`` where what others rely on is not there, or of another kind: weights are anybody's."""
+    wrong = [key for key, kind in _FORM.items() if key in checkpoint and not isinstance(checkpoint[key], kind)]
+    if wrong:
+        raise TypeError(", ".join(wrong))
+    averages = [
+        own["averages"] for own in checkpoint.get("callbacks", {}).values() if isinstance(own, Mapping) and "averages" in own
+    ]
+    for state in (checkpoint["state_dict"], *averages):
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            raise TypeError("weights that are no tensors")
 
 
 def weights_of(checkpoint: Mapping[str, Any], raw: bool = False) -> tuple[dict[str, Tensor], str]:
@@ -114,6 +138,15 @@ def weights_of(checkpoint: Mapping[str, Any], raw: bool = False) -> tuple[dict[s
     return state | {key: value.to(state[key].dtype) for key, value in averages.items() if key in state}, "averaged"
 
 
+def _intact(source: str | Path) -> Path:
+    """The path of a checkpoint, once its checksums have been compared."""
+    path = checkpoint_path(source)
+    if _is_ours(path) and (problem := damage(path)):
+        expected = "an intact one (of the run folder the one before it is taken)"
+        raise UserError(path, f"a damaged checkpoint ({problem})", expected)
+    return path
+
+
 def _is_ours(path: Path) -> bool:
     """Whether something has the form of what is written here; what has another is refused by those who read it."""
     if path.is_dir() or path.suffix == ".safetensors":
@@ -124,8 +157,13 @@ def _is_ours(path: Path) -> bool:
 
 def describe(source: str | Path) -> dict[str, Any]:
     """A checkpoint whose tensors are not read (or are empty ones); errors are those of ``load_checkpoint``."""
-    path = checkpoint_path(source)
-    return read_rest(path) if path.is_dir() else load_checkpoint(path, mapped=True)
+    path = _intact(source)
+    if not path.is_dir():
+        return load_checkpoint(path, mapped=True)
+    try:
+        return read_rest(path)
+    except ValueError as error:  # of an earlier version
+        raise UserError(path, f"a file that cannot be read as a checkpoint ({error})", "a checkpoint of this version") from error
 
 
 #: What a consolidated file holds beside the weights, as JSON in its header.

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.checkpoints.seals import damage_of_archive, damage_of_safetensors
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, note
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -74,7 +73,7 @@ class CheckpointFolder:
             problem = damage(self.path / name)
             if problem is None:
                 if passed:
-                    print(f"note: {'; '.join(passed)}; taking {self.path / name}", file=sys.stderr, flush=True)
+                    note(f"{'; '.join(passed)}; taking {self.path / name}")
                 return self.path / name
             passed.append(f"{self.path / name} is damaged ({problem})")
         if names:
@@ -199,6 +198,8 @@ def _damage_of_folder(path: Path) -> str | None:
             return f"'{name}' is cut short"
         if checksum(file) != entry["crc32"]:
             return f"'{name}' is not what was written"
+    if strays := [file.name for file in path.glob("*.safetensors") if file.name not in index["files"]]:  # the reader takes all
+        return f"'{strays[0]}' was not written with it"
     return None
 
 

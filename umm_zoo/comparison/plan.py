@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError, did_you_mean
+from umm_zoo.errors import Problem, UserError
 from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
 from umm_zoo.experiment.layers import read_map
-from umm_zoo.experiment.targets import find_target
-from umm_zoo.experiment.types import TARGET
+from umm_zoo.metrics.scores import logged_names, unknown_score
+from umm_zoo.training.setup import metrics_of
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("question", "decision", "base", "vary"), str),
@@ -39,6 +38,10 @@ class Step:
     identity: str
     label: str
     below: Step | None = None
+
+    def stages(self) -> list[Step]:
+        """The steps that it stands on, the nearest first."""
+        return [] if self.below is None else [self.below, *self.below.stages()]
 
 
 @dataclass(frozen=True)
@@ -155,34 +158,18 @@ def refuse_unknown_metrics(plan: Plan) -> None:
     Raises:
         UserError: names the metrics.
     """
-    problems = []
+    problems, scored = [], {run.choice: run.steps[-1].experiment for run in plan.runs}
+    made = {choice: metrics_of(experiment) for choice, experiment in scored.items()}
     for printed, (key, _) in plan.metrics.items():
-        prefix, _, rest = key.partition("/")
-        for run in plan.runs if prefix == "val" else ():
-            known = run.steps[-1].experiment.metrics
-            name = next((name for name in known if rest == name or rest.startswith(f"{name}/")), None)
-            entry = None if name is None else rest != name
-            if name is None or (has_entries(known[name]) not in (None, entry)):
-                made = [f"val/{other}" + ("/…" if has_entries(node) else "") for other, node in known.items()]
-                found = f"'{key}', which '{run.choice}' does not score"
-                problems.append(Problem(f"metrics.{printed}", found, ", ".join(made) or "a metric", did_you_mean(key, made)))
+        prefix, _, score = key.partition("/")
+        for choice, metrics in made.items() if prefix == "val" else ():
+            if (hint := unknown_score(score, metrics)) is not None:
+                found = f"'{key}', which '{choice}' does not score"
+                expected = ", ".join(f"val/{name}" for name in logged_names(metrics)) or "a metric"
+                problems.append(Problem(f"metrics.{printed}", found, expected, hint.replace("'", "'val/", 1)))
                 break
     if problems:
         raise UserError(plan.file, problems)
-
-
-def has_entries(node: Mapping[str, Any]) -> bool | None:
-    """Whether a metric gives several scores by name, by what its ``compute`` says to return; None where that says nothing."""
-    try:
-        kind = find_target(str(node[TARGET])).kind
-        told = [typing.get_type_hints(getattr(kind, name, lambda: None)).get("return") for name in ("compute", "values_of")]
-    except (UserError, KeyError, NameError, TypeError):
-        return None  # a wrong node is refused when it is trained
-    for returned in told:
-        found = typing.get_origin(returned) or returned
-        if isinstance(found, type) and (issubclass(found, Mapping) or found.__name__ in ("Tensor", "float")):
-            return issubclass(found, Mapping)
-    return None
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from threading import Event, RLock
 from typing import IO, TYPE_CHECKING, Any
 
 from umm_zoo.comparison.plan import Plan, Step
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, did_you_mean, printable
 from umm_zoo.training.ranks import PARENT, answering
 from umm_zoo.training.run_folder import RunFolder, few
 
@@ -89,7 +89,8 @@ def finished(step: Step, runs: Path) -> bool:
 def outdated(step: Step, runs: Path) -> list[str]:
     """The user's modules that have changed since the step's run, or that of a step it stands on, was made with them."""
     below = [] if step.below is None else outdated(step.below, runs)
-    return sorted({*below, *RunFolder.of(step.experiment, runs).changed_code(step.experiment)})
+    stages = [stage.experiment for stage in step.stages()]
+    return sorted({*below, *RunFolder.of(step.experiment, runs).changed_code(step.experiment, stages)})
 
 
 def refuse_outdated(plan: Plan, runs: Path) -> None:
@@ -129,13 +130,23 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
     users = {step.identity: {run.choice for run in plan.runs if step in run.steps} for step in steps}
     lines: dict[str, set[str]] = {}  # line -> choices of which a run ended with it
     hopeless: set[str] = set()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    everyone = {run.choice for run in plan.runs}
+    scored = {run.steps[-1].identity for run in plan.runs}
+    known: set[str] = set()  # names of scores that a run has made
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns) as progress,
         answering((signal.SIGINT, signal.SIGTERM), lambda *_: children.stop()),
         ThreadPoolExecutor(jobs) as pool,
     ):
-        task = progress.add_task(plan.name, total=len(steps))
+        task = progress.add_task(printable(plan.name), total=len(steps))
+
+        def refuse_without_score(step: Step) -> None:
+            if step.identity in scored:
+                known.update(own := _scores(step, runs))
+                if line := _without_score(plan, own, known):
+                    failed[step.identity] = Failure(step, line)
+                    hopeless.update(everyone)
 
         def work(step: Step) -> None:
             try:
@@ -145,8 +156,9 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
                         failed[step.identity] = Failure(step, f"it comes after {step.below.experiment.name}, which did not finish")
                         return
                 if step.identity not in again and finished(step, runs):
+                    refuse_without_score(step)
                     return
-                progress.update(task, description=f"{plan.name}: {step.label}")
+                progress.update(task, description=printable(f"{plan.name}: {step.label}"))
                 if children.stopped or users[step.identity] <= hopeless:
                     failed[step.identity] = Failure(step)
                 elif _train(step, runs, jobs > 1, children, step.identity in again) != 0:
@@ -154,8 +166,10 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
                     before = lines.setdefault(_kind(line, step), set())
                     if before and not children.stopped:
                         common = before | users[step.identity]
-                        hopeless.update(common if len(common) == 1 else {run.choice for run in plan.runs})
+                        hopeless.update(common if len(common) == 1 else everyone)
                     before |= users[step.identity]
+                else:
+                    refuse_without_score(step)
             finally:
                 done[step.identity].set()
                 progress.advance(task)
@@ -163,6 +177,21 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
         for future in [pool.submit(work, step) for step in steps]:
             future.result()
     return [failed[step.identity] for step in steps if step.identity in failed]
+
+
+def _scores(step: Step, runs: Path) -> Mapping[str, Any]:
+    """What the report of a finished run holds, by name."""
+    report = json.loads(RunFolder.of(step.experiment, runs).metrics_file.read_text(encoding="utf-8"))
+    return dict(report["metrics"])
+
+
+def _without_score(plan: Plan, own: Iterable[str], known: set[str]) -> str:
+    """A line for a score that no run has made so far, this one included; choices may differ in what they score."""
+    for printed, (key, _) in plan.metrics.items():
+        if key not in known:
+            hint = f"; {guess}" if (guess := did_you_mean(key, own)) else ""
+            return f"metrics.{printed}: found '{key}', expected one of {', '.join(own)}{hint}"
+    return ""
 
 
 def last_line(step: Step, runs: Path) -> str:

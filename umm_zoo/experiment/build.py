@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -11,12 +12,15 @@ from huggingface_hub.errors import StrictDataclassError
 from umm_zoo.errors import REFUSALS, UserError, locating, several
 from umm_zoo.experiment.check import check_node
 from umm_zoo.experiment.file import interpolated_embedded
+from umm_zoo.experiment.reach import say_fetched
 from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
 
 #: Parts of an experiment whose classes are other people's, with errors of their own classes.
 LIBRARIES = ("callbacks.", "metrics.", "trainer.")
+#: Weights whose experiment is being built, the outermost first.
+_open: ContextVar[tuple[str, ...]] = ContextVar("open", default=())
 
 
 def build(node: Mapping[str, Any], path: str = "") -> Any:
@@ -63,11 +67,19 @@ def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: 
         UserError: it does not fit, names a class that is not trusted, or a constructor refused its arguments.
     """
     several("trust", trust)
+    place = str(Path(source).resolve())
+    if place in _open.get():
+        raise UserError(source, "weights whose experiment loads them themselves", "others, or none")
     if "${" in repr(node):  # weights keep what stands in the environment unfilled
         node = interpolated_embedded({path: node}, source)[path]
     with trusting(trust):
         check_node(node, kind, path, Trust(embedded=True), source)
-        return build(node, path)
+        say_fetched({path: node}, source)
+        token = _open.set((*_open.get(), place))
+        try:
+            return build(node, path)
+        finally:
+            _open.reset(token)
 
 
 def build_arguments(target: Target, node: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -97,8 +97,8 @@ _MAPS = ("vars", "method", "training", "data", "callbacks", "metrics", "trainer"
 
 
 def use_folders(folders: Iterable[str]) -> None:
-    """Append directories to the import path (appended, so that nobody's ``random.py`` hides Python's)."""
-    for folder in folders:
+    """Append directories, and ``src`` in each, to the import path (appended, so that nobody's ``random.py`` hides Python's)."""
+    for folder in (place for own in folders for place in (own, os.path.join(own, "src"))):
         if os.path.isdir(folder) and folder not in sys.path:
             sys.path.append(folder)
 
@@ -199,7 +199,8 @@ def interpolated_embedded(tree: dict[str, Any], source: str | Path, given: Seque
 
 
 def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:
-    problems = [unknown(key, ENVELOPE) for key in tree if key not in ENVELOPE]
+    known = [key for key in ENVELOPE if key != "base"]  # of a file it has been followed
+    problems = [unknown(key, known) for key in tree if key not in known]
     for key in _MAPS:
         value = tree.get(key)
         if value is not None and not isinstance(value, Mapping):
@@ -209,4 +210,6 @@ def _envelope_problems(tree: Mapping[str, Any]) -> list[Problem]:
     name = tree.get("name")
     if isinstance(name, str) and (not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or {".", ".."} & set(name.split("/"))):
         problems.append(Problem("name", f"'{name}'", "letters, digits, '.', '_', '-' and '/' (it names the run folder)"))
+    elif isinstance(name, str) and any(len(part.encode()) > 255 for part in name.split("/")):
+        problems.append(Problem("name", f"{len(name)} letters", "at most 255 for a folder (it names the run folder)"))
     return problems

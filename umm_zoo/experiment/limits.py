@@ -92,6 +92,8 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     for key, words in _WORDS.items():
         if isinstance(value := trainer.get(key), str) and value not in words:
             yield Problem(f"trainer.{key}", f"'{value}'", f"one of {', '.join(words)}", did_you_mean(value, words))
+    if trainer.get("sync_batchnorm") is True and trainer.get("accelerator") == "cpu":
+        yield Problem("trainer.sync_batchnorm", "true on the CPU", "false: torch synchronises statistics on GPUs alone")
     time = trainer.get("max_time")
     if isinstance(time, str) and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time) and re.search("[1-9]", time)):
         yield Problem("trainer.max_time", f"'{time}'", "days:hours:minutes:seconds, such as 00:12:00:00")

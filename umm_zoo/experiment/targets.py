@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sysconfig
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 
 from umm_zoo.errors import UserError, did_you_mean, nearest
 from umm_zoo.experiment.types import describe_slot
+
+#: Packages whose classes experiments name.
+NAMED_LIBRARIES = ("umm_zoo", "data_pipelines", "lightning", "torch", "torchmetrics")
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,20 @@ def _import_longest(parts: list[str]) -> tuple[Any, list[str]]:
 
 def _or_no_module(module: Any, parts: list[str], end: int) -> tuple[Any, list[str]]:
     if module is None:
-        meant = nearest(parts[0], [info.name for info in pkgutil.iter_modules()])
-        where = "neither installed, nor beside the experiment file, nor in the current directory"
+        meant = nearest(parts[0], _top_modules())
+        where = "neither installed, nor beside the experiment file, nor in the current directory or its src"
         found = f"'{'.'.join(parts)}', but module '{parts[0]}' is {where}"
         raise UserError("", found, "an importable module", did_you_mean(meant))
     return module, parts[end:]
+
+
+def _top_modules() -> list[str]:
+    """Modules that a user may mean: this project's, those whose classes experiments name, and what lies beside his files."""
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    beside = [
+        i.name for i in pkgutil.iter_modules() if not str(getattr(i.module_finder, "path", installed[0])).startswith(installed)
+    ]
+    return [*NAMED_LIBRARIES, *beside]
 
 
 def _target_of(found: Any, path: str) -> Target:

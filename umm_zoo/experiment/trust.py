@@ -46,6 +46,8 @@ _TRAINER_ROLES = (
 )
 #: Packages of libraries whose classes of a role weights may name.
 _LIBRARIES = ("torch.nn.modules", "lightning.pytorch.callbacks", "torchmetrics")
+#: Among these, such as fetch networks by their names, some with programs beside them.
+_LOADERS = ("torchmetrics.multimodal", "torchmetrics.text.bert", "torchmetrics.text.infolm", "torchmetrics.functional")
 _IMPORTED = ("torch.nn", "lightning.pytorch.callbacks", "torchmetrics")  # by these names
 
 #: Top modules that no user has written.
@@ -95,9 +97,11 @@ class Trust:
             )
         if _within(module, self._trusted()) or (target is None and self.may_import(path)):
             return None
-        if kind is not None and (_within(module, OWN) or (_within(module, _LIBRARIES) and _has_role(kind, False))):
+        library = _within(module, _LIBRARIES) and not _within(module, _LOADERS)
+        if kind is not None and (_within(module, OWN) or (library and _has_role(kind, False))):
             return None
-        hint = f"--trust {module.split('.')[0] or path} allows it, if you know who wrote these weights"
+        allowing = module if _within(module, _LOADERS) else module.split(".")[0] or path
+        hint = f"--trust {allowing} allows it, if you know who wrote these weights"
         return Problem("", f"'{path}' in the experiment of the weights", "classes of umm_zoo", hint)
 
     def loose(self, value: Any, where: str) -> list[Problem]:
@@ -142,6 +146,11 @@ class Trust:
         places = [*(getattr(top, "__path__", None) or ()), getattr(top, "__file__", None) or ""]
         installed = any(f"{os.sep}{folder}{os.sep}" in place for place in places for folder in ("site-packages", "dist-packages"))
         return name not in sys.stdlib_module_names and not installed
+
+
+def is_of_users(kind: type) -> bool:
+    """Whether a class is neither of this project nor of the libraries that it knows."""
+    return kind.__module__.split(".")[0] not in _NOT_USERS
 
 
 def users_modules(tree: Any) -> set[str]:

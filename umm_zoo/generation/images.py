@@ -8,9 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 from umm_zoo.generation.grey import eight_bit
-from umm_zoo.generation.options import escaped
 
 
 def open_image(path: Path, place: str = "") -> Image.Image:
@@ -19,7 +18,7 @@ def open_image(path: Path, place: str = "") -> Image.Image:
     Raises:
         UserError: there is no such file, or no image in it; ``place`` is where the file was named.
     """
-    where = ": ".join(filter(None, [place, escaped(str(path))]))
+    where = ": ".join(filter(None, [place, printable(str(path))]))
     if not os.path.isfile(path):  # also where the name is longer than a file system takes
         raise UserError(where, "a folder" if os.path.isdir(path) else "no such file", "an image")
     try:

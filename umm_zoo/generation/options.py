@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, printable
 
 #: Largest seed: what every generator takes.
 MAX_SEED = 2**63 - 1
@@ -93,7 +93,7 @@ def checked_text(text: Any, where: str, what: str) -> str:
         raise UserError(where, shown(text), what)
     for place, letter in enumerate(text):
         if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\t\n\r":
-            found = f"the character {escaped(letter)} at place {place + 1} of '{shortened(text)}'"
+            found = f"the character {printable(letter)} at place {place + 1} of '{shortened(text)}'"
             raise UserError(where, found, f"{what} without control characters, in UTF-8")
     return text
 
@@ -107,9 +107,4 @@ def shown(value: Any) -> str:
 
 def shortened(text: str, length: int = 60) -> str:
     """The beginning of a text, escaped."""
-    return escaped(text if len(text) <= length else text[:length] + " …")
-
-
-def escaped(text: str) -> str:
-    """A text with every character that does not print, and what is no UTF-8, as an escape."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
+    return printable(text if len(text) <= length else text[:length] + " …")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.errors import UserError, did_you_mean
-from umm_zoo.generation.options import escaped, shortened, shown
+from umm_zoo.errors import UserError, did_you_mean, printable
+from umm_zoo.generation.options import shortened, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +30,7 @@ class Request:
     def name(self) -> str:
         """The line of the file, or the images and the question, for messages."""
         question = [f"'{shortened(self.question)}'"] if self.question or not self.images else []
-        return self.place or " ".join([*(escaped(str(path)) for path in self.images), *question])
+        return self.place or " ".join([*(printable(str(path)) for path in self.images), *question])
 
 
 @dataclass

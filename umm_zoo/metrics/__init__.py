@@ -13,9 +13,10 @@ from umm_zoo.metrics.perplexity import Perplexity
 from umm_zoo.metrics.prior import LanguagePrior
 from umm_zoo.metrics.retrieval import Retrieval
 from umm_zoo.metrics.rows import RowMetric
-from umm_zoo.metrics.yes_no import YesNo
+from umm_zoo.metrics.yes_no import POPE, YesNo
 
 __all__ = [
+    "POPE",
     "PSNR",
     "AnswerAccuracy",
     "AttentionBias",

@@ -45,6 +45,7 @@ class AnswerAccuracy(RowMetric):
     """
 
     reads = ("answers",)
+    scores = ("overall", "*")
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         answers, truths = required(outputs, "answers", self), batch.answers()

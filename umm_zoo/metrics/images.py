@@ -54,6 +54,7 @@ class Reconstruction(RowMetric):
     """
 
     reads = ("generated",)
+    scores = ("psnr", "high_band", "psnr_ceiling", "high_band_ceiling")
     record_dtype = torch.float64
 
     def update(self, outputs: Outputs, batch: Batch) -> None:

@@ -33,6 +33,7 @@ class Means(RowMetric):
     def __init__(self, names: list[str] | None = None) -> None:
         super().__init__()
         self.names, self.reads = names, tuple(checked_names("names", names) or ())
+        self.scores = self.scores or self.reads or None
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Keep value and count of each name."""
@@ -67,6 +68,8 @@ class AttentionBias(Means):
     ``compute`` gives ``attention_bias``, the difference of the mean attention to a token of either kind, and
     ``attention_log_bias``, that of its logarithm. Batches whose attention was not measured are left out.
     """
+
+    scores = ("attention_bias", "attention_log_bias")
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ class PairedAccuracy(RowMetric):
     """
 
     reads = ("answers",)
+    scores = ("incomplete", "paired", "single")
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         answers, truths = required(outputs, "answers", self), batch.answers()

@@ -24,6 +24,8 @@ class LanguagePrior(RowMetric):
     differ). Ties go to the answer with the smaller hash. ``kinds`` and ``tasks`` should be those of :class:`AnswerAccuracy`.
     """
 
+    scores = ("held_out", "in_set_bound", "*")
+
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         prompts, truths = batch.prompts(), batch.answers()
         for row in self.chosen(batch):

@@ -25,6 +25,7 @@ class Retrieval(RowMetric):
     """
 
     reads = ("image_features", "text_features")
+    scores = ("image_to_text", "text_to_image")
     record_dtype = torch.float32
 
     def update(self, outputs: Outputs, batch: Batch) -> None:

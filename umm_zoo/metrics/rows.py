@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
-from umm_zoo.errors import UserError, several
+from umm_zoo.errors import UserError, printable, several
 from umm_zoo.outputs import FIELDS, Outputs
 
 #: A name is kept in a record as this many 64-bit words of UTF-8.
@@ -71,7 +71,7 @@ def kind_of(meta: Mapping[str, Any]) -> str:
     Raises:
         UserError: it is the name of a mean.
     """
-    kind = str(meta.get("kind") or meta.get("task") or "other")
+    kind = printable(str(meta.get("kind") or meta.get("task") or "other"))
     if kind in RESERVED:
         raise UserError("metrics", f"a sample of the kind '{kind}'", f"another name: {', '.join(RESERVED)} are means over kinds")
     return kind
@@ -118,10 +118,12 @@ class RowMetric(Metric):
 
     Attributes:
         reads: names of what ``update`` needs of a batch's outputs, fields and scalars alike.
+        scores: names of the values of a metric that gives several, with ``*`` for names that the data gives; None does not say.
         record_dtype: of the records.
     """
 
     reads: tuple[str, ...] = ()
+    scores: tuple[str, ...] | None = None
     record_dtype = torch.int64
     full_state_update = False
     rows: list[Tensor] | Tensor

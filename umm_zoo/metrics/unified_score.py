@@ -51,6 +51,7 @@ class UnifiedScore(RowMetric):
             raise ValueError(f"UnifiedScore.encoders: found {sorted(encoders)}, expected one or more, none called 'unified'")
         self.encoders = nn.ModuleDict({name: freeze(encoder) for name, encoder in encoders.items()})
         self.images, self.reads = images, (images,)
+        self.scores = (*encoders, "unified")
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare the images with what they should be, row by row."""

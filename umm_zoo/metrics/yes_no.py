@@ -26,16 +26,18 @@ class YesNo(RowMetric):
     """POPE's five numbers for object hallucination (Li et al., 2023, arXiv 2305.10355), "yes" being positive.
 
     ``compute`` gives ``accuracy``, ``precision``, ``recall``, ``f1``, ``yes_ratio`` (share of rows answered yes) and ``unparsed``,
-    the number of answers that are neither yes nor no. Those count as wrong: never as a yes, but in the denominators of accuracy,
-    recall and yes_ratio. (POPE's script takes whatever holds no "no" for a yes, which hides a model that does not answer.) Where
-    rows carry ``meta["negative"]`` (how the absent object was chosen: random, popular, adversarial), ``accuracy_<negative>`` is
-    the accuracy over those rows. The kind ``exists`` is counted unless ``kinds`` says others.
+    the number of answers whose first word is neither yes nor no. Those count as wrong: never as a yes, but in the denominators of
+    accuracy, recall and yes_ratio. This is for models that answer in a word, and shows one that does not answer; ``POPE`` reads
+    sentences as the benchmark's own script does. Where rows carry ``meta["negative"]`` (how the absent object was chosen: random,
+    popular, adversarial), ``accuracy_<negative>`` is the accuracy over those rows. The kind ``exists`` is counted unless ``kinds``
+    says others.
 
     Raises:
         UserError: there are no ``answers``, or the truth of a counted row is neither yes nor no.
     """
 
     reads = ("answers",)
+    scores = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed", "*")
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__(["exists"] if kinds is None else kinds, tasks)
@@ -47,11 +49,16 @@ class YesNo(RowMetric):
             if truth == _UNPARSED:
                 raise UserError("", f"the true answer '{truths[row]}'", "yes or no", row=row)
             negative = str(batch.meta[row].get("negative") or "")
-            yield [truth, parse_yes_no(answers[row]), *name_to_words(negative)]
+            yield [truth, *self.judge(answers[row]), *name_to_words(negative)]
+
+    def judge(self, answer: str) -> tuple[int, bool]:
+        """What an answer counts as (1 for yes, 0 for no, -1 for a wrong one), and whether it is neither yes nor no."""
+        said = parse_yes_no(answer)
+        return said, said == _UNPARSED
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """The five and ``unparsed``; a ratio without cases is 0."""
-        truth, answer = records[:, 0], records[:, 1]
+        truth, answer, unparsed = records[:, :3].unbind(dim=1)
         hits = truth == answer
         true_positives = (hits & (truth == _YES)).sum().double()
         said_yes, were_yes = (answer == _YES).sum(), (truth == _YES).sum()
@@ -63,7 +70,24 @@ class YesNo(RowMetric):
             "recall": recall,
             "f1": 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny),
             "yes_ratio": said_yes.double() / len(records),
-            "unparsed": (answer == _UNPARSED).sum().double(),
+            "unparsed": unparsed.sum().double(),
         }
-        by_negative = rates_by_name(hits, records[:, 2:])
+        by_negative = rates_by_name(hits, records[:, 3:])
         return values | {f"accuracy_{negative}": rate for negative, rate in by_negative.items() if negative}
+
+
+class POPE(YesNo):
+    """``YesNo`` by the rule of POPE's released script, for numbers that stand beside published ones.
+
+    Of the text before the first full stop, without its commas, split at blanks: an answer is no where "No", "no" or "not" is one
+    of the words, and yes in every other case. To the letter: "no!", "NO" and an empty answer are yes, "not sure" is no, and what
+    follows the first sentence is not read. ``unparsed`` counts answers that are taken for a yes although they do not say one.
+
+    Reference: ``evaluate.py`` of the release of Li et al., 2023, arXiv 2305.10355.
+    """
+
+    def judge(self, answer: str) -> tuple[int, bool]:
+        """1 for yes, 0 for no."""
+        sentence = answer.split(".", 1)[0].replace(",", "")
+        said = _NO if {"No", "no", "not"} & set(sentence.split(" ")) else _YES
+        return said, said == _YES and "yes" not in normalise(answer).split(" ")

@@ -96,6 +96,10 @@ class WordSwaps:
         several("texts", texts)
         return [self._swaps(text, generator) for text in texts]
 
+    def count(self, texts: list[str]) -> int:
+        """How many of the texts have a wrong one, which no draw decides."""
+        return sum(self.num > 0 and self.pattern.search(text) is not None for text in texts)
+
     def _swaps(self, text: str, generator: torch.Generator | None) -> list[str]:
         places = list(self.pattern.finditer(text))
         changed = []

@@ -61,6 +61,11 @@ class Autoencoder(Method):
         """``codec``, and ``perceptual`` where there is one."""
         return {"codec": self.codec} | ({"perceptual": self.perceptual} if self.perceptual is not None else {})
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        for images in (inputs, targets):
+            self.codec.decode(self.codec.encode(images))
+
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch, inputs and targets."""
         images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])

@@ -45,11 +45,17 @@ class Contrastive(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, and how often a row's own caption beats its hard negatives, over the micro-batch: its rows are the contrast."""
-        scalars = self._compare(batch, None).scalars
+        outputs = self._compare(batch, None)
+        losses = {**self.over_step({"loss": outputs.scalars["loss"]}, "rows", len(batch)), "scale": outputs.scalars["scale"]}
         if self.negatives is not None:
-            scalars.setdefault("hard_accuracy", scalars["loss"].new_zeros(()))
-        scale = scalars.pop("scale")
-        return {**self.over_step(scalars, "rows", len(batch)), "scale": scale}
+            wins = outputs.scalars.get("hard_accuracy", losses["loss"].new_zeros(()))
+            losses |= self.over_step({"hard_accuracy": wins}, "swapped", outputs.counts.get("hard_accuracy", 0))
+        return losses
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """``rows``, and those ``swapped``, which have hard negatives."""
+        swapped = 0 if self.negatives is None else self.negatives.count(captions(batch))
+        return {"rows": len(batch), "swapped": swapped}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Adds ``image_features`` and ``text_features``; hard negatives are drawn from a fixed seed.

@@ -67,6 +67,10 @@ class TextToImage(Method):
         """``latents`` of the images to generate, while the codec is frozen."""
         return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        self.decoder.try_latents(self.codec.encode(targets))
+
     def condition(self, texts: list[str]) -> Tokens:
         """The decoder's condition, ``[B, N, E]``, at the decoder's own root mean square."""
         states = self.text_encoder(texts)

@@ -62,6 +62,7 @@ class CaptionClauses(RowMetric):
     """
 
     reads = ("answers",)
+    scores = ("precision", "recall", "small", "large", "faithful", "background", "mentioned", "words")
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         texts = required(outputs, "answers", self)

@@ -26,6 +26,8 @@ class EditSuccess(ShapesMetric):
     of edits after which everything else is still there as well.
     """
 
+    scores = ("overall", "untouched", "*")
+
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "edit").items():
             meta = batch.meta[row]
@@ -59,6 +61,7 @@ class EditPixels(RowMetric):
     """
 
     reads = ("generated",)
+    scores = ("copy_index", "preservation", "*")
 
     def __init__(self, cells: int = 2, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__(kinds, tasks)

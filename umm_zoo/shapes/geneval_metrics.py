@@ -57,6 +57,8 @@ class ShapesGenEval(ShapesMetric):
     is named.
     """
 
+    scores = ("overall", "*")
+
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "requirement").items():
             right = fulfils(seen, batch.meta[row]["requirement"], self.detector.cells)
@@ -76,6 +78,8 @@ class SceneMatch(ShapesMetric):
     ``background``, and where objects have marks, ``marks`` (share of the right objects whose mark is right, which no prompt names).
     Prompts that leave something open cannot be scored so: leave their kinds out.
     """
+
+    scores = ("scene", "objects", "marks", "extra", "background")
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         for row, seen in self.detections(outputs, batch, "target_scene").items():

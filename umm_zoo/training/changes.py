@@ -21,7 +21,7 @@ from umm_zoo.errors import Problem, UserError
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.sources import code_of, commit_of
 from umm_zoo.experiment.types import TARGET
-from umm_zoo.training.run_folder import changed_modules, differences
+from umm_zoo.training.run_folder import RunFolder, changed_modules, differences
 
 #: Keys whose values have gone into others, or that name the run.
 _ASIDE = ("name", "vars")
@@ -48,22 +48,23 @@ class Changes:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def since(cls, checkpoint: Path | None, experiment: Experiment) -> Changes:
-        """The changes since a checkpoint; with none, the history begins.
+    def since(cls, checkpoint: Path | None, experiment: Experiment, start: Path | None = None) -> Changes:
+        """The changes since a checkpoint; with none, the history begins, with the code that ``start`` was trained with.
 
         Raises:
             UserError: a change that the weights or the order of the data do not allow, by its key.
         """
         now: dict[str, Any] = {"commit": commit_of(Path(__file__).resolve().parent), "code": code_of(experiment)}
         if checkpoint is None:
-            return cls(history=[{"from_step": 0, "experiment": experiment.resolved(), **now}])
+            below = {"below": modules} if start is not None and (modules := RunFolder(start).modules()) else {}
+            return cls(history=[{"from_step": 0, "experiment": experiment.resolved(), **below, **now}])
         found = describe(checkpoint)
         old, new = found.get("experiment", experiment.resolved()), experiment.resolved()
         keys = [key for key in differences(old, new) if key.split(".")[0] not in _ASIDE]
         values = {key: (_value(old, key), _value(new, key)) for key in keys}
         history = list(found.get("history") or [{"from_step": 0, "experiment": old}])
         known = history[-1].get("code", {}).get("modules", {})
-        changes = cls(int(found["global_step"]), values, changed_modules(known, now["code"]["modules"]), history)
+        changes = cls(int(found.get("global_step", 0)), values, changed_modules(known, now["code"]["modules"]), history)
         changes.refuse(experiment.file, checkpoint)
         if changes.values or any(history[-1].get(key) != now[key] for key in now):
             changed = {key: {"was": was, "now": value} for key, (was, value) in values.items()}
@@ -72,8 +73,8 @@ class Changes:
 
     def refuse(self, file: str, checkpoint: Path) -> None:
         """Refuse what changes the meaning of the weights, or the order of the data; ``ShardData`` knows more about the latter."""
-        problems = []
-        for key, (was, now) in self.values.items():
+        problems, kind = [], f"method.{TARGET}"  # another class explains all that is different inside
+        for key, (was, now) in ({kind: self.values[kind]} if kind in self.values else self.values).items():
             moved = isinstance(was, str) and isinstance(now, str) and Path(was).name == Path(now).name
             meaning = key.startswith("method.") and not (moved and TARGET not in key)
             if meaning or key in _REFUSED:

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, say
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import PLACES, Experiment, earlier_stages
 from umm_zoo.training.lock import locked
@@ -33,7 +33,7 @@ def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None
     folder = RunFolder.of(experiment, runs)
     if restarted and folder.checkpoints.newest() is not None:
         ckpt, again = "last", False  # the job's first attempt has done what its command line asks
-        print(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint", flush=True)
+        say(f"{folder.path}: SLURM has started this job again; it goes on from its latest checkpoint")
     with writing(folder.path):  # a folder that may not even be looked into is refused here
         what = folder.decide(experiment, ckpt, again) if is_main_process() else folder.follow(experiment, ckpt, again)
     if what == "finished" or not is_main_process():
@@ -50,7 +50,7 @@ def _train(experiment: Experiment, runs: str | None, what: Step, ckpt: str | Non
     folder = RunFolder.of(experiment, runs)
     if what == "finished":
         if is_main_process():
-            print(f"{folder.path}: this experiment has finished there; --again runs it again")
+            say(f"{folder.path}: this experiment has finished there; --again runs it again")
         return 0
     start = None
     if what == "fresh" and experiment.after:
@@ -75,7 +75,7 @@ def _finish(stage: Experiment, later: Experiment, runs: str | None) -> int:
     if launched_ranks() > 1:
         found = f"that {stage.file} has not finished in {folder.path}"
         raise UserError("after", found, "a finished stage here: run it first", file=later.file)
-    print(f"{later.name} comes after {stage.name}, which has not finished: {stage.file} is run first", flush=True)
+    say(f"{later.name} comes after {stage.name}, which has not finished: {stage.file} is run first")
     ckpt = "last" if folder.checkpoints.newest() is not None else None
     if str(stage.trainer.get("devices", "")) == "1":
         return run(stage, runs, ckpt)

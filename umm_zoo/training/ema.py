@@ -16,11 +16,11 @@ from umm_zoo.training.sharding import gather_weights, placed
 class EMA(Callback):
     """Keeps an exponential moving average of every trained parameter, and validates with it.
 
-    After update t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards the weights; the second term lets it follow
-    quickly at first (our choice, as the diffusers library does). Validation, and so every metric and sample grid, sees the averaged
-    weights; training never does. The averages, in float32, are saved in the checkpoint as this callback's state, so a resumed run
-    continues exactly. Whatever uses the run afterwards takes the averages (``umm_zoo.checkpoints.files.weights_of``): evaluate,
-    generate, a stage ``after`` it, ``Method.load``, exports. The checkpoint's own weights are the raw ones; a resumed run
+    The first update sets the average to the weights; update t > 1 moves it by ``1 - min(decay, t / (9 + t))`` towards them, as
+    diffusers' ``EMAModel`` does (our choice): it follows quickly at first. Validation, and so every metric and sample grid, sees
+    the averaged weights; training never does. The averages, in float32, are saved in the checkpoint as this callback's state, so a
+    resumed run continues exactly. Whatever uses the run afterwards takes the averages (``umm_zoo.checkpoints.files.weights_of``):
+    evaluate, generate, a stage ``after`` it, ``Method.load``, exports. The checkpoint's own weights are the raw ones; a resumed run
     goes on from them.
 
     Weights that ``FullyShardedStrategy`` shares out have averages shared out alike; those of torch's first FSDP are not supported.
@@ -62,7 +62,7 @@ class EMA(Callback):
             return
         self._seen_step = trainer.global_step
         self.updates += 1
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        weight = 1 - min(self.decay, self.updates / (9 + self.updates)) if self.updates > 1 else 1.0
         trained = _trained(pl_module)
         with torch.no_grad():
             current = [trained[name].detach().float() for name in self.averages]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.errors import UserError, locating, several
+from umm_zoo.errors import UserError, locating, say, several
 from umm_zoo.experiment.file import Experiment, experiment_from
+from umm_zoo.experiment.reach import leave_out_folders, say_fetched
 from umm_zoo.experiment.trust import users_modules
 from umm_zoo.experiment.types import TARGET
 
@@ -99,9 +99,11 @@ def load_run(
     named = [path for text in overrides for path in re.findall(rf"{TARGET}\s*[=:]\s*['\"]?([\w.]+)", text)]
     trust = [*trust, *sorted(users_modules([{TARGET: path} for path in named]))]
     experiment = experiment_from(checkpoint["experiment"], source, (), overrides, trust)
+    leave_out_folders({"data": experiment.data}, source, overrides)
     check(experiment)
+    say_fetched({"method": experiment.method, "data": {"val": experiment.data.get("val")}, "metrics": experiment.metrics}, source)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
     state, weights = weights_of(checkpoint, raw_weights)
     if weights == "averaged" or raw_weights:
-        print(f"{source}: {weights} weights", file=sys.stderr, flush=True)
+        say(f"{source}: {weights} weights", stderr=True)
     return FinishedRun(folder.parent if folder.name == "checkpoints" else folder, checkpoint, experiment, state, weights)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from umm_zoo.errors import UserError, print_error
+from umm_zoo.errors import UserError, note, print_error
 from umm_zoo.training.ranks import before_exit
 
 NAME = "lock"
@@ -118,9 +117,15 @@ class _Lock:
                 continue
             ended = None if found is None else found.ended()
             if ended is False or (ended is None and age < STALE):
-                who = f"{found}, {age:.0f} s ago" if found else "some process"
-                expected = "a folder in which nothing is trained (name=… for another one, or wait for its end)"
-                raise UserError(self.file.parent, f"a run in progress ({who} by the file '{NAME}')", expected)
+                expected = "a folder in which nothing is trained"
+                if found is None:  # damaged, or of another version
+                    what = f"a run in progress: its file '{NAME}', touched {age:.0f} s ago, does not say whose it is"
+                    hint = f"start again in {STALE - age:.0f} s: if nobody touches it, it is taken over (or name=… for another one)"
+                    raise UserError(self.file.parent, what, expected, hint)
+                hint = "name=… for another one, or wait for its end"
+                raise UserError(
+                    self.file.parent, f"a run in progress ({found}, {age:.0f} s ago by the file '{NAME}')", expected, hint
+                )
             self._take_over(found, age)
 
     def _take_over(self, stale: Holder | None, age: float) -> None:
@@ -135,7 +140,7 @@ class _Lock:
             if _read(self.file) == stale:
                 self.file.unlink(missing_ok=True)
                 who = f"of {stale}, which has ended" if stale and stale.ended() else f"without a sign of life for {age:.0f} s"
-                print(f"note: {self.file.parent}: took over the lock {who}", file=sys.stderr, flush=True)
+                note(f"{self.file.parent}: took over the lock {who}")
         finally:
             guard.unlink(missing_ok=True)
 

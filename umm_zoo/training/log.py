@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from umm_zoo.checkpoints.plain_files import write_whole
+from umm_zoo.errors import note
 
 NAME = "metrics.csv"
 #: Lines of a log that are no rows, as they were found.
@@ -129,10 +130,10 @@ class MetricsLog(Logger):
                 stream.write(b"".join(line + b"\n" for line in log.damaged))
                 stream.flush()
                 os.fsync(stream.fileno())
-            print(f"note: {len(log.damaged)} damaged lines of {self.file} now stand in {aside}", file=sys.stderr, flush=True)
+            note(f"{len(log.damaged)} damaged lines of {self.file} now stand in {aside}")
         kept = [row for number, row in log.rows if int(row["step"]) < step and (lines is None or number < lines)]
         if lines is not None and (missing := lines - len(kept) - len(log.damaged)) > 0:
-            print(f"note: {missing} rows that {self.file} had at the checkpoint are gone", file=sys.stderr, flush=True)
+            note(f"{missing} rows that {self.file} had at the checkpoint are gone")
         self._columns = log.columns
         self._write(kept)
 

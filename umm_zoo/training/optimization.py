@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from umm_zoo.errors import UserError
+
 Rate = Annotated[float, Interval(ge=0, lt=math.inf)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -38,6 +40,7 @@ class AdamW(OptimizerFactory):
 
     Raises:
         ValueError: ``part_lr`` names a part that is not trained.
+        UserError: weights in float16, in which ``eps`` is 0: an update would divide by nothing.
     """
 
     def __init__(
@@ -57,6 +60,10 @@ class AdamW(OptimizerFactory):
         for name in self.part_lr:
             if name not in parts:
                 raise ValueError(f"optimizer.part_lr: found '{name}', expected the trained parts {sorted(parts)}")
+        half = any(p.dtype == torch.float16 for parameters in parts.values() for p in parameters)
+        if half and not torch.tensor(self.eps, dtype=torch.float16):
+            found = f"{self.eps}, which is 0 in the float16 of the weights"
+            raise UserError("training.optimizer.eps", found, "1e-4 or more", "or trainer.precision bf16-true or 16-mixed")
         groups = []
         for name, parameters in parts.items():
             lr = self.part_lr.get(name, self.lr)

@@ -12,18 +12,20 @@ from rich.syntax import Syntax
 from rich.table import Table
 from torch import nn
 
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import UserError, locating, printable
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
+from umm_zoo.training.changes import Changes
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
+from umm_zoo.training.trial import try_experiment
 
 #: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
 _TRAINED_COPIES = 3
 
 
-def print_check(experiment: Experiment, runs: str | None = None) -> None:
+def print_check(experiment: Experiment, runs: str | None = None, ckpt: str | None = None) -> None:
     """Check, build on the meta device (no memory, no weights read), and print the report.
 
     Missing shards are a warning here and an error in ``fit``: an experiment of paper size can be checked on a laptop.
@@ -34,18 +36,27 @@ def print_check(experiment: Experiment, runs: str | None = None) -> None:
     for stage in earlier_stages(experiment):
         check(stage)
     check(experiment)
+    folder = RunFolder.of(experiment, runs)
+    if file := next((place for place in (folder.path, *folder.path.parents) if place.exists() and not place.is_dir()), None):
+        raise UserError(file, "a file", "a folder for the run folders", "--runs DIR names another")
+    if ckpt:
+        resume = folder.resume_path(ckpt, experiment.file)
+        with locating(f"{experiment.file}: ckpt"):
+            Changes.since(resume, experiment)
     with torch.device("meta"):
         built = build_experiment(experiment)
         with locating(experiment.file):
             built.method.configure_optimizers()
+    built.method.to("meta")  # what says its sizes in its weights alone has read them
+    try_experiment(built.method, built.data, experiment.file)
     _check_shares(built.data, experiment)
-    console = Console(soft_wrap=False, width=None if Console().is_terminal else 120)
+    console = Console(soft_wrap=False, width=None if Console().is_terminal else 120, markup=False)
     console.print(_parameter_table(experiment, built.method))
     for line in _memory_lines(built.method):
         console.print(line, highlight=False)
     for line in _data_warnings(built, experiment):
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
-    console.print(f"run folder: {RunFolder.of(experiment, runs).path}", highlight=False, soft_wrap=True)
+    console.print(printable(f"run folder: {folder.path}"), highlight=False, soft_wrap=True)
     console.print("the experiment with everything filled in:", highlight=False)
     console.print(Syntax(experiment.to_yaml(), "yaml", background_color="default", word_wrap=True))
 
@@ -60,13 +71,13 @@ def _check_shares(data: Any, experiment: Experiment) -> None:
 
 
 def _parameter_table(experiment: Experiment, method: Method) -> Table:
-    table = Table(title=f"{experiment.name}: {type(method).__name__}", title_justify="left")
+    table = Table(title=printable(f"{experiment.name}: {type(method).__name__}"), title_justify="left")
     table.add_column("part")
     for column in ("trained", "frozen", "weights"):
         table.add_column(column, justify="right")
     rows = {name: list(part.parameters()) for name, part in method.parts().items()}
     for name, parameters in rows.items():
-        table.add_row(name, *_counts(parameters))
+        table.add_row(printable(name), *_counts(parameters))
     table.add_section()
     table.add_row("all", *_counts(p for parameters in rows.values() for p in parameters))
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import umm_zoo
 from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.output import NO_ROOM
-from umm_zoo.errors import REFUSALS, UserError
+from umm_zoo.errors import REFUSALS, UserError, note
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.training.changes import Changes
 from umm_zoo.training.places import place_of
@@ -107,7 +106,7 @@ class RunRecord(Callback):
         self.seconds = float(checkpoint.get("seconds", 0.0))
         written = checkpoint.get("version", "an earlier one")
         if trainer.is_global_zero and written != umm_zoo.__version__:
-            print(f"note: the checkpoint is of umm_zoo {written}, this is {umm_zoo.__version__}", file=sys.stderr, flush=True)
+            note(f"the checkpoint is of umm_zoo {written}, this is {umm_zoo.__version__}")
 
     def elapsed(self) -> float:
         """Seconds of training so far, earlier sessions included."""

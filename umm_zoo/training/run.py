@@ -23,7 +23,7 @@ from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
-from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, locating, say
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
@@ -34,6 +34,7 @@ from umm_zoo.training.continuation import Continuation, ContinuedFitLoop
 from umm_zoo.training.ema import EMA
 from umm_zoo.training.intervals import validate_every
 from umm_zoo.training.log import MetricsLog
+from umm_zoo.training.places import place_of
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
@@ -70,7 +71,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         UserError: whatever a user can mend, in the set-up or in mid-run.
     """
     with locating(f"{experiment.file}: ckpt" if resume else experiment.file):
-        changes = Changes.since(resume, experiment)
+        changes = Changes.since(resume, experiment, start)
     data = build_data(experiment)
     if is_main_process():
         check_data(data, experiment.file)  # before a large model is built
@@ -79,7 +80,7 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     if start:
         which = load_weights(built.method, start, experiment.file, experiment.training.get("weights") == "raw")
         if which == "averaged" and is_main_process():
-            print(f"{experiment.name} starts from the averaged weights of {start}", flush=True)
+            say(f"{experiment.name} starts from the averaged weights of {start}")
     record = RunRecord(experiment, folder, changes)
     trainer = make_trainer(experiment, folder, built, record, [StopOnSignal(folder.checkpoints)])
     if trainer.is_global_zero:
@@ -97,6 +98,11 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         print(f"\n{stopped}", flush=True)
         return stopped.code
     except SystemExit as leaving:  # the answer to a signal before the first batch, and to a second Ctrl-C
+        if not (trainer.received_sigterm or leaving.code == 128 + signal.SIGTERM or _by_ctrl_c(leaving)):
+            place = place_of(leaving, record.owners) or "method or data"
+            found = f"a call of sys.exit ({leaving.code}) in the midst of the run"
+            hint = "--traceback shows where it comes from"
+            raise UserError(place, found, "an error that says why", hint, file=experiment.file, advice=folder.advice()) from leaving
         signum = signal.SIGTERM if trainer.received_sigterm or leaving.code == 128 + signal.SIGTERM else signal.SIGINT
         if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGKILL)  # the other ranks would wait half an hour for this one
@@ -122,8 +128,13 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         }
         with writing(folder.path):
             folder.finish(experiment, report)
-        print(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}", flush=True)
+        say(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}")
     return 0
+
+
+def _by_ctrl_c(leaving: SystemExit) -> bool:
+    """Whether Lightning has ended the process because of a ``KeyboardInterrupt``."""
+    return isinstance(leaving.__context__, KeyboardInterrupt)
 
 
 def load_weights(method: Method, source: str | Path, file: str, raw: bool = False) -> str:
@@ -203,6 +214,8 @@ def make_trainer(
         asked = {"val_check_interval": 1} if every > 0 else {}
         more = [*more, *([TimeLimit(limit)] if (limit := given.pop("max_time", None)) else [])]
         trainer = Trainer(**given | asked, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
+    if given.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+        raise UserError("trainer.sync_batchnorm", "true on the CPU", "false: torch synchronises statistics on GPUs alone")
     if every > 0:
         validate_every(trainer, every)
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]

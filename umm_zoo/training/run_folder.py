@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import yaml
 from umm_zoo.checkpoints.folder import PARTIAL, CheckpointFolder
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import UserError
-from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.experiment.sources import sources_of
 
 #: What may be done next with a run folder.
@@ -89,10 +89,18 @@ class RunFolder:
             return []
         return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else []
 
-    def changed_code(self, experiment: Experiment) -> list[str]:
-        """The user's modules that are no longer those which the run was made with."""
-        known = self.history()[-1].get("code", {}).get("modules", {}) if self.history() else {}
-        return changed_modules(known, sources_of(experiment)) if known else []
+    def changed_code(self, experiment: Experiment, below: Iterable[Experiment] = ()) -> list[str]:
+        """The user's modules that are no longer those which the run, and the stages ``below`` it, were made with."""
+        if not (history := self.history()):
+            return []
+        changed = changed_modules(history[-1].get("code", {}).get("modules", {}), sources_of(experiment))
+        inherited = history[0].get("below", {})
+        return sorted({*changed, *(name for stage in below for name in changed_modules(inherited, sources_of(stage)))})
+
+    def modules(self) -> dict[str, str]:
+        """Checksums of the user's modules that the weights here were made with, those of earlier stages included."""
+        history = self.history()
+        return {**history[0].get("below", {}), **history[-1].get("code", {}).get("modules", {})} if history else {}
 
     def stored_name(self) -> str | None:
         """The name in the stored experiment, read from its own line alone: a comparison asks every run there is."""
@@ -140,7 +148,7 @@ class RunFolder:
         Raises:
             UserError: names the modules.
         """
-        if changed := self.changed_code(experiment):
+        if changed := self.changed_code(experiment, earlier_stages(experiment)):
             found = f"a run of other code ({few(changed)} {'has' if len(changed) == 1 else 'have'} changed since)"
             raise UserError(self.path, found, options)
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Interval
 from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
 
 from umm_zoo.batch import whole_steps
-from umm_zoo.errors import REFUSALS, UserError, locating
+from umm_zoo.errors import REFUSALS, UserError, did_you_mean, locating, note
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.trust import trusting
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
+from umm_zoo.metrics.scores import logged_names, unknown_score
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 from umm_zoo.training.ranks import is_main_process
+
+#: First parts of the names under which a run logs.
+_PREFIXES = ("val", "train", "rollout", "throughput")
 
 
 class TrainingSetup:
@@ -169,7 +173,10 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
             with locating(place="training"):
                 build({TARGET: TRAINING, **experiment.training}, "training").prepare(method)
         check_outputs(method, built.metrics)
-    note_monitors(built)
+    with locating(experiment.file):
+        check_monitors(built)
+    if built.metrics and experiment.trainer.get("limit_val_batches") == 0 and is_main_process():
+        note(f"trainer.limit_val_batches is 0: none of the metrics ({', '.join(built.metrics)}) will be scored")
     return built
 
 
@@ -188,15 +195,45 @@ def check_outputs(method: Method, metrics: Mapping[str, Metric]) -> None:
                 raise UserError(f"metrics.{name}", found, f"a metric of {', '.join(sorted(makes))}")
 
 
-def note_monitors(built: Built) -> None:
-    """Say of a callback that watches a score of validation that no metric has that name, before hours of training."""
+def check_monitors(built: Built) -> None:
+    """Refuse a callback that watches what the run never logs, before hours of training.
+
+    A method of a user's own may log names of its own: there it is a note.
+
+    Raises:
+        UserError: names callback and key.
+    """
     for place, callback in built.callbacks.items():
-        key = getattr(callback, "monitor", None)
-        if not isinstance(key, str) or not key.startswith("val/") or key.split("/")[1] in built.metrics or not is_main_process():
+        if not isinstance(key := getattr(callback, "monitor", None), str):
             continue
-        known = ", ".join(built.metrics) or "none"
-        found = f"monitors '{key}', which none of the metrics gives ({known}); the run ends there unless the method logs it"
-        print(f"note: callbacks.{place} {found}", file=sys.stderr, flush=True)
+        prefix, _, score = key.partition("/")
+        if (prefix in _PREFIXES and score and prefix != "val") or key == "loss":
+            continue
+        hint = unknown_score(score, built.metrics) if prefix == "val" and score else did_you_mean(key, _logged(built.metrics))
+        if hint is None:
+            continue
+        hint = hint if prefix != "val" else hint.replace("'", "'val/", 1)
+        found, known = f"'{key}', which nothing logs", ", ".join(_logged(built.metrics))
+        if type(built.method).__module__.startswith("umm_zoo."):
+            raise UserError(f"callbacks.{place}.monitor", found, known, hint)
+        if is_main_process():
+            note(f"callbacks.{place} monitors {found} unless the method does ({known})")
+
+
+def _logged(metrics: Mapping[str, Metric]) -> list[str]:
+    return [*(f"val/{name}" for name in logged_names(metrics)), "train/loss"]
+
+
+def metrics_of(experiment: Experiment) -> dict[str, Metric | None]:
+    """The metrics of an experiment on the meta device, to be asked for names; None for one that cannot be built."""
+    built: dict[str, Metric | None] = {}
+    for name, node in experiment.metrics.items():
+        try:
+            with torch.device("meta"):
+                built[name] = build(node, f"metrics.{name}")
+        except UserError:  # it is refused where it is trained
+            built[name] = None
+    return built
 
 
 def reads(metric: Metric) -> frozenset[str]:

@@ -45,7 +45,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopOnSignal(Callback):
-    """Saves a checkpoint after the batch in which SIGINT or SIGTERM arrived, then raises ``Stopped`` on every rank.
+    """Saves a checkpoint after the optimiser step in which SIGINT or SIGTERM arrived, then raises ``Stopped`` on every rank.
 
     Under SLURM the signal with which the cluster warns that a job's time is running out (``sbatch --signal=USR1@120``; another one
     by Lightning's ``SLURMEnvironment(requeue_signal=…)``) does the same and has the job requeued.
@@ -82,9 +82,9 @@ class StopOnSignal(Callback):
         self._handling.close()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Stop here if any rank was asked to."""
+        """Stop at the end of an optimiser step if any rank was asked to: half of one would count its rollouts twice."""
         self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.state_dict())
-        if signum := self._agreed(trainer):
+        if not trainer.fit_loop._should_accumulate() and (signum := self._agreed(trainer)):
             raise Stopped(signum, trainer.global_step)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -64,4 +64,4 @@ class TimeLimit(Timer):
         if trainer.strategy.broadcast(remaining is not None and remaining <= 0):
             limit = timedelta(seconds=self._duration or 0)
             begun = self.start_time() is not None or trainer.ckpt_path is None  # else nothing was left at the start
-            raise TimeIsUp(limit, trainer.global_step if begun else int(describe(str(trainer.ckpt_path))["global_step"]))
+            raise TimeIsUp(limit, trainer.global_step if begun else int(describe(str(trainer.ckpt_path)).get("global_step", 0)))

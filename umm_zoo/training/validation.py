@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
 
 from umm_zoo.callbacks import MetricCallback, Validation
 from umm_zoo.errors import UserError, locating
 from umm_zoo.experiment.build import build_arguments
+from umm_zoo.experiment.reach import untouched
 from umm_zoo.experiment.targets import find_target
-from umm_zoo.training.ema import EMA
+from umm_zoo.experiment.trust import is_of_users
 from umm_zoo.training.finished_run import FinishedRun
 from umm_zoo.training.ranks import join_ranks
 from umm_zoo.training.record import RunRecord
@@ -48,7 +48,7 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
         raise UserError(run.path, f"'{words[0]}' behind the suite", "validation, without any words")
     quieten()
     seed_everything(experiment.seed, workers=True, verbose=False)
-    built = build_experiment(experiment)
+    built = build_experiment(experiment)  # that opens no shard yet
     with locating(experiment.file):
         built.method.load_weights(run.state)
     record = RunRecord(experiment)
@@ -56,10 +56,10 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
     callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
     for callback in built.callbacks.values():
         state = run.checkpoint.get("callbacks", {}).get(callback.state_key)
-        if state and not isinstance(callback, (Checkpoint, EMA)):  # the averages stand in the method already, or are not wanted
-            callback.load_state_dict(state)
+        if isinstance(callback, Validation):
             callbacks.append(callback)
-        elif isinstance(callback, Validation):
+        elif state and is_of_users(type(callback)):  # no score depends on others, and some write files
+            callback.load_state_dict(state)
             callbacks.append(callback)
     kept = {key: value for key, value in experiment.trainer.items() if key in TRAINER_KEYS}
     given = build_arguments(find_target("lightning.Trainer"), kept, "trainer")
@@ -72,6 +72,6 @@ def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
         default_root_dir=run.path,
     )
     join_ranks(trainer)
-    with record.judging():
+    with record.judging(), untouched(experiment.trusted is not None):
         trainer.validate(built.method, datamodule=built.data, verbose=False)
     return scores(trainer)

@@ -118,6 +118,10 @@ class CaptionRenderer(Renderer):
         if self.connector.in_dim != vlm.width:
             raise ValueError(f"connector.in_dim is {self.connector.in_dim}, vlm.width is {vlm.width}")
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        self.decoder.try_latents(self.codec.encode(inputs))
+
     def condition(
         self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None = None, adapter: LoRA | None = None
     ) -> Tokens:
