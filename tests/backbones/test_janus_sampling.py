@@ -156,9 +156,19 @@ def test_large_layers_are_not_joined(model, monkeypatch):
     assert torch.equal(model.sample_image(model.image_prompt(TEXTS), SEEDS).ids, expected)
 
 
+def test_equal_prompts_are_encoded_once(model, monkeypatch):
+    seen, encode = [], StaticDecoder.encode
+    monkeypatch.setattr(StaticDecoder, "encode", lambda own, states: seen.append(len(states)) or encode(own, states))
+    texts = [TEXTS[0], TEXTS[1], TEXTS[0], "a red square"]  # the first and the last are of one length
+    found = model.sample_image(model.image_prompt(texts), SEEDS, 3.0)
+    assert seen == [3 + 2]
+    for row, text in enumerate(texts):
+        assert torch.equal(model.sample_image(model.image_prompt([text]), SEEDS[row : row + 1], 3.0).ids[0], found.ids[row])
+
+
 def test_keys_and_values_do_not_move(model):
     inputs = model.image_prompt(TEXTS)
-    decoder = StaticDecoder(model.text_model, inputs.attention_mask, 2, 3)
+    decoder = StaticDecoder(model.text_model, inputs.attention_mask, torch.tensor([0, 0, 1, 1]), 3)
     places = [part.data_ptr() for part in decoder.keys + decoder.values]
     hidden = decoder.encode(inputs.embeddings)
     assert_close(hidden[::2], model.prefix(inputs).last_hidden, atol=1e-5, rtol=0)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.base import VLMInputs
+
 #: Place of a token among those to come: a number, or a tensor ``[1]`` that a CUDA graph reads anew in every replay.
 Step = int | Tensor
 #: Weights up to this size are joined into one: where the call of a product costs as much as the product (our choice).
@@ -46,6 +48,16 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int |
         cumulative = chances.cumsum(-1, dtype=torch.float64)
         ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
     return ids[:, 0], chances.gather(1, ids)[:, 0]
+
+
+def distinct(inputs: VLMInputs) -> tuple[Tensor, Tensor]:
+    """Numbers of prompts of text that differ, ``[U]``, and for each prompt its place among them, ``[B]``.
+
+    Captions of a group are often the same, and prompts that say nothing are where they are of one length.
+    """
+    _, places = inputs.token_ids.where(inputs.attention_mask, -1).unique(dim=0, return_inverse=True)
+    numbers = torch.arange(len(places), device=places.device)
+    return torch.empty_like(numbers[: int(places.max()) + 1]).scatter_(0, places, numbers), places
 
 
 def take(table: Tensor, step: Step) -> Tensor:
@@ -102,38 +114,37 @@ class StaticDecoder:
 
     Args:
         model: the library's decoder.
-        mask: ``[B, L]`` bool, False on the padding of left-padded prompts.
-        group: rows per prompt, next to each other: R = B * group.
+        mask: ``[U, L]`` bool, False on the padding of left-padded prompts.
+        rows: ``[R]``, the number of each row's prompt.
         length: tokens that will come.
     """
 
-    def __init__(self, model: Any, mask: Tensor, group: int, length: int) -> None:
-        self.layers, self.norm, self.group = [_Layer(layer) for layer in model.layers], _norm(model.norm), group
+    def __init__(self, model: Any, mask: Tensor, rows: Tensor, length: int) -> None:
+        self.layers, self.norm, self.rows = [_Layer(layer) for layer in model.layers], _norm(model.norm), rows
         self.prompt_mask, self.start, weight = mask, mask.shape[1], model.norm.weight
-        whole = F.pad(mask, (0, length), value=True)  # [B, L + length]
+        whole = F.pad(mask, (0, length), value=True)  # [U, L + length]
         cos, sin = model.rotary_emb(weight, (whole.cumsum(1) - 1).clamp(min=0))
         half = sin.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        self.prompt_rotation = tuple(part[:, : self.start, None] for part in (cos, sin))  # [B, L, 1, head dim]
-        self.rotation = tuple(part[:, self.start :, None].repeat_interleave(group, 0) for part in (cos, sin))
+        self.prompt_rotation = tuple(part[:, : self.start, None] for part in (cos, sin))  # [U, L, 1, head dim]
+        self.rotation = tuple(part[rows, self.start :, None] for part in (cos, sin))
         first = self.layers[0]
-        repeated = whole.repeat_interleave(group * first.groups, 0)[:, None]  # [R * groups, 1, L + length]
+        repeated = whole[rows].repeat_interleave(first.groups, 0)[:, None]  # [R * groups, 1, L + length]
         self.mask = weight.new_zeros(repeated.shape).masked_fill(~repeated, -torch.inf)
         self.columns = torch.arange(whole.shape[1], device=mask.device)
         shape = (len(repeated), len(self.columns), first.width)
         self.keys, self.values = ([weight.new_zeros(shape) for _ in self.layers] for _ in range(2))
 
     def encode(self, embeddings: Tensor) -> Tensor:
-        """Prompts ``[B, L, D]`` to the last token's state ``[R, D]`` after the final norm; each is encoded once for its group."""
-        rows, length, _ = embeddings.shape
+        """Prompts ``[U, L, D]`` to the state ``[R, D]`` of their last tokens after the final norm."""
+        length = self.start
         seen = torch.ones(length, length, dtype=torch.bool, device=embeddings.device).tril() & self.prompt_mask[:, None, None]
         seen = seen | torch.eye(length, dtype=torch.bool, device=seen.device)  # padding that saw nothing would be no number
 
         def attend(layer: _Layer, query: Tensor, *made: Tensor) -> Tensor:
-            query, keys, values = (heads.transpose(1, 2) for heads in (query, *made))  # [B, heads, L, head dim]
+            query, keys, values = (heads.transpose(1, 2) for heads in (query, *made))  # [U, heads, L, head dim]
             for buffer, new in ((self.keys, keys), (self.values, values)):
-                places = buffer[layer.number].view(rows, self.group, layer.groups, len(self.columns), layer.width)
-                places[:, :, :, :length] = new[:, None]
+                buffer[layer.number][:, :length] = new[self.rows].flatten(0, 1)
             shared, last = query.shape[1] != keys.shape[1], -1 if layer is self.layers[-1] else 0  # of the last layer one is needed
             query, allowed = query[:, :, last:], seen[:, :, last:]
             mixed = F.scaled_dot_product_attention(query, keys, values, allowed, scale=layer.scale, enable_gqa=shared)
@@ -142,7 +153,7 @@ class StaticDecoder:
         states = embeddings
         for layer in self.layers:
             states = layer(states, self.prompt_rotation, attend)
-        return self.norm(states[:, -1]).repeat_interleave(self.group, 0)
+        return self.norm(states[:, -1])[self.rows]
 
     def __call__(self, states: Tensor, step: Step) -> Tensor:
         """States ``[R, D]`` of the tokens of that step, counted from 0, to those after the final norm."""

@@ -14,7 +14,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
-from umm_zoo.backbones.image_sampling import StaticDecoder, Step, draw, in_turn, put, take, uniforms
+from umm_zoo.backbones.image_sampling import StaticDecoder, Step, distinct, draw, in_turn, put, take, uniforms
 from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
@@ -228,7 +228,7 @@ class Janus(SquareVLM, UnifiedAR):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> ImageSamples:
-        """As the base class; each prompt is encoded once, and no number of a token goes to the host."""
+        """As the base class; equal prompts are encoded once, and no number of a token goes to the host."""
         group, rest = divmod(len(seeds), len(inputs.token_ids))
         if rest or not group:
             raise ValueError(f"sample_image: found {len(seeds)} seeds, expected a multiple of {len(inputs.token_ids)} prompts")
@@ -239,8 +239,9 @@ class Janus(SquareVLM, UnifiedAR):
         ids, probs = torch.empty_like(chances, dtype=torch.long), torch.empty_like(chances, dtype=torch.float)
         with evaluation_mode(self):
             rows = join_rows(inputs, self.unconditional(inputs)) if with_guidance else inputs
-            decoder = StaticDecoder(self.text_model, rows.attention_mask, group, length)
-            first = decoder.encode(rows.embeddings)
+            numbers, places = distinct(rows)
+            decoder = StaticDecoder(self.text_model, rows.attention_mask[numbers], places.repeat_interleave(group), length)
+            first = decoder.encode(rows.embeddings[numbers])
             hidden = first.clone()
             table = self.embed_image(torch.arange(codes, device=self.device)) if codes <= ids.numel() else None
 
