@@ -166,7 +166,7 @@ class StaticDecoder:
         def attend(layer: _Layer, query: Tensor, *made: Tensor) -> Tensor:
             keys, values = self.keys[layer.number], self.values[layer.number]
             for buffer, new in zip((keys, values), made, strict=True):
-                put(buffer, new.reshape(-1, layer.width), place)
+                put(buffer.unflatten(0, (-1, layer.groups)), new, place, dim=2)
             grouped = query.reshape(len(keys), -1, layer.width)  # the heads that share keys next to each other
             scores = torch.baddbmm(mask, grouped, keys.narrow(1, 0, end).transpose(1, 2), alpha=layer.scale)
             chances = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
