@@ -17,6 +17,7 @@ from umm_zoo.methods.uae.captions import CAPTION_PROMPT, CaptionSampling
 from umm_zoo.methods.uae.readers import AnswerStatesReader, BaseTextReader, TextOnlyReader
 from umm_zoo.methods.uae.renderers import CaptionRenderer
 from umm_zoo.methods.uae.rollouts import IndependentNoise, Rollouts, SharedNoise
+from umm_zoo.metrics import Means
 from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.grpo import GRPO, SequenceMean
 from umm_zoo.outputs import Answers, Draws, Reconstructs, ReconstructsFromCaptions, RollsOut, Sampling, Wanted
@@ -152,7 +153,12 @@ def test_validation_captions_reconstructs_and_compares_the_same_at_every_time(ma
     assert torch.equal(outputs.scalars["loss"], again.scalars["loss"]) and outputs.caption_tokens.shape == (2,)
     made = {name for name in method.makes if name in outputs.scalars or getattr(outputs, name, None) is not None}
     assert made == set(method.makes) >= outputs.scalars.keys() and ("rewards" in made) == (method.reward is not None)
-    assert method.validation_step(batch(), 1).generated is None
+    beyond = method.validation_step(batch(), 1)  # captions cost little, and metrics of captions look at every batch
+    assert beyond.generated is None and len(beyond.answers) == 2
+    scored = Means(["mean_caption_tokens"] + ["reward"] * (method.reward is not None))
+    for step in (outputs, beyond):
+        scored.update(step, batch())
+    assert method.reward is None or scored.compute()["reward"] == pytest.approx(float(outputs.scalars["reward"]), abs=1e-6)
 
 
 def test_stored_latents_take_the_place_of_the_codec(monkeypatch):

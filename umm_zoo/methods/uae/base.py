@@ -152,12 +152,14 @@ class UAEBase(Method):
         """
         images, truths = image_of_each_row(batch), batch.answers()
         outputs = Outputs(self._decoder_terms(batch, truths, batch_idx) if all(truths) else {})
-        if not self.wanted.generates(batch_idx):
-            return outputs
-        seeds = [zlib.crc32(key.encode()) for key in batch.keys]
         samples = self.caption(images, torch.Generator(self.device).manual_seed(batch_idx))
         outputs.answers, outputs.caption_tokens = samples.texts, samples.mask.sum(dim=1)
         outputs.scalars["mean_caption_tokens"] = outputs.caption_tokens.float().mean()
+        if not self.wanted.generates(batch_idx):
+            if self.reward is not None:
+                outputs.scalars["reward"], outputs.counts["reward"] = torch.zeros(()), 0.0
+            return outputs
+        seeds = [zlib.crc32(key.encode()) for key in batch.keys]
         outputs.references, outputs.generated = images, self.images_of_captions(samples.texts, seeds, images)
         outputs.columns = {"original": images, "reconstruction": outputs.generated}
         if all(truths):
