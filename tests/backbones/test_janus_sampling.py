@@ -93,6 +93,11 @@ def test_draws_follow_the_distribution():
     assert_close(chances, expected[ids])
 
 
+def test_what_cannot_be_is_never_drawn():
+    numbers = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert draw(torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, -1), numbers)[0].tolist() == [1, 2]
+
+
 def test_only_the_likeliest_are_drawn_and_scored_as_such():
     logits = torch.tensor([[0.0, 2.0, 1.0, -3.0]]).expand(2, -1)
     ids, chances = draw(logits, torch.tensor([0.7, 0.9], dtype=torch.float64), top_k=2)
@@ -128,10 +133,12 @@ def test_an_adapter_counts(targets):
 def test_dropout_is_off_while_images_are_sampled(model):
     busy, mode = janus(), []
     busy.train()
-    busy.text_model.layers[0].register_forward_pre_hook(lambda layer, _: mode.append(layer.training))
+    for layer in (busy.image_head, busy.text_model.layers[1].self_attn.k_proj):
+        layer.register_forward_pre_hook(lambda own, _: mode.append(own.training))
     inputs = model.image_prompt(TEXTS)
     assert torch.equal(busy.sample_image(inputs, SEEDS).ids, model.sample_image(inputs, SEEDS).ids)
-    assert busy.text_model.training and busy.image_head.training and not any(mode)
+    assert busy.text_model.training and busy.image_head.training
+    assert len(mode) == 16 + 1 + 15 and not any(mode)  # the head for every token; the layer for the prompt and all but the last
 
 
 def test_steps_that_are_told_by_a_tensor_are_the_same(model, monkeypatch):
@@ -196,3 +203,16 @@ def test_images_of_another_codec_have_its_number_of_tokens():
 def test_numbers_out_of_range_are_refused(model, seeds, arguments, said):
     with pytest.raises(ValueError, match=said):
         model.sample_image(model.image_prompt(TEXTS), seeds, **arguments)
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_half_precision(model, cast):
+    """Sampled and scored in bfloat16 throughout, or under autocast; both only nearly alike (no bound of float32 holds)."""
+    own = janus().bfloat16() if cast else model
+    inputs = own.image_prompt(TEXTS)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not cast):
+        drawn = own.sample_image(inputs, SEEDS, 1.0)
+        scored = own.image_log_probs(inputs, drawn.ids)
+    assert drawn.log_probs.dtype == scored.dtype == torch.float32
+    assert (drawn.log_probs - scored).abs().mean() < 0.1
+    assert (model.image_log_probs(model.image_prompt(TEXTS), drawn.ids) - drawn.log_probs).abs().mean() < 0.2

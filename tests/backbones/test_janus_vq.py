@@ -64,8 +64,8 @@ def test_a_training_reaches_every_weight_where_the_librarys_reaches_no_encoder()
 
 
 def test_terms_of_the_codebook_and_of_the_encoder(vq):
-    latents = vq.latents(IMAGES).detach()
-    chosen = vq.codebook[vq.codes(IMAGES)[..., 0]].mT.unflatten(2, (4, 4))
+    latents = F.normalize(vq.model.quant_conv(vq.model.encoder(IMAGES)), dim=1)
+    chosen = F.normalize(vq.model.quantize.embedding.weight, dim=1)[vq.codes(IMAGES)[..., 0]].mT.unflatten(2, (4, 4))
     found = vq.reconstruct(IMAGES)
     expected = (latents - chosen).square().mean()
     assert_close(found.codebook, expected)

@@ -207,7 +207,7 @@ class _Layer:
 
 def _product(*linears: nn.Module) -> Callable[[Tensor], Tensor]:
     """The outputs of linear layers side by side; without an adapter, and if small, as one product."""
-    plain = [linear for linear in linears if type(linear) is nn.Linear and not linear._forward_hooks]
+    plain = [one for one in linears if type(one) is nn.Linear and not (one._forward_hooks or one._forward_pre_hooks)]
     if len(plain) < len(linears) or (len(plain) > 1 and sum(linear.weight.numel() for linear in plain) > _SMALL):
         return linears[0] if len(linears) == 1 else lambda states: torch.cat([linear(states) for linear in linears], -1)
     weight = plain[0].weight if len(plain) == 1 else torch.cat([linear.weight for linear in plain])
