@@ -157,6 +157,13 @@ def test_steps_that_are_told_by_a_tensor_are_the_same(model, monkeypatch):
     assert_close(found.log_probs, expected.log_probs, atol=1e-5, rtol=0)
 
 
+def test_prompts_may_be_encoded_a_few_at_a_time(model, monkeypatch):
+    inputs = model.image_prompt([TEXTS[0], TEXTS[1], "blue", "a red square"])
+    expected = model.sample_image(inputs, SEEDS, 3.0)
+    monkeypatch.setattr(image_sampling, "_TOKENS", 2 * inputs.token_ids.shape[1])
+    assert torch.equal(model.sample_image(inputs, SEEDS, 3.0).ids, expected.ids)
+
+
 def test_large_layers_are_not_joined(model, monkeypatch):
     expected = model.sample_image(model.image_prompt(TEXTS), SEEDS).ids
     monkeypatch.setattr(image_sampling, "_SMALL", 0)

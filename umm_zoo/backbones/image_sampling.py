@@ -17,6 +17,8 @@ from umm_zoo.backbones.base import VLMInputs
 Step = int | Tensor
 #: Weights up to this size are joined into one: where the call of a product costs as much as the product (our choice).
 _SMALL = 2**20
+#: Tokens of prompts that are encoded at a time on a CPU, so that what a layer makes need not be fetched from afar (our choice).
+_TOKENS = 512
 
 
 def uniforms(seeds: Sequence[int], length: int) -> Tensor:
@@ -132,28 +134,40 @@ class StaticDecoder:
         repeated = whole[rows].repeat_interleave(first.groups, 0)[:, None]  # [R * groups, 1, L + length]
         self.mask = weight.new_zeros(repeated.shape).masked_fill(~repeated, -torch.inf)
         self.columns = torch.arange(whole.shape[1], device=mask.device)
-        shape = (len(repeated), len(self.columns), first.width)
+        shape = (len(rows), first.groups, len(self.columns), first.width)
+        # zeros: a CUDA graph looks at all places, and nothing times no number is no number
         self.keys, self.values = ([weight.new_zeros(shape) for _ in self.layers] for _ in range(2))
 
     def encode(self, embeddings: Tensor) -> Tensor:
         """Prompts ``[U, L, D]`` to the state ``[R, D]`` of their last tokens after the final norm."""
-        length = self.start
-        seen = torch.ones(length, length, dtype=torch.bool, device=embeddings.device).tril() & self.prompt_mask[:, None, None]
+        size = max(1, _TOKENS // self.start) if embeddings.device.type == "cpu" else len(embeddings)
+        states = [self._encode(some, number * size) for number, some in enumerate(embeddings.split(size))]
+        return self.norm(torch.cat(states))[self.rows]
+
+    def _encode(self, states: Tensor, first: int) -> Tensor:
+        """The last states of the prompts from number ``first`` on, without the final norm."""
+        count, length, groups, heads = len(states), self.start, self.layers[0].groups, self.layers[0].heads
+        mine = (self.rows >= first) & (self.rows < first + count)
+        prompts = self.rows[mine] - first
+        seen = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
+        seen = seen & self.prompt_mask[first : first + count, None]
         seen = seen | torch.eye(length, dtype=torch.bool, device=seen.device)  # padding that saw nothing would be no number
+        mask = states.new_zeros(seen.shape).masked_fill(~seen, -torch.inf).repeat_interleave(groups, 0)
+        mask = mask[:, None].repeat(1, heads // groups, 1, 1)  # [U * groups, heads of a group, L, L]
 
-        def attend(layer: _Layer, query: Tensor, *made: Tensor) -> Tensor:
-            query, keys, values = (heads.transpose(1, 2) for heads in (query, *made))  # [U, heads, L, head dim]
+        def attend(layer: _Layer, *made: Tensor) -> Tensor:
+            query, keys, values = (part.transpose(1, 2) for part in made)  # [U, heads, L, head dim]
             for buffer, new in ((self.keys, keys), (self.values, values)):
-                buffer[layer.number][:, :length] = new[self.rows].flatten(0, 1)
-            shared, last = query.shape[1] != keys.shape[1], -1 if layer is self.layers[-1] else 0  # of the last layer one is needed
-            query, allowed = query[:, :, last:], seen[:, :, last:]
-            mixed = F.scaled_dot_product_attention(query, keys, values, allowed, scale=layer.scale, enable_gqa=shared)
-            return mixed.transpose(1, 2)
+                buffer[layer.number][mine, :, :length] = new[prompts].to(buffer[0].dtype)
+            last = -1 if layer is self.layers[-1] else 0  # of the last layer one state is needed
+            query, keys, values = (part.reshape(count * groups, -1, layer.width) for part in (query[:, :, last:], keys, values))
+            mixed = _mixed(query, keys, values, mask[:, :, last:].flatten(1, 2), layer.scale)
+            return mixed.view(count, heads, -1, layer.width).transpose(1, 2)
 
-        states = embeddings
+        rotation = tuple(part[first : first + count] for part in self.prompt_rotation)
         for layer in self.layers:
-            states = layer(states, self.prompt_rotation, attend)
-        return self.norm(states[:, -1])[self.rows]
+            states = layer(states, rotation, attend)
+        return states[:, -1]
 
     def __call__(self, states: Tensor, step: Step) -> Tensor:
         """States ``[R, D]`` of the tokens of that step, counted from 0, to those after the final norm."""
@@ -164,13 +178,12 @@ class StaticDecoder:
             mask = mask.masked_fill(self.columns > place, -torch.inf)
 
         def attend(layer: _Layer, query: Tensor, *made: Tensor) -> Tensor:
-            keys, values = self.keys[layer.number], self.values[layer.number]
-            for buffer, new in zip((keys, values), made, strict=True):
-                put(buffer.unflatten(0, (-1, layer.groups)), new, place, dim=2)
+            buffers = self.keys[layer.number], self.values[layer.number]
+            for buffer, new in zip(buffers, made, strict=True):
+                put(buffer, new, place, dim=2)
+            keys, values = (buffer.flatten(0, 1).narrow(1, 0, end) for buffer in buffers)
             grouped = query.reshape(len(keys), -1, layer.width)  # the heads that share keys next to each other
-            scores = torch.baddbmm(mask, grouped, keys.narrow(1, 0, end).transpose(1, 2), alpha=layer.scale)
-            chances = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-            return torch.bmm(chances, values.narrow(1, 0, end)).view(query.shape)
+            return _mixed(grouped, keys, values, mask, layer.scale).view(query.shape)
 
         rotation = tuple(take(part, step) for part in self.rotation)
         for layer in self.layers:
@@ -203,6 +216,15 @@ class _Layer:
         states = (states if mixed.shape == states.shape else states[:, -mixed.shape[1] :]) + mixed
         gate, up = self.widen(self.between(states)).chunk(2, -1)
         return states + self.narrow(self.activate(gate).mul_(up))
+
+
+def _mixed(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Values that queries attend to, ``[G, Q, head dim]`` of ``[G, T, head dim]``; ``mask`` ``[G, Q or 1, T]`` is added.
+
+    Of few tokens these three calls are faster on a CPU than the fused one.
+    """
+    scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1, dtype=torch.float32).to(values.dtype), values)
 
 
 def _product(*linears: nn.Module) -> Callable[[Tensor], Tensor]:
