@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torchmetrics import Metric
 
 from umm_zoo.callbacks.metrics import logged, or_nan
+from umm_zoo.callbacks.steps import StepCallback
 from umm_zoo.errors import Count, UserError, Weight
 from umm_zoo.outputs import RollsOut
 
 
-class RolloutMetrics(Callback):
+class RolloutMetrics(StepCallback):
     """Callback that scores the rollouts of training with metrics of validation, and logs ``rollout/<name>/<entry>``.
 
     What is scored is what ``rollout_outputs`` of the method gives (see ``outputs.RollsOut``): the first sample of each row of the
@@ -31,7 +32,6 @@ class RolloutMetrics(Callback):
 
     def __init__(self, metrics: dict[str, Metric], every_n_steps: Count = 10) -> None:
         self.metrics, self.every_n_steps = dict(metrics), every_n_steps
-        self._seen_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once whether there is anything to score."""
@@ -40,13 +40,10 @@ class RolloutMetrics(Callback):
             raise UserError("callbacks", found, "a method that trains on its own samples")
         for metric in self.metrics.values():
             metric.to(pl_module.device)
-        self._seen_step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Score and log, behind the last micro-batch of a step."""
-        if trainer.global_step == self._seen_step:  # gradients are being accumulated
-            return
-        self._seen_step = trainer.global_step
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score and log."""
         if trainer.global_step % self.every_n_steps or not isinstance(pl_module, RollsOut):
             return
         if (found := pl_module.rollout_outputs()) is None:
@@ -59,7 +56,7 @@ class RolloutMetrics(Callback):
                 pl_module.log(key, torch.tensor(number), batch_size=1)
 
 
-class CollapseGuard(Callback):
+class CollapseGuard(StepCallback):
     """Callback that stops a run whose rewards are alike within groups, whose captions are certain, or whose loss is no number.
 
     While all is well it keeps ``checkpoints/good.ckpt``; the message of the end names it. Every rank must have collapsed.
@@ -79,7 +76,7 @@ class CollapseGuard(Callback):
     ) -> None:
         self.min_reward_std, self.min_entropy = min_reward_std, min_entropy
         self.patience, self.save_every_n_steps = patience, save_every_n_steps
-        self.bad_steps, self.saved_at, self._seen_step = 0, 0, 0
+        self.bad_steps, self.saved_at = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of the steps so far."""
@@ -89,15 +86,8 @@ class CollapseGuard(Callback):
         """The inverse."""
         self.bad_steps, self.saved_at = state_dict["bad_steps"], state_dict["saved_at"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first step to judge is still to come."""
-        self._seen_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the step."""
-        if trainer.global_step == self._seen_step:  # gradients are being accumulated
-            return
-        self._seen_step = trainer.global_step
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         broken, reason = self.judge(values)
         self.bad_steps = self.bad_steps + 1 if reason else 0

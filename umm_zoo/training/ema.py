@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from umm_zoo.batch import Batch
+from umm_zoo.callbacks.steps import StepCallback
 from umm_zoo.training.sharding import gather_weights, placed
 
 
-class EMA(Callback):
+class EMA(StepCallback):
     """Keeps an exponential moving average of every trained parameter, and validates with it.
 
     The first update sets the average to the weights; update t > 1 moves it by ``1 - min(decay, t / (9 + t))`` towards them, as
@@ -39,7 +39,6 @@ class EMA(Callback):
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}  # the weights in training, while the averages stand in the model
-        self._seen_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights, or from the loaded averages."""
@@ -50,17 +49,14 @@ class EMA(Callback):
         start = self.averages or trained
         copies = {name: start[name].detach().to(own.device, torch.float32, copy=True) for name, own in trained.items()}
         self.averages = {name: placed(copy, trained[name]) for name, copy in copies.items()}
-        self._seen_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Again: a strategy that shares weights out loads checkpoints later than the others."""
         self.on_fit_start(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Move towards the weights, once per optimiser step."""
-        if trainer.global_step == self._seen_step:  # gradients are being accumulated
-            return
-        self._seen_step = trainer.global_step
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move towards the weights."""
         self.updates += 1
         weight = 1 - min(self.decay, self.updates / (9 + self.updates)) if self.updates > 1 else 1.0
         trained = _trained(pl_module)
