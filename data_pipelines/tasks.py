@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.decoding import BadSampleError, decode_array, decode_json, decode_text, one_sample
-from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn, user_text
 from umm_zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class TextToImage(Conversations):
         meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
         if "conversations" in meta:
             sample = super().sample(key, members)
-            prompt = "\n".join(turn["text"] for turn in sample.conversation if turn["role"] == "user")
+            prompt = user_text(sample.conversation)
             target = sample.target or (sample.images[0] if len(sample.images) == 1 else None)
             prompt = prompt.replace(IMAGE_MARKER, "").strip() if sample.target is None else prompt
             meta = sample.meta

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn, split_answer, task_of
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Task, Turn, split_answer, task_of, user_text
 from umm_zoo.errors import UserError, several
 
 
@@ -168,9 +168,23 @@ class Batch:
         """Each conversation up to, and without, its last assistant turn."""
         return [split_answer(conversation)[0] for conversation in self.conversations]
 
+    def user_texts(self) -> list[str]:
+        """What the user of each row says before the last assistant turn."""
+        return [user_text(prompt) for prompt in self.prompts()]
+
     def answers(self) -> list[str]:
         """The text of each row's last assistant turn, empty where there is none."""
         return [split_answer(conversation)[1] for conversation in self.conversations]
+
+    def assert_no_images(self, method: str) -> None:
+        """Refuse rows with input images, for a ``method`` that generates from text alone.
+
+        Raises:
+            UserError: names the row.
+        """
+        for row, count in enumerate(self.image_counts):
+            if count:
+                raise UserError("", f"{count} input images", f"none: {method} generates from text alone", row=row)
 
 
 def whole_steps(batches: Iterable[Any], size: int) -> Iterator[Any]:

@@ -30,6 +30,11 @@ def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
     return conversation, ""
 
 
+def user_text(conversation: Conversation) -> str:
+    """What the user says, a line per turn."""
+    return "\n".join(turn["text"] for turn in conversation if turn["role"] == "user")
+
+
 class Task(StrEnum):
     """Request of a row."""
 

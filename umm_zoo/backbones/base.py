@@ -122,6 +122,12 @@ class VLMBackbone(ExactBuffers, ABC):
             UserError: ``embed`` refuses its ``row``.
         """
 
+    def check_conversations(self, batch: Batch, answers: bool) -> None:
+        """``check_rows`` of whole rows, and of their prompts where ``answers`` to them are generated."""
+        self.check_rows(batch)
+        if answers:
+            self.check_rows(batch, for_generation=True)
+
     def inputs_of(self, batch: Batch) -> VLMInputs:
         """``embed`` of a batch's own conversations and images, for training."""
         return self.embed(batch.conversations, batch.images, batch.image_counts)

@@ -73,8 +73,8 @@ class Janus(SquareVLM, UnifiedAR):
         self.image_projector: nn.Module = whole.generation_aligner
         self.image_head: nn.Module = whole.generation_head
         self.codec = freeze(JanusVQ(whole.vqmodel) if codec is None else codec)
-        self.generated_size, self.generated_grid = size, self.codec.token_grid(size, size)
-        self.form = unconditional or PaddedPrompt()
+        self.codec.token_grid(size, size)  # refuses a side that is no multiple of its cells
+        self.generated_size, self.form = size, unconditional or PaddedPrompt()
 
     # -- construction --------------------------------------------------------------------------------------------------------
 

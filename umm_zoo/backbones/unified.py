@@ -12,6 +12,8 @@ from torch import Tensor
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
 from umm_zoo.backbones.generation import join_rows
 from umm_zoo.backbones.token_codec import TokenCodec
+from umm_zoo.batch import Grid
+from umm_zoo.errors import UserError
 
 
 @dataclass
@@ -103,6 +105,20 @@ class UnifiedAR(VLMBackbone):
 
     codec: TokenCodec
     generated_size: int
+
+    @property
+    def generated_grid(self) -> Grid:
+        """Cells of the images that it generates."""
+        return self.codec.token_grid(self.generated_size, self.generated_size)
+
+    def assert_generates(self, size: Sequence[int], where: str) -> None:
+        """Refuse images of another height and width than it generates.
+
+        Raises:
+            UserError: by the name ``where`` of the size.
+        """
+        if set(size) != {side := self.generated_size}:
+            raise UserError(where, "{} x {} px".format(*size), f"{side} x {side}, what the model generates")
 
     @property
     @abstractmethod

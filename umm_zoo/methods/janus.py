@@ -27,8 +27,8 @@ PRECOMPUTED = "codes"
 class Janus(Method):
     """Method of next-token prediction on the words of answers and on the tokens of images, each with a head of its own.
 
-    Rows without a target are reading rows: cross-entropy of their answers, as in LLaVA. Rows with one are drawing rows:
-    cross-entropy of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean
+    Of rows without a target, *answer rows*, it is the cross-entropy of their answers, as in LLaVA; of rows with one, *image rows*,
+    that of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean
     over its tokens of the optimiser step; how often each kind comes is a matter of the data. A uniform head has
     ``image_loss_uniform`` = ln K, 9.70 at 16,384 codes. Users report 4.7 of a released model, and no more when it is trained on:
     judge by images.
@@ -43,7 +43,7 @@ class Janus(Method):
     Args:
         unified: the model; its parts are the method's.
         image_weight: of the image loss.
-        dropout: share of drawing rows whose prompt is replaced by the one that says nothing, so that guidance has a meaning.
+        dropout: share of image rows whose prompt is replaced by the one that says nothing, so that guidance has a meaning.
         guidance: scale of classifier-free guidance in generation; 1 is none (release: 5).
         temperature: of generation; 0 takes the likeliest token.
     """
@@ -65,7 +65,7 @@ class Janus(Method):
         super().__init__()
         self.vlm, self.image_weight, self.dropout = unified, image_weight, dropout
         self.guidance, self.temperature = guidance, temperature
-        self.grid = unified.codec.token_grid(unified.generated_size, unified.generated_size)
+        self.grid = unified.generated_grid
         self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": math.log(unified.codec.num_codes)}
 
     def parts(self) -> dict[str, nn.Module]:
@@ -88,21 +88,21 @@ class Janus(Method):
 
         A batch of one kind of rows touches the parameters of the other kind too: ranks wait for each other's gradients.
         """
-        reading, drawing = of_kind(batch, False), of_kind(batch, True)
-        inputs = self.vlm.inputs_of(reading if len(reading) else _nothing_to_read())
+        answers, images = of_kind(batch, False), of_kind(batch, True)
+        inputs = self.vlm.inputs_of(answers if len(answers) else _no_answer())
         dropped = torch.rand(len(batch)) < self.dropout
-        prompts, ids = self._image_inputs(drawing, dropped[torch.tensor(batch.has_target)])
+        prompts, ids = self._image_inputs(images, dropped[torch.tensor(batch.has_target)])
         self.num_tokens = inputs.attention_mask.sum() + prompts.attention_mask.sum() + ids.numel()
         output = self.vlm(inputs)
         text = output.loss * self.share("tokens", output.num_tokens.sum())
-        num_ids = len(drawing) * self.grid.num_cells
+        num_ids = len(images) * self.grid.num_cells
         image = self._image_loss(prompts, ids) * (num_ids > 0) * self.share("image_tokens", num_ids)
         uniform = {name: torch.tensor(value, device=self.device) for name, value in self.uniform.items()}
         losses = {"loss": text + self.image_weight * image, "text_loss": text, "image_loss": image}
         return {**losses, **self.over_step(uniform, "rows", len(batch))}
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """Answer ``tokens`` of reading rows, ``image_tokens`` of drawing rows; ``rows``."""
+        """Answer ``tokens``, ``image_tokens``; ``rows``."""
         words, ids = self.vlm.count_labels(of_kind(batch, False)), sum(batch.has_target) * self.grid.num_cells
         return {"tokens": words, "image_tokens": ids, "rows": len(batch)}
 
@@ -110,18 +110,18 @@ class Janus(Method):
         """Mean cross-entropy of image tokens ``[T, N]`` in nats."""
         return F.cross_entropy(self.vlm.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
 
-    def _image_inputs(self, drawing: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
-        """Prompts and image tokens ``[T, N]`` of drawing rows; of one without content where there are none."""
-        if not len(drawing):
-            drawing, dropped = request_batch([""]), torch.tensor([True])
-        ids = self.codes(drawing)[..., 0].long().to(self.device)
+    def _image_inputs(self, rows: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
+        """Prompts and image tokens ``[T, N]`` of image rows; of one without content where there are none."""
+        if not len(rows):
+            rows, dropped = request_batch([""]), torch.tensor([True])
+        ids = self.codes(rows)[..., 0].long().to(self.device)
         ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells)
-        return self._prompts(drawing, dropped), ids
+        return self._prompts(rows, dropped), ids
 
-    def _prompts(self, drawing: Batch, dropped: Tensor) -> VLMInputs:
+    def _prompts(self, rows: Batch, dropped: Tensor) -> VLMInputs:
         """What stands before the image tokens of each row; of a dropped one the prompt that says nothing."""
-        inputs = self.vlm.image_prompt(texts_of(drawing))
-        dropped = dropped | torch.tensor([task is Task.UNCONDITIONAL for task in drawing.tasks])
+        inputs = self.vlm.image_prompt(rows.user_texts())
+        dropped = dropped | torch.tensor([task is Task.UNCONDITIONAL for task in rows.tasks])
         return choose_rows(dropped.to(self.device), self.vlm.unconditional(inputs), inputs) if dropped.any() else inputs
 
     @torch.no_grad()
@@ -135,41 +135,34 @@ class Janus(Method):
             return batch.extras[PRECOMPUTED]
         if batch.targets is None:
             return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
-        self._check_size(batch.targets)
+        self.vlm.assert_generates(batch.targets.shape[-2:], "data.target_size")
         return self.vlm.codec.codes(batch.targets)
-
-    def _check_size(self, targets: Tensor) -> None:
-        height, width = targets.shape[-2:]
-        if {height, width} != {size := self.vlm.generated_size}:
-            raise UserError("data.target_size", f"images of {height} x {width} px", f"{size} x {size}, what the model generates")
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
-        for row, (count, drawn) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
-            if drawn and count:
+        for row, (count, generated) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
+            if generated and count:
                 raise UserError("", f"{count} input images and one to generate", "either: Janus generates from text alone", row=row)
         if batch.targets is not None:
-            self._check_size(batch.targets)
-        for drawn in (False, True):
-            rows = [row for row, own in enumerate(batch.has_target) if own == drawn]
+            self.vlm.assert_generates(batch.targets.shape[-2:], "data.target_size")
+        for generated in (False, True):
+            part = of_kind(batch, generated)
             try:
-                part = of_kind(batch, drawn)
-                if drawn:
-                    self.vlm.check_image_prompts(texts_of(part))
+                if generated:
+                    self.vlm.check_image_prompts(part.user_texts())
                 else:
-                    self.vlm.check_rows(part)
-                    if scoring and self.wanted.max_new_tokens:
-                        self.vlm.check_rows(part, for_generation=True)
+                    self.vlm.check_conversations(part, scoring and self.wanted.max_new_tokens > 0)
             except UserError as error:
+                rows = [row for row, own in enumerate(batch.has_target) if own == generated]
                 error.row = None if error.row is None else rows[error.row]
                 raise
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics, of rows of one kind.
 
-        Reading rows: ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``. Drawing rows: ``image_loss`` under their own
+        Answer rows: ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``. Image rows: ``image_loss`` under their own
         prompts, ``generated`` from a seed that depends on the row alone, and ``round_trips`` of the codec.
         """
         outputs = Outputs({name: torch.tensor(value) for name, value in self.uniform.items()})
@@ -206,14 +199,12 @@ class Janus(Method):
         Raises:
             UserError: a row has input images, or a setting is asked for that image tokens do not have.
         """
-        sampling, side = sampling or Sampling(), self.vlm.generated_size
-        for row, count in enumerate(batch.image_counts):
-            if count:
-                raise UserError("", f"{count} input images", "none: Janus generates from text alone", row=row)
+        sampling = sampling or Sampling()
+        batch.assert_no_images("Janus")
         if sampling.num_steps is not None:
             raise UserError("num_steps", f"{sampling.num_steps}", "none: image tokens are generated one by one")
-        if sampling.size not in (None, (side, side)):
-            raise UserError("size", "{} x {} px".format(*sampling.size or ()), f"{side} x {side}, what the model generates")
+        if sampling.size is not None:
+            self.vlm.assert_generates(sampling.size, "size")
         scale = self.guidance if sampling.guidance is None else sampling.guidance
         inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
         samples = self.vlm.sample_image(inputs, seeds, scale, self.temperature)
@@ -228,17 +219,12 @@ class Janus(Method):
         return self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance))
 
 
-def of_kind(batch: Batch, drawing: bool) -> Batch:
+def of_kind(batch: Batch, has_target: bool) -> Batch:
     """The rows that ask for an image, or those that do not."""
-    rows = [row for row, own in enumerate(batch.has_target) if own == drawing]
+    rows = [row for row, own in enumerate(batch.has_target) if own == has_target]
     return batch if len(rows) == len(batch) else batch.select(rows)
 
 
-def texts_of(batch: Batch) -> list[str]:
-    """What the user of each row says."""
-    return ["\n".join(turn["text"] for turn in prompt if turn["role"] == "user") for prompt in batch.prompts()]
-
-
-def _nothing_to_read() -> Batch:
+def _no_answer() -> Batch:
     """A row without an answer, in whose place no label is learnt."""
     return Batch(["nothing"], [[Turn(role="user", text="")]])

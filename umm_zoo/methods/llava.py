@@ -46,9 +46,7 @@ class LLaVA(Method):
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole."""
-        self.vlm.check_rows(batch)
-        if scoring and self.wanted.max_new_tokens:
-            self.vlm.check_rows(batch, for_generation=True)
+        self.vlm.check_conversations(batch, scoring and self.wanted.max_new_tokens > 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Teacher-forced ``loss``, ``nll`` and ``num_tokens``, and greedy ``answers`` to the last question of each row."""

@@ -176,9 +176,7 @@ class ROSS(Method):
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole."""
-        self.vlm.check_rows(batch)
-        if scoring and self.wanted.max_new_tokens:
-            self.vlm.check_rows(batch, for_generation=True)
+        self.vlm.check_conversations(batch, scoring and self.wanted.max_new_tokens > 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """As LLaVA's; also both losses alone, under the same noise at every validation.

@@ -109,10 +109,9 @@ class TextToImage(Method):
             UserError: a row has no prompt, one longer than the text encoder reads, or an image; a size that the codec cannot make.
         """
         texts, longest = prompts(batch), self.text_encoder.max_length
-        for row, count in enumerate(batch.image_counts):
-            if count:
-                raise UserError("", f"{count} input images", "a prompt alone: TextToImage sees no image", row=row)
-            if (length := self.text_encoder.text.length(texts[row])) > longest:
+        batch.assert_no_images("TextToImage")
+        for row, text in enumerate(texts):
+            if (length := self.text_encoder.text.length(text)) > longest:
                 raise UserError("", f"a prompt of {length} tokens", f"at most {longest}, the text encoder's max_length", row=row)
         sampling = sampling or Sampling()
         own = Grid(self.decoder.sample_size, self.decoder.sample_size)

@@ -101,11 +101,8 @@ class UAEBase(Method):
         Raises:
             UserError: a row has input images.
         """
-        for row, count in enumerate(batch.image_counts):
-            if count:
-                raise UserError("", f"{count} input images", "none: UAE generates from text alone", row=row)
-        texts = ["\n".join(turn["text"] for turn in prompt if turn["role"] == "user") for prompt in batch.prompts()]
-        return self.images_of_captions(texts, seeds, None, sampling)
+        batch.assert_no_images("UAE")
+        return self.images_of_captions(batch.user_texts(), seeds, None, sampling)
 
     def sample(self, prompts: Sequence[str], seed: int = 0, num_steps: int | None = None) -> Tensor:
         """Images of texts of one's own; the k-th is generated from seed + k.

@@ -12,7 +12,7 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.unified import ImageSamples, UnifiedAR
 from umm_zoo.batch import IMAGE_MARKER
-from umm_zoo.errors import Count, UserError, Weight, several
+from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.uae.renderers import Renderer
 from umm_zoo.outputs import Sampling
 
@@ -57,7 +57,7 @@ class TokenRenderer(Renderer):
     @torch.no_grad()
     def images(self, vlm: LibraryVLM, ids: Tensor) -> Tensor:
         """Images ``[R, 3, H, W]`` of tokens ``[R, N]``, in [-1, 1]."""
-        return unified(vlm).codec.images(ids[..., None]).float().clamp(-1, 1)
+        return unified(vlm).codec.images(ids[..., None]).float()
 
     def generate(
         self,
@@ -73,16 +73,15 @@ class TokenRenderer(Renderer):
         Raises:
             UserError: another size than the model's.
         """
-        sampling, side = sampling or Sampling(), unified(vlm).generated_size
-        if sampling.size not in (None, (side, side)):
-            raise UserError("size", "{} x {} px".format(*sampling.size), f"{side} x {side}, the size that the model generates")
+        sampling = sampling or Sampling()
+        if sampling.size is not None:
+            unified(vlm).assert_generates(sampling.size, "size")
         return self.images(vlm, self.draw(vlm, captions, seeds, sampling.guidance).ids)
 
     @torch.no_grad()
     def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
         """See ``Renderer``."""
-        codec = unified(vlm).codec
-        return codec.images(codec.codes(images), codec.token_grid(*images.shape[-2:])).float().clamp(-1, 1)
+        return unified(vlm).codec(images).float()
 
 
 def unified(vlm: LibraryVLM) -> UnifiedAR:
