@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Interval
 from lightning import Trainer
 from rich.console import Console
 from rich.table import Column, Table
@@ -21,7 +20,7 @@ from data_pipelines.shards.order import Stream
 from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
-from umm_zoo.errors import UserError, printable
+from umm_zoo.errors import Natural, UserError, printable
 
 __all__ = ["ShardData", "ShardSource"]
 
@@ -93,7 +92,7 @@ class ShardData(ShardModule):
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
     """
 
-    window: Annotated[int, Interval(ge=0)] = 16
+    window: Natural = 16
     cache: str | None = None
     cache_gb: float = 100.0
     precomputed: str = "beside"

@@ -16,7 +16,7 @@ from data_pipelines.shards.ledger import Ledger, Skip
 from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
-from umm_zoo.errors import UserError, printable
+from umm_zoo.errors import Count, Natural, UserError, printable
 from umm_zoo.method import Method
 from umm_zoo.outputs import RefusesRows
 
@@ -51,10 +51,10 @@ class ShardModule(LightningDataModule):
     train: dict[str, ShardSource] | None = None
     val: dict[str, ShardSource] | None = None
     image_size: Pixels = 32
-    batch_size: Annotated[int, Interval(ge=1)] = 64
-    val_batch_size: Annotated[int, Interval(ge=1)] = 64
+    batch_size: Count = 64
+    val_batch_size: Count = 64
     num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0
-    max_skips: Annotated[int, Interval(ge=0)] = 100
+    max_skips: Natural = 100
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     resize: Resize | None = None
     target_size: Pixels | None = None

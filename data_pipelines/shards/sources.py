@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated
-
-from annotated_types import Interval
 
 from data_pipelines.shards.addresses import shown
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import ShardUserError
 from data_pipelines.tasks import Conversations, SampleTask
-from umm_zoo.errors import UserError
-
-Weight = Annotated[float, Interval(ge=0, lt=math.inf)]
+from umm_zoo.errors import UserError, Weight
 
 
 class ShardSource:

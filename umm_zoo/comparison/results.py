@@ -135,9 +135,7 @@ class Results:
         lines += self._table(["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()])
         if self.unfinished:
             lines += ["", "Without scores:", ""]
-            lines += [
-                f"- {run.choice}, seed {run.seed}: {f'failed: {run.line}' if run.line else 'not run'}" for run in self.unfinished
-            ]
+            lines += [f"- {run.choice}, seed {run.seed}: {run}" for run in self.unfinished]
         if pairs := self.differences():
             lines += ["", _DIFFERENCES.format(first=first)]
             adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
@@ -162,10 +160,10 @@ class Results:
 
     def _mean_cell(self, choice: str, metric: str) -> str:
         """The mean, and the seeds that have no value."""
-        asked = {row.seed for row in self.rows if row.choice == choice and self.metrics[metric][0] in row.metrics}
-        without = sorted(asked - set(self.of(choice, metric)))
+        scored = {row.seed for row in self.rows if row.choice == choice and self.metrics[metric][0] in row.metrics}
+        without = sorted(scored - set(self.of(choice, metric)))
         noted = f" (no row counted at seed {', '.join(map(str, without))})" if without else ""
-        return f"{self.mean(choice, metric) or ('nan' if asked else '-')}{noted}"
+        return f"{self.mean(choice, metric) or ('nan' if scored else '-')}{noted}"
 
     def _adjusted(self, metric: str) -> dict[tuple[str, str], float]:
         found = {pair: self.difference(pair[0], metric, pair[1]) for pair in self.differences()}
@@ -199,9 +197,7 @@ class Results:
             writer = csv.writer(file)
             writer.writerow(["choice", "seed", *keys, *costs, "run", "experiment"])
             for run in self.unfinished:
-                writer.writerow(
-                    [run.choice, run.seed, *[""] * len(keys + costs), f"failed: {run.line}" if run.line else "not run", ""]
-                )
+                writer.writerow([run.choice, run.seed, *[""] * len(keys + costs), str(run), ""])
             for row in self.rows:
                 values = [row.metrics.get(key, "") for key in keys] + [row.costs.get(key, "") for key in costs]
                 writer.writerow([row.choice, row.seed, *values, row.run, row.experiment])

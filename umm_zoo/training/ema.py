@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Interval
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from umm_zoo.callbacks.steps import StepCallback
+from umm_zoo.training.optimization import Fraction
 from umm_zoo.training.sharding import gather_weights, placed
 
 
@@ -32,7 +32,7 @@ class EMA(StepCallback):
         ValueError: decay is not in [0, 1), or a checkpoint's averages are of other parameters than those trained.
     """
 
-    def __init__(self, decay: Annotated[float, Interval(ge=0, lt=1)] = 0.999) -> None:
+    def __init__(self, decay: Fraction = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA.decay: found {decay}, expected a number in [0, 1)")
         self.decay = decay

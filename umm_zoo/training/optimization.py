@@ -13,10 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Count, Natural, UserError, Weight
 
-Rate = Annotated[float, Interval(ge=0, lt=math.inf)]
-Share = Annotated[float, Interval(ge=0, lt=1)]
+#: Numbers from 0 to below 1.
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
 
 
 class OptimizerFactory(ABC):
@@ -45,11 +45,11 @@ class AdamW(OptimizerFactory):
 
     def __init__(
         self,
-        lr: Rate,
-        betas: tuple[Share, Share] = (0.9, 0.999),
-        eps: Rate = 1e-8,
-        weight_decay: Rate = 0.0,
-        part_lr: dict[str, Rate] | None = None,
+        lr: Weight,
+        betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+        eps: Weight = 1e-8,
+        weight_decay: Weight = 0.0,
+        part_lr: dict[str, Weight] | None = None,
         decay_vectors: bool = False,
     ) -> None:
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
@@ -91,7 +91,7 @@ class Schedule(ABC):
 class Constant(Schedule):
     """Linear warm-up over ``warmup_steps``, then the learning rate itself."""
 
-    def __init__(self, warmup_steps: Annotated[int, Interval(ge=0)] = 0) -> None:
+    def __init__(self, warmup_steps: Natural = 0) -> None:
         self.warmup_steps = warmup_steps
 
     def factor(self, step: int) -> float:
@@ -112,7 +112,7 @@ class WarmupCosine(Schedule):
         ValueError: total_steps is not positive or warmup_ratio not in [0, 1).
     """
 
-    def __init__(self, total_steps: Annotated[int, Interval(ge=1)], warmup_ratio: Share = 0.03, final_factor: Rate = 0.0) -> None:
+    def __init__(self, total_steps: Count, warmup_ratio: Fraction = 0.03, final_factor: Weight = 0.0) -> None:
         if total_steps < 1 or not 0 <= warmup_ratio < 1:
             raise ValueError(
                 f"schedule: total_steps must be >= 1 and warmup_ratio in [0, 1), found {total_steps} and {warmup_ratio}"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Interval
 from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
 
 from umm_zoo.batch import whole_steps
-from umm_zoo.errors import REFUSALS, UserError, did_you_mean, locating, note
+from umm_zoo.errors import REFUSALS, Natural, UserError, did_you_mean, locating, note
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
@@ -46,7 +45,7 @@ class TrainingSetup:
         optimizer: OptimizerFactory,
         schedule: Schedule | None = None,
         on_nan: Literal["stop", "skip"] = "stop",
-        max_skipped_steps: Annotated[int, Interval(ge=0)] = 10,
+        max_skipped_steps: Natural = 10,
         weights: Literal["averaged", "raw"] = "averaged",
     ) -> None:
         self.trained, self.optimizer, self.schedule = list(trained), optimizer, schedule
