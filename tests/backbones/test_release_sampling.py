@@ -140,9 +140,9 @@ def test_the_times_are_those_of_the_schedulers() -> None:
     """SD3's last times and Sana's first, worked out by hand from the shift of 3."""
     last = StableDiffusion3.from_config(SD3).schedule(40, 6, 4).times[-3:]
     assert_close(torch.tensor(last), torch.tensor([0.0810, 0.0089, 0.0]), atol=5e-5, rtol=0)
-    times, told = Sana.from_config(SANA).schedule(20, 6, 4)
+    times, network_times = Sana.from_config(SANA).schedule(20, 6, 4)
     assert_close(times[:2], [3 * 0.999 / (1 + 2 * 0.999), 3 * 0.94905 / (1 + 2 * 0.94905)], atol=1e-6, rtol=0)
-    assert_close(told[:2], [0.999, 0.982], atol=1e-6, rtol=0)
+    assert_close(network_times[:2], [0.999, 0.982], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("subfolder", ["transformer", None])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMInputs
 
-#: Place of a token among those to come: a number, or a tensor ``[1]`` that a CUDA graph reads anew in every replay.
+#: Place of a token among those to come: a number, or a tensor ``[1]`` that a CUDA graph reads again in every replay.
 Step = int | Tensor
 #: Weights up to this size are joined into one: where the call of a product costs as much as the product (our choice).
 _SMALL = 2**20

@@ -158,13 +158,13 @@ class LibraryVLM(VLMBackbone):
         key = (tuple((turn["role"], turn["text"]) for turn in conversation), num_images, grid, for_generation, opening)
         known = self._encoded.get((key, self.max_length))
         if known is None:
-            known = self._encode_anew(row, conversation, num_images, grid, for_generation, opening)
+            known = self._tokenise(row, conversation, num_images, grid, for_generation, opening)
             if len(self._encoded) >= _KEPT:
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[key, self.max_length] = known
         return known
 
-    def _encode_anew(
+    def _tokenise(
         self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool, opening: str
     ) -> tuple[list[int], list[int]]:
         if for_generation and conversation and conversation[-1]["role"] == "assistant":

@@ -21,6 +21,7 @@ from umm_zoo.objectives.schedules import LibrarySchedule, Schedule, TimeSchedule
 from umm_zoo.objectives.times import exact
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+_SD3 = LibrarySchedule()
 
 
 @dataclass
@@ -147,12 +148,12 @@ class FlowGRPO:
 
     def times(self, x: Tensor) -> Schedule:
         """The schedule for states ``x`` [R, C, h, w]."""
-        return (self.schedule or LibrarySchedule())(self.num_steps, *x.shape[-2:])
+        return (self.schedule or _SD3)(self.num_steps, *x.shape[-2:])
 
     def transition(self, velocity: Predictor, x: Tensor, step: int, condition: Tokens) -> Transition:
         """The step from ``x`` [R, C, h, w] under a velocity field."""
-        times, told = self.times(x)
-        time = torch.full((len(x),), told[step], device=x.device, dtype=exact())
+        times, network_times = self.times(x)
+        time = torch.full((len(x),), network_times[step], device=x.device, dtype=exact())
         return stochastic_step(x, velocity(x, time, condition), times, step, self.noise_level)
 
     @torch.no_grad()

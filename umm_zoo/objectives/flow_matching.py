@@ -130,12 +130,11 @@ class FlowMatching(Objective):
         device = condition.values.device
         x = torch.randn(shape, generator=generator, device=device, dtype=exact()) if noise is None else noise.to(device)
         fixed, steps = condition, self.sampling_times(num_steps, *shape[-2:])
-        told = dict(zip(steps.times, steps.told, strict=False))
+        network_time = dict(zip(steps.times, steps.network_times, strict=False))
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            return denoiser(state, torch.full((len(state),), told.get(time, time), device=device, dtype=exact()), fixed).to(
-                state.dtype
-            )
+            times = torch.full((len(state),), network_time.get(time, time), device=device, dtype=exact())
+            return denoiser(state, times, fixed).to(state.dtype)
 
         return (self.solver or DPMSolver())(velocity, x, steps.times)
 

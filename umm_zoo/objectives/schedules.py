@@ -23,11 +23,11 @@ class Schedule(NamedTuple):
 
     Args:
         times: ``num_steps + 1`` of them, falling, the last 0.
-        told: what the network is told at each step, ``num_steps`` of them; some pipelines round it.
+        network_times: what the network gets at each step, ``num_steps`` of them; some pipelines round it.
     """
 
     times: list[float]
-    told: list[float]
+    network_times: list[float]
 
 
 class TimeSchedule(ABC):
@@ -69,7 +69,7 @@ class LibrarySchedule(TimeSchedule):
 
     SD3's (``FlowMatchEulerDiscreteScheduler``) applies its shift twice to the smallest time: with f that of ``times.shifted``, its
     times are f of even steps from 1 to f(1/1000), then 0; under ``use_dynamic_shifting`` the shift goes with the image's number of
-    tokens. Sana's (``DPMSolverMultistepScheduler`` with ``use_flow_sigmas``) starts at f(0.999), and its network is told whole
+    tokens. Sana's (``DPMSolverMultistepScheduler`` with ``use_flow_sigmas``) starts at f(0.999), and its network gets whole
     thousandths.
 
     Args:
@@ -98,6 +98,7 @@ class LibrarySchedule(TimeSchedule):
     def __init__(self, config: Mapping[str, Any] | None = None, patch: Count = 1) -> None:
         self.config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0} if config is None else dict(config)
         self.patch = patch
+        self._known: dict[tuple[int, int, int], Schedule] = {}  # a step of training asks for them many times
 
     def scheduler(self) -> Any:
         """The library's scheduler.
@@ -123,16 +124,19 @@ class LibrarySchedule(TimeSchedule):
 
     def __call__(self, num_steps: int, height: int, width: int) -> Schedule:
         """See ``TimeSchedule``; a ``UserError`` where the scheduler makes none."""
+        if (known := self._known.get((num_steps, height, width))) is not None:
+            return known
         assert_steps(num_steps)
         try:
-            times, told = self._times(num_steps, height, width)
+            made = self._times(num_steps, height, width)
         except UserError:
             raise
         except Exception as error:  # whatever the library makes of numbers that are none
             raise UserError(_WHERE, f"{self.config} ({type(error).__name__}: {error})", "numbers that make times", _HINT) from error
-        if not (times[0] <= 1 and all(now > after for now, after in itertools.pairwise(times))):
-            raise UserError(_WHERE, f"times {times} for {num_steps} steps", "falling ones from 1 or less", _HINT)
-        return Schedule(times, told)
+        if not (made.times[0] <= 1 and all(now > after for now, after in itertools.pairwise(made.times))):
+            raise UserError(_WHERE, f"times {made.times} for {num_steps} steps", "falling ones from 1 or less", _HINT)
+        self._known[num_steps, height, width] = made
+        return made
 
     def _times(self, num_steps: int, height: int, width: int) -> Schedule:
         scheduler, settings = self.scheduler(), {}
