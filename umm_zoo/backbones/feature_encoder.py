@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.loading import (
     assert_known,
+    checked_config,
     find_source,
     image_processor_of,
     load_checkpoint,
     on_meta_device,
-    read_config,
     torch_dtype,
 )
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
@@ -179,7 +179,7 @@ class LibraryEncoder(FeatureEncoder):
         if not on_meta_device():
             return cast(PreTrainedModel, load_checkpoint(cls.kind, found, dtype, cls.optional, config))
         if config is None:  # the source's own, without its weights
-            stored = read_config(cls.kind, found) or cls.config_kind.from_pretrained(found)
+            stored = checked_config(cls.kind, found) or cls.config_kind.from_pretrained(found)
             return cast(PreTrainedModel, cls.kind._from_config(stored))
         return cls._build(config, dtype)
 

@@ -18,8 +18,7 @@ from umm_zoo.backbones.image_sampling import StaticDecoder, Step, distinct, draw
 from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
-from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
-from umm_zoo.backbones.loading import read_config as check_config
+from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate, JanusChat, QwenChat, encode, pad
@@ -141,7 +140,7 @@ class Janus(SquareVLM, UnifiedAR):
         tokenizer = tokenizer_source(source, tokenizer)
         if on_meta_device():
             if config is None:
-                found: Any = check_config(JanusForConditionalGeneration, source)
+                found: Any = checked_config(JanusForConditionalGeneration, source)
                 found = found or JanusConfig.from_pretrained(source)
             else:
                 unread = {"image_token_id": JanusConfig().image_token_id}  # only the tokenizer knows it

@@ -11,8 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from umm_zoo.backbones.loading import assert_known, assert_stated, find_source, load_checkpoint, on_meta_device, torch_dtype
-from umm_zoo.backbones.loading import read_config as check_config
+from umm_zoo.backbones.loading import (
+    assert_known,
+    assert_stated,
+    checked_config,
+    find_source,
+    load_checkpoint,
+    on_meta_device,
+    torch_dtype,
+)
 from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.batch import Grid
 
@@ -83,7 +90,7 @@ class JanusVQ(TokenCodec):
         """
         source = find_source(source)
         if on_meta_device():
-            found: Any = vq_config(config) if config is not None else check_config(JanusVQVAE, source)
+            found: Any = vq_config(config) if config is not None else checked_config(JanusVQVAE, source)
             found = found or JanusVQVAEConfig.from_pretrained(source)
             return cls(JanusVQVAE._from_config(found, dtype=torch_dtype("float32" if dtype == "auto" else dtype)))
         inside = {r"^model\.vqmodel\.": ""}

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
-from umm_zoo.backbones.loading import assert_stated, find_source, on_meta_device
-from umm_zoo.backbones.loading import read_config as check_config
+from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import tokenizer_source
@@ -108,7 +107,7 @@ class LlavaBackbone(SquareVLM):
         tokenizer = tokenizer_source(source, tokenizer)
         if on_meta_device():
             if config is None:
-                found: Any = check_config(LlavaForConditionalGeneration, source) or read_config(source)
+                found: Any = checked_config(LlavaForConditionalGeneration, source) or read_config(source)
             else:
                 found = llava_config(config, shipped_tokenizer=tokenizer is None)
             return cls(new_llava(found, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)

@@ -71,7 +71,7 @@ def load_checkpoint(
     """
     settings |= {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), "ignore_mismatched_sizes": True}
     settings["trust_remote_code"] = False  # unsaid, it would ask on a terminal
-    found = read_config(kind, source, stated, settings.get("subfolder") or "", settings.get("variant"))
+    found = checked_config(kind, source, stated, settings.get("subfolder") or "", settings.get("variant"))
     if found is not None:
         settings["config"] = found
     with one_line(source, f"a name or folder with weights of {kind.__name__}"):
@@ -80,7 +80,7 @@ def load_checkpoint(
     return model
 
 
-def read_config(
+def checked_config(
     kind: Any, source: str, stated: Mapping[str, Any] | None = None, subfolder: str = "", variant: str | None = None
 ) -> PreTrainedConfig | None:
     """Look at the files and the configuration of weights; returns one with what ``stated`` fills in, None where that is nothing.

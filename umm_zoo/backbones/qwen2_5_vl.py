@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.backbones.loading import assert_stated, find_source, load_checkpoint, on_meta_device, torch_dtype
-from umm_zoo.backbones.loading import read_config as check_config
+from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_layout, read_config
 from umm_zoo.backbones.qwen_images import PatchLayout
@@ -137,7 +136,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         source = find_source(source)
         if on_meta_device():
             if config is None:
-                built: Any = check_config(Qwen2_5_VLForConditionalGeneration, source) or Qwen2_5_VLConfig.from_pretrained(source)
+                built: Any = checked_config(Qwen2_5_VLForConditionalGeneration, source) or Qwen2_5_VLConfig.from_pretrained(source)
             else:
                 built = read_config(config)
             layout, words = patch_layout(built, min_pixels, max_pixels), tokenizer_source(source, tokenizer)

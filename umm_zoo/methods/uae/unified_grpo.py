@@ -23,6 +23,9 @@ from umm_zoo.objectives.grpo import GRPO, ConstantLength
 from umm_zoo.outputs import Outputs
 from umm_zoo.rewards.base import Reward
 
+#: What stands before the names of values that are watched.
+_PREFIXES: dict[Segment, str] = {"text": "", "image": "image_"}
+
 
 @dataclass(kw_only=True)
 class UnifiedRollout(CaptionRollout):
@@ -121,12 +124,10 @@ class UnifiedCaptionAndDrawing(CaptionPolicy[UnifiedRollout]):
         self.weights, self.images = weights or SegmentWeights(), images or ImageSampling()
         self.scale = renderer.guidance if self.images.scoring == "guided" else 1.0
         self._check()
-        image_unit = "aggregated" if self.weights.concatenated else "rows"
-        units = {"text": {"text_loss": "aggregated"}, "image": {"image_loss": image_unit}}
-        self.losses = {name: unit for segment in self.segments for name, unit in units[segment].items()}
-        watched = {"text": {"kl": "weight", "clip_fraction": "weight"}}
-        watched["image"] = {"image_kl": "image_weight", "image_clip_fraction": "image_weight"}
-        self.watched = {name: unit for segment in self.segments for name, unit in watched[segment].items()}
+        units = {"text": "aggregated", "image": "aggregated" if self.weights.concatenated else "rows"}
+        self.losses = {f"{segment}_loss": units[segment] for segment in self.segments}
+        prefixes = [_PREFIXES[segment] for segment in self.segments]
+        self.watched = {f"{prefix}{name}": f"{prefix}weight" for prefix in prefixes for name in ("kl", "clip_fraction")}
 
     def _check(self) -> None:
         shared, trained = isinstance(self.noise, SharedNoise), "image" in self.segments
@@ -228,12 +229,12 @@ class UnifiedCaptionAndDrawing(CaptionPolicy[UnifiedRollout]):
         """One part per portion of captions and one per portion of images, of the segments that are trained."""
         parts: list[Callable[[], dict[str, Tensor]]] = []
         if "text" in self.segments:
-            parts += [partial(_named, part, "text_loss") for part in self.caption_parts(rollout, self.weights.text)]
+            parts += [partial(_named, part, "text") for part in self.caption_parts(rollout, self.weights.text)]
         if "image" in self.segments:
             if self.rollouts.updates_per_rollout > 1 and rollout.image_old is None:
                 rollout.image_old = torch.zeros_like(rollout.image_log_probs)
             rows = self.portions_of(self.scored(rollout.image_advantages))
-            parts += [partial(_named, partial(self._image_part, rollout, some), "image_loss", "image_") for some in rows]
+            parts += [partial(_named, partial(self._image_part, rollout, some), "image") for some in rows]
         return parts
 
     def _image_part(self, rollout: UnifiedRollout, rows: Tensor) -> dict[str, Tensor]:
@@ -266,6 +267,6 @@ class UnifiedCaptionAndDrawing(CaptionPolicy[UnifiedRollout]):
         return Outputs(none, counts, answers=self.answer(batch, self.wanted.max_new_tokens))
 
 
-def _named(part: Callable[[], dict[str, Tensor]], loss: str, prefix: str = "") -> dict[str, Tensor]:
+def _named(part: Callable[[], dict[str, Tensor]], segment: Segment) -> dict[str, Tensor]:
     """The values of a part, by the names of its segment."""
-    return {loss if name == "loss" else f"{prefix}{name}": value for name, value in part().items()}
+    return {f"{segment}_loss" if name == "loss" else f"{_PREFIXES[segment]}{name}": value for name, value in part().items()}
