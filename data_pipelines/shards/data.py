@@ -109,12 +109,11 @@ class ShardData(ShardModule):
         self.open("val")
 
     def prepare_data(self) -> None:
-        """Make missing indexes, in one process only. A run that is only scored needs its validation shards alone."""
+        """Open the shards, so that missing indexes are made in one process. A run that is only scored needs those of validation."""
         training = self.trainer is None or self.trainer.state.fn == "fit"
-        with in_data():
-            for stage in ("train", "val") if training else ("val",):
-                for name, source in self.sources[stage].items():
-                    source.open(name)
+        for stage in ("train", "val") if training else ("val",):
+            if self.sources[stage]:
+                self.open(stage)
 
     def setup(self, stage: str) -> None:
         """Open the shards; a fit starts at position 0 unless a checkpoint is loaded after this."""

@@ -159,8 +159,8 @@ def load_index(path: str) -> ShardIndex:
 
     Made where there is none. Of a local one only the head is read.
     """
-    size, tag = shard_state(path)
-    place = build_index(path)
+    size, tag = now = shard_state(path)
+    place = build_index(path, now=now)
     head = None if is_remote(place) else _read_head(place)
     index = ShardIndex(path, place, tag, *(_parse(path, place) if head is None else (head,)))
     if index.tar_size != size:

@@ -168,13 +168,13 @@ def shard_state(path: str) -> State:
     return found
 
 
-def build_index(path: str, replace: bool = False) -> str:
-    """The place of a shard's index, which is made where there is none yet (or again with ``replace``).
+def build_index(path: str, replace: bool = False, now: State | None = None) -> str:
+    """The place of a shard's index, which is made where there is none yet (or again with ``replace``); ``now`` is its state.
 
     It lies beside the shard, or in the user's cache where the shard's folder cannot or may not be written. One of a remote shard is
     of the version that the server names: another version is indexed again.
     """
-    size, tag = shard_state(path)
+    size, tag = now or shard_state(path)
     whole = f"{path}\n{tag}" if is_remote(path) else os.path.abspath(path)
     places = [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
     if not replace and (there := next((place for place in places if _exists(place)), None)):
