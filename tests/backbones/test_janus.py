@@ -11,7 +11,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from transformers.models.janus.processing_janus import JanusProcessor
 
 from tests.backbones.janus_parts import JANUS, TEXT, TEXTS, VISION, VQ, Thirds, janus, tokenizer_folder, with_tokenizer, with_vq
-from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, PROMPTS, assistant, random_images, user
+from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, PROMPTS, assistant, library_answers, random_images, user
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.janus import Janus
 from umm_zoo.backbones.templates import ChatML, JanusChat
@@ -50,18 +50,7 @@ def test_losses_of_texts_are_the_librarys(model, images):
 
 
 def test_greedy_answers_are_the_librarys(model, images):
-    inputs = model.embed(PROMPTS, images, COUNTS, for_generation=True)
-    theirs = model._whole[0].generate(
-        input_ids=inputs.token_ids,
-        pixel_values=model.normalise(images),
-        attention_mask=inputs.attention_mask.long(),
-        max_new_tokens=9,
-        do_sample=False,
-        eos_token_id=model.tokenizer.eos_token_id,
-        pad_token_id=0,
-    )[:, inputs.token_ids.shape[1] :]
-    expected = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in theirs]
-    assert model.generate(PROMPTS, images, COUNTS, max_new_tokens=9) == expected
+    assert model.generate(PROMPTS, images, COUNTS, max_new_tokens=9) == library_answers(model, images, 9)
 
 
 def test_pixels_are_what_the_librarys_processor_makes(model):
@@ -306,8 +295,8 @@ def test_questions_are_the_official_processors(tmp_path):
     turns = [user("<image>\nWhat is it? "), assistant("a red circle"), user("Where?")]
     asked = "<|User|>: <image_placeholder>\nWhat is it?\n\n<|Assistant|>: a red circle<\uff5cend\u2581of\u2581sentence\uff5c>"
     asked += "<|User|>: Where?\n\n<|Assistant|>:"
-    picture = np.zeros((8, 8, 3), dtype=np.uint8)
-    theirs = processor(text=[asked], images=[picture])["input_ids"]
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    theirs = processor(text=[asked], images=[image])["input_ids"]
     assert torch.equal(model.embed([turns], torch.zeros(1, 3, 8, 8), [1], for_generation=True).token_ids, theirs)
     answered = model.embed([[*turns, assistant("above")]], torch.zeros(1, 3, 8, 8), [1])
     trained = answered.labels[0][answered.labels[0] != -100]

@@ -90,3 +90,18 @@ def qwen(**arguments: Any) -> Qwen25VL:
 def random_images(vlm: LibraryVLM, count: int = 3) -> torch.Tensor:
     side = vlm.image_size or 32
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(count)) * 2 - 1
+
+
+def library_answers(own: Any, images: torch.Tensor, max_new_tokens: int) -> list[str]:
+    """Greedy answers of the library's own model to ``PROMPTS``."""
+    inputs = own.embed(PROMPTS, images, COUNTS, for_generation=True)
+    theirs = own._whole[0].generate(
+        input_ids=inputs.token_ids,
+        pixel_values=own.normalise(images),
+        attention_mask=inputs.attention_mask.long(),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=own.tokenizer.eos_token_id,
+        pad_token_id=0,
+    )[:, inputs.token_ids.shape[1] :]
+    return [own.tokenizer.decode(row, skip_special_tokens=True).strip() for row in theirs]

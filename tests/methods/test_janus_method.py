@@ -23,7 +23,7 @@ from umm_zoo.outputs import Answers, Draws, RefusesRows, Sampling, Wanted
 from umm_zoo.training.optimization import AdamW, Constant
 from umm_zoo.training.setup import TrainingSetup
 
-DRAWN = [row for row, (_, _, text) in enumerate(ROWS) if text is not None]
+IMAGES = [row for row, (_, _, text) in enumerate(ROWS) if text is not None]
 
 
 def text_sum(own: Janus, batch: Batch, row: int) -> tuple[Tensor, int]:
@@ -53,7 +53,7 @@ def prompt_of(own: Janus, text: str) -> list[int]:
 
 def expected_image_loss(own: Janus, batch: Batch, prompt: object = prompt_of) -> Tensor:
     ids = own.vlm.codec.codes(batch.targets)[..., 0]
-    sums = [image_sum(own, row, prompt(own, ROWS[place][2])) for row, place in zip(ids, DRAWN, strict=True)]
+    sums = [image_sum(own, row, prompt(own, ROWS[place][2])) for row, place in zip(ids, IMAGES, strict=True)]
     return torch.stack(sums).sum() / ids.numel()
 
 
@@ -61,7 +61,7 @@ def expected_image_loss(own: Janus, batch: Batch, prompt: object = prompt_of) ->
 def test_losses_are_means_over_answer_tokens_and_over_image_tokens(weight: float) -> None:
     own, batch = method(dropout=0.0, image_weight=weight), rows()
     found = own.training_losses(batch)
-    sums, counts = zip(*(text_sum(own, batch, row) for row in range(len(ROWS)) if row not in DRAWN), strict=True)
+    sums, counts = zip(*(text_sum(own, batch, row) for row in range(len(ROWS)) if row not in IMAGES), strict=True)
     text = torch.stack(sums).sum() / sum(counts)
     image = expected_image_loss(own, batch)
     assert counts == (2, 8, 0) or sum(counts) > 8
@@ -106,10 +106,10 @@ def test_dropped_prompts_are_those_that_guidance_starts_from(form: object, promp
 
 
 def test_the_share_of_dropped_prompts_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 3,000 drawing rows; three standard errors."""
+    """Of 3,000 image rows; three standard errors."""
     own, seen = method(dropout=0.1), []
     monkeypatch.setattr(
-        own, "_prompts", lambda drawing, dropped: seen.extend(dropped.tolist()) or own.vlm.image_prompt([""] * len(drawing))
+        own, "_prompts", lambda chosen, dropped: seen.extend(dropped.tolist()) or own.vlm.image_prompt([""] * len(chosen))
     )
     monkeypatch.setattr(own, "_image_loss", lambda prompts, ids: torch.zeros(()))
     torch.manual_seed(3)
@@ -124,7 +124,7 @@ def test_a_batch_of_one_kind_has_the_losses_of_its_rows_and_reaches_every_parame
     own = method(dropout=0.0)
     found = own.training_losses(rows().select(chosen))
     whole = own.training_losses(rows())
-    here, missing = ("image_loss", "text_loss") if chosen[0] in DRAWN else ("text_loss", "image_loss")
+    here, missing = ("image_loss", "text_loss") if chosen[0] in IMAGES else ("text_loss", "image_loss")
     assert_close(found[here], whole[here])
     assert found[missing] == 0 and found["loss"] == found[here]
     found["loss"].backward()
@@ -200,7 +200,7 @@ def test_images_of_another_size_than_the_model_generates_are_refused() -> None:
     own, batch = method(), rows()
     batch.targets = torch.zeros(3, 3, 8, 16)
     for refuse in (own.training_losses, lambda batch: own.check_rows(batch, scoring=False)):
-        with pytest.raises(UserError, match=r"data\.target_size: found images of 8 x 16 px, expected 8 x 8"):
+        with pytest.raises(UserError, match=r"data\.target_size: found 8 x 16 px, expected 8 x 8"):
             refuse(batch)
 
 
@@ -215,20 +215,20 @@ def test_the_codec_is_never_trained() -> None:
 def test_validation_of_either_kind_gives_what_metrics_read_and_no_row_counts_twice() -> None:
     own, batch = method(dropout=0.7).eval(), rows()
     batch.meta = [{"task": "ask", "kind": "ask"}] * 6
-    reading, drawing = batch.select([0, 2]), batch.select(DRAWN)
+    with_answers, with_images = batch.select([0, 2]), batch.select(IMAGES)
     with torch.no_grad():
-        told, drawn = own.validation_step(reading, 0), own.validation_step(drawing, 1)
+        answered, generated = own.validation_step(with_answers, 0), own.validation_step(with_images, 1)
         own.dropout = 0.0
         losses = own.training_losses(batch)
-    assert told.generated is None and drawn.generated.shape == drawn.round_trips.shape == (3, 3, 8, 8)
-    assert set(own.makes) >= set(told.scalars) | {"nll", "num_tokens", "answers", "generated", "round_trips"}
-    pairs = [(told, reading), (drawn, drawing)]
+    assert answered.generated is None and generated.generated.shape == generated.round_trips.shape == (3, 3, 8, 8)
+    assert set(own.makes) >= set(answered.scalars) | {"nll", "num_tokens", "answers", "generated", "round_trips"}
+    pairs = [(answered, with_answers), (generated, with_images)]
     means = scored(Means(["text_loss", "image_loss"]), *pairs)
     for name in ("text_loss", "image_loss"):
         assert means[name] == pytest.approx(float(losses[name]), rel=1e-5)
     assert scored(Perplexity(), *pairs)[""] == pytest.approx(float(losses["text_loss"].exp()), rel=1e-5)
     assert scored(AnswerAccuracy(), *pairs) == scored(AnswerAccuracy(), pairs[0])
-    assert_close(drawn.round_trips, own.vlm.codec.images(own.vlm.codec.codes(drawing.targets)))
+    assert_close(generated.round_trips, own.vlm.codec.images(own.vlm.codec.codes(with_images.targets)))
 
 
 def test_a_validation_makes_no_more_than_is_wanted() -> None:
@@ -236,7 +236,7 @@ def test_a_validation_makes_no_more_than_is_wanted() -> None:
     own.wanted = Wanted(max_new_tokens=0, num_generated_batches=1)
     with torch.no_grad():
         assert own.validation_step(rows().select([0, 2]), 0).answers == ["", ""]
-        assert own.validation_step(rows().select(DRAWN), 1).generated is None
+        assert own.validation_step(rows().select(IMAGES), 1).generated is None
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
