@@ -36,7 +36,7 @@ from data_pipelines.decoding import BadSampleError, decode_json, decode_text, on
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
-from data_pipelines.shards.indexing import write_json
+from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import Problem, UserError, printable, several
 

@@ -19,8 +19,8 @@ from data_pipelines import tasks
 from data_pipelines.command import Parser, run, whole
 from data_pipelines.converters.converting import progress_bar
 from data_pipelines.inspect import contact_sheet
-from data_pipelines.shards.indexing import write_json
 from data_pipelines.shards.writing import IndexedShardWriter
+from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.errors import UserError, locating, printable
 from umm_zoo.shapes.samples import CAPTION_ORDERS, MARK_SHARE, SPLITS, TASKS, Sample, make_sample, usual_mark_share
 from umm_zoo.shapes.scenes import SIZES, World

@@ -21,7 +21,7 @@ from typing import Any
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK, members_of, open_tar
 from data_pipelines.shards.remote import RemoteError, State, fetch, read, state
-from umm_zoo.checkpoints.plain_files import strict_json
+from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.errors import UserError, note, printable
 from umm_zoo.experiment.reach import may_write_beside
 
@@ -260,23 +260,6 @@ def checked_index(path: str, place: str) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged file makes the parser raise
         found = f"this index cannot be read ({type(error).__name__}: {str(error)[:120]})"
     raise stale_index(path, place, found)
-
-
-def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write under a temporary name, then rename: a reader, or a crash, never meets half a file."""
-    os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
-    temporary = Path(f"{place}.{os.getpid()}.tmp")
-    separators = (",", ":") if indent is None else None
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(strict_json(content, indent=indent, ensure_ascii=False, separators=separators) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-    except OSError as error:  # a full disk names no file
-        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _index_remote(path: str) -> dict[str, Any]:

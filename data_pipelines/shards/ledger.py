@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.shards.indexing import write_json
-from umm_zoo.checkpoints.plain_files import strict_json
+from umm_zoo.checkpoints.plain_files import strict_json, write_json
 from umm_zoo.errors import UserError, printable
 
 _LISTED = 3

@@ -16,9 +16,12 @@ from umm_zoo.checkpoints.folder import PARTIAL, sync
 NOT_FINITE = "not_finite"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, flush to the disk, rename: a reader, or a crash, never meets half a file."""
-    partial = path.with_name(path.name + PARTIAL)
+def write_whole(path: Path, text: str, writer: str = "") -> None:
+    """Write under a temporary name, flush to the disk, rename: a reader, or a crash, never meets half a file.
+
+    ``writer`` is in that name, where several may write the file at once.
+    """
+    partial = path.with_name(f"{path.name}{writer}{PARTIAL}")
     try:
         with partial.open("w", encoding="utf-8", newline="") as stream:
             stream.write(text)
@@ -28,6 +31,17 @@ def write_whole(path: Path, text: str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:
+    """`write_whole` of ``strict_json`` by one of several processes, into a folder that is made if need be; an error names the file."""
+    path, separators = Path(place), (",", ":") if indent is None else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = strict_json(content, indent=indent, ensure_ascii=False, separators=separators)
+    try:
+        write_whole(path, text + "\n", f".{os.getpid()}")
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def strict_json(value: Any, **options: Any) -> str:
