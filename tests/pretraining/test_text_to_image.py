@@ -140,7 +140,7 @@ def test_size_steps_and_guidance_may_be_said() -> None:
 
 def test_requests_that_it_cannot_fulfil_are_named() -> None:
     method = text_to_image().eval()
-    with pytest.raises(UserError, match="found 1 input images, expected a prompt alone"):
+    with pytest.raises(UserError, match="found 1 input images, expected none"):
         method.generate(request_batch(["make it red"], [[torch.zeros(3, 8, 8)]]), [0])
     with pytest.raises(UserError, match="found 4 x 7 px, expected multiples of 2"):
         method.generate(request_batch(["a circle"]), [0], Sampling(size=(4, 7)))

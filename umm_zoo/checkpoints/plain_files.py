@@ -34,7 +34,7 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
 
 
 def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:
-    """`write_whole` of ``strict_json`` by one of several processes, into a folder that is made if need be; an error names the file."""
+    """`write_whole` of ``strict_json`` by one of several processes, into a folder that is made; an error names the file."""
     path, separators = Path(place), (",", ":") if indent is None else None
     path.parent.mkdir(parents=True, exist_ok=True)
     text = strict_json(content, indent=indent, ensure_ascii=False, separators=separators)
