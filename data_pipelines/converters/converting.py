@@ -12,7 +12,6 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from data_pipelines.command import Parser, whole
 from data_pipelines.converters.report import REPORT_FILE, count_rows, entry_of, print_report
 from data_pipelines.decoding import BadSampleError, check_utf8, one_sample
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.indexing import index_path
 from data_pipelines.shards.writing import IndexedShardWriter
 from data_pipelines.tasks import Conversations
@@ -140,18 +140,6 @@ def convert(
         hint = next((hint for words, hint in (hints or {}).items() if words in reason), "")
         raise UserError(out, f"nothing could be converted; the first reason: {reason}", hint=hint)
     print_report(out, report)
-
-
-@contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on stderr; what it gives is called with a number of steps, and with another description where that changes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:32}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(description, total=total)
-        yield lambda steps, text=None: progress.update(bar, advance=steps, description=None if text is None else printable(text))
 
 
 def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) -> bool:

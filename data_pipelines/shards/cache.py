@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipelines.shards.addresses import shown
-from data_pipelines.shards.indexing import content_of, stale_index
+from data_pipelines.shards.hashing import content_of
+from data_pipelines.shards.indexing import stale_index
 from data_pipelines.shards.remote import fetch, state
 from umm_zoo.errors import UserError
 

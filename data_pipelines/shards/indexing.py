@@ -11,24 +11,21 @@ import json
 import os
 import tarfile
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.addresses import is_remote, shown
+from data_pipelines.shards.hashing import content_of
 from data_pipelines.shards.headers import BLOCK, members_of, open_tar
 from data_pipelines.shards.remote import RemoteError, State, fetch, read, state
 from umm_zoo.checkpoints.plain_files import write_json
-from umm_zoo.errors import UserError, note, printable
+from umm_zoo.errors import UserError
 from umm_zoo.experiment.reach import may_write_beside
 
 INDEX_SUFFIX = ".index.json"
 INDEX_VERSION = 2
-#: Seconds of hashing without a word.
-PATIENCE = 2.0
 #: Damaged places that the head of an index names, and characters of each.
 _LISTED, _LONGEST = 20, 200
 
@@ -117,35 +114,6 @@ def index_tar(path: str | Path) -> dict[str, Any]:
 def index_path(tar: str | Path) -> Path:
     """``NAME.tar.index.json`` beside a tar file."""
     return Path(f"{tar}{INDEX_SUFFIX}")
-
-
-def content_of(path: str | Path) -> str:
-    """The sha256 of a local file, with a bar on a terminal where that takes more than `PATIENCE` seconds."""
-    digest, began, size = hashlib.sha256(), time.monotonic(), os.path.getsize(path)
-    with open(path, "rb") as stream, ExitStack() as stack:
-        advance: Callable[[int], None] | None = None
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-            if advance is None and time.monotonic() - began > PATIENCE:
-                advance = stack.enter_context(_bar(f"content of {os.path.basename(path)}", size, stream.tell()))
-            elif advance is not None:
-                advance(len(piece))
-    return digest.hexdigest()
-
-
-@contextmanager
-def _bar(what: str, size: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on stderr; a line where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        note(f"{what} is hashed ({size / 1e9:.1f} GB)")
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(printable(what), total=size, completed=done)
-        yield lambda count: progress.advance(task, count)
 
 
 def read_index(place: str) -> dict[str, Any]:

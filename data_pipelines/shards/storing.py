@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.converters.converting import progress_bar
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.index import ShardIndex, load_index

@@ -5,9 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from tests.backbones.janus_parts import TEXT, TEXTS, VISION, Thirds, janus, with_tokenizer
-from umm_zoo.backbones import image_sampling
+from umm_zoo.backbones import static_decoder
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.image_sampling import StaticDecoder, draw, uniforms
+from umm_zoo.backbones.image_sampling import draw, uniforms
+from umm_zoo.backbones.static_decoder import StaticDecoder
 from umm_zoo.backbones.unified import AttendedPadding, NullPrompt
 
 SEEDS = [5, 6, 7, 8]
@@ -160,13 +161,13 @@ def test_steps_that_are_told_by_a_tensor_are_the_same(model, monkeypatch):
 def test_prompts_may_be_encoded_a_few_at_a_time(model, monkeypatch):
     inputs = model.image_prompt([TEXTS[0], TEXTS[1], "blue", "a red square"])
     expected = model.sample_image(inputs, SEEDS, 3.0)
-    monkeypatch.setattr(image_sampling, "_TOKENS", 2 * inputs.token_ids.shape[1])
+    monkeypatch.setattr(static_decoder, "_TOKENS", 2 * inputs.token_ids.shape[1])
     assert torch.equal(model.sample_image(inputs, SEEDS, 3.0).ids, expected.ids)
 
 
 def test_large_layers_are_not_joined(model, monkeypatch):
     expected = model.sample_image(model.image_prompt(TEXTS), SEEDS).ids
-    monkeypatch.setattr(image_sampling, "_SMALL", 0)
+    monkeypatch.setattr(static_decoder, "_SMALL", 0)
     assert torch.equal(model.sample_image(model.image_prompt(TEXTS), SEEDS).ids, expected)
 
 

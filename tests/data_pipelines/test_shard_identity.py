@@ -10,7 +10,7 @@ import pytest
 from test_shards import data_of, sample, write_tar
 
 from data_pipelines import index
-from data_pipelines.shards import indexing, remote
+from data_pipelines.shards import hashing, indexing, remote
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
 from umm_zoo.errors import UserError
@@ -127,9 +127,9 @@ def test_an_index_that_is_none_is_one_line_for_the_command(tar, capsys, text):
 
 def test_hashing_that_takes_long_says_so(tar, capsys, monkeypatch):
     expected = hashlib.sha256(tar.read_bytes()).hexdigest()
-    assert indexing.content_of(tar) == expected and not capsys.readouterr().err
-    monkeypatch.setattr(indexing, "PATIENCE", -1.0)
-    assert indexing.content_of(tar) == expected and "note: content of a.tar is hashed" in capsys.readouterr().err
+    assert hashing.content_of(tar) == expected and not capsys.readouterr().err
+    monkeypatch.setattr(hashing, "PATIENCE", -1.0)
+    assert hashing.content_of(tar) == expected and "note: content of a.tar is hashed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("fault", "tries"), [(ConnectionResetError("reset"), 3), (PermissionError("no"), 1)])

@@ -14,13 +14,14 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
-from umm_zoo.backbones.image_sampling import StaticDecoder, Step, distinct, draw, in_turn, put, take, uniforms
+from umm_zoo.backbones.image_sampling import Step, distinct, draw, in_turn, put, take, uniforms
 from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
 from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.square_vlm import SquareVLM
+from umm_zoo.backbones.static_decoder import StaticDecoder
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate, JanusChat, QwenChat, encode, pad
 from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.backbones.tokenizer import tokenizer_source
