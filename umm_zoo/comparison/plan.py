@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, did_you_mean
 from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
 from umm_zoo.experiment.layers import read_map
 from umm_zoo.metrics.scores import logged_names, unknown_score
@@ -163,10 +163,10 @@ def refuse_unknown_metrics(plan: Plan) -> None:
     for printed, (key, _) in plan.metrics.items():
         prefix, _, score = key.partition("/")
         for choice, metrics in made.items() if prefix == "val" else ():
-            if (hint := unknown_score(score, metrics)) is not None:
+            if (meant := unknown_score(score, metrics)) is not None:
                 found = f"'{key}', which '{choice}' does not score"
                 expected = ", ".join(f"val/{name}" for name in logged_names(metrics)) or "a metric"
-                problems.append(Problem(f"metrics.{printed}", found, expected, hint.replace("'", "'val/", 1)))
+                problems.append(Problem(f"metrics.{printed}", found, expected, did_you_mean(meant and f"val/{meant}")))
                 break
     if problems:
         raise UserError(plan.file, problems)

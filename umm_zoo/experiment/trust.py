@@ -75,7 +75,7 @@ class Trust:
 
     Args:
         embedded: whether it comes out of weights.
-        modules: what he allows the experiment in weights to name, such as ``my_blocks``.
+        modules: what the user allows the experiment in weights to name, such as ``my_blocks``.
     """
 
     embedded: bool = False

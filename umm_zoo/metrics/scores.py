@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torchmetrics import Metric
 
-from umm_zoo.errors import did_you_mean
+from umm_zoo.errors import nearest
 
 #: How near a name must come to one that a metric always gives to be taken for that one misspelt, where the data gives others.
 _MISSPELT = 0.8
@@ -44,7 +44,7 @@ def logged_names(metrics: Mapping[str, Metric | None]) -> list[str]:
 
 
 def unknown_score(score: str, metrics: Mapping[str, Metric | None]) -> str | None:
-    """A hint at the right name (or an empty one) where no metric gives a score of that name; None where one does, or may.
+    """The name that is meant (or an empty one) where no metric gives a score of that name; None where one does, or may.
 
     Args:
         score: without the prefix, ``accuracy/overall``.
@@ -60,5 +60,5 @@ def unknown_score(score: str, metrics: Mapping[str, Metric | None]) -> str | Non
         near = difflib.get_close_matches(entry, [fixed for fixed in names if fixed != "*"], n=1, cutoff=_MISSPELT)
         if "*" in names and entry and not near:
             return None
-        return did_you_mean(f"{name}/{near[0]}") if near else did_you_mean(score, known)
-    return did_you_mean(score, known)
+        return f"{name}/{near[0]}" if near else nearest(score, known) or ""
+    return nearest(score, known) or ""

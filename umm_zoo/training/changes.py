@@ -6,7 +6,6 @@ state, they would win over those of the experiment.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from umm_zoo.checkpoints.files import describe
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import Problem, UserError, say
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.sources import code_of, commit_of
 from umm_zoo.experiment.types import TARGET
@@ -25,8 +24,6 @@ from umm_zoo.training.run_folder import RunFolder, changed_modules, differences
 
 #: Keys whose values have gone into others, or that name the run.
 _ASIDE = ("name", "vars")
-
-
 #: Keys that decide what the state in a checkpoint is the state of, beside those of the method.
 _REFUSED = ("seed", "after", "training.trained", f"training.optimizer.{TARGET}", f"data.{TARGET}")
 
@@ -91,7 +88,8 @@ class Changes:
         """One line on stderr per change."""
         lines = [f"resumes with {key} {_shown(now)} (was {_shown(was)})" for key, (was, now) in self.values.items()]
         lines += [f"resumes with {name} as its file is now (it has changed since)" for name in self.modules]
-        print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr, flush=True)
+        for line in lines:
+            say(line, stderr=True)
 
 
 class ChangedSettings(Callback):

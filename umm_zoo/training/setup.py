@@ -208,19 +208,18 @@ def check_monitors(built: Built) -> None:
         prefix, _, score = key.partition("/")
         if (prefix in _PREFIXES and score and prefix != "val") or key == "loss":
             continue
-        hint = unknown_score(score, built.metrics) if prefix == "val" and score else did_you_mean(key, _logged(built.metrics))
-        if hint is None:
-            continue
-        hint = hint if prefix != "val" else hint.replace("'", "'val/", 1)
-        found, known = f"'{key}', which nothing logs", ", ".join(_logged(built.metrics))
+        known = [*(f"val/{name}" for name in logged_names(built.metrics)), "train/loss"]
+        if prefix == "val" and score:
+            if (meant := unknown_score(score, built.metrics)) is None:
+                continue
+            hint = did_you_mean(meant and f"val/{meant}")
+        else:
+            hint = did_you_mean(key, known)
+        found = f"'{key}', which nothing logs"
         if type(built.method).__module__.startswith("umm_zoo."):
-            raise UserError(f"callbacks.{place}.monitor", found, known, hint)
+            raise UserError(f"callbacks.{place}.monitor", found, ", ".join(known), hint)
         if is_main_process():
-            note(f"callbacks.{place} monitors {found} unless the method does ({known})")
-
-
-def _logged(metrics: Mapping[str, Metric]) -> list[str]:
-    return [*(f"val/{name}" for name in logged_names(metrics)), "train/loss"]
+            note(f"callbacks.{place} monitors {found} unless the method does ({', '.join(known)})")
 
 
 def metrics_of(experiment: Experiment) -> dict[str, Metric | None]:
