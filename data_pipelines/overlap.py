@@ -32,10 +32,10 @@ from typing import Any
 from data_pipelines.command import SHARDS, Parser, run, whole
 from data_pipelines.converters.rows import Rows
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text, one_sample
-from data_pipelines.progress import progress_bar
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
+from data_pipelines.shards.progress import progress_bar
 from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import Problem, UserError, printable, several

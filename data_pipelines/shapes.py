@@ -18,7 +18,7 @@ from typing import Any
 from data_pipelines import tasks
 from data_pipelines.command import Parser, run, whole
 from data_pipelines.inspect import contact_sheet
-from data_pipelines.progress import progress_bar
+from data_pipelines.shards.progress import progress_bar
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.errors import UserError, locating, printable

@@ -20,8 +20,8 @@ from typing import Any, Generic, TypeVar
 from data_pipelines.command import Parser, whole
 from data_pipelines.converters.report import REPORT_FILE, count_rows, entry_of, print_report
 from data_pipelines.decoding import BadSampleError, check_utf8, one_sample
-from data_pipelines.progress import progress_bar
 from data_pipelines.shards.indexing import index_path
+from data_pipelines.shards.progress import progress_bar
 from data_pipelines.shards.writing import IndexedShardWriter
 from data_pipelines.tasks import Conversations
 from umm_zoo.checkpoints.plain_files import write_json

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_pipelines.progress import bytes_bar
+from data_pipelines.shards.progress import bytes_bar
 
 #: Seconds of hashing without a word.
 PATIENCE = 2.0

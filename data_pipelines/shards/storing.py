@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.progress import progress_bar
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.data import ShardData
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import index_path
+from data_pipelines.shards.progress import progress_bar
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.stored import sealed, stored_items, stored_place
 from data_pipelines.shards.writing import IndexedShardWriter
