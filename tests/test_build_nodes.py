@@ -201,3 +201,9 @@ def test_a_user_may_subclass_a_factory() -> None:
 
     assert mismatches({"_target_": "x"}, OptimizerFactory, "here", lambda node: Mine) == []
     assert issubclass(toy_parts.Toy, nn.Module)
+
+
+@pytest.mark.parametrize("size", [2**23, 2**40])
+def test_a_block_that_no_memory_holds_is_one_line(size: int) -> None:
+    with pytest.raises(UserError, match=r"^method\.connector: .* sizes that this machine has no memory for$"):
+        build({"_target_": "torch.nn.Linear", "in_features": size, "out_features": size}, "method.connector")

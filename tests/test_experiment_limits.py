@@ -43,6 +43,18 @@ REFUSED = [
     ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches: found 0"),
     ("trainer.gradient_clip_val=-1", "gradient_clip_val: found -1"),
     ("trainer.devices=0", "trainer.devices: found 0"),
+    ("trainer.devices=100000", "trainer.devices: found 100000, expected a number from 1 on and up to 1024"),
+    ("data.batch_size=1000000000", "data.batch_size: found 1000000000"),
+    ("data.val_batch_size=1000000000", "data.val_batch_size: found 1000000000"),
+    ("method.vlm.language_model.num_hidden_layers=-1", "language_model.num_hidden_layers: found -1, expected a number from 1 on"),
+    (
+        "method.vlm.language_model.num_hidden_layers=1000000",
+        "num_hidden_layers: found 1000000, expected a number from 1 on and up to",
+    ),
+    ("method.vlm.language_model.intermediate_size=0", "language_model.intermediate_size: found 0"),
+    ("method.vlm.language_model.vocab_size=-5", "language_model.vocab_size: found -5"),
+    ("vars.width=1000000000", "language_model.hidden_size: found 1000000000"),
+    (f"method.vlm.{'.'.join('a' * 500)}=1", f"a key of 502 parts, expected at most {MAX_DEPTH}"),
     ("trainer.max_time=00:00:00:00", "expected days:hours:minutes:seconds"),
     ("data.batch_size=true", "data.batch_size: found true (true or false), expected a whole number"),
     ("trainer.fast_dev_run=true", "expected trainer.max_steps=2"),
@@ -88,6 +100,16 @@ def test_a_value_out_of_range_is_one_line(override: str, expected: str) -> None:
 def test_statistics_are_not_synchronised_on_the_cpu() -> None:
     (line,) = lines_of("trainer.sync_batchnorm=true", "trainer.accelerator=cpu")
     assert "trainer.sync_batchnorm: found true on the CPU" in line
+
+
+def test_processes_on_the_cpu_are_as_many_as_it_can_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    on_cpu = "trainer.accelerator=cpu"
+    (line,) = lines_of(on_cpu, "trainer.devices=13")
+    assert "trainer.devices: found 13 processes on the CPU, expected at most 12 on this machine" in line
+    check(load_experiment(FILE, [on_cpu, "trainer.devices=12"]))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    check(load_experiment(FILE, [on_cpu, "trainer.devices=8"]))
 
 
 @pytest.mark.parametrize(

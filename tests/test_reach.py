@@ -50,6 +50,19 @@ def test_a_cache_of_weights_is_left_out(at_home: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("part", "key", "value"), [("data", "num_workers", 900), ("trainer", "num_nodes", 4)])
+def test_weights_start_no_more_processes_than_the_machine_bears(
+    part: str, key: str, value: int, at_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    parts = {"data": {"_target_": "data_pipelines.shards.data.ShardData"}, "trainer": {"max_steps": 1}}
+    parts[part] = {**parts[part], key: value}
+    run = write_run(at_home / "run", ONE, **parts)  # type: ignore[arg-type]
+    assert key not in getattr(load_run(run, trust=["toy_parts"]).experiment, part)
+    assert f"{part}.{key} {value} of its experiment is left out" in capsys.readouterr().err
+    assert getattr(load_run(run, [f"{part}.{key}={value}"], ["toy_parts"]).experiment, part)[key] == value
+
+
 def test_nothing_is_written_beside_the_data_of_weights(at_home: Path) -> None:
     tar = shard(at_home / "victim")
     with untouched():

@@ -16,11 +16,12 @@ from data_pipelines.shards.ledger import Ledger, Skip
 from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
-from umm_zoo.errors import Count, Natural, UserError, printable
+from umm_zoo.errors import Natural, UserError, printable
 from umm_zoo.method import Method
 from umm_zoo.outputs import RefusesRows
 
 Pixels = Annotated[int, Interval(ge=1, le=16384)]
+Rows = Annotated[int, Interval(ge=1, le=2**20)]
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class ShardModule(LightningDataModule):
     train: dict[str, ShardSource] | None = None
     val: dict[str, ShardSource] | None = None
     image_size: Pixels = 32
-    batch_size: Count = 64
-    val_batch_size: Count = 64
+    batch_size: Rows = 64
+    val_batch_size: Rows = 64
     num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0
     max_skips: Natural = 100
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0

@@ -19,6 +19,8 @@ from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node
 
 #: Parts of an experiment whose classes are other people's, with errors of their own classes.
 LIBRARIES = ("callbacks.", "metrics.", "trainer.")
+#: What torch says of a tensor that is too large, for which it has no class.
+_TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed")
 #: Weights whose experiment is being built, the outermost first.
 _open: ContextVar[tuple[str, ...]] = ContextVar("open", default=())
 
@@ -48,6 +50,8 @@ def build(node: Mapping[str, Any], path: str = "") -> Any:
     except StrictDataclassError as error:  # of a library's configuration; its last line says what is wrong
         raise UserError(where, f"{node[TARGET]}: {str(error).splitlines()[-1].strip()}") from error
     except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LARGE)):
+            raise UserError(where, f"{node[TARGET]}: found sizes that this machine has no memory for") from error
         if not path.startswith(LIBRARIES):
             raise
         raise UserError(where, f"{node[TARGET]}: {type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 from umm_zoo.errors import Problem, UserError, did_you_mean
-from umm_zoo.experiment.limits import check_depth
+from umm_zoo.experiment.limits import MAX_DEPTH, check_depth
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
@@ -141,6 +141,8 @@ def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequ
     key, value = _parse(text, file)
     path = key.split(".")
     top = path[0]
+    if len(path) > MAX_DEPTH:
+        raise UserError(file, [Problem(f"{key[:40]}…", f"a key of {len(path)} parts", f"at most {MAX_DEPTH}")])
     settable = [name for name in envelope if name != "base"]
     if top not in settable:
         raise UserError(file, [unknown(top, [*settable, "ckpt"])])

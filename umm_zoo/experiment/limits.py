@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -31,9 +32,17 @@ _TRAINER: dict[str, tuple[Interval, bool]] = {
     "gradient_clip_val": (Interval(ge=0, lt=math.inf), False),
     "limit_train_batches": (Interval(ge=0), False),
     "limit_val_batches": (Interval(ge=0), False),
-    "devices": (Interval(ge=1), True),
+    "devices": (Interval(ge=1, le=1024), True),
     "num_nodes": (Interval(ge=1), False),
 }
+#: Numbers in a library's configuration of a network: no network has more, and one that is built takes the machine's memory or hours.
+_NETWORK = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "depth"), Interval(ge=1, le=1000)),
+    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size"), Interval(ge=1, le=2**20)),
+    "vocab_size": Interval(ge=1, le=2**24),
+}
+#: Processes that any machine can bear on its CPU.
+_FEW = 8
 #: Bounds by the name of their attribute, as annotated-types has them: what holds inside, and words for it.
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "ge": (operator.ge, "from {} on"),
@@ -77,6 +86,7 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     """Numbers of the envelope that no run can have."""
     yield from not_numbers(tree, "")
     yield from heads_that_do_not_divide(tree.get("method"), "method")
+    yield from _sizes_of_no_network(tree.get("method"), "method")
     yield from outside(tree.get("seed", 0), [Interval(ge=0, le=2**32 - 1)], "seed")
     trainer = tree.get("trainer")
     if not isinstance(trainer, Mapping):
@@ -92,6 +102,8 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     for key, words in _WORDS.items():
         if isinstance(value := trainer.get(key), str) and value not in words:
             yield Problem(f"trainer.{key}", f"'{value}'", f"one of {', '.join(words)}", did_you_mean(value, words))
+    if trainer.get("accelerator") == "cpu":
+        yield from too_many_processes(trainer.get("devices"))
     if trainer.get("sync_batchnorm") is True and trainer.get("accelerator") == "cpu":
         yield Problem("trainer.sync_batchnorm", "true on the CPU", "false: torch synchronises statistics on GPUs alone")
     time = trainer.get("max_time")
@@ -101,6 +113,24 @@ def envelope_limits(tree: Mapping[str, Any]) -> Iterator[Problem]:
     if tree.get("metrics") and isinstance(every, int) and type(steps) is int and 0 < steps < every:
         found = f"{every}, which is above trainer.max_steps {steps}: nothing would ever be validated"
         yield Problem("trainer.val_check_interval", found, f"a number from 1 to {steps}")
+
+
+def too_many_processes(devices: Any) -> Iterator[Problem]:
+    """Ranks on the CPU beyond what the machine can bear: nothing else limits how many are started."""
+    most = max(_FEW, os.cpu_count() or 1)
+    if isinstance(devices, int) and devices > most:
+        yield Problem("trainer.devices", f"{devices} processes on the CPU", f"at most {most} on this machine")
+
+
+def _sizes_of_no_network(value: Any, where: str) -> Iterator[Problem]:
+    """Numbers of a library's configuration, wherever it stands, that no network can be built with."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _sizes_of_no_network(item, f"{where}[{index}]")
+    for key, item in value.items() if isinstance(value, Mapping) else ():
+        yield from _sizes_of_no_network(item, f"{where}.{key}")
+        if isinstance(key, str) and key in _NETWORK:
+            yield from outside(item, [_NETWORK[key]], f"{where}.{key}")
 
 
 def heads_that_do_not_divide(value: Any, where: str) -> Iterator[Problem]:

@@ -39,22 +39,26 @@ def may_write_beside() -> bool:
     return not _untouched.get()
 
 
-def leave_out_folders(parts: Mapping[str, dict[str, Any]], source: str | Path, overrides: Sequence[str]) -> None:
-    """Take the folders that it would write to out of the parts of an experiment; a note on stderr says which.
+def leave_out(parts: Mapping[str, dict[str, Any]], source: str | Path, overrides: Sequence[str], most: Mapping[str, int]) -> None:
+    """Take out of the parts of an experiment the folders that it would write to, and processes that this machine has no room for.
+
+    A note on stderr says which.
 
     Args:
         parts: of the experiment that weights hold, with what the user has changed.
         source: the weights, for the note.
         overrides: ``key=value`` that the user has given himself.
+        most: keys that say how many processes are started or waited for, and how many may be.
     """
-    for key in WRITTEN:
+    why = {key: "weights name no folder to write to" for key in WRITTEN} | {key: "weights start no such number" for key in most}
+    for key, said in why.items():
         top, _, name = key.partition(".")
         given = [
             own for own, _, value in (text.partition("=") for text in overrides) if own == key or (own == top and name in value)
         ]
-        if not given and (folder := parts[top].pop(name, None)) is not None:
-            said = f"{key} {folder!r} of its experiment is left out: weights name no folder to write to ({key}=… gives one)"
-            note(f"{source}: {said}")
+        value = parts[top].get(name)
+        if not given and value is not None and (key in WRITTEN or (isinstance(value, int) and value > most[key])):
+            note(f"{source}: {key} {parts[top].pop(name)!r} of its experiment is left out: {said} ({key}=… gives one)")
 
 
 def say_fetched(parts: Mapping[str, Any], source: str | Path) -> None:

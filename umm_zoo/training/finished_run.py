@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError, locating, say, several
 from umm_zoo.experiment.file import Experiment, experiment_from
-from umm_zoo.experiment.reach import leave_out_folders, say_fetched
+from umm_zoo.experiment.reach import leave_out, say_fetched
 from umm_zoo.experiment.trust import users_modules
 from umm_zoo.experiment.types import TARGET
+from umm_zoo.training.ranks import launched_ranks
 
 if TYPE_CHECKING:
     from umm_zoo.method import Method
@@ -99,7 +101,8 @@ def load_run(
     named = [path for text in overrides for path in re.findall(rf"{TARGET}\s*[=:]\s*['\"]?([\w.]+)", text)]
     trust = [*trust, *sorted(users_modules([{TARGET: path} for path in named]))]
     experiment = experiment_from(checkpoint["experiment"], source, (), overrides, trust)
-    leave_out_folders({"data": experiment.data}, source, overrides)
+    most = {"data.num_workers": os.cpu_count() or 1, "trainer.num_nodes": launched_ranks()}
+    leave_out({"data": experiment.data, "trainer": experiment.trainer}, source, overrides, most)
     check(experiment)
     say_fetched({"method": experiment.method, "data": {"val": experiment.data.get("val")}, "metrics": experiment.metrics}, source)
     folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from umm_zoo.errors import UserError, print_error
+from umm_zoo.experiment.limits import too_many_processes
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -207,7 +208,13 @@ def ending_together(folder: Path, show_traceback: bool = False) -> Iterator[None
 
 
 def join_ranks(trainer: Trainer) -> None:
-    """Tell the command around this that ``trainer`` is about to run as one of several ranks, or to start them."""
+    """Tell the command around this that ``trainer`` is about to run as one of several ranks, or to start them.
+
+    Raises:
+        UserError: it would start more than the machine can bear.
+    """
+    if trainer.strategy.root_device.type == "cpu" and (problems := list(too_many_processes(trainer.num_devices))):
+        raise UserError("", problems)
     if _rank is not None:
         _rank.count, _rank.is_main, _rank.launcher = trainer.world_size, trainer.is_global_zero, trainer.strategy.launcher
         _rank.watch()
