@@ -35,7 +35,7 @@ _TRAINER: dict[str, tuple[Interval, bool]] = {
     "devices": (Interval(ge=1, le=1024), True),
     "num_nodes": (Interval(ge=1), False),
 }
-#: Numbers in a library's configuration of a network: no network has more, and one that is built takes the machine's memory or hours.
+#: Numbers in a library's configuration of a network: no network has more, and building one takes the machine's memory or hours.
 _NETWORK = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "depth"), Interval(ge=1, le=1000)),
     **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size"), Interval(ge=1, le=2**20)),
