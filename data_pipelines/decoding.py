@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from umm_zoo.backbones.weight_files import stands_for
 from umm_zoo.errors import UserError
 from umm_zoo.generation.grey import eight_bit
+from umm_zoo.generation.metadata import pixels_only, turn_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,19 +34,6 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated image is a bad sample, no
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 #: Images with more pixels than this are refused before they are decoded (our choice: PIL's own limit for a warning).
 MAX_PIXELS = 89_478_485
-#: Chunks of a PNG about its pixels, or about which side is up; over others, such as long texts, PIL refuses sound images.
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class BadSampleError(ValueError):
@@ -152,27 +140,16 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
     with one_sample("image cannot be decoded"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of what is checked below, and of odd EXIF blocks
         try:
-            opened = Image.open(io.BytesIO(_pixels_only(content)), formats=FORMATS)
+            opened = Image.open(io.BytesIO(pixels_only(content)), formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise BadSampleError(f"not an image of an expected format ({', '.join(FORMATS)})") from error
+            wrong = stands_for(content[:512])
+            said = f"not an image: {wrong}" if wrong else f"not an image of an expected format ({', '.join(FORMATS)})"
+            raise BadSampleError(said) from error
         with opened as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadSampleError(f"image of {width} x {height} pixels, over the limit of {max_pixels}")
             yield image
-
-
-def _pixels_only(content: bytes) -> bytes:
-    """A PNG without its texts, colour profiles and the like; other formats as they are."""
-    if not content.startswith(_PNG_START):
-        return content
-    kept, place = [_PNG_START], len(_PNG_START)
-    while place + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, place)
-        if kind in _PNG_CHUNKS:
-            kept.append(content[place : place + length + 12])
-        place += length + 12
-    return b"".join(kept)
 
 
 def decoded(image: Image.Image, least: tuple[int, int] | None = None) -> Image.Image:
@@ -195,18 +172,8 @@ def to_rgb(image: Image.Image, least: tuple[int, int] | None = None) -> Image.Im
         upright.paste(clear, mask=clear)
     else:
         upright = image.convert("RGB")
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = turn_of(image)
     return upright if turn is None else upright.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none: a damaged EXIF block says nothing about the pixels."""
-    if "exif" not in image.info and image.format != "TIFF":
-        return 1
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        return 1
 
 
 def decode_text(content: bytes, max_characters: int) -> str:

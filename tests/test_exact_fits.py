@@ -95,3 +95,10 @@ def test_a_micro_batch_of_bad_rows_alone_leaves_the_step_as_it_is(nursery: Nurse
     one = run(nursery, folder, "spoilt1", 1, SPOILT)
     check(run(nursery, folder, "spoilt8", 1, SPOILT, "trainer.accumulate_grad_batches=8"), one)
     check(run(nursery, folder, "spoilt-ranks", 2, SPOILT, "trainer.accumulate_grad_batches=4", "trainer.strategy=ddp"), one)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precisions_in_which_lightning_converts_each_batch_of_the_loader_take_its_steps(
+    precision: str, nursery: Nursery, folder: Path
+) -> None:
+    run(nursery, folder, precision, 1, SPOILT, f"trainer.precision={precision}", "trainer.accumulate_grad_batches=4")

@@ -26,7 +26,7 @@ OUT/train/editing-000000.tar and so on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, con
 from data_pipelines.converters.files import Substitutes, image_members
 from data_pipelines.converters.rows import Rows
 from data_pipelines.converters.tables import Table, is_parquet
-from data_pipelines.converters.texts import is_name, notes, place_markers, wording
+from data_pipelines.converters.texts import check_keys, check_media, is_name, notes, place_markers, unread_files, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
@@ -103,6 +103,8 @@ def _sample(
     is_named: Callable[[str], bool],
 ) -> Iterator[Made]:
     edit = read_edit(row, number, keys)
+    check_media(edit.conversation)
+    check_keys(row, edit.used)
     repairs = place_markers(edit.conversation, len(edit.inputs))
     task = "editing" if edit.inputs else "text_to_image"
     kind = next((name for name in _KINDS if is_name(row.get(name))), None)
@@ -114,6 +116,7 @@ def _sample(
     if not edit.inputs:
         repairs = []
     repairs = [what for what in repairs if "moved" not in what and "missing" not in what]  # most lists write no marker
+    repairs += unread_files(row, {*edit.used, "id"})
     substitutes = Substitutes(is_named)
     members = image_members(edit.inputs, edit.target, images, size, substitutes=substitutes)
     sample = {"__key__": key, "json": content, **members}
@@ -150,6 +153,8 @@ def _from_conversation(row: dict[str, Any]) -> Edit:
         raise BadSampleError("no image to generate: its answer is text (data_pipelines.llava_json converts such rows)")
     if not cells:
         raise BadSampleError("no image to generate: 'image' is empty")
+    if cells[-1] in _EMPTY:
+        raise BadSampleError("no image to generate: the last of 'image' is empty")
     for turn in turns:
         turn["text"] = turn["text"].replace(_GENERATED, "").strip()
     return Edit(turns[:-1], cells[:-1], cells[-1], {"conversations", "image", "images"})
@@ -190,7 +195,7 @@ def main(arguments: argparse.Namespace) -> None:
     convert_rows(arguments, rows, "editing", lambda number: samples_of(rows, number, keys, images, arguments.image_size))
 
 
-def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, make: Callable[[int], Iterator[Made]]) -> None:
+def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, make: Callable[[int], Iterable[Made]]) -> None:
     """Convert rows by number, report, and list among what was left out the files that could not be opened."""
 
     def checked(item: int | str) -> Iterator[Made]:

@@ -16,7 +16,7 @@ from data_pipelines.tasks import IMAGE_TYPES
 
 #: How members of these formats are called; images of other formats are stored as PNG.
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
-_SYSTEM = ("__MACOSX", "@eaDir")
+_SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 #: Up to this edge a shrunken image is stored without loss; above, JPEG saves nine tenths of the space.
 _LOSSLESS = 128
 _JPEG_QUALITY = 95
@@ -91,7 +91,7 @@ def read_image(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path leads to a hidden file, or into a folder that systems add of their own (``__MACOSX``, ``@eaDir``)."""
+    """Whether a path leads to a hidden file, or into a folder that systems add of their own (``__MACOSX``, ``@eaDir`` …)."""
     return any(part in _SYSTEM or (part.startswith(".") and part.strip(".")) for part in PurePosixPath(name).parts)
 
 

@@ -57,7 +57,9 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
             name = spellings.setdefault(name.casefold(), name)
             for path in _files(folder):
                 file = path.relative_to(source).as_posix()
-                if reason := _why_not(path, file):
+                if reason := _why_not(path, file) or (
+                    "class name that is not UTF-8" if name.encode(errors="ignore").decode() != name else ""
+                ):
                     refused[file] = reason
                 else:
                     found.append((file, name, split if keeps_splits else split_of(file, val_share, seed)))

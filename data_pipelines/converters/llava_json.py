@@ -25,17 +25,26 @@ from typing import Any
 from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import Made, Noted, Part, convert, converter_parser, image_folder_of, split_of
 from data_pipelines.converters.files import Substitutes, image_members
-from data_pipelines.converters.rows import Rows, texts_in
-from data_pipelines.converters.texts import check_media, is_name, notes, place_markers, task_and_kind
+from data_pipelines.converters.rows import Rows
+from data_pipelines.converters.texts import (
+    check_keys,
+    check_media,
+    is_file,
+    is_name,
+    keys_of,
+    notes,
+    place_markers,
+    task_and_kind,
+    unread_files,
+)
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
 from umm_zoo.conversation import Conversation
 
 _USED = ("image", "images", "conversations", "task", "kind")
+_NOT_OTHERS = (*_USED, "id")
 _NONE: tuple[Any, ...] = (None, "", [])
-_VIDEO = re.compile(r"(video|audio)s?(_(file|name|path|url)s?)?", re.I)
 _MEDIUM = re.compile(r"(^|_)(image|img|picture|photo|video|audio)s?(_|$)", re.I)
-_FILE = re.compile(r"\S+\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|npy|mp4|webm|mkv|avi|mov|mp3|wav|flac|ogg|m4a|obj|ply)", re.I)
 
 
 def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None, substitutes: Substitutes) -> Iterator[Made]:
@@ -45,7 +54,7 @@ def sample_of(row: dict[str, Any], number: int, images: Path, size: int | None, 
     content = {**task_and_kind(row, "conversation", _kind(names)), "conversations": conversation, **notes(row, _USED)}
     if names:
         content["files"] = names
-    repairs += [f"file under the key '{key}' that is not converted" for key in _others(row, _is_file)]
+    repairs += unread_files(row, _NOT_OTHERS)
     members = image_members(names, None, images, size, substitutes=substitutes)
     sample = {"__key__": f"{number:08d}", "json": content, **members}
     yield from map(Noted, repairs + substitutes.repairs)
@@ -58,26 +67,13 @@ def image_names(row: dict[str, Any]) -> list[str]:
     if len(found) == 2 and found[0] != found[1]:
         raise BadSampleError("both 'image' and 'images', which name different files")
     names = found[0] if found else []
-    if others := _others(
-        row, lambda key, text: _VIDEO.fullmatch(key) or (not names and (_MEDIUM.search(key) or _is_file(key, text)))
-    ):
-        raise BadSampleError(
-            f"not of images alone: '{others[0]}'" if names else f"no 'image', but files under the key '{others[0]}'"
-        )
+    if not names and (others := keys_of(row, _NOT_OTHERS, lambda key, text: _MEDIUM.search(key) or is_file(key, text))):
+        raise BadSampleError(f"no 'image', but files under the key '{others[0]}'")
+    check_keys(row, _NOT_OTHERS)
     for name in names:
         if not isinstance(name, str):
             raise BadSampleError(f"bad image name: {name!r}"[:200])
     return list(names)
-
-
-def _others(row: dict[str, Any], is_medium: Callable[[str, str], object]) -> list[str]:
-    """Keys, other than those of images, with a text that is no text: a video, a sound, an image under another name."""
-    others = {key: value for key, value in row.items() if key not in (*_USED, "id")}
-    return [key for key, value in others.items() if any(text and is_medium(key, text) for text in texts_in(value))]
-
-
-def _is_file(_: str, text: str) -> bool:
-    return _FILE.fullmatch(text.strip()) is not None
 
 
 def reconcile(conversation: Conversation, images: int) -> tuple[Conversation, list[str]]:

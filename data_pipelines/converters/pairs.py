@@ -16,6 +16,7 @@ from data_pipelines.converters.texts import notes, task_and_kind, without_marker
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text, one_sample
 from data_pipelines.shards.expanding import expand
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
+from umm_zoo.backbones.weight_files import stands_for
 from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import UserError, printable
 
@@ -59,6 +60,9 @@ def read_pairs(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | LeftOut]:
     found: dict[str, dict[str, tarfile.TarInfo]] = {}
     damage: BadSampleError | None = None
     with one_sample(_UNREADABLE):
+        with path.open("rb") as file:
+            if wrong := stands_for(head) if (head := file.read(512)) else "an empty file":
+                raise BadSampleError(f"{_UNREADABLE}: {wrong}")
         tar = tarfile.open(path, "r:*")  # noqa: SIM115 - closed below
     with tar:
         try:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,10 @@ def _known(names: Sequence[str], there: Sequence[str]) -> str | None:
 def sample_of(row: dict[str, Any], number: int, columns: Columns, size: int | None) -> Iterator[Made]:
     """The sample of one row."""
     cells = row.get(columns.image) if columns.image else None
-    cells = [cell for cell in (cells if isinstance(cells, list) else [cells]) if cell is not None]
+    listed = cells if isinstance(cells, list) else [cells]
+    cells = [cell for cell in listed if cell is not None]
+    if 0 < len(cells) < len(listed):
+        raise BadSampleError(f"missing image: {len(listed) - len(cells)} of a list of {len(listed)} are empty")
     text = row.get(columns.text or "")
     extra: dict[str, Any] = {}
     repairs: list[str] = []
@@ -183,13 +186,14 @@ def main(arguments: argparse.Namespace) -> None:
     with locating(arguments.source):
         columns = choose_columns(table.kinds, arguments)
     Console(stderr=True).print(printable(str(columns)), highlight=False, markup=False)
-    make: Callable[[int], Iterator[Made]]
+    make: Callable[[int], Iterable[Made]]
     if columns.task == "editing":
         make = lambda number: samples_of(table, number, Keys(), size=size)  # noqa: E731
     else:
         unread = {name for name, kind in table.kinds.items() if kind == "image"} - {columns.image}
         table.columns = [name for name in table.kinds if name not in unread]
-        make = lambda number: sample_of(table[number], number, columns, size)  # noqa: E731
+        ignored = [Noted(f"image in the column '{name}' that is not converted") for name in sorted(unread)]
+        make = lambda number: [*sample_of(table[number], number, columns, size), *ignored]  # noqa: E731
     convert_rows(arguments, table, columns.task, make)
 
 

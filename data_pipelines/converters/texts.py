@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from typing import Any
 
+from data_pipelines.converters.rows import texts_in
 from data_pipelines.decoding import BadSampleError, parse_json
 from umm_zoo.conversation import IMAGE_MARKER, Conversation
 
@@ -15,8 +16,32 @@ _AN_BEFORE = ("hour", "honest", "honour", "honor", "heir")
 _A_BEFORE = ("uni", "use", "usu", "euro", "ewe", "one", "once", "ukulele", "utensil")
 #: Metrics take names of kinds up to this many bytes.
 _LONGEST_NAME = 32
+_VIDEO = re.compile(r"(video|audio)s?(_(file|name|path|url)s?)?", re.I)
+_FILE = re.compile(r"\S+\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|npy|mp4|webm|mkv|avi|mov|mp3|wav|flac|ogg|m4a|obj|ply)", re.I)
 #: Markers of other media, where a list of conversations puts them: at the beginning or the end of a line.
 _MEDIUM = re.compile(r"(?m)(?:^\s*(?=<[a-z_]+>)|(?=<[a-z_]+>\s*$))<(video|audio|speech|sound|music|point|point_?cloud)>")
+
+
+def keys_of(row: Mapping[str, Any], used: Container[str], is_medium: Callable[[str, str], object]) -> list[str]:
+    """Keys of a row, other than those ``used``, with a text that is no text: a video, a sound, an image under another name."""
+    others = {key: value for key, value in row.items() if key not in used}
+    return [key for key, value in others.items() if any(text and is_medium(key, text) for text in texts_in(value))]
+
+
+def is_file(_: str, text: str) -> bool:
+    """Whether a text is the name of a file, of an image or another medium."""
+    return _FILE.fullmatch(text.strip()) is not None
+
+
+def check_keys(row: Mapping[str, Any], used: Container[str]) -> None:
+    """Refuse a row with the file of a video or a sound beside its images, of which it would say less than it does."""
+    if others := keys_of(row, used, lambda key, _: _VIDEO.fullmatch(key)):
+        raise BadSampleError(f"not of images alone: '{others[0]}'")
+
+
+def unread_files(row: Mapping[str, Any], used: Container[str]) -> list[str]:
+    """What the report says of files that a row names under keys that nobody reads."""
+    return [f"file under the key '{key}' that is not converted" for key in keys_of(row, used, is_file)]
 
 
 def check_media(conversation: Conversation) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from umm_zoo.backbones.weight_files import stands_for
+
 BLOCK = 512
 MAX_MEMBER = 1 << 28  # 256 MiB: no image or text is larger, and a header may claim anything
 _NOT_UTF8 = "the name of a member is not UTF-8"
@@ -139,7 +141,7 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             if bytes(buf).strip(b"\0"):
                 if not cls.seen:
-                    raise tarfile.ReadError(str(error)) from error
+                    raise tarfile.ReadError(stands_for(bytes(buf)) or str(error)) from error
                 cls.damage.append(str(error))
             raise
         cls.seen = True

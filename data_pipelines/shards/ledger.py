@@ -20,7 +20,7 @@ from umm_zoo.errors import UserError, printable
 _LISTED = 3
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # not frozen: with a precision such as bf16-true Lightning copies a batch field by field
 class Skip:
     """Sample that was not used: its stage (``train`` or ``val``), source, tar and key, why, and its position in the order.
 

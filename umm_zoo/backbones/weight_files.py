@@ -48,6 +48,15 @@ def _read_in(folder: Path, variant: str | None) -> list[Path]:
     return [file for file in files if file.name in _TEXTS or file in own or (file in lists and len(own) != 1)]
 
 
+def stands_for(head: bytes) -> str | None:
+    """What a file is that stands for another one, weights or data, by its first bytes; None where it is none of these."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, expected the file itself (run git lfs pull in that folder, or download it again)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, expected the file itself (download it again, with the right address and access)"
+    return None
+
+
 def damage_of(file: Path) -> str | None:
     """Fault of a file of weights, None where its frame is whole; tensors are not read."""
     size = file.stat().st_size
@@ -55,10 +64,8 @@ def damage_of(file: Path) -> str | None:
         return "an empty file, expected the whole one (download it again)"
     with file.open("rb") as stream:
         head = stream.read(512)
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git-LFS pointer, expected the file itself (run git lfs pull in that folder, or download it again)"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, expected the file itself (download it again, with the right address and access)"
+    if wrong := stands_for(head):
+        return wrong
     if file.suffix == ".json":
         return _damage_of_json(file)
     if file.suffix == ".safetensors":

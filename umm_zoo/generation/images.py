@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from umm_zoo.errors import UserError, printable
 from umm_zoo.generation.grey import eight_bit
+from umm_zoo.generation.metadata import pixels_only, turn_of
 
 
 def open_image(path: Path, place: str = "") -> Image.Image:
@@ -24,12 +26,10 @@ def open_image(path: Path, place: str = "") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata and large images, which are the user's own
-            # by its name PIL would map a grey TIFF without turning it
-            with path.open("rb") as file, Image.open(file) as opened:
-                image = eight_bit(opened)
-                if image is not opened:
-                    image.info["exif"] = opened.getexif().tobytes()  # which side is up
-                image = ImageOps.exif_transpose(image).convert("RGBA")
+            with Image.open(io.BytesIO(pixels_only(path.read_bytes()))) as opened:
+                opened.load()
+                image, turn = eight_bit(opened).convert("RGBA"), turn_of(opened)
+        image = image if turn is None else image.transpose(turn)
     except Exception as error:  # PIL's decoders raise whatever a damaged file makes them raise
         reason = f"{type(error).__name__}: {str(error)[:120]}" if isinstance(error, ValueError) else type(error).__name__
         raise UserError(where, f"no readable image ({reason})", "PNG, JPEG, WebP ...") from error
