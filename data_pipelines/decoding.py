@@ -1,4 +1,4 @@
-"""Decoders of untrusted bytes: images made RGB and brought to one size, text, JSON and arrays.
+"""Decoders of untrusted bytes: images made upright and RGB, text, JSON and arrays.
 
 What cannot be used raises ``BadSampleError``. Converters and the loader decode with the same functions: what one takes, the
 other takes.
@@ -10,23 +10,23 @@ import io
 import json
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from umm_zoo.backbones.weight_files import stands_for
 from umm_zoo.errors import UserError
 from umm_zoo.generation.grey import eight_bit
-from umm_zoo.generation.metadata import pixels_only, turn_of
+from umm_zoo.generation.metadata import SWAPS, pixels_only, turn_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from data_pipelines.transforms.resize import Resize
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated image is a bad sample, not a grey one
 
@@ -51,85 +51,37 @@ def one_sample(what: str = "sample cannot be parsed") -> Iterator[None]:
         raise BadSampleError(f"{what} ({type(error).__name__}: {str(error)[:120]})") from error
 
 
-class Resize(ABC):
-    """Policy that brings an image of any size to a square."""
+class Decoded(NamedTuple):
+    """Images made of one, an image of the whole first, and the width and height that the upright one had in its file.
 
-    def __init__(self, resample: str = "bicubic") -> None:
-        if resample not in ("nearest", "bilinear", "bicubic", "lanczos"):
-            raise ValueError(f"resample: found '{resample}', expected nearest, bilinear, bicubic, lanczos")
-        self.resample = Image.Resampling[resample.upper()]
-
-    @abstractmethod
-    def __call__(self, image: Image.Image, size: int) -> Image.Image:
-        """``image`` as ``size`` x ``size`` pixels."""
-
-    def least(self, width: int, height: int, size: int) -> tuple[int, int]:
-        """The smallest width and height to which a decoder may shrink the image on the way without loss for this policy."""
-        scale = size / min(width, height)
-        return max(size, int(width * scale)), max(size, int(height * scale))
-
-
-class Square(Resize):
-    """Resize of the short edge to ``size`` and cut of the centre: nothing is distorted, the ends of the long edge are lost."""
-
-    def __call__(self, image: Image.Image, size: int) -> Image.Image:
-        """Resize the centre square in one pass."""
-        return ImageOps.fit(image, (size, size), self.resample)
-
-
-class Squeeze(Resize):
-    """Resize of both edges to ``size``: everything is seen, proportions are distorted."""
-
-    def __call__(self, image: Image.Image, size: int) -> Image.Image:
-        """Resize without regard to the aspect ratio."""
-        return image if image.size == (size, size) else image.resize((size, size), self.resample)
-
-
-class PadToSquare(Resize):
-    """Resize of the long edge to ``size`` with a border: everything is seen undistorted, at a lower resolution.
-
-    The border has the grey value ``fill``, 0 to 255 (LLaVA fills with the encoder's mean, near 127).
+    Shape:
+        - images: ``[H, W, 3]`` uint8 each
     """
 
-    def __init__(self, fill: int = 127, resample: str = "bicubic") -> None:
-        super().__init__(resample)
-        self.fill = fill
-
-    def __call__(self, image: Image.Image, size: int) -> Image.Image:
-        """Shrink or enlarge, then centre on a square."""
-        width, height = image.size
-        scale = size / max(width, height)
-        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), self.resample)
-        square = Image.new("RGB", (size, size), (self.fill,) * 3)
-        square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
-        return square
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """Edges of input images and of images to generate, and the policy that makes them squares."""
-
-    image_size: int
-    target_size: int
-    resize: Resize
-
-    def to_json(self) -> dict[str, Any]:
-        """Steps of the transform, in plain values."""
-        resize = {name: str(value) for name, value in sorted(vars(self.resize).items())}
-        return {"image_size": self.image_size, "target_size": self.target_size, "resize": [type(self.resize).__name__, resize]}
+    images: list[NDArray[np.uint8]]
+    full: tuple[int, int]
 
 
 def decode_image(content: bytes, size: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode untrusted bytes to a square RGB image.
+    """Decode untrusted bytes to the one image that a policy makes of them, or the first, see ``decode_images``.
+
+    Shape:
+        - output: ``[H, W, 3]`` uint8
+    """
+    return decode_images(content, size, resize, max_pixels).images[0]
+
+
+def decode_images(content: bytes, size: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode untrusted bytes to RGB images as a policy makes them.
 
     Of an animation the first frame is taken; transparency is laid on white; 16-bit and CMYK images are converted; the EXIF
     orientation is applied.
-
-    Shape:
-        - output: ``[size, size, 3]`` uint8
     """
     with open_image(content, max_pixels) as image:
-        return np.asarray(resize(decoded(image, resize.least(*image.size, size)), size))
+        full = upright_size(image)
+        least = resize.least(*full, size)
+        made = decoded(image, least if full == image.size else least[::-1])  # decoders know the file's own width and height
+        return Decoded([np.asarray(one) for one in resize.images(made, size, full)], full)
 
 
 @contextmanager
@@ -150,6 +102,12 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
             if width * height > max_pixels:
                 raise BadSampleError(f"image of {width} x {height} pixels, over the limit of {max_pixels}")
             yield image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it stands upright; nothing is decoded for it."""
+    turned = image.format != "TIFF" and turn_of(image) in SWAPS  # PIL gives a TIFF's size as it will be
+    return (image.height, image.width) if turned else image.size
 
 
 def decoded(image: Image.Image, least: tuple[int, int] | None = None) -> Image.Image:

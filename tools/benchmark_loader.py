@@ -33,11 +33,12 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, IterableDataset
 
-from data_pipelines.decoding import Square, decode_image
+from data_pipelines.decoding import decode_image
 from data_pipelines.shards.batches import to_signal
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions
+from data_pipelines.transforms.resize import Square
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.training.report import circumstances
 

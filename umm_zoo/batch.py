@@ -31,6 +31,23 @@ class Grid(NamedTuple):
         return self.h * self.w
 
 
+class Crop(NamedTuple):
+    """What a loader cut away of an image; pairs are height and width, in pixels, the offset that of the upper left corner.
+
+    SDXL is conditioned on ``original`` and ``offset`` (Podell et al. 2023, section 2.2).
+    """
+
+    original: tuple[int, int]  #: the upright image of the file
+    resized: tuple[int, int]  #: before the cut
+    offset: tuple[int, int]
+    kept: tuple[int, int]  #: after the cut
+
+    @property
+    def lost(self) -> float:
+        """Share of the image that was cut away."""
+        return 1 - self.kept[0] * self.kept[1] / (self.resized[0] * self.resized[1])
+
+
 @dataclass
 class Tokens:
     """A padded set of tokens.
@@ -252,5 +269,5 @@ def image_of_each_row(batch: Batch) -> Tensor:
     return torch.stack(chosen)
 
 
-__all__ = ["IMAGE_MARKER", "Batch", "Conversation", "Grid", "Task", "Tokens", "Turn", "image_of_each_row", "request_batch"]
+__all__ = ["IMAGE_MARKER", "Batch", "Conversation", "Crop", "Grid", "Task", "Tokens", "Turn", "image_of_each_row", "request_batch"]
 __all__ += ["whole_steps"]

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.decoding import BadSampleError, ImageTransform, check_utf8, decode_image, one_sample
+from data_pipelines.decoding import BadSampleError, check_utf8, decode_image, one_sample
 from data_pipelines.shards.buffers import BufferReference, ImageBuffers
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.tasks import SampleTask
+from data_pipelines.transforms.image_transform import ImageTransform
 from umm_zoo.batch import Batch
 from umm_zoo.conversation import Conversation, Task, task_of
 from umm_zoo.errors import UserError
@@ -147,9 +148,9 @@ class RawBatchBuilder:
                     check_utf8(turn["text"])
             with one_sample("image cannot be decoded"):
                 for content in sample.images:
-                    self._images.put(decode_image(content, self.transform.image_size, self.transform.resize))
+                    self._images.put(decode_image(content, self.transform.inputs.size, self.transform.inputs.resize))
                 if sample.target is not None:
-                    self._targets.put(decode_image(sample.target, self.transform.target_size, self.transform.resize))
+                    self._targets.put(decode_image(sample.target, self.transform.targets.size, self.transform.targets.resize))
         except BadSampleError:
             self._images.drop_to(images)
             self._targets.drop_to(targets)

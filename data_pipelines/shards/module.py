@@ -10,12 +10,13 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Interval
 from lightning import LightningDataModule
 
-from data_pipelines.decoding import ImageTransform, Resize, Square
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.ledger import Ledger, Skip
 from data_pipelines.shards.order import rank_slice
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
+from data_pipelines.transforms.image_transform import ImageTransform
+from data_pipelines.transforms.resize import Resize, Square
 from umm_zoo.errors import Natural, UserError, printable
 from umm_zoo.method import Method
 from umm_zoo.outputs import RefusesRows
@@ -33,15 +34,16 @@ class ShardModule(LightningDataModule):
 
     Args:
         train, val: sources by name; those of validation are read one after the other, each sample once.
-        image_size: edge of input images.
+        image_size: edge of input images, or of a square with as many pixels as one may have, see ``resize``.
         batch_size: global batch, per optimiser step.
         val_batch_size: per rank.
         num_workers: processes that read and decode ahead, per rank.
         max_skips: bad samples of a rank and stage after which the run stops. A shard that cannot be used, or with damage between
             its samples, counts as one more; where a source has no usable shard the run does not begin.
         seed: chooses the order.
-        resize: how images become square.
-        target_size: edge of images to generate; ``image_size`` where None.
+        resize: what input images are brought to, see ``data_pipelines.transforms``; None cuts out the centre square.
+        target_size: the same as ``image_size`` for images to generate, and it where None.
+        target_resize: the same as ``resize`` for images to generate, and it where None.
 
     Raises:
         UserError: a size is not positive; later a shard that is missing, empty, truncated, or not what its index says.
@@ -59,12 +61,14 @@ class ShardModule(LightningDataModule):
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     resize: Resize | None = None
     target_size: Pixels | None = None
+    target_resize: Resize | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
         check_positive(image_size=self.image_size, batch_size=self.batch_size, val_batch_size=self.val_batch_size)
         self.sources = {"train": dict(self.train or {}), "val": dict(self.val or {})}
-        self.transform = ImageTransform(self.image_size, self.target_size or self.image_size, self.resize or Square())
+        target_size, resize = self.target_size or self.image_size, self.resize or Square()
+        self.transform = ImageTransform(self.image_size, target_size, resize, self.target_resize)
         self.ledger = Ledger(self.max_skips)
 
     def check_shares(self, num_ranks: int, accumulation: int) -> None:

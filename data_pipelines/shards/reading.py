@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from data_pipelines.decoding import BadSampleError, ImageTransform
+from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
 from data_pipelines.shards.cache import ShardCache
@@ -18,6 +18,7 @@ from data_pipelines.shards.index import ShardIndex
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.sources import OpenSource
 from data_pipelines.shards.stored import StoredOutputs
+from data_pipelines.transforms.image_transform import ImageTransform
 from umm_zoo.errors import UserError
 
 #: Samples tried in place of a micro-batch that has no good sample, before the run is stopped.

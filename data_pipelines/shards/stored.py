@@ -16,11 +16,12 @@ from pathlib import Path, PurePosixPath
 from lightning import Trainer
 from torch import Tensor
 
-from data_pipelines.decoding import BadSampleError, ImageTransform, decode_array
+from data_pipelines.decoding import BadSampleError, decode_array
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.sources import OpenSource
+from data_pipelines.transforms.image_transform import ImageTransform
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_pipelines.decoding import BadSampleError, ImageTransform
+from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import shown
 from data_pipelines.shards.archive import Members, read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
@@ -29,6 +29,7 @@ from data_pipelines.shards.loading import BatchLoader
 from data_pipelines.shards.module import ShardModule, check_positive, refuse_another_order
 from data_pipelines.shards.order import permutation
 from data_pipelines.shards.sources import ShardSource, in_data
+from data_pipelines.transforms.image_transform import ImageTransform
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -8,15 +8,13 @@ from PIL import Image
 
 from data_pipelines.decoding import (
     BadSampleError,
-    PadToSquare,
-    Square,
-    Squeeze,
     decode_array,
     decode_image,
     decode_json,
     decode_text,
 )
 from data_pipelines.shards.batches import to_signal
+from data_pipelines.transforms.resize import PadToSquare, Square, Squeeze
 from umm_zoo.generation.grey import eight_bit
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 from test_shards import add
 
 from data_pipelines.converters import blip3o, coco, editing, image_folder, img2dataset, llava_json, parquet
-from data_pipelines.decoding import BadSampleError, Square, decode_image
+from data_pipelines.decoding import BadSampleError, decode_image
 from data_pipelines.tasks import Conversations, TextToImage
+from data_pipelines.transforms.resize import Square
 from umm_zoo.errors import UserError
 
 RANDOM = np.random.default_rng(0)

@@ -69,7 +69,7 @@ def test_training_reads_what_was_stored_with_the_same_losses_and_refuses_it_when
     save_file(state, weights, {"format": "pt"})
     line = error_of(options(world, f"method.target.codec.source={codec}"), tmp_path / "a", capsys)
     assert "found stored 'reconstruction_target' of other weights or another transform" in line and "precompute" in line
-    squeezed = options(world, "data.resize._target_=data_pipelines.decoding.Squeeze")
+    squeezed = options(world, "data.resize._target_=data_pipelines.transforms.resize.Squeeze")
     assert "other weights" in error_of(squeezed, tmp_path / "b", capsys)
     assert losses(options(world, f"method.target.codec.source={codec}", "data.precomputed=ignore"), tmp_path / "c")
 
@@ -138,7 +138,7 @@ def test_a_method_without_frozen_outputs_says_so(tmp_path, capsys):
 
 
 def test_the_transform_tells_policies_and_sizes_apart(tmp_path):
-    from data_pipelines.decoding import PadToSquare, Square
+    from data_pipelines.transforms.resize import PadToSquare, Square
 
     modules = [ShardData(), ShardData(image_size=33), ShardData(resize=PadToSquare(3)), ShardData(resize=PadToSquare(4))]
     modules += [ShardData(resize=Square("nearest")), ShardData(target_size=64)]

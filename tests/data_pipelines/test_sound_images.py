@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.converters.files import stored_image
-from data_pipelines.decoding import BadSampleError, Squeeze, decode_image
+from data_pipelines.decoding import BadSampleError, decode_image
+from data_pipelines.transforms.resize import Squeeze
 from umm_zoo.generation.images import open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_shards import fit, write_tar, write_world
 
-from data_pipelines.decoding import ImageTransform, Square
 from data_pipelines.shards import streaming
 from data_pipelines.shards.data import ShardSource
 from data_pipelines.shards.streaming import Progress, ShardStream, StreamData
+from data_pipelines.transforms.image_transform import ImageTransform
+from data_pipelines.transforms.resize import Square
 from umm_zoo.errors import UserError
 
 

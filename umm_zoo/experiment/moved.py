@@ -8,6 +8,9 @@ from umm_zoo.errors import Problem
 
 #: Modules and classes that experiment files named before the rooms were built.
 NAMES = {
+    "data_pipelines.decoding.PadToSquare": "data_pipelines.transforms.resize.PadToSquare",
+    "data_pipelines.decoding.Square": "data_pipelines.transforms.resize.Square",
+    "data_pipelines.decoding.Squeeze": "data_pipelines.transforms.resize.Squeeze",
     "data_pipelines.drawing": "data_pipelines.generation_tasks",
     "data_pipelines.shapes.under_described": "data_pipelines.caption_tasks",
     "data_pipelines.shards.ShardData": "data_pipelines.shards.data.ShardData",

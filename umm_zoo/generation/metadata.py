@@ -20,10 +20,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: Turns that make the width the height.
+SWAPS = tuple(turn for number, turn in _UPRIGHT.items() if number >= 5)
 
 
 def pixels_only(content: bytes) -> bytes:
-    """A PNG without its texts, colour profiles, damaged EXIF blocks and the like; other formats as they are."""
+    """A PNG without its texts, colour profiles, damaged EXIF blocks and the like; other formats as they are.
+
+    Which side is up comes before the pixels, where it is read without them.
+    """
     if not content.startswith(_PNG_START):
         return content
     kept, place = [_PNG_START], len(_PNG_START)
@@ -31,7 +36,7 @@ def pixels_only(content: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", content, place)
         chunk = content[place : place + length + 12]
         if kind in _PNG_CHUNKS and (kind != b"eXIf" or chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))):
-            kept.append(chunk)
+            kept.insert(2 if kind == b"eXIf" else len(kept), chunk)
         place += length + 12
     return b"".join(kept)
 
