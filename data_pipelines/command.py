@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
 from umm_zoo.errors import UserError, escape_output, user_errors
+
+T = TypeVar("T")
 
 SHARDS = "tar files, folders, globs, {000..015} ranges or addresses"
 
@@ -61,6 +64,36 @@ def share(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"found {text}, expected a number from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Part ``number`` of ``count`` of a job's work, the parts of which are done by as many processes, on one machine or several."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """The neighbouring items that are this part's; each item is of exactly one part, whatever their number."""
+        first, last = (len(items) * place // self.count for place in (self.number - 1, self.number))
+        return items[first:last]
+
+
+def portion(text: str) -> Portion:
+    """The type of an option that takes ``K/N``."""
+    numbers = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in text.split("/")]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise argparse.ArgumentTypeError(f"found {text:.40}, expected K/N with K from 1 to N, such as 2/8")
+    return Portion(*numbers)
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """The option ``--part`` of a command whose work may be shared out."""
+    what = "do part K of N, of a job array (in SLURM: $((SLURM_ARRAY_TASK_ID+1))/$SLURM_ARRAY_TASK_COUNT)"
+    parser.add_argument("--part", type=portion, default=Portion(1, 1), metavar="K/N", help=what)
 
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from data_pipelines.command import SHARDS, Parser, run
+from data_pipelines.command import SHARDS, Parser, add_part, run
 from data_pipelines.shards.addresses import shown
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.indexing import build_index, checked_index
@@ -22,12 +22,13 @@ def parser() -> Parser:
     made = Parser(__doc__)
     made.add_argument("shards", nargs="+", metavar="SHARD", help=SHARDS)
     made.add_argument("--missing", action="store_true", help="only where there is no index yet")
+    add_part(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Index every shard; those that cannot be indexed are named and the others done."""
-    shards, failed = expand(arguments.shards), 0
+    shards, failed = arguments.part.of(expand(arguments.shards)), 0
     for path in shards:
         try:
             place = build_index(path, replace=not arguments.missing)

@@ -9,6 +9,7 @@ unfinished shard.
 
     python -m data_pipelines.precompute experiments/ross/toy/d-stage2.yaml
     python -m data_pipelines.precompute FILE data.image_size=384 --only latents --batch-size 32
+    python -m data_pipelines.precompute FILE --part 3/8                  # one of eight jobs, in any order or at once
 
 Stored beside each shard, in precomputed/NAME-HASH/, or below data.precomputed where that names a folder.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_pipelines.command import Parser, run, whole
+from data_pipelines.command import Parser, add_part, run, whole
 
 
 def parser() -> Parser:
@@ -29,7 +30,10 @@ def parser() -> Parser:
     made.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="samples computed together")
     made.add_argument("--half", action="store_true", help="store 16-bit floats: half the room, losses equal to about 1e-3")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument("--measure", type=whole(0), default=6, metavar="N", help="training steps timed each way; 0 for none")
+    made.add_argument(
+        "--measure", type=whole(0), default=6, metavar="N", help="training steps timed each way; 0 for none, as for a --part"
+    )
+    add_part(made)
     made.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     return made
 

@@ -29,7 +29,7 @@ ESCAPED = r"\x1b[2Jb\nerror: c"
 
 def report_of(folder: Path) -> None:
     entry = entry_of(1, 1, {MARKED: 1, HOSTILE: 1})
-    print_report(folder, count_rows([(MARKED, entry), (HOSTILE, entry)], {MARKED: 1}, {}))
+    print_report(str(folder), count_rows([(MARKED, entry), (HOSTILE, entry)], {MARKED: 1}, {}), folder / "report.json")
 
 
 def overlaps_of(folder: Path) -> None:

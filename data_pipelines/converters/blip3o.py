@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("OUT", "give either a folder to write into, or --in-place")
     tars, refused = find_tars(arguments.source)
     if arguments.in_place:
-        index_in_place(tars, refused)
+        index_in_place(list(arguments.part.of(tars)), refused if arguments.part.number == 1 else {})
     else:
         convert_tars(arguments, tars, refused)
 

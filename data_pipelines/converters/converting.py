@@ -15,26 +15,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from data_pipelines.command import Parser, whole
+from data_pipelines.command import Parser, add_part, whole
 from data_pipelines.converters.report import REPORT_FILE, count_rows, entry_of, print_report
+from data_pipelines.converters.state import Shards, State
 from data_pipelines.decoding import BadSampleError, check_utf8, one_sample
 from data_pipelines.shards.indexing import index_path
 from data_pipelines.shards.progress import progress_bar
 from data_pipelines.shards.writing import IndexedShardWriter
 from data_pipelines.tasks import Conversations
 from umm_zoo.checkpoints.plain_files import write_json
-from umm_zoo.errors import UserError, printable
+from umm_zoo.errors import UserError, printable, say
 
-STATE_FILE = "conversion.json"
 #: Longer texts are refused by the loader's default ``max_characters``; they are kept, and counted in the report.
 _LONG_TEXT = 65_536
 _LONG = "text of over 65,536 characters (needs a higher max_characters)"
 #: Reads every sample before it is written: what the loader would refuse is left out.
 _LOADER = Conversations(max_characters=sys.maxsize)
 #: Arguments that decide nothing about the bytes written.
-_IGNORED = ("source", "out", "images", "in_place", "overwrite", "retry")
+_IGNORED = ("source", "out", "images", "in_place", "overwrite", "retry", "part")
 
 Item = TypeVar("Item")
 
@@ -77,6 +77,19 @@ class Part(Generic[Item]):
     not_chosen: Mapping[str, int] = field(default_factory=dict)
 
 
+class Shard(NamedTuple):
+    """Tar of a part, and the items that it is of."""
+
+    part: Part[Any]
+    number: int
+    items: Sequence[Any]
+
+    @property
+    def place(self) -> str:
+        """Its name in the folder, without the suffix."""
+        return f"{self.part.name}-{self.number:06d}"
+
+
 def converter_parser(
     doc: str | None, source: str, unit: str | None = None, per_shard: int = 1000, edge: str = "long", needs_out: bool = True
 ) -> Parser:
@@ -91,6 +104,7 @@ def converter_parser(
     made.add_argument("--image-size", type=whole(1), metavar="N", help=f"shrink the {edge} edge to N pixels (never enlarges)")
     if unit is not None:
         made.add_argument(f"--{unit}-per-shard", type=whole(1), default=per_shard, metavar="N", help=f"{unit} of one tar")
+    add_part(made)
     made.add_argument("--retry", action="store_true", help="write the shards again from which something was left out")
     made.add_argument("--overwrite", action="store_true", help="replace the outcome of an earlier conversion")
     return made
@@ -102,47 +116,75 @@ def convert(
     refused: Mapping[str, str] | None = None,
     hints: Mapping[str, str] | None = None,
     **decides: Any,
-) -> None:
-    """Write every part and print the report; shards that a stopped run finished are kept.
+) -> bool:
+    """Write every part and print the report; shards that a stopped run finished are kept. Returns whether all shards are written.
 
     ``refused`` are rows of the source that belong to no part, and why; ``hints`` say what helps, by words of a reason.
-    ``OUT/conversion.json`` remembers the arguments, a digest of the items, and each finished shard with what was left out of it;
-    ``OUT/report.json`` is the outcome in numbers. A conversion of other arguments, or of others of what else ``decides`` about the
-    bytes written, is not gone on with.
+    Shards are shared out by ``arguments.part``, see `State`; the part that finishes last writes ``OUT/report.json``, the outcome in
+    numbers. A conversion of other arguments, or of others of what else ``decides`` about the bytes written, is not gone on with.
     """
-    out = arguments.out
+    out, portion = arguments.out, arguments.part
     digest = hashlib.sha256(
         "\n".join(f"{part.name} {printable(part.label(item))}" for part in parts for item in part.items).encode()
     )
     kept = {name: value for name, value in vars(arguments).items() if name not in _IGNORED}
-    head = {"arguments": {**kept, **decides}, "items": digest.hexdigest()}
-    done = _finished(out, head, arguments.overwrite)
-    write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)  # at once: what a run killed in its first shard leaves is ours
-    written: list[tuple[str, dict[str, Any]]] = []
-    with progress_bar("", sum(len(part.items) for part in parts)) as advance:
-        for part in parts:
-            for number, first in enumerate(range(0, len(part.items), part.items_per_shard)):
-                items, place = part.items[first : first + part.items_per_shard], f"{part.name}-{number:06d}"
-                if _is_whole(out, place, done.get(place), arguments.retry):
-                    advance(len(items), part.name)
-                else:
-                    done[place] = _write_shard(out, part, number, items, partial(advance, 1, part.name))
-                    write_json(out / STATE_FILE, {**head, "shards": done}, indent=1)
-                written.append((part.name, done[place]))
-    left_out = {printable(label): printable(reason) for label, reason in (refused or {}).items()}
-    written += [("source", entry_of(left_out=left_out))] if left_out else []
-    expected = {part.name: None if part.holds_rows else len(part.items) for part in parts}
-    report = count_rows(written, expected, {part.name: part.not_chosen for part in parts})
+    state = State(out, {"arguments": {**kept, **decides}, "items": digest.hexdigest()}, portion, arguments.overwrite)
+    plan = [shard for part in parts for shard in _shards_of(part)]
+    mine, done = portion.of(plan), state.shards()
+    missing = {shard.place for shard in mine if not _is_whole(out, shard.place, done.get(shard.place), arguments.retry)}
+    for place in missing:  # now, so that no other part takes for finished what is to be written again
+        (out / f"{place}.tar").unlink(missing_ok=True)
+    with progress_bar("", sum(len(shard.items) for shard in mine)) as advance:
+        for shard in mine:
+            if shard.place not in missing:
+                advance(len(shard.items), shard.part.name)
+            else:
+                state.record({shard.place: _write_shard(out, shard, partial(advance, 1, shard.part.name))})
+    done = state.shards()
+    waiting = [shard for shard in plan if not _is_whole(out, shard.place, done.get(shard.place))]
+    if waiting and portion.count > 1:
+        print_report(f"{out}, part {portion}", _report(mine, done), state.path)
+        unfinished = f"{len(waiting):,} of {len(plan):,} shards are not written yet, such as {waiting[0].place}"
+        say(f"{unfinished}; the part that finishes last writes {out / REPORT_FILE}")
+        return False
+    report = _report(plan, done, parts, refused)
     write_json(out / REPORT_FILE, report, indent=1)
-    if not any(entry["samples"] for _, entry in written):
-        (out / STATE_FILE).unlink(missing_ok=True)  # nothing to go on with: the next run starts over
+    has_samples = any(done[shard.place]["samples"] for shard in plan)
+    state.close(
+        {shard.place: done[shard.place] for shard in plan} if has_samples else {}
+    )  # with nothing to go on with, the next run starts over
+    if not has_samples:
         reason = ": ".join(next(iter(report["left_out_items"].items()), (*report["reasons"], "no item")[:1]))
         hint = next((hint for words, hint in (hints or {}).items() if words in reason), "")
         raise UserError(out, f"nothing could be converted; the first reason: {reason}", hint=hint)
-    print_report(out, report)
+    print_report(str(out), report, out / REPORT_FILE)
+    return True
 
 
-def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) -> bool:
+def _shards_of(part: Part[Any]) -> Iterator[Shard]:
+    for number, first in enumerate(range(0, len(part.items), part.items_per_shard)):
+        yield Shard(part, number, part.items[first : first + part.items_per_shard])
+
+
+def _report(
+    shards: Sequence[Shard], done: Shards, parts: Sequence[Part[Any]] = (), refused: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The outcome of some shards in numbers: of all of them with the ``parts`` they are of, and what is ``refused`` before."""
+    written = [(shard.part.name, done[shard.place]) for shard in shards]
+    left_out = {printable(label): printable(reason) for label, reason in (refused or {}).items()}
+    written += [("source", entry_of(left_out=left_out))] if left_out else []
+    expected = dict.fromkeys((part.name for part in parts), 0)
+    for shard in shards:
+        expected[shard.part.name] = expected.get(shard.part.name, 0) + len(shard.items)
+    rows = {shard.part.name for shard in shards if shard.part.holds_rows}
+    return count_rows(
+        written,
+        {name: None if name in rows else count for name, count in expected.items()},
+        {part.name: part.not_chosen for part in parts},
+    )
+
+
+def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool = False) -> bool:
     """Whether a shard needs no writing."""
     if entry is None or "converted" not in entry or (retry and entry["left_out"]):
         return False
@@ -150,14 +192,14 @@ def _is_whole(out: Path, place: str, entry: dict[str, Any] | None, retry: bool) 
     return not entry["samples"] or (shard.is_file() and index_path(shard).is_file())
 
 
-def _write_shard(out: Path, part: Part[Item], number: int, items: Sequence[Item], advance: Callable[[], None]) -> dict[str, Any]:
+def _write_shard(out: Path, shard: Shard, advance: Callable[[], None]) -> dict[str, Any]:
     """Write one tar; what ``conversion.json`` says of it."""
+    part = shard.part
     folder, _, name = part.name.rpartition("/")
-    (out / f"{part.name}-{number:06d}.tar").unlink(missing_ok=True)
     left_out: dict[str, str] = {}
     labels, notes, converted = Counter[str](), Counter[str](), 0
-    with IndexedShardWriter(out / folder, name, sys.maxsize, number) as writer:
-        for item in items:
+    with IndexedShardWriter(out / folder, name, sys.maxsize, shard.number) as writer:
+        for item in shard.items:
             before = writer.summary.samples
             for made in _made(part, item):
                 if isinstance(made, LeftOut):
@@ -206,33 +248,6 @@ def _check(sample: Mapping[str, Any]) -> int:
     if isinstance(row, dict) and "conversations" in row:
         _LOADER(sample["__key__"], {**sample, "json": text.encode()})
     return len(text)
-
-
-def _finished(out: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The shards that an earlier run of the same conversion finished."""
-    path = out / STATE_FILE
-    if out.exists() and not out.is_dir():
-        raise UserError(out, "a file", "a folder to write into")
-    if not path.is_file():
-        if out.is_dir() and any(file.name != REPORT_FILE for file in out.iterdir()) and not overwrite:
-            raise UserError(out, "this folder is not empty and holds no conversion; choose another one, or give --overwrite")
-        return {}
-    try:
-        former = json.loads(path.read_text(encoding="utf-8"))
-        shards: dict[str, Any] = former["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(path, f"cannot be read ({error}); choose another folder, or remove this one") from error
-    if overwrite:
-        for place in shards:  # its own files and no others
-            for suffix in (".tar", ".tar.index.json"):
-                (out / f"{place}{suffix}").unlink(missing_ok=True)
-        path.unlink()
-        (out / REPORT_FILE).unlink(missing_ok=True)
-        return {}
-    for name, value in head.items() if shards else ():
-        if former.get(name) != json.loads(json.dumps(value)):
-            raise UserError(out, f"holds a conversion of other {name}; choose another folder, or give --overwrite")
-    return shards
 
 
 def image_folder_of(arguments: argparse.Namespace) -> Path:

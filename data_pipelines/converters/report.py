@@ -79,8 +79,8 @@ def _another(label: str, items: Container[str]) -> str:
     return next(name for name in names if name not in items)
 
 
-def print_report(out: Path, report: dict[str, Any]) -> None:
-    """Tables of the rows by part and by reason."""
+def print_report(title: str, report: dict[str, Any], place: Path) -> None:
+    """Tables of the rows by part and by reason; ``place`` is the file that names what was left out."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -89,7 +89,7 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
     table = Table(
         "part",
         *(Column(name.replace("_rows", "").replace("_", " "), justify="right") for name in columns),
-        title=printable(str(out)),
+        title=printable(title),
     )
     for part in report["rows"]:
         table.add_row(printable(part), *(f"{report[name][part]:,}" for name in columns))
@@ -105,8 +105,6 @@ def print_report(out: Path, report: dict[str, Any]) -> None:
         console.print(table)
         named = len(report["left_out_items"])
         each = "each" if named == report["left_out"] else f"{named:,} of them by name"
-        console.print(
-            printable(f"left out: {report['left_out']:,} ({each} with its reason in {out / REPORT_FILE})"), soft_wrap=True
-        )
+        console.print(printable(f"left out: {report['left_out']:,} ({each} with its reason in {place})"), soft_wrap=True)
         for name, reason in list(report["left_out_items"].items())[:_LISTED]:
             console.print(f"  {name}: {reason}", soft_wrap=True)

@@ -47,7 +47,7 @@ def store_outputs(arguments: argparse.Namespace) -> None:
             raise UserError("method", f"{type(method).__name__}, which has no frozen output that is worth storing here")
         for name, item in items.items():
             _store(name, item, data, arguments)
-        if arguments.measure and data.sources["train"]:
+        if arguments.measure and data.sources["train"] and arguments.part.count == 1:
             _measure(method, data, items, arguments)
 
 
@@ -80,24 +80,27 @@ def _build(arguments: argparse.Namespace) -> tuple[ShardData, Method]:
 
 
 def _store(name: str, item: Precomputable, data: ShardData, arguments: argparse.Namespace) -> None:
-    """Store one output for the shards of training and validation, and report."""
+    """Store one output for the shards of training and validation, or for this part's share of them, and report."""
     fingerprint, began = item.fingerprint(data.transform.to_json()), time.monotonic()
-    places: dict[Path, None] = {}  # shards of both are stored once
-    left_out = 0
+    shards: dict[Path, tuple[SampleReader, int, ShardIndex]] = {}  # those of both are stored once
     for stage in (stage for stage, sources in data.sources.items() if sources):
         reader, first = SampleReader(stage, data.open(stage), data.transform, False, data.shard_cache), 0
-        with progress_bar(f"{name} ({stage})", len(reader)) as advance:
-            for _, index in reader.shards:
-                place = stored_place(index, name, fingerprint, data.stored_folder())
-                if not (place.is_file() and index_path(place).is_file()):
-                    samples = range(first, first + len(index))
-                    left_out += _store_shard(name, place, index, _outputs(name, item, reader, samples, arguments))
-                advance(len(index))
-                first += len(index)
-                places[place] = None
+        for _, index in reader.shards:
+            shards.setdefault(stored_place(index, name, fingerprint, data.stored_folder()), (reader, first, index))
+            first += len(index)
+    places = arguments.part.of(list(shards))
+    left_out = 0
+    with progress_bar(name, sum(len(shards[place][2]) for place in places)) as advance:
+        for place in places:
+            reader, first, index = shards[place]
+            if not (place.is_file() and index_path(place).is_file()):
+                samples = range(first, first + len(index))
+                left_out += _store_shard(name, place, index, _outputs(name, item, reader, samples, arguments))
+            advance(len(index))
     count, size = sum(len(load_index(str(place))) for place in places), sum(place.stat().st_size for place in places)
     folders = ", ".join(sorted({str(place.parent) for place in places}))
-    say(f"{name}: {count:,} samples, {size / 1e6:,.1f} MB, {time.monotonic() - began:.1f} s, in {folders}")
+    part = f" (part {arguments.part} of {len(shards):,} shards)" if arguments.part.count > 1 else ""
+    say(f"{name}{part}: {count:,} samples, {size / 1e6:,.1f} MB, {time.monotonic() - began:.1f} s, in {folders or 'none'}")
     if left_out:
         say(f"  {left_out:,} samples cannot be used; training skips them and names them in data.json")
 
