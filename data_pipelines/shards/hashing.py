@@ -15,11 +15,10 @@ from data_pipelines.shards.progress import bytes_bar
 PATIENCE = 2.0
 
 
-def content_of(path: str | Path) -> str:
-    """The sha256 of a local file, with a bar on a terminal where that takes more than `PATIENCE` seconds."""
+def content_of(path: str | Path, advance: Callable[[int], None] | None = None) -> str:
+    """The sha256 of a local file; ``advance`` is told of the bytes done, or a bar where that takes more than `PATIENCE` seconds."""
     digest, began, size = hashlib.sha256(), time.monotonic(), os.path.getsize(path)
     with open(path, "rb") as stream, ExitStack() as stack:
-        advance: Callable[[int], None] | None = None
         while piece := stream.read(1 << 22):
             digest.update(piece)
             if advance is None and time.monotonic() - began > PATIENCE:

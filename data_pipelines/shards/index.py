@@ -6,7 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.headers import BLOCK
 from data_pipelines.shards.indexing import (
-    INDEX_VERSION,
+    READABLE,
     ShardUserError,
     build_index,
     check_content,
@@ -24,6 +24,8 @@ from data_pipelines.shards.indexing import (
     shard_state,
     stale_index,
 )
+from data_pipelines.shards.measures import Measures, narrow, whole_numbers
+from data_pipelines.shards.remote import State
 from umm_zoo.errors import UserError
 
 #: The head of an index (sizes, hash, counts) ends before this key; enough to open a shard without reading its offsets.
@@ -58,8 +60,8 @@ class _Columns:
         if len(keys) != content["counts"]["samples"] or len(set(keys)) < len(keys):
             raise ValueError(f"{len(keys)} keys, {len(set(keys))} different, for {content['counts']['samples']} samples")
         alike = isinstance(content["layout"], int)
-        layout = np.broadcast_to(_whole_numbers([content["layout"]] if alike else content["layout"], len(layouts)), len(keys))
-        offsets, sizes = (_whole_numbers(content[name], content["tar_size"] + 1) for name in ("offsets", "sizes"))
+        layout = np.broadcast_to(whole_numbers([content["layout"]] if alike else content["layout"], len(layouts)), len(keys))
+        offsets, sizes = (whole_numbers(content[name], content["tar_size"] + 1) for name in ("offsets", "sizes"))
         widths = np.asarray([len(names) for names in layouts] or [0], dtype=np.int64)[layout]
         if len(offsets) != len(sizes) or int(widths.sum()) != len(sizes):
             raise ValueError(f"{int(widths.sum())} members, {len(offsets)} offsets and {len(sizes)} sizes")
@@ -70,12 +72,12 @@ class _Columns:
         encoded = [key.encode() for key in keys]
         return cls(
             keys=b"".join(encoded),
-            key_ends=_narrow(np.cumsum([len(key) for key in encoded], dtype=np.int64)),
+            key_ends=narrow(np.cumsum([len(key) for key in encoded], dtype=np.int64)),
             layouts=layouts,
-            layout=_narrow(layout) if len(layouts) > 1 else np.broadcast_to(np.uint8(0), len(keys)),
-            starts=_narrow(np.cumsum(widths) - widths),
-            offsets=_narrow(offsets),
-            sizes=_narrow(sizes),
+            layout=narrow(layout) if len(layouts) > 1 else np.broadcast_to(np.uint8(0), len(keys)),
+            starts=narrow(np.cumsum(widths) - widths),
+            offsets=narrow(offsets),
+            sizes=narrow(sizes),
             refused={int(number): str(reason) for number, reason in content.get("refused", {}).items()},
         )
 
@@ -84,29 +86,18 @@ def _texts(values: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _whole_numbers(values: Any, bound: int) -> NDArray[np.int64]:
-    """A list of whole numbers from 0 to below ``bound``; a ``ValueError`` where it is something else."""
-    array = np.asarray(values if values else np.empty(0, dtype=np.int64))
-    if array.ndim != 1 or array.dtype != np.int64 or (array < 0).any() or (array >= bound).any():
-        raise ValueError(f"a column that is no list of whole numbers from 0 to {bound - 1}")
-    return array
-
-
-def _narrow(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
-
-
 class ShardIndex:
     """Samples of one shard: their number is known at once, their places are read when first needed.
 
     ``place`` is where the index lies, ``tag`` the version of a remote shard that its server names, ``head`` has ``tar_size``,
-    ``sha256`` and ``counts``; ``damage`` says what is damaged between its samples; ``columns`` are places that have been read
-    already, and are then kept for good.
+    ``sha256`` and ``counts``; ``measured`` tells its measures from others, and is empty where it has none; ``damage`` says what is
+    damaged between its samples; ``columns`` are places that have been read already, and are then kept for good.
     """
 
     def __init__(self, path: str, place: str, tag: str, head: dict[str, Any], columns: _Columns | None = None) -> None:
         self.path, self.place, self.tag, self.shown = path, place, tag, shown(path)
         self.tar_size, self.sha256 = int(head["tar_size"]), str(head.get("sha256", ""))
+        self.measured = str(head.get("measured", ""))
         self.num_samples = int(head["counts"]["samples"])
         self.damage = [str(text) for text in head["counts"].get("damage", ())]
         self._columns = columns
@@ -138,6 +129,16 @@ class ShardIndex:
         part = slice(start, start + len(names))
         return list(zip(names, columns.offsets[part].tolist(), columns.sizes[part].tolist(), strict=True))
 
+    def measures(self) -> Measures:
+        """The measures of all samples, read again at each call; a ``UserError`` where the index has none."""
+        content, columns = _parse(self.path, self.place)
+        if content.get("measured", "") != self.measured:
+            raise stale_index(self.path, self.place, "the index was replaced while it is in use; start again")
+        try:
+            return Measures.of(content, columns.layout)
+        except Exception as error:
+            raise _unreadable(self.path, self.place, error) from error
+
     def _places(self) -> _Columns:
         if self._columns is not None:
             return self._columns
@@ -154,13 +155,20 @@ def _kept_columns(path: str, place: str, tar_size: int, num_samples: int, sha256
     return columns
 
 
-def load_index(path: str) -> ShardIndex:
+def load_index(path: str, measured: bool = False) -> ShardIndex:
     """The index of a shard, checked against the size of the tar, and its content where its time has changed.
 
-    Made where there is none. Of a local one only the head is read.
+    Made where there is none, or with ``measured`` none with measures. Of a local one only the head is read.
     """
-    size, tag = now = shard_state(path)
-    place = build_index(path, now=now)
+    now = shard_state(path)
+    index = _opened(path, build_index(path, now=now), now)
+    if measured and not index.measured:  # it was of this very tar, and so is the one that takes its place
+        index = _opened(path, build_index(path, now=now, suits=partial(has_measures, path)), now)
+    return index
+
+
+def _opened(path: str, place: str, now: State) -> ShardIndex:
+    size, tag = now
     head = None if is_remote(place) else _read_head(place)
     index = ShardIndex(path, place, tag, *(_parse(path, place) if head is None else (head,)))
     if index.tar_size != size:
@@ -173,6 +181,15 @@ def load_index(path: str) -> ShardIndex:
     return index
 
 
+def has_measures(path: str, place: str) -> bool:
+    """Whether the index of a shard at ``place`` can be read and has measures."""
+    try:
+        head = None if is_remote(place) else _read_head(place)
+        return bool((_parse(path, place)[0] if head is None else head).get("measured"))
+    except UserError:
+        return False
+
+
 def _read_head(place: str) -> dict[str, Any] | None:
     """The head of a local index, None where it cannot be recognised."""
     with open(place, "rb") as file:
@@ -181,7 +198,7 @@ def _read_head(place: str) -> dict[str, Any] | None:
         whole = file.read().rstrip().endswith(b"}")
     try:
         head: dict[str, Any] = json.loads(start.partition(_HEAD_END)[0] + "}")
-        return head if whole and head["version"] == INDEX_VERSION and _sound(head) else None
+        return head if whole and head["version"] in READABLE and _sound(head) else None
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -196,12 +213,16 @@ def _parse(path: str, place: str) -> tuple[dict[str, Any], _Columns]:
     """The content of an index."""
     try:
         content = read_index(place)
-        if (version := content["version"]) != INDEX_VERSION:
-            raise stale_index(path, place, f"index version {version!r}", str(INDEX_VERSION))
+        if (version := content["version"]) not in READABLE:
+            raise stale_index(path, place, f"index version {version!r}", " or ".join(map(str, READABLE)))
         if not _sound(content):
             raise ValueError(f"{content['counts']['samples']} samples in {content['tar_size']} bytes")
         return content, _Columns.of(content)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes the parsers raise
-        raise stale_index(path, place, f"this index cannot be read ({type(error).__name__}: {str(error)[:120]})") from error
+        raise _unreadable(path, place, error) from error
+
+
+def _unreadable(path: str, place: str, error: Exception) -> UserError:
+    return stale_index(path, place, f"this index cannot be read ({type(error).__name__}: {str(error)[:120]})")

@@ -12,6 +12,7 @@ import os
 import tarfile
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from typing import Any
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.hashing import content_of
 from data_pipelines.shards.headers import BLOCK, members_of, open_tar
+from data_pipelines.shards.measures import COLUMNS, digest, measures_of
 from data_pipelines.shards.remote import RemoteError, State, fetch, read, state
 from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.reach import may_write_beside
 
 INDEX_SUFFIX = ".index.json"
-INDEX_VERSION = 2
+INDEX_VERSION = 3
+#: Versions that are read. The former one has no measures.
+READABLE = (2, INDEX_VERSION)
 #: Damaged places that the head of an index names, and characters of each.
 _LISTED, _LONGEST = 20, 200
 
@@ -39,20 +43,23 @@ def stale_index(path: str, where: str, found: str, expected: str = "") -> UserEr
     return ShardUserError(shown(where), found, expected, f"`python -m data_pipelines.index {shown(path)}` makes a new index")
 
 
-def index_tar(path: str | Path) -> dict[str, Any]:
-    """The index of a plain tar file, whoever made it, from its headers.
+def index_tar(path: str | Path, advance: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """The index of a plain tar file, whoever made it, from its headers and those of its images.
 
     The key of a member is its path up to the first dot of the file name, as in WebDataset (a leading ``./`` is dropped), and the
     rest in lower case is the extension. Samples stand in the order in which their first members do.
 
+    Args:
+        advance: told of the bytes that are done, in steps that add up to twice the size of the file.
+
     Returns:
-        ``version``, ``tar_size``, ``sha256``, ``counts`` (``samples``, ``members`` by extension, and what is damaged between
-        them, ``damaged`` places of which ``damage`` has the first), ``duplicates``
+        ``version``, ``tar_size``, ``sha256``, ``measured`` (the `digest` of its measures), ``counts`` (``samples``, ``members`` by
+        extension, and what is damaged between them, ``damaged`` places of which ``damage`` has the first), ``duplicates``
         (``key.extension`` of members that came more than once; the first counts), ``skipped`` (names that belong to no sample:
         links, hidden files, names without extension; and what is damaged), ``refused`` (why, by the number of a sample that cannot
         be used) and columns instead of an object per sample: ``layouts`` (the lists of member names that occur), ``layout`` (each
         sample's, one number where all have the same), ``keys`` (the samples in order), ``offsets`` and ``sizes`` (of all members,
-        sample after sample in the order of its layout).
+        sample after sample in the order of its layout), and those of `measures_of`.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,10 +98,12 @@ def index_tar(path: str | Path) -> dict[str, Any]:
     layouts: dict[tuple[str, ...], int] = {}
     layout = [layouts.setdefault(tuple(members), len(layouts)) for members in samples.values()]
     places = [place for members in samples.values() for place in members.values()]
+    measures = measures_of(path, samples, refused, advance)
     return {
         "version": INDEX_VERSION,
         "tar_size": tar_size,
-        "sha256": content_of(path),
+        "sha256": content_of(path, advance),
+        "measured": digest(measures),
         "counts": {
             "samples": len(samples),
             "members": dict(sorted(by_extension.items())),
@@ -108,6 +117,7 @@ def index_tar(path: str | Path) -> dict[str, Any]:
         "keys": list(samples),
         "offsets": [offset for offset, _ in places],
         "sizes": [size for _, size in places],
+        **measures,
     }
 
 
@@ -136,8 +146,14 @@ def shard_state(path: str) -> State:
     return found
 
 
-def build_index(path: str, replace: bool = False, now: State | None = None) -> str:
-    """The place of a shard's index, which is made where there is none yet (or again with ``replace``); ``now`` is its state.
+def build_index(
+    path: str,
+    replace: bool = False,
+    now: State | None = None,
+    suits: Callable[[str], bool] = lambda place: True,
+    advance: Callable[[int], None] | None = None,
+) -> str:
+    """The place of a shard's index, made where there is none that ``suits`` (or again with ``replace``); ``now`` is its state.
 
     It lies beside the shard, or in the user's cache where the shard's folder cannot or may not be written. One of a remote shard is
     of the version that the server names: another version is indexed again.
@@ -145,10 +161,10 @@ def build_index(path: str, replace: bool = False, now: State | None = None) -> s
     size, tag = now or shard_state(path)
     whole = f"{path}\n{tag}" if is_remote(path) else os.path.abspath(path)
     places = [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
-    if not replace and (there := next((place for place in places if _exists(place)), None)):
+    if not replace and (there := next((place for place in places if _exists(place) and suits(place)), None)):
         return there
     changed_at = 0 if is_remote(path) else os.stat(path).st_mtime_ns
-    content = _index_remote(path) if is_remote(path) else index_tar(path)
+    content = _index_remote(path, advance) if is_remote(path) else index_tar(path, advance)
     if content["tar_size"] != size:
         changed = f"from {size} to {content['tar_size']} bytes"
         raise UserError(shown(path), f"the shard changed {changed} while it was indexed; is it still written?")
@@ -206,7 +222,7 @@ def verify_index(path: str, place: str, sha256: str) -> None:
         expected = f"{sha256[:16]}…, for which its index was made"
         raise UserError(shown(path), f"sha256 {content['sha256'][:16]}…", expected, hint)
     stated = read_index(place)
-    for name in ("keys", "layouts", "layout", "offsets", "sizes"):
+    for name in ("keys", "layouts", "layout", "offsets", "sizes", *(["measured", *COLUMNS] if "measured" in stated else ())):
         if stated[name] != content[name]:
             raise stale_index(path, place, f"its {name} are not those of the tar")
 
@@ -230,12 +246,12 @@ def checked_index(path: str, place: str) -> dict[str, Any]:
     raise stale_index(path, place, found)
 
 
-def _index_remote(path: str) -> dict[str, Any]:
+def _index_remote(path: str, advance: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Index a remote shard by fetching it once; afterwards only the members needed are read."""
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, "shard.tar")
         fetch(path, local)
-        return index_tar(local)
+        return index_tar(local, advance)
 
 
 def _exists(place: str) -> bool:

@@ -11,7 +11,7 @@ from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import ShardIndex, load_index
 from data_pipelines.shards.indexing import ShardUserError
 from data_pipelines.tasks import Conversations, SampleTask
-from umm_zoo.errors import UserError, Weight
+from umm_zoo.errors import UserError, Weight, note
 
 
 class ShardSource:
@@ -33,16 +33,23 @@ class ShardSource:
             raise UserError("", f"weight {weight}", "a number from 0 on")
         self.weight = weight
 
-    def open(self, name: str) -> OpenSource:
+    def open(self, name: str, measured: bool = False) -> OpenSource:
         """Find the shards and read their indexes (making those that are missing); shards that cannot be used are left out.
+
+        Indexes of an earlier version are made again where they are to have measures, after a note.
 
         Raises:
             UserError: none is left, or what the experiment names is not there.
         """
         opened, errors = OpenSource(name, self.task, []), list[ShardUserError]()
+        told = False
         for path in expand(self.shards):
             try:
                 index = load_index(path)
+                if measured and not index.measured:
+                    if not told:
+                        note(f"source '{name}': its indexes of an earlier version say no sizes of images; they are made again once")
+                    told, index = True, load_index(path, measured)
             except ShardUserError as error:
                 errors.append(error)
                 [problem] = error.problems

@@ -39,7 +39,7 @@ def test_opening_reads_heads_alone_and_few_shards_are_kept(tmp_path, monkeypatch
     [
         (lambda text: text[: len(text) // 2], "cannot be read"),
         (lambda text: "nonsense", "cannot be read"),
-        (lambda text: text.replace('"version":2', '"version":9'), "index version 9, expected 2"),
+        (lambda text: text.replace('"version":3', '"version":9'), "index version 9, expected 2 or 3"),
         (lambda text: text.replace('"offsets":[', '"offsets":[7,'), "cannot be read"),
         (lambda text: text.replace('"keys"', '"ke"'), "cannot be read"),
     ],

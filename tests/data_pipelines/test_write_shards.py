@@ -24,7 +24,7 @@ def test_offsets_read_back_the_bytes(tmp_path):
     for path in summary.shards:
         content = path.read_bytes()
         index = json.loads(index_path(path).read_text())
-        assert index["version"] == 2 and index["tar_size"] == len(content)
+        assert index["version"] == 3 and index["tar_size"] == len(content)
         assert index["sha256"] == hashlib.sha256(content).hexdigest()
         shard = load_index(str(path))
         for number, key in enumerate(shard.keys()):
