@@ -14,7 +14,7 @@ from functools import partial
 from data_pipelines.command import SHARDS, Parser, add_part, run
 from data_pipelines.shards.addresses import is_remote, shown
 from data_pipelines.shards.expanding import expand
-from data_pipelines.shards.index import has_measures
+from data_pipelines.shards.index import is_current
 from data_pipelines.shards.indexing import build_index, checked_index
 from data_pipelines.shards.progress import progress_bar
 from umm_zoo.errors import UserError, printable, say
@@ -62,10 +62,10 @@ def _indexed(shards: list[str], replace: bool) -> dict[str, str | Exception]:
     """The place of the index of each shard, or why it has none, with a bar of all bytes: each counts when measured and hashed."""
     sizes = {path: 0 if is_remote(path) else os.path.getsize(path) for path in shards}
     made: dict[str, str | Exception] = {}
-    with progress_bar("indexing, MB", round(sum(sizes.values()) / 1e6) or 1) as advance:
+    with progress_bar("indexing, MB", int(sum(sizes.values()) / 1e6) or 1, always=False) as advance:
         for path in shards:
             try:
-                suits = partial(has_measures, path)
+                suits = partial(is_current, path)
                 made[path] = build_index(path, replace, suits=suits, advance=lambda count: advance(count / 2e6))
             except (UserError, OSError) as error:
                 made[path] = error

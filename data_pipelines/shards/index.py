@@ -163,7 +163,7 @@ def load_index(path: str, measured: bool = False) -> ShardIndex:
     now = shard_state(path)
     index = _opened(path, build_index(path, now=now), now)
     if measured and not index.measured:  # it was of this very tar, and so is the one that takes its place
-        index = _opened(path, build_index(path, now=now, suits=partial(has_measures, path)), now)
+        index = _opened(path, build_index(path, now=now, suits=partial(is_current, path)), now)
     return index
 
 
@@ -181,13 +181,13 @@ def _opened(path: str, place: str, now: State) -> ShardIndex:
     return index
 
 
-def has_measures(path: str, place: str) -> bool:
-    """Whether the index of a shard at ``place`` can be read and has measures."""
+def is_current(path: str, place: str) -> bool:
+    """Whether the index of a shard at ``place`` is not one of the version before, which has no measures."""
     try:
         head = None if is_remote(place) else _read_head(place)
         return bool((_parse(path, place)[0] if head is None else head).get("measured"))
     except UserError:
-        return False
+        return True  # whoever reads it will say what it is
 
 
 def _read_head(place: str) -> dict[str, Any] | None:
@@ -199,7 +199,7 @@ def _read_head(place: str) -> dict[str, Any] | None:
     try:
         head: dict[str, Any] = json.loads(start.partition(_HEAD_END)[0] + "}")
         return head if whole and head["version"] in READABLE and _sound(head) else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

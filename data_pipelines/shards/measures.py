@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.decoding import MAX_PIXELS, upright_size
+from data_pipelines.decoding import MAX_PIXELS, BadSampleError, open_image, upright_size
 from data_pipelines.tasks import IMAGE_TYPES, read_turns
 
 #: Texts of more bytes are not looked at (our choice: far above what any task takes); their length is 0.
@@ -59,7 +59,7 @@ def measures_of(
                     if is_image(name) or name == "json" or _is_text(name)
                 }
             )
-            sizes += [upright_size(content.get(name, b"")) for name in members if is_image(name)]
+            sizes += [_size(content.get(name, b"")) for name in members if is_image(name)]
             lengths.append(_length(content))
             end = max(offset + size for offset, size in members.values())
             if advance is not None and end > done:
@@ -73,6 +73,14 @@ def measures_of(
 def is_image(name: str) -> bool:
     """Whether a member is measured as an image: ``jpg``, ``0.png``, ``target.webp`` …"""
     return name.rpartition(".")[2] in IMAGE_TYPES
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    try:
+        with open_image(content) as image:
+            return upright_size(image)
+    except BadSampleError:
+        return 0, 0
 
 
 def _is_text(name: str) -> bool:

@@ -12,10 +12,14 @@ from umm_zoo.errors import note, printable
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on stderr; what it gives is called with a number of steps, and with another description where that changes."""
+def progress_bar(description: str, total: int, always: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar on stderr; what it gives is called with a number of steps, and with another description where that changes.
+
+    Where stderr is no terminal its end alone is printed, or without ``always`` nothing.
+    """
     columns = (TextColumn("{task.description:32}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (always or console.is_terminal)) as progress:
         bar = progress.add_task(description, total=total)
         yield lambda steps, text=None: progress.update(bar, advance=steps, description=None if text is None else printable(text))
 
