@@ -9,11 +9,12 @@ import pytest
 from PIL import Image, ImageFile
 from test_shards import data_of, png, sample, write_tar
 
-from data_pipelines.decoding import Squeeze, decode_image, decoded, open_image
+from data_pipelines.decoding import decode_image, decoded, open_image
 from data_pipelines.index import main, parser
 from data_pipelines.shards import index
 from data_pipelines.shards.index import load_index
 from data_pipelines.shards.sources import ShardSource
+from data_pipelines.transforms.resize import Squeeze
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.reach import untouched
 
