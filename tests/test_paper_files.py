@@ -9,10 +9,10 @@ import torch
 from test_experiment_files import EXPERIMENTS
 
 from data_pipelines.shards.data import ShardData
-from umm_zoo.batch import request_batch
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.janus import Janus
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
 from umm_zoo.training.setup import build_experiment

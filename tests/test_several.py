@@ -13,11 +13,12 @@ from data_pipelines.inspect import inspect
 from data_pipelines.overlap import PromptIndex, find_overlaps
 from tests.methods.bridge_parts import wemmu
 from umm_zoo.backbones.tokenizer import TextEncoding
-from umm_zoo.batch import Batch, request_batch
+from umm_zoo.batch import Batch
 from umm_zoo.benchmarks.judge import LocalJudge, compare_captions
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.metrics import AnswerAccuracy, Means
 from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.training.finished_run import load_run

@@ -20,7 +20,7 @@ from torch import nn
 
 from tools.part_card import markdown
 from tools.probing import load_part, probe
-from umm_zoo.batch import Batch, Tokens
+from umm_zoo.batch import Batch, Tokens, stacked
 from umm_zoo.metrics import Retrieval, normalise
 from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.outputs import Outputs
@@ -88,7 +88,7 @@ def test_every_part_has_a_card_that_describes_it(name: str) -> None:
 
 @torch.no_grad()
 def test_the_codec_keeps_30_decibels() -> None:
-    images = scenes(200).images
+    images = stacked(scenes(200).images)
     error = (part("codec").decode(part("codec").encode(images)).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
     decibels = 10 * torch.log10(4 / error)
     assert decibels.mean() > max(29.5, stated("codec")["psnr"] - 3 * decibels.std() / 200**0.5)
@@ -97,7 +97,7 @@ def test_the_codec_keeps_30_decibels() -> None:
 @torch.no_grad()
 def test_objects_survive_the_codec() -> None:
     batch = scenes(200)
-    drawn = part("codec").decode(part("codec").encode(batch.images)).clamp(-1, 1)
+    drawn = part("codec").decode(part("codec").encode(stacked(batch.images))).clamp(-1, 1)
     truth = [Scene.from_json(meta["scene"]).coarse() for meta in batch.meta]
     right = [seen.coarse() == scene for seen, scene in zip(ShapesDetector()(drawn), truth, strict=True)]
     assert np.mean(right) > stated("codec")["match/scene"] - margin([0.99] * len(right)) and np.mean(right) > 0.95
@@ -107,7 +107,7 @@ def test_objects_survive_the_codec() -> None:
 @torch.no_grad()
 def test_the_decoders_know_the_world_s_latents_from_noise(name: str, score: str, least: float) -> None:
     """Without its text encoder it cannot be asked for anything; under an empty condition a network that knows nothing errs by 2."""
-    latents = part("codec").encode(scenes(100).images)
+    latents = part("codec").encode(stacked(scenes(100).images))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     condition = Tokens(torch.zeros(len(latents), 1, part(name).condition_dim))
     velocity = part(name)((latents + noise) / 2, torch.full((len(latents),), 0.5), condition)
@@ -116,7 +116,7 @@ def test_the_decoders_know_the_world_s_latents_from_noise(name: str, score: str,
 
 
 def test_the_codec_is_scaled_to_unit_latents() -> None:
-    latents = part("codec").encode(scenes(200).images)
+    latents = part("codec").encode(stacked(scenes(200).images))
     assert latents.shape[1:] == (16, 4, 4)
     assert abs(latents.std() - 1) < 0.1 and abs(latents.mean()) < 0.1
 
@@ -140,7 +140,9 @@ def test_coarse_attributes_can_be_read_linearly(name: str, attribute: str, least
 def test_images_find_their_captions(name: str) -> None:
     batch = scenes(300)  # fewer candidates than the card's: easier, so its recall is a lower bound
     metric = Retrieval(kinds=["caption_long"])
-    metric.update(Outputs(image_features=part(name)(batch.images), text_features=part(name).encode_text(batch.answers())), batch)
+    metric.update(
+        Outputs(image_features=part(name)(stacked(batch.images)), text_features=part(name).encode_text(batch.answers())), batch
+    )
     for direction, recall in metric.compute().items():
         expected = stated(name)[f"retrieval/{direction}"]
         assert recall > expected - margin([expected] * 200) and expected > 0.3
@@ -154,7 +156,7 @@ def test_captions_beat_those_with_one_wrong_word(name: str) -> None:
     groups.append(["grey", "beige", "brown", "slate"])
     texts = captions(batch)
     wrong = WordSwaps(groups, 2).of(texts, torch.Generator().manual_seed(0))
-    images = nn.functional.normalize(encoder(batch.images), dim=-1)
+    images = nn.functional.normalize(encoder(stacked(batch.images)), dim=-1)
     own = nn.functional.normalize(encoder.encode_text(texts), dim=-1)
     rivals = nn.functional.normalize(encoder.encode_text([text for row in wrong for text in row]), dim=-1)
     rows = torch.tensor([row for row, texts_of_row in enumerate(wrong) for _ in texts_of_row])

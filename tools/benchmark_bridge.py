@@ -96,7 +96,7 @@ def request(options: argparse.Namespace, length: int) -> Any:
     conversations: list[Conversation] = [[{"role": "user", "text": " ".join(["red"] * max(1, length - 8))}]] * options.batch
     generator = torch.Generator().manual_seed(0)
     targets = torch.rand(options.batch, 3, 32, 32, generator=generator) * 2 - 1
-    return Batch([str(row) for row in range(options.batch)], conversations, targets=targets)
+    return Batch([str(row) for row in range(options.batch)], conversations, targets=list(targets))
 
 
 def build_method(options: argparse.Namespace) -> Any:

@@ -81,7 +81,7 @@ def random_images(options: argparse.Namespace) -> Any:
 
     levels = torch.randint(256, (options.batch, 3, options.size, options.size))
     images = (levels / 127.5 - 1).to(options.device)
-    return Batch([f"row{i}" for i in range(options.batch)], [[]] * options.batch, images, [1] * options.batch)
+    return Batch([f"row{i}" for i in range(options.batch)], [[]] * options.batch, list(images), [1] * options.batch)
 
 
 class Clock:

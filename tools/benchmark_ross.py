@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, arm: str) -> timing.Numbers:
         [{"role": "user", "text": "<image>\nWhat is in it?"}, {"role": "assistant", "text": "a small red circle on the left"}]
     ] * options.batch
     images, keys = torch.rand(options.batch, 3, size, size) * 2 - 1, [str(i) for i in range(options.batch)]
-    batch = Batch(keys, conversations, images, [1] * options.batch).to(options.device)
+    batch = Batch(keys, conversations, list(images), [1] * options.batch).to(options.device)
     seconds = timing.median_step(method, lambda: method.training_losses(batch)["loss"], options.steps, options.device)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     return {"seconds": seconds, "memory": timing.memory(options.device) - before, "trained": trained}

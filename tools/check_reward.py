@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Batch, request_batch
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.experiment.trust import trusting
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.outputs import Draws
 from umm_zoo.training.finished_run import add_trust, load_run
 

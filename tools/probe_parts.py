@@ -30,7 +30,7 @@ from tools.tables import markdown_table
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
-from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.experiment.trust import trusting
@@ -65,7 +65,7 @@ def probe_part(
     """One row per place and attribute; no layers are the usual places."""
     part, rows = load_part(source), []
     for place, layer in {f"layer {layer}": layer for layer in layers}.items() or places(part).items():
-        features = [part_features(part, image_of_each_row(batch), layer, len(cells)) for batch in batches]
+        features = [part_features(part, stacked(image_of_each_row(batch)), layer, len(cells)) for batch in batches]
         for attribute in attributes:
             found = probe(part, batches, attribute, layer, cells, steps=steps, features=features)
             rows.append({"place": place, **vars(found)})

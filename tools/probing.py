@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, image_of_each_row
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, image_of_each_row, stacked
 
 #: Of an encoder: counted from its end, or ``pooled`` for its one vector. Of a vision-language model: 0 or -1.
 Layer = int | Literal["pooled"]
@@ -182,7 +182,7 @@ def probe(
         ValueError: fewer than 40 rows have the attribute.
     """
     if features is None:
-        features = [part_features(part, image_of_each_row(batch), layer, len(cells)) for batch in batches]
+        features = [part_features(part, stacked(image_of_each_row(batch)), layer, len(cells)) for batch in batches]
     rows, seen = [], 0
     for batch, (tokens, grid) in zip(batches, features, strict=True):
         rows += [(vector, value, seen + image) for vector, value, image in labelled_rows(batch, tokens, grid, attribute, cells)]

@@ -15,6 +15,7 @@ def library_loop() -> Any:
 
     from umm_zoo.backbones.base import VLMInputs
     from umm_zoo.backbones.generation import Samples
+    from umm_zoo.batch import stacked
     from umm_zoo.methods.uae.captioner_grpo import CaptionRollout, GenerationForUnderstanding
 
     class LibraryLoop(GenerationForUnderstanding):
@@ -23,7 +24,7 @@ def library_loop() -> Any:
         @torch.no_grad()
         def roll_out(self, batch: Any) -> CaptionRollout:
             vlm: Any = self.vlm
-            images = batch.images
+            images = stacked(batch.images)
             group = self.rollouts.group
             size = len(images) * group
             copies = images.repeat_interleave(group, dim=0)
@@ -112,7 +113,7 @@ def trl_trainer(options: argparse.Namespace, method: Any, batch: Any, folder: st
     from torch import nn
     from trl import GRPOConfig, GRPOTrainer
 
-    from umm_zoo.batch import IMAGE_MARKER
+    from umm_zoo.batch import IMAGE_MARKER, stacked
     from umm_zoo.outputs import Sampling
 
     device, phases = torch.device(options.device), method.phases
@@ -131,14 +132,14 @@ def trl_trainer(options: argparse.Namespace, method: Any, batch: Any, folder: st
     @torch.no_grad()
     def reconstruction(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float | None]:
         seeds = method.noise(options.batch, options.group)
-        copies = batch.images.repeat_interleave(options.group, dim=0)
+        copies = stacked(batch.images).repeat_interleave(options.group, dim=0)
         texts = [turns[0]["content"] for turns in completions]
         with phases("generate", device):
             images = method.images_of_captions(texts, seeds, copies, Sampling(num_steps=method.num_steps))
         with phases("reward", device):
             return list(method.reward(images, batch).tolist())
 
-    levels = ((batch.images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    levels = ((stacked(batch.images) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     question = method.captions.prompt.removeprefix(IMAGE_MARKER)  # the trainer puts the image before the text
     rows = {
         "prompt": [[{"role": "user", "content": question}]] * options.batch,

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 from tools.probing import load_part
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.samples import card_of, to_pil
 from umm_zoo.errors import REFUSALS, locating, user_errors
@@ -53,7 +53,7 @@ def held_out(world: World, task: str, indices: Sequence[int], mark_share: float 
     return Batch(
         keys=[sample.key for sample in samples],
         conversations=[sample.row["conversations"] for sample in samples],
-        images=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1,
+        images=list(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1),
         image_counts=[len(sample.scenes) for sample in samples],
         meta=[sample.row for sample in samples],
     )
@@ -103,7 +103,7 @@ def photos(source: str, size: int, count: int) -> tuple[Tensor, list[str]]:
         data = ShardData(val={"photos": ShardSource(source)}, image_size=size, val_batch_size=64)
         data.prepare_data()
         data.setup("validate")
-        found = [(image, "photo") for batch in data.val_dataloader() if batch.images is not None for image in batch.images]
+        found = [(image, "photo") for batch in data.val_dataloader() for image in batch.images]
         if not found:
             raise FileNotFoundError(f"{source}: found no images, expected shards of samples with an input image")
     else:
@@ -123,8 +123,7 @@ def show(name: str, weights: Path, out: Path, photo_source: str | None, side: in
     card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     world, sheets = world_of(card), {}
     if isinstance(part, LatentCodec):
-        scenes = held_out(world, "captions", range(8)).images
-        assert scenes is not None  # every caption has its scene
+        scenes = stacked(held_out(world, "captions", range(8)).images)
         sheets[name] = (round_trips(part, scenes, ["held-out scene"] * 8), 96, 4)
         if photo_source:
             sheets[f"{name}-photos"] = (round_trips(part, *photos(photo_source, world.image_size, 8)), 96, 4)

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError
 
 #: Outputs that cost a further pass of the model; they are made only where a metric of the run reads them.
@@ -76,7 +76,9 @@ class Outputs:
 
     def references_of(self, batch: Batch) -> Tensor | None:
         """Images that ``generated`` should be, ``[B, 3, H, W]``."""
-        return batch.targets if self.references is None else self.references
+        if self.references is None:
+            return stacked(batch.requested) if all(batch.has_target) else None
+        return self.references
 
 
 #: Fields that a metric may read and a method declare; every other name is that of a scalar.

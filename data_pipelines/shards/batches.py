@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -98,11 +98,7 @@ class RawBatch:
 
     def outlines(self) -> Batch:
         """The rows with images of their size and without content, on the ``meta`` device."""
-        content = {field.name: getattr(self, field.name) for field in fields(Batch)}
-        for name in ("images", "targets"):
-            if isinstance(images := content[name], Tensor):
-                content[name] = torch.empty((len(images), 3, *images.shape[1:3]), device="meta")
-        return Batch(**content)
+        return self._batch(lambda images: torch.empty((len(images), 3, *images.shape[1:3]), device="meta"))
 
     def own(self) -> RawBatch:
         """The same rows in memory of their own, which no worker writes again."""
@@ -111,10 +107,15 @@ class RawBatch:
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""
+        return self._batch(to_signal)
+
+    def _batch(self, made: Callable[[Tensor], Tensor]) -> Batch:
+        """The rows with what is ``made`` of their images ``[M, H, W, 3]``, ``[M, 3, H, W]``."""
         content = {field.name: getattr(self, field.name) for field in fields(Batch)}
-        for name in ("images", "targets"):
-            content[name] = None if content[name] is None else to_signal(content[name])
-        return Batch(**content)
+        packed: tuple[Any, Any] = (self.images, self.targets)
+        images, targets = ([] if stack is None else list(made(stack)) for stack in packed)
+        own = iter(targets)
+        return Batch(**{**content, "images": images, "targets": [next(own) if there else None for there in self.has_target]})
 
 
 class RawBatchBuilder:

@@ -14,8 +14,8 @@ from data_pipelines.shards.buffers import PREFETCH
 from data_pipelines.shards.order import Stream, rank_slice
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import in_data
-from umm_zoo.batch import whole_steps
 from umm_zoo.errors import UserError
+from umm_zoo.objectives.step import whole_steps
 
 
 class TrainingBatchSampler:

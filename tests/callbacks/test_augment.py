@@ -2,8 +2,9 @@ from types import SimpleNamespace
 
 import torch
 
-from umm_zoo.batch import Batch, whole_steps
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
+from umm_zoo.objectives.step import whole_steps
 
 
 def test_every_result_is_a_shift_or_a_mirrored_shift_of_its_own_image():
@@ -32,7 +33,7 @@ def test_the_callback_changes_the_batch_and_repeats_itself():
     for index in (3, 3, 4):
         batch = Batch(keys=["a", "b"], conversations=[[], []], images=images, image_counts=[1, 1])
         ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=0), None, batch, index)
-        results.append(batch.images)
+        results.append(stacked(batch.images))
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
@@ -41,6 +42,6 @@ def test_micro_batches_that_are_looked_at_ahead_are_changed_as_on_their_own_turn
     turns = [batch.to("cpu") for batch in whole_steps([*batches, Batch(["d"], [[]])], 4)]
     for index, batch in enumerate(turns, start=5):
         ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=1), None, batch, index)
-    assert [len(batch.ahead or ()) for batch in turns] == [3, 0, 0, 0] and turns[3].images is None
+    assert [len(batch.ahead or ()) for batch in turns] == [3, 0, 0, 0] and turns[3].images == []
     for ahead, own, given in zip(turns[0].ahead, turns[1:3], batches[1:], strict=False):
-        assert torch.equal(ahead.images, own.images) and not torch.equal(own.images, given.images)
+        assert torch.equal(ahead.images[0], own.images[0]) and not torch.equal(own.images[0], given.images[0])

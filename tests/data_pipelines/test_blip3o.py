@@ -8,6 +8,7 @@ from test_shards import add, write_tar
 
 from data_pipelines.converters import blip3o
 from data_pipelines.tasks import TextToImage
+from umm_zoo.batch import stacked
 
 
 def pairs(folder: Path, tars: int = 2, each: int = 3) -> None:
@@ -21,7 +22,7 @@ def test_pairs_become_prompts_with_an_image_to_generate_byte_for_byte(tmp_path):
     convert(blip3o, tmp_path / "in", tmp_path / "out")
     batch = loaded(str(tmp_path / "out/train"))
     assert [turns[0]["text"] for turns in batch.conversations] == [f"text {n}{p}" for n in range(2) for p in range(3)]
-    assert batch.targets.shape == (6, 3, 8, 8) and [meta["origin"] for meta in batch.meta][3] == "sa_000001.tar/10"
+    assert stacked(batch.requested).shape == (6, 3, 8, 8) and [meta["origin"] for meta in batch.meta][3] == "sa_000001.tar/10"
     found = {key: members for path in sorted((tmp_path / "out/train").glob("*.tar")) for key, members in read_tar(path)}
     assert found["000001-00000002"]["target.jpg"] == photo(12)
     assert json.loads((tmp_path / "out/report.json").read_text())["samples"] == {"train/text_to_image": 6}
@@ -34,7 +35,7 @@ def test_in_place_nothing_is_copied_and_the_tars_can_be_trained_on(tmp_path, cap
     assert "3 tars indexed, 7 pairs" in (printed := capsys.readouterr().out) and "odd.tar/a, odd.tar/b" in printed
     assert sorted(path.suffix for path in (tmp_path / "in").iterdir()) == [".json"] * 3 + [".tar"] * 3
     batch = loaded(str(tmp_path / "in/sa_{000000..000001}.tar"), TextToImage())
-    assert batch.targets.shape[0] == 6
+    assert len(batch.requested) == 6
 
 
 def test_as_captions_the_text_is_the_answer(tmp_path):

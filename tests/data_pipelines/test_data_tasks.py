@@ -8,6 +8,7 @@ from test_shards import data_of, png, write_tar, write_world
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Captions, Conversations, Editing, TextToImage
+from umm_zoo.batch import stacked
 
 
 def turns(*texts: str, **more) -> bytes:
@@ -72,7 +73,7 @@ def test_targets_and_precomputed_arrays_reach_the_batch(tmp_path):
     write_tar(tmp_path / "a.tar", {"k": {"txt": b"x", "png": png(5), "latents.npy": file.getvalue()}})
     data = ShardData(train={"a": ShardSource(str(tmp_path), TextToImage(extras=["latents"]))}, batch_size=2, target_size=6)
     batch = next(iter(data.train_dataloader()))
-    assert batch.targets.shape == (2, 3, 6, 6) and batch.images is None
+    assert stacked(batch.requested).shape == (2, 3, 6, 6) and batch.images == []
     assert batch.extras["latents"].tolist() == [[[7] * 3] * 2] * 2
 
 

@@ -102,7 +102,7 @@ def test_keys_of_one_s_own_with_two_input_images_are_read_by_the_loader(tmp_path
     convert(tmp_path, rows, "--input", "person", "garment", "--instruction", "text", "--target", "worn")
     batch = loaded(str(tmp_path / "out/train"), Editing())
     assert batch.conversations[0][0]["text"] == "<image>\n<image>\nWear it."
-    assert batch.images.shape[0] == 2 and batch.targets.shape[0] == 1
+    assert len(batch.images) == 2 and len(batch.requested) == 1
     assert (batch.meta[0]["score"], batch.meta[0]["id"]) == (0.5, 7)
 
 

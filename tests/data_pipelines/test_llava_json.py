@@ -51,7 +51,7 @@ def test_the_mix_with_text_only_and_multi_image_rows_is_read_back_by_the_loader(
     assert report["kinds"] == {"coco": 2, "text": 1} and not report["left_out"] and not report["notes"]
     batch = loaded(str(tmp_path / "out/train"))
     assert [meta["id"] for meta in batch.meta] == ["a", "b", "c"]
-    assert batch.images.shape[0] == 3
+    assert len(batch.images) == 3
     assert [len(turns) for turns in batch.conversations] == [4, 2, 2]
 
 

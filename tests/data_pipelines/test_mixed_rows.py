@@ -15,7 +15,7 @@ from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.reading import BatchRequest, SamplePosition
 from data_pipelines.shards.streaming import StreamData
-from umm_zoo.batch import Batch, Task, image_of_each_row
+from umm_zoo.batch import Batch, Task, image_of_each_row, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import Outputs
 
@@ -33,10 +33,9 @@ def mixed() -> Batch:
     return Batch(
         keys=[f"row{row}" for row in range(6)],
         conversations=[[{"role": "user", "text": "<image>" * count + "Go."}] for count in COUNTS],
-        images=torch.stack(images),
+        images=images,
         image_counts=list(COUNTS),
-        targets=torch.stack([shade(-row / 10, 8) for row in TARGETS]),
-        has_target=[row in TARGETS for row in range(6)],
+        targets=[shade(-row / 10, 8) if row in TARGETS else None for row in range(6)],
         extras={"codes": torch.tensor([[1], [2], [5]]), "seen": torch.tensor([0.0, 3.0, 3.5, 5.0]), "own": torch.arange(6)},
         entries={"codes": [int(row in TARGETS) for row in range(6)], "seen": list(COUNTS)},
     )
@@ -59,28 +58,28 @@ def check_rows_are_their_own(batch: Batch, rows: list[int]) -> None:
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [5, 0, 3], [2, 1], [4, 3, 0], [4], []])
 def test_chosen_rows_keep_images_targets_and_what_was_computed_of_either(rows: list[int]) -> None:
     check_rows_are_their_own(mixed().select(rows), rows)
-    assert mixed().select(rows).mixed == (len({row in TARGETS for row in rows}) == 2)
 
 
 def test_every_row_asks_for_what_it_has() -> None:
     assert mixed().tasks == [Task.QUESTION, Task.TEXT_TO_IMAGE, Task.TEXT_TO_IMAGE, Task.QUESTION, Task.QUESTION, Task.EDIT]
-    assert mixed().to("meta").targets.shape == (3, 3, 8, 8) and mixed().to("meta").has_target == mixed().has_target
+    moved = mixed().to("meta")
+    assert [image.shape for image in moved.requested] == [(3, 8, 8)] * 3 and moved.has_target == mixed().has_target
 
 
 def test_the_image_of_a_row_is_shown_or_asked_for() -> None:
     batch = mixed().select([0, 3, 5])
-    assert image_of_each_row(batch)[:, 0, 0, 0].tolist() == pytest.approx([0.0, 0.3, 0.5])
+    assert [float(image.mean()) for image in image_of_each_row(batch)] == pytest.approx([0.0, 0.3, 0.5])
     batch = mixed().select([2, 1])
-    assert image_of_each_row(batch)[:, 0, 0, 0].tolist() == pytest.approx([-0.2, -0.1])
+    assert [float(image.mean()) for image in image_of_each_row(batch)] == pytest.approx([-0.2, -0.1])
     with pytest.raises(UserError, match="row4: found no image, expected an image or a target"):
         image_of_each_row(mixed().select([2, 4]))
 
 
 def test_targets_that_do_not_add_up_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Batch\.targets has 3 rows, 2 of 6 rows have a target"):
-        Batch(mixed().keys, [[]] * 6, targets=mixed().targets, has_target=[True, True, False, False, False, False])
-    with pytest.raises(ValueError, match=r"Batch\.has_target has 2 rows, Batch.keys has 6"):
-        Batch(mixed().keys, [[]] * 6, targets=mixed().targets[:1], has_target=[True, False])
+    with pytest.raises(ValueError, match=r"Batch\.targets has 3 rows, Batch.keys has 6"):
+        Batch(mixed().keys, [[]] * 6, targets=torch.zeros(3, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"Batch\.targets must be floating \[3, H, W\] each, found torch\.uint8 \[3, 4, 4\]"):
+        Batch(["a", "b"], [[], []], targets=[None, shade(1).byte()])
 
 
 @pytest.mark.parametrize("refused", [{0}, {1, 3}, {0, 3, 4}, {1, 2, 5}, {0, 1, 2, 3, 5}])
@@ -88,12 +87,12 @@ def test_refused_rows_take_with_them_what_is_theirs_alone(refused: set[int]) -> 
     whole = mixed()
     content = {name: getattr(whole, name) for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target")}
     content |= {"extras": whole.extras, "entries": whole.entries}
-    pixels = {name: getattr(whole, name).permute(0, 2, 3, 1) for name in ("images", "targets")}
+    pixels = {"images": stacked(whole.images).permute(0, 2, 3, 1), "targets": stacked(whole.requested).permute(0, 2, 3, 1)}
     raw = RawBatch(**content, **pixels, rows=[Skip("train", "a", "a", key, "", -1) for key in whole.keys])
     left = raw.without(refused)
-    found = {name: getattr(left, name) for name in content} | {
-        name: None if getattr(left, name) is None else getattr(left, name).permute(0, 3, 1, 2) for name in pixels
-    }
+    found = {name: getattr(left, name) for name in content if name != "has_target"}
+    images, targets = ([] if own is None else list(own.permute(0, 3, 1, 2)) for own in (left.images, left.targets))
+    found |= {"images": images, "targets": [targets.pop(0) if there else None for there in left.has_target]}
     check_rows_are_their_own(Batch(**found), [row for row in range(6) if row not in refused])
 
 
@@ -133,7 +132,7 @@ def check_numbers(batch: Batch) -> None:
 def test_a_loader_mixes_sources_and_each_row_has_its_own(sources: dict[str, str], workers: int) -> None:
     batches = iter(of_sources(sources, "tell", "draw", num_workers=workers).train_dataloader())
     found = [next(batches) for _ in range(9)]
-    assert any(batch.mixed for batch in found)
+    assert any(len(set(batch.has_target)) == 2 for batch in found)
     for batch in found:
         check_numbers(batch)
 
@@ -141,7 +140,7 @@ def test_a_loader_mixes_sources_and_each_row_has_its_own(sources: dict[str, str]
 def test_a_stream_mixes_them_too(sources: dict[str, str]) -> None:
     data = StreamData({"both": ShardSource(sources["both"])}, image_size=8, batch_size=6)
     batch = next(iter(data.train_dataloader()))
-    assert batch.mixed
+    assert len(set(batch.has_target)) == 2
     check_numbers(batch)
 
 
@@ -151,7 +150,7 @@ class Greedy(Choosy):
     takes_mixed = True
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
-        assert not (scoring and batch.mixed)
+        assert not (scoring and len(set(batch.has_target)) == 2)
         for row, answer in enumerate(batch.answers()):
             if int(answer) % 4 == 0:
                 raise UserError("", "a four", "none", row=row)
@@ -162,7 +161,7 @@ class Greedy(Choosy):
         return {"loss": self.layer.weight.sum()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        assert not batch.mixed
+        assert len(set(batch.has_target)) == 1
         check_numbers(batch)
         return super().validation_step(batch, batch_idx)
 

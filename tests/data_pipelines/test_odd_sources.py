@@ -17,6 +17,7 @@ from data_pipelines.converters import blip3o, coco, editing, image_folder, img2d
 from data_pipelines.decoding import BadSampleError, decode_image
 from data_pipelines.tasks import Conversations, TextToImage
 from data_pipelines.transforms.resize import Square
+from umm_zoo.batch import stacked
 from umm_zoo.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -145,7 +146,7 @@ def test_a_pair_in_place_is_one_for_the_loader_where_the_converter_takes_it(tmp_
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         add(tar, f"a.{name.partition('.')[2]}", FILES[name])
         add(tar, "a.txt", b"text")
-    assert loaded(str(tmp_path / "0.tar"), TextToImage()).targets.shape == (1, 3, 8, 8)
+    assert stacked(loaded(str(tmp_path / "0.tar"), TextToImage()).requested).shape == (1, 3, 8, 8)
 
 
 def llava(folder: Path, *rows: dict) -> dict:

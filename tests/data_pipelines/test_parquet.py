@@ -59,7 +59,7 @@ def test_conversations_of_both_writings_with_lists_of_images_are_read_by_the_loa
     assert convert(command, tmp_path / "cauldron.parquet", tmp_path / "b")["samples"] == {"train/conversations": 2}
     batch = loaded([str(tmp_path / "a/train"), str(tmp_path / "b/train")])
     assert [turns[0]["text"] for turns in batch.conversations] == ["<image>\nWhat?", "<image>\n<image>\nWhich?", "Why?"]
-    assert batch.images.shape[0] == 3
+    assert len(batch.images) == 3
 
 
 def test_edits_are_detected(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from data_pipelines.shards.data import ShardSource
 from data_pipelines.shards.streaming import StreamData
+from umm_zoo.batch import stacked
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
@@ -29,14 +30,14 @@ class Choosy(Method):
     def check_rows(self, batch, scoring):
         for row, answer in enumerate(batch.answers()):
             if int(answer) % self.every == 0:
-                assert batch.images.device.type == "meta" and batch.images.shape[1:] == (3, 8, 8)
+                assert batch.images[0].device.type == "meta" and batch.images[0].shape == (3, 8, 8)
                 raise UserError("", "3,000 tokens", "at most 2,048", row=row)
 
     def training_losses(self, batch):
         self.seen += batch.keys
         for row, answer in enumerate(batch.answers()):  # images stayed with their rows
-            torch.testing.assert_close(batch.images_of(row)[0, 0, 0, 0].item(), int(answer) / 127.5 - 1)
-        return {"loss": self.layer.weight.sum() * batch.images.mean()}
+            torch.testing.assert_close(batch.images_of(row)[0][0, 0, 0].item(), int(answer) / 127.5 - 1)
+        return {"loss": self.layer.weight.sum() * stacked(batch.images).mean()}
 
     def validation_step(self, batch, batch_idx):
         self.validated += batch.keys

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.tasks import Captions
+from umm_zoo.batch import stacked
 from umm_zoo.errors import UserError
 
 
@@ -62,7 +63,7 @@ class Recorder(LightningModule):
     def training_step(self, batch, batch_idx):
         self.seen += batch.keys
         self.steps.append(self.trainer.global_step)
-        return self.weight.sum() * batch.images.mean()
+        return self.weight.sum() * stacked(batch.images).mean()
 
     def validation_step(self, batch, batch_idx):
         self.validated += batch.keys
@@ -94,10 +95,10 @@ def world(tmp_path_factory) -> Path:
 
 def test_batches_are_the_declared_contract(world):
     batch = next(iter(data_of(world).train_dataloader()))
-    assert batch.images.shape == (8, 3, 8, 8) and batch.images.dtype == torch.float32
+    assert stacked(batch.images).shape == (8, 3, 8, 8) and batch.images[0].dtype == torch.float32
     number = int(batch.answers()[3])
     assert batch.keys[3].endswith(f"s{number:04d}") and batch.keys[3].startswith("a/part-")
-    torch.testing.assert_close(batch.images_of(3)[0, 0, 0, 0].item(), number / 127.5 - 1)
+    torch.testing.assert_close(batch.images_of(3)[0][0, 0, 0].item(), number / 127.5 - 1)
     assert batch.meta[3] == {"task": "vqa", "kind": "number"}
 
 

@@ -96,7 +96,7 @@ def requests(*counts: int, seed: int = 1, target: tuple[int, int] = (8, 8)) -> B
     return Batch(
         keys=[f"row {i}" for i in range(len(counts))],
         conversations=[[{"role": "user", "text": PROMPTS[count]}] for count in counts],
-        images=images if len(images) else None,
+        images=list(images),
         image_counts=list(counts),
-        targets=torch.rand(len(counts), 3, *target, generator=generator) * 2 - 1,
+        targets=list(torch.rand(len(counts), 3, *target, generator=generator) * 2 - 1),
     )

@@ -33,18 +33,19 @@ def method(trained: list[str] | None = None, form: Any = None, **arguments: Any)
 def rows(chosen: list[tuple[int, str | None, str | None]] = ROWS, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(count: int) -> torch.Tensor | None:
-        return torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1 if count else None
+    def noise(count: int) -> list[torch.Tensor]:
+        return list(torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1)
 
     conversations = []
+    shown = noise(sum(images for images, _, _ in chosen))
+    targets = iter(noise(sum(text is not None for _, _, text in chosen)))
     for images, answer, text in chosen:
         turns = [{"role": "user", "text": "<image>" * images + ("Which colour?" if text is None else text)}]
         conversations.append(turns + ([] if answer is None else [{"role": "assistant", "text": answer}]))
     return Batch(
         keys=[f"row{number}" for number in range(len(chosen))],
         conversations=conversations,  # type: ignore[arg-type]
-        images=noise(sum(images for images, _, _ in chosen)),
+        images=shown,
         image_counts=[images for images, _, _ in chosen],
-        targets=noise(sum(text is not None for _, _, text in chosen)),
-        has_target=[text is not None for _, _, text in chosen],
+        targets=[None if text is None else next(targets) for _, _, text in chosen],
     )

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from umm_zoo.backbones import qwen_stack
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.frozen import FrozenBackbone
-from umm_zoo.batch import Batch, Grid, Task
+from umm_zoo.batch import Batch, Grid, Task, stacked
 from umm_zoo.blocks.connectors import PositionMLP
 from umm_zoo.blocks.details import VAEDetail
 from umm_zoo.blocks.pathways import ExpertPathway, FrozenPathway
@@ -37,7 +37,7 @@ def test_a_row_does_not_depend_on_the_others():
         alone = Batch(
             [together.keys[row]],
             [together.conversations[row]],
-            None if count == 0 else together.images[start : start + count],
+            together.images[start : start + count],
             [count],
         )
         start += count
@@ -164,7 +164,7 @@ def test_sensitivity_compares_with_the_same_noise_under_the_instruction_to_chang
     method, batch = wemmu(), requests(1, 1, target=(32, 32))
     method.wanted = Wanted(frozenset({"unchanged"}))
     outputs = method.validation_step(batch, 0)
-    assert torch.equal(outputs.unchanged_references, batch.images) and outputs.unchanged.shape == (2, 3, 32, 32)
+    assert torch.equal(outputs.unchanged_references, stacked(batch.images)) and outputs.unchanged.shape == (2, 3, 32, 32)
     unchanged = requests(1, 1, target=(32, 32))
     unchanged.tasks = [Task.RECONSTRUCT] * 2
     assert torch.equal(method.validation_step(unchanged, 0).generated, outputs.unchanged)

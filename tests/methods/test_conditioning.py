@@ -6,7 +6,7 @@ import pytest
 import torch
 from bridge_parts import requests
 
-from umm_zoo.batch import Batch, Task, Tokens
+from umm_zoo.batch import Batch, Task, Tokens, stacked
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts, mode_of
 from umm_zoo.objectives.guidance import guide, guide_edit
 
@@ -26,7 +26,7 @@ def test_modes_of_an_edit():
     batch = requests(1, 1, 1, 1)
     shown = Prompts().apply(batch, ["full", "image", "text", "nothing"])
     assert texts(shown) == ["<image>\nMake the circle green.", "<image>\nReconstruct the image.", "Make the circle green.", "Generate an image."]  # fmt: skip  # noqa: E501
-    assert shown.image_counts == [1, 1, 0, 0] and torch.equal(shown.images, batch.images[:2])
+    assert shown.image_counts == [1, 1, 0, 0] and torch.equal(stacked(shown.images), stacked(batch.images[:2]))
     assert texts(batch)[3] == "<image>\nMake the circle green."  # left as it was
 
 
@@ -35,7 +35,7 @@ def test_black_images_keep_their_place():
     shown = Prompts("", "", black_images=True).apply(batch, ["text", "image", "nothing"])
     assert texts(shown) == [texts(batch)[0], "<image>", ""]
     assert shown.image_counts == [2, 1, 0]
-    assert (shown.images[:2] == -1).all() and torch.equal(shown.images[2], batch.images[2])
+    assert all((image == -1).all() for image in shown.images[:2]) and torch.equal(shown.images[2], batch.images[2])
 
 
 def test_answers_are_not_shown():
@@ -69,6 +69,10 @@ def test_chosen_rows_keep_their_images():
     batch = requests(1, 0, 2)
     batch.extras = {"latents": torch.arange(3.0), "of_images": torch.zeros(4)}
     chosen = batch.select([2, 0])
-    assert chosen.keys == ["row 2", "row 0"] and torch.equal(chosen.images, batch.images[[1, 2, 0]])
-    assert torch.equal(chosen.targets, batch.targets[[2, 0]]) and chosen.extras["latents"].tolist() == [2.0, 0.0]
+    assert chosen.keys == ["row 2", "row 0"] and torch.equal(stacked(chosen.images), stacked(batch.images)[[1, 2, 0]])
+    assert torch.equal(stacked(chosen.requested), stacked(batch.requested)[[2, 0]])
+    assert chosen.extras["latents"].tolist() == [
+        2.0,
+        0.0,
+    ]
     assert list(chosen.extras) == ["latents"] and chosen.tasks == [Task.COMPOSE, Task.EDIT]

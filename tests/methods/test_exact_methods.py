@@ -25,7 +25,7 @@ from tests.pretraining import test_supervised_tower as tower
 from tests.pretraining import test_text_to_image as text_to_image
 from tests.pretraining import test_vision_warmup as warmup
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -135,7 +135,7 @@ def unified(objective: Callable[[], GRPO], trained: str = "adapter", **more: Any
 
 
 def shown(batch: Batch) -> Batch:
-    return replace(batch, images=torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(4)) * 2 - 1)
+    return replace(batch, images=list(torch.rand(stacked(batch.images).shape, generator=torch.Generator().manual_seed(4)) * 2 - 1))
 
 
 def seeded(make: Callable[[], Method], *trained: str) -> Callable[[], Method]:

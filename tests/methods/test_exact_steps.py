@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from tests.methods.test_llava_method import batch_of, method
-from umm_zoo.batch import Batch, whole_steps
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
+from umm_zoo.objectives.step import whole_steps
 
 LENGTHS = [1, 7, 2, 1, 11, 3]  # words of the answers
 

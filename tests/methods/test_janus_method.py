@@ -15,9 +15,10 @@ from values_over_ranks import scored
 
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.backbones.unified import NullPrompt, PaddedPrompt
-from umm_zoo.batch import Batch, Task, request_batch
+from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.methods.janus import Janus
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.metrics import AnswerAccuracy, Means, Perplexity
 from umm_zoo.outputs import Answers, Draws, RefusesRows, Sampling, Wanted
 from umm_zoo.training.optimization import AdamW, Constant
@@ -29,12 +30,11 @@ IMAGES = [row for row, (_, _, text) in enumerate(ROWS) if text is not None]
 def text_sum(own: Janus, batch: Batch, row: int) -> tuple[Tensor, int]:
     """Cross-entropy of a row's answer by the library's own forward pass, and how many tokens it has."""
     whole, images = own.vlm._whole[0], batch.images_of(row)
-    inputs = own.vlm.embed([batch.conversations[row]], images if len(images) else None, [len(images)])
+    inputs = own.vlm.embed([batch.conversations[row]], images, [len(images)])
     count = int((inputs.labels != IGNORE).sum())
     if not count:
         return torch.zeros(()), 0
-    pixels = (images + 1) / 2
-    pixels = (pixels - own.vlm.image_mean) / own.vlm.image_std if len(images) else None
+    pixels = ((stacked(images) + 1) / 2 - own.vlm.image_mean) / own.vlm.image_std if images else None
     return whole(input_ids=inputs.token_ids, pixel_values=pixels, labels=inputs.labels).loss * count, count
 
 
@@ -52,7 +52,7 @@ def prompt_of(own: Janus, text: str) -> list[int]:
 
 
 def expected_image_loss(own: Janus, batch: Batch, prompt: object = prompt_of) -> Tensor:
-    ids = own.vlm.codec.codes(batch.targets)[..., 0]
+    ids = own.vlm.codec.codes(stacked(batch.requested))[..., 0]
     sums = [image_sum(own, row, prompt(own, ROWS[place][2])) for row, place in zip(ids, IMAGES, strict=True)]
     return torch.stack(sums).sum() / ids.numel()
 
@@ -198,7 +198,7 @@ def test_rows_that_cannot_be_used_name_themselves(chosen: list, row: int, words:
 
 def test_images_of_another_size_than_the_model_generates_are_refused() -> None:
     own, batch = method(), rows()
-    batch.targets = torch.zeros(3, 3, 8, 16)
+    batch.targets = [None if target is None else torch.zeros(3, 8, 16) for target in batch.targets]
     for refuse in (own.training_losses, lambda batch: own.check_rows(batch, scoring=False)):
         with pytest.raises(UserError, match=r"data\.target_size: found 8 x 16 px, expected 8 x 8"):
             refuse(batch)
@@ -228,7 +228,7 @@ def test_validation_of_either_kind_gives_what_metrics_read_and_no_row_counts_twi
         assert means[name] == pytest.approx(float(losses[name]), rel=1e-5)
     assert scored(Perplexity(), *pairs)[""] == pytest.approx(float(losses["text_loss"].exp()), rel=1e-5)
     assert scored(AnswerAccuracy(), *pairs) == scored(AnswerAccuracy(), pairs[0])
-    assert_close(generated.round_trips, own.vlm.codec.images(own.vlm.codec.codes(with_images.targets)))
+    assert_close(generated.round_trips, own.vlm.codec.images(own.vlm.codec.codes(stacked(with_images.requested))))
 
 
 def test_a_validation_makes_no_more_than_is_wanted() -> None:

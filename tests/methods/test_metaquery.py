@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from umm_zoo.backbones.templates import QwenChat
-from umm_zoo.batch import Batch, Grid, Task
+from umm_zoo.batch import Batch, Grid, Task, stacked
 from umm_zoo.blocks.pathways import FrozenPathway
 from umm_zoo.blocks.positions import SineCosine2d
 from umm_zoo.blocks.queries import LearnedQueries, MarkedQueries, PlacedQueries
@@ -69,7 +69,7 @@ SHOWN = "<|vision_start|>" + "<|image_pad|>" * 16 + "<|vision_end|>"
 def test_states_are_those_of_one_pass_over_the_releases_string(count: int, mode: ConditioningMode, words: str) -> None:
     method, batch = released(), requests(count)
     text = f"{OPEN}system\n{SYSTEM}{CLOSE}{OPEN}user\n{words}{CLOSE}{OPEN}assistant\n\n"
-    images = None if not count else batch.images if mode != "nothing" else torch.full_like(batch.images, -1.0)
+    images = None if not count else stacked(batch.images) if mode != "nothing" else torch.full_like(stacked(batch.images), -1.0)
     method.connector = Same()
     assert_close(conditioned(method, batch, mode), one_pass(method, text, images), rtol=1e-4, atol=1e-5)
 

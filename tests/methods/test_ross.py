@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.llava import LlavaBackbone
-from umm_zoo.batch import Batch, Tokens
+from umm_zoo.batch import Batch, Tokens, stacked
 from umm_zoo.blocks.denoisers import AttentionRegressionHead, Denoiser, DenoiserHead, MLPRegressionHead, RegressionHead
 from umm_zoo.blocks.targets import CodecLatents, PixelPatches, PixelsThroughCodec, ReconstructionTarget, TeacherFeatures
 from umm_zoo.experiment.build import build as build_node
@@ -248,9 +248,9 @@ def test_reconstructing(variant):
     method = build(*VARIANTS[variant]()).eval()
     if not method.target.has_images:
         with pytest.raises(ValueError, match="TeacherFeatures, expected a target that can be turned back"):
-            method.reconstruct(batch().images)
+            method.reconstruct(stacked(batch().images))
         return
-    images = batch().images
+    images = stacked(batch().images)
     made = [method.reconstruct(images, seed=3) for _ in range(2)]
     assert made[0].shape == images.shape and torch.equal(*made) and made[0].abs().max() <= 1
     assert method.round_trip(images).shape == images.shape
@@ -259,7 +259,7 @@ def test_reconstructing(variant):
 def test_reconstructing_with_the_exact_noise_gives_the_codecs_round_trip(monkeypatch):
     method = build(objective=GaussianNoisePrediction(sampling_steps=40, first_index=998)).eval()
     method.target.sampled = False
-    images = batch((1, 1)).images
+    images = stacked(batch((1, 1)).images)
     latents, bars = target_map(method.target, images), method.objective.process.alphas_bar
 
     def exact(noisy: Tensor, t: Tensor, condition: Tokens) -> Tensor:
@@ -288,7 +288,7 @@ def test_validation_hands_out_reconstructions_with_their_originals_at_the_target
     with torch.no_grad():
         found = method.validation_step(rows, 0)
     assert torch.equal(found.generated, found.columns["reconstruction"]) and found.generated.shape == (2, 3, 6, 6)
-    expected = nn.functional.interpolate(rows.images[:2], size=(6, 6), mode="bilinear", align_corners=False)
+    expected = nn.functional.interpolate(stacked(rows.images[:2]), size=(6, 6), mode="bilinear", align_corners=False)
     assert torch.equal(found.references, expected)
 
 
@@ -320,4 +320,4 @@ def test_another_backbone():
     losses = method.training_losses(batch())
     losses["loss"].backward()
     assert losses["reconstruction_loss"] > 0 and "language_model" in reached(method)
-    assert method.reconstruct(batch().images).shape == (3, 3, 12, 12)
+    assert method.reconstruct(stacked(batch().images)).shape == (3, 3, 12, 12)

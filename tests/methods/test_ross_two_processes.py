@@ -63,7 +63,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
     whole = Batch(
         [key + str(i) for i, part in enumerate(halves) for key in part.keys],
         [turns for part in halves for turns in part.conversations],
-        torch.cat([part.images for part in halves if part.images is not None]),
+        [image for part in halves for image in part.images],
         [1] * 4,
     )
     module.training_losses(whole)["loss"].backward()

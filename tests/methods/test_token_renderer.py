@@ -8,8 +8,8 @@ from uae_parts import images
 from unified_parts import unified_stage
 
 from tests.backbones.janus_parts import janus
-from umm_zoo.batch import request_batch
 from umm_zoo.errors import UserError
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.token_renderer import TokenRenderer
 from umm_zoo.outputs import Sampling
 

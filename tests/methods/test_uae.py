@@ -11,8 +11,9 @@ from torch.testing import assert_close
 from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, second_stage, third_stage, vlm
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.batch import Batch, request_batch
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.captions import CAPTION_PROMPT, CaptionSampling
 from umm_zoo.methods.uae.readers import AnswerStatesReader, BaseTextReader, TextOnlyReader
 from umm_zoo.methods.uae.renderers import CaptionRenderer

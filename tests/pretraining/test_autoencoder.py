@@ -6,7 +6,7 @@ from learning import losses_of
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.frozen import FrozenBackbone
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.outputs import Reconstructs
 from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning, kl_to_standard_normal
 from umm_zoo.training.optimization import AdamW
@@ -63,7 +63,7 @@ def test_the_loss_is_the_weighted_sum() -> None:
 def test_targets_are_reconstructed_too() -> None:
     method = Autoencoder(KLCodec.from_config(KL)).eval()
     outputs = method.validation_step(batch(targets=True), 0)
-    assert torch.equal(outputs.references, batch(targets=True).targets)
+    assert torch.equal(outputs.references, stacked(batch(targets=True).requested))
     assert outputs.generated.shape == (3, 3, 8, 8)
 
 
@@ -73,7 +73,7 @@ def test_validation_makes_what_it_says_and_what_a_reconstruction_is(codec) -> No
     outputs = method.validation_step(data, 0)
     assert set(method.makes) == {*outputs.scalars, "generated", "references"}
     assert isinstance(method, Reconstructs)
-    torch.testing.assert_close(method.reconstruct(data.images, seed=3), outputs.generated)
+    torch.testing.assert_close(method.reconstruct(stacked(data.images), seed=3), outputs.generated)
 
 
 def test_it_learns_one_batch_and_normalises_its_latents() -> None:
@@ -83,7 +83,7 @@ def test_it_learns_one_batch_and_normalises_its_latents() -> None:
     losses = losses_of(method, batch(), 61)
     assert losses[-1] < 0.6 * losses[0]
     with torch.no_grad():
-        latents = method.codec.eval().encode(batch().images)
+        latents = method.codec.eval().encode(stacked(batch().images))
     assert abs(latents.mean()) < 0.1 and abs(latents.std() - 1) < 0.15
 
 
@@ -97,7 +97,7 @@ def test_a_row_without_a_image_is_named() -> None:
 def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
     method = DecoderTuning(codec())
     TrainingSetup(["decoder"], AdamW(1e-3)).prepare(method)
-    images = batch().images
+    images = stacked(batch().images)
     latents, decoded = method.codec.encode(images), method.codec.decode(method.codec.encode(images))
     losses = losses_of(method, batch(), 20)
     assert torch.equal(method.codec.encode(images), latents)

@@ -6,8 +6,9 @@ from learning import losses_of
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.sana import Sana
 from umm_zoo.backbones.text_encoder import TextEncoder, until_end
-from umm_zoo.batch import Batch, request_batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import guide
 from umm_zoo.outputs import Draws, Sampling, Wanted
@@ -90,8 +91,8 @@ def test_prompts_are_dropped_at_the_stated_rate() -> None:
 def test_stored_latents_stand_for_the_images() -> None:
     method, data = text_to_image().eval(), batch(["a red circle", "a blue square"])
     with torch.no_grad():
-        stored = batch(["a red circle", "a blue square"], method.codec.encode(data.targets))
-        stored.targets = None
+        stored = batch(["a red circle", "a blue square"], method.codec.encode(stacked(data.requested)))
+        stored.targets = [None, None]
         first, second = (method.validation_step(rows, 3).scalars["loss"] for rows in (stored, data))
         torch.testing.assert_close(first, second)
 
@@ -172,7 +173,7 @@ def test_rows_without_prompt_or_image_are_named() -> None:
     with pytest.raises(ValueError, match="found no prompt"):
         text_to_image().training_losses(batch(["a circle", ""]))
     nothing = batch(["a circle"])
-    nothing.targets = None
+    nothing.targets = [None]
     with pytest.raises(ValueError, match="no image to generate"):
         text_to_image().training_losses(nothing)
 

@@ -118,7 +118,7 @@ def test_every_token_names_the_scene_and_a_value_that_is_not_listed_is_refused()
     data = batch()
     for row, meta in enumerate(data.meta):
         meta["scene"]["background"] = "dark" if row % 3 else "light"
-        data.images[row, 2] = -1.0 if row % 3 else 1.0  # type: ignore[index]
+        data.images[row][2] = -1.0 if row % 3 else 1.0  # type: ignore[index]
     method = VisionWarmup(vlm(0), CellLabels(CELLS, {"colour": COLOURS}), {"background": ["dark", "light"]})
     TrainingSetup(["vision_tower", "projector", "heads"], AdamW(3e-3)).prepare(method)
     losses_of(method, data, 40)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.features import CLIPVisionFeatures
-from umm_zoo.batch import Batch, Grid
+from umm_zoo.batch import Batch, Grid, stacked
 from umm_zoo.rewards import ReconstructionReward, Reward, ShuffledReward, WeightedReward
 from umm_zoo.testing import check_reward
 
@@ -48,39 +48,39 @@ RED, GREEN, GREY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.5, 0.5)
 
 def test_t15_same_direction_one_orthogonal_zero_and_scale_does_not_matter():
     reward = ReconstructionReward(Corner())
-    assert_close(reward(rows(RED, GREEN).images, rows(RED, RED)), torch.tensor([1.0, 0.0]))
-    assert_close(ReconstructionReward(Corner(7.0))(rows(GREY).images, rows(RED)), torch.tensor([3**-0.5]))
-    assert_close(reward(0.2 * rows(RED).images, rows(RED)), torch.tensor([1.0]))
+    assert_close(reward(stacked(rows(RED, GREEN).images), rows(RED, RED)), torch.tensor([1.0, 0.0]))
+    assert_close(ReconstructionReward(Corner(7.0))(stacked(rows(GREY).images), rows(RED)), torch.tensor([3**-0.5]))
+    assert_close(reward(0.2 * stacked(rows(RED).images), rows(RED)), torch.tensor([1.0]))
 
 
 def test_t15_nothing_is_trained_and_the_output_is_detached():
     reward = ReconstructionReward(Corner()).train()
     assert not any(p.requires_grad for p in reward.parameters()) and not reward.encoder.training
-    assert not reward(rows(RED).images.requires_grad_(), rows(GREY)).requires_grad
+    assert not reward(stacked(rows(RED).images).requires_grad_(), rows(GREY)).requires_grad
 
 
 def test_a_group_is_compared_with_its_own_row():
     batch = rows(RED, GREEN)
-    candidates = rows(RED, GREEN, GREY, RED, GREEN, GREY).images
+    candidates = stacked(rows(RED, GREEN, GREY, RED, GREEN, GREY).images)
     assert_close(ReconstructionReward(Corner())(candidates, batch), torch.tensor([1, 0, 3**-0.5, 0, 1, 3**-0.5]))
 
 
 def test_a_target_stands_in_for_an_image():
-    batch = Batch(["row"], [[{"role": "user", "text": "a red square"}]], targets=rows(RED).images)
-    assert_close(ReconstructionReward(Corner())(rows(RED).images, batch), torch.tensor([1.0]))
+    batch = Batch(["row"], [[{"role": "user", "text": "a red square"}]], targets=stacked(rows(RED).images))
+    assert_close(ReconstructionReward(Corner())(stacked(rows(RED).images), batch), torch.tensor([1.0]))
     with pytest.raises(ValueError, match="row: found no image"):
-        ReconstructionReward(Corner())(rows(RED).images, Batch(["row"], [[]]))
+        ReconstructionReward(Corner())(stacked(rows(RED).images), Batch(["row"], [[]]))
 
 
 def test_weighted_sum():
     both = WeightedReward({"same": ReconstructionReward(Corner()), "bright": Brightness()}, {"same": 2.0, "bright": -0.5})
-    assert_close(both(rows(RED).images, rows(RED)), torch.tensor([2 - 0.5 / 3]))
+    assert_close(both(stacked(rows(RED).images), rows(RED)), torch.tensor([2 - 0.5 / 3]))
     with pytest.raises(ValueError, match=r"weights are of \['sane'\]"):
         WeightedReward({"same": Brightness()}, {"sane": 1.0})
 
 
 def test_shuffled_control_compares_with_the_next_row():
-    batch, candidates = rows(RED, GREEN, GREY), rows(RED, GREEN, GREEN, RED, GREY, RED).images
+    batch, candidates = rows(RED, GREEN, GREY), stacked(rows(RED, GREEN, GREEN, RED, GREY, RED).images)
     source = torch.tensor([GREEN, GREEN, GREY, GREY, RED, RED])
     expected = torch.cosine_similarity(candidates[:, :, 0, 0], source)
     assert_close(ShuffledReward(ReconstructionReward(Corner()))(candidates, batch), expected)
@@ -90,7 +90,7 @@ def test_shuffled_control_compares_with_the_next_row():
 
 def test_a_number_of_candidates_that_is_no_multiple_is_refused():
     with pytest.raises(ValueError, match="3 candidates for 2 rows"):
-        Brightness()(rows(RED, RED, RED).images, rows(RED, GREEN))
+        Brightness()(stacked(rows(RED, RED, RED).images), rows(RED, GREEN))
 
 
 @pytest.mark.parametrize("reward", [ReconstructionReward(Corner()), Brightness(), ShuffledReward(Brightness())])

@@ -8,7 +8,7 @@ import torch
 from shapes_batches import batch_of, images_of
 from values_over_ranks import scored
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.metrics.images import Reconstruction, high_band
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import Object, Scene, World, make_sample
@@ -25,7 +25,7 @@ GLYPHS = ("plus", "times", "minus", "bar")
 def rows(task: str, count: int, split: str = "test") -> tuple[Batch, torch.Tensor]:
     """A batch of samples of a task, and the images that it asks for."""
     batch = batch_of([make_sample(WORLD, 7, split, task, i) for i in range(count)])
-    return batch, batch.targets
+    return batch, stacked(batch.requested)
 
 
 def found(*objects: tuple[str, str, str]) -> Scene:
@@ -108,7 +108,7 @@ def test_targets_are_perfect_edits_and_sources_none(task: str, split: str) -> No
 def test_a_copy_of_the_source_has_copy_index_one_and_perfect_preservation() -> None:
     samples = [make_sample(WORLD, 7, "test", "edits", i) for i in range(12)]
     parts = [batch_of(samples[:5]), batch_of(samples[5:])]  # an edit has one image, its source
-    values = scored(EditPixels(), *((Outputs(generated=part.images), part) for part in parts))
+    values = scored(EditPixels(), *((Outputs(generated=stacked(part.images)), part) for part in parts))
     assert values["copy_index"] == pytest.approx(1) and values["preservation"] > 54
     assert values["copy_index/recolour"] == pytest.approx(1)
 
@@ -127,7 +127,7 @@ def test_preservation_is_told_by_kind_and_says_nothing_where_everything_may_chan
 
 def test_half_way_between_source_and_target_has_copy_index_one_half() -> None:
     batch, targets = rows("edits", 6)
-    half = Outputs(generated=(batch.images + targets) / 2)
+    half = Outputs(generated=(stacked(batch.images) + targets) / 2)
     assert scored(EditPixels(), (half, batch))["copy_index"] == pytest.approx(0.5)
 
 
@@ -169,7 +169,7 @@ def test_reconstruction_has_its_ceiling_beside_it() -> None:
 def test_the_larger_world_needs_its_own_detector() -> None:
     world = World(cells=3, num_colours=8, num_shapes=4)
     batch = batch_of([make_sample(world, 3, "test", "geneval", i) for i in range(12)], world)
-    assert scored(ShapesGenEval(ShapesDetector(3, 8, 4)), (Outputs(generated=batch.targets), batch))["overall"] == 1
+    assert scored(ShapesGenEval(ShapesDetector(3, 8, 4)), (Outputs(generated=stacked(batch.requested)), batch))["overall"] == 1
 
 
 def test_details_of_captions_count_for_the_objects_described_rightly() -> None:

@@ -7,7 +7,7 @@ from torchmetrics import Metric
 from values_over_ranks import check_every_rank
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
-from umm_zoo.batch import Batch, Grid
+from umm_zoo.batch import Batch, Grid, stacked
 from umm_zoo.metrics import FrechetDistance, Reconstruction
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample
@@ -48,7 +48,7 @@ def all_metrics() -> dict[str, Metric]:
 def step(rows: range) -> tuple[Outputs, Batch]:
     """The given rows; every third shows its target, the others as some other scene, all a little wrong."""
     batch = batch_of([make_sample(World(), 3, "test", TASKS[i], i) for i in rows])
-    targets = batch.targets
+    targets = stacked(batch.requested)
     others = images_of(make_sample(World(), 3, "test", "edits", 100 + i).target for i in rows)
     right = torch.tensor([i % 3 == 0 for i in rows])[:, None, None, None]
     made = torch.where(right, targets, others) * torch.tensor([1 - i / 100 for i in rows])[:, None, None, None]

@@ -9,6 +9,7 @@ import torch
 
 from tools import benchmark_rollout as tool
 from tools.rollout_arms import trl_trainer
+from umm_zoo.batch import stacked
 
 SMALL = ["--batch", "2", "--group", "2", "--tokens", "4", "--width", "32", "--size", "32", "--steps", "1"]
 
@@ -37,7 +38,7 @@ def test_trl_asks_scores_and_trains_what_ours_does(tmp_path: Path):
     prompts, _, fields = trainer._tokenize_prompts([[{"role": "user", "content": content}] for content in contents])
     assert prompts == own.token_ids.tolist()
     fields = {name: torch.as_tensor(value) for name, value in fields.items()}
-    torch.testing.assert_close(fields["pixel_values"], method.vlm.layout.patches(batch.images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fields["pixel_values"], method.vlm.layout.patches(stacked(batch.images)), rtol=0, atol=1e-5)
 
     tokens = torch.randint(100, 1000, (2, 4))
     mask = torch.ones_like(tokens, dtype=torch.bool)

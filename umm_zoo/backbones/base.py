@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate
-from umm_zoo.batch import Batch, Conversation, Grid
+from umm_zoo.batch import Batch, Conversation, Grid, Images
 
 
 @dataclass
@@ -76,7 +76,7 @@ class VLMBackbone(ExactBuffers, ABC):
     def embed(
         self,
         conversations: list[Conversation],
-        images: Tensor | None,
+        images: Images | None,
         image_counts: list[int],
         for_generation: bool = False,
         opening: str = "",
@@ -85,7 +85,7 @@ class VLMBackbone(ExactBuffers, ABC):
 
         Args:
             conversations: B lists of turns.
-            images: ``[M, 3, H, W]`` in [-1, 1] or None.
+            images: M of ``[3, H, W]`` in [-1, 1], or None.
             image_counts: images per row.
             for_generation: pad on the left and end with the opening of an assistant turn.
             opening: first words of that turn, tokenised with what stands before them.
@@ -102,7 +102,7 @@ class VLMBackbone(ExactBuffers, ABC):
     def generate(
         self,
         conversations: list[Conversation],
-        images: Tensor | None,
+        images: Images | None,
         image_counts: list[int],
         max_new_tokens: int,
         temperature: float = 0.0,

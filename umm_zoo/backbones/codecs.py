@@ -12,7 +12,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.precision import ExactBuffers
-from umm_zoo.batch import Batch, Grid
+from umm_zoo.batch import Batch, Grid, stacked
 from umm_zoo.errors import Count, Finite, Positive, UserError
 
 
@@ -75,9 +75,9 @@ class LatentCodec(ExactBuffers, ABC):
         """
         if "latents" in batch.extras:
             return batch.extras["latents"].float()
-        if batch.targets is None:
+        if not batch.requested:
             raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
-        return self.encode(batch.targets)
+        return self.encode(stacked(batch.requested))
 
     def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Normalised latents of ``images``.

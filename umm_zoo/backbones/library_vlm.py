@@ -14,7 +14,7 @@ from umm_zoo.backbones.base import VLMBackbone, VLMInputs, VLMOutput, language_l
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.templates import IGNORE, Piece, encode, pad, stop_ids
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid, Images, stacked
 from umm_zoo.errors import UserError
 
 #: Bytes that a template adds to a turn, far more than any does (our choice): rows that are surely short are not tokenised twice.
@@ -95,7 +95,7 @@ class LibraryVLM(VLMBackbone):
     def embed(
         self,
         conversations: list[Conversation],
-        images: Tensor | None,
+        images: Images | None,
         image_counts: list[int],
         for_generation: bool = False,
         opening: str = "",
@@ -117,7 +117,7 @@ class LibraryVLM(VLMBackbone):
         )
         embeddings = self.text_model.embed_tokens(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
         if images is not None and num_images:
-            features = self.encode_images(images.to(self.device)).to(embeddings.dtype)  # [M, N, D]
+            features = self.encode_images(stacked(images).to(self.device)).to(embeddings.dtype)  # [M, N, D]
             embeddings = embeddings.masked_scatter(image_mask[..., None], features)
         return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask)
 
@@ -135,8 +135,8 @@ class LibraryVLM(VLMBackbone):
             if self.max_length is not None and most + count * grid.num_cells > self.max_length:  # no token is less than a byte
                 self._encode(row, conversation, count, grid, for_generation, opening)
 
-    def _grid(self, images: Tensor | None) -> Grid:
-        return Grid(0, 0) if images is None else self.image_grid(*images.shape[-2:])
+    def _grid(self, images: Images | None) -> Grid:
+        return Grid(0, 0) if images is None or not len(images) else self.image_grid(*stacked(images).shape[-2:])
 
     def _encode_all(
         self, conversations: list[Conversation], image_counts: list[int], grid: Grid, for_generation: bool, opening: str = ""
@@ -266,7 +266,7 @@ class LibraryVLM(VLMBackbone):
     def sample(
         self,
         conversations: list[Conversation],
-        images: Tensor | None,
+        images: Images | None,
         image_counts: list[int],
         num_samples: int,
         max_new_tokens: int,
@@ -281,7 +281,7 @@ class LibraryVLM(VLMBackbone):
     def generate(
         self,
         conversations: list[Conversation],
-        images: Tensor | None,
+        images: Images | None,
         image_counts: list[int],
         max_new_tokens: int,
         temperature: float = 0.0,

@@ -18,7 +18,7 @@ from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, is_here, load_tokenizer
-from umm_zoo.batch import Conversation, Grid
+from umm_zoo.batch import Conversation, Grid, Images
 from umm_zoo.errors import UserError
 
 
@@ -153,7 +153,7 @@ class SquareVLM(LibraryVLM):
     def embed(
         self,
         conversations: list[Conversation],
-        images: Tensor | None,
+        images: Images | None,
         image_counts: list[int],
         for_generation: bool = False,
         opening: str = "",

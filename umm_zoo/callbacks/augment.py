@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import Natural
 
 
@@ -40,11 +40,10 @@ class ShiftAndFlip(Callback):
                 ahead = enumerate(batch.ahead, start=batch_idx + 1)
                 batch.ahead = [replace(other, images=self._changed(other, trainer.global_rank, place)) for place, other in ahead]
 
-    def _changed(self, batch: Batch, rank: int, number: int) -> Tensor | None:
-        if batch.images is None:
-            return None
+    def _changed(self, batch: Batch, rank: int, number: int) -> list[Tensor]:
         place = (self.seed * 1_000_003 + rank) * 1_000_003 + number
-        return shift_and_flip(batch.images, self.max_shift, self.flip, torch.Generator().manual_seed(place))
+        generator = torch.Generator().manual_seed(place)
+        return list(shift_and_flip(stacked(batch.images), self.max_shift, self.flip, generator)) if batch.images else []
 
 
 def shift_and_flip(images: Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> Tensor:

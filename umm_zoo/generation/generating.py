@@ -32,6 +32,7 @@ class Reconstruct(Command):
 
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """Reconstruct one by one, each from its own seed; beside each image what codec or patches alone would give."""
+        from umm_zoo.batch import stacked
         from umm_zoo.callbacks.samples import to_pil
         from umm_zoo.outputs import Reconstructs
 
@@ -40,8 +41,7 @@ class Reconstruct(Command):
         results = []
         for row, request in enumerate(requests):
             try:
-                images = model.batch_of([request]).images
-                assert images is not None  # one
+                images = stacked(model.batch_of([request]).images)
                 made = model.method.reconstruct(images, request.settings["seed"])
             except UserError as error:
                 error.row = row

@@ -14,13 +14,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.batch import Batch, request_batch
+from umm_zoo.batch import Batch
 from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.generation.images import open_image
 from umm_zoo.generation.requests import Request
 from umm_zoo.method import Method
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.training.finished_run import FinishedRun
 
 #: Makes an image of a given edge, in pixels.

@@ -14,7 +14,7 @@ from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import PrefixBackbone
-from umm_zoo.batch import Batch, Grid, Task, Tokens, request_batch
+from umm_zoo.batch import Batch, Grid, Task, Tokens, stacked
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
@@ -23,6 +23,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_attention
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.outputs import Outputs, Sampling
@@ -144,10 +145,10 @@ class Bridge(Method):
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the frozen model cannot read whole."""
-        if batch.targets is None:
+        if not batch.requested:
             self.vlm.check_rows(batch)
-        if batch.targets is not None or (scoring and self.wanted.max_new_tokens):
-            self.vlm.check_rows(batch, for_generation=True, opening="" if batch.targets is None else self.queries.opening)
+        if batch.requested or (scoring and self.wanted.max_new_tokens):
+            self.vlm.check_rows(batch, for_generation=True, opening=self.queries.opening if batch.requested else "")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics.
@@ -157,7 +158,7 @@ class Bridge(Method):
         generated from the same noise as reconstructions, left out unless all rows are edits in the size of their image. Rows
         without: ``answers``, ``nll`` and ``num_tokens`` of the frozen model.
         """
-        if batch.targets is None:
+        if not batch.requested:
             output = self.vlm(self.vlm.inputs_of(batch))
             answers = self.answer(batch, self.wanted.max_new_tokens) if self.wanted.max_new_tokens else [""] * len(batch)
             return Outputs(nll=output.nll, num_tokens=output.num_tokens, answers=answers)
@@ -168,15 +169,15 @@ class Bridge(Method):
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(prompt, queries, grid), generator))
         if self.wanted.generates(batch_idx):
-            sampling = Sampling(size=(batch.targets.shape[-2], batch.targets.shape[-1]))
+            targets = stacked(batch.requested)
+            sampling = Sampling(size=(targets.shape[-2], targets.shape[-1]))
             outputs.generated = self.generate(batch, _row_seeds(batch), sampling)
-            outputs.round_trips = self.codec.decode(latents).to(batch.targets.dtype)
-            images = batch.images
-            all_edits = set(batch.tasks) == {Task.EDIT} and images is not None and tuple(images.shape[-2:]) == sampling.size
+            outputs.round_trips = self.codec.decode(latents).to(targets.dtype)
+            all_edits = set(batch.tasks) == {Task.EDIT} and all(image.shape == targets[0].shape for image in batch.images)
             if all_edits and "unchanged" in self.wanted.on_request:
                 unchanged = replace(batch, tasks=[Task.RECONSTRUCT] * len(batch))
                 outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
-                outputs.unchanged_references = images
+                outputs.unchanged_references = stacked(batch.images)
             if "attention" in self.wanted.on_request:
                 tokens = self.queries.behind_marker(queries)
                 outputs.attention = query_attention(self.pathway, prompt, tokens, self.queries.grid_for(grid))

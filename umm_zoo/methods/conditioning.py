@@ -56,11 +56,11 @@ class Prompts:
         for row, (prompt, mode) in enumerate(zip(batch.prompts(), modes, strict=True)):
             shown = batch.images_of(row)
             if mode in ("text", "nothing"):
-                shown = torch.full_like(shown, -1.0) if self.black_images else shown[:0]
+                shown = [torch.full_like(image, -1.0) for image in shown] if self.black_images else []
             if mode in ("image", "nothing"):
                 words = self.reconstruction if mode == "image" else self.unconditional
                 prompt = [Turn(role="user", text="\n".join([IMAGE_MARKER] * len(shown) + ([words] if words else [])))]
-            elif not len(shown):
+            elif not shown:
                 prompt = [Turn(role=turn["role"], text=turn["text"].replace(IMAGE_MARKER, "").strip()) for turn in prompt]
                 if batch.tasks[row] is Task.TEXT_TO_IMAGE:
                     prompt = [_of_user(turn, self.text_to_image.replace("{}", turn["text"])) for turn in prompt]
@@ -68,10 +68,9 @@ class Prompts:
                 _of_user(turn, turn["text"].replace(f"{IMAGE_MARKER}\n", IMAGE_MARKER + self.behind_image)) for turn in prompt
             ]
             conversations.append(prompt)
-            images += list(shown)
+            images += shown
             counts.append(len(shown))
-        stacked = torch.stack(images) if images else None
-        return replace(batch, conversations=conversations, images=stacked, image_counts=counts)
+        return replace(batch, conversations=conversations, images=images, image_counts=counts)
 
 
 def _of_user(turn: Turn, text: str) -> Turn:

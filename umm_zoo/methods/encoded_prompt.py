@@ -11,7 +11,7 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.precision import antialiased
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
-from umm_zoo.batch import Batch, Grid, Tokens
+from umm_zoo.batch import Batch, Grid, Tokens, stacked
 from umm_zoo.blocks.details import DetailBranch, Details
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.outputs import QueryAttention
@@ -54,10 +54,10 @@ def encode_details(
 ) -> Details:
     """Tokens of the input images' own latents, at the places of the vision tower's tokens."""
     size, width, device = len(batch), inputs.embeddings.shape[-1], inputs.embeddings.device
-    if detail is None or batch.images is None:
+    if detail is None or not batch.images:
         unused = None if detail is None else 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum()
         return Details.none(inputs.embeddings, unused)
-    tokens = detail(aligned_latents(vlm, codec, batch.images.to(device)))  # [M, n, D]
+    tokens = detail(aligned_latents(vlm, codec, stacked(batch.images).to(device)))  # [M, n, D]
     cells = tokens.shape[1]
     counts = torch.tensor(batch.image_counts, device=device)
     places = torch.arange(int(counts.max()) * cells, device=device).expand(size, -1)  # [B, K]

@@ -14,10 +14,11 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.generation import choose_rows
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.unified import UnifiedAR
-from umm_zoo.batch import Batch, Task, request_batch
+from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.conversation import Turn
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.outputs import Outputs, Sampling
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
@@ -133,10 +134,11 @@ class Janus(Method):
         """
         if PRECOMPUTED in batch.extras:
             return batch.extras[PRECOMPUTED]
-        if batch.targets is None:
+        if not batch.requested:
             return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
-        self.vlm.assert_generates(batch.targets.shape[-2:], "data.target_size")
-        return self.vlm.codec.codes(batch.targets)
+        targets = stacked(batch.requested)
+        self.vlm.assert_generates(targets.shape[-2:], "data.target_size")
+        return self.vlm.codec.codes(targets)
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
@@ -145,8 +147,8 @@ class Janus(Method):
         for row, (count, generated) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
             if generated and count:
                 raise UserError("", f"{count} input images and one to generate", "either: Janus generates from text alone", row=row)
-        if batch.targets is not None:
-            self.vlm.assert_generates(batch.targets.shape[-2:], "data.target_size")
+        for target in batch.requested:
+            self.vlm.assert_generates(target.shape[-2:], "data.target_size")
         for generated in (False, True):
             part = of_kind(batch, generated)
             try:
@@ -166,7 +168,7 @@ class Janus(Method):
         prompts, ``generated`` from a seed that depends on the row alone, and ``round_trips`` of the codec.
         """
         outputs = Outputs({name: torch.tensor(value) for name, value in self.uniform.items()})
-        if batch.targets is None:
+        if not batch.requested:
             output = self.vlm(self.vlm.inputs_of(batch))
             longest = self.wanted.max_new_tokens
             outputs.answers = self.answer(batch, longest) if longest else [""] * len(batch)

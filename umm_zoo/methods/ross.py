@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens, stacked
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
@@ -90,8 +90,8 @@ class ROSS(Method):
         settings |= {name: getattr(target, name, None) for name in ("grid", "channels", "pack", "sampled")}
 
         def compute(batch: Batch) -> Tensor:
-            if batch.images is not None:
-                return target.to_store(batch.images)
+            if batch.images:
+                return target.to_store(stacked(batch.images))
             device = next(target.parameters(), torch.empty(0)).device
             return target.to_store(torch.zeros(0, 3, target.image_size, target.image_size, device=device))
 
@@ -154,7 +154,8 @@ class ROSS(Method):
     def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
         stored = batch.extras.get(PRECOMPUTED)
-        given = batch.images if stored is None else stored.to(has_image.device)
+        given = None if not batch.images else stacked(batch.images)
+        given = given if stored is None else stored.to(has_image.device)
         if given is None or not has_image.all():
             size = (self.target.image_size,) * 2 if stored is not None or given is None else given.shape[-2:]
             mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
@@ -191,13 +192,14 @@ class ROSS(Method):
         longest = self.wanted.max_new_tokens
         answers = self.answer(batch, longest) if longest else [""] * len(batch)
         outputs = Outputs(losses, nll=output.nll, num_tokens=output.num_tokens, answers=answers)
-        if batch.images is not None and self.target.has_images and self.wanted.generates(batch_idx):
+        if batch.images and self.target.has_images and self.wanted.generates(batch_idx):
             made = self._generate(self.image_states(output.hidden, inputs.image_mask), generator)
-            columns = {"original": batch.images, "round trip": self.round_trip(batch.images), "reconstruction": made}
-            outputs.columns = {name: _first_of_each_row(images, batch.image_counts) for name, images in columns.items()}
+            images = stacked(batch.images)
+            columns = {"original": images, "round trip": self.round_trip(images), "reconstruction": made}
+            outputs.columns = {name: _first_of_each_row(column, batch.image_counts) for name, column in columns.items()}
             if all(batch.image_counts):
                 outputs.generated = outputs.columns["reconstruction"]
-                outputs.references = _first_of_each_row(self.target.prepare(batch.images), batch.image_counts)
+                outputs.references = _first_of_each_row(self.target.prepare(images), batch.image_counts)
         return outputs
 
     @torch.no_grad()
@@ -216,7 +218,7 @@ class ROSS(Method):
         """
         keys = [f"image {i}" for i in range(len(images))]
         conversations: list[Conversation] = [[{"role": "user", "text": IMAGE_MARKER}] for _ in keys]
-        inputs = self.vlm.inputs_of(Batch(keys, conversations, images, [1] * len(keys)))
+        inputs = self.vlm.inputs_of(Batch(keys, conversations, list(images), [1] * len(keys)))
         states = self.image_states(self.vlm(inputs).hidden, inputs.image_mask)
         return self._generate(states, torch.Generator(states.device).manual_seed(seed))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -203,3 +205,11 @@ def _over_ranks(text: str) -> list[str]:
     if len(texts) > 1:
         dist.all_gather_object(texts, text)
     return texts
+
+
+def whole_steps(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The same micro-batches, read ``size`` at a time; the first of each optimiser step holds the others, see ``Batch.ahead``."""
+    iterator = iter(batches)
+    while step := list(islice(iterator, size)):
+        step[0].ahead = step[1:]
+        yield from step

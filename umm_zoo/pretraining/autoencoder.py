@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
-from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.step import sum_over_ranks
@@ -68,7 +68,7 @@ class Autoencoder(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch, inputs and targets."""
-        images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
+        images = stacked([*batch.images, *batch.requested])
         mean, log_variance = self.codec.posterior(images)
         moments = self.codec.moments(mean) * (not self.step.weightless)
         self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
@@ -83,7 +83,7 @@ class Autoencoder(Method):
 
     def units(self, batch: Batch) -> dict[str, float]:
         """``images``, inputs and targets."""
-        return {"images": sum(len(images) for images in (batch.images, batch.targets) if images is not None)}
+        return {"images": len(batch.images) + len(batch.requested)}
 
     @property
     def makes(self) -> Collection[str]:
@@ -93,7 +93,7 @@ class Autoencoder(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The losses, ``generated`` (reconstructions from the posterior mean), and ``references``."""
-        images = image_of_each_row(batch)
+        images = stacked(image_of_each_row(batch))
         mean, log_variance = self.codec.posterior(images)
         losses = self._losses(images, mean, log_variance, mean)
         reconstructed = self.codec.decode(self.codec.normalise(mean)).clamp(-1, 1)
@@ -152,7 +152,7 @@ class DecoderTuning(Autoencoder):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch from its latents and a little noise."""
-        images = torch.cat([image for image in (batch.images, batch.targets) if image is not None])
+        images = stacked([*batch.images, *batch.requested])
         with torch.no_grad():
             mean, log_variance = self.codec.posterior(images)
             noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.feature_encoder import LibraryEncoder
-from umm_zoo.batch import Batch, Grid, image_of_each_row
+from umm_zoo.batch import Batch, Grid, image_of_each_row, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
@@ -163,7 +163,7 @@ class SupervisedTower(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        images = image_of_each_row(batch)
+        images = stacked(image_of_each_row(batch))
         labels = {name: values.to(images.device) for name, values in self.labels(batch, everything).items()}
         losses: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.batch import Batch, Grid, image_of_each_row
+from umm_zoo.batch import Batch, Grid, image_of_each_row, stacked
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.supervised_tower import (
@@ -83,7 +83,7 @@ class VisionWarmup(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        tokens = cast(_SeesImages, self.vlm).encode_images(image_of_each_row(batch))  # [B, N, D]
+        tokens = cast(_SeesImages, self.vlm).encode_images(stacked(image_of_each_row(batch)))  # [B, N, D]
         labels = {name: wanted.to(tokens.device) for name, wanted in self._labels(batch, everything).items()}
         logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
@@ -92,7 +92,7 @@ class VisionWarmup(Method):
 
     def _labels(self, batch: Batch, everything: bool) -> dict[str, Tensor]:
         """By attribute what each token should name, ``[B, N]``."""
-        grid = cast(_SeesImages, self.vlm).image_grid(*image_of_each_row(batch).shape[-2:])
+        grid = cast(_SeesImages, self.vlm).image_grid(*stacked(image_of_each_row(batch)).shape[-2:])
         cells = self.labels(batch, everything)
         labels = {name: labels_of_tokens(wanted, grid, self.labels.side) for name, wanted in cells.items()}
         for name, values in self.scene_attributes.items():

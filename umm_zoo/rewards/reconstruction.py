@@ -7,7 +7,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
-from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.rewards.base import Reward, group_size
 
 
@@ -30,5 +30,5 @@ class ReconstructionReward(Reward):
     def score(self, candidates: Tensor, batch: Batch) -> Tensor:
         """The source of a row is encoded once for its whole group."""
         generated = self.encoder(candidates.clamp(-1, 1)).float()  # [R, F]
-        source = self.encoder(image_of_each_row(batch).to(candidates)).float()  # [B, F]
+        source = self.encoder(stacked(image_of_each_row(batch)).to(candidates)).float()  # [B, F]
         return F.cosine_similarity(generated, source.repeat_interleave(group_size(candidates, batch), dim=0), dim=1)

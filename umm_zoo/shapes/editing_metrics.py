@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.metrics.images import decibels
 from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, rates_by_name, required
@@ -115,10 +115,10 @@ class InstructionSensitivity(RowMetric):
         rows = self.chosen(batch)
         names = ("generated", "unchanged", "unchanged_references")
         made, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
-        if batch.targets is None:
+        if not all(batch.has_target):
             raise UserError("metrics.InstructionSensitivity", "no targets", "rows with KEY.target.png")
         moved = (made - other).square().flatten(1).sum(dim=1)
-        should = (batch.targets[rows].double() - wanted).square().flatten(1).sum(dim=1)
+        should = (stacked(batch.requested)[rows].double() - wanted).square().flatten(1).sum(dim=1)
         self.add_rows(torch.stack([moved, should], dim=1))
 
     def compute(self) -> Tensor:
@@ -147,10 +147,10 @@ def edited_mask(meta: Mapping[str, Any], cells: int, image_size: int) -> Tensor:
 
 
 def _sides(batch: Batch, row: int, generated: Tensor) -> tuple[Tensor, Tensor]:
-    images = batch.images_of(row)
-    if batch.targets is None or not len(images):
+    images, wanted = batch.images_of(row), batch.target_of(row)
+    if wanted is None or not images:
         raise UserError("metrics.EditPixels", f"{batch.keys[row]} without source or target", "rows of editing tasks")
-    source, target = images[0].double(), batch.targets[row].double()
+    source, target = images[0].double(), wanted.double()
     if not source.shape == target.shape == generated.shape[1:]:
         shapes = [list(image.shape[-3:]) for image in (source, target, generated)]
         raise UserError("metrics.EditPixels", "source {}, target {} and image {}".format(*shapes), "one shape")

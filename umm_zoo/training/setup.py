@@ -11,7 +11,6 @@ from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
 
-from umm_zoo.batch import whole_steps
 from umm_zoo.errors import REFUSALS, Natural, UserError, did_you_mean, locating, note
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.check import TRAINING
@@ -20,6 +19,7 @@ from umm_zoo.experiment.trust import trusting
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.metrics.scores import logged_names, unknown_score
+from umm_zoo.objectives.step import whole_steps
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 from umm_zoo.training.ranks import is_main_process
 

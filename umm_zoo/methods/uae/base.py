@@ -13,9 +13,10 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import Batch, image_of_each_row, request_batch
+from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.renderers import CaptionRenderer, Renderer
 from umm_zoo.outputs import Outputs, Sampling
@@ -147,7 +148,7 @@ class UAEBase(Method):
         ``rewards``; their means as the scalars ``mean_caption_tokens`` and ``reward``. For rows with true captions also
         ``from_true_captions`` from the same noise, and the decoder's terms on them at fixed times and noise.
         """
-        images, truths = image_of_each_row(batch), batch.answers()
+        images, truths = stacked(image_of_each_row(batch)), batch.answers()
         outputs = Outputs(self._decoder_terms(batch, truths, batch_idx) if all(truths) else {})
         samples = self.caption(images, torch.Generator(self.device).manual_seed(batch_idx))
         outputs.answers, outputs.caption_tokens = samples.texts, samples.mask.sum(dim=1)
@@ -171,7 +172,7 @@ class UAEBase(Method):
         """The objective's terms on true captions, where the renderer is trained that way."""
         if not isinstance(self.renderer, CaptionRenderer):
             return {}
-        condition = self.renderer.condition(self.vlm, captions, image_of_each_row(batch), self.adapter)
+        condition = self.renderer.condition(self.vlm, captions, stacked(image_of_each_row(batch)), self.adapter)
         latents = self.renderer.latents(batch)
         generator = torch.Generator(latents.device).manual_seed(seed)
         return dict(self.renderer.objective(self.renderer.decoder, latents, condition, generator))

@@ -10,7 +10,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.errors import Count
 from umm_zoo.methods.uae.caption_policy import CaptionPolicy, CaptionRollout
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -81,7 +81,7 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
     @torch.no_grad()
     def roll_out(self, batch: Batch) -> CaptionRollout:
         """Caption, generate, reward; nothing keeps a gradient."""
-        images = image_of_each_row(batch)
+        images = stacked(image_of_each_row(batch))
         inputs, samples = self.write(images)
         seeds = self.noise(len(images), self.rollouts.group)
         with self.phases("generate", self.device):

@@ -12,10 +12,11 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, request_batch
+from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, stacked
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.bridge import Bridge
+from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.readers import CaptionReader, TextOnlyReader
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch, guide
@@ -168,7 +169,7 @@ class CaptionRenderer(Renderer):
         """Latents ``[B, C, h, w]`` of each row's image, those of the shards where they hold any (``extras["latents"]``)."""
         if "latents" in batch.extras:
             return batch.extras["latents"].float()
-        return self.codec.encode(image_of_each_row(batch))
+        return self.codec.encode(stacked(image_of_each_row(batch)))
 
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
