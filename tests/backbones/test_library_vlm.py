@@ -36,7 +36,7 @@ def test_only_answers_and_their_end_are_trained(vlm, images):
 
 def test_image_features_stand_at_the_image_mask_in_order(vlm, images):
     inputs = vlm.embed(CONVERSATIONS, images, COUNTS)
-    assert_close(inputs.embeddings[inputs.image_mask].view(3, -1, vlm.width), vlm.encode_images(images))
+    assert_close(inputs.embeddings[inputs.image_mask].view(3, -1, vlm.width), torch.stack(vlm.encode_images(images)))
     alone = vlm.embed(CONVERSATIONS[1:2], images[1:], [2])
     assert_close(alone.embeddings[0], inputs.embeddings[1, : alone.embeddings.shape[1]])
 

@@ -75,7 +75,7 @@ def test_windows_hold_back_what_full_attention_lets_through(vlm):
     changed[..., 16:] = 0  # the right half; windows are 16 pixels wide
 
     def left_changes(model):
-        difference = (model.encode_images(images) - model.encode_images(changed)).view(4, 4, -1)
+        difference = (model.encode_images(images)[0] - model.encode_images(changed)[0]).view(4, 4, -1)
         return bool((difference[:, :2] != 0).any())
 
     windowed = copy.deepcopy(vlm)

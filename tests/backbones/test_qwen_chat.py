@@ -8,7 +8,7 @@ IMAGE = TOKENIZER.get_vocab()[QwenChat.image]
 
 
 def encoded(conversation, for_generation=False, system="You are a helpful assistant."):
-    return encode(TOKENIZER, QwenChat(system).render(conversation, for_generation), IMAGE, 2)
+    return encode(TOKENIZER, QwenChat(system).render(conversation, for_generation), IMAGE, (2, 2))
 
 
 def test_two_images_and_two_answers():

@@ -38,12 +38,12 @@ def one_pass(method: MetaQuery, text: str, images: Tensor | None = None) -> Tens
     shown = ids == vlm.image_token_id
     embeddings = vlm.text_model.embed_tokens(ids)
     if images is not None:
-        embeddings = embeddings.masked_scatter(shown[..., None], vlm.encode_images(images))
+        embeddings = embeddings.masked_scatter(shown[..., None], torch.cat(vlm.encode_images(images)))
     new = torch.cat([method.queries.marker[None], method.queries.table])[None]
     every = torch.cat([shown, torch.zeros(1, 6, dtype=torch.bool)], dim=1)
     ones = torch.ones(1, every.shape[1], dtype=torch.bool)
-    grid = Grid(0, 0) if images is None else vlm.image_grid(*images.shape[-2:])
-    positions = vlm.position_ids(torch.cat([ids, torch.ones(1, 6).long()], dim=1), ones, every, grid)
+    grids = [] if images is None else vlm.image_grids(images)
+    positions = vlm.position_ids(torch.cat([ids, torch.ones(1, 6).long()], dim=1), ones, every, grids)
     return vlm.run(torch.cat([embeddings, new], dim=1), ones, positions)[:, -5:]
 
 

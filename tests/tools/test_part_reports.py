@@ -67,7 +67,7 @@ def test_rows_of_other_parts_are_kept_where_the_settings_are_the_same(tmp_path: 
 def test_image_states_are_what_enters_and_leaves_the_language_model() -> None:
     model, images = llava(), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     entering, grid = part_features(model, images, 0)
-    torch.testing.assert_close(entering, model.encode_images(images))
+    torch.testing.assert_close(entering, torch.stack(model.encode_images(images)))
     leaving, _ = part_features(model, images, -1)
     assert grid == (4, 4) and leaving.shape == (2, 16, 24)
     prompt = [{"role": "user", "text": "<image>\nWhat colour?"}]  # another question behind the image changes nothing

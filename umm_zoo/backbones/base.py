@@ -85,7 +85,7 @@ class VLMBackbone(ExactBuffers, ABC):
 
         Args:
             conversations: B lists of turns.
-            images: M of ``[3, H, W]`` in [-1, 1], or None.
+            images: M of ``[3, H, W]`` in [-1, 1], or None; of any sizes that the vision tower takes.
             image_counts: images per row.
             for_generation: pad on the left and end with the opening of an assistant turn.
             opening: first words of that turn, tokenised with what stands before them.

@@ -192,7 +192,7 @@ class Janus(SquareVLM, UnifiedAR):
         limit, length = self.config.text_config.max_position_embeddings, self.generated_grid.num_cells
         rows = []
         for row, text in enumerate(texts):
-            ids, _ = encode(self.tokenizer, self.template.image_prompt(text), self.image_token_id, 0)
+            ids, _ = encode(self.tokenizer, self.template.image_prompt(text), self.image_token_id, ())
             if len(ids) + length > limit:
                 found, places = f"{len(ids)} tokens", f"{limit} positions of the language model and {length} image tokens"
                 raise UserError("", found, f"at most {limit - length} in a prompt for an image ({places})", row=row)
@@ -205,7 +205,7 @@ class Janus(SquareVLM, UnifiedAR):
 
     def _prompt(self, ids: Tensor, mask: Tensor) -> VLMInputs:
         none = torch.zeros_like(mask)
-        places = self.position_ids(ids, mask, none, self.grid)
+        places = self.position_ids(ids, mask, none, ())
         return VLMInputs(ids, self.text_model.embed_tokens(ids), mask, places, torch.full_like(ids, IGNORE), none)
 
     def embed_image(self, ids: Tensor) -> Tensor:

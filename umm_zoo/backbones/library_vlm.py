@@ -3,53 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
-from umm_zoo.backbones.base import VLMBackbone, VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.base import VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
-from umm_zoo.backbones.templates import IGNORE, Piece, encode, pad, stop_ids
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Grid, Images, stacked
-from umm_zoo.errors import UserError
-
-#: Bytes that a template adds to a turn, far more than any does (our choice): rows that are surely short are not tokenised twice.
-_PER_TURN = 512
-#: Encoded rows that are kept: those of a few batches.
-_KEPT = 1024
+from umm_zoo.backbones.row_tokeniser import RowTokeniser
+from umm_zoo.backbones.templates import IGNORE, pad, stop_ids
+from umm_zoo.batch import Conversation, Grid, Images
 
 
-def _is_learnt(labels: list[int]) -> bool:
-    """Whether a row has anything to learn: the first token follows none."""
-    return any(label != IGNORE for label in labels[1:])
-
-
-class LibraryVLM(VLMBackbone):
+class LibraryVLM(RowTokeniser):
     """A vision encoder whose tokens stand among the text embeddings of a causal language model.
 
     A subclass names the library's parts, and says how images become tokens and where tokens stand.
-
-    Attributes:
-        max_length: longest row in tokens; longer ones are cut on the right, never through an image. None cuts nothing.
-        image_token_id: stands at the places of image tokens; it may lie outside the vocabulary.
     """
-
-    max_length: int | None = None
-    image_token_id: int
-
-    @property
-    @abstractmethod
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer."""
-
-    @property
-    @abstractmethod
-    def text_model(self) -> Any:
-        """The library's language model without its output layer."""
 
     @property
     @abstractmethod
@@ -67,12 +41,12 @@ class LibraryVLM(VLMBackbone):
         return stop_ids(self.tokenizer, self.template.end)
 
     @abstractmethod
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images ``[M, 3, H, W]`` in [-1, 1] to what enters the language model, ``[M, N, D]`` in raster order."""
+    def encode_images(self, images: Images) -> list[Tensor]:
+        """M images in [-1, 1] to what enters the language model, ``[N, D]`` of each in raster order; the tower runs once."""
 
     @abstractmethod
-    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grid: Grid) -> Tensor:
-        """Position ids of rows whose images all have one grid, ``[B, L]`` or ``[3, B, L]``; 0 on padding."""
+    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Position ids of rows whose images have these ``grids``, row after row: ``[B, L]`` or ``[3, B, L]``; 0 on padding."""
 
     @property
     def token_embeddings(self) -> Tensor:
@@ -101,92 +75,26 @@ class LibraryVLM(VLMBackbone):
         opening: str = "",
     ) -> VLMInputs:
         """See ``VLMBackbone.embed``. Padding is on the right, for generation on the left."""
-        num_images = 0 if images is None else len(images)
-        if len(image_counts) != len(conversations) or sum(image_counts) != num_images:
-            expected = f"{len(conversations)} numbers (conversations) with the sum {num_images} (images)"
+        shown: Images = [] if images is None else images
+        if len(image_counts) != len(conversations) or sum(image_counts) != len(shown):
+            expected = f"{len(conversations)} numbers (conversations) with the sum {len(shown)} (images)"
             raise ValueError(f"image_counts: found {image_counts}, expected {expected}")
-        grid = self._grid(images)
-        rows = self._encode_all(conversations, image_counts, grid, for_generation, opening)
+        grids = self.image_grids(shown)
+        rows = self.encode_rows(conversations, image_counts, grids, for_generation, opening)
         token_ids = pad([ids for ids, _ in rows], self.pad_id, for_generation)
         labels = pad([labels for _, labels in rows], IGNORE, for_generation)
         attention_mask = pad([[1] * len(ids) for ids, _ in rows], 0, for_generation).bool()
         image_mask = (token_ids == self.image_token_id) & attention_mask
-        position_ids = self.position_ids(token_ids, attention_mask, image_mask, grid)
+        position_ids = self.position_ids(token_ids, attention_mask, image_mask, grids)
         token_ids, labels, attention_mask, image_mask, position_ids = (
             tensor.to(self.device) for tensor in (token_ids, labels, attention_mask, image_mask, position_ids)
         )
         embeddings = self.text_model.embed_tokens(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
-        if images is not None and num_images:
-            features = self.encode_images(stacked(images).to(self.device)).to(embeddings.dtype)  # [M, N, D]
+        if len(shown):
+            there = shown.to(self.device) if isinstance(shown, Tensor) else [image.to(self.device) for image in shown]
+            features = torch.cat(self.encode_images(there)).to(embeddings.dtype)  # [image tokens, D]
             embeddings = embeddings.masked_scatter(image_mask[..., None], features)
         return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask)
-
-    def count_labels(self, batch: Batch) -> int:
-        """See ``VLMBackbone.count_labels``; texts are tokenised, no network runs."""
-        rows = self._encode_all(batch.conversations, batch.image_counts, self._grid(batch.images), for_generation=False)
-        return sum(label != IGNORE for _, labels in rows for label in labels[1:])
-
-    def check_rows(self, batch: Batch, for_generation: bool = False, opening: str = "") -> None:
-        """See ``VLMBackbone.check_rows``; texts that may be too long are tokenised."""
-        grid = self._grid(batch.images)
-        conversations = batch.prompts() if for_generation else batch.conversations
-        for row, (conversation, count) in enumerate(zip(conversations, batch.image_counts, strict=True)):
-            most = sum(len(turn["text"].encode()) + _PER_TURN for turn in conversation) + len(opening.encode())
-            if self.max_length is not None and most + count * grid.num_cells > self.max_length:  # no token is less than a byte
-                self._encode(row, conversation, count, grid, for_generation, opening)
-
-    def _grid(self, images: Images | None) -> Grid:
-        return Grid(0, 0) if images is None or not len(images) else self.image_grid(*stacked(images).shape[-2:])
-
-    def _encode_all(
-        self, conversations: list[Conversation], image_counts: list[int], grid: Grid, for_generation: bool, opening: str = ""
-    ) -> list[tuple[list[int], list[int]]]:
-        """Ids and labels of each row."""
-        return [
-            self._encode(row, conversation, count, grid, for_generation, opening)
-            for row, (conversation, count) in enumerate(zip(conversations, image_counts, strict=True))
-        ]
-
-    @cached_property
-    def _encoded(self) -> dict[Any, tuple[list[int], list[int]]]:
-        """Rows encoded last, by their content: the loader asks whether a row fits before the step encodes it."""
-        return {}
-
-    def _encode(
-        self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool, opening: str
-    ) -> tuple[list[int], list[int]]:
-        key = (tuple((turn["role"], turn["text"]) for turn in conversation), num_images, grid, for_generation, opening)
-        known = self._encoded.get((key, self.max_length))
-        if known is None:
-            known = self._tokenise(row, conversation, num_images, grid, for_generation, opening)
-            if len(self._encoded) >= _KEPT:
-                del self._encoded[next(iter(self._encoded))]
-            self._encoded[key, self.max_length] = known
-        return known
-
-    def _tokenise(
-        self, row: int, conversation: Conversation, num_images: int, grid: Grid, for_generation: bool, opening: str
-    ) -> tuple[list[int], list[int]]:
-        if for_generation and conversation and conversation[-1]["role"] == "assistant":
-            raise UserError("", "an assistant turn at the end", "a question that is left to answer", row=row)
-        pieces = [*self.template.render(conversation, for_generation), *([Piece("text", opening)] if opening else [])]
-        markers = sum(piece.kind == "image" for piece in pieces)
-        if markers != num_images:
-            raise UserError("", f"{markers} {IMAGE_MARKER} markers", f"{num_images}, one for each image of the row", row=row)
-        ids, labels = encode(self.tokenizer, pieces, self.image_token_id, grid.num_cells)
-        lost = [] if self.max_length is None else ids[self.max_length :]
-        if lost and (for_generation or self.image_token_id in lost):
-            images = lost.count(self.image_token_id)
-            what = f"{images} image tokens" if images else "the end of a question"
-            found = f"{len(ids)} tokens, of which max_length {self.max_length} would cut off {what}"
-            raise UserError("", found, "shorter texts or a larger method.vlm.max_length", row=row)
-        if lost and _is_learnt(labels) and not _is_learnt(labels[: self.max_length]):
-            found = f"{len(ids)} tokens, of which max_length {self.max_length} would cut off every answer"
-            raise UserError("", found, "shorter texts or a larger method.vlm.max_length", row=row)
-        places = getattr(self.text_model.config, "max_position_embeddings", None)
-        if for_generation and places is not None and len(ids) > places:
-            raise UserError("", f"{len(ids)} tokens", f"at most {places}, the positions of the language model", row=row)
-        return ids[: self.max_length], labels[: self.max_length]
 
     # -- the language model --------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.qwen_stack import QwenStack
 from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat, special_id
 from umm_zoo.backbones.tokenizer import is_here, load_tokenizer, tokenizer_source
-from umm_zoo.batch import Grid
+from umm_zoo.batch import Grid, Images
 
 
 class Qwen25VL(LibraryVLM, PrefixBackbone):
@@ -200,23 +201,22 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     # -- inputs ------------------------------------------------------------------------------------------------------------
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """As the base class; any size."""
-        grid = self.image_grid(*images.shape[-2:])
-        sizes = self._patches(grid, len(images)).to(images.device)
-        features = self.model.model.get_image_features(self.layout.patches(images), image_grid_thw=sizes).pooler_output
-        return torch.stack(list(features))
+    def encode_images(self, images: Images) -> list[Tensor]:
+        """As the base class; any sizes, packed behind one another."""
+        patches = self.layout.patches(images)
+        sizes = self._patches(self.image_grids(images)).to(patches.device)
+        return list(self.model.model.get_image_features(patches, image_grid_thw=sizes).pooler_output)
 
-    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grid: Grid) -> Tensor:
+    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """M-RoPE's time, row and column, ``[3, B, L]``."""
-        sizes = self._patches(grid, int(image_mask.sum()) // max(1, grid.num_cells))
+        sizes = self._patches(grids)
         ids, _ = self.model.model.get_rope_index(token_ids, image_mask.int(), image_grid_thw=sizes, attention_mask=attention_mask)
         return cast(Tensor, ids)
 
-    def _patches(self, grid: Grid, count: int) -> Tensor:
-        """Frames, rows and columns of patches of images of one grid, ``[count, 3]``."""
+    def _patches(self, grids: Sequence[Grid]) -> Tensor:
+        """Frames, rows and columns of patches of images of these grids, ``[M, 3]``."""
         merge = self.layout.merge_size
-        return torch.tensor([[1, grid.h * merge, grid.w * merge]]).expand(count, -1)
+        return torch.tensor([[1, grid.h * merge, grid.w * merge] for grid in grids], dtype=torch.long).view(-1, 3)
 
     def language_stack(self, copied: bool) -> QwenStack:
         """The layers and final norm of the language model, or a trainable copy of them without the token embeddings."""

@@ -18,7 +18,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from umm_zoo.backbones.loading import image_processor_of
 from umm_zoo.backbones.precision import antialiased
-from umm_zoo.batch import Grid
+from umm_zoo.batch import Grid, Images, map_by_size
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,19 @@ class PatchLayout:
         height, width = self.resized(height, width)
         return Grid(height // self.factor, width // self.factor)
 
-    def patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Images) -> Tensor:
         """Resize, normalise and cut images; differentiable.
 
         The library rounds resized images to 8 bits; here they stay continuous.
 
         Shape:
-            - images: ``[M, 3, H, W]`` in [-1, 1]
-            - output: ``[M * h * w * merge_size**2, 3 * temporal_size * patch_size**2]``
+            - images: M of ``[3, H, W]`` in [-1, 1], of any sizes
+            - output: ``[sum of h * w * merge_size**2, 3 * temporal_size * patch_size**2]``, image after image
         """
+        return torch.cat(map_by_size(self._cut, images))
+
+    def _cut(self, images: Tensor) -> Tensor:
+        """Patches of images of one size, ``[M, h * w * merge_size**2, ...]``."""
         size = self.resized(*images.shape[-2:])
         pixels = images.float() / 2 + 0.5
         if size != tuple(images.shape[-2:]):
@@ -87,7 +91,7 @@ class PatchLayout:
         h, w = (side // self.factor for side in size)  # resizing the new size may give another: limits are passed by rounding
         cut = pixels.view(-1, 3, h, m, p, w, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)  # [M, h, w, m, m, 3, p, p]
         cut = cut.unsqueeze(6).expand(*cut.shape[:6], self.temporal_size, p, p)  # a still image fills every frame
-        return cut.reshape(-1, 3 * self.temporal_size * p * p)
+        return cut.reshape(len(images), -1, 3 * self.temporal_size * p * p)
 
     # -- the library's file --------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, is_here, load_tokenizer
-from umm_zoo.batch import Conversation, Grid, Images
+from umm_zoo.batch import Conversation, Grid, Images, stacked
 from umm_zoo.errors import UserError
 
 
@@ -132,21 +133,22 @@ class SquareVLM(LibraryVLM):
     def tower_features(self, pixels: Tensor) -> Tensor:
         """What the projector takes of normalised images, ``[M, N, E]``."""
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, images: Images) -> list[Tensor]:
         """As the base class.
 
         Raises:
-            UserError: the images have another size than the tower's.
+            UserError: an image has another size than the tower's.
         """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            found, side = "x".join(map(str, images.shape[-2:])), self.image_size
-            raise UserError("data.image_size", f"images of {found} pixels", f"the vision tower's {side}x{side}")
+        for image in images:
+            if image.shape[-2:] != (self.image_size, self.image_size):
+                found, side = "x".join(map(str, image.shape[-2:])), self.image_size
+                raise UserError("data.image_size", f"images of {found} pixels", f"the vision tower's {side}x{side}")
         frozen = isinstance(self.vision_tower, FrozenBackbone)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = self.tower_features(self.normalise(images))
-        return cast(Tensor, self.projector(features.to(next(self.projector.parameters()).dtype)))
+            features = self.tower_features(self.normalise(stacked(images)))
+        return list(self.projector(features.to(next(self.projector.parameters()).dtype)))
 
-    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grid: Grid) -> Tensor:
+    def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """The running index."""
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
@@ -163,7 +165,7 @@ class SquareVLM(LibraryVLM):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.projector.parameters())
         if trained and not sum(image_counts):
             blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-            inputs.embeddings = inputs.embeddings + 0 * self.encode_images(blank).sum().to(inputs.embeddings.dtype)
+            inputs.embeddings = inputs.embeddings + 0 * self.encode_images(blank)[0].sum().to(inputs.embeddings.dtype)
         return inputs
 
     def run(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -208,9 +208,9 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> list[int]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], image_token_id: int, tokens_per_image: int
+    tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], image_token_id: int, lengths: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one conversation, with ``tokens_per_image`` image tokens for each image.
+    """Token ids and labels of one conversation, with as many image tokens for each image as ``lengths`` says.
 
     Neighbouring texts are tokenised together, so that the border between prompt and answer does not change the tokens; a token is
     trained if it shares a character with a trained piece. Text is read as text: one that spells a special token forges nothing.
@@ -219,13 +219,13 @@ def encode(
         tokenizer: a fast one, which can tell the characters of a token.
         pieces: from ``ChatTemplate.render``.
         image_token_id: stands at the places of image tokens.
-        tokens_per_image: length of an image.
+        lengths: tokens of each image.
     """
     ids: list[int] = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    labels = [IGNORE] * len(ids)
+    labels, left = [IGNORE] * len(ids), iter(lengths)
     for kind, group in groupby(pieces, key=lambda piece: piece.kind):
         for found, trained in _texts(tokenizer, list(group)) if kind == "text" else _others(tokenizer, group, image_token_id):
-            count = tokens_per_image if kind == "image" else 1
+            count = next(left) if kind == "image" else 1
             ids += [found] * count
             labels += [found if trained else IGNORE] * count
     return ids, labels

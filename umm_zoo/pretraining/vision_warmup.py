@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.batch import Batch, Grid, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Grid, Images, image_of_each_row, stacked
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.supervised_tower import (
@@ -24,7 +24,7 @@ from umm_zoo.pretraining.supervised_tower import (
 
 
 class _SeesImages(Protocol):
-    def encode_images(self, images: Tensor) -> Tensor: ...
+    def encode_images(self, images: Images) -> list[Tensor]: ...
 
     def image_grid(self, height: int, width: int) -> Grid: ...
 
@@ -83,7 +83,7 @@ class VisionWarmup(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        tokens = cast(_SeesImages, self.vlm).encode_images(stacked(image_of_each_row(batch)))  # [B, N, D]
+        tokens = torch.stack(cast(_SeesImages, self.vlm).encode_images(image_of_each_row(batch)))  # [B, N, D]
         labels = {name: wanted.to(tokens.device) for name, wanted in self._labels(batch, everything).items()}
         logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
