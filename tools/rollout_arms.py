@@ -56,7 +56,7 @@ def library_loop() -> Any:
                 generated = self.images_of_samples(samples, images, self.noise(len(images), group), torch.arange(size))
             return CaptionRollout(
                 batch=batch,
-                images=images,
+                images=list(images),
                 captions=texts,
                 generated=generated,
                 rewards=self.judge(generated, batch),
@@ -66,7 +66,7 @@ def library_loop() -> Any:
             )
 
         def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
-            copies = rollout.images[groups]
+            copies = [rollout.images[row] for row in groups.tolist()]
             return self.vlm.embed(self.captions.conversations(len(groups)), copies, [1] * len(groups), for_generation=True)
 
     return LibraryLoop

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, second_stage, third_stage, vlm
+from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, second_stage, third_stage, unequal_batch, vlm
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
@@ -230,13 +230,16 @@ def test_second_stage_trains_the_adapter_and_nothing_of_the_renderer():
             assert all(p.grad is None for p in part.parameters()), name
 
 
-def test_second_stage_gradient_is_the_policy_gradient():
-    method = second_stage(objective=GRPO(kl_weight=0.0, aggregation=SequenceMean()))
+@pytest.mark.parametrize("given", [batch, unequal_batch])
+@pytest.mark.parametrize("trained", ["adapter", "projector"])
+def test_second_stage_gradient_is_the_policy_gradient(given, trained):
+    objective = GRPO(kl_weight=0.0, aggregation=SequenceMean())
+    method = second_stage([trained], objective=objective, rollouts=Rollouts(3, micro_batch=4))
     stir(method)
     torch.manual_seed(5)
-    method.training_losses(batch())["loss"].backward()
+    method.training_losses(given())["loss"].backward()
     rollout = method.rollout
-    found = {name: p.grad.clone() for name, p in method.adapter.named_parameters()}
+    found = {name: p.grad.clone() for name, p in method.parts()[trained].named_parameters()}
     method.zero_grad()
     total = torch.zeros(())
     for row in range(6):  # each caption scored by itself, from the library's own logits
@@ -247,7 +250,7 @@ def test_second_stage_gradient_is_the_policy_gradient():
         chosen = method.vlm.model.lm_head(hidden).log_softmax(-1).gather(1, tokens[:, None])
         total = total - rollout.advantages[row] * chosen.mean() / 6
     total.backward()
-    for name, parameter in method.adapter.named_parameters():
+    for name, parameter in method.parts()[trained].named_parameters():
         assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-3)
     assert_close(rollout.rewards, Redness()(rollout.generated, batch()).unflatten(0, (2, 3)))
 

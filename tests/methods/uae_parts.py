@@ -89,6 +89,13 @@ def batch(count: int = 2, caption: str = "top left: a small red circle") -> Batc
     return Batch([f"row{i}" for i in range(count)], rows, images(count), [1] * count)  # type: ignore[arg-type]
 
 
+def unequal_batch() -> Batch:
+    """Two rows whose images have other sizes and shapes."""
+    rows, shown = batch(), [torch.zeros(3, 24, 8), images(1)[0]]
+    shown[0][:, 8:] = 0.7
+    return Batch(rows.keys, rows.conversations, shown, [1, 1])
+
+
 def stage(kind: type[UAEBase], trained: list[str], arguments: dict[str, Any]) -> Any:
     """A stage that trains some parts, with the renderer from above unless another is given."""
     own = arguments.pop("renderer", None) or renderer()

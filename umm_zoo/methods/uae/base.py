@@ -13,7 +13,7 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Images, image_of_each_row, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.requests import request_batch
@@ -84,14 +84,14 @@ class UAEBase(Method):
 
     # -- captions and images -------------------------------------------------------------------------------------------------
 
-    def caption(self, images: Tensor, generator: torch.Generator | None = None, temperature: float | None = None) -> Samples:
-        """One caption per image ``[M, 3, H, W]``; a temperature other than the method's own may be given."""
+    def caption(self, images: Images, generator: torch.Generator | None = None, temperature: float | None = None) -> Samples:
+        """One caption per image; a temperature other than the method's own may be given."""
         count, how = len(images), self.captions
         heat = how.temperature if temperature is None else temperature
         return self.vlm.sample(how.conversations(count), images, [1] * count, 1, how.max_new_tokens, heat, generator)
 
     def images_of_captions(
-        self, captions: Sequence[str], seeds: Sequence[int], images: Tensor | None = None, sampling: Sampling | None = None
+        self, captions: Sequence[str], seeds: Sequence[int], images: Images | None = None, sampling: Sampling | None = None
     ) -> Tensor:
         """Images of captions, ``[R, 3, H, W]``; the images that they describe are for readers that look."""
         return self.renderer.generate(self.vlm, captions, seeds, images, self.adapter, sampling)
@@ -148,7 +148,7 @@ class UAEBase(Method):
         ``rewards``; their means as the scalars ``mean_caption_tokens`` and ``reward``. For rows with true captions also
         ``from_true_captions`` from the same noise, and the decoder's terms on them at fixed times and noise.
         """
-        images, truths = stacked(image_of_each_row(batch)), batch.answers()
+        images, truths = image_of_each_row(batch), batch.answers()
         outputs = Outputs(self._decoder_terms(batch, truths, batch_idx) if all(truths) else {})
         samples = self.caption(images, torch.Generator(self.device).manual_seed(batch_idx))
         outputs.answers, outputs.caption_tokens = samples.texts, samples.mask.sum(dim=1)
@@ -158,8 +158,8 @@ class UAEBase(Method):
                 outputs.scalars["reward"], outputs.counts["reward"] = torch.zeros(()), 0.0
             return outputs
         seeds = [zlib.crc32(key.encode()) for key in batch.keys]
-        outputs.references, outputs.generated = images, self.images_of_captions(samples.texts, seeds, images)
-        outputs.columns = {"original": images, "reconstruction": outputs.generated}
+        outputs.references, outputs.generated = stacked(images), self.images_of_captions(samples.texts, seeds, images)
+        outputs.columns = {"original": outputs.references, "reconstruction": outputs.generated}
         if all(truths):
             outputs.from_true_captions = self.images_of_captions(truths, seeds, images)
             outputs.columns["from the true caption"] = outputs.from_true_captions
@@ -172,7 +172,7 @@ class UAEBase(Method):
         """The objective's terms on true captions, where the renderer is trained that way."""
         if not isinstance(self.renderer, CaptionRenderer):
             return {}
-        condition = self.renderer.condition(self.vlm, captions, stacked(image_of_each_row(batch)), self.adapter)
+        condition = self.renderer.condition(self.vlm, captions, image_of_each_row(batch), self.adapter)
         latents = self.renderer.latents(batch)
         generator = torch.Generator(latents.device).manual_seed(seed)
         return dict(self.renderer.objective(self.renderer.decoder, latents, condition, generator))

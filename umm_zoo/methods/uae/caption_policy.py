@@ -16,6 +16,7 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.generation import Samples, take_rows
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.prefix import evaluation_mode
+from umm_zoo.batch import Images
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
@@ -78,14 +79,14 @@ class CaptionPolicy(UAEBase, Reinforcement[C], ABC, Generic[C]):
         self.objective, self.rollouts, self.phases = objective, rollouts or Rollouts(group=4), Phases()
         self.noise = self.rollouts.noise or noise
 
-    def write(self, images: Tensor) -> tuple[VLMInputs, Samples]:
+    def write(self, images: Images) -> tuple[VLMInputs, Samples]:
         """The prompts and G captions of each of B images."""
         with self.phases("caption", self.device):
             inputs = self._questions(images)
             how = self.captions
             return inputs, self.vlm.sample_from(inputs, self.rollouts.group, how.max_new_tokens, how.temperature)
 
-    def _questions(self, images: Tensor) -> VLMInputs:
+    def _questions(self, images: Images) -> VLMInputs:
         """The prompts, once per image."""
         count = len(images)
         with evaluation_mode(self.vlm):
@@ -169,7 +170,7 @@ class CaptionPolicy(UAEBase, Reinforcement[C], ABC, Generic[C]):
     def _prompts(self, rollout: C, groups: Tensor) -> VLMInputs:
         """The prompts of some rows; with a graph where an embedding or the tower is trained, otherwise as they were encoded."""
         if {"vision_tower", "projector", "language_model"} & set(self.trained):
-            return self._questions(rollout.images[groups.to(rollout.images.device)])
+            return self._questions([rollout.images[row] for row in groups.tolist()])
         return take_rows(rollout.inputs, groups)
 
     def log_probs(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor) -> Tensor:

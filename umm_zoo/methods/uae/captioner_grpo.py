@@ -10,7 +10,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Images, image_of_each_row
 from umm_zoo.errors import Count
 from umm_zoo.methods.uae.caption_policy import CaptionPolicy, CaptionRollout
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -81,7 +81,7 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
     @torch.no_grad()
     def roll_out(self, batch: Batch) -> CaptionRollout:
         """Caption, generate, reward; nothing keeps a gradient."""
-        images = stacked(image_of_each_row(batch))
+        images = image_of_each_row(batch)
         inputs, samples = self.write(images)
         seeds = self.noise(len(images), self.rollouts.group)
         with self.phases("generate", self.device):
@@ -98,13 +98,13 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
             weights=self.objective.aggregation(samples.mask),
         )
 
-    def images_of_samples(self, samples: Samples, images: Tensor, seeds: list[int], rows: Tensor) -> Tensor:
+    def images_of_samples(self, samples: Samples, images: Images, seeds: list[int], rows: Tensor) -> Tensor:
         """Images of some captions, in the renderer's steps of training."""
         numbers = rows.tolist()
         return self.images_of_captions(
             [samples.texts[row] for row in numbers],
             [seeds[row] for row in numbers],
-            images[(rows // self.rollouts.group).to(images.device)],
+            [images[row // self.rollouts.group] for row in numbers],
             Sampling(num_steps=self.num_steps),
         )
 

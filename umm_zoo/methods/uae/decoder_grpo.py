@@ -11,7 +11,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, Tokens, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Tokens, image_of_each_row
 from umm_zoo.errors import Weight
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -97,7 +97,7 @@ class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
     @torch.no_grad()
     def roll_out(self, batch: Batch) -> ImageRollout:
         """Caption, sample, reward; nothing keeps a gradient."""
-        images, group = stacked(image_of_each_row(batch)), self.rollouts.group
+        images, group = image_of_each_row(batch), self.rollouts.group
         with self.phases("caption", self.device):
             captions = batch.answers() if self.from_true_captions else self.caption(images).texts
             one = self.renderer.condition(self.vlm, captions, images, self.adapter)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import Share, UserError
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -64,6 +64,6 @@ class UAE(UAEBase):
         captions = batch.answers()
         dropped = (torch.rand(len(captions)) < self.drop_caption).tolist()
         texts = [self.renderer.negative_prompt if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        condition = self.renderer.condition(self.vlm, texts, stacked(image_of_each_row(batch)), self.adapter)  # [B, N, E]
+        condition = self.renderer.condition(self.vlm, texts, image_of_each_row(batch), self.adapter)  # [B, N, E]
         losses = self.renderer.objective(self.renderer.decoder, self.renderer.latents(batch), condition)
         return self.over_step(losses, "rows", len(batch))

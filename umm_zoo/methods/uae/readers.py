@@ -8,13 +8,12 @@ from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.templates import IGNORE
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Tokens, Turn
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Images, Tokens, Turn
 from umm_zoo.errors import several
 
 
@@ -27,10 +26,10 @@ class CaptionReader(ABC):
     with_adapter: ClassVar[bool] = True  #: whether the policy's adapter takes part, or the model reads as it was before
 
     @abstractmethod
-    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None) -> Tokens:
+    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Images | None) -> Tokens:
         """The states ``[R, N, D]`` of R captions with their mask; the images are what they describe, None for a negative prompt."""
 
-    def __call__(self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None, adapter: LoRA | None = None) -> Tokens:
+    def __call__(self, vlm: LibraryVLM, captions: Sequence[str], images: Images | None, adapter: LoRA | None = None) -> Tokens:
         """``states`` without gradient, with or without the policy's adapter."""
         several("captions", captions)
         off = adapter.disabled() if adapter is not None and not self.with_adapter else nullcontext()
@@ -51,7 +50,7 @@ class TextOnlyReader(CaptionReader):
     def __init__(self, role: str = "generate") -> None:
         self.role = role
 
-    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None) -> Tokens:
+    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Images | None) -> Tokens:
         """See ``CaptionReader``; the images are not looked at."""
         conversations = [[_turn(self.role, caption)] for caption in captions]
         inputs = vlm.embed(conversations, None, [0] * len(captions), for_generation=True)
@@ -81,7 +80,7 @@ class AnswerStatesReader(CaptionReader):
     def __init__(self, prompt: str = "Describe the image.") -> None:
         self.prompt = prompt
 
-    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None) -> Tokens:
+    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Images | None) -> Tokens:
         """See ``CaptionReader``."""
         marker = f"{IMAGE_MARKER}\n" if images is not None else ""
         conversations: list[Conversation] = [

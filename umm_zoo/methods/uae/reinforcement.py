@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.uae.rollout_state import plain, restored
@@ -30,12 +30,12 @@ class Rollout:
     """Samples of B rows, G of each, the images generated and their rewards. R = B * G, the samples of a row side by side.
 
     Shape:
-        - images: ``[B, 3, H, W]``, what the captions describe; captions: R texts
+        - images: B of ``[3, H, W]``, what the captions describe; captions: R texts
         - generated: ``[R, 3, H, W]``; rewards ``[B, G]``; advantages ``[R]``, once all micro-batches of the step are rolled out
     """
 
     batch: Batch
-    images: Tensor
+    images: list[Tensor]
     captions: Sequence[str]
     generated: Tensor
     rewards: Tensor
@@ -238,7 +238,7 @@ class Reinforcement(Method, Generic[R]):
         if (rollout := self.rollout) is None:
             return None
         answers = list(rollout.captions[:: self.rollouts.group])
-        return Outputs(answers=answers, generated=_shown(rollout), references=rollout.images), rollout.batch
+        return Outputs(answers=answers, generated=_shown(rollout), references=stacked(rollout.images)), rollout.batch
 
 
 def _shown(rollout: Rollout) -> Tensor:

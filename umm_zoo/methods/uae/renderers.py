@@ -12,7 +12,7 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Tokens, image_of_each_row, stacked
+from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Images, Tokens, image_of_each_row, stacked
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.bridge import Bridge
@@ -39,7 +39,7 @@ class Renderer(nn.Module, ABC):
         vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
-        images: Tensor | None = None,
+        images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:
@@ -124,7 +124,7 @@ class CaptionRenderer(Renderer):
         self.decoder.try_latents(self.codec.encode(inputs))
 
     def condition(
-        self, vlm: LibraryVLM, captions: Sequence[str], images: Tensor | None = None, adapter: LoRA | None = None
+        self, vlm: LibraryVLM, captions: Sequence[str], images: Images | None = None, adapter: LoRA | None = None
     ) -> Tokens:
         """The decoder's condition ``[R, N, E]``, with a gradient into the connector only."""
         states = self.reader(vlm, captions, images, adapter)
@@ -149,7 +149,7 @@ class CaptionRenderer(Renderer):
         vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
-        images: Tensor | None = None,
+        images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:
@@ -205,7 +205,7 @@ class BridgeRenderer(Renderer):
         vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
-        images: Tensor | None = None,
+        images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:

@@ -11,7 +11,7 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.unified import ImageSamples, UnifiedAR
-from umm_zoo.batch import IMAGE_MARKER
+from umm_zoo.batch import IMAGE_MARKER, Images
 from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.uae.renderers import Renderer
 from umm_zoo.outputs import Sampling
@@ -64,7 +64,7 @@ class TokenRenderer(Renderer):
         vlm: LibraryVLM,
         captions: Sequence[str],
         seeds: Sequence[int],
-        images: Tensor | None = None,
+        images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.unified import ImageSamples
-from umm_zoo.batch import Batch, Task, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Task, image_of_each_row
 from umm_zoo.method import MakeOptimizer
 from umm_zoo.methods.uae.caption_policy import CaptionPolicy, CaptionRollout
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -154,7 +154,7 @@ class UnifiedCaptionAndDrawing(CaptionPolicy[UnifiedRollout]):
     @torch.no_grad()
     def roll_out(self, batch: Batch) -> UnifiedRollout:
         """Caption, draw, reward; nothing keeps a gradient."""
-        images, group, each = stacked(image_of_each_row(batch)), self.rollouts.group, self.images.per_caption
+        images, group, each = image_of_each_row(batch), self.rollouts.group, self.images.per_caption
         inputs, samples = self.write(images)
         with self.phases("generate", self.device):
             drawn, generated = self._draw(samples.texts, self.noise(len(images), group * each))
