@@ -66,8 +66,8 @@ def ours(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator
     loader = data.train_dataloader()
     loader.packed = True  # as a trainer gets them
     for batch in loader:
-        assert batch.images is not None
-        yield batch.images
+        [images] = batch.images.runs()
+        yield images
 
 
 def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:

@@ -82,6 +82,7 @@ class Batch:
         image_counts: number of images of each row, summing to M.
         targets: per row the image that it asks for (text-to-image, editing), ``[3, H, W]`` in [-1, 1], or None; a stack of one
             per row is taken apart, and without any no row asks for one.
+        crops: per row what the loader cut away of the image that it asks for; None where it asks for none, or nobody knows.
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
         tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
             text-to-image, an edit or a composition by the number of input images.
@@ -105,6 +106,7 @@ class Batch:
     entries: dict[str, list[int]] = field(default_factory=dict)
     stands_in: bool = False
     ahead: Sequence[Any] | None = None
+    crops: list[Crop | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         several("Batch.keys", self.keys)
@@ -112,9 +114,10 @@ class Batch:
         self.images = [] if self.images is None else list(self.images)  # of a stack: views of it
         self.targets = [None] * size if self.targets is None else list(self.targets) or [None] * size
         self.image_counts = self.image_counts or [0] * size
+        self.crops = self.crops or [None] * size
         self.meta = self.meta or [{} for _ in range(size)]
         self.tasks = self.tasks or [task_of(*row) for row in zip(self.image_counts, self.has_target, strict=False)]
-        for name in ("conversations", "image_counts", "meta", "targets", "tasks"):
+        for name in ("conversations", "image_counts", "crops", "meta", "targets", "tasks"):
             if len(getattr(self, name)) != size:
                 raise ValueError(f"Batch.{name} has {len(getattr(self, name))} rows, Batch.keys has {size}")
         if sum(self.image_counts) != len(self.images):
@@ -168,6 +171,7 @@ class Batch:
             images=[image for row in rows for image in self.images_of(row)],
             image_counts=[self.image_counts[row] for row in rows],
             targets=[self.targets[row] for row in rows],
+            crops=[self.crops[row] for row in rows],
             meta=[self.meta[row] for row in rows],
             tasks=[self.tasks[row] for row in rows],
             extras=extras,

@@ -5,6 +5,7 @@ Without torch, so that commands that only handle texts start at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal, TypedDict
 
@@ -28,6 +29,20 @@ def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
         if conversation[index]["role"] == "assistant":
             return conversation[:index], conversation[index]["text"]
     return conversation, ""
+
+
+def repeat_markers(conversation: Conversation, counts: Sequence[int]) -> Conversation:
+    """The same with the marker of each image as often as that image has parts that are images of their own."""
+    if max(counts, default=1) == 1:
+        return conversation
+    parts = iter(counts)
+
+    def repeated(turn: Turn) -> Turn:
+        pieces = turn["text"].split(IMAGE_MARKER)
+        text = pieces[0] + "".join(IMAGE_MARKER * next(parts) + piece for piece in pieces[1:])
+        return Turn(role=turn["role"], text=text)
+
+    return [repeated(turn) if turn["role"] == "user" else turn for turn in conversation]
 
 
 def user_text(conversation: Conversation) -> str:

@@ -11,37 +11,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.decoding import BadSampleError, check_utf8, decode_image, one_sample
-from data_pipelines.shards.buffers import BufferReference, ImageBuffers
+from data_pipelines.decoding import BadSampleError, Decoded, check_utf8, decode_images, one_sample
+from data_pipelines.shards.buffers import BufferReference, ImageBuffers, PackedImages
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.tasks import SampleTask
-from data_pipelines.transforms.image_transform import ImageTransform
-from umm_zoo.batch import Batch
-from umm_zoo.conversation import Conversation, Task, task_of
+from data_pipelines.transforms.image_transform import ImageTransform, SizedResize
+from umm_zoo.batch import Batch, Crop
+from umm_zoo.conversation import Conversation, Task, repeat_markers, task_of
 from umm_zoo.errors import UserError
 
 
 @dataclass
 class RawBatch:
-    """Stacked rows that a worker sends with the skips met on the way, or the error that ends the run.
+    """Rows that a worker sends with the skips met on the way, or the error that ends the run.
 
     ``rows`` are what the ledger would say of each row if it could not be used, without a reason, ``faults`` what was tried
-    again on the way.
-
-    Shape:
-        - images, targets: ``[M, H, W, 3]`` and ``[T, H, W, 3]`` uint8, a quarter of the floats on the way between processes
+    again on the way. Images are in bytes, a quarter of the floats on the way between processes.
     """
 
     keys: list[str] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
-    images: Tensor | BufferReference | None = None
+    images: PackedImages | BufferReference | None = None
     image_counts: list[int] = field(default_factory=list)
-    targets: Tensor | BufferReference | None = None
+    targets: PackedImages | BufferReference | None = None
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
     has_target: list[bool] = field(default_factory=list)
+    crops: list[Crop | None] = field(default_factory=list)
     entries: dict[str, list[int]] = field(default_factory=dict)
     rows: list[Skip] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
@@ -54,7 +52,7 @@ class RawBatch:
         """The same rows with every tensor on ``device``; Lightning calls this."""
 
         def move(images: Any) -> Any:
-            return images.to(device, non_blocking=non_blocking) if isinstance(images, Tensor) else images
+            return images.to(device, non_blocking=non_blocking) if isinstance(images, Tensor | PackedImages) else images
 
         extras = {name: move(value) for name, value in self.extras.items()}
         return replace(self, images=move(self.images), targets=move(self.targets), extras=extras)
@@ -78,13 +76,13 @@ class RawBatch:
             return [value for row, value in enumerate(values) if row not in refused]
 
         def of_rows(values: Any, counts: Sequence[int]) -> Any:
-            """Those of a tensor's entries, of which each row has so many."""
-            kept = torch.tensor([row not in refused for row in range(len(counts))])
-            return values[kept.repeat_interleave(torch.tensor(counts, dtype=torch.long))] if isinstance(values, Tensor) else values
+            """Those of some entries, of which each row has so many."""
+            kept = [row not in refused for row, count in enumerate(counts) for _ in range(count)]
+            return values.only(kept) if isinstance(values, PackedImages) else values[torch.tensor(kept, dtype=torch.bool)]
 
         changed: dict[str, Any] = {
             name: rows(getattr(self, name))
-            for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target", "rows")
+            for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target", "crops", "rows")
         }
         ones = [1] * len(self.keys)
         return replace(
@@ -98,22 +96,22 @@ class RawBatch:
 
     def outlines(self) -> Batch:
         """The rows with images of their size and without content, on the ``meta`` device."""
-        return self._batch(lambda images: torch.empty((len(images), 3, *images.shape[1:3]), device="meta"))
+        return self._batch(lambda packed: [torch.empty((3, *size), device="meta") for size in packed.sizes])
 
     def own(self) -> RawBatch:
         """The same rows in memory of their own, which no worker writes again."""
-        images, targets = (tensor.clone() if isinstance(tensor, Tensor) else tensor for tensor in (self.images, self.targets))
+        packed = (self.images, self.targets)
+        images, targets = (images.own() if isinstance(images, PackedImages) else images for images in packed)
         return replace(self, images=images, targets=targets)
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""
-        return self._batch(to_signal)
+        return self._batch(to_signals)
 
-    def _batch(self, made: Callable[[Tensor], Tensor]) -> Batch:
-        """The rows with what is ``made`` of their images ``[M, H, W, 3]``, ``[M, 3, H, W]``."""
+    def _batch(self, made: Callable[[PackedImages], list[Tensor]]) -> Batch:
+        """The rows with what is ``made`` of their images, ``[3, H, W]`` each."""
         content = {field.name: getattr(self, field.name) for field in fields(Batch)}
-        packed: tuple[Any, Any] = (self.images, self.targets)
-        images, targets = ([] if stack is None else list(made(stack)) for stack in packed)
+        images, targets = (made(packed) if isinstance(packed, PackedImages) else [] for packed in (self.images, self.targets))
         own = iter(targets)
         return Batch(**{**content, "images": images, "targets": [next(own) if there else None for there in self.has_target]})
 
@@ -126,6 +124,7 @@ class RawBatchBuilder:
         self._images, self._targets = ImageBuffers(), ImageBuffers()
         self._raw = RawBatch()
         self._extras: list[dict[str, Tensor]] = []
+        self._stored = set[str]()
 
     def __len__(self) -> int:
         return len(self._raw.keys)
@@ -148,27 +147,36 @@ class RawBatchBuilder:
                 for turn in sample.conversation:
                     check_utf8(turn["text"])
             with one_sample("image cannot be decoded"):
-                for content in sample.images:
-                    self._images.put(decode_image(content, self.transform.inputs.size, self.transform.inputs.resize))
-                if sample.target is not None:
-                    self._targets.put(decode_image(sample.target, self.transform.targets.size, self.transform.targets.resize))
+                parts = [len(_put(content, self.transform.inputs, self._images).images) for content in sample.images]
+                crop = None if sample.target is None else self._put_target(sample.target)
         except BadSampleError:
             self._images.drop_to(images)
             self._targets.drop_to(targets)
             raise
-        count, has_target, raw = self._images.count - images, sample.target is not None, self._raw
+        has_target, raw = sample.target is not None, self._raw
         raw.keys.append(row.name)
         raw.rows.append(row)
-        raw.conversations.append(sample.conversation)
-        raw.image_counts.append(count)
+        raw.conversations.append(repeat_markers(sample.conversation, parts))
+        raw.image_counts.append(sum(parts))
         raw.meta.append(sample.meta)
-        raw.tasks.append(sample.task or task_of(count, has_target))
+        raw.tasks.append(sample.task or task_of(len(parts), has_target))
         raw.has_target.append(has_target)
+        raw.crops.append(crop)
         self._extras.append({**{name: value[None] for name, value in sample.extras.items()}, **(stored or {})})
+        self._stored |= set(stored or ())
+
+    def _put_target(self, content: bytes) -> Crop:
+        """Decode an image to generate; what was cut away of it."""
+        policy = self.transform.targets
+        decoded = _put(content, policy, self._targets)
+        if len(decoded.images) > 1:
+            found = f"{type(policy.resize).__name__}, which makes several images of one"
+            raise UserError("data.target_resize", found, "a policy that makes one image of each that is to be generated")
+        return policy.crop(*decoded.full)
 
     def build(self, skips: list[Skip]) -> RawBatch:
         """The rows so far."""
-        names = list(self._extras[0]) if self._extras else []
+        names = [name for name in (self._extras[0] if self._extras else ()) if self._stackable(name)]
         counts = {name: [len(row[name]) for row in self._extras] for name in names}
         return replace(
             self._raw,
@@ -180,14 +188,49 @@ class RawBatchBuilder:
             faults=take_faults(),
         )
 
+    def _stackable(self, name: str) -> bool:
+        """Whether an extra is of one shape in every row; where stored outputs are not, the method computes what is left out.
 
-def to_signal(images: Tensor) -> Tensor:
-    """uint8 images ``[M, H, W, 3]``, as they are decoded, to floats ``[M, 3, H, W]`` in [-1, 1]."""
+        Raises:
+            UserError: it is one that only the shards have.
+        """
+        shapes = {tuple(row[name].shape[1:]) for row in self._extras}
+        if len(shapes) > 1 and name not in self._stored:
+            raise UserError("data", f"'{name}' of shapes {', '.join(map(str, sorted(shapes)))} in one batch", "one shape")
+        return len(shapes) < 2
+
+
+def _put(content: bytes, policy: SizedResize, buffers: ImageBuffers) -> Decoded:
+    """Decode the images made of one straight into a buffer."""
+    decoded = decode_images(content, policy.size, policy.resize)
+    for image in decoded.images:
+        buffers.put(image)
+    return decoded
+
+
+def to_signal(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """uint8 images ``[M, H, W, 3]``, as they are decoded, to floats ``[M, 3, H, W]`` in [-1, 1], in ``out`` where it is given."""
     planes = images.permute(0, 3, 1, 2)
+    signal = _new_floats(planes.numel(), images.device).view(planes.shape) if out is None else out
     if planes.device.type != "cpu":
-        return planes.float().sub_(127.5).div_(127.5).contiguous()
-    # numpy asks for huge pages and torch does not: a third of the time, which is mostly the first touch of fresh memory
-    signal = torch.from_numpy(np.empty(planes.shape, dtype=np.float32))
-    for image, out in zip(planes, signal, strict=True):  # one at a time: it stays in the processor's cache for the second pass
-        torch.sub(image, 127.5, out=out).div_(127.5)
+        return signal.copy_(planes).sub_(127.5).div_(127.5)
+    for image, own in zip(planes, signal, strict=True):  # one at a time: it stays in the processor's cache for the second pass
+        torch.sub(image, 127.5, out=own).div_(127.5)
     return signal
+
+
+def to_signals(packed: PackedImages) -> list[Tensor]:
+    """Images of any sizes as floats ``[3, H, W]`` in [-1, 1], one behind the other in one piece of memory, in a pass per run."""
+    signals, first = list[Tensor](), 0
+    floats = _new_floats(packed.pixels.numel(), packed.pixels.device)
+    for run in packed.runs():
+        shape = (len(run), 3, *run.shape[1:3])
+        out = floats[first : (first := first + run.numel())].view(shape)
+        signals += to_signal(run, out)
+    return signals
+
+
+def _new_floats(count: int, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.empty(count, device=device)
+    return torch.from_numpy(np.empty(count, dtype=np.float32))  # numpy asks for huge pages and torch does not: a third of the time

@@ -1,10 +1,11 @@
-"""Buffers of decoded images that worker processes share with the process that trains."""
+"""Buffers of decoded images of any sizes that worker processes share with the process that trains."""
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,52 @@ PREFETCH = 2
 NUM_BUFFERS = PREFETCH + 4
 
 
+#: Height and width, in pixels.
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """Images of any ``sizes`` in bytes, one behind the other in one piece of memory.
+
+    Shape:
+        - pixels: ``[sum of 3 H W]`` uint8; each image is ``[H, W, 3]``
+    """
+
+    pixels: Tensor
+    sizes: list[Size]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def runs(self) -> Iterator[Tensor]:
+        """Images of one size that follow each other, as ``[M, H, W, 3]``, run after run, without a copy."""
+        first = 0
+        for (height, width), run in groupby(self.sizes):
+            shape = (len(list(run)), height, width, 3)
+            yield self.pixels[first : (first := first + num_bytes([shape[1:3]]) * shape[0])].view(shape)
+
+    def only(self, kept: Sequence[bool]) -> PackedImages:
+        """Those that are ``kept``, of which at least one is."""
+        lengths = [num_bytes([size]) for size in self.sizes]
+        parts = self.pixels.split(lengths)
+        pixels = torch.cat([part for part, keep in zip(parts, kept, strict=True) if keep])
+        return PackedImages(pixels, [size for size, keep in zip(self.sizes, kept, strict=True) if keep])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedImages:
+        """The same images on ``device``, in one transfer."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
+
+    def own(self) -> PackedImages:
+        """The same images in memory of their own."""
+        return replace(self, pixels=self.pixels.clone())
+
+
+def num_bytes(sizes: Sequence[Size]) -> int:
+    """Bytes of images of these sizes."""
+    return sum(3 * height * width for height, width in sizes)
+
+
 @dataclass
 class BufferReference:
     """Images in a worker's buffer, which itself goes along only where the other side has not got it yet.
@@ -30,14 +77,14 @@ class BufferReference:
 
     owner: tuple[int, int]
     number: int
-    shape: tuple[int, ...]
+    sizes: list[Size]
     buffer: Tensor | None
 
-    def resolve(self, buffers: dict[Any, Tensor]) -> Tensor:
+    def resolve(self, buffers: dict[Any, Tensor]) -> PackedImages:
         """The images; ``buffers`` holds those that came before, and this one from now on."""
         if self.buffer is not None:
             buffers[self.owner, self.number] = self.buffer
-        return buffers[self.owner, self.number][: math.prod(self.shape)].view(self.shape)
+        return PackedImages(buffers[self.owner, self.number][: num_bytes(self.sizes)], self.sizes)
 
 
 class ImageBuffers:
@@ -56,52 +103,54 @@ class ImageBuffers:
         self._buffers: dict[int, Tensor] = {}
         self._number = -1
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._shape: tuple[int, ...] = ()
+        self._sizes: list[Size] = []
+        self._end = 0
         self._capacity = 0
         self._sent: set[int] = set()
         self._iteration = 0
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """Number of images of this batch."""
+        return len(self._sizes)
 
     def start(self, capacity: int, iteration: int = 0) -> None:
-        """Begin a batch that will hold about ``capacity`` images; it grows where there are more.
+        """Begin a batch that will hold about ``capacity`` images as large as the first; it grows where there are more.
 
         ``iteration`` counts how often the loader has begun: what it has been sent before may have been thrown away.
         """
         if iteration != self._iteration:
             self._sent.clear()
             self._iteration = iteration
-        self.count, self._shape, self._capacity = 0, (), max(capacity, 1)
+        self._sizes, self._end, self._capacity = [], 0, max(capacity, 1)
         self._number = (self._number + 1) % NUM_BUFFERS
 
     def put(self, image: NDArray[np.uint8]) -> None:
-        """Copy an image ``[H, W, 3]`` behind those of this batch; a ``ValueError`` where they are of another size."""
-        if not self._shape:
-            self._shape = image.shape
+        """Copy an image ``[H, W, 3]`` behind those of this batch."""
+        first, self._end = self._end, self._end + image.size
+        if not first:
             self._buffer = self._next_buffer(self._capacity * image.size)
-        if image.shape != self._shape:
-            raise ValueError(f"found an image of {image.shape}, expected {self._shape} as in the rest of the batch")
-        first = self.count * image.size
-        if first + image.size > len(self._buffer):
+        if self._end > len(self._buffer):
             former = self._buffer[:first]
-            self._buffer = self._next_buffer(2 * (first + image.size))
+            self._buffer = self._next_buffer(2 * self._end)
             self._buffer[:first] = former
-        self._buffer.numpy()[first : first + image.size] = image.reshape(-1)
-        self.count += 1
+        self._buffer.numpy()[first : self._end] = image.reshape(-1)
+        self._sizes.append((image.shape[0], image.shape[1]))
 
     def drop_to(self, count: int) -> None:
         """Forget the images after the first ``count``: their sample turned out to be bad."""
-        self.count = count
+        del self._sizes[count:]
+        self._end = num_bytes(self._sizes)
 
-    def images(self) -> Tensor | BufferReference | None:
-        """Those of this batch, ``[count, H, W, 3]``, from a worker as a reference; None where there are none."""
-        if not self.count:
+    def images(self) -> PackedImages | BufferReference | None:
+        """Those of this batch, from a worker as a reference; None where there are none."""
+        if not self._sizes:
             return None
-        shape = (self.count, *self._shape)
         if get_worker_info() is None:
-            return self._buffer[: math.prod(shape)].view(shape)
+            return PackedImages(self._buffer[: self._end], self._sizes)
         buffer = None if self._number in self._sent else self._buffer
         self._sent.add(self._number)
-        return BufferReference((os.getpid(), id(self)), self._number, shape, buffer)
+        return BufferReference((os.getpid(), id(self)), self._number, self._sizes, buffer)
 
     def _next_buffer(self, size: int) -> Tensor:
         if get_worker_info() is None:

@@ -6,8 +6,9 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -23,6 +24,7 @@ from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleRe
 from data_pipelines.shards.stored import sealed, stored_items, stored_place
 from data_pipelines.shards.writing import IndexedShardWriter
 from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError, locating, say
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
@@ -133,13 +135,27 @@ def _outputs(
             batch = raw.batch().to(device)
             per = {"image": batch.image_counts, "row": [1] * len(batch), "target": [*map(int, batch.has_target)]}
             counts = per[item.per]
-            values = item.compute(batch)
-            if len(values) != sum(counts):
-                found = f"found {len(values)} entries for {len(counts)} rows, expected {sum(counts)}"
-                raise ValueError(f"precomputable '{name}': {found}")
-            entries = iter(values.split(counts))
+            computed = dict[int, Tensor]()
+            for rows in _of_like_sizes(batch):
+                values = item.compute(batch if len(rows) == len(batch) else batch.select(rows))
+                expected = [counts[row] for row in rows]
+                if len(values) != sum(expected):
+                    found = f"found {len(values)} entries for {len(rows)} rows, expected {sum(expected)}"
+                    raise ValueError(f"precomputable '{name}': {found}")
+                computed.update(zip(rows, values.split(expected), strict=True))
+            entries = iter(computed[row] for row in range(len(batch)))
         for number in numbers:
             yield None if number in skipped else _npy(next(entries), arguments.half)
+
+
+def _of_like_sizes(batch: Batch) -> Iterable[list[int]]:
+    """The rows of a batch, together where their images have the same sizes: what is made of them can be stacked."""
+    rows: dict[tuple[Any, ...], list[int]] = {}
+    for row in range(len(batch)):
+        target = batch.target_of(row)
+        sizes = frozenset(image.shape for image in batch.images_of(row)), target if target is None else target.shape
+        rows.setdefault(sizes, []).append(row)
+    return rows.values()
 
 
 def _npy(values: Tensor, half: bool) -> bytes:

@@ -11,11 +11,12 @@ from test_refused_rows import Choosy
 from test_shards import fit, png, sample, write_tar
 
 from data_pipelines.shards.batches import RawBatch
+from data_pipelines.shards.buffers import PackedImages
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.reading import BatchRequest, SamplePosition
 from data_pipelines.shards.streaming import StreamData
-from umm_zoo.batch import Batch, Task, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Task, image_of_each_row
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import Outputs
 
@@ -29,13 +30,13 @@ def shade(value: float, size: int = 4) -> torch.Tensor:
 
 def mixed() -> Batch:
     """Row r: input images of shade r and r + .5, target of shade -r, codes r and latents of its images."""
-    images = [shade(row / 10 + place / 20) for row, count in enumerate(COUNTS) for place in range(count)]
+    images = [shade(row / 10 + place / 20, 4 + row) for row, count in enumerate(COUNTS) for place in range(count)]
     return Batch(
         keys=[f"row{row}" for row in range(6)],
         conversations=[[{"role": "user", "text": "<image>" * count + "Go."}] for count in COUNTS],
         images=images,
         image_counts=list(COUNTS),
-        targets=[shade(-row / 10, 8) if row in TARGETS else None for row in range(6)],
+        targets=[shade(-row / 10, 8 + row) if row in TARGETS else None for row in range(6)],
         extras={"codes": torch.tensor([[1], [2], [5]]), "seen": torch.tensor([0.0, 3.0, 3.5, 5.0]), "own": torch.arange(6)},
         entries={"codes": [int(row in TARGETS) for row in range(6)], "seen": list(COUNTS)},
     )
@@ -49,7 +50,7 @@ def check_rows_are_their_own(batch: Batch, rows: list[int]) -> None:
         )
         target = batch.target_of(place)
         assert (target is None) == (row not in TARGETS)
-        assert target is None or torch.equal(target, shade(-row / 10, 8))
+        assert target is None or torch.equal(target, shade(-row / 10, 8 + row))
     assert batch.extras["codes"].flatten().tolist() == [row for row in rows if row in TARGETS]
     assert batch.extras["seen"].tolist() == [row + place / 2 for row in rows for place in range(COUNTS[row])]
     assert batch.extras["own"].tolist() == rows
@@ -63,7 +64,9 @@ def test_chosen_rows_keep_images_targets_and_what_was_computed_of_either(rows: l
 def test_every_row_asks_for_what_it_has() -> None:
     assert mixed().tasks == [Task.QUESTION, Task.TEXT_TO_IMAGE, Task.TEXT_TO_IMAGE, Task.QUESTION, Task.QUESTION, Task.EDIT]
     moved = mixed().to("meta")
-    assert [image.shape for image in moved.requested] == [(3, 8, 8)] * 3 and moved.has_target == mixed().has_target
+    assert [image.shape for image in moved.requested] == [
+        (3, 8 + row, 8 + row) for row in TARGETS
+    ] and moved.has_target == mixed().has_target
 
 
 def test_the_image_of_a_row_is_shown_or_asked_for() -> None:
@@ -82,16 +85,21 @@ def test_targets_that_do_not_add_up_are_refused() -> None:
         Batch(["a", "b"], [[], []], targets=[None, shade(1).byte()])
 
 
+def packed(images: list[torch.Tensor]) -> PackedImages:
+    return PackedImages(torch.cat([image.permute(1, 2, 0).flatten() for image in images]), [image.shape[1:] for image in images])
+
+
 @pytest.mark.parametrize("refused", [{0}, {1, 3}, {0, 3, 4}, {1, 2, 5}, {0, 1, 2, 3, 5}])
 def test_refused_rows_take_with_them_what_is_theirs_alone(refused: set[int]) -> None:
     whole = mixed()
     content = {name: getattr(whole, name) for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target")}
     content |= {"extras": whole.extras, "entries": whole.entries}
-    pixels = {"images": stacked(whole.images).permute(0, 2, 3, 1), "targets": stacked(whole.requested).permute(0, 2, 3, 1)}
+    pixels = {"images": packed(whole.images), "targets": packed(whole.requested)}
     raw = RawBatch(**content, **pixels, rows=[Skip("train", "a", "a", key, "", -1) for key in whole.keys])
     left = raw.without(refused)
     found = {name: getattr(left, name) for name in content if name != "has_target"}
-    images, targets = ([] if own is None else list(own.permute(0, 3, 1, 2)) for own in (left.images, left.targets))
+    both = (left.images, left.targets)
+    images, targets = ([] if own is None else [image for run in own.runs() for image in run.permute(0, 3, 1, 2)] for own in both)
     found |= {"images": images, "targets": [targets.pop(0) if there else None for there in left.has_target]}
     check_rows_are_their_own(Batch(**found), [row for row in range(6) if row not in refused])
 
