@@ -150,9 +150,10 @@ def _outputs(
 
 def _of_like_sizes(batch: Batch) -> Iterable[list[int]]:
     """The rows of a batch, together where their images have the same sizes: what is made of them can be stacked."""
+    if all(len({image.shape for image in images}) < 2 for images in (batch.images, batch.requested)):
+        return [list(range(len(batch)))]
     rows: dict[tuple[Any, ...], list[int]] = {}
-    for row in range(len(batch)):
-        target = batch.target_of(row)
+    for row, target in enumerate(batch.targets):
         sizes = frozenset(image.shape for image in batch.images_of(row)), target if target is None else target.shape
         rows.setdefault(sizes, []).append(row)
     return rows.values()

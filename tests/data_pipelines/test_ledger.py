@@ -16,7 +16,7 @@ def turns(*pairs) -> bytes:
 BAD = {
     "truncated": (sample(0, **{"0.png": png(0, 64)[:60]}), "image cannot be decoded"),
     "empty": (sample(0, **{"0.png": b""}), "image of 0 bytes"),
-    "html": (sample(0, **{"0.png": b"<html>"}), "not an image of an expected format (JPEG"),
+    "html": (sample(0, **{"0.png": b"<html>"}), "not an image: a web page, expected the file itself"),
     "latin1": (sample(0, json=b'{"conversations": "\xe9"}'), "not UTF-8"),
     "broken": (sample(0, json=b"{"), "json cannot be parsed"),
     "listed": (sample(0, json=b"[]"), "json holds a list"),

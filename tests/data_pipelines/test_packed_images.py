@@ -92,7 +92,7 @@ def test_tiles_are_images_of_the_row_with_a_marker_each_and_the_task_is_that_of_
     assert raw.conversations[0][1]["text"] == "Yes <image>."  # an answer's is none
     batch = raw.batch()
     overview = decode_image(sample([(50, 50)])["0.png"], 32, Tiles())
-    assert torch.equal(batch.images_of(0)[4], (torch.from_numpy(overview).permute(2, 0, 1) - 127.5) / 127.5)
+    assert torch.equal(batch.images_of(0)[4], (torch.tensor(overview).permute(2, 0, 1) - 127.5) / 127.5)
     edit = built([sample([(20, 90)], target=(9, 9))], Tiles(), Square())
     assert edit.tasks == [Task.EDIT] and edit.image_counts == [4]
 

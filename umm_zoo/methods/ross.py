@@ -93,7 +93,7 @@ class ROSS(Method):
             if batch.images:
                 return target.to_store(stacked(batch.images))
             device = next(target.parameters(), torch.empty(0)).device
-            return target.to_store(torch.zeros(0, 3, target.image_size, target.image_size, device=device))
+            return target.to_store(torch.zeros(1, 3, target.image_size, target.image_size, device=device))[:0]  # not all take none
 
         return {PRECOMPUTED: Precomputable(target, compute, "image", settings)}
 
