@@ -36,6 +36,10 @@ _LOADER = Conversations(max_characters=sys.maxsize)
 #: Arguments that decide nothing about the bytes written.
 _IGNORED = ("source", "out", "images", "in_place", "overwrite", "retry", "part")
 
+#: Splits by their usual names.
+SPLITS = {"train": "train", "training": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"dev": "val", "test": "test", "testing": "test"}
+
 Item = TypeVar("Item")
 
 

@@ -34,8 +34,8 @@ from typing import Any
 from data_pipelines.command import Parser, run
 from data_pipelines.converters.converting import LeftOut, Made, Noted, Part, convert, converter_parser, image_folder_of
 from data_pipelines.converters.files import Substitutes, image_members
+from data_pipelines.converters.parquet_rows import ParquetRows, is_parquet
 from data_pipelines.converters.rows import Rows
-from data_pipelines.converters.tables import Table, is_parquet
 from data_pipelines.converters.texts import check_keys, check_media, is_name, notes, place_markers, unread_files, wording
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import read_turns
@@ -79,21 +79,23 @@ class Edit:
     used: set[str]
 
 
-def samples_of(rows: Rows | Table, number: int, keys: Keys, images: Path | None = None, size: int | None = None) -> Iterator[Made]:
+def samples_of(
+    rows: Rows | ParquetRows, number: int, keys: Keys, images: Path | None = None, size: int | None = None
+) -> Iterator[Made]:
     """The samples of one row: several where it has several turns."""
     row, is_named = rows[number], rows.names_file
     turns = row.get("data")
     if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
-        yield from _sample(row, f"{number:08d}", number, keys, images, size, is_named)
+        yield from sample_of(row, f"{number:08d}", number, keys, images, size, is_named)
         return
     for place, turn in enumerate(turns):
         try:
-            yield from _sample({**turn, "turn": place}, f"{number:08d}-{place}", number, keys, images, size, is_named)
+            yield from sample_of({**turn, "turn": place}, f"{number:08d}-{place}", number, keys, images, size, is_named)
         except BadSampleError as error:
             yield LeftOut(f"row {number}, turn {place}", str(error))
 
 
-def _sample(
+def sample_of(
     row: dict[str, Any],
     key: str,
     number: int,
@@ -102,6 +104,7 @@ def _sample(
     size: int | None,
     is_named: Callable[[str], bool],
 ) -> Iterator[Made]:
+    """The sample of one edit, after what was repaired."""
     edit = read_edit(row, number, keys)
     check_media(edit.conversation)
     check_keys(row, edit.used)
@@ -188,14 +191,14 @@ def parser() -> Parser:
 def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
     images = image_folder_of(arguments)
-    rows: Rows | Table = Table(arguments.source) if is_parquet(arguments.source) else Rows(arguments.source)
+    rows: Rows | ParquetRows = ParquetRows(arguments.source) if is_parquet(arguments.source) else Rows(arguments.source)
     keys = Keys(arguments.input, arguments.instruction, arguments.target)
     if isinstance(rows, Rows) and keys == Keys():
         rows.check_wrapped("data", "conversations", *INPUTS, *INSTRUCTIONS, *TARGETS)
     convert_rows(arguments, rows, "editing", lambda number: samples_of(rows, number, keys, images, arguments.image_size))
 
 
-def convert_rows(arguments: argparse.Namespace, rows: Rows | Table, name: str, make: Callable[[int], Iterable[Made]]) -> None:
+def convert_rows(arguments: argparse.Namespace, rows: Rows | ParquetRows, name: str, make: Callable[[int], Iterable[Made]]) -> None:
     """Convert rows by number, report, and list among what was left out the files that could not be opened."""
 
     def checked(item: int | str) -> Iterator[Made]:

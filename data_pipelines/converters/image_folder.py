@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.command import Parser, run, share
-from data_pipelines.converters.converting import Part, convert, converter_parser, split_of
+from data_pipelines.converters.converting import SPLITS, Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import image_members, is_hidden
 from data_pipelines.converters.rows import read_json
 from data_pipelines.converters.texts import with_article
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
 from umm_zoo.errors import UserError, printable
-
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
     if not source.is_dir():
         raise UserError(source, "no such folder")
     # a folder called train with files in it and no folders is a class: photos of trains
-    splits = {path.name: _SPLITS[path.name.lower()] for path in _folders(source) if path.name.lower() in _SPLITS and _folders(path)}
+    splits = {path.name: SPLITS[path.name.lower()] for path in _folders(source) if path.name.lower() in SPLITS and _folders(path)}
     keeps_splits = bool(splits) and (set(splits.values()) != {"train"} or val_share == 0)
     found: list[tuple[str, str, str]] = []
     refused: dict[str, str] = {}

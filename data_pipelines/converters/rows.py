@@ -22,7 +22,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^"\[\]{},\s]+', re.DOTALL)
 _LONGEST = 1 << 30
 _TRIED = 100  # lines that are looked at to tell a list from lines
-_IMAGE_NAME = re.compile(rf"^[^\n]+\.({'|'.join(IMAGE_TYPES)})$", re.IGNORECASE)
+IMAGE_NAME = re.compile(rf"^[^\n]+\.({'|'.join(IMAGE_TYPES)})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 def names_in(value: Any) -> set[int]:
     """Hashes of the names of images in a value of a row."""
-    return set(map(hash, filter(_IMAGE_NAME.search, texts_in(value))))
+    return set(map(hash, filter(IMAGE_NAME.search, texts_in(value))))
 
 
 class Rows:

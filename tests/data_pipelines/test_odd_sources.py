@@ -13,7 +13,7 @@ from converter_parts import convert, error_of, loaded, parquet_of, photo, read_t
 from PIL import Image
 from test_shards import add
 
-from data_pipelines.converters import blip3o, coco, editing, image_folder, img2dataset, llava_json, parquet
+from data_pipelines.converters import blip3o, coco, editing, image_folder, img2dataset, llava_json, table
 from data_pipelines.decoding import BadSampleError, decode_image
 from data_pipelines.tasks import Conversations, TextToImage
 from data_pipelines.transforms.resize import Square
@@ -96,7 +96,7 @@ def of_tars(folder: Path, command=blip3o) -> dict:
 
 def of_parquet(folder: Path) -> dict:
     parquet_of(folder / "in/0.parquet", image=list(FILES.values()), text=["text"] * len(FILES), id=list(FILES))
-    return convert(parquet, folder / "in", folder / "out")
+    return convert(table, folder / "in", folder / "out")
 
 
 def of_coco(folder: Path) -> dict:
@@ -113,7 +113,7 @@ SOURCES = {
     "image_folder": of_folder,
     "blip3o": of_tars,
     "img2dataset": lambda folder: of_tars(folder, img2dataset),
-    "parquet": of_parquet,
+    "table": of_parquet,
     "coco": of_coco,
 }
 

@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from converter_parts import convert, error_of, loaded, photo, samples_in
+from converter_parts import convert as run
+from converter_parts import error_of, loaded, photo, samples_in
 from converter_parts import parquet_of as write
 
-from data_pipelines.converters import parquet as command
-from data_pipelines.converters.tables import Table
+from data_pipelines.converters import table as command
+from data_pipelines.converters.parquet_rows import ParquetRows
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -14,6 +15,10 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 def struct(value: int = 0, kind: str = "JPEG") -> dict:
     return {"bytes": photo(value, kind), "path": None}
+
+
+def convert(*arguments: object) -> dict:
+    return run(*arguments, "--val-share", 0)
 
 
 def samples(out: Path) -> list[dict]:
@@ -44,7 +49,7 @@ def test_questions_take_the_most_frequent_answer_and_keep_all(tmp_path):
     answers = [[{"answer": "red", "id": 1}, {"answer": "blue", "id": 2}, {"answer": "blue", "id": 3}], [{"answer": "2", "id": 1}]]
     write(tmp_path / "in.parquet", image=[struct(), struct()], question=["Which?", "How many?"], answers=answers)
     report = convert(command, tmp_path / "in.parquet", tmp_path / "out")
-    assert report["samples"] == {"train/vqa": 2}
+    assert report["samples"] == {"train/questions": 2}
     first, second = samples(tmp_path / "out")
     assert first["turns"] == ["<image>\nWhich?", "blue"] and first["answers"] == ["red", "blue", "blue"]
     assert second["turns"] == ["<image>\nHow many?", "2"] and "answers" not in second
@@ -94,7 +99,7 @@ def test_a_damaged_row_group_costs_its_own_rows_and_no_others(tmp_path):
 def test_rows_by_number_in_any_order(tmp_path):
     for file in range(2):
         write(tmp_path / f"in/{file}.parquet", row_group_size=25, number=[40 * file + n for n in range(40)], text=["a"] * 40)
-    table = Table(tmp_path / "in")
+    table = ParquetRows(tmp_path / "in")
     order = [0, 1, 79, 39, 40, 16, 15, 60, 2, 78]
     assert [table[number]["number"] for number in order] == order and len(table) == 80
 
@@ -105,7 +110,7 @@ def test_rows_by_number_in_any_order(tmp_path):
         ({"image": [b"x"], "text": ["a"]}, ["--text", "caption"], "found 'caption', expected one of the columns image, text"),
         ({"image": [b"x"], "name": ["a"]}, [], "cannot tell what a row is; the columns are image (image), name (text)"),
         ({"left": [b"x"], "right": [b"x"], "text": ["a"]}, [], "cannot tell what a row is"),
-        ({"image": [b"x"], "text": ["a"]}, ["--task", "vqa"], "cannot tell columns for vqa"),
+        ({"image": [b"x"], "text": ["a"]}, ["--task", "questions"], "cannot tell columns for questions"),
         ({"image": [b"x"], "text": ["a"]}, [], "nothing could be converted; the first reason: row 0: damaged image"),
         ({"image": [b"x"], "text": ["a"]}, ["--rows-per-shard", "0"], "--rows-per-shard: found 0"),
     ],
@@ -134,7 +139,7 @@ def test_captions_in_json_text_are_taken_out_of_it(tmp_path, cell, text):
 
 def test_of_several_captions_in_json_text_the_row_s_number_chooses(tmp_path):
     write(tmp_path / "in.parquet", image=[photo()] * 3, captions=['{"0": "one", "1": "two"}'] * 3)
-    convert(command, tmp_path / "in.parquet", tmp_path / "out", "--task", "text_to_image")
+    convert(command, tmp_path / "in.parquet", tmp_path / "out", "--task", "text_to_image", "--captions", "one")
     assert [sample["turns"] for sample in samples(tmp_path / "out")] == [["one"], ["two"], ["one"]]
 
 

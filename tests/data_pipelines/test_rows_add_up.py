@@ -13,7 +13,7 @@ import pytest
 from converter_parts import convert, parquet_of, photo, read_tar
 from test_shards import add
 
-from data_pipelines.converters import blip3o, coco, editing, image_folder, img2dataset, llava_json, parquet
+from data_pipelines.converters import blip3o, coco, editing, image_folder, img2dataset, llava_json, table
 from data_pipelines.converters.report import count_rows, entry_of
 from data_pipelines.tasks import Conversations
 
@@ -79,7 +79,7 @@ def run_parquet(folder: Path) -> tuple[dict[str, Any], int]:
     columns = {"image": [photo(), None, b"x", photo(), photo()], "text": ["a", "b", "c", None, '{"0": 3}'], "n": [float("nan")] * 5}
     parquet_of(folder / "in/0.parquet", **columns)
     (folder / "in/1.parquet").write_bytes(b"PAR1 cut short")
-    return convert(parquet, folder / "in", folder / "out"), 5 + 1
+    return convert(table, folder / "in", folder / "out"), 5 + 1
 
 
 def run_pairs(folder: Path, command: Any = blip3o) -> tuple[dict[str, Any], int]:
@@ -115,7 +115,7 @@ CASES: dict[str, Callable[[Path], tuple[dict[str, Any], int]]] = {
     "llava_json list": run_llava,
     "llava_json lines": lambda folder: run_llava(folder, is_list=False),
     "editing": run_editing,
-    "parquet": run_parquet,
+    "table": run_parquet,
     "blip3o": run_pairs,
     "img2dataset": lambda folder: run_pairs(folder, img2dataset),
     "image_folder": run_folder,

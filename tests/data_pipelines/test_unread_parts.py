@@ -6,7 +6,7 @@ import os
 import pytest
 from converter_parts import convert, error_of, parquet_of, photo, samples_in
 
-from data_pipelines.converters import blip3o, editing, image_folder, parquet
+from data_pipelines.converters import blip3o, editing, image_folder, table
 from data_pipelines.shards.index import load_index
 from umm_zoo.errors import UserError
 
@@ -38,7 +38,7 @@ def test_other_files_of_an_edit(tmp_path, row, reason, note):
 def test_an_image_of_a_list_that_is_empty_and_one_in_a_column_that_nobody_reads(tmp_path):
     images = [[photo(1), None], [photo(2)], [photo(3), photo(4)]]
     parquet_of(tmp_path / "in/0.parquet", image=images, depth=[photo()] * 3, question=["what?"] * 3, answer=["that"] * 3)
-    report = convert(parquet, tmp_path / "in", tmp_path / "out")
+    report = convert(table, tmp_path / "in", tmp_path / "out")
     assert report["left_out_items"] == {"row 0": "missing image: 1 of a list of 2 are empty"}
     assert report["notes"] == {"image in the column 'depth' that is not converted": 2}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from glob import glob
 from itertools import accumulate
@@ -26,20 +26,20 @@ def is_parquet(source: Path) -> bool:
     return source.suffix == ".parquet" or source.is_dir()
 
 
-class Table:
+class ParquetRows:
     """Rows of one or more parquet files, as if they were one.
 
     Reading in order costs one pass; a jump costs the row groups up to the row of that file. ``source`` is a file, a folder (with
-    its sub-folders), or a glob.
+    its sub-folders), a glob, or the files themselves.
     """
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path | Sequence[Path]) -> None:
         self._parquet = _pyarrow()
         self.unreadable: dict[str, str] = {}
         self.paths: list[Path] = []
         self.columns: list[str] | None = None
         lengths: list[int] = []
-        for path in _find(source):
+        for path in find_parquet(source) if isinstance(source, Path) else source:
             try:
                 with self._parquet.ParquetFile(path) as file:
                     schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -53,7 +53,11 @@ class Table:
             self.paths.append(path)
             lengths.append(rows)
         if not self.paths:
-            raise UserError(source, "no file can be read", hint="; ".join(f"{p}: {why}" for p, why in self.unreadable.items()))
+            raise UserError(
+                source if isinstance(source, Path) else source[0],
+                "no file can be read",
+                hint="; ".join(f"{p}: {why}" for p, why in self.unreadable.items()),
+            )
         self._starts = [0, *accumulate(lengths)]
         self._batches: Iterator[Any] = iter(())
         self._batch: Any = None
@@ -93,6 +97,14 @@ class Table:
         self._first = self._last = first
         self._batch, self._end = None, first + rows
 
+    def bytes_columns(self) -> list[str]:
+        """The columns that hold images."""
+        return [name for name, kind in self.kinds.items() if kind == "image"]
+
+    def only(self, columns: list[str] | None) -> None:
+        """Read these columns from now on; all of them for None."""
+        self.columns, self._first, self._last, self._end = columns, 0, 0, 0
+
     def names_file(self, name: str) -> bool:
         """Whether a text of any row, or the path of an image, is this name; the images themselves are not read for that."""
         if self._names is None:
@@ -119,7 +131,8 @@ def _pyarrow() -> Any:
     return pyarrow.parquet
 
 
-def _find(source: Path) -> list[Path]:
+def find_parquet(source: Path) -> list[Path]:
+    """The parquet files that a file, a folder or a glob means."""
     named = [source] if source.is_file() else map(Path, glob(str(source), recursive=True))
     found = sorted(source.rglob("*.parquet") if source.is_dir() else named)
     if not found:
