@@ -156,7 +156,7 @@ class CsvRows:
         if b'"' not in line:
             return _plain(line, self._delimiter), ""
         behind = stream.tell()
-        for quoting in _QUOTINGS:
+        for quoting in _QUOTINGS if b'\\"' in line else _QUOTINGS[:1]:
             taken = [line]
             with suppress(csv.Error):
                 cells = next(
@@ -216,7 +216,7 @@ def _in_utf8(path: Path, encoding: str | None) -> bytes | None:
     with open(path, "rb") as stream:
         start = stream.read(_START)
     encoding = encoding or next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
-    if encoding is None and b"\0" in start[:200]:  # of UTF-16 without its mark every second byte of plain text
+    if encoding is None and start[:200].count(b"\0") * 4 > len(start[:200]):  # UTF-16 without its mark
         encoding = "utf-16-be" if start[:1] == b"\0" else "utf-16-le"
     is_other = encoding is not None and encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig")
     if not is_other and (b"\n" in start or b"\r" not in start):

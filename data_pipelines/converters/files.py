@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,18 +60,41 @@ class Substitutes:
     is_named: Callable[[str], bool]
     repairs: list[str] = field(default_factory=list)
 
-    def find(self, path: Path, name: str) -> Path:
-        """The only such image in place of a missing file, or its path again; a ``BadSampleError`` where it may not be meant."""
+    def find(self, path: Path, name: str, folder: Path) -> Path:
+        """The only such image in place of a missing file, or its path again; a ``BadSampleError`` where it may not be meant.
+
+        One whose name differs in case alone, as systems write that do not tell it, is looked for as well.
+        """
         suffixes = [suffix for kind in IMAGE_TYPES for suffix in (f".{kind}", f".{kind.upper()}")]
         others = [other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()]
+        named = [other.name for other in others if self.is_named(PurePosixPath(name).with_suffix(other.suffix).as_posix())]
+        what = "image of another suffix taken than the one named"
+        if not others:
+            others, what = spelled_otherwise(path, folder), "image taken whose name differs in upper and lower case"
         if not others:
             return path
-        named = [other.name for other in others if self.is_named(PurePosixPath(name).with_suffix(other.suffix).as_posix())]
         if named or len(others) > 1:
             found = f"{named[0]} is another row's" if named else f"there are {', '.join(other.name for other in others)}"
             raise BadSampleError(f"missing image: {name}; {found}")
-        self.repairs.append("image of another suffix taken than the one named")
+        self.repairs.append(what)
         return others[0]
+
+
+def spelled_otherwise(path: Path, folder: Path) -> list[Path]:
+    """The files below ``folder`` whose path is that of ``path`` but for upper and lower case."""
+    found = [folder]
+    for part in path.relative_to(folder).parts:
+        found = [place / name for place in found for name in _names_in(place).get(part.casefold(), ())]
+    return [place for place in found if place.is_file()]
+
+
+@lru_cache(64)
+def _names_in(folder: Path) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            names.setdefault(name.casefold(), []).append(name)
+    return names
 
 
 def read_image(
@@ -81,7 +107,7 @@ def read_image(
             names = (unicodedata.normalize(form, str(path.relative_to(folder))) for form in ("NFC", "NFD"))
             path = next((other for other in map(folder.joinpath, names) if other.is_file()), path)
         if substitutes and path.name and not path.is_file():
-            path = substitutes.find(path, str(name))
+            path = substitutes.find(path, str(name), folder)
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadSampleError(f"missing image: {name}") from None

@@ -2,13 +2,15 @@
 
 ``SRC/train/CLASS/*.jpg`` (with ``val`` or ``test`` beside) keeps its splits; ``SRC/CLASS/*.jpg`` is split by ``--val-share``.
 Written are OUT/SPLIT/questions-000000.tar and OUT/SPLIT/captions-000000.tar, and so on. Hidden files, files beside the class
-folders and files of other suffixes than an image's are counted in the report.
+folders and files of other suffixes than an image's are counted in the report; of a table beside the images (metadata.jsonl,
+captions.csv) it is said that data_pipelines.table reads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ from data_pipelines.command import Parser, run, share
 from data_pipelines.converters.converting import SPLITS, Part, convert, converter_parser, split_of
 from data_pipelines.converters.files import image_members, is_hidden
 from data_pipelines.converters.rows import read_json
+from data_pipelines.converters.sources import TABLES
 from data_pipelines.converters.texts import with_article
 from data_pipelines.tasks import IMAGE_TYPES, INSTRUCTION, question_and_answer
-from umm_zoo.errors import UserError, printable
+from umm_zoo.errors import UserError, note, printable
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,14 @@ def find_photos(source: Path, val_share: float, seed: int, names: dict[str, str]
         if (file := path.relative_to(source).as_posix()) not in taken and path not in visited:
             refused[file] = "hidden file" if is_hidden(file) else "file outside of the class folders"
     classes = sorted({name for _, name, _ in found})
+    hint = ""
+    if tables := [source / file for file in refused if Path(file).suffix.lower() in TABLES and not is_hidden(file)]:
+        hint = f"`python -m data_pipelines.table {shlex.quote(str(tables[0]))} OUT` converts it"
+        note(f"{', '.join(map(str, tables[:3]))}{' …' * (len(tables) > 3)}: not read, the classes are those of the folders; {hint}")
     if not found:
-        raise UserError(source, f"no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)")
+        raise UserError(source, f"no images in class folders ({source}/CLASS/*.jpg or {source}/train/CLASS/*.jpg)", hint=hint)
     if len(classes) < 2:
-        raise UserError(source, f"one class, '{classes[0]}'", "at least two class folders to ask about")
+        raise UserError(source, f"one class, '{classes[0]}'", "at least two class folders to ask about", hint)
     random.Random(seed).shuffle(found)  # neighbours in a shard should not be of one class
     return [Photo(file, name, split, number) for number, (file, name, split) in enumerate(found)], classes, refused
 

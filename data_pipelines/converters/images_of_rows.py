@@ -58,7 +58,8 @@ def located(cell: Any, folder: Path, root: Path | None) -> Any:
     if _DRIVE.match(name):
         raise BadSampleError(f"image outside of the folder: {name[:200]}")
     plain = name.replace("\\", "/")
-    if root is None or root == folder or PurePosixPath(plain).is_absolute() or (root / plain).is_file():
+    pure = PurePosixPath(plain)
+    if root is None or root == folder or pure.is_absolute() or (".." not in pure.parts and (root / plain).is_file()):
         return name
     path = Path(normpath(folder.absolute() / plain))
     return path.relative_to(base).as_posix() if path.is_relative_to(base := Path(normpath(root.absolute()))) else name

@@ -17,7 +17,9 @@ from data_pipelines.converters.rows import Rows
 from data_pipelines.decoding import BadSampleError
 from umm_zoo.errors import UserError
 
-_TEXTS, _JSON = (".csv", ".tsv", ".tab", ".txt", ".psv"), (".json", ".jsonl", ".ndjson")
+_TEXTS, _JSON = (".csv", ".tsv", ".tab", ".psv", ".txt"), (".json", ".jsonl", ".ndjson")
+#: Suffixes of files that are most likely a table where they lie beside images.
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _METADATA = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".parquet"))  # of Hugging Face's image folders
 _TRIED = 200  # rows that are looked at to find what the columns hold
 

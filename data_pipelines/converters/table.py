@@ -26,8 +26,10 @@ splits every image, with all of its captions in ``captions``. Nothing is downloa
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from data_pipelines.converters.columns import TASKS, Columns, choose_columns
 from data_pipelines.converters.converting import Made, Noted, Part, convert, converter_parser
 from data_pipelines.converters.editing import LONGEST_NOTE, Keys
 from data_pipelines.converters.editing import sample_of as edit_of
-from data_pipelines.converters.files import Substitutes, image_members
+from data_pipelines.converters.files import Substitutes, image_members, inside
 from data_pipelines.converters.images_of_rows import NAMES, RowImages, image_cells, located
 from data_pipelines.converters.llava_json import reconcile
 from data_pipelines.converters.sources import Sources
@@ -57,6 +59,7 @@ _NAMES = {
 }
 _ANOTHER = "caption of an image that is one sample, with all of its captions in 'captions'"
 _HINT = "--images names the folder of the images, inside which all of them lie"
+_LOOKED_AT = 50  # folders that may hold images that are missing
 _NEXT = {
     "captions": "experiments/llava/table.yaml",
     "questions": "experiments/llava/table.yaml vars.rows=questions",
@@ -186,12 +189,25 @@ def parts_of(converter: Converter, per_shard: int) -> list[Part[int | str]]:
     ]
 
 
+def _hint(sources: Sources, columns: Columns, root: Path | None) -> str:
+    """Where images that are missing may lie: the folder beside or below that has the first row's."""
+    folder = root or sources.files[0].folder
+    with suppress(BadSampleError, OSError):
+        name = image_cells(sources[0], columns.images)[:1]
+        for other in sorted(path for path in folder.iterdir() if path.is_dir())[:_LOOKED_AT]:
+            if name and isinstance(name[0], str) and inside(other, name[0]).is_file():
+                return f"--images {shlex.quote(str(other))} has it"
+    return _HINT
+
+
 def next_commands(out: Path, task: str, splits: Sequence[str]) -> list[str]:
     """What to run on the shards, as it is typed from the root of the repository."""
-    data = shlex.quote(str(out))
     inspect = f"python -m data_pipelines.inspect {shlex.quote(str(out / splits[0]))} --sheet sheet.png"
+    if task not in _NEXT:
+        return [inspect]
     val = "" if "val" in splits else " vars.val=test" if "test" in splits else " data.val=null"
-    return [inspect, *(f"python -m umm_zoo.fit {_NEXT[task]} vars.data={data}{val}" for task in [task] if task in _NEXT)]
+    name = re.sub(r"\W+", "-", out.name).strip("-") or "table"  # a run of its own for each table
+    return [inspect, f"python -m umm_zoo.fit {_NEXT[task]} {shlex.quote(f'vars.data={out}')}{val} name={name}-{task}"]
 
 
 def parser() -> Parser:
@@ -238,7 +254,7 @@ def main(arguments: argparse.Namespace) -> None:
     rows = RowImages(sources, columns, arguments.val_share, groups, bool(arguments.split))
     sources.leave_out([name for name in held if name not in columns.used])
     parts = parts_of(Converter(sources, columns, rows, arguments), arguments.rows_per_shard)
-    hints = dict.fromkeys(("missing image", "outside of the folder"), _HINT)
+    hints = dict.fromkeys(("missing image", "outside of the folder"), _hint(sources, columns, arguments.images))
     if convert(arguments, parts, hints=hints, source=sources.fingerprint()):
         say("next:")
         for command in next_commands(arguments.out, columns.task, [part.name.partition("/")[0] for part in parts]):

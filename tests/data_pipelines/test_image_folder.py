@@ -136,3 +136,21 @@ def test_names_that_are_no_texts_are_one_line(tmp_path, capsys, names):
     assert "--names: found no map" in error_of(
         image_folder, [tmp_path / "in", tmp_path / "out", "--names", tmp_path / "names.json"], capsys
     )
+
+
+@pytest.mark.parametrize("table", ["metadata.jsonl", "captions.csv", "cat/labels.tsv"])
+def test_a_table_beside_the_images_is_said_not_to_be_read(tmp_path, capsys, table):
+    for name in ("cat/1.jpg", "dog/2.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(photo())
+    (tmp_path / "in" / table).write_text("image,caption")
+    convert(image_folder, tmp_path / "in", tmp_path / "out", "--val-share", 0)
+    said = f"`python -m data_pipelines.table {tmp_path / 'in' / table} OUT` converts it"
+    assert f"{table}: not read" in (printed := capsys.readouterr().err) and said in printed
+
+
+def test_a_flat_folder_with_a_table_is_one_line_that_names_the_command(tmp_path, capsys):
+    (tmp_path / "1.jpg").write_bytes(photo())
+    (tmp_path / "metadata.csv").write_text("file_name,text")
+    line = error_of(image_folder, [tmp_path, tmp_path / "out"], capsys)
+    assert "no images in class folders" in line and f"table {tmp_path / 'metadata.csv'} OUT` converts it" in line
