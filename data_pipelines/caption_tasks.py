@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, SampleTask, only_image, question_and_answer
+from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, SampleTask, generated_name, only_image, question_and_answer
 from umm_zoo.conversation import Task, Turn
 from umm_zoo.errors import Share
 from umm_zoo.shapes.language import long_caption
@@ -122,3 +123,7 @@ class ImagesOfCaptions(SampleTask):
         meta = {**described.meta, "task": "text_to_image", "kind": "text_to_image", "target_scene": described.meta["scene"]}
         prompt = [Turn(role="user", text=described.conversation[-1]["text"])]
         return Sample(prompt, [], only_image(members), meta, task=Task.TEXT_TO_IMAGE)
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """No input images; the one described is generated."""
+        return [], generated_name(names)

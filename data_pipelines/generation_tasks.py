@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_pipelines.decoding import decode_json
-from data_pipelines.tasks import Sample, SampleTask, only_image, target_image
+from data_pipelines.tasks import Sample, SampleTask, generated_name, only_image, target_image
 from umm_zoo.conversation import IMAGE_MARKER, Task, Turn
 
 
@@ -31,6 +31,11 @@ class Reconstruction(SampleTask):
         meta = {**scenes, "task": "reconstruction", "kind": "reconstruction"}
         return Sample(turns, [image], image, meta, task=Task.RECONSTRUCT)
 
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """One image, shown and generated."""
+        name = generated_name(names)
+        return [] if name is None else [name], name
+
 
 class Unconditional(SampleTask):
     """Task of an image to be generated without a prompt: that to generate where a sample has one, else its only image."""
@@ -44,3 +49,7 @@ class Unconditional(SampleTask):
         image = target_image(members) or only_image(members)
         meta = {"task": "unconditional", "kind": "unconditional"}
         return Sample([Turn(role="user", text=self.instruction)], [], image, meta, task=Task.UNCONDITIONAL)
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """No input images."""
+        return [], generated_name(names)

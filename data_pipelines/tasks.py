@@ -27,6 +27,7 @@ IMAGE_TYPES = (
 )
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 _NUMBERED = re.compile(rf"(\d+)\.(?:{'|'.join(IMAGE_TYPES)})")
+_TARGETS = tuple(f"target.{kind}" for kind in IMAGE_TYPES)
 #: What the user asks where a caption is the answer.
 INSTRUCTION = "Describe the image."
 
@@ -67,6 +68,15 @@ class SampleTask(ABC):
     @abstractmethod
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         """Interpret the members of one sample; a ``BadSampleError`` where it cannot be used."""
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """The members that are the input images, in order, and the one to generate, by the names of a sample's members alone.
+
+        Bucketings ask: an answer that does not fit what ``sample`` does costs speed and nothing else.
+        """
+        numbered = sorted((int(match[1]), name) for name in names if (match := _NUMBERED.fullmatch(name)))
+        target = next((name for name in names if name in _TARGETS), None)
+        return [name for _, name in numbered] or [name for name in names if name in IMAGE_TYPES][:1], target
 
     def __call__(self, key: str, members: dict[str, bytes]) -> Sample:
         """``sample``, with the markers counted and the precomputed arrays added; whatever it raises is a ``BadSampleError``."""
@@ -124,6 +134,10 @@ class TextToImage(Conversations):
         if target is None:
             raise BadSampleError("no image to generate (KEY.target.png, or one image beside the text)")
         return Sample([Turn(role="user", text=prompt)], [], target, {"task": "text_to_image", **meta})
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """No input images; the one to generate, or the only image."""
+        return [], generated_name(names)
 
 
 class Editing(Conversations):
@@ -198,7 +212,7 @@ def input_images(members: dict[str, bytes]) -> list[bytes]:
 
 def target_image(members: dict[str, bytes]) -> bytes | None:
     """``target.png`` (or jpg …), None where there is none."""
-    return _one_of(members, [f"target.{kind}" for kind in IMAGE_TYPES])
+    return _one_of(members, _TARGETS)
 
 
 def only_image(members: dict[str, bytes]) -> bytes:
@@ -207,6 +221,12 @@ def only_image(members: dict[str, bytes]) -> bytes:
     if found is None:
         raise BadSampleError(f"no image (found {', '.join(sorted(members)) or 'none'})")
     return found
+
+
+def generated_name(names: Sequence[str]) -> str | None:
+    """The name of the image to generate of a sample with these members, else that of its first image."""
+    single = (*_TARGETS, *IMAGE_TYPES, *(f"0.{kind}" for kind in IMAGE_TYPES))
+    return min((name for name in names if name in single), key=single.index, default=None)
 
 
 def _one_of(members: dict[str, bytes], names: Iterable[str]) -> bytes | None:

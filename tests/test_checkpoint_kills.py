@@ -16,6 +16,7 @@ import pytest
 from chain_parts import chain_experiment, losses
 from nursery import Nursery
 
+from data_pipelines.shards.writing import write_shards
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import CheckpointFolder, damage
 
@@ -25,6 +26,7 @@ SAVING = "callbacks.checkpoint={_target_: umm_zoo.checkpoints.callback.LastCheck
 METRIC = "metrics.loss={_target_: toy_parts.MeanLoss}"
 #: What the report of a run says of this run alone.
 OWN = ("name", "seconds", "resumed_from", "history")
+BUCKETS = "data.bucketing={_target_: data_pipelines.shards.bucketing.ByLength, edges: [1, 2]}"
 AVERAGED = "callbacks.ema={_target_: umm_zoo.training.ema.EMA, decay: 0.9}"
 
 
@@ -105,6 +107,19 @@ def test_three_kills_change_nothing(nursery: Nursery, tmp_path: Path) -> None:
     assert trial.kills >= 2
     trial.compare()
     assert len(list(trial.checkpoints.path.iterdir())) == 3  # LATEST and two checkpoints; what was half written is gone
+
+
+def test_kills_change_nothing_of_an_order_by_buckets(nursery: Nursery, tmp_path: Path) -> None:
+    trial = Trial(nursery, tmp_path, 17, 7, BUCKETS)
+    rows = [{"task": "t", "kind": "k", "conversations": [{"role": "user", "text": "x" * (n * 7 % 5)}]} for n in range(23)]
+    write_shards([{"__key__": f"k{n:03d}", "json": row} for n, row in enumerate(rows)], tmp_path / "train", "s", 4)
+    trial.whole()
+    trial.go_on(kill_at=14)
+    trial.go_on(kill_at=3)
+    while not trial.go_on():
+        pass
+    assert trial.kills == 2 and "│ 2 characters" in (tmp_path / "log.txt").read_text()
+    trial.compare()
 
 
 def test_kills_around_validations_lose_no_score(nursery: Nursery, tmp_path: Path) -> None:

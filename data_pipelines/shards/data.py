@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 from lightning import Trainer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Column, Table
 
 from data_pipelines.shards.batches import RawBatch
+from data_pipelines.shards.bucketing import Bucketing
+from data_pipelines.shards.buckets import SampleBuckets, bucket_table
 from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.dealing import BucketedOrder
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.loading import BatchLoader, TrainingBatchSampler, ValidationBatchSampler, reading_loader
 from data_pipelines.shards.mixing import BLOCK, make_stream
 from data_pipelines.shards.module import ShardModule, refuse_another_order
 from data_pipelines.shards.order import Stream
+from data_pipelines.shards.position import TrainingPosition
 from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
@@ -25,61 +29,13 @@ from umm_zoo.errors import Natural, UserError, printable
 __all__ = ["ShardData", "ShardSource"]
 
 
-class TrainingPosition:
-    """Count of the training samples consumed by the whole job, in whole optimiser steps.
-
-    Counted from the trainer's steps and not from batches loaded: workers read ahead of what is trained on, and half an accumulated
-    step is done again after a resume. ``start`` is the position at which the run began, or was ``resumed``.
-    """
-
-    def __init__(self, batch_size: int, start: int = 0, resumed: bool = False) -> None:
-        self.batch_size, self.start, self.resumed = batch_size, start, resumed
-        self._first_step: int | None = None  # the trainer's count of steps at the start, known from the first batch on
-
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing was consumed or resumed yet."""
-        return not self.resumed and self._first_step is None
-
-    def of(self, trainer: Trainer | None) -> int:
-        """The position now."""
-        if self._first_step is None or trainer is None:
-            return self.start
-        return self.start + (_steps(trainer) - self._first_step) * self.batch_size
-
-    def begin(self, trainer: Trainer) -> None:
-        """At the first training batch, tie the trainer's count of steps to the start.
-
-        The trainer is made to count micro-batches from the start of an optimiser step: a checkpoint counts micro-batches, and
-        resumed with another ``accumulate_grad_batches``, or from the middle of a step, the trainer would otherwise close its first
-        step after too few of them.
-        """
-        if self._first_step is not None:
-            return
-        self._first_step = _steps(trainer)
-        loop = trainer.fit_loop.epoch_loop
-        over = loop.batch_progress.current.ready % trainer.accumulate_grad_batches
-        if over:
-            for counter in (loop.batch_progress.current, loop.batch_progress.total):
-                for name in ("ready", "started", "processed", "completed"):
-                    setattr(counter, name, max(0, getattr(counter, name) - over))
-            loop._batches_that_stepped = _steps(trainer)
-
-
-def _steps(trainer: Trainer) -> int:
-    """Global batches consumed so far: optimiser steps, or training steps where a method steps its optimisers itself."""
-    if trainer.lightning_module.automatic_optimization:
-        return trainer.global_step
-    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
-
-
 @dataclass(eq=False, repr=False)
 class ShardData(ShardModule):
     """Training and validation batches from indexed tar shards; the other arguments are those of ``ShardModule``.
 
-    The training stream is endless and a pure function of (sources, seed, window): global batch ``k`` is the same list of samples
-    for any number of ranks, workers and micro-batches. A checkpoint holds the number of samples consumed, and resuming costs the
-    same at any position. ``batch_size`` counts the samples of one optimiser step over all ranks and micro-batches.
+    The training stream is endless and a pure function of (sources, seed, window, bucketing): global batch ``k`` is the same list of
+    samples for any number of ranks, workers and micro-batches. A checkpoint holds the number of samples consumed, and resuming
+    costs the same at any position. ``batch_size`` counts the samples of one optimiser step over all ranks and micro-batches.
 
     A sample that cannot be used is recorded with shard, key and reason, and its batch is smaller by it.
 
@@ -90,15 +46,21 @@ class ShardData(ShardModule):
         cache_gb: most that ``cache`` may hold; shards used longest ago make space.
         precomputed: where the outputs of frozen parts lie that ``data_pipelines.precompute`` stored: ``beside`` the shards, a
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
+        bucketing: which samples go well into one batch; None makes batches of any. Indexes without sizes of images are made again.
     """
 
     window: Natural = 16
     cache: str | None = None
     cache_gb: float = 100.0
     precomputed: str = "beside"
+    bucketing: Bucketing | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.bucketing is not None and self.window == 0:
+            raise UserError(
+                "data.window", "0, the written order, which buckets would change", "1 or more where there is data.bucketing"
+            )
         self.shard_cache = None if self.cache is None else ShardCache(self.cache, self.cache_gb)
         self._opened: dict[str, list[OpenSource]] = {}
         self._position = TrainingPosition(self.batch_size)
@@ -135,7 +97,8 @@ class ShardData(ShardModule):
             if stage == "train" and not self.sources["train"]:
                 raise UserError("data.train", "no source", "at least one to train on")
             with in_data():
-                self._opened[stage] = [source.open(name) for name, source in self.sources[stage].items()]
+                measured = stage == "train" and self.bucketing is not None
+                self._opened[stage] = [source.open(name, measured) for name, source in self.sources[stage].items()]
             for source in self._opened[stage]:
                 for shard, reason in source.damage.items():
                     self._note(Skip(stage, source.name, shard, "*", reason, -1))
@@ -143,16 +106,25 @@ class ShardData(ShardModule):
 
     def _check_ranks(self) -> None:
         """Refuse ranks that see other shards: each would count through its own order."""
-        sizes = [(stage, source.name, source.sizes) for stage, opened in self._opened.items() for source in opened]
+        sizes: list[Any] = [(stage, source.name, source.sizes) for stage, opened in self._opened.items() for source in opened]
+        sizes.append(self.buckets.digest() if self.buckets is not None and "train" in self._opened else "")
         if self.trainer is not None and self.trainer.world_size > 1 and sizes != self.trainer.strategy.broadcast(sizes):
-            found = f"other shards on rank {self.trainer.global_rank} than on rank 0"
+            found = f"other shards, or sizes of images in their indexes, on rank {self.trainer.global_rank} than on rank 0"
             raise UserError("data", found, "the same files for all ranks")
 
     @cached_property
     def stream(self) -> Stream:
         """The order of the training samples."""
         sizes = {source.name: source.sizes for source in self.open("train")}
-        return make_stream(sizes, self._weights(), self.seed, self.window)
+        stream = make_stream(sizes, self._weights(), self.seed, self.window)
+        if self.buckets is None:
+            return stream
+        return BucketedOrder(stream, self.batch_size, self.buckets, [sum(shards) for shards in sizes.values()], self.seed)
+
+    @cached_property
+    def buckets(self) -> SampleBuckets | None:
+        """The buckets of the training samples."""
+        return None if self.bucketing is None else SampleBuckets(self.open("train"), self.bucketing, self.transform)
 
     def _weights(self) -> dict[str, float | None]:
         return {name: source.weight for name, source in self.sources["train"].items()}
@@ -165,7 +137,10 @@ class ShardData(ShardModule):
             self.ledger.start_afresh(ranks)
         if rank == 0 and self.trainer is not None:
             steps = self.trainer.max_steps
-            Console(stderr=True, markup=False).print(self.table(steps * self.batch_size if steps > 0 else None))
+            console = Console(stderr=True, markup=False)
+            console.print(self.table(steps * self.batch_size if steps > 0 else None))
+            if (buckets := self.bucket_table()) is not None:
+                console.print(buckets)
             self._write_ledger()
         self._reader = self.reader("train")
         loader = reading_loader(self._reader, sampler, self.num_workers)
@@ -199,16 +174,30 @@ class ShardData(ShardModule):
 
     def table(self, samples: int | None = None) -> Table:
         """Sizes and weights of the training sources, and the epochs that ``samples`` samples of the whole stream make."""
-        sources, many = self.open("train"), 256 * BLOCK  # whole blocks: the exact shares
-        weighted = any(weight is not None for weight in self._weights().values())
-        counts = self.stream.counts(many) if weighted else [len(source) for source in sources]
+        sources = self.open("train")
         columns = (Column(name, justify="right") for name in ("shards", "samples", "share", "epochs"))
         table = Table("source", *columns, title=f"training data, {self.batch_size} samples per step, seed {self.seed}")
-        for source, count in zip(sources, counts, strict=True):
-            share = count / sum(counts)
+        for source, share in zip(sources, self._shares(), strict=True):
             epochs = "" if samples is None else f"{samples * share / len(source):.2f}"
             table.add_row(printable(source.name), str(len(source.indexes)), f"{len(source):,}", f"{share:.1%}", epochs)
         return table
+
+    def bucket_table(self) -> Group | None:
+        """The buckets of the training and their shares, which ``data.json`` has from now on; None without ``bucketing``."""
+        if self.buckets is None or not isinstance(self.stream, BucketedOrder):
+            return None
+        rows, looked_at = self.buckets.shares(self._shares())
+        self.ledger.buckets = [asdict(row) for row in rows]
+        samples = sum(len(source) for source in self.open("train"))
+        return bucket_table(rows, looked_at, samples, self.stream.pure_batches(self.position()))
+
+    def _shares(self) -> list[float]:
+        """Shares of the sources in the training stream."""
+        weighted = any(weight is not None for weight in self._weights().values())
+        stream = self.stream.stream if isinstance(self.stream, BucketedOrder) else self.stream  # batches change no share
+        # whole blocks: the exact shares
+        counts = stream.counts(256 * BLOCK) if weighted else [len(source) for source in self.open("train")]
+        return [count / sum(counts) for count in counts]
 
     def position(self) -> int:
         """Training samples consumed by the whole job, in whole optimiser steps."""
@@ -227,12 +216,16 @@ class ShardData(ShardModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a ``UserError`` where the order of the samples is another one now."""
-        refuse_another_order(state_dict["order"], self._order(), "samples")
+        refuse_another_order({"bucketing": None, **state_dict["order"]}, self._order(), "samples")
         self._position = TrainingPosition(self.batch_size, int(state_dict["position"]), resumed=True)
 
     def _order(self) -> dict[str, Any]:
         sources = {source.name: [len(source.indexes), len(source)] for source in self.open("train")}
-        return {"seed": self.seed, "window": self.window, "sources": sources, "weights": self._weights()}
+        order = {"seed": self.seed, "window": self.window, "sources": sources, "weights": self._weights(), "bucketing": None}
+        if self.bucketing is None or self.buckets is None:
+            return order
+        bucketing, measures = self.bucketing.to_json(self.transform), self.buckets.digest()
+        return {**order, "bucketing": bucketing, "batch_size": self.batch_size, "sizes in the indexes": measures}
 
     def _deliver(self, raw: RawBatch, stage: str) -> RawBatch:
         known = len(self.ledger.skips), self.ledger.faults.total()

@@ -55,6 +55,7 @@ class Ledger:
         self.folder: Path | None = None
         self.skips: dict[Skip, None] = {}  # a set that keeps its order
         self.faults = Counter[str]()
+        self.buckets: list[dict[str, Any]] = []  # of the training, see ``buckets.BucketShare``
 
     def open(self, folder: str | Path) -> None:
         """Write to ``folder`` from now on, what was collected so far included."""
@@ -120,6 +121,8 @@ class Ledger:
         for name, size in val.items():
             met = [skip for skip in skips if (skip.stage, skip.source) == ("val", name)]
             content["val"][name] = {"samples": size, "skipped": len(met), "skips": [asdict(skip) for skip in met]}
+        if self.buckets:
+            content["buckets"] = self.buckets
         if faults := sum((_read_faults(path) for path in self._files()), Counter[str]()):
             content["tried again"] = dict(faults)
         write_json(self.folder / "data.json", content, indent=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,11 @@ def digest(columns: dict[str, Any]) -> str:
     for name in COLUMNS:
         made.update(f"{name} {len(columns[name])}\n".encode() + np.asarray(columns[name], dtype="<i8").tobytes())
     return made.hexdigest()
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """One digest of those of several indexes."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 @dataclass

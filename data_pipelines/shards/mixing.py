@@ -66,6 +66,11 @@ class WeightedMixture:
         pieces = [self._within(*piece) for piece in pieces_of(start, stop, BLOCK)]
         return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
 
+    def span(self, position: int, least: int) -> tuple[int, int]:
+        """As few blocks as hold ``least`` samples: over them the shares are exact, in whatever order."""
+        size = max(1, -(-least // BLOCK)) * BLOCK
+        return position // size * size, (position // size + 1) * size
+
     def _within(self, block: int, start: int, stop: int) -> NDArray[np.int64]:
         sources, turns = kept(self._blocks, (block,), self._block)
         sources, turns = sources[start:stop], turns[start:stop]

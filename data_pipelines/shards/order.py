@@ -27,6 +27,12 @@ class Stream(Protocol):
     def counts(self, position: int) -> list[int]:
         """Number of the first ``position`` samples that came from each source."""
 
+    def span(self, position: int, least: int) -> tuple[int, int]:
+        """First position, and that behind the last, of the samples around ``position`` that may change places with each other.
+
+        At least ``least`` of them, where the stream is free to choose.
+        """
+
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
     """A permutation of ``range(size)`` that depends on nothing but ``size`` and the numbers in ``key``.
@@ -89,6 +95,13 @@ class ShardOrder:
         """The sample numbers at positions ``start`` to ``stop - 1``; only the windows they lie in are computed."""
         pieces = [self._within(*piece) for piece in pieces_of(start, stop, self.num_samples)]
         return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
+
+    def span(self, position: int, least: int) -> tuple[int, int]:
+        """A window."""
+        epoch, offset = divmod(position, self.num_samples)
+        borders = epoch * self.num_samples + kept(self._epochs, (epoch,), self._shards)[1]
+        last = int(np.searchsorted(borders, epoch * self.num_samples + offset, side="right"))
+        return int(borders[last - 1]), int(borders[last])
 
     def _within(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         if self.window == 0:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_shards import Recorder, data_of, fit, write_world
 
+from data_pipelines.shards.bucketing import ByLength
 from data_pipelines.shards.data import ShardSource
 from data_pipelines.shards.loading import TrainingBatchSampler, ValidationBatchSampler
 from data_pipelines.shards.order import ShardOrder
@@ -19,9 +20,11 @@ class Writer(Recorder):
         path.write_text(json.dumps([self.seen, self.validated]))
 
 
-def run(world: Path, out: Path, steps: int, devices: int, accumulate: int = 1, workers: int = 0, resume: Path | None = None):
+def run(
+    world: Path, out: Path, steps: int, devices: int, accumulate: int = 1, workers: int = 0, resume: Path | None = None, **given
+):
     """Keys seen in training, put together in the order of the global batches, and each rank's keys seen in validation."""
-    data = data_of(world, val={"a": ShardSource(str(world))}, val_batch_size=3, num_workers=workers)
+    data = data_of(world, val={"a": ShardSource(str(world))}, val_batch_size=3, num_workers=workers, **given)
     options = {"devices": devices, "strategy": "ddp_fork" if devices > 1 else "auto", "num_sanity_val_steps": 0}
     options |= {"val_check_interval": steps * accumulate, "check_val_every_n_epoch": None}
     fit(data, out, steps, resume, accumulate, Writer(), **options)
@@ -37,11 +40,14 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.mark.processes
-def test_two_ranks_then_one_then_two_see_what_one_sees_straight(world, tmp_path):
-    straight, [validated] = run(world, tmp_path / "straight", 9, devices=1)
-    first, parts = run(world, tmp_path / "a", 3, devices=2, accumulate=2, workers=1)
-    second, _ = run(world, tmp_path / "b", 6, devices=1, accumulate=4, resume=tmp_path / "a/at-step=3.ckpt")
-    third, _ = run(world, tmp_path / "c", 9, devices=2, resume=tmp_path / "b/at-step=6.ckpt")
+@pytest.mark.parametrize("bucketing", [None, ByLength([len("<image>\nWhich?7")])], ids=["plain", "buckets"])
+def test_two_ranks_then_one_then_two_see_what_one_sees_straight(world, tmp_path, bucketing):
+    given = {"bucketing": bucketing}
+    straight, [validated] = run(world, tmp_path / "straight", 9, devices=1, **given)
+    first, parts = run(world, tmp_path / "a", 3, devices=2, accumulate=2, workers=1, **given)
+    second, _ = run(world, tmp_path / "b", 6, devices=1, accumulate=4, resume=tmp_path / "a/at-step=3.ckpt", **given)
+    third, _ = run(world, tmp_path / "c", 9, devices=2, resume=tmp_path / "b/at-step=6.ckpt", **given)
+    assert set(straight[:25]) == set(straight[25:50]) == set(validated)  # once per epoch, whose border lies within a batch
     assert first + second + third == straight
     assert sorted(parts[0] + parts[1]) == sorted(validated) and len(set(validated)) == 25  # complete, disjoint, nothing padded
     assert (len(parts[0]), len(parts[1])) == (13, 12)

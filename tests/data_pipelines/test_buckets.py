@@ -1,0 +1,185 @@
+"""Buckets change places within a window and nothing else: exactly once, any ranks, resumed anywhere, as the order without them."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.shards.dealing import BucketedOrder, deal
+from data_pipelines.shards.loading import TrainingBatchSampler
+from data_pipelines.shards.mixing import BLOCK, ExhaustiveMixture, WeightedMixture
+from data_pipelines.shards.order import ShardOrder
+
+shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
+windows = st.integers(1, 14)
+batch_sizes = st.integers(1, 30)
+seeds = st.integers(0, 99)
+legs_of_a_run = st.tuples(st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 3]), st.integers(1, 3)).filter(
+    lambda leg: 12 % (leg[0] * leg[1]) == 0
+)
+quick = settings(max_examples=60, deadline=None)
+
+
+def by_number(count: int):
+    """Buckets that look random and depend on the sample alone."""
+
+    def buckets(samples: np.ndarray) -> np.ndarray:
+        return np.unique((samples * 2654435761 % 2**32) // 977 % count, return_inverse=True)[1]
+
+    return buckets
+
+
+def bucketed(sizes: list[int], window: int, batch_size: int, seed: int = 0, buckets=None) -> BucketedOrder:
+    return BucketedOrder(ShardOrder(sizes, seed, window), batch_size, buckets or by_number(3), [sum(sizes)], seed)
+
+
+@quick
+@given(shard_sizes, windows, batch_sizes, seeds, st.integers(0, 5))
+def test_every_window_holds_the_samples_it_has_without_buckets(sizes, window, batch_size, seed, epoch):
+    total, plain, order = sum(sizes), ShardOrder(sizes, seed, window), bucketed(sizes, window, batch_size, seed)
+    position = epoch * total
+    while position < (epoch + 1) * total:
+        low, high = plain.span(position, 0)
+        assert low == position < high
+        assert sorted(order.take(low, high).tolist()) == sorted(plain.take(low, high).tolist())
+        position = high
+    assert position == (epoch + 1) * total  # so every epoch holds every sample once
+    assert sorted(order.take(epoch * total, position).tolist()) == list(range(total))
+
+
+@quick
+@given(shard_sizes, windows, batch_sizes, st.integers(0, 60), st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_any_cut_of_the_stream_is_the_same_stream(sizes, window, batch_size, start, lengths):
+    whole = bucketed(sizes, window, batch_size).take(start, start + sum(lengths)).tolist()
+    pieces, position = [], start
+    for length in lengths:  # each piece from an order of its own, as after a resume
+        pieces += bucketed(sizes, window, batch_size).take(position, position + length).tolist()
+        position += length
+    assert pieces == whole
+
+
+@quick
+@given(shard_sizes, windows, seeds, st.lists(legs_of_a_run, max_size=4))
+def test_a_job_that_changes_its_ranks_at_every_resume_sees_the_straight_order(sizes, window, seed, legs):
+    seen: list[int] = []
+    steps, batch_size = 0, 12
+    for ranks, accumulation, more in legs:  # each leg begins in new processes, which know the position alone
+        order = bucketed(sizes, window, batch_size, seed)
+        given = (order, lambda at=steps: at * batch_size, batch_size, accumulation, ranks)
+        samplers = [iter(TrainingBatchSampler(*given, rank)) for rank in range(ranks)]
+        for _ in range(more * accumulation):
+            seen += [place.sample for own in samplers for place in next(own)]
+        steps += more
+    assert seen == bucketed(sizes, window, batch_size, seed).take(0, steps * batch_size).tolist()
+
+
+@quick
+@given(st.lists(st.integers(0, 5), max_size=80), st.integers(0, 12), st.integers(1, 9), seeds)
+def test_as_many_batches_as_possible_are_of_one_bucket(numbers, head, batch_size, seed):
+    buckets = np.unique(np.asarray(numbers, dtype=np.int64), return_inverse=True)[1]
+    order = deal(buckets, head, batch_size, seed)
+    assert sorted(order.tolist()) == list(range(len(numbers)))
+    places = max(0, len(numbers) - head) // batch_size
+    full = int((np.bincount(buckets) // batch_size).sum()) if len(buckets) else 0
+    batches = [buckets[order[head + n * batch_size : head + (n + 1) * batch_size]] for n in range(places)]
+    pure = [len(set(batch.tolist())) == 1 for batch in batches]
+    assert all(pure[: min(full, places)])  # and what is left over stands behind them, by bucket
+    behind = buckets[order[head + min(full, places) * batch_size :]].tolist()
+    assert behind == sorted(behind) and (np.diff(buckets[order[:head]]) >= 0).all()
+
+
+def test_samples_of_a_bucket_keep_their_shuffled_order_but_batches_are_shuffled():
+    plain, order = ShardOrder([600] * 4, 5, 4), bucketed([600] * 4, 4, 8, 5)
+    samples, buckets = order.take(0, 2400), by_number(3)(order.take(0, 2400))
+    pure = [(buckets[n], samples[n : n + 8]) for n in range(0, 2400, 8) if len(set(buckets[n : n + 8])) == 1]
+    places = {sample: place for place, sample in enumerate(plain.take(0, 2400).tolist())}
+    assert all(places[a] < places[b] for _, batch in pure for a, b in pairwise(batch.tolist()))
+    assert len(pure) >= 297
+    same_as_before = np.mean([a[0] == b[0] for a, b in pairwise(pure)])
+    assert 0.2 < same_as_before < 0.5  # a third by chance: buckets do not come in blocks
+
+
+def test_batches_are_of_one_bucket_wherever_the_window_begins():
+    order = bucketed([7] * 30, 10, 4)  # windows of 70: every second one begins within a batch
+    for low in (0, 70, 140, 210):
+        pure, count = order.pure_batches(low)
+        assert count >= 16 and pure >= count - 2
+
+
+@quick
+@given(shard_sizes, windows, st.integers(1, 9), seeds)
+def test_a_window_reads_no_more_shards_than_it_names(sizes, window, batch_size, seed):
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    read = shard_of[bucketed(sizes, window, batch_size, seed).take(0, sum(sizes))]
+    borders = np.flatnonzero(np.diff(read)) + 1
+    assert max(len(set(read[i:]) & set(read[: i + 1])) for i in [0, *borders]) <= window
+
+
+def test_resume_far_into_the_stream_asks_for_the_buckets_of_one_window():
+    asked: list[int] = []
+
+    def buckets(samples):
+        asked.append(len(samples))
+        return by_number(3)(samples)
+
+    bucketed([100] * 1000, 5, 10, buckets=buckets).take(10**9 + 50_250, 10**9 + 50_260)
+    assert asked == [500]
+
+
+def test_the_order_is_frozen():
+    # A change of these numbers would silently reorder every run that is resumed; they must never change.
+    assert bucketed([2, 3, 1, 4], 2, 3, 7).take(8, 22).tolist() == FROZEN_ORDER
+
+
+sources = st.lists(st.lists(st.integers(1, 900), min_size=1, max_size=4), min_size=1, max_size=4)
+few = settings(max_examples=10, deadline=None)
+
+
+def mixture(sizes: list[list[int]], weighted: bool, batch_size: int = 8, seed: int = 1):
+    """A mixture without buckets, and with them."""
+    plain = WeightedMixture(sizes, range(1, len(sizes) + 1), seed, 2) if weighted else ExhaustiveMixture(sizes, seed, 2)
+    return plain, BucketedOrder(plain, batch_size, by_number(3), [sum(shards) for shards in sizes], seed)
+
+
+def source_of(sizes: list[list[int]], samples: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(sizes)), [sum(shards) for shards in sizes])[samples]
+
+
+@few
+@given(sources, st.integers(0, 2 * BLOCK + 99), st.booleans())
+def test_counts_of_sources_are_those_of_the_samples_taken(sizes, position, weighted):
+    _, order = mixture(sizes, weighted)
+    taken = source_of(sizes, order.take(0, position))
+    assert order.counts(position) == np.bincount(taken, minlength=len(sizes)).tolist()
+
+
+@few
+@given(sources, st.integers(0, 3 * BLOCK), st.integers(0, 50), st.booleans())
+def test_any_cut_of_a_mixture_is_the_same_mixture(sizes, start, length, weighted):
+    whole = mixture(sizes, weighted)[1].take(start, start + 2 * length).tolist()
+    parts = [(start, start + length), (start + length, start + 2 * length)]
+    assert [n for part in parts for n in mixture(sizes, weighted)[1].take(*part).tolist()] == whole
+
+
+@few
+@given(sources, st.integers(0, 3), st.sampled_from([8, 128, 500]))
+def test_a_stretch_of_a_weighted_mixture_has_its_samples_and_its_shares(sizes, number, batch_size):
+    plain, order = mixture(sizes, True, batch_size)
+    low, high = order.span(number * BLOCK)
+    assert (high - low) % BLOCK == 0 and high - low >= 32 * batch_size and (batch_size > 128 or high - low == BLOCK)
+    assert sorted(order.take(low, high).tolist()) == sorted(plain.take(low, high).tolist())
+
+
+def test_batches_of_weighted_sources_are_of_one_bucket():
+    for batch_size in (32, 256):
+        pure, count = mixture([[500, 300], [90], [200]], True, batch_size)[1].pure_batches(0)
+        assert count >= 32 and pure >= count - 3  # three buckets leave at most so many batches over
+
+
+def test_by_exhaustion_every_sample_of_every_source_comes_once():
+    samples = mixture([[5, 2], [1], [8]], False, batch_size=4)[1].take(16, 32)
+    assert sorted(samples.tolist()) == list(range(16)) and samples.tolist() != sorted(samples.tolist())
+
+
+FROZEN_ORDER = [9, 4, 3, 5, 2, 4, 0, 6, 7, 8, 1, 9, 6, 5]
