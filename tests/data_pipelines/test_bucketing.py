@@ -153,6 +153,16 @@ def test_batches_are_of_one_shape_and_every_sample_comes_once(tmp_path):
     assert sorted(sample for batch in batches for sample in batch) == list(range(120))
 
 
+def test_mixed_batches_are_read_whole(tmp_path):
+    loader = iter(
+        generating(pairs(tmp_path), batch_size=24, bucketing=Combined([ByLength([50, 99]), ByShape()])).train_dataloader()
+    )
+    batches = [next(loader) for _ in range(5)]
+    shapes = [{tuple(target.shape[1:]) for target in batch.targets} for batch in batches]
+    assert len({key for batch in batches for key in batch.keys}) == 120 and {len(found) for found in shapes} != {1}
+    assert set().union(*shapes) == {(8, 32), (16, 16), (24, 8)}
+
+
 def test_without_buckets_it_is_the_order_of_before(tmp_path):
     data = generating(pairs(tmp_path), bucketing=None, seed=3, window=2)
     assert data.stream.take(0, 300).tolist() == ShardOrder([30] * 4, 3, 2).take(0, 300).tolist()
