@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.command import SHARDS, Parser, run, whole
-from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb
+from data_pipelines.decoding import BadSampleError, one_sample, open_image, to_rgb, upright_size
 from data_pipelines.shards.archive import RangeReader
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.index import load_index
@@ -98,8 +99,9 @@ def _task(members: dict[str, bytes], generated: bool) -> SampleTask:
 def _count(findings: Findings, sample: Sample) -> None:
     for content in [*sample.images, *([] if sample.target is None else [sample.target])]:
         with open_image(content) as image:
-            findings.widths.append(image.width)
-            findings.heights.append(image.height)
+            width, height = upright_size(image)
+            findings.widths.append(width)
+            findings.heights.append(height)
     prompt, answer = split_answer(sample.conversation)
     findings.prompts.append(sum(len(turn["text"]) for turn in prompt))
     findings.replies.append(len(answer))
@@ -127,6 +129,16 @@ def contact_sheet(samples: list[tuple[str, Sample]], edge: int = 128, columns: i
     return draw_cards(cards, edge, columns)
 
 
+def cropped(findings: Findings) -> dict[str, NDArray[np.float64]]:
+    """Share of each image that policies which cut something away would lose, by their names."""
+    from data_pipelines.transforms.resize import Square  # torch comes with it, and --help does without
+    from data_pipelines.transforms.shaped import Bucket
+
+    sizes = list(zip(findings.widths, findings.heights, strict=True))
+    policies = {"Square": Square(), "Bucket (sides of 1/16)": Bucket()}
+    return {name: np.asarray([policy.crop(*size, 1024).lost for size in sizes]) for name, policy in policies.items()}
+
+
 def print_findings(findings: Findings, shards: int, console: Console) -> None:
     """Tables of what was found."""
     console.print(f"{findings.samples:,} samples read from {shards} shards, {findings.bytes / 1e6:,.1f} MB")
@@ -139,8 +151,9 @@ def print_findings(findings: Findings, shards: int, console: Console) -> None:
     table = Table("", *("least", "5%", "median", "95%", "most"), title="sizes", title_justify="left")
     widths, heights = np.asarray([findings.widths, findings.heights], dtype=np.float64)
     measures = {"width, pixels": widths, "height, pixels": heights, "width / height": widths / heights}
+    lost = {f"{name}, % lost": 100 * shares for name, shares in cropped(findings).items()}
     lengths = {"prompt, characters": findings.prompts, "answer, characters": findings.replies}
-    for name, values in {**measures, **lengths}.items():
+    for name, values in {**measures, **lost, **lengths}.items():
         if len(values):
             table.add_row(name, *(f"{value:.4g}" for value in np.percentile(values, (0, 5, 50, 95, 100))))
     console.print(table)

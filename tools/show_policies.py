@@ -1,7 +1,9 @@
 """Draw what each image policy makes of one photograph, on one scale, with what is lost.
 
-    python tools/show_policies.py                                  the image in data_pipelines/transforms/README.md, of a drawn scene
-    python tools/show_policies.py --image photo.jpg --size 336     the same of an image of one's own
+    python tools/show_policies.py                                 the image in data_pipelines/transforms, of a drawn scene
+    python tools/show_policies.py --image photo.jpg --size 336    the same of an image of one's own
+
+The drawn scene has a circle for distortion, a ruler for what is lost, and lines for the resolution that is left.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def scene(width: int = 1920, height: int = 1080) -> Image.Image:
 
 
 def panel(name: str, policy: Resize, image: Image.Image, size: int, shrink: float) -> Image.Image:
-    """What a policy makes of an image, under its name, the sizes and what is lost; parts of one image side by side, then in a grid."""
+    """What a policy makes of an image, under its name, the sizes and what is lost: an overview, then tiles in their grid."""
     made = policy.images(image, size)
     columns, rows = policy.grid(*image.size, size) if isinstance(policy, Tiles) else (0, 0)
     edge = [max(1, round(side * shrink)) for side in made[0].size]

@@ -81,3 +81,17 @@ def test_verify_compares_contents_with_their_indexes(tmp_path, capsys):
     os.utime(file, ns=(time.st_atime_ns, time.st_mtime_ns))  # as a disk changes it: size and time are those of before
     with pytest.raises(UserError, match=r"b\.tar: found sha256 .*, for which its index was made; fetch it again"):
         main(parser().parse_args(verify))
+
+
+def test_what_a_crop_would_lose_is_told_for_upright_images(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, width in enumerate((60, 90)):
+        Image.new("RGB", (width, 30)).save(tmp_path / f"{number}.jpg", exif=exif)
+    contents = {f"k{n}": {"jpg": (tmp_path / f"{n}.jpg").read_bytes(), "txt": b"A strip."} for n in (0, 1)}
+    write_tar(tmp_path / "a.tar", contents)
+    found = inspect([str(tmp_path / "a.tar")])
+    assert (found.widths, found.heights) == ([30, 30], [60, 90])
+    lost = inspect_command.cropped(found)
+    np.testing.assert_allclose(lost["Square"], [1 / 2, 2 / 3], atol=1e-3)
+    assert max(lost["Bucket (sides of 1/16)"]) < 0.04

@@ -1,6 +1,7 @@
 """Sizes that image policies make, against what they make of pixels, and against the releases they come from."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from data_pipelines.shards.data import ShardData
 from data_pipelines.transforms.resize import PadToSquare, Square, Squeeze
 from data_pipelines.transforms.shaped import Bucket, Native
 from data_pipelines.transforms.tiles import Tiles
+from tools import show_policies
 from umm_zoo.errors import UserError
+
+PAGE = Path("data_pipelines/transforms/policies.png")
 
 POLICIES = [Square(), Squeeze(), PadToSquare(), Bucket(8), Native(patch=7), Native(3, 12, patch=14), Tiles()]
 #: Table of SDXL (Podell et al. 2023, appendix I): height and width of each bucket.
@@ -145,6 +149,13 @@ def test_tiles_are_those_of_the_stock_processor(width, height):
     )
     expected = processor([Image.open(io.BytesIO(content))], return_tensors="np")["pixel_values"][0].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(np.stack(decode_images(content, 24, Tiles()).images), expected, atol=1)
+
+
+def test_the_picture_of_the_page_is_what_the_tool_draws(tmp_path, capsys):
+    assert show_policies.main(["--out", str(tmp_path / "sheet.png")]) == 0
+    ours, page = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (tmp_path / "sheet.png", PAGE))
+    assert ours.shape == page.shape and np.abs(ours - page).mean() < 2  # fonts and filters of another version
+    assert show_policies.main(["--image", str(tmp_path / "none.jpg")]) == 2 and "no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("policy", [Bucket(64), Native(min_tokens=9)])
