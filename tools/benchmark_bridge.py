@@ -64,9 +64,9 @@ def loss_of(method: Any, batch: Any, arm: str) -> Any:
     """One training step's loss; the arms differ in how states come about, and in nothing else."""
     import torch
 
-    from umm_zoo.batch import Grid, Tokens
+    from umm_zoo.batch import Grid, Tokens, stacked
 
-    latents = method.codec.target_latents(batch)
+    latents = stacked(method.codec.target_latents(batch))
     grid = Grid(*latents.shape[-2:])
     if arm == "ours":
         prompt = method.encode_prompt(batch, ["full"] * len(batch))

@@ -69,6 +69,13 @@ class Tokens:
         if self.mask is not None and self.mask.shape != self.values.shape[:2]:
             raise ValueError(f"Tokens.mask must be [B, N] = {list(self.values.shape[:2])}, found {list(self.mask.shape)}")
 
+    def select(self, rows: Sequence[int]) -> Tokens:
+        """Some rows, in the given order."""
+        if list(rows) == list(range(len(self.values))):
+            return self
+        chosen = torch.as_tensor(rows, device=self.values.device)
+        return Tokens(self.values[chosen], None if self.mask is None else self.mask[chosen])
+
 
 @dataclass
 class Batch:

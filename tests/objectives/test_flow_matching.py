@@ -66,7 +66,7 @@ def test_contrast_subtracts_the_error_against_the_other_sample_and_logs_the_plai
 
 def test_a_negative_is_never_the_sample_itself_and_every_other_sample_comes_up() -> None:
     velocity = torch.arange(5.0).reshape(5, 1, 1, 1)
-    found = torch.stack([ContrastiveFlowMatching().negatives(velocity, generator(i)).flatten() for i in range(60)])
+    found = torch.stack([ContrastiveFlowMatching().negatives([velocity], generator(i))[0].flatten() for i in range(60)])
     for row in range(5):
         assert set(found[:, row].tolist()) == set(range(5)) - {row}
 
@@ -86,7 +86,7 @@ def test_the_minimiser_of_the_contrastive_loss_is_an_affine_map_of_the_plain_one
     labels = torch.rand(count, generator=generator(0)) < 0.3
     data = torch.where(labels, 2.0, -1.0)[:, None, None, None]
     points = flow.draw(data, generator(1))
-    negatives = flow.negatives(points.velocity, generator(2))
+    negatives = flow.negatives([points.velocity], generator(2))[0]
     # v minimises mean((v - v+)^2 - w (v - v-)^2) over the members of a class: (mean v+ - w mean v-) / (1 - w)
     best = (points.velocity[labels].mean() - weight * negatives[labels].mean()) / (1 - weight)
     plain, mean = points.velocity[labels].mean(), data.mean()
@@ -207,3 +207,34 @@ def test_weights_that_do_not_add_up_to_one_are_refused() -> None:
 def test_values_out_of_range_are_refused(make) -> None:
     with pytest.raises(ValueError, match="found"):
         make()
+
+
+def test_a_mean_over_groups_of_unequal_sizes_is_that_over_their_rows() -> None:
+    """Each row's own mean over its cells, whatever their number; points as drawn group after group."""
+    sizes, condition = ((2, 3, 4, 4), (1, 3, 2, 6)), Tokens(torch.zeros(1, 1, 1))
+    groups = [(torch.randn(size, generator=generator(n)), condition) for n, size in enumerate(sizes)]
+    found = FlowMatching().over_sizes(lambda noisy, time, _: 0.5 * noisy, groups, generator(7))
+    source, errors = generator(7), []
+    for latents, _ in groups:
+        points = FlowMatching().draw(latents, source)
+        errors += [float((0.5 * points.noisy[row] - points.velocity[row]).square().mean()) for row in range(len(latents))]
+    assert float(found["loss"]) == pytest.approx(sum(errors) / 3) and found["flow"] == found["loss"]
+    one = FlowMatching()(lambda noisy, time, _: 0.5 * noisy, *groups[0], generator(7))
+    assert torch.equal(FlowMatching().over_sizes(lambda noisy, time, _: 0.5 * noisy, groups[:1], generator(7))["loss"], one["loss"])
+
+
+def test_a_negative_of_another_size_is_cut_or_repeated() -> None:
+    """Rows are told apart by their values: of a wide one and two tall ones every other comes up, never the row itself."""
+    wide = 10 + torch.arange(6.0).view(1, 1, 1, 6)
+    tall = torch.stack([20 + torch.arange(4.0), 30 + torch.arange(4.0)]).view(2, 1, 4, 1)
+    seen: list[set[tuple[float, ...]]] = [set(), set(), set()]
+    for number in range(60):
+        one, two = ContrastiveFlowMatching().negatives([wide, tall], generator(number))
+        assert one.shape == wide.shape and two.shape == tall.shape
+        for row, values in enumerate([*one, *two]):
+            seen[row].add(tuple(values.flatten().tolist()))
+    assert seen == [
+        {(20.0,) * 6, (30.0,) * 6},  # its one column, repeated; the first row
+        {(10.0,) * 4, (30.0, 31.0, 32.0, 33.0)},
+        {(10.0,) * 4, (20.0, 21.0, 22.0, 23.0)},
+    ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.precision import ExactBuffers
-from umm_zoo.batch import Batch, Grid, stacked
+from umm_zoo.batch import Batch, Grid, map_by_size
 from umm_zoo.errors import Count, Finite, Positive, UserError
 
 
@@ -67,17 +67,17 @@ class LatentCodec(ExactBuffers, ABC):
         return Grid(height // self.downsampling, width // self.downsampling)
 
     @torch.no_grad()
-    def target_latents(self, batch: Batch) -> Tensor:
-        """Latents of the images to generate, ``[B, C, h, w]``: those of the shards where they hold any (``extras["latents"]``).
+    def target_latents(self, batch: Batch) -> list[Tensor]:
+        """Latents ``[C, h, w]`` of the images to generate: those of the shards where they hold any (``extras["latents"]``).
 
         Raises:
             UserError: there is nothing to generate.
         """
         if "latents" in batch.extras:
-            return batch.extras["latents"].float()
+            return list(batch.extras["latents"].float())
         if not batch.requested:
             raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
-        return self.encode(stacked(batch.requested))
+        return map_by_size(self.encode, batch.requested)
 
     def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Normalised latents of ``images``.

@@ -53,6 +53,13 @@ class Prefix:
             last_hidden=self.last_hidden.repeat_interleave(times, 0),
         )
 
+    def select(self, rows: Tensor) -> Prefix:
+        """The rows of these numbers ``[m]``."""
+        chosen = self.copy()
+        chosen.cache.batch_select_indices(rows)
+        others = {name: getattr(self, name)[rows] for name in ("attention_mask", "next_position", "last_hidden")}
+        return replace(chosen, **others)
+
     def text_positions(self, num_tokens: int) -> Tensor:
         """M-RoPE ids ``[3, B, N]`` of text behind the prompt: all three the running index."""
         steps = torch.arange(num_tokens, device=self.next_position.device)

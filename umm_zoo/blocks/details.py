@@ -36,6 +36,10 @@ class Details:
         positions = torch.zeros(3, len(like), 0, dtype=torch.long, device=like.device)
         return cls(like.new_zeros(len(like), 0, like.shape[-1]), positions, positions[0], unused)
 
+    def select(self, rows: Tensor) -> Details:
+        """The rows of these numbers ``[m]``."""
+        return Details(self.tokens[rows], self.positions[:, rows], self.images[rows], self.unused)
+
     @property
     def count(self) -> int:
         """K."""

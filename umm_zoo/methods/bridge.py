@@ -14,7 +14,7 @@ from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import PrefixBackbone
-from umm_zoo.batch import Batch, Grid, Task, Tokens, stacked
+from umm_zoo.batch import Batch, Grid, Task, Tokens, by_size, stacked
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
@@ -96,7 +96,9 @@ class Bridge(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate, while the codec is frozen."""
-        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
+        if "codec" in self.trained:
+            return {}
+        return {"latents": Precomputable(self.codec, lambda batch: stacked(self.codec.target_latents(batch)), "row")}
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 
@@ -131,9 +133,19 @@ class Bridge(Method):
         dtype = next(self.connector.parameters(), states).dtype
         return self.connector(Tokens(states.to(dtype)), own)
 
-    def count_tokens(self, prompt: EncodedPrompt, queries: Tensor) -> Tensor:
-        """Tokens of a batch: request, detail and queries."""
-        return prompt.prefix.attention_mask.sum() + queries.shape[:2].numel() + prompt.details.mask.sum()
+    def conditioned_targets(self, batch: Batch, prompt: EncodedPrompt) -> list[tuple[Tensor, Tokens]]:
+        """Latents ``[m, C, h, w]`` of the targets of one size, for each size, and their condition; queries are drawn here.
+
+        ``num_tokens`` becomes the tokens of the batch: request, detail and queries.
+        """
+        groups, num_queries = [], 0
+        for rows, latents in by_size(self.codec.target_latents(batch)):
+            own, grid = prompt.select(rows), Grid(*latents.shape[-2:])
+            queries = self.draw_queries(own, grid)  # [m, N, D]
+            num_queries += queries.shape[:2].numel()
+            groups.append((latents, self.condition(own, queries, grid)))
+        self.num_tokens = prompt.prefix.attention_mask.sum() + num_queries + prompt.details.mask.sum()
+        return groups
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
@@ -162,7 +174,7 @@ class Bridge(Method):
             output = self.vlm(self.vlm.inputs_of(batch))
             answers = self.answer(batch, self.wanted.max_new_tokens) if self.wanted.max_new_tokens else [""] * len(batch)
             return Outputs(nll=output.nll, num_tokens=output.num_tokens, answers=answers)
-        latents = self.codec.target_latents(batch)
+        latents = stacked(self.codec.target_latents(batch))
         grid = Grid(*latents.shape[-2:])
         prompt = self.encode_prompt(batch, [mode_of(task) for task in batch.tasks])
         queries = self.draw_queries(prompt, grid, self._generators(_row_seeds(batch)))
@@ -205,7 +217,7 @@ class Bridge(Method):
 
         Args:
             prompts: one per image to be generated.
-            images: for each prompt, its input images ``[3, H, W]`` in [-1, 1], all of one size.
+            images: for each prompt, its input images ``[3, H, W]`` in [-1, 1], of any sizes.
             seed: the k-th image is generated from seed + k, so that it does not depend on how many are made at a time.
             num_steps: of the sampler; None is the objective's own.
             guidance: scales; None is the method's own.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.precision import antialiased
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
-from umm_zoo.batch import Batch, Grid, Tokens, stacked
+from umm_zoo.batch import Batch, Grid, Images, Tokens, map_by_size
 from umm_zoo.blocks.details import DetailBranch, Details
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.outputs import QueryAttention
@@ -33,6 +35,15 @@ class EncodedPrompt:
     image_mask: Tensor
     details: Details
 
+    def select(self, rows: Sequence[int]) -> EncodedPrompt:
+        """Some rows, in the given order."""
+        if list(rows) == list(range(len(self.image_mask))):
+            return self
+        chosen = torch.tensor(rows, device=self.image_mask.device)
+        return EncodedPrompt(
+            self.context.select(rows), self.prefix.select(chosen), self.image_mask[chosen], self.details.select(chosen)
+        )
+
 
 def encode_prompt(
     vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch, opening: str = ""
@@ -53,33 +64,41 @@ def encode_details(
     vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch, inputs: VLMInputs
 ) -> Details:
     """Tokens of the input images' own latents, at the places of the vision tower's tokens."""
-    size, width, device = len(batch), inputs.embeddings.shape[-1], inputs.embeddings.device
+    width, device = inputs.embeddings.shape[-1], inputs.embeddings.device
     if detail is None or not batch.images:
         unused = None if detail is None else 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum()
         return Details.none(inputs.embeddings, unused)
-    tokens = detail(aligned_latents(vlm, codec, stacked(batch.images).to(device)))  # [M, n, D]
-    cells = tokens.shape[1]
-    counts = torch.tensor(batch.image_counts, device=device)
-    places = torch.arange(int(counts.max()) * cells, device=device).expand(size, -1)  # [B, K]
-    real = places < counts[:, None] * cells
-    details = tokens.new_zeros(*real.shape, width).masked_scatter(real[..., None], tokens)
-    ids = inputs.position_ids[:, inputs.image_mask]  # [3, M * n]; images of a row follow each other in the prompt too
-    positions = ids.new_zeros(3, *real.shape)
+    latents = aligned_latents(vlm, codec, [image.to(device) for image in batch.images])
+    tokens = map_by_size(detail, latents)  # [n, D] of each image, n by its own grid
+    lengths, left = [], iter(len(own) for own in tokens)
+    for count in batch.image_counts:
+        lengths.append(list(islice(left, count)))
+    owners = [[place for place, length in enumerate(own) for _ in range(length)] for own in lengths]  # the image of each token
+    totals = torch.tensor([len(own) for own in owners], device=device)
+    real = torch.arange(max(map(len, owners)), device=device) < totals[:, None]  # [B, K]
+    details = tokens[0].new_zeros(*real.shape, width).masked_scatter(real[..., None], torch.cat(tokens))
+    ids = inputs.position_ids[:, inputs.image_mask]  # [3, tokens]; images of a row follow each other in the prompt too
+    positions, numbers = ids.new_zeros(3, *real.shape), torch.full(real.shape, -1, device=device)
     positions[:, real] = ids
-    return Details(details, positions, torch.where(real, places // cells, -1))
+    numbers[real] = torch.tensor([number for own in owners for number in own], device=device)
+    return Details(details, positions, numbers)
 
 
 @torch.no_grad()
-def aligned_latents(vlm: PrefixBackbone, codec: LatentCodec, images: Tensor) -> Tensor:
-    """Latents ``[M, C, h, w]`` of images resized so that their grid is the vision tower's.
+def aligned_latents(vlm: PrefixBackbone, codec: LatentCodec, images: Images) -> list[Tensor]:
+    """Latents ``[C, h, w]`` of each image, resized so that its grid is the vision tower's.
 
     At Qwen2.5-VL's 28 px per token and a codec of factor 32 an image of 28 h x 28 w is encoded at 32 h x 32 w.
     """
-    grid = vlm.image_grid(*images.shape[-2:])
-    size = (grid.h * codec.downsampling, grid.w * codec.downsampling)
-    if size != tuple(images.shape[-2:]):
-        images = antialiased(images, size, "bicubic").clamp(-1, 1).to(images.dtype)
-    return codec.encode(images)
+
+    def aligned(stack: Tensor) -> Tensor:
+        grid = vlm.image_grid(*stack.shape[-2:])
+        size = (grid.h * codec.downsampling, grid.w * codec.downsampling)
+        if size != tuple(stack.shape[-2:]):
+            stack = antialiased(stack, size, "bicubic").clamp(-1, 1).to(stack.dtype)
+        return codec.encode(stack)
+
+    return map_by_size(aligned, images)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.prefix import PrefixBackbone
-from umm_zoo.batch import Batch, Grid
+from umm_zoo.batch import Batch
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
@@ -71,9 +71,6 @@ class MetaQuery(Bridge):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Flow matching of the target's latent, conditioned on what the frozen model makes of the learned queries."""
         prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
-        latents = self.codec.target_latents(batch)  # [B, C, h, w]
-        grid = Grid(*latents.shape[-2:])
-        queries = self.draw_queries(prompt, grid)  # [B, N, D]
-        self.num_tokens = self.count_tokens(prompt, queries)
-        losses = self.objective(self.decoder, latents, self.condition(prompt, queries, grid))
+        groups = self.conditioned_targets(batch, prompt)
+        losses = self.objective.over_sizes(self.decoder, groups)
         return self.over_step(losses, "rows", len(batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -52,6 +52,16 @@ class Objective(ABC):
     ) -> dict[str, Tensor]:
         """Scalars of one batch; ``loss`` is the mean over all samples and draws."""
         return {"loss": self.losses(denoiser, latents, condition, generator).mean()}
+
+    def over_sizes(
+        self, denoiser: Predictor, groups: Sequence[tuple[Tensor, Tokens]], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """As a call, over all samples of several groups, each of latents of one size and their condition."""
+        if len(groups) == 1:
+            return self(denoiser, *groups[0], generator)
+        count = sum(len(latents) for latents, _ in groups)
+        found = [(len(latents) / count, self(denoiser, latents, condition, generator)) for latents, condition in groups]
+        return {name: torch.stack([share * terms[name] for share, terms in found]).sum() for name in found[0][1]}
 
 
 def at_least_float32(x: Tensor) -> Tensor:

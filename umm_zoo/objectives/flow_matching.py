@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -83,21 +84,28 @@ class FlowMatching(Objective):
         return Interpolant((1 - t) * latents + t * noise, time, noise - latents)
 
     def terms(
-        self, denoiser: Predictor, points: Interpolant, condition: Tokens, generator: torch.Generator | None = None
+        self, denoiser: Predictor, groups: Sequence[tuple[Interpolant, Tokens]], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Every term at given points, ``[B]`` each: ``loss`` is minimised, ``flow`` is the plain error of the velocity."""
-        flow = _errors(self._predict(denoiser, points, condition), points.velocity)
+        """Every term at the points of groups of rows, ``[B]``: ``loss`` is minimised, ``flow`` is the velocity's plain error."""
+        flow = _errors(self._predict(denoiser, groups), _velocities(groups))
         return {"loss": flow, "flow": flow}
 
     def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """As ``Objective.losses``, one draw per sample: ``[1, B]``."""
-        return self.terms(denoiser, self.draw(latents, generator), condition, generator)["loss"][None]
+        return self.terms(denoiser, [(self.draw(latents, generator), condition)], generator)["loss"][None]
 
     def __call__(
         self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Means over the batch: ``loss``, and ``flow``, the plain error, by which different objectives can be compared."""
-        terms = self.terms(denoiser, self.draw(latents, generator), condition, generator)
+        return self.over_sizes(denoiser, [(latents, condition)], generator)
+
+    def over_sizes(
+        self, denoiser: Predictor, groups: Sequence[tuple[Tensor, Tokens]], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """See ``Objective.over_sizes``."""
+        drawn = [(self.draw(latents, generator), condition) for latents, condition in groups]
+        terms = self.terms(denoiser, drawn, generator)
         return {name: value.mean() if name == "loss" else value.detach().mean() for name, value in terms.items()}
 
     @torch.no_grad()
@@ -142,8 +150,8 @@ class FlowMatching(Objective):
         """The times of sampling a latent of ``height`` x ``width`` cells; None is the objective's own number of steps."""
         return (self.schedule or EvenlySpaced(3.0))(num_steps or self.num_steps, height, width)
 
-    def _predict(self, denoiser: Predictor, points: Interpolant, condition: Tokens) -> Tensor:
-        return denoiser(points.noisy, points.time, condition).to(points.velocity.dtype)
+    def _predict(self, denoiser: Predictor, groups: Sequence[tuple[Interpolant, Tokens]]) -> list[Tensor]:
+        return [denoiser(own.noisy, own.time, condition).to(own.velocity.dtype) for own, condition in groups]
 
 
 class ContrastiveFlowMatching(FlowMatching):
@@ -156,12 +164,11 @@ class ContrastiveFlowMatching(FlowMatching):
     ``(v + weight mu) / (1 - weight)``, mu being the mean latent: the loss is not comparable with flow matching's and may be
     negative, so the plain error is logged as ``flow`` beside it. Two rows of a batch that show the same image are false negatives
     of each other. Negatives are of the micro-batch by definition: a step that is shared out otherwise has others, and is another
-    step; each row weighs alike all the same.
+    step; each row weighs alike all the same. A negative of another size is cut, or repeated, to that of the row (our choice).
 
     Args:
         weight: lambda; 0.05 in both papers. 0 is flow matching.
-        gather_below: with fewer rows than this on any rank, those of all ranks serve as negatives while training (our choice; the
-            rows must then be of equal size on all of them, their number need not).
+        gather_below: with fewer rows than this on any rank, those of all ranks serve as negatives while training (our choice).
         times, num_steps, schedule, solver: as in ``FlowMatching``.
 
     Raises:
@@ -185,48 +192,73 @@ class ContrastiveFlowMatching(FlowMatching):
         self.weight, self.gather_below = weight, gather_below
 
     def terms(
-        self, denoiser: Predictor, points: Interpolant, condition: Tokens, generator: torch.Generator | None = None
+        self, denoiser: Predictor, groups: Sequence[tuple[Interpolant, Tokens]], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Adds ``contrast``, the error against the other sample's velocity, ``[B]``."""
-        predicted = self._predict(denoiser, points, condition)
-        flow = _errors(predicted, points.velocity)
-        contrast = _errors(predicted, self.negatives(points.velocity, generator))
+        predicted, velocities = self._predict(denoiser, groups), _velocities(groups)
+        flow = _errors(predicted, velocities)
+        contrast = _errors(predicted, self.negatives(velocities, generator))
         return {"loss": flow - self.weight * contrast, "flow": flow, "contrast": contrast}
 
-    def negatives(self, velocity: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Another sample's velocity for every row, ``[B, C, h, w]``.
+    def negatives(self, velocities: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
+        """Another sample's velocity for every row of groups ``[m, C, h, w]``.
 
         Raises:
             ValueError: there is no other sample while training; outside of training the row itself stands in.
         """
         training = torch.is_grad_enabled()
-        pool, first = velocity, 0
+        pool, first = list(velocities), 0
         # validation batches may differ between ranks, where an exchange would wait for ever
         if training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            pool, first = self._pool(velocity)
-        if len(pool) < 2:
+            pool, first = self._pool(velocities)
+        counts, total, device = [len(own) for own in velocities], sum(map(len, pool)), velocities[0].device
+        if total < 2:
             if training:
                 raise ValueError("ContrastiveFlowMatching: found a batch of one, expected two rows or more over all ranks")
-            return velocity
-        own = first + torch.arange(len(velocity), device=velocity.device)
-        away = torch.randint(1, len(pool), (len(velocity),), generator=generator, device=velocity.device)
-        return pool[(own + away) % len(pool)]
+            return pool
+        own = first + torch.arange(sum(counts), device=device)
+        away = torch.randint(1, total, (sum(counts),), generator=generator, device=device)
+        chosen = (own + away) % total
+        if len({stack.shape[1:] for stack in (*velocities, *pool)}) == 1:
+            return list((pool[0] if len(pool) == 1 else torch.cat(pool))[chosen].split(counts))
+        rows, numbers = [row for stack in pool for row in stack], iter(chosen.tolist())
+        return [torch.stack([_fitted(rows[next(numbers)], *own.shape[-2:]) for own in stack]) for stack in velocities]
 
-    def _pool(self, velocity: Tensor) -> tuple[Tensor, int]:
+    def _pool(self, velocities: Sequence[Tensor]) -> tuple[list[Tensor], int]:
         """The velocities that may serve, and where this rank's begin. Ranks that lost a bad sample have fewer rows than others."""
-        mine = torch.tensor([len(velocity)], device=velocity.device)
-        numbers = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(numbers, mine)
-        rows = [int(number) for number in numbers]
+        own = [row for stack in velocities for row in stack]
+        rows = [int(number) for number in _gathered(torch.tensor([len(own)], device=own[0].device))]
         if min(rows) >= self.gather_below:  # every rank comes to the same conclusion
-            return velocity, 0
-        padded = velocity.new_zeros(max(rows), *velocity.shape[1:])
-        padded[: len(velocity)] = velocity
-        parts = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(parts, padded)
-        pool = torch.cat([part[:number] for part, number in zip(parts, rows, strict=True)])
+            return list(velocities), 0
+        channels, missing = len(own[0]), [(0, 0)] * (max(rows) - len(own))
+        sizes = _gathered(torch.tensor([*(row.shape[-2:] for row in own), *missing], device=own[0].device))
+        shapes = [(channels, *size) for part, count in zip(sizes, rows, strict=True) for size in part[:count].tolist()]
+        padded = own[0].new_zeros(max(rows), max(map(math.prod, shapes)))
+        for place, row in enumerate(own):
+            padded[place, : row.numel()] = row.flatten()
+        flat = [row for part, count in zip(_gathered(padded), rows, strict=True) for row in part[:count]]
+        pool = [row[: math.prod(shape)].view(1, *shape) for row, shape in zip(flat, shapes, strict=True)]
         return pool, sum(rows[: dist.get_rank()])
 
 
-def _errors(predicted: Tensor, velocity: Tensor) -> Tensor:
-    return (predicted - velocity).square().flatten(1).mean(dim=1)
+def _gathered(mine: Tensor) -> list[Tensor]:
+    """The same tensor of every rank, of one shape on all."""
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return parts
+
+
+def _fitted(velocity: Tensor, height: int, width: int) -> Tensor:
+    """``[C, h, w]`` cut, or repeated, to ``[C, height, width]``."""
+    rows, columns = (torch.arange(wanted) % side for wanted, side in zip((height, width), velocity.shape[-2:], strict=True))
+    return velocity[:, rows.to(velocity.device)][:, :, columns.to(velocity.device)]
+
+
+def _velocities(groups: Sequence[tuple[Interpolant, Tokens]]) -> list[Tensor]:
+    return [points.velocity for points, _ in groups]
+
+
+def _errors(predicted: Sequence[Tensor], velocities: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of each row of all groups, ``[B]``."""
+    pairs = zip(predicted, velocities, strict=True)
+    return torch.cat([(found - wanted).square().flatten(1).mean(dim=1) for found, wanted in pairs])

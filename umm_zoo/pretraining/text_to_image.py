@@ -12,7 +12,7 @@ from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.text_encoder import TextEncoder
-from umm_zoo.batch import Batch, Grid, Tokens
+from umm_zoo.batch import Batch, Grid, Tokens, by_size, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.flow_matching import FlowMatching
@@ -65,7 +65,9 @@ class TextToImage(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate, while the codec is frozen."""
-        return {} if "codec" in self.trained else {"latents": Precomputable(self.codec, self.codec.target_latents, "row")}
+        if "codec" in self.trained:
+            return {}
+        return {"latents": Precomputable(self.codec, lambda batch: stacked(self.codec.target_latents(batch)), "row")}
 
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
@@ -79,10 +81,11 @@ class TextToImage(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms."""
-        latents, texts = self.codec.target_latents(batch), prompts(batch)
+        groups, texts = by_size(self.codec.target_latents(batch)), prompts(batch)
         dropped = (torch.rand(len(texts)) < self.drop_text).tolist()
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
-        return self.over_step(self.objective(self.decoder, latents, condition), "rows", len(batch))
+        conditioned = [(latents, condition.select(rows)) for rows, latents in groups]
+        return self.over_step(self.objective.over_sizes(self.decoder, conditioned), "rows", len(batch))
 
     @property
     def makes(self) -> Collection[str]:
@@ -91,7 +94,7 @@ class TextToImage(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """The objective's terms at fixed times and noise, and ``generated`` from the prompts."""
-        latents, texts = self.codec.target_latents(batch), prompts(batch)
+        latents, texts = stacked(self.codec.target_latents(batch)), prompts(batch)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(texts), generator))
         if self.wanted.generates(batch_idx):

@@ -80,7 +80,8 @@ class UAEBase(Method):
         """``latents`` of the images, where the renderer's decoder is trained on them or judged by them."""
         if not isinstance(self.renderer, CaptionRenderer):
             return {}
-        return {"latents": Precomputable(self.renderer.codec, self.renderer.latents, "row")}
+        latents = self.renderer.latents
+        return {"latents": Precomputable(self.renderer.codec, lambda batch: stacked(latents(batch)), "row")}
 
     # -- captions and images -------------------------------------------------------------------------------------------------
 
@@ -173,6 +174,4 @@ class UAEBase(Method):
         if not isinstance(self.renderer, CaptionRenderer):
             return {}
         condition = self.renderer.condition(self.vlm, captions, image_of_each_row(batch), self.adapter)
-        latents = self.renderer.latents(batch)
-        generator = torch.Generator(latents.device).manual_seed(seed)
-        return dict(self.renderer.objective(self.renderer.decoder, latents, condition, generator))
+        return self.renderer.losses(batch, condition, torch.Generator(condition.values.device).manual_seed(seed))

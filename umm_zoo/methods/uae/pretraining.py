@@ -65,5 +65,4 @@ class UAE(UAEBase):
         dropped = (torch.rand(len(captions)) < self.drop_caption).tolist()
         texts = [self.renderer.negative_prompt if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         condition = self.renderer.condition(self.vlm, texts, image_of_each_row(batch), self.adapter)  # [B, N, E]
-        losses = self.renderer.objective(self.renderer.decoder, self.renderer.latents(batch), condition)
-        return self.over_step(losses, "rows", len(batch))
+        return self.over_step(self.renderer.losses(batch, condition), "rows", len(batch))

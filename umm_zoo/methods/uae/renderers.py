@@ -12,7 +12,7 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Images, Tokens, image_of_each_row, stacked
+from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Images, Tokens, by_size, image_of_each_row, map_by_size
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.bridge import Bridge
@@ -165,11 +165,16 @@ class CaptionRenderer(Renderer):
         return self.decoded(self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=sampling.num_steps))
 
     @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        """Latents ``[B, C, h, w]`` of each row's image, those of the shards where they hold any (``extras["latents"]``)."""
+    def latents(self, batch: Batch) -> list[Tensor]:
+        """Latents ``[C, h, w]`` of each row's image, those of the shards where they hold any (``extras["latents"]``)."""
         if "latents" in batch.extras:
-            return batch.extras["latents"].float()
-        return self.codec.encode(stacked(image_of_each_row(batch)))
+            return list(batch.extras["latents"].float())
+        return map_by_size(self.codec.encode, image_of_each_row(batch))
+
+    def losses(self, batch: Batch, condition: Tokens, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The objective's terms over all rows, from their condition ``[B, N, E]``."""
+        groups = [(latents, condition.select(rows)) for rows, latents in by_size(self.latents(batch))]
+        return dict(self.objective.over_sizes(self.decoder, groups, generator))
 
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
