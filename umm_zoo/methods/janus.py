@@ -136,9 +136,9 @@ class Janus(Method):
             return batch.extras[PRECOMPUTED]
         if not batch.requested:
             return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
-        targets = stacked(batch.requested)
-        self.vlm.assert_generates(targets.shape[-2:], "data.target_size")
-        return self.vlm.codec.codes(targets)
+        for target in batch.requested:
+            self.vlm.assert_generates(target.shape[-2:], "data.target_size")
+        return self.vlm.codec.codes(stacked(batch.requested))
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Tokens, stacked
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size, stacked
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
-from umm_zoo.errors import Weight
+from umm_zoo.errors import UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
@@ -91,7 +91,7 @@ class ROSS(Method):
 
         def compute(batch: Batch) -> Tensor:
             if batch.images:
-                return target.to_store(stacked(batch.images))
+                return target.to_store(torch.stack(map_by_size(target.prepare, batch.images)))
             device = next(target.parameters(), torch.empty(0)).device
             return target.to_store(torch.zeros(1, 3, target.image_size, target.image_size, device=device))[:0]  # not all take none
 
@@ -123,6 +123,7 @@ class ROSS(Method):
 
         The generator is for posterior, steps and noise.
         """
+        self._check_grids(batch.images)
         has_image = self._samples(batch).to(hidden.device)  # [S], one entry per image, and per row without where those take part
         states = self.image_states(hidden, image_mask)  # [M, N, D]
         condition = states.new_zeros(len(has_image), *states.shape[1:]).masked_scatter(has_image[:, None, None], states)
@@ -130,6 +131,14 @@ class ROSS(Method):
         losses = self.objective.losses(self.target.predictor(self.head), targets, Tokens(condition), generator)
         num_images = self.step.total("images", has_image.sum(), has_image.device)
         return self.reduction(losses, has_image, num_images) * self.share("samples", self.reduction.count(has_image))
+
+    def _check_grids(self, images: Images) -> None:
+        """Refuse an image whose tokens are no square of the target's: their number alone would put them at other places."""
+        side = self.target.grid
+        for image in images:
+            if (grid := self.vlm.image_grid(*image.shape[-2:])) != (side, side):
+                found = f"an image of {image.shape[-2]} x {image.shape[-1]} px, which is {grid.h} x {grid.w} tokens"
+                raise UserError("data.image_size", found, f"{side} x {side} tokens, the grid of method.target")
 
     def image_states(self, hidden: Tensor, image_mask: Tensor) -> Tensor:
         """The states at the image tokens, image after image, normalised: ``[M, N, D]`` in float32.
@@ -154,12 +163,12 @@ class ROSS(Method):
     def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
         stored = batch.extras.get(PRECOMPUTED)
-        given = None if not batch.images else stacked(batch.images)
-        given = given if stored is None else stored.to(has_image.device)
+        given = None if stored is None else stored.to(has_image.device)
+        if stored is None and batch.images:
+            given = torch.stack(map_by_size(self.target.prepare, batch.images))
         if given is None or not has_image.all():
-            size = (self.target.image_size,) * 2 if stored is not None or given is None else given.shape[-2:]
             mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
-            flat = (2 * mean - 1).expand(1, 3, *size)
+            flat = (2 * mean - 1).expand(1, 3, self.target.image_size, self.target.image_size)
             flat = flat if stored is None else self.target.to_store(flat)
             whole = flat.expand(len(has_image), *flat.shape[1:]).clone()
             if given is not None:
@@ -216,6 +225,7 @@ class ROSS(Method):
         Raises:
             ValueError: the target cannot be turned back into an image.
         """
+        self._check_grids(images)
         keys = [f"image {i}" for i in range(len(images))]
         conversations: list[Conversation] = [[{"role": "user", "text": IMAGE_MARKER}] for _ in keys]
         inputs = self.vlm.inputs_of(Batch(keys, conversations, list(images), [1] * len(keys)))

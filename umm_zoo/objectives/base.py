@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
+from umm_zoo.objectives.reduction import mean_over_groups
 
 #: A denoiser ``(noisy, time, condition)``, or a regression head ``(condition)``: each objective says which it calls.
 Predictor = Callable[..., Tensor]
@@ -57,11 +58,7 @@ class Objective(ABC):
         self, denoiser: Predictor, groups: Sequence[tuple[Tensor, Tokens]], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """As a call, over all samples of several groups, each of latents of one size and their condition."""
-        if len(groups) == 1:
-            return self(denoiser, *groups[0], generator)
-        count = sum(len(latents) for latents, _ in groups)
-        found = [(len(latents) / count, self(denoiser, latents, condition, generator)) for latents, condition in groups]
-        return {name: torch.stack([share * terms[name] for share, terms in found]).sum() for name in found[0][1]}
+        return mean_over_groups([(len(latents), self(denoiser, latents, own, generator)) for latents, own in groups])
 
 
 def at_least_float32(x: Tensor) -> Tensor:

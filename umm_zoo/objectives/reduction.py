@@ -1,11 +1,20 @@
-"""Reduction of a batch's losses to one number when some of its rows hold no image."""
+"""Reduction of losses: of a batch of which some rows hold no image, and of groups of samples."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+
+def mean_over_groups(groups: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Means over all samples of several groups, from the number of each and the means over them, by name."""
+    if len(groups) == 1:
+        return dict(groups[0][1])
+    total = sum(count for count, _ in groups)
+    return {name: torch.stack([count / total * means[name] for count, means in groups]).sum() for name in groups[0][1]}
 
 
 class Reduction(ABC):

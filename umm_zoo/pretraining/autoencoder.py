@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, by_size, image_of_each_row, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
+from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs
 
@@ -68,13 +69,16 @@ class Autoencoder(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch, inputs and targets."""
-        images = stacked([*batch.images, *batch.requested])
-        mean, log_variance = self.codec.posterior(images)
-        moments = self.codec.moments(mean) * (not self.step.weightless)
+        moments, groups, images = torch.zeros(3, device=self.device), [], [*batch.images, *batch.requested]
+        for places, stack in by_size(images):
+            mean, log_variance = self.codec.posterior(stack)
+            moments = moments + self.codec.moments(mean)
+            groups.append((len(places), self._losses(stack, mean, log_variance, draw(mean, log_variance))))
+        moments = moments * (not self.step.weightless)
         self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
         if not self.step.running:
             self.codec.track_moments(moments, self.statistics_momentum)
-        return self.over_step(self._losses(images, mean, log_variance, draw(mean, log_variance)), "images", len(images))
+        return self.over_step(mean_over_groups(groups), "images", len(images))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Move the codec's statistics once for all latents of the step."""
@@ -152,8 +156,10 @@ class DecoderTuning(Autoencoder):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch from its latents and a little noise."""
-        images = stacked([*batch.images, *batch.requested])
-        with torch.no_grad():
-            mean, log_variance = self.codec.posterior(images)
-            noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
-        return self.over_step(self._losses(images, mean, log_variance, noisy), "images", len(images))
+        groups, images = [], [*batch.images, *batch.requested]
+        for places, stack in by_size(images):
+            with torch.no_grad():
+                mean, log_variance = self.codec.posterior(stack)
+                noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
+            groups.append((len(places), self._losses(stack, mean, log_variance, noisy)))
+        return self.over_step(mean_over_groups(groups), "images", len(images))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.features import TextImageEncoder
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, image_of_each_row, map_by_size
 from umm_zoo.errors import Positive, UserError
 from umm_zoo.method import Method
 from umm_zoo.objectives.contrast import ContrastiveLoss, WordSwaps
@@ -69,7 +69,7 @@ class Contrastive(Method):
 
     def _compare(self, batch: Batch, generator: torch.Generator | None) -> Outputs:
         texts = captions(batch)
-        images = F.normalize(self.encoder(stacked(image_of_each_row(batch))).float(), dim=-1)  # [B, F]
+        images = F.normalize(torch.stack(map_by_size(self.encoder, image_of_each_row(batch))).float(), dim=-1)  # [B, F]
         wrong = [[] for _ in texts] if self.negatives is None else self.negatives.of(texts, generator)
         counts = [len(row) for row in wrong]
         features = F.normalize(self.encoder.encode_text(texts + [text for row in wrong for text in row]).float(), dim=-1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.features import DINOv2Features
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, image_of_each_row, map_by_size
 from umm_zoo.errors import Count, Natural, Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
@@ -77,7 +77,7 @@ class SelfSupervised(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_idx)
             losses = self.training_losses(batch)
-        return Outputs(losses, image_features=self.encoder(stacked(image_of_each_row(batch))))
+        return Outputs(losses, image_features=torch.stack(map_by_size(self.encoder, image_of_each_row(batch))))
 
 
 class VICReg(SelfSupervised):
@@ -124,16 +124,20 @@ class VICReg(SelfSupervised):
         Raises:
             UserError: the batch has one row only, which has no variance.
         """
-        images = stacked(image_of_each_row(batch))
+        images = image_of_each_row(batch)
         if len(images) < 2:
             raise UserError("data.batch_size", f"a batch of {len(images)}", "2 rows or more for VICReg")
-        one, two = (self.expander(self.encoder(self.views(images))) for _ in range(2))  # [B, F] each
+
+        def seen(stack: Tensor) -> Tensor:
+            return self.encoder(self.views(stack))
+
+        one, two = (self.expander(torch.stack(map_by_size(seen, images))) for _ in range(2))  # [B, F] each
         terms = {
             "invariance": F.mse_loss(one, two),
             "variance": 0.5 * (variance_hinge(one) + variance_hinge(two)),
             "covariance": off_diagonal_covariance(one) + off_diagonal_covariance(two),
         }
-        loss = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), images.new_zeros(()))
+        loss = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), one.new_zeros(()))
         return self.over_step({"loss": loss, **terms}, "rows", len(batch))
 
 
@@ -180,7 +184,8 @@ class MaskedImageModelling(SelfSupervised):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Both terms under random masks."""
-        pixels = self.encoder.pixels(stacked(image_of_each_row(batch)), whole=True)
+        images = image_of_each_row(batch)
+        pixels = torch.stack(map_by_size(lambda stack: self.encoder.pixels(stack, whole=True), images))
         B, N = len(pixels), self.encoder.grid.num_cells
         hidden = torch.rand(B, N, device=pixels.device).argsort(dim=1) < round(self.mask_ratio * N)  # [B, N]
         output = self.encoder.vision(pixels, masked=hidden)

@@ -83,7 +83,7 @@ class VisionWarmup(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        tokens = torch.stack(cast(_SeesImages, self.vlm).encode_images(image_of_each_row(batch)))  # [B, N, D]
+        tokens = torch.stack(cast(_SeesImages, self.vlm).encode_images(stacked(image_of_each_row(batch))))  # [B, N, D]
         labels = {name: wanted.to(tokens.device) for name, wanted in self._labels(batch, everything).items()}
         logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
