@@ -19,9 +19,11 @@ from data_pipelines.converters.converting import SPLITS
 from data_pipelines.converters.sources import Sources
 from data_pipelines.converters.texts import from_json
 from data_pipelines.decoding import BadSampleError
+from data_pipelines.tasks import IMAGE_TYPES
 from umm_zoo.errors import note
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_NUMBERED = re.compile(rf"(\.(?:{'|'.join(IMAGE_TYPES)}))#\d+$", re.IGNORECASE)
 _LONGEST_NAME = 1024
 NAMES = ("train", "val", "test")
 
@@ -39,6 +41,11 @@ def image_cells(row: dict[str, Any], columns: Sequence[str]) -> list[Any]:
     return found
 
 
+def _name(cell: str) -> str:
+    """The name of an image without blanks, and without the number of its caption (``a.jpg#0``), as Flickr8k's list has it."""
+    return _NUMBERED.sub(r"\1", cell.strip().removeprefix("file://"))
+
+
 def located(cell: Any, folder: Path, root: Path | None) -> Any:
     """A cell whose name, if it is one, is a name inside ``root``, or inside ``folder`` where there is no root.
 
@@ -50,7 +57,7 @@ def located(cell: Any, folder: Path, root: Path | None) -> Any:
         cell = str(cell)  # an id
     if not isinstance(cell, str):
         return cell
-    name = cell.strip().removeprefix("file://")
+    name = _name(cell)
     if ADDRESS.match(name):
         raise BadSampleError(f"address of an image, which is not downloaded: {name[:200]}")
     if name.startswith("data:") or len(name) > _LONGEST_NAME:
@@ -138,5 +145,5 @@ def _key(row: dict[str, Any], columns: Columns, number: int) -> str:
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return hashlib.sha1(cell, usedforsecurity=False).hexdigest()
-    name = unicodedata.normalize("NFC", str(cell).strip().replace("\\", "/"))
+    name = unicodedata.normalize("NFC", _name(str(cell)).replace("\\", "/"))
     return PurePosixPath(name).as_posix()

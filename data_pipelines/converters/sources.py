@@ -164,6 +164,8 @@ def _kinds(rows: Rows | CsvRows | ParquetRows) -> dict[str, str]:
     names = rows.columns if isinstance(rows, CsvRows) else list(dict.fromkeys(name for row in some for name in row))
     kinds = kinds_of(names, some)
     if isinstance(rows, Rows):
+        if some and {"images", "annotations"} <= some[0].keys():
+            raise UserError(rows.path, "the layout of COCO", "a list of rows", "data_pipelines.coco reads it")
         rows.check_wrapped(*(name for name, kind in kinds.items() if kind in ("image", "turns")))
         if len(rows) == 1 and len(some) and all(isinstance(cell, list | dict) for cell in some[0].values()) and len(some[0]) > 1:
             hint = "pandas writes rows with to_json(FILE, orient='records', lines=True)"

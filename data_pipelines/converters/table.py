@@ -64,6 +64,8 @@ _NEXT = {
     "captions": "experiments/llava/table.yaml",
     "questions": "experiments/llava/table.yaml vars.rows=questions",
     "conversations": "experiments/llava/table.yaml vars.rows=conversations",
+    "text_to_image": "experiments/metaquery/table.yaml",
+    "editing": "experiments/metaquery/table.yaml vars.rows=editing",
 }
 
 
@@ -203,8 +205,6 @@ def _hint(sources: Sources, columns: Columns, root: Path | None) -> str:
 def next_commands(out: Path, task: str, splits: Sequence[str]) -> list[str]:
     """What to run on the shards, as it is typed from the root of the repository."""
     inspect = f"python -m data_pipelines.inspect {shlex.quote(str(out / splits[0]))} --sheet sheet.png"
-    if task not in _NEXT:
-        return [inspect]
     val = "" if "val" in splits else " vars.val=test" if "test" in splits else " data.val=null"
     name = re.sub(r"\W+", "-", out.name).strip("-") or "table"  # a run of its own for each table
     return [inspect, f"python -m umm_zoo.fit {_NEXT[task]} {shlex.quote(f'vars.data={out}')}{val} name={name}-{task}"]

@@ -139,3 +139,12 @@ def test_columns_without_a_name_or_with_the_same(tmp_path):
     assert rows[0] == {"column 1": "0", "image": "a.jpg", "caption": "A dog", "caption 2": "A hound"}
     assert unlike(["a", "a", "a 2"]) == ["a in column 1", "a in column 2", "a 2 in column 3"]
     assert rows_of(tmp_path, "a.jpg\tA dog\n", columns=["image", "caption"])[0] == {"image": "a.jpg", "caption": "A dog"}
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ";", "|", ","])
+def test_other_delimiters_in_every_text_do_not_win(tmp_path, delimiter):
+    other = ";" if delimiter == "," else ","
+    text = "".join(f"{number}.jpg{delimiter}one{other} two\n" for number in range(3))
+    for header, columns in (("", ["image", "caption"]), (f"image{delimiter}caption\n", None)):
+        rows = rows_of(tmp_path, header + text, columns=columns)
+        assert rows[2] == {"image": "2.jpg", "caption": f"one{other} two"}
