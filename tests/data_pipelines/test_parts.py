@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,19 +119,22 @@ def test_no_part_is_a_user_error(tmp_path, capsys, part):
 
 @pytest.mark.processes
 def test_parts_at_once_of_which_one_is_killed_and_started_again(tmp_path):
-    source, out = list_of(tmp_path / "in", 400), tmp_path / "out"
+    source, out = list_of(tmp_path / "in", 240), tmp_path / "out"
     size = ["--rows-per-shard", "4"]
     convert(llava_json, source, tmp_path / "whole", *size)
-    command = [sys.executable, "-m", "data_pipelines.llava_json", str(source), str(out), *size, "--part"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    parts = [subprocess.Popen([*command, f"{number}/2"], **quiet) for number in (1, 2)]
-    first, deadline = out / "train/conversations-000050.tar", time.monotonic() + 60
-    while not first.exists() and time.monotonic() < deadline and parts[1].poll() is None:
-        time.sleep(0.002)
-    parts[1].send_signal(signal.SIGKILL)
-    assert parts[1].wait() == -signal.SIGKILL and parts[0].wait() == 0
-    assert not (out / "report.json").exists()
-    assert subprocess.run([*command, "2/2"], **quiet).returncode == 0
+    fork = multiprocessing.get_context("fork")
+    arguments = [(llava_json, source, out, *size, "--part", f"{number}/3") for number in (1, 2, 3)]
+    parts = [fork.Process(target=convert, args=given) for given in arguments]
+    for part in parts:
+        part.start()
+    first, deadline = out / "train/conversations-000022.tar", time.monotonic() + 60
+    while not first.exists() and time.monotonic() < deadline and parts[1].is_alive():
+        time.sleep(0.001)
+    parts[1].kill()
+    for part in parts:
+        part.join(60)
+    assert [part.exitcode for part in parts] == [0, -signal.SIGKILL, 0] and not (out / "report.json").exists()
+    convert(*arguments[1])
     assert files_in(out) == files_in(tmp_path / "whole")
 
 
