@@ -8,9 +8,13 @@ import tiny_configs
 from finished_runs import write_run
 from PIL import Image
 
+from data_pipelines.transforms.shaped import Native
+from data_pipelines.transforms.tiles import Tiles
 from umm_zoo import generate
+from umm_zoo.conversation import Task
 from umm_zoo.errors import UserError, printable
-from umm_zoo.generation.model import load_image
+from umm_zoo.generation.model import Model, load_image, load_images
+from umm_zoo.generation.requests import Request
 
 CONFIG = {"vision_config": tiny_configs.clip(), "text_config": tiny_configs.llama(num_hidden_layers=1, initializer_range=0.5)}
 METHOD = {
@@ -103,7 +107,20 @@ def test_images_are_squared_as_in_training(tmp_path):
     image.save(tmp_path / "clear.png")
     loaded = load_image(tmp_path / "clear.png", None)
     assert loaded.shape == (3, 4, 6) and loaded[:, 0, 0].tolist() == [1, -1, -1] and loaded[:, 1:].eq(1).all()
-    assert load_image(tmp_path / "clear.png", 8, lambda p, s: p.resize((s, 2 * s))).shape == (3, 16, 8)
+    assert [image.shape for image in load_images(tmp_path / "clear.png", 8, Native(1, patch=4))] == [(3, 4, 8)]
+
+
+def test_an_image_in_tiles_is_one_image_to_whoever_asks(tmp_path):
+    Image.new("RGB", (6, 4)).save(tmp_path / "one.png")
+    model = Model(None, lambda path: load_images(path, 8, Tiles([[1, 2]])), load_image, "cpu")
+    asked = ["What is it?", "", "Is <image> it?"]
+    batch = model.batch_of([Request([tmp_path / "one.png"], question) for question in asked])
+    markers = "<image><image><image>"
+    texts = [turns[0]["text"] for turns in batch.conversations]
+    assert texts == [f"{markers}\nWhat is it?", markers, f"Is {markers} it?"]
+    assert batch.image_counts == [3] * 3 and batch.tasks == [Task.EDIT, Task.RECONSTRUCT, Task.EDIT]
+    with pytest.raises(UserError, match="found 2 <image> markers, expected 1, one for each image"):
+        model.batch_of([Request([tmp_path / "one.png"], "<image> <image>")])
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])

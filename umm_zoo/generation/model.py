@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -16,6 +16,7 @@ from torch import Tensor
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.callbacks.samples import from_pil
+from umm_zoo.conversation import repeat_markers
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.generation.images import open_image
@@ -24,8 +25,12 @@ from umm_zoo.method import Method
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.training.finished_run import FinishedRun
 
-#: Makes an image of a given edge, in pixels.
-Square = Callable[[Image.Image, int], Image.Image]
+
+class Resize(Protocol):
+    """Image policy of a run's data, see ``data_pipelines.transforms``."""
+
+    def images(self, image: Image.Image, size: int) -> list[Image.Image]:
+        """The images made of one."""
 
 
 @dataclass
@@ -33,7 +38,7 @@ class Model:
     """Method in evaluation mode, and how image files become its inputs."""
 
     method: Method
-    load_image: Callable[[Path], Tensor]
+    load_images: Callable[[Path], list[Tensor]]  #: made of one file, as by the run's data
     load_shaped: Callable[[Path], Tensor]  #: the same in the file's own shape, where the model takes any
     device: str
     keeps_sizes: bool = False
@@ -42,8 +47,8 @@ class Model:
         """Runs of at most ``size`` requests whose settings differ by their seeds alone and whose images can be stacked."""
 
         def alike(request: Request) -> tuple[Any, ...]:
-            shapes = {self.load_image(path).shape for path in request.images} if self.keeps_sizes else set()
-            return {**request.settings, "seed": None}, shapes or None
+            paths = request.images if self.keeps_sizes else []
+            return {**request.settings, "seed": None}, {image.shape for path in paths for image in self.load_images(path)} or None
 
         for _, group in groupby(requests, alike):
             rows = list(group)
@@ -51,8 +56,16 @@ class Model:
 
     def batch_of(self, requests: Sequence[Request]) -> Batch:
         """A row per request, on the model's device; a ``UserError`` where a file is no image."""
-        images = [[self.load_image(path) for path in request.images] for request in requests]
-        return request_batch([request.question for request in requests], images).to(self.device)
+        parts = [[self.load_images(path) for path in request.images] for request in requests]
+        asked = request_batch([request.question for request in requests], [[images[0] for images in own] for own in parts])
+        counts = [[len(images) for images in own] for own in parts]
+        batch = replace(  # what was asked of an image is asked of all that is made of it
+            asked,
+            conversations=[repeat_markers(turns, own) for turns, own in zip(asked.conversations, counts, strict=True)],
+            images=[image for own in parts for images in own for image in images],
+            image_counts=[sum(own) for own in counts],
+        )
+        return batch.to(self.device)
 
     def cannot(self, action: str, capability: type) -> UserError:
         """The error where the method lacks a capability (a protocol of ``umm_zoo.outputs``)."""
@@ -61,7 +74,7 @@ class Model:
 
 
 def load_model(run: FinishedRun, device: str) -> Model:
-    """The method of a run with its weights; images become square as in the run's data.
+    """The method of a run with its weights; images are brought to the size that the run's data brings them to.
 
     Where it cannot be built, weights do not fit, or there is no such device, it is a ``UserError``.
     """
@@ -69,7 +82,7 @@ def load_model(run: FinishedRun, device: str) -> Model:
     backbone = next((module for module in method.children() if isinstance(module, VLMBackbone)), None)
     fixed = backbone.image_size if backbone is not None else None
     size = fixed or data.get("image_size")
-    resize: Square | None = build(data["resize"], "data.resize") if data.get("resize") else None
+    resize: Resize | None = build(data["resize"], "data.resize") if data.get("resize") else None
     try:
         torch.zeros(1, device=device).item()  # the device of shapes alone has no value to give
         method.to(device)
@@ -77,21 +90,30 @@ def load_model(run: FinishedRun, device: str) -> Model:
         reason = str(error).splitlines()[0]
         raise UserError("--device", f"'{device}' ({reason})", "a device of this machine: cpu, cuda, cuda:1 ...") from error
 
-    def squared(path: Path) -> Tensor:
-        return load_image(path, size, resize)
+    def resized(path: Path) -> list[Tensor]:
+        return load_images(path, size, resize)
 
-    return Model(method, squared, squared if fixed else lambda path: load_shaped(path, size), device, keeps_sizes=size is None)
+    def shaped(path: Path) -> Tensor:
+        return resized(path)[0] if fixed else load_shaped(path, size)
+
+    return Model(method, resized, shaped, device, keeps_sizes=size is None)
 
 
-def load_image(path: Path, size: int | None, resize: Square | None = None) -> Tensor:
-    """An image file as ``[3, H, W]`` in [-1, 1], see ``open_image``.
+def load_image(path: Path, size: int | None) -> Tensor:
+    """The centre of an image file, or all of it without a ``size``, see ``load_images``."""
+    return load_images(path, size)[0]
 
-    A ``size`` makes it a square of this edge, as ``resize`` does, or by cutting out the centre.
+
+def load_images(path: Path, size: int | None, resize: Resize | None = None) -> list[Tensor]:
+    """The images made of a file, ``[3, H, W]`` in [-1, 1], see ``open_image``.
+
+    A ``size`` makes them what ``resize`` does, or a square of this edge by cutting out the centre.
     """
     image = open_image(path)
-    if size is not None:
-        image = resize(image, size) if resize else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return from_pil(image)
+    if size is None:
+        return [from_pil(image)]
+    made = resize.images(image, size) if resize else [ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)]
+    return [from_pil(one) for one in made]
 
 
 def load_shaped(path: Path, size: int | None) -> Tensor:
