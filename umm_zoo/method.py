@@ -20,7 +20,7 @@ from umm_zoo.checkpoints.files import load_checkpoint, weights_of
 from umm_zoo.errors import UserError, did_you_mean, several
 from umm_zoo.experiment.build import build_embedded
 from umm_zoo.objectives.step import StepMeans, check_finite
-from umm_zoo.outputs import Outputs, Wanted
+from umm_zoo.outputs import Outputs, TokenCounts, Wanted
 
 #: Makes optimiser and schedule from the parameters of each trained part, in the form that Lightning takes.
 MakeOptimizer = Callable[[Mapping[str, Sequence[nn.Parameter]]], Any]
@@ -39,7 +39,7 @@ class Method(LightningModule, ABC):
         stage_only: parts that only this stage needs; a stage that comes after it does not take them over.
         takes_mixed: whether rows that ask for an image may stand beside others in a training batch.
         wanted: what the run's metrics and callbacks want of a validation.
-        num_tokens: tokens that the last training batch was made of, padding not counted; None where nobody counts.
+        token_counts: tokens that the last training batch was made of, by kind; None where ``training_losses`` does not say.
         step: the optimiser step that is being made, over all its micro-batches and ranks.
     """
 
@@ -51,7 +51,7 @@ class Method(LightningModule, ABC):
         self.strict_loading = False  # frozen parts are absent on purpose; on_load_checkpoint compares the keys itself
         self.trained: list[str] = []
         self.wanted = Wanted()
-        self.num_tokens: Tensor | None = None
+        self.token_counts: TokenCounts | None = None
         self.step = StepMeans()
         self._make_optimizer: MakeOptimizer | None = None
         self._inherited: set[str] = set()  # keys that an earlier stage trained
@@ -75,10 +75,7 @@ class Method(LightningModule, ABC):
         """
 
     def units(self, batch: Batch) -> dict[str, float]:
-        """How many of what ``share`` is asked for a batch holds, by name: ``rows`` where nothing else is said.
-
-        Asked for the micro-batches of a step before the first one is trained on.
-        """
+        """How many of what ``share`` is asked for a batch holds, by name; asked before any micro-batch of a step is trained on."""
         return {"rows": len(batch)}
 
     def begin_step(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -152,6 +149,7 @@ class Method(LightningModule, ABC):
             self.step.begin(count, None, self.device)
             if count > 1:
                 rank_zero_warn("gradients accumulate, but the loader does not read whole steps: every micro-batch counts alike")
+        self.token_counts = None
         with self.step.training(batch.stands_in):
             losses = self.step.weighed(self.training_losses(batch))
         self.step.add(losses, batch.keys)

@@ -7,17 +7,52 @@ nothing else, so that any method that has the function can be used, a stranger's
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from umm_zoo.batch import Batch, stacked
+from umm_zoo.batch import Batch, Tokens, stacked
 from umm_zoo.errors import UserError
 
 #: Outputs that cost a further pass of the model; they are made only where a metric of the run reads them.
 ON_REQUEST = frozenset({"attention", "unchanged"})
+
+
+class TokenCount(NamedTuple):
+    """Tokens of one kind that a training batch was made of; tensors ``[]`` where only the device knows."""
+
+    useful: int | Tensor  #: what the rows hold
+    computed: int | Tensor  #: with padding, and with what stands in where there is nothing
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> TokenCount:
+        """Those of a padded set."""
+        computed = tokens.values.shape[:2].numel()
+        return cls(computed if tokens.mask is None else tokens.mask.sum(), computed)
+
+
+#: By kind: ``text`` (padding of a sequence belongs to it), ``image``, ``query``, or a name of one's own.
+TokenCounts = Mapping[str, TokenCount]
+
+
+def sequence_counts(attention_mask: Tensor, image_mask: Tensor) -> dict[str, TokenCount]:
+    """Tokens of a language model's sequences, of two masks ``[B, L]``; nothing waits for the device."""
+    real, image = attention_mask.sum(), image_mask.sum()
+    return {"text": TokenCount(real - image, attention_mask.numel() - image), "image": TokenCount(image, image)}
+
+
+def stand_in_counts(counts: TokenCounts) -> dict[str, TokenCount]:
+    """The same tokens, computed for nothing."""
+    return {kind: TokenCount(0, count.computed) for kind, count in counts.items()}
+
+
+def add_counts(*counts: TokenCounts) -> dict[str, TokenCount]:
+    """Sums by kind."""
+    kinds = dict.fromkeys(kind for own in counts for kind in own)
+    pairs = {kind: zip(*(own[kind] for own in counts if kind in own), strict=True) for kind in kinds}
+    return {kind: TokenCount(*(sum(column) for column in columns)) for kind, columns in pairs.items()}
 
 
 @dataclass

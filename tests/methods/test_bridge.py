@@ -234,3 +234,15 @@ def test_the_vlm_in_another_dtype():
     losses = method.training_losses(requests(1, 0))
     losses["loss"].backward()
     assert losses["loss"].dtype == torch.float32 and all(p.grad is not None for p in method.pathway.parameters())
+
+
+def test_tokens_are_those_of_request_details_and_queries():
+    method, batch = wemmu(), requests(0, 2, 1)
+    method.dropout = ConditionDropout(0, 0, 0, 0, 0)
+    method.training_losses(batch)
+    lengths = [len(encoded(method, batch.select([row])).context.values[0]) for row in range(3)]
+    cells, latents = 4 * 4, 4 * 4
+    images = 3 * cells  # of the vision tower; as many detail tokens, padded to two images in each row
+    assert method.token_counts["text"] == (sum(lengths) - images, 3 * max(lengths) - images)
+    assert method.token_counts["image"] == (2 * images, images + 3 * 2 * cells)
+    assert method.token_counts["query"] == (3 * latents, 3 * latents)

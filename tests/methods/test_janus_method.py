@@ -280,3 +280,14 @@ def test_answers_do_not_look_at_the_truth() -> None:
     found = own.answer(batch, 4)
     batch.conversations[0][-1]["text"] = "quite another thing"
     assert own.answer(batch, 4) == found and len(found) == 2
+
+
+def test_tokens_are_counted_and_what_stands_in_for_a_kind_of_rows_is_of_no_use():
+    own, batch = method(dropout=0.0), rows(ROWS[2:4])
+    answer, prompt = own.vlm.inputs_of(batch.select([0])).token_ids.numel(), own.vlm.image_prompt(["red"]).token_ids.numel()
+    blank, ids = own.vlm.image_prompt([""]).token_ids.numel(), own.grid.num_cells
+    own.training_losses(batch.select([0]))
+    assert own.token_counts == {"text": (answer, answer + blank), "image": (0, ids)}
+    own.training_losses(batch.select([1]))
+    assert own.token_counts["text"].useful == prompt < own.token_counts["text"].computed
+    assert own.token_counts["image"] == (ids, ids)

@@ -70,7 +70,10 @@ def test_it_learns_to_name_colours():
     assert own.eval().answer(batch, 4) == ["red", "green", "blue"]
 
 
-def test_tokens_of_a_batch_are_counted_for_the_throughput():
+def test_tokens_of_a_batch_are_counted_by_kind_and_padding_is_computed_text():
     own, batch = method(["projector"]), batch_of(["red", "blue"])
+    batch.conversations[1][1]["text"] = "blue, as far as I can see"
     own.training_losses(batch)
-    assert own.num_tokens == own.vlm.inputs_of(batch).attention_mask.sum() > 2 * 4
+    lengths = [len(own.vlm.inputs_of(batch.select([row])).token_ids[0]) for row in (0, 1)]
+    assert lengths[0] < lengths[1]
+    assert own.token_counts == {"text": (sum(lengths) - 2 * 4, 2 * lengths[1] - 2 * 4), "image": (2 * 4, 2 * 4)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate
 from umm_zoo.batch import Batch, Conversation, Grid, Images
+from umm_zoo.outputs import TokenCount, sequence_counts
 
 
 @dataclass
@@ -25,6 +26,9 @@ class VLMInputs:
         - attention_mask: ``[B, L]`` bool, False on padding.
         - position_ids: ``[B, L]``, or ``[3, B, L]`` for M-RoPE.
         - image_mask: ``[B, L]`` bool, True at image tokens (raster order, image after image).
+
+    Attributes:
+        padded: whether rows may hold padding; False only where their lengths are known to be equal.
     """
 
     token_ids: Tensor
@@ -33,6 +37,17 @@ class VLMInputs:
     position_ids: Tensor
     labels: Tensor
     image_mask: Tensor
+    padded: bool = True
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The attention mask; None where nothing is padded, so that attention takes its fast causal kernels."""
+        return self.attention_mask if self.padded else None
+
+    @property
+    def token_counts(self) -> dict[str, TokenCount]:
+        """Tokens of the sequences, ``text`` and ``image``."""
+        return sequence_counts(self.attention_mask, self.image_mask)
 
 
 @dataclass

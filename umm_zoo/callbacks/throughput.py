@@ -8,12 +8,14 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import Count
 from umm_zoo.method import Method
+from umm_zoo.objectives.step import num_ranks
+from umm_zoo.outputs import TokenCount, TokenCounts, add_counts, stand_in_counts
 
 PHASES = ("data", "forward_backward", "optimiser")
 
@@ -23,8 +25,11 @@ Stamp = float | torch.cuda.Event
 class Throughput(Callback):
     """Callback that logs ``throughput/...`` every few steps: samples and tokens per second, parts of the step time, peak memory.
 
-    - ``samples_per_s``, over all ranks; ``tokens_per_s`` where the method counts them in ``num_tokens`` (a tensor, read only at log
-      steps).
+    - ``samples_per_s`` and ``images_per_s`` (input images, and images to generate), over all ranks and micro-batches.
+    - Where the method counts tokens (``Method.token_counts``): ``tokens_per_s``, those that rows hold; ``computed_tokens_per_s``,
+      with padding and with what stands in for nothing; ``useful_share``, the first over the second. For each kind that the method
+      tells apart (``text``, ``image``, ``query`` …): ``KIND_tokens_per_s``, useful ones, and ``useful_KIND_share``. Nothing is read
+      from the device before a log step.
     - ``step_ms``, mean over the steps since the last entry, and its parts ``data_ms`` (from the end of one step to the start of the
       next: waiting for the loader, moving the batch, other callbacks such as one that writes a checkpoint), ``forward_backward_ms``
       and ``optimiser_ms`` (clipping, the update, the end of the step). The parts add up to the step. Validation is not counted.
@@ -52,8 +57,8 @@ class Throughput(Callback):
         """Forget all, with ``mark`` as the moment from which the next phase counts."""
         self._mark = mark
         self._spans: list[tuple[str, Stamp, Stamp]] = []
-        self._steps = self._samples = 0
-        self._tokens: Tensor | None = None
+        self._steps = self._samples = self._images = 0
+        self._tokens: TokenCounts = {}
 
     def _now(self) -> Stamp:
         if not self._on_cuda:
@@ -88,9 +93,10 @@ class Throughput(Callback):
         """The step is over; while gradients accumulate there was no update."""
         self._close("optimiser" if self._stepping else "forward_backward")
         self._steps += self._stepping
-        self._samples += 0 if batch.stands_in else len(batch)
-        if isinstance(pl_module, Method) and pl_module.num_tokens is not None:
-            self._tokens = pl_module.num_tokens if self._tokens is None else self._tokens + pl_module.num_tokens
+        counts = (isinstance(pl_module, Method) and pl_module.token_counts) or {}
+        self._tokens = add_counts(self._tokens, stand_in_counts(counts) if batch.stands_in else counts)
+        if not batch.stands_in:
+            self._samples, self._images = self._samples + len(batch), self._images + len(batch.images) + len(batch.requested)
         if self._stepping and self._steps >= self.every_n_steps:
             self._log(trainer)
 
@@ -109,9 +115,7 @@ class Throughput(Callback):
         for phase, start, end in self._spans:
             seconds[phase] += _seconds(start, end)
         total = sum(seconds.values())
-        self.values = {"throughput/samples_per_s": self._samples * trainer.world_size / total}
-        if self._tokens is not None:
-            self.values["throughput/tokens_per_s"] = float(self._tokens) * trainer.world_size / total
+        self.values = {f"throughput/{name}": value for name, value in self._rates(total).items()}
         self.values["throughput/step_ms"] = 1000 * total / self._steps
         for phase in PHASES:
             self.values[f"throughput/{phase}_ms"] = 1000 * seconds[phase] / self._steps
@@ -121,6 +125,28 @@ class Throughput(Callback):
             logger.log_metrics(self.values, step=trainer.global_step)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in self.values.items()})
         self._restart(self._mark)
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        """What all ranks did, per second, and which shares of it were useful."""
+        tokens = {kind: TokenCount(*(int(number) for number in count)) for kind, count in self._tokens.items()}
+        done = [(self._samples, self._images, tokens)] * num_ranks()
+        if len(done) > 1:
+            dist.all_gather_object(done, done[0])
+        samples, images, counts = zip(*done, strict=True)
+        rates = {"samples_per_s": sum(samples) / seconds, "images_per_s": sum(images) / seconds}
+        kinds = {kind: (int(count.useful), int(count.computed)) for kind, count in add_counts(*counts).items()}
+        for kind, (useful, computed) in kinds.items():
+            rates |= {f"{kind}_tokens_per_s": useful / seconds, **_share(f"useful_{kind}_share", useful, computed)}
+        if kinds:
+            useful, computed = (sum(column) for column in zip(*kinds.values(), strict=True))
+            rates |= {"tokens_per_s": useful / seconds, "computed_tokens_per_s": computed / seconds}
+            rates |= _share("useful_share", useful, computed)
+        return rates
+
+
+def _share(name: str, useful: int, computed: int) -> dict[str, float]:
+    """A share of nothing is none."""
+    return {name: useful / computed} if computed else {}
 
 
 def _seconds(start: Stamp, end: Stamp) -> float:

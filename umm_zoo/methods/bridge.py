@@ -26,7 +26,7 @@ from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_a
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
-from umm_zoo.outputs import Outputs, Sampling
+from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, sequence_counts
 
 
 class Bridge(Method):
@@ -136,15 +136,17 @@ class Bridge(Method):
     def conditioned_targets(self, batch: Batch, prompt: EncodedPrompt) -> list[tuple[Tensor, Tokens]]:
         """Latents ``[m, C, h, w]`` of the targets of one size, for each size, and their condition; queries are drawn here.
 
-        ``num_tokens`` becomes the tokens of the batch: request, detail and queries.
+        ``token_counts`` become ``text`` and ``image`` of the requests, detail tokens (``image`` too) and ``query``.
         """
-        groups, num_queries = [], 0
+        groups, detail = [], prompt.details.mask
+        counts = [sequence_counts(prompt.prefix.attention_mask, prompt.image_mask)]
+        counts.append({"image": TokenCount(detail.sum(), detail.numel())})
         for rows, latents in by_size(self.codec.target_latents(batch)):
             own, grid = prompt.select(rows), Grid(*latents.shape[-2:])
             queries = self.draw_queries(own, grid)  # [m, N, D]
-            num_queries += queries.shape[:2].numel()
+            counts.append({"query": TokenCount.of(Tokens(queries))})
             groups.append((latents, self.condition(own, queries, grid)))
-        self.num_tokens = prompt.prefix.attention_mask.sum() + num_queries + prompt.details.mask.sum()
+        self.token_counts = add_counts(*counts)
         return groups
 
     # -- validation ----------------------------------------------------------------------------------------------------------

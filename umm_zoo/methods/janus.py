@@ -19,7 +19,7 @@ from umm_zoo.conversation import Turn
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.requests import request_batch
-from umm_zoo.outputs import Outputs, Sampling
+from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
 PRECOMPUTED = "codes"
@@ -93,10 +93,12 @@ class Janus(Method):
         inputs = self.vlm.inputs_of(answers if len(answers) else _no_answer())
         dropped = torch.rand(len(batch)) < self.dropout
         prompts, ids = self._image_inputs(images, dropped[torch.tensor(batch.has_target)])
-        self.num_tokens = inputs.attention_mask.sum() + prompts.attention_mask.sum() + ids.numel()
+        num_ids = len(images) * self.grid.num_cells
+        counts = inputs.token_counts if len(answers) else stand_in_counts(inputs.token_counts)
+        asked = {**prompts.token_counts, "image": TokenCount(ids.numel(), ids.numel())}
+        self.token_counts = add_counts(counts, asked if num_ids else stand_in_counts(asked))
         output = self.vlm(inputs)
         text = output.loss * self.share("tokens", output.num_tokens.sum())
-        num_ids = len(images) * self.grid.num_cells
         image = self._image_loss(prompts, ids) * (num_ids > 0) * self.share("image_tokens", num_ids)
         uniform = {name: torch.tensor(value, device=self.device) for name, value in self.uniform.items()}
         losses = {"loss": text + self.image_weight * image, "text_loss": text, "image_loss": image}

@@ -36,7 +36,7 @@ class LLaVA(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, the mean over all answer tokens of the optimiser step."""
         inputs = self.vlm.inputs_of(batch)
-        self.num_tokens = inputs.attention_mask.sum()
+        self.token_counts = inputs.token_counts
         output = self.vlm(inputs)
         return {"loss": output.loss * self.share("tokens", output.num_tokens.sum())}
 

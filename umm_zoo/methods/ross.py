@@ -102,7 +102,7 @@ class ROSS(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss = language_loss + weight * reconstruction_loss``, and the two alone."""
         inputs = self.vlm.inputs_of(batch)
-        self.num_tokens = inputs.attention_mask.sum()
+        self.token_counts = inputs.token_counts
         output = self.vlm(inputs)
         language = output.loss * self.share("tokens", output.num_tokens.sum())
         return self._losses(language, self.reconstruction_loss(batch, output.hidden, inputs.image_mask))

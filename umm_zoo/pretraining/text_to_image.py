@@ -17,7 +17,7 @@ from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import guide
-from umm_zoo.outputs import Outputs, Sampling
+from umm_zoo.outputs import Outputs, Sampling, TokenCount
 
 
 class TextToImage(Method):
@@ -84,6 +84,7 @@ class TextToImage(Method):
         groups, texts = by_size(self.codec.target_latents(batch)), prompts(batch)
         dropped = (torch.rand(len(texts)) < self.drop_text).tolist()
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
+        self.token_counts = {"text": TokenCount.of(condition)}
         conditioned = [(latents, condition.select(rows)) for rows, latents in groups]
         return self.over_step(self.objective.over_sizes(self.decoder, conditioned), "rows", len(batch))
 

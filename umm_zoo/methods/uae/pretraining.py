@@ -12,6 +12,7 @@ from umm_zoo.errors import Share, UserError
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.renderers import CaptionRenderer
+from umm_zoo.outputs import TokenCount
 
 
 class UAE(UAEBase):
@@ -65,4 +66,5 @@ class UAE(UAEBase):
         dropped = (torch.rand(len(captions)) < self.drop_caption).tolist()
         texts = [self.renderer.negative_prompt if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         condition = self.renderer.condition(self.vlm, texts, image_of_each_row(batch), self.adapter)  # [B, N, E]
+        self.token_counts = {"text": TokenCount.of(condition)}
         return self.over_step(self.renderer.losses(batch, condition), "rows", len(batch))
