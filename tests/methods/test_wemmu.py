@@ -39,7 +39,8 @@ def one_pass(method, batch, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor
     inputs = method.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
     prompt = encoded(method, batch)
     tokens, positions, mask = method.pathway.arrange(prompt.prefix, prompt.details, queries, grid)
-    whole = whole_mask(prompt, mask)
+    size, count = tokens.shape[:2]
+    whole = whole_mask(prompt, torch.ones(size, count, count, dtype=torch.bool) if mask is None else mask)
     added = torch.zeros(whole.shape).masked_fill(~whole, torch.finfo(torch.float32).min)[:, None]
     states = method.vlm.model.model.language_model(
         inputs_embeds=torch.cat([inputs.embeddings, tokens], dim=1),

@@ -108,24 +108,29 @@ def last_position(position_ids: Tensor) -> Tensor:
     return last if last.ndim == 1 else last.amax(0)
 
 
+def _tensors(inputs: VLMInputs) -> dict[str, Tensor]:
+    return {item.name: getattr(inputs, item.name) for item in fields(inputs) if item.name != "padded"}
+
+
 def take_rows(inputs: VLMInputs, rows: Tensor) -> VLMInputs:
     """The rows of these numbers; the images are not encoded again."""
-    taken = {item.name: getattr(inputs, item.name)[rows] for item in fields(inputs) if item.name != "position_ids"}
-    return VLMInputs(**taken, position_ids=inputs.position_ids[..., rows, :])  # [B, L], or [3, B, L] for M-RoPE
+    taken = {name: value[rows] for name, value in _tensors(inputs).items() if name != "position_ids"}
+    places = inputs.position_ids[..., rows, :]  # [B, L], or [3, B, L] for M-RoPE
+    return VLMInputs(**taken, position_ids=places, padded=inputs.padded)
 
 
 def choose_rows(chosen: Tensor, one: VLMInputs, other: VLMInputs) -> VLMInputs:
     """The rows of one where ``chosen`` ``[B]`` bool says so, else those of the other, of the same length."""
-    pairs = {item.name: (getattr(one, item.name), getattr(other, item.name)) for item in fields(one)}
-    axes = {"embeddings": chosen[:, None, None]}  # all others end in [B, L]
-    return VLMInputs(**{name: torch.where(axes.get(name, chosen[:, None]), *pair) for name, pair in pairs.items()})
+    axes, others = {"embeddings": chosen[:, None, None]}, _tensors(other)  # all others end in [B, L]
+    rows = {name: torch.where(axes.get(name, chosen[:, None]), own, others[name]) for name, own in _tensors(one).items()}
+    return VLMInputs(**rows, padded=one.padded or other.padded)
 
 
 def join_rows(one: VLMInputs, other: VLMInputs) -> VLMInputs:
     """The rows of one, then those of the other, of the same length."""
-    pairs = {item.name: (getattr(one, item.name), getattr(other, item.name)) for item in fields(one)}
-    places = torch.cat(pairs.pop("position_ids"), dim=-2)  # [B, L], or [3, B, L] for M-RoPE
-    return VLMInputs(**{name: torch.cat(pair) for name, pair in pairs.items()}, position_ids=places)
+    others, axes = _tensors(other), {"position_ids": -2}  # [B, L], or [3, B, L] for M-RoPE
+    rows = {name: torch.cat([own, others[name]], axes.get(name, 0)) for name, own in _tensors(one).items()}
+    return VLMInputs(**rows, padded=one.padded or other.padded)
 
 
 def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: Tensor) -> VLMInputs:

@@ -182,7 +182,8 @@ class Janus(SquareVLM, UnifiedAR):
         """As the base class."""
         rows = self._prompt_ids(texts)
         mask = pad([[1] * len(ids) for ids in rows], 0, left=True).bool()
-        return self._prompt(pad(rows, self.pad_id, left=True).to(self.device), mask.to(self.device))
+        padded = not bool(mask.all())
+        return self._prompt(pad(rows, self.pad_id, left=True).to(self.device), mask.to(self.device), padded)
 
     def check_image_prompts(self, texts: Sequence[str]) -> None:
         """As the base class."""
@@ -203,10 +204,10 @@ class Janus(SquareVLM, UnifiedAR):
         """As the base class."""
         return self._prompt(*self.form(inputs.token_ids, inputs.attention_mask, self.pad_id, self.tokenizer.bos_token_id))
 
-    def _prompt(self, ids: Tensor, mask: Tensor) -> VLMInputs:
+    def _prompt(self, ids: Tensor, mask: Tensor, padded: bool = True) -> VLMInputs:
         none = torch.zeros_like(mask)
         places = self.position_ids(ids, mask, none, ())
-        return VLMInputs(ids, self.text_model.embed_tokens(ids), mask, places, torch.full_like(ids, IGNORE), none)
+        return VLMInputs(ids, self.text_model.embed_tokens(ids), mask, places, torch.full_like(ids, IGNORE), none, padded)
 
     def embed_image(self, ids: Tensor) -> Tensor:
         """Image tokens as the language model takes them, ``[..., D]``."""
@@ -216,7 +217,7 @@ class Janus(SquareVLM, UnifiedAR):
         """As the base class."""
         length, known = inputs.token_ids.shape[1], ids[:, :-1]  # nothing follows the last token
         whole = append_answers(inputs, known, torch.ones_like(known, dtype=torch.bool), self.embed_image(known))
-        hidden = self.run(whole.embeddings, whole.attention_mask, whole.position_ids)
+        hidden = self.run(whole.embeddings, whole.attention_mask if inputs.padded else None, whole.position_ids)
         return cast(Tensor, self.image_head(hidden[:, length - 1 :]))
 
     @torch.no_grad()

@@ -94,12 +94,13 @@ class LibraryVLM(RowTokeniser):
             there = shown.to(self.device) if isinstance(shown, Tensor) else [image.to(self.device) for image in shown]
             features = torch.cat(self.encode_images(there)).to(embeddings.dtype)  # [image tokens, D]
             embeddings = embeddings.masked_scatter(image_mask[..., None], features)
-        return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask)
+        padded = len({len(ids) for ids, _ in rows}) > 1
+        return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded)
 
     # -- the language model --------------------------------------------------------------------------------------------------
 
-    def run(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Last hidden states ``[B, L, D]`` after the final norm; a cache is read and grows."""
+    def run(self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Last hidden states ``[B, L, D]`` after the final norm; no mask where nothing is padded; a cache is read and grows."""
         states = self.text_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -111,7 +112,7 @@ class LibraryVLM(RowTokeniser):
 
     def forward(self, inputs: VLMInputs) -> VLMOutput:
         """Run the language model over the whole sequence; logits are formed only where there is a label."""
-        hidden = self.run(inputs.embeddings, inputs.attention_mask, inputs.position_ids)  # [B, L, D]
+        hidden = self.run(inputs.embeddings, inputs.mask, inputs.position_ids)  # [B, L, D]
         return VLMOutput(*language_loss(hidden, inputs.labels, self.lm_head), hidden)
 
     def log_probs(self, inputs: VLMInputs, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -120,7 +121,7 @@ class LibraryVLM(RowTokeniser):
         Returns:
             (log_probs ``[B, L-1]``, entry i being that of token i + 1 and 0 without a label; mask ``[B, L-1]``).
         """
-        hidden = self.run(inputs.embeddings, inputs.attention_mask, inputs.position_ids)
+        hidden = self.run(inputs.embeddings, inputs.mask, inputs.position_ids)
         return label_log_probs(hidden, inputs.labels, self.lm_head, temperature)
 
     @torch.no_grad()
@@ -128,11 +129,11 @@ class LibraryVLM(RowTokeniser):
         """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
         cache = DynamicCache(config=self.text_model.config)
         with evaluation_mode(self):
-            hidden = self.run(inputs.embeddings, inputs.attention_mask, inputs.position_ids, cache)  # [B, L, D]
+            hidden = self.run(inputs.embeddings, inputs.mask, inputs.position_ids, cache)  # [B, L, D]
         places = torch.arange(hidden.shape[1], device=hidden.device)
         last = (inputs.attention_mask * places).argmax(dim=1)  # [B], last real token of either padding
         last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        return Prefix(cache, inputs.attention_mask, last_position(inputs.position_ids) + 1, last_hidden)
+        return Prefix(cache, inputs.attention_mask, last_position(inputs.position_ids) + 1, last_hidden, inputs.padded)
 
     # -- answers -------------------------------------------------------------------------------------------------------------
 
@@ -155,7 +156,8 @@ class LibraryVLM(RowTokeniser):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             embeddings, places = self.text_model.embed_tokens(tokens[:, None]), position.expand(*axes, -1, -1)
             position = position + 1
-            return cast(Tensor, self.lm_head(self.run(embeddings, mask, places, prefix.cache)[:, -1]))
+            known = mask if prefix.padded else None
+            return cast(Tensor, self.lm_head(self.run(embeddings, known, places, prefix.cache)[:, -1]))
 
         with evaluation_mode(self):
             tokens, kept, log_probs = decode(

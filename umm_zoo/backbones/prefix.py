@@ -29,12 +29,16 @@ class Prefix:
         - attention_mask: ``[B, L]`` bool, False on padding: those keys must stay masked.
         - next_position: ``[B]`` long, one past the largest position id of the row: where the next text token or grid begins.
         - last_hidden: ``[B, D]``, state of the last real token after the final norm; gives the logits of the first answer token.
+
+    Attributes:
+        padded: whether rows may hold padding, see ``VLMInputs``.
     """
 
     cache: DynamicCache
     attention_mask: Tensor
     next_position: Tensor
     last_hidden: Tensor
+    padded: bool = True
 
     def copy(self) -> Prefix:
         """One that can be appended to without this one growing."""
@@ -94,7 +98,8 @@ class LanguageStack(ExactBuffers, ABC):
 
     Shape:
         - tokens: ``[B, N, D]``; position_ids: ``[3, B, N]``
-        - mask: ``[B, N, N]`` bool, True where the row may attend to the column; all may attend to the whole prompt
+        - mask: ``[B, N, N]`` bool, True where the row may attend to the column, None where all may attend to all; all may attend
+          to the whole prompt
         - output: ``[B, N, D]``, after the final norm
     """
 
@@ -102,12 +107,12 @@ class LanguageStack(ExactBuffers, ABC):
 
     @abstractmethod
     def forward(
-        self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor, gradient_checkpointing: bool = False
+        self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor | None, gradient_checkpointing: bool = False
     ) -> Tensor:
         """Run; with ``gradient_checkpointing`` the layers are computed again in the backward pass instead of being stored."""
 
     @abstractmethod
-    def attention(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
+    def attention(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         """The attention weights of layer after layer, ``[B, heads, N, L + N]``; no gradient."""
 
     @abstractmethod

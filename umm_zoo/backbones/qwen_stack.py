@@ -46,15 +46,15 @@ class QwenStack(LanguageStack):
         return twin
 
     def forward(
-        self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor, gradient_checkpointing: bool = False
+        self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor | None, gradient_checkpointing: bool = False
     ) -> Tensor:
         """See ``LanguageStack``."""
         tokens = tokens.to(cast(Tensor, self.norm.weight).dtype)
-        allowed = self._allowed(tokens, prefix, mask)  # [B, 1, N, L + N]
+        allowed = self._allowed(tokens, prefix, mask)
         places = self.rotary(tokens, position_ids)
         hidden = tokens
         for layer, keys in zip(self.layers, prefix.cache.layers, strict=True):
-            settings = {"attention_mask": allowed, "position_embeddings": places, "past_key_values": _ConstantKeys(keys)}
+            settings = {**allowed, "position_embeddings": places, "past_key_values": _ConstantKeys(keys)}
             if gradient_checkpointing and torch.is_grad_enabled():
                 hidden = cast(Tensor, checkpoint(layer, hidden, use_reentrant=False, **settings))
             else:
@@ -62,7 +62,7 @@ class QwenStack(LanguageStack):
         return cast(Tensor, self.norm(hidden))
 
     @torch.no_grad()
-    def attention(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
+    def attention(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         """See ``LanguageStack``; one layer at a time, so that only one layer's weights are ever held."""
         tokens = tokens.to(cast(Tensor, self.norm.weight).dtype)
         with self._eager():
@@ -73,7 +73,7 @@ class QwenStack(LanguageStack):
             hook = cast(Any, layer).self_attn.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
             try:
                 with self._eager():
-                    hidden = layer(hidden, attention_mask=allowed, position_embeddings=places, past_key_values=_ConstantKeys(keys))
+                    hidden = layer(hidden, **allowed, position_embeddings=places, past_key_values=_ConstantKeys(keys))
             finally:
                 hook.remove()
             yield seen.pop()
@@ -91,13 +91,17 @@ class QwenStack(LanguageStack):
         places = torch.full((batch_size,), length, device=weight.device)
         return Prefix(cache, mask, places, torch.randn(batch_size, config.hidden_size, dtype=weight.dtype, device=weight.device))
 
-    def _allowed(self, tokens: Tensor, prefix: Prefix, mask: Tensor) -> Tensor:
-        """The mask as the attention in use takes it: booleans, or numbers to be added."""
-        whole = prefix.mask_with(mask)
+    def _allowed(self, tokens: Tensor, prefix: Prefix, mask: Tensor | None) -> dict[str, Any]:
+        """The mask ``[B, 1, N, L + N]`` as the attention in use takes it: booleans, or numbers to be added; None where it is of
+        no use."""
+        if mask is None and not prefix.padded:
+            return {"attention_mask": None, "is_causal": False}
+        size, count = tokens.shape[:2]
+        whole = prefix.mask_with(prefix.attention_mask.new_ones(size, count, count) if mask is None else mask)
         if self._config._attn_implementation == "sdpa":
-            return whole
+            return {"attention_mask": whole}
         added = torch.zeros(whole.shape, dtype=tokens.dtype, device=whole.device)
-        return added.masked_fill(~whole, torch.finfo(tokens.dtype).min)
+        return {"attention_mask": added.masked_fill(~whole, torch.finfo(tokens.dtype).min)}
 
     @contextmanager
     def _eager(self) -> Iterator[None]:

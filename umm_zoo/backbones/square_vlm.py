@@ -31,6 +31,14 @@ class LanguageModel(nn.Module):
         self.model, self.lm_head = model, lm_head
 
 
+class _KeepsNothing(DynamicCache):
+    """Cache that stays empty: keys and values go through."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As they come."""
+        return key_states, value_states
+
+
 class SquareVLM(LibraryVLM):
     """A tower for square images of one size, a projector, and a causal language model whose positions are the running index.
 
@@ -168,8 +176,15 @@ class SquareVLM(LibraryVLM):
             inputs.embeddings = inputs.embeddings + 0 * self.encode_images(blank)[0].sum().to(inputs.embeddings.dtype)
         return inputs
 
-    def run(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether every layer attends to all that stands before."""
+        return set(getattr(self.text_model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+
+    def run(self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """As the base class."""
+        if mask is None and cache is None and not self.gradient_checkpointing and self._is_plain:
+            cache = _KeepsNothing()  # without one the library looks for packed rows, and a GPU must be waited for
         if self.gradient_checkpointing:
             for layer in self.text_model.layers:  # the library recomputes in training mode only, which a frozen one never is in
                 layer.training = cache is None and torch.is_grad_enabled()

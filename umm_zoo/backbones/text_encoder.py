@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
         width: E, of the states.
 
     Shape:
-        - output: ``[B, N, E]``, N being the length of the longest text with its end token; padding is masked
+        - output: ``[B, N, E]``, N being the length of the longest text with its end token; padding is masked, where there is any
     """
 
     def __init__(self, model: PreTrainedModel, text: TextEncoding, max_length: Count = 64) -> None:
@@ -81,9 +81,12 @@ class TextEncoder(nn.Module):
 
     def forward(self, texts: list[str]) -> Tokens:
         """States of every token up to the end token."""
-        ids = self.text(texts, self.max_length, trimmed=True).to(self.model.device)
-        mask = until_end(ids, self.text.tokenizer.eos_token_id)
-        states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        ids = self.text(texts, self.max_length, trimmed=True)
+        real, device = until_end(ids, self.text.tokenizer.eos_token_id), self.model.device
+        mask = None if real.all() else real.to(device)
+        states: Tensor = self.model(
+            input_ids=ids.to(device), attention_mask=None if mask is None else mask.long()
+        ).last_hidden_state
         return Tokens(states, mask)
 
 

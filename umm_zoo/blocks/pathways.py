@@ -56,10 +56,9 @@ class QueryPathway(nn.Module, ABC):
             raise RuntimeError(f"{type(self).__name__}: attach(vlm) must come before the first use")
         return self._stack[0]
 
-    def among(self, num_queries: int, device: torch.device | None = None) -> Tensor:
-        """Which queries may attend to which, ``[N, N]`` bool."""
-        ones = torch.ones(num_queries, num_queries, dtype=torch.bool, device=device)
-        return ones if self.bidirectional else ones.tril()
+    def among(self, num_queries: int, device: torch.device | None = None) -> Tensor | None:
+        """Which queries may attend to which, ``[N, N]`` bool; None where each may attend to all."""
+        return None if self.bidirectional else torch.ones(num_queries, num_queries, dtype=torch.bool, device=device).tril()
 
     def positions(self, prefix: Prefix, grid: Grid) -> Tensor:
         """Position ids of the queries, ``[3, B, h*w]``."""
@@ -77,11 +76,11 @@ class QueryPathway(nn.Module, ABC):
         for weights in self.stack.attention(tokens, prefix, positions, mask):
             yield weights[:, :, tokens.shape[1] - grid.num_cells :]
 
-    def arrange(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    def arrange(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
         """``[details | markers | queries]``, their position ids, and which may attend to which.
 
         Returns:
-            tokens ``[B, K+M+N, D]``, positions ``[3, B, K+M+N]``, mask ``[B, K+M+N, K+M+N]`` bool.
+            tokens ``[B, K+M+N, D]``, positions ``[3, B, K+M+N]``, mask ``[B, K+M+N, K+M+N]`` bool or None: all to all.
         """
         size, count = queries.shape[:2]
         markers = count - grid.num_cells
@@ -93,12 +92,15 @@ class QueryPathway(nn.Module, ABC):
         tokens = torch.cat([details.tokens.to(dtype), queries.to(dtype)], dim=1)
         places = details.positions, prefix.text_positions(markers), self.positions(behind, grid)
         positions = torch.cat(places, dim=-1)
+        among = self.among(count, queries.device)
+        if among is None and not details.count:
+            return tokens, positions, None
         images, real = details.images, details.mask
         inside = (images[:, :, None] >= images[:, None]) & real[:, None]  # [B, K, K]
         inside |= torch.eye(details.count, dtype=torch.bool, device=inside.device)  # padding sees something, itself
         upper = torch.cat([inside, inside.new_zeros(size, details.count, count)], dim=-1)
-        among = self.among(count, inside.device).expand(size, -1, -1)
-        lower = torch.cat([real[:, None].expand(-1, count, -1), among], dim=-1)
+        among = inside.new_ones(count, count) if among is None else among
+        lower = torch.cat([real[:, None].expand(-1, count, -1), among.expand(size, -1, -1)], dim=-1)
         return tokens, positions, torch.cat([upper, lower], dim=1)
 
     def example_inputs(self) -> tuple[Prefix, Details, Tensor, Grid]:

@@ -56,7 +56,7 @@ def encode_prompt(
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True, opening=opening)
         prefix = vlm.prefix(inputs)
-    context = Tokens(inputs.embeddings, inputs.attention_mask)
+    context = Tokens(inputs.embeddings, inputs.mask)
     return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(vlm, codec, detail, batch, inputs))
 
 

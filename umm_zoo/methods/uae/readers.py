@@ -54,7 +54,7 @@ class TextOnlyReader(CaptionReader):
         """See ``CaptionReader``; the images are not looked at."""
         conversations = [[_turn(self.role, caption)] for caption in captions]
         inputs = vlm.embed(conversations, None, [0] * len(captions), for_generation=True)
-        return Tokens(vlm(inputs).hidden, inputs.attention_mask)
+        return Tokens(vlm(inputs).hidden, inputs.mask)
 
 
 class BaseTextReader(TextOnlyReader):
@@ -88,8 +88,10 @@ class AnswerStatesReader(CaptionReader):
         ]
         inputs = vlm.embed(conversations, images, [0 if images is None else 1] * len(captions))
         hidden, wanted = vlm(inputs).hidden, inputs.labels != IGNORE  # [R, L, D], [R, L]
-        order = torch.argsort(~wanted, dim=1, stable=True)[:, : int(wanted.sum(dim=1).max())]  # answer tokens first, in their order
-        return Tokens(torch.take_along_dim(hidden, order[..., None], dim=1), torch.take_along_dim(wanted, order, dim=1))
+        lengths = wanted.sum(dim=1).tolist()
+        order = torch.argsort(~wanted, dim=1, stable=True)[:, : max(lengths)]  # answer tokens first, in their order
+        mask = torch.take_along_dim(wanted, order, dim=1) if min(lengths) < max(lengths) else None
+        return Tokens(torch.take_along_dim(hidden, order[..., None], dim=1), mask)
 
 
 def _turn(role: str, text: str, marker: str = "") -> Turn:
