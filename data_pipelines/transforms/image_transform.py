@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_pipelines.transforms.resize import Resize
 from umm_zoo.batch import Crop
 from umm_zoo.errors import locating
+
+#: Width to height of photographs, the square first.
+_RATIOS = (1.0, *(2.0 ** (step / 8) for step in range(-8, 9) if step))
 
 
 class SizedResize(NamedTuple):
@@ -57,10 +61,28 @@ class ImageTransform:
         """For images to generate."""
         return SizedResize(self.target_resize or self.resize, self.target_size)
 
+    def shapes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Width and height of an input image and of an image to generate, for a trial of what takes them.
+
+        As they come of a square, and of those photographs whose sides then have the smallest common factor.
+        """
+        shown, generated = self.inputs, self.targets
+        made = [
+            (shown.output_size(*_photograph(ratio, shown.size)), generated.output_size(*_photograph(ratio, generated.size)))
+            for ratio in _RATIOS
+        ]
+        odd = min(made, key=lambda pair: math.gcd(*pair[0])), min(made, key=lambda pair: math.gcd(*pair[1]))
+        return list(dict.fromkeys([made[0], *odd]))
+
     def to_json(self) -> dict[str, Any]:
         """Steps of the transform, in plain values: the identity of what is computed from its images."""
         stated = {"image_size": self.image_size, "target_size": self.target_size, "resize": _stated(self.resize)}
         return stated if self.target_resize is None else {**stated, "target_resize": _stated(self.target_resize)}
+
+
+def _photograph(ratio: float, size: int) -> tuple[int, int]:
+    """Width and height with about as many pixels as a square of edge ``size``."""
+    return max(1, round(size * math.sqrt(ratio))), max(1, round(size / math.sqrt(ratio)))
 
 
 def _stated(resize: Resize) -> list[Any]:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from data_pipelines.transforms.image_transform import ImageTransform
 from data_pipelines.transforms.resize import Square
 from data_pipelines.transforms.shaped import Bucket, Native
 from umm_zoo.errors import UserError
+from umm_zoo.fit import main
 
 SQUARES = ImageTransform(8, 8, Square())
 BUCKETS = Bucket(multiple=4)
@@ -247,6 +250,38 @@ def test_buckets_are_refused_where_a_run_began_without(tmp_path):
 def test_the_written_order_has_no_buckets(tmp_path):
     with pytest.raises(UserError, match=r"data.window: found 0.*expected 1 or more"):
         generating(tmp_path, window=0)
+
+
+BY_SHAPE = "data.bucketing={_target_: data_pipelines.shards.bucketing.ByShape}"
+
+
+def policy(multiple: int) -> str:
+    return f"data.target_resize={{_target_: data_pipelines.transforms.shaped.Bucket, multiple: {multiple}}}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([policy(12), BY_SHAPE], r"images of \[36, 24\] pixels, expected multiples of 8"),  # the square fits
+        ([policy(4), BY_SHAPE], r"images of \[44, 20\] pixels, expected multiples of 8"),
+        ([policy(8), BY_SHAPE], ""),
+        ([BY_SHAPE, "data.window=0"], "data.window: found 0"),
+        (["data.bucketing={_target_: data_pipelines.shards.bucketing.Combined, parts: []}"], "no bucketing"),
+    ],
+)
+def test_the_check_refuses_shapes_that_do_not_fit(changes, message, capsys):
+    code = main(["experiments/tiny/sana.yaml", "--check", *changes])
+    assert code == (2 if message else 0)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == code // 2 and all(re.search(message, line) for line in errors)
+
+
+def test_streamed_shards_have_no_buckets(tmp_path, capsys):
+    text = Path("experiments/tiny/sana.yaml").read_text(encoding="utf-8").replace("data.ShardData", "streaming.StreamData")
+    (tmp_path / "streamed.yaml").write_text(text, encoding="utf-8")
+    assert main([str(tmp_path / "streamed.yaml"), "--check", BY_SHAPE]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "data.bucketing: found an unknown argument 'bucketing'" in line
 
 
 def test_an_index_of_the_version_before_is_made_again_with_a_note(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Sizes that image policies make, against what they make of pixels, and against the releases they come from."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from data_pipelines.decoding import BadSampleError, decode_images, open_image, upright_size
 from data_pipelines.shards.data import ShardData
+from data_pipelines.transforms.image_transform import ImageTransform
 from data_pipelines.transforms.resize import PadToSquare, Square, Squeeze
 from data_pipelines.transforms.shaped import Bucket, Native
 from data_pipelines.transforms.tiles import Tiles
@@ -162,3 +164,10 @@ def test_the_picture_of_the_page_is_what_the_tool_draws(tmp_path, capsys):
 def test_a_size_too_small_for_a_policy_is_one_line(policy):
     with pytest.raises(UserError, match=r"^data\.target_resize: found .* expected at least"):
         ShardData(image_size=512, target_size=63, target_resize=policy)
+
+
+def test_a_trial_has_the_square_and_the_sides_of_the_smallest_common_factor():
+    assert ImageTransform(32, 16, Square(), None).shapes() == [((32, 32), (16, 16))]
+    shapes = ImageTransform(448, 512, Native(), Bucket(32)).shapes()
+    assert shapes[0] == ((448, 448), (512, 512)) and len(shapes) == 3
+    assert min(math.gcd(*shown) for shown, _ in shapes) == 28 and min(math.gcd(*made) for _, made in shapes) == 32

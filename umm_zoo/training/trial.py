@@ -37,7 +37,7 @@ def try_experiment(method: Method, data: Any, file: str) -> None:
 
     Args:
         method: built, all of it on the ``meta`` device.
-        data: its data module; the one that says of which size its images are (``transform``) is tried.
+        data: its data module; the one that says of which sizes its images are (``transform.shapes``) is tried with all of these.
         file: for the message.
 
     Raises:
@@ -45,14 +45,12 @@ def try_experiment(method: Method, data: Any, file: str) -> None:
     """
     if problems := [problem for name, part in method.named_children() for problem in _heads(part, f"method.{name}")]:
         raise UserError(file, problems)
-    transform = getattr(data, "transform", None)
-    sizes = [getattr(transform, name, None) for name in ("image_size", "target_size")]
-    blank = [torch.empty(1, 3, size, size, device="meta") for size in sizes if isinstance(size, int)]
-    if len(blank) < len(sizes):
-        return
+    shapes = getattr(getattr(data, "transform", None), "shapes", list)
+    blanks = [[torch.empty(1, 3, height, width, device="meta") for width, height in shape] for shape in shapes()]
     for name, part in [("method", method), *((f"method.{name}", part) for name, part in method.named_children())]:
         if isinstance(part, TakesImages):
-            try_part(part, blank, name, file)
+            for blank in blanks:
+                try_part(part, blank, name, file)
 
 
 def try_part(part: TakesImages, blank: Sequence[Tensor], place: str, file: str) -> None:
