@@ -9,6 +9,7 @@ they are stacked only inside the block that runs on them, in groups of equal siz
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -232,13 +233,19 @@ def image_of_each_row(batch: Batch) -> list[Tensor]:
     return chosen
 
 
-def by_size(images: Images) -> list[tuple[list[int], Tensor]]:
+#: Places of some images of equal size, and their stack.
+Group = tuple[list[int], Tensor]
+#: Set while weights are shared out over ranks: splits the groups of a rank, so that all ranks have as many.
+regroup: ContextVar[Callable[[list[Group]], list[Group]]] = ContextVar("regroup", default=list)
+
+
+def by_size(images: Images) -> list[Group]:
     """Groups of images of equal size: their places and their stack ``[m, 3, H, W]``, in the order of each group's first image."""
     places: dict[torch.Size, list[int]] = {}
     for place, image in enumerate(images):
         places.setdefault(image.shape, []).append(place)
     whole = len(places) == 1  # nothing is taken apart where all are of one size
-    return [(own, stacked(images if whole else [images[place] for place in own])) for own in places.values()]
+    return regroup.get()([(own, stacked(images if whole else [images[place] for place in own])) for own in places.values()])
 
 
 def stacked(images: Images, where: str = "") -> Tensor:

@@ -150,7 +150,7 @@ class Method(LightningModule, ABC):
             if count > 1:
                 rank_zero_warn("gradients accumulate, but the loader does not read whole steps: every micro-batch counts alike")
         self.token_counts = None
-        with self.step.training(batch.stands_in):
+        with self.step.training(batch.stands_in, self.device_mesh is not None):
             losses = self.step.weighed(self.training_losses(batch))
         self.step.add(losses, batch.keys)
         if not trainer.fit_loop._should_accumulate():

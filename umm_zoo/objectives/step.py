@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from umm_zoo.batch import Group, regroup
 from umm_zoo.errors import UserError
 
 #: Keys of a batch that an error names.
@@ -112,12 +113,14 @@ class StepMeans:
         return self._totals[unit]
 
     @contextmanager
-    def training(self, weightless: bool = False) -> Iterator[None]:
-        """The time in which the losses of a micro-batch are made."""
+    def training(self, weightless: bool = False, sharded: bool = False) -> Iterator[None]:
+        """The time in which the losses of a micro-batch are made; ``sharded`` says that ranks share out the weights."""
         self._open, self.weightless = True, weightless
+        former = regroup.set(as_many_groups if sharded else list)
         try:
             yield
         finally:
+            regroup.reset(former)
             self._open = self.weightless = False
 
     def weighed(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,6 +170,25 @@ class StepMeans:
         allowed = "" if self.skips_left is None else ", after as many skipped steps as training.max_skipped_steps allows"
         hint = "the last checkpoint is from before; try a smaller learning rate, trainer.gradient_clip_val or training.on_nan=skip"
         raise UserError(f"step {last.number}", f"{found}{allowed}", "finite losses", hint)
+
+
+def as_many_groups(groups: list[Group]) -> list[Group]:
+    """Groups of images split until all ranks, which call this together, have as many.
+
+    Where weights are shared out every call of a network gathers them from all ranks. A rank with fewer images than another has
+    groups takes some twice (``map_by_size`` gives the same results; a loss counts them twice).
+    """
+    most = torch.tensor(len(groups), device=groups[0][1].device)
+    if num_ranks() > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    split = list(groups)
+    for _ in range(int(most) - len(groups)):
+        number = max(range(len(split)), key=lambda own: len(split[own][0]))
+        places, stack = split[number]
+        half = max(1, len(places) // 2)
+        rest = (places[half:], stack[half:]) if len(places) > 1 else (places, stack)
+        split[number : number + 1] = [(places[:half], stack[:half]), rest]
+    return split
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:

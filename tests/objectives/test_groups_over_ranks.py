@@ -1,0 +1,48 @@
+"""Where weights are shared out, ranks whose batches hold images of different sizes call each network equally often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from umm_zoo.batch import by_size, map_by_size
+from umm_zoo.objectives.step import StepMeans
+
+pytestmark = pytest.mark.processes
+
+#: Of each rank three lists: three sizes beside one, two beside two, two beside a single image.
+SIZES = (
+    [[(2, 4), (4, 2), (2, 2), (4, 2)], [(2, 2), (4, 2)], [(2, 2), (4, 2)]],
+    [[(2, 2)] * 5, [(2, 2), (2, 2), (2, 4)], [(2, 2)]],
+)
+
+
+def work_of_rank(rank: int, file: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    rows = []
+    for sizes in SIZES[rank]:
+        images, calls = [torch.full((3, *size), float(place)) for place, size in enumerate(sizes)], []
+        with StepMeans().training(sharded=True):
+            groups = by_size(images)
+            found = map_by_size(lambda stack, calls=calls: calls.append(len(stack)) or stack + 0.5, images)
+        assert all(torch.equal(new, old + 0.5) for new, old in zip(found, images, strict=True))
+        rows.append((len(calls), [places for places, _ in groups], [stack[:, 0, 0, 0].tolist() for _, stack in groups]))
+        with StepMeans().training():
+            assert len(by_size(images)) == len(set(sizes))
+    torch.save(rows, f"{out}-{rank}")
+    dist.destroy_process_group()
+
+
+def test_every_rank_has_as_many_groups_and_each_image_is_in_one(tmp_path: Path) -> None:
+    mp.spawn(work_of_rank, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    first, second = (torch.load(tmp_path / f"out-{rank}", weights_only=True) for rank in range(2))
+    assert [count for count, *_ in first] == [count for count, *_ in second] == [3, 2, 2]
+    for rows, sizes in ((first, SIZES[0]), (second, SIZES[1])):
+        for (count, groups, values), own in zip(rows, sizes, strict=True):
+            assert len(groups) == count and values == groups  # an image's value is its place
+            assert sorted(place for places in groups for place in places) == list(range(len(own))) or len(own) == 1
+    assert second[2][1] == [[0], [0]]  # a single image is taken twice
