@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from data_pipelines.transforms.image_transform import ImageTransform
 from umm_zoo.errors import UserError, several
 
-#: What a bucketing makes of a sample: whole numbers, or tuples of these, that can be ordered.
-Key = tuple[Any, ...]
+#: What a bucketing makes of a sample: a number, a text or a tuple of these; keys of one bucketing can be ordered.
+Key = Any
 #: The longest text that ``ByLength`` tells from longer ones where it is given no edges, in characters.
 LONGEST = 4096
 _NO_SHAPE = (0, 0)
@@ -44,7 +44,7 @@ class Bucketing(ABC):
 
     def describe(self, key: Key) -> str:
         """The name of a bucket for people."""
-        return " ".join(map(str, key))
+        return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
     def to_json(self, transform: ImageTransform) -> Any:
         """What the keys depend on, in plain values; a resume with another one is refused."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from data_pipelines.shards.measures import digest_of, is_image, narrow
 from data_pipelines.shards.sources import OpenSource
 from data_pipelines.tasks import SampleTask
 from data_pipelines.transforms.image_transform import ImageTransform
-from umm_zoo.errors import printable
+from umm_zoo.errors import UserError, printable
 
 #: Samples that are looked at before a training, for the report.
 _LOOKED_AT = 100_000
@@ -67,7 +67,7 @@ class SampleBuckets:
             places = samples[chosen] - (int(self._ends[shard]) - len(numbers))
             found[chosen] = np.asarray([keys.setdefault(key, len(keys)) for key in own])[numbers[places]]
         ranks = np.empty(len(keys), dtype=np.int64)
-        ranks[[keys[key] for key in sorted(keys)]] = np.arange(len(keys))
+        ranks[[keys[key] for key in in_order(keys)]] = np.arange(len(keys))
         return np.unique(ranks[found], return_inverse=True)[1]
 
     def _shard(self, shard: int) -> tuple[list[Key], NDArray[Any]]:
@@ -104,7 +104,7 @@ class SampleBuckets:
             for key, count in own.items():
                 weights[key] += share * count / own.total()
             first += len(source.indexes)
-        rows = [BucketShare(self.bucketing.describe(key), counts[key], weights[key], _mean(lost[key])) for key in sorted(counts)]
+        rows = [BucketShare(self.bucketing.describe(key), counts[key], weights[key], _mean(lost[key])) for key in in_order(counts)]
         return rows, counts.total()
 
     def _spread(self, source: OpenSource, first: int) -> list[int]:
@@ -118,6 +118,14 @@ class SampleBuckets:
         if outline.target is not None:
             policy, size = self.transform.targets, outline.target
         return None if size is None or min(size) < 1 else policy.crop(*size).lost
+
+
+def in_order(keys: Iterable[Key]) -> list[Key]:
+    """Sorted keys; a ``UserError`` where a bucketing of one's own makes some that cannot be compared."""
+    try:
+        return sorted(keys)
+    except TypeError as error:
+        raise UserError("data.bucketing", f"keys that cannot be ordered ({error})", "numbers, texts, or tuples of them") from error
 
 
 def outlines(task: SampleTask, index: ShardIndex) -> list[Outline]:

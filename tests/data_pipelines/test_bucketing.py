@@ -336,14 +336,24 @@ def test_lengths_waste_less_padding():
     assert computed(plain) - useful > 1.5 * (computed(order) - useful)
 
 
-class Odd(Bucketing):
-    """Buckets of a user's own."""
+class Own(Bucketing):
+    """Buckets of a user's own, by whether the text has an odd length."""
+
+    def __init__(self, keys) -> None:
+        self.keys = keys
 
     def key(self, sample, transform):
-        return (sample.length % 2,)
+        return self.keys[sample.length % 2]
 
 
-def test_buckets_of_a_users_own(tmp_path):
-    data = generating(pairs(tmp_path), bucketing=Odd())
+@pytest.mark.parametrize("keys", [(0, 1), ("even", "odd"), ((0, 5), (1, 5))])
+def test_buckets_of_a_users_own(tmp_path, keys):
+    data = generating(pairs(tmp_path), bucketing=Own(keys))
     lengths = {n: (5 * (1 + n * 13 % 40) - 1) % 2 for n in range(120)}
     assert sum(len({lengths[sample] for sample in batch}) == 1 for batch in keys_of(data, 15)) >= 13
+    assert len(data.buckets.shares([1.0])[0]) == 2
+
+
+def test_keys_that_cannot_be_ordered_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"data.bucketing: found keys that cannot be ordered"):
+        generating(pairs(tmp_path), bucketing=Own((0, None))).stream.take(0, 8)
