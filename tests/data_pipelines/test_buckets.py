@@ -133,7 +133,7 @@ def test_the_order_is_frozen():
 
 
 sources = st.lists(st.lists(st.integers(1, 900), min_size=1, max_size=4), min_size=1, max_size=4)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=6, deadline=None)
 
 
 def mixture(sizes: list[list[int]], weighted: bool, batch_size: int = 8, seed: int = 1):
