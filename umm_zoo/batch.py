@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -94,7 +95,8 @@ class Batch:
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
         tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
             text-to-image, an edit or a composition by the number of input images.
-        extras: precomputed members of the shards by name, one entry per row, or as many as ``entries`` says.
+        extras: precomputed members of the shards by name, one entry per row, or as many as ``entries`` says; lists where their
+            shapes differ.
         entries: by the name of an extra, entries of each row (of its images, of its target) where that is not one.
         stands_in: whether the rows repeat others, where a micro-batch had no good one: they weigh nothing in training.
         ahead: where gradients are accumulated, on the first micro-batch of an optimiser step: the others, as the loader gives them.
@@ -110,7 +112,7 @@ class Batch:
     targets: list[Tensor | None] = field(default_factory=list)
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Tensor | list[Tensor]] = field(default_factory=dict)
     entries: dict[str, list[int]] = field(default_factory=dict)
     stands_in: bool = False
     ahead: Sequence[Any] | None = None
@@ -144,7 +146,7 @@ class Batch:
             self,
             images=_moved(self.images, move),
             targets=[None if target is None else next(targets) for target in self.targets],
-            extras={name: move(value) for name, value in self.extras.items()},
+            extras={name: _moved(value, move) if isinstance(value, list) else move(value) for name, value in self.extras.items()},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -167,12 +169,16 @@ class Batch:
 
     def select(self, rows: Sequence[int]) -> Batch:
         """Some rows, in the given order; extras of which nobody knows the row of an entry are dropped."""
-        extras: dict[str, Tensor] = {}
+        extras: dict[str, Tensor | list[Tensor]] = {}
         for name, values in self.extras.items():
             counts = self.entries.get(name, [1] * len(self))
             if sum(counts) == len(values):
-                parts = values.split(counts)
-                extras[name] = torch.cat([parts[row] for row in rows]) if rows else values[:0]
+                ends = list(accumulate(counts))
+                own = [slice(ends[row] - counts[row], ends[row]) for row in rows]
+                if isinstance(values, Tensor):
+                    extras[name] = torch.cat([values[:0], *(values[part] for part in own)])
+                else:
+                    extras[name] = [value for part in own for value in values[part]]
         return Batch(
             keys=[self.keys[row] for row in rows],
             conversations=[self.conversations[row] for row in rows],

@@ -37,7 +37,7 @@ class RawBatch:
     targets: PackedImages | BufferReference | None = None
     meta: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Tensor | list[Tensor]] = field(default_factory=dict)
     has_target: list[bool] = field(default_factory=list)
     crops: list[Crop | None] = field(default_factory=list)
     entries: dict[str, list[int]] = field(default_factory=dict)
@@ -51,8 +51,10 @@ class RawBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
         """The same rows with every tensor on ``device``; Lightning calls this."""
 
-        def move(images: Any) -> Any:
-            return images.to(device, non_blocking=non_blocking) if isinstance(images, Tensor | PackedImages) else images
+        def move(values: Any) -> Any:
+            if isinstance(values, list):
+                return [move(value) for value in values]
+            return values.to(device, non_blocking=non_blocking) if isinstance(values, Tensor | PackedImages) else values
 
         extras = {name: move(value) for name, value in self.extras.items()}
         return replace(self, images=move(self.images), targets=move(self.targets), extras=extras)
@@ -78,6 +80,8 @@ class RawBatch:
         def of_rows(values: Any, counts: Sequence[int]) -> Any:
             """Those of some entries, of which each row has so many."""
             kept = [row not in refused for row, count in enumerate(counts) for _ in range(count)]
+            if isinstance(values, list):
+                return [value for value, keep in zip(values, kept, strict=True) if keep]
             return values.only(kept) if isinstance(values, PackedImages) else values[torch.tensor(kept, dtype=torch.bool)]
 
         changed: dict[str, Any] = {
@@ -124,7 +128,6 @@ class RawBatchBuilder:
         self._images, self._targets = ImageBuffers(), ImageBuffers()
         self._raw = RawBatch()
         self._extras: list[dict[str, Tensor]] = []
-        self._stored = set[str]()
 
     def __len__(self) -> int:
         return len(self._raw.keys)
@@ -163,7 +166,6 @@ class RawBatchBuilder:
         raw.has_target.append(has_target)
         raw.crops.append(crop)
         self._extras.append({**{name: value[None] for name, value in sample.extras.items()}, **(stored or {})})
-        self._stored |= set(stored or ())
 
     def _put_target(self, content: bytes) -> Crop:
         """Decode an image to generate; what was cut away of it."""
@@ -176,28 +178,23 @@ class RawBatchBuilder:
 
     def build(self, skips: list[Skip]) -> RawBatch:
         """The rows so far."""
-        names = [name for name in (self._extras[0] if self._extras else ()) if self._stackable(name)]
+        names = list(self._extras[0]) if self._extras else []
         counts = {name: [len(row[name]) for row in self._extras] for name in names}
         return replace(
             self._raw,
             images=self._images.images(),
             targets=self._targets.images(),
-            extras={name: torch.cat([row[name] for row in self._extras]) for name in names},
+            extras={name: _joined([row[name] for row in self._extras]) for name in names},
             entries={name: own for name, own in counts.items() if set(own) != {1}},
             skips=skips,
             faults=take_faults(),
         )
 
-    def _stackable(self, name: str) -> bool:
-        """Whether an extra is of one shape in every row; where stored outputs are not, the method computes what is left out.
 
-        Raises:
-            UserError: it is one that only the shards have.
-        """
-        shapes = {tuple(row[name].shape[1:]) for row in self._extras}
-        if len(shapes) > 1 and name not in self._stored:
-            raise UserError("data", f"'{name}' of shapes {', '.join(map(str, sorted(shapes)))} in one batch", "one shape")
-        return len(shapes) < 2
+def _joined(rows: list[Tensor]) -> Tensor | list[Tensor]:
+    """The entries of all rows, stacked where they are of one shape."""
+    filled = [row for row in rows if len(row)] or rows[:1]
+    return torch.cat(filled) if len({row.shape[1:] for row in filled}) == 1 else [entry for row in filled for entry in row]
 
 
 def _put(content: bytes, policy: SizedResize, buffers: ImageBuffers) -> Decoded:

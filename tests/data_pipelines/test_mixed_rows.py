@@ -37,7 +37,8 @@ def mixed() -> Batch:
         images=images,
         image_counts=list(COUNTS),
         targets=[shade(-row / 10, 8 + row) if row in TARGETS else None for row in range(6)],
-        extras={"codes": torch.tensor([[1], [2], [5]]), "seen": torch.tensor([0.0, 3.0, 3.5, 5.0]), "own": torch.arange(6)},
+        extras={"codes": torch.tensor([[1], [2], [5]]), "seen": torch.tensor([0.0, 3.0, 3.5, 5.0]), "own": torch.arange(6)}
+        | {"uneven": [torch.full((1, row + 1), row) for row in range(6)]},
         entries={"codes": [int(row in TARGETS) for row in range(6)], "seen": list(COUNTS)},
     )
 
@@ -54,6 +55,7 @@ def check_rows_are_their_own(batch: Batch, rows: list[int]) -> None:
     assert batch.extras["codes"].flatten().tolist() == [row for row in rows if row in TARGETS]
     assert batch.extras["seen"].tolist() == [row + place / 2 for row in rows for place in range(COUNTS[row])]
     assert batch.extras["own"].tolist() == rows
+    assert [value.tolist() for value in batch.extras["uneven"]] == [[[row] * (row + 1)] for row in rows]
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [5, 0, 3], [2, 1], [4, 3, 0], [4], []])

@@ -8,18 +8,24 @@ import pytest
 import torch
 from PIL import Image
 from test_shards import write_tar
+from torch.nn.functional import avg_pool2d
 
 from data_pipelines.decoding import decode_image
+from data_pipelines.precompute import parser
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder, to_signals
 from data_pipelines.shards.buffers import ImageBuffers, PackedImages
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.ledger import Skip
+from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
+from data_pipelines.shards.stored import stored_items
+from data_pipelines.shards.storing import _store
 from data_pipelines.tasks import Conversations
 from data_pipelines.transforms.image_transform import ImageTransform
 from data_pipelines.transforms.resize import Resize, Square
 from data_pipelines.transforms.shaped import Bucket, Native
 from data_pipelines.transforms.tiles import Tiles
-from umm_zoo.batch import Batch, Task
+from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.errors import UserError
 
 SIZES = [(3, 5), (3, 5), (7, 2), (1, 1), (3, 5), (40, 30), (2, 7)]
@@ -132,3 +138,26 @@ def test_unequal_images_of_workers_are_those_of_no_worker(tmp_path, policy):
         assert plain.keys == other.keys and plain.crops == other.crops and plain.image_counts == other.image_counts
         for one, two in zip([*plain.images, *plain.requested], [*other.images, *other.requested], strict=True):
             assert torch.equal(one, two)
+
+
+def test_stored_outputs_of_unequal_images_come_back_entry_by_entry(tmp_path):
+    sizes = [(40, 20), (20, 40), (30, 30), (40, 22), (30, 31)]
+    write_tar(tmp_path / "a.tar", {f"s{n}": sample([], size) for n, size in enumerate(sizes)})
+    data = ShardData(
+        {"a": ShardSource(str(tmp_path))}, image_size=32, batch_size=5, window=0, target_resize=Bucket(8), precomputed="ignore"
+    )
+    item = Precomputable(torch.nn.Linear(1, 1), lambda batch: avg_pool2d(stacked(batch.requested), 4), "target")
+    given = parser().parse_args(["x.yaml", "--batch-size", "3"])
+    _store("latents", item, data, given)
+    sources = data.open("train")
+    stored = stored_items({"latents": item}, data.transform, sources[0].indexes, None)
+    reader = SampleReader("train", sources, data.transform, True, None, stored)
+    raw = reader[BatchRequest([SamplePosition(n, n) for n in range(5)])].without({1})
+    batch = raw.batch()
+    assert len({tuple(value.shape) for value in batch.extras["latents"]}) > 1
+    for rows in ([0, 1, 2, 3], [3, 0]):
+        chosen = batch.select(rows)
+        for target, value in zip(chosen.requested, chosen.extras["latents"], strict=True):
+            torch.testing.assert_close(avg_pool2d(target, 4), value)
+    alike = reader[BatchRequest([SamplePosition(n, n) for n in (0, 3)])].batch()
+    assert isinstance(alike.extras["latents"], torch.Tensor)

@@ -73,8 +73,8 @@ class LatentCodec(ExactBuffers, ABC):
         Raises:
             UserError: there is nothing to generate.
         """
-        if "latents" in batch.extras:
-            return list(batch.extras["latents"].float())
+        if (stored := stored_latents(batch)) is not None:
+            return stored
         if not batch.requested:
             raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
         return map_by_size(self.encode, batch.requested)
@@ -118,6 +118,14 @@ class LatentCodec(ExactBuffers, ABC):
         moved = pace * mean * self.has_shift
         self.shift += moved
         self.scaling.copy_((self.scaling**-2).lerp(square - 2 * moved * mean + moved.square(), pace).rsqrt())
+
+
+def stored_latents(batch: Batch) -> list[Tensor] | None:
+    """Latents of the shards as floats, one per entry; None where they hold none."""
+    values = batch.extras.get("latents")
+    if isinstance(values, list):
+        return [value.float() for value in values]
+    return None if values is None else list(values.float())
 
 
 def draw(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None = None) -> Tensor:

@@ -135,7 +135,7 @@ class Janus(Method):
             UserError: an image has another size than the model generates.
         """
         if PRECOMPUTED in batch.extras:
-            return batch.extras[PRECOMPUTED]
+            return stacked(batch.extras[PRECOMPUTED])
         if not batch.requested:
             return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
         for target in batch.requested:

@@ -163,7 +163,7 @@ class ROSS(Method):
     def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
         stored = batch.extras.get(PRECOMPUTED)
-        given = None if stored is None else stored.to(has_image.device)
+        given = None if stored is None else stacked(stored).to(has_image.device)
         if stored is None and batch.images:
             given = torch.stack(map_by_size(self.target.prepare, batch.images))
         if given is None or not has_image.all():

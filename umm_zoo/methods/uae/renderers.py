@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.codecs import LatentCodec, stored_latents
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Images, Tokens, by_size, image_of_each_row, map_by_size
@@ -167,8 +167,8 @@ class CaptionRenderer(Renderer):
     @torch.no_grad()
     def latents(self, batch: Batch) -> list[Tensor]:
         """Latents ``[C, h, w]`` of each row's image, those of the shards where they hold any (``extras["latents"]``)."""
-        if "latents" in batch.extras:
-            return list(batch.extras["latents"].float())
+        if (stored := stored_latents(batch)) is not None:
+            return stored
         return map_by_size(self.codec.encode, image_of_each_row(batch))
 
     def losses(self, batch: Batch, condition: Tokens, generator: torch.Generator | None = None) -> dict[str, Tensor]:
