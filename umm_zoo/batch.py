@@ -179,15 +179,11 @@ class Batch:
                     extras[name] = torch.cat([values[:0], *(values[part] for part in own)])
                 else:
                     extras[name] = [value for part in own for value in values[part]]
+        per_row = ("keys", "conversations", "image_counts", "targets", "crops", "meta", "tasks")
+        chosen: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in per_row}
         return Batch(
-            keys=[self.keys[row] for row in rows],
-            conversations=[self.conversations[row] for row in rows],
+            **chosen,
             images=[image for row in rows for image in self.images_of(row)],
-            image_counts=[self.image_counts[row] for row in rows],
-            targets=[self.targets[row] for row in rows],
-            crops=[self.crops[row] for row in rows],
-            meta=[self.meta[row] for row in rows],
-            tasks=[self.tasks[row] for row in rows],
             extras=extras,
             entries={name: [counts[row] for row in rows] for name, counts in self.entries.items() if name in extras},
         )
