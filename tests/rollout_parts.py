@@ -40,7 +40,7 @@ class FlatOn(tiny.Redness):
         super().__init__()
         self.rank = rank
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         found = super().score(candidates, batch)
         return torch.zeros_like(found) if os.environ.get("LOCAL_RANK") == str(self.rank) else found
 

@@ -53,10 +53,10 @@ def library_loop() -> Any:
                 old = self.log_probs(inputs, tokens, mask)
             samples = Samples(tokens, mask, texts, old)
             with self.phases("generate", self.device):
-                generated = self.images_of_samples(samples, images, self.noise(len(images), group), torch.arange(size))
+                generated = self.images_of_samples(samples, batch.images, self.noise(len(images), group), torch.arange(size))
             return CaptionRollout(
                 batch=batch,
-                images=list(images),
+                images=batch.images,
                 captions=texts,
                 generated=generated,
                 rewards=self.judge(generated, batch),

@@ -7,17 +7,21 @@ nothing else, so that any method that has the function can be used, a stranger's
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from umm_zoo.batch import Batch, Tokens, stacked
+from umm_zoo.batch import Batch, Images, Tokens
 from umm_zoo.errors import UserError
 
 #: Outputs that cost a further pass of the model; they are made only where a metric of the run reads them.
 ON_REQUEST = frozenset({"attention", "unchanged"})
+
+#: Outputs that hold an image per row.
+IMAGES = ("generated", "references", "round_trips", "unchanged", "unchanged_references", "from_true_captions")
 
 
 class TokenCount(NamedTuple):
@@ -72,23 +76,25 @@ class QueryAttention:
 class Outputs:
     """Outputs of ``validation_step`` for a batch of B rows. A field that was not made is None.
 
+    Images are lists of B, ``[3, H, W]`` each, of any sizes; a stack is taken apart.
+
     Args:
         scalars: losses and rates by name, each a mean over something.
         counts: over how many of what a scalar is a mean; one that is not named counts each row once.
         answers: B texts.
         nll: ``[B]``, sum of the negative log-likelihoods of a row's answer tokens, in nats.
         num_tokens: ``[B]``, answer tokens of each row.
-        generated: ``[B, 3, H, W]`` in [-1, 1], what the method made of each row: the requested image, or a reconstruction.
-        references: ``[B, 3, H, W]``, what ``generated`` should be; None where that is ``Batch.targets``.
-        round_trips: ``[B, 3, H, W]``, the references through the codec alone: the best that could be.
-        unchanged: ``[B, 3, H, W]``, edits generated from the same noise with an instruction to change nothing.
-        unchanged_references: ``[B, 3, H, W]``, what ``unchanged`` should be.
-        from_true_captions: ``[B, 3, H, W]``, images generated from the true captions: the ceiling of those from the model's own.
+        generated: images in [-1, 1], what the method made of each row: the requested image, or a reconstruction.
+        references: what ``generated`` should be; None where that is ``Batch.targets``.
+        round_trips: the references through the codec alone: the best that could be.
+        unchanged: edits generated from the same noise with an instruction to change nothing.
+        unchanged_references: what ``unchanged`` should be.
+        from_true_captions: images generated from the true captions: the ceiling of those from the model's own.
         caption_tokens: ``[B]``, lengths of the captions in ``answers``.
         rewards: ``[B]``.
         image_features, text_features: ``[B, F]``.
         attention: how far queries look at the image rather than at the text.
-        columns: images by name, ``[B, 3, H, W]`` each, in place of input, generated and reference in a sample grid.
+        columns: images by name, in place of input, generated and reference in a sample grid.
     """
 
     scalars: dict[str, Tensor] = field(default_factory=dict)
@@ -96,28 +102,90 @@ class Outputs:
     answers: list[str] | None = None
     nll: Tensor | None = None
     num_tokens: Tensor | None = None
-    generated: Tensor | None = None
-    references: Tensor | None = None
-    round_trips: Tensor | None = None
-    unchanged: Tensor | None = None
-    unchanged_references: Tensor | None = None
-    from_true_captions: Tensor | None = None
+    generated: list[Tensor] | None = None
+    references: list[Tensor] | None = None
+    round_trips: list[Tensor] | None = None
+    unchanged: list[Tensor] | None = None
+    unchanged_references: list[Tensor] | None = None
+    from_true_captions: list[Tensor] | None = None
     caption_tokens: Tensor | None = None
     rewards: Tensor | None = None
     image_features: Tensor | None = None
     text_features: Tensor | None = None
     attention: QueryAttention | None = None
-    columns: dict[str, Tensor] | None = None
+    columns: dict[str, list[Tensor]] | None = None
 
-    def references_of(self, batch: Batch) -> Tensor | None:
-        """Images that ``generated`` should be, ``[B, 3, H, W]``."""
+    def __post_init__(self) -> None:
+        for name in IMAGES:
+            if (images := getattr(self, name)) is not None:
+                setattr(self, name, list(images))  # of a stack: views of it
+        if self.columns is not None:
+            self.columns = {name: list(images) for name, images in self.columns.items()}
+
+    def references_of(self, batch: Batch) -> list[Tensor] | None:
+        """Images that ``generated`` should be."""
         if self.references is None:
-            return stacked(batch.requested) if all(batch.has_target) else None
+            return batch.requested if all(batch.has_target) else None
         return self.references
 
 
 #: Fields that a metric may read and a method declare; every other name is that of a scalar.
 FIELDS = frozenset(f.name for f in fields(Outputs)) - {"scalars", "counts"}
+
+
+def in_groups(step: Callable[[Batch], Outputs], batch: Batch, keys: Sequence[Hashable]) -> Outputs:
+    """Outputs of a batch where ``step`` takes rows of equal keys alone (of images of one size, say), in the order of the rows.
+
+    A field, or a column, that a group lacks is not made. Scalars are means over all that the groups count.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    if len(groups) <= 1:
+        return step(batch)
+    parts, sizes = [step(batch.select(rows)) for rows in groups.values()], [len(rows) for rows in groups.values()]
+    place = {row: place for place, row in enumerate(row for rows in groups.values() for row in rows)}
+    order = [place[row] for row in range(len(batch))]
+    found = Outputs(*_means(parts, sizes))
+    for name in FIELDS - {"attention", "columns"}:
+        values = [getattr(part, name) for part in parts]
+        if all(value is not None for value in values):
+            setattr(found, name, _in_order(values, order))
+    columns = [part.columns or {} for part in parts]
+    if shared := [name for name in columns[0] if all(name in own for own in columns)]:
+        found.columns = {name: _in_order([own[name] for own in columns], order) for name in shared}
+    seen = [part.attention for part in parts if part.attention is not None]
+    if len(seen) == len(parts):
+        num_rows = sum(one.num_rows for one in seen)
+        shares = [one.num_rows / max(1, num_rows) for one in seen]
+        bias = torch.stack([share * one.bias for share, one in zip(shares, seen, strict=True)]).sum()
+        log_bias = torch.stack([share * one.log_bias for share, one in zip(shares, seen, strict=True)]).sum()
+        found.attention = QueryAttention(bias, log_bias, num_rows)
+    return found
+
+
+def _in_order(values: Sequence[Any], order: Sequence[int]) -> Any:
+    """Entries of rows, group after group, in the order of the rows."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))[list(order)]
+    joined = [entry for value in values for entry in value]
+    return [joined[place] for place in order]
+
+
+def _means(parts: Sequence[Outputs], sizes: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Scalars of groups together, and over how many each is a mean, where that is not the rows of all."""
+    scalars, counts = dict[str, Tensor](), dict[str, float]()
+    for name in dict.fromkeys(name for part in parts for name in part.scalars):
+        own = [
+            (part.scalars[name], part.counts.get(name, size))
+            for part, size in zip(parts, sizes, strict=True)
+            if name in part.scalars
+        ]
+        total = sum(count for _, count in own)
+        scalars[name] = torch.stack([value * (count / (total or 1)) for value, count in own]).sum()
+        if total != sum(sizes):
+            counts[name] = total
+    return scalars, counts
 
 
 @dataclass(frozen=True)
@@ -180,18 +248,18 @@ class Answers(Protocol):
 class Draws(Protocol):
     """A method that makes the image that a row asks for."""
 
-    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """``[B, 3, H, W]`` in [-1, 1], or as many images of other sizes as a list; an image depends on its row and seed alone."""
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
+        """An image ``[3, H, W]`` in [-1, 1] of each row, which depends on the row and its seed alone."""
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
     """A method that makes an image again from what its model makes of it."""
 
-    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """``[M, 3, H, W]`` again, in [-1, 1]; one image at a time depends on itself and the seed alone."""
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """M images ``[3, H, W]`` of any sizes again, in [-1, 1]; one image at a time depends on itself and the seed alone."""
 
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, images: Images) -> list[Tensor]:
         """The best that a reconstruction could be: the images through the codec alone."""
 
 
@@ -199,8 +267,8 @@ class Reconstructs(Protocol):
 class ReconstructsFromCaptions(Protocol):
     """A method that describes an image in words and makes it again from them."""
 
-    def reconstruct_from_captions(self, images: Tensor, seeds: Sequence[int]) -> tuple[list[str], Tensor]:
-        """The likeliest caption of each image ``[M, 3, H, W]``, and ``[M, 3, H', W']`` from it and its seed, in [-1, 1]."""
+    def reconstruct_from_captions(self, images: Images, seeds: Sequence[int]) -> tuple[list[str], list[Tensor]]:
+        """The likeliest caption of each image, and an image in [-1, 1] made of it and its seed alone, in the method's own size."""
 
 
 @runtime_checkable

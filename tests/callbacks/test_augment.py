@@ -22,9 +22,9 @@ def test_every_result_is_a_shift_or_a_mirrored_shift_of_its_own_image():
 
 def test_draws_depend_on_the_generator_alone_and_no_shift_no_flip_is_the_identity():
     images = torch.rand(4, 3, 6, 6)
-    one, same, other = (shift_and_flip(images, 3, True, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    one, same, other = (stacked(shift_and_flip(images, 3, True, torch.Generator().manual_seed(seed))) for seed in (5, 5, 6))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    assert torch.equal(shift_and_flip(images, 0, False, torch.Generator()), images)
+    assert torch.equal(stacked(shift_and_flip(images, 0, False, torch.Generator())), images)
 
 
 def test_the_callback_changes_the_batch_and_repeats_itself():

@@ -149,8 +149,9 @@ def test_validation_repeats_itself_and_generates_what_is_wanted():
     method, batch = wemmu(), requests(0, 1, 2, target=(4, 8))
     method.wanted = Wanted(frozenset({"attention"}))
     first, second = (method.validation_step(batch, 3) for _ in range(2))
-    assert torch.equal(first.generated, second.generated) and torch.equal(first.scalars["flow"], second.scalars["flow"])
-    assert first.generated.shape == first.round_trips.shape == (3, 3, 4, 8)
+    assert torch.equal(stacked(first.generated), stacked(second.generated))
+    assert torch.equal(first.scalars["flow"], second.scalars["flow"])
+    assert stacked(first.generated).shape == stacked(first.round_trips).shape == (3, 3, 4, 8)
     assert first.attention.num_rows == 2 and first.attention.bias.isfinite()
     question = Batch(["q"], [[{"role": "user", "text": "Say yes."}, {"role": "assistant", "text": "yes"}]])
     answered = method.validation_step(question, 0)
@@ -164,10 +165,11 @@ def test_sensitivity_compares_with_the_same_noise_under_the_instruction_to_chang
     method, batch = wemmu(), requests(1, 1, target=(32, 32))
     method.wanted = Wanted(frozenset({"unchanged"}))
     outputs = method.validation_step(batch, 0)
-    assert torch.equal(outputs.unchanged_references, stacked(batch.images)) and outputs.unchanged.shape == (2, 3, 32, 32)
+    assert torch.equal(stacked(outputs.unchanged_references), stacked(batch.images))
+    assert stacked(outputs.unchanged).shape == (2, 3, 32, 32)
     unchanged = requests(1, 1, target=(32, 32))
     unchanged.tasks = [Task.RECONSTRUCT] * 2
-    assert torch.equal(method.validation_step(unchanged, 0).generated, outputs.unchanged)
+    assert torch.equal(stacked(method.validation_step(unchanged, 0).generated), stacked(outputs.unchanged))
     assert method.validation_step(requests(0, 1, target=(32, 32)), 0).unchanged is None
 
 

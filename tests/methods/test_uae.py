@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from uae_parts import PROMPT, Redness, batch, first_stage, images, renderer, second_stage, third_stage, unequal_batch, vlm
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.captions import CAPTION_PROMPT, CaptionSampling
@@ -88,15 +88,16 @@ def test_a_marker_in_a_caption_is_text_that_asks_for_no_image():
 
 def test_an_image_depends_on_its_caption_and_seed_alone():
     model, own = vlm().eval(), renderer().eval()
-    together = own.generate(model, ["a red circle", "red", "red"], [4, 4, 5])
+    together = stacked(own.generate(model, ["a red circle", "red", "red"], [4, 4, 5]))
     assert together.shape == (3, 3, 8, 8) and together.abs().max() <= 1
-    assert_close(own.generate(model, ["red"], [4]), together[1:2], atol=1e-4, rtol=1e-4)
+    assert_close(own.generate(model, ["red"], [4])[0], together[1], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(together[0], together[1]) and not torch.allclose(together[1], together[2])
 
 
 def test_the_negative_prompt_takes_the_same_way():
     model, own = vlm().eval(), renderer(guidance=3.0).eval()
-    assert not torch.allclose(own.generate(model, ["red"], [4]), renderer(guidance=1.0).eval().generate(model, ["red"], [4]))
+    other = renderer(guidance=1.0).eval().generate(model, ["red"], [4])
+    assert not torch.allclose(own.generate(model, ["red"], [4])[0], other[0])
     same = own.generate(model, [own.negative_prompt], [4])
     assert_close(same, renderer(guidance=1.0).eval().generate(model, [own.negative_prompt], [4]), atol=1e-4, rtol=1e-4)
 
@@ -149,8 +150,9 @@ def test_validation_captions_reconstructs_and_compares_the_same_at_every_time(ma
     method = make().eval()
     method.wanted = Wanted(num_generated_batches=1)
     outputs, again = method.validation_step(batch(), 0), method.validation_step(batch(), 0)
-    assert outputs.generated.shape == outputs.from_true_captions.shape == outputs.references.shape == (2, 3, 8, 8)
-    assert outputs.answers == again.answers and torch.equal(outputs.generated, again.generated)
+    for images_of_rows in (outputs.generated, outputs.from_true_captions, outputs.references):
+        assert stacked(images_of_rows).shape == (2, 3, 8, 8)
+    assert outputs.answers == again.answers and torch.equal(stacked(outputs.generated), stacked(again.generated))
     assert torch.equal(outputs.scalars["loss"], again.scalars["loss"]) and outputs.caption_tokens.shape == (2,)
     made = {name for name in method.makes if name in outputs.scalars or getattr(outputs, name, None) is not None}
     assert made == set(method.makes) >= outputs.scalars.keys() and ("rewards" in made) == (method.reward is not None)
@@ -198,8 +200,8 @@ def test_a_request_is_read_as_a_caption_and_input_images_are_refused():
     found = method.generate(request_batch(["red", "a red circle"]), [4, 5], Sampling(num_steps=2, guidance=3.0))
     expected = renderer(guidance=3.0).eval().generate(vlm().eval(), ["red"], [4], sampling=Sampling(num_steps=2))
     assert_close(found[:1], expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(method.sample(["a red circle"], seed=5), method.generate(request_batch(["a red circle"]), [5]))
-    assert method.generate(request_batch(["red"]), [4], Sampling(size=(4, 8))).shape == (1, 3, 4, 8)
+    assert torch.equal(method.sample(["a red circle"], seed=5), stacked(method.generate(request_batch(["a red circle"]), [5])))
+    assert method.generate(request_batch(["red"]), [4], Sampling(size=(4, 8)))[0].shape == (3, 4, 8)
     with pytest.raises(UserError, match="1 input images, expected none") as caught:
         method.generate(request_batch(["red", "Make it green."], [[], list(images(1))]), [4, 4])
     assert caught.value.row == 1
@@ -210,10 +212,10 @@ def test_a_reconstruction_is_generated_from_the_likeliest_caption():
     method = first_stage().eval()
     captions, made = method.reconstruct_from_captions(images(2), [7, 8])
     assert captions == method.answer(replace(batch(), conversations=batch().prompts()), max_new_tokens=5)
-    assert torch.equal(made, method.generate(request_batch(captions), [7, 8]))
-    assert torch.equal(method.reconstruct(images(2), seed=7), made)
+    assert torch.equal(stacked(made), stacked(method.generate(request_batch(captions), [7, 8])))
+    assert torch.equal(stacked(method.reconstruct(images(2), seed=7)), stacked(made))
     codec = method.renderer.codec
-    assert torch.equal(method.round_trip(images(2)), codec.decode(codec.encode(images(2))).clamp(-1, 1))
+    assert torch.equal(stacked(method.round_trip(images(2))), codec.decode(codec.encode(images(2))).clamp(-1, 1))
 
 
 # -- the second stage --------------------------------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ def test_second_stage_watches_its_rollout():
 class Alike(Reward):
     """The same for all."""
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         return torch.ones(len(candidates))
 
 

@@ -16,7 +16,7 @@ from tests.backbones.janus_parts import janus
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.image_sampling import draw
 from umm_zoo.backbones.unified import guided
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -131,7 +131,7 @@ class Table(Reward):
         super().__init__()
         self.values = values
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         return torch.tensor(self.values)
 
 
@@ -412,7 +412,7 @@ def test_the_kl_is_against_the_model_without_its_adapter_under_the_same_scoring(
 
 
 class Alike(Reward):
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         return torch.ones(len(candidates))
 
 
@@ -485,7 +485,8 @@ def test_questions_are_answered_and_captions_reconstructed():
     described = batch()
     described.tasks = ["caption"] * 2  # type: ignore[list-item]
     outputs = method.validation_step(described, 0)
-    assert outputs.generated.shape == outputs.from_true_captions.shape == (2, 3, 8, 8) and outputs.rewards.shape == (2,)
+    assert stacked(outputs.generated).shape == stacked(outputs.from_true_captions).shape == (2, 3, 8, 8)
+    assert outputs.rewards.shape == (2,)
     made = {name for name in method.makes if name in outputs.scalars or getattr(outputs, name, None) is not None}
     assert made == set(method.makes) >= outputs.scalars.keys()
     assert isinstance(method.vlm.codec, nn.Module)

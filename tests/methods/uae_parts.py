@@ -49,8 +49,8 @@ PROMPT = "<image>\nDescribe the image."
 class Redness(Reward):
     """The mean of the red channel."""
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
-        return candidates[:, 0].mean(dim=(1, 2))
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
+        return torch.stack([image[0].mean() for image in candidates])
 
 
 def lively(module: nn.Module) -> nn.Module:

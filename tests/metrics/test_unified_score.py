@@ -73,7 +73,7 @@ def test_rows_of_a_kind_only_and_nothing_without_rows():
 def test_no_partner_is_an_error_and_not_left_out():
     with pytest.raises(ValueError, match="no true images"):
         score().update(Outputs(generated=GENERATED), rows())
-    with pytest.raises(ValueError, match=r"found \[2, 3, 2, 2\] generated, \[3, 3, 2, 2\] to compare with, 3 rows"):
+    with pytest.raises(ValueError, match=r"found 2 images generated, 3 to compare with, 3 rows"):
         score().update(Outputs(generated=GENERATED[:2], references=ORIGINALS), rows())
     with pytest.raises(ValueError, match="'from_true_captions' among"):
         score(images="from_true_captions").update(Outputs(generated=GENERATED, references=ORIGINALS), rows())

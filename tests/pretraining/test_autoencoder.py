@@ -63,8 +63,8 @@ def test_the_loss_is_the_weighted_sum() -> None:
 def test_targets_are_reconstructed_too() -> None:
     method = Autoencoder(KLCodec.from_config(KL)).eval()
     outputs = method.validation_step(batch(targets=True), 0)
-    assert torch.equal(outputs.references, stacked(batch(targets=True).requested))
-    assert outputs.generated.shape == (3, 3, 8, 8)
+    assert torch.equal(stacked(outputs.references), stacked(batch(targets=True).requested))
+    assert stacked(outputs.generated).shape == (3, 3, 8, 8)
 
 
 @pytest.mark.parametrize("codec", [lambda: KLCodec.from_config(KL), lambda: DCCodec.from_config(DC)])
@@ -73,7 +73,7 @@ def test_validation_makes_what_it_says_and_what_a_reconstruction_is(codec) -> No
     outputs = method.validation_step(data, 0)
     assert set(method.makes) == {*outputs.scalars, "generated", "references"}
     assert isinstance(method, Reconstructs)
-    torch.testing.assert_close(method.reconstruct(stacked(data.images), seed=3), outputs.generated)
+    torch.testing.assert_close(method.reconstruct(data.images, seed=3), outputs.generated)
 
 
 def test_it_learns_one_batch_and_normalises_its_latents() -> None:

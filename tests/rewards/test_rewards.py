@@ -33,8 +33,8 @@ class Corner(FeatureEncoder):
 class Brightness(Reward):
     """The mean of the image, and nothing about the source."""
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
-        return candidates.mean(dim=(1, 2, 3))
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
+        return torch.stack([image.mean() for image in candidates])
 
 
 def rows(*colours: tuple[float, float, float]) -> Batch:
@@ -115,7 +115,7 @@ def test_contract_finds_mistakes():
     class Ranked(Brightness):
         """Depends on the place."""
 
-        def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+        def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
             return torch.arange(len(candidates)).float()
 
     for reward, message in ((Trained(), "nothing to train"), (Ranked(), "place in the group")):

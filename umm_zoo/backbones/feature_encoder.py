@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,7 +28,7 @@ from umm_zoo.backbones.loading import (
 )
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.backbones.stock_processor import stock_processor
-from umm_zoo.batch import Grid
+from umm_zoo.batch import Grid, Images, map_by_size
 from umm_zoo.errors import Count
 
 
@@ -83,6 +84,11 @@ class FeatureEncoder(ExactBuffers, ABC):
     @abstractmethod
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
         """Patch tokens ``[B, N, D]``: -1 is what the network gives out, -2 the input of its last block (LLaVA's choice)."""
+
+
+def features_of(encoder: FeatureEncoder, images: Images) -> Tensor:
+    """Vectors ``[M, F]`` in float32 of M images of any sizes, which are clamped to [-1, 1]; the encoder runs once per size."""
+    return torch.stack(map_by_size(lambda stack: encoder(stack.clamp(-1, 1)).float(), images))
 
 
 class LibraryEncoder(FeatureEncoder):

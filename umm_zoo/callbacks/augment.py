@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from umm_zoo.batch import Batch, stacked
+from umm_zoo.batch import Batch, Images
 from umm_zoo.errors import Natural
 
 
@@ -43,17 +43,17 @@ class ShiftAndFlip(Callback):
     def _changed(self, batch: Batch, rank: int, number: int) -> list[Tensor]:
         place = (self.seed * 1_000_003 + rank) * 1_000_003 + number
         generator = torch.Generator().manual_seed(place)
-        return list(shift_and_flip(stacked(batch.images), self.max_shift, self.flip, generator)) if batch.images else []
+        return shift_and_flip(batch.images, self.max_shift, self.flip, generator)
 
 
-def shift_and_flip(images: Tensor, max_shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each image shifted and perhaps mirrored by its own draw. Shape: ``[M, 3, H, W]`` both."""
-    num, _, height, width = images.shape
-    padded = F.pad(images, (max_shift,) * 4, mode="replicate")
-    shifts = torch.randint(0, 2 * max_shift + 1, (num, 2), generator=generator).tolist()
-    mirrored = (torch.rand(num, generator=generator) < 0.5).tolist()
-    rows = []
-    for image, (down, right), mirror in zip(padded, shifts, mirrored, strict=True):
-        cut = image[:, down : down + height, right : right + width]
-        rows.append(cut.flip(-1) if mirror and flip else cut)
-    return torch.stack(rows)
+def shift_and_flip(images: Images, max_shift: int, flip: bool, generator: torch.Generator) -> list[Tensor]:
+    """M images ``[3, H, W]`` of any sizes, each shifted and perhaps mirrored by its own draw, which its size has no part in."""
+    shifts = torch.randint(0, 2 * max_shift + 1, (len(images), 2), generator=generator).tolist()
+    mirrored = (torch.rand(len(images), generator=generator) < 0.5).tolist()
+    changed = []
+    for image, (down, right), mirror in zip(images, shifts, mirrored, strict=True):
+        height, width = image.shape[-2:]
+        padded = F.pad(image[None], (max_shift,) * 4, mode="replicate")[0]
+        cut = padded[:, down : down + height, right : right + width]
+        changed.append(cut.flip(-1) if mirror and flip else cut.contiguous())
+    return changed

@@ -14,7 +14,7 @@ from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import PrefixBackbone
-from umm_zoo.batch import Batch, Grid, Task, Tokens, by_size, stacked
+from umm_zoo.batch import Batch, Grid, Images, Task, Tokens, by_size, map_by_size, stacked
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
@@ -26,7 +26,7 @@ from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_a
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
-from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, sequence_counts
+from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, in_groups, sequence_counts
 
 
 class Bridge(Method):
@@ -165,13 +165,18 @@ class Bridge(Method):
             self.vlm.check_rows(batch, for_generation=True, opening=self.queries.opening if batch.requested else "")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Outputs for metrics.
+        """Outputs for metrics; targets of one size go together.
 
-        Rows with an image to generate: the objective's terms under the same noise at every validation, ``generated`` with guidance
-        from noise that depends on the row alone, ``round_trips`` of the codec; on request ``attention``, and ``unchanged``: edits
-        generated from the same noise as reconstructions, left out unless all rows are edits in the size of their image. Rows
-        without: ``answers``, ``nll`` and ``num_tokens`` of the frozen model.
+        Rows with an image to generate: the objective's terms under the same noise at every validation, ``generated`` in the
+        target's size with guidance, from noise that depends on the row alone, ``round_trips`` of the codec; on request
+        ``attention``, and ``unchanged``: edits generated from the same noise as reconstructions, left out unless all rows are edits
+        in the size of their image. Rows without: ``answers``, ``nll`` and ``num_tokens`` of the frozen model.
         """
+        sizes = [target.shape for target in batch.requested] if all(batch.has_target) else []
+        return in_groups(lambda rows: self._validate(rows, batch_idx), batch, sizes)
+
+    def _validate(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs of rows whose targets have one size, or which have none."""
         if not batch.requested:
             output = self.vlm(self.vlm.inputs_of(batch))
             answers = self.answer(batch, self.wanted.max_new_tokens) if self.wanted.max_new_tokens else [""] * len(batch)
@@ -183,15 +188,15 @@ class Bridge(Method):
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(prompt, queries, grid), generator))
         if self.wanted.generates(batch_idx):
-            targets = stacked(batch.requested)
-            sampling = Sampling(size=(targets.shape[-2], targets.shape[-1]))
+            target = batch.requested[0]
+            sampling = Sampling(size=(target.shape[-2], target.shape[-1]))
             outputs.generated = self.generate(batch, _row_seeds(batch), sampling)
-            outputs.round_trips = self.codec.decode(latents).to(targets.dtype)
-            all_edits = set(batch.tasks) == {Task.EDIT} and all(image.shape == targets[0].shape for image in batch.images)
+            outputs.round_trips = list(self.codec.decode(latents).to(target.dtype))
+            all_edits = set(batch.tasks) == {Task.EDIT} and all(image.shape == target.shape for image in batch.images)
             if all_edits and "unchanged" in self.wanted.on_request:
                 unchanged = replace(batch, tasks=[Task.RECONSTRUCT] * len(batch))
                 outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
-                outputs.unchanged_references = stacked(batch.images)
+                outputs.unchanged_references = batch.images
             if "attention" in self.wanted.on_request:
                 tokens = self.queries.behind_marker(queries)
                 outputs.attention = query_attention(self.pathway, prompt, tokens, self.queries.grid_for(grid))
@@ -232,25 +237,39 @@ class Bridge(Method):
         seeds = [seed + row for row in range(len(prompts))]
         return self._generate(batch, seeds, guidance or self.guidance, Sampling(num_steps, size=size))
 
-    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """Images that the rows of a batch ask for, ``[B, 3, H, W]`` in [-1, 1]; see ``outputs.Draws``."""
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
+        """Images that the rows of a batch ask for, squares of ``image_size`` where no size is said; see ``outputs.Draws``."""
         sampling = sampling or Sampling()
         guidance = self.guidance.changed(sampling.guidance, sampling.image_guidance)
-        return self._generate(batch, seeds, guidance, sampling)
+        return list(self._generate(batch, seeds, guidance, sampling))
 
-    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Images ``[M, 3, H, W]`` again from what queries and details make of them, in their own size; the k-th from seed + k."""
-        return self.sample([""] * len(images), [[image] for image in images], seed, size=(images.shape[-2], images.shape[-1]))
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """Images again from what queries and details make of them, each in its own size; the k-th from seed + k.
+
+        Raises:
+            UserError: a size that the codec cannot make.
+        """
+        made = dict[int, Tensor]()
+        for places, stack in by_size(images):
+            batch = request_batch([""] * len(places), [[image] for image in stack]).to(self.device)
+            sampling = Sampling(size=(stack.shape[-2], stack.shape[-1]))
+            made.update(
+                zip(places, self._generate(batch, [seed + place for place in places], self.guidance, sampling), strict=True)
+            )
+        return [made[place] for place in range(len(images))]
 
     @torch.no_grad()
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, images: Images) -> list[Tensor]:
         """Images through the codec and back: the best that a reconstruction could be."""
-        return self.codec.decode(self.codec.encode(images)).clamp(-1, 1)
+        return map_by_size(lambda stack: self.codec.decode(self.codec.encode(stack)).clamp(-1, 1), images)
 
     @torch.no_grad()
     def _generate(self, batch: Batch, seeds: Sequence[int], guidance: Guidance, sampling: Sampling) -> Tensor:
-        """Each request is encoded once per mode that its guidance needs, whatever the number of steps, and all modes of a row share
-        one draw of the queries, so that they differ by the condition alone."""
+        """Images ``[B, 3, H, W]``.
+
+        Each request is encoded once per mode that its guidance needs, whatever the number of steps, and all modes of a row share
+        one draw of the queries, so that they differ by the condition alone.
+        """
         height, width = sampling.size or (self.image_size, self.image_size)
         grid = self.codec.latent_grid(height, width, self.decoder.patch)
         images = torch.empty(len(batch), 3, height, width, device=self.device)

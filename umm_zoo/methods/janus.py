@@ -183,7 +183,7 @@ class Janus(Method):
             outputs.nll, outputs.num_tokens = torch.zeros(len(batch)), torch.zeros(len(batch))
             if self.wanted.generates(batch_idx):
                 outputs.generated = self.generate(batch, [zlib.crc32(key.encode()) for key in batch.keys])
-                outputs.round_trips = self.vlm.codec.images(ids[..., None], self.grid)
+                outputs.round_trips = list(self.vlm.codec.images(ids[..., None], self.grid))
         outputs.scalars |= losses
         num_ids = sum(batch.has_target) * self.grid.num_cells
         outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids}
@@ -197,8 +197,8 @@ class Janus(Method):
         return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """Images ``[B, 3, H, W]`` of what the rows say; see ``outputs.Draws``.
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
+        """Images of what the rows say, in the one size that the model generates; see ``outputs.Draws``.
 
         Raises:
             UserError: a row has input images, or a setting is asked for that image tokens do not have.
@@ -212,7 +212,7 @@ class Janus(Method):
         scale = self.guidance if sampling.guidance is None else sampling.guidance
         inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
         samples = self.vlm.sample_image(inputs, seeds, scale, self.temperature)
-        return self.vlm.codec.images(samples.ids[..., None], self.grid)
+        return list(self.vlm.codec.images(samples.ids[..., None], self.grid))
 
     def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
         """Images ``[len(prompts), 3, H, W]`` of texts of one's own; the k-th is generated from seed + k.
@@ -220,7 +220,7 @@ class Janus(Method):
         images = Janus.load("runs/janus/toy/stage3").sample(["top left: a small red circle; background: grey"])
         """
         batch = request_batch(prompts).to(self.device)
-        return self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance))
+        return stacked(self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance)))
 
 
 def of_kind(batch: Batch, has_target: bool) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size, stacked
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
@@ -203,12 +203,12 @@ class ROSS(Method):
         outputs = Outputs(losses, nll=output.nll, num_tokens=output.num_tokens, answers=answers)
         if batch.images and self.target.has_images and self.wanted.generates(batch_idx):
             made = self._generate(self.image_states(output.hidden, inputs.image_mask), generator)
-            images = stacked(batch.images)
+            images = batch.images
             columns = {"original": images, "round trip": self.round_trip(images), "reconstruction": made}
             outputs.columns = {name: _first_of_each_row(column, batch.image_counts) for name, column in columns.items()}
             if all(batch.image_counts):
                 outputs.generated = outputs.columns["reconstruction"]
-                outputs.references = _first_of_each_row(self.target.prepare(images), batch.image_counts)
+                outputs.references = _first_of_each_row(map_by_size(self.target.prepare, images), batch.image_counts)
         return outputs
 
     @torch.no_grad()
@@ -217,8 +217,8 @@ class ROSS(Method):
         return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Images ``[M, 3, H, W]`` again from what the language model makes of them, at the target's size.
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """Images again from what the language model makes of them, at the target's size.
 
         What follows an image cannot reach its states (attention is causal), so no question is needed.
 
@@ -232,16 +232,18 @@ class ROSS(Method):
         states = self.image_states(self.vlm(inputs).hidden, inputs.image_mask)
         return self._generate(states, torch.Generator(states.device).manual_seed(seed))
 
-    def round_trip(self, images: Tensor) -> Tensor:
-        """Images through the target and back: the best that a reconstruction could be."""
-        return self.target.round_trip(images)
+    def round_trip(self, images: Images) -> list[Tensor]:
+        """Images through the target and back: the best that a reconstruction could be, at the target's size."""
+        return map_by_size(self.target.round_trip, images)
 
     @torch.no_grad()
-    def _generate(self, states: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _generate(self, states: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         shape = (len(states), self.target.channels, self.target.grid, self.target.grid)
-        return self.target.images(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator))
+        return list(self.target.images(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator)))
 
 
-def _first_of_each_row(images: Tensor, counts: list[int]) -> Tensor:
-    """``[M, 3, H, W]`` -> ``[B, 3, H, W]``; a row without an image gets a grey one."""
-    return torch.stack([own[0] if len(own) else torch.zeros_like(images[0]) for own in images.split(counts)])
+def _first_of_each_row(images: list[Tensor], counts: list[int]) -> list[Tensor]:
+    """Of M images one per row; a row without an image gets a grey one."""
+    left = iter(images)
+    rows = [[next(left) for _ in range(count)] for count in counts]
+    return [own[0] if own else torch.zeros_like(images[0]) for own in rows]

@@ -8,7 +8,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, by_size
 from umm_zoo.metrics.rows import checked_names, chosen_rows, generated_pairs
 from umm_zoo.outputs import Outputs
 
@@ -41,9 +41,9 @@ class FrechetDistance(FrechetInceptionDistance):
         """Add ``generated`` and the true ones."""
         pairs, rows = generated_pairs(outputs, batch, self, same_size=False), chosen_rows(batch, self.kinds, self.tasks)
         if pairs is not None and rows:
-            images, references = pairs
-            super().update(references[rows].float().clamp(-1, 1), real=True)
-            super().update(images[rows].float().clamp(-1, 1), real=False)
+            for images, real in ((pairs[1], True), (pairs[0], False)):
+                for _, stack in by_size([images[row] for row in rows]):
+                    super().update(stack.float().clamp(-1, 1), real=real)
 
     def compute(self) -> Tensor:
         """The distance; NaN with fewer than two images."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics.rows import RowMetric, generated_pairs
+from umm_zoo.metrics.rows import RowMetric, generated_pairs, rows_by_size, same_sizes
 from umm_zoo.outputs import Outputs
 
 
@@ -24,7 +24,7 @@ class PSNR(RowMetric):
     Batches without ``generated`` are left out: a run may generate for the first batches of a validation only.
 
     Raises:
-        UserError: there is nothing true to compare with, or the shapes differ.
+        UserError: there is nothing true to compare with, or an image differs from it in size.
     """
 
     reads = ("generated",)
@@ -33,8 +33,7 @@ class PSNR(RowMetric):
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare ``generated`` with what it should be."""
         if (pairs := generated_pairs(outputs, batch, self)) is not None:
-            images, references = (part[self.chosen(batch)].double().clamp(-1, 1) for part in pairs)
-            self.add_rows(decibels((images - references).square().flatten(1).mean(dim=1, keepdim=True)))
+            self.add_rows(rows_by_size(_decibels, *([part[row] for row in self.chosen(batch)] for part in pairs)))
 
     def compute(self) -> Tensor:
         """Mean over images; NaN when none was seen."""
@@ -50,7 +49,7 @@ class Reconstruction(RowMetric):
     Batches without ``generated`` are left out.
 
     Raises:
-        UserError: there is nothing true to compare with, or shapes differ.
+        UserError: there is nothing true to compare with, or an image differs from it in size.
     """
 
     reads = ("generated",)
@@ -62,16 +61,26 @@ class Reconstruction(RowMetric):
         if (pairs := generated_pairs(outputs, batch, self)) is None:
             return
         rows, trips = self.chosen(batch), outputs.round_trips
-        images, references = (part[rows] for part in pairs)
-        values = both_bands(images, references)
-        nothing = torch.full_like(values, torch.nan)
-        self.add_rows(torch.cat([values, nothing if trips is None else both_bands(trips[rows], references)], dim=1))
+        if trips is not None:
+            same_sizes(self, batch, round_trip=trips, true=pairs[1])
+        images, references = ([part[row] for row in rows] for part in pairs)
+        values = rows_by_size(both_bands, images, references)
+        ceilings = torch.full_like(values, torch.nan)
+        if trips is not None:
+            ceilings = rows_by_size(both_bands, [trips[row] for row in rows], references)
+        self.add_rows(torch.cat([values, ceilings], dim=-1))
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """Means over images; ceilings only where round trips were given."""
         names = ("psnr", "high_band", "psnr_ceiling", "high_band_ceiling")
         means = dict(zip(names, records.nanmean(dim=0), strict=True))
         return {name: value for name, value in means.items() if not value.isnan()}
+
+
+def _decibels(images: Tensor, references: Tensor) -> Tensor:
+    """PSNR of whole images, ``[B, 1]``."""
+    images, references = (part.double().clamp(-1, 1) for part in (images, references))
+    return decibels((images - references).square().flatten(1).mean(dim=1, keepdim=True))
 
 
 def both_bands(images: Tensor, references: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, stacked
 from umm_zoo.errors import UserError, printable, several
 from umm_zoo.outputs import FIELDS, Outputs
 
@@ -33,21 +33,52 @@ def required(outputs: Outputs, name: str, metric: Metric) -> Any:
     return value
 
 
-def generated_pairs(outputs: Outputs, batch: Batch, metric: Metric, same_size: bool = True) -> tuple[Tensor, Tensor] | None:
-    """``generated`` and what it should be, ``[B, 3, H, W]`` each; None where nothing was generated for the batch.
+def generated_pairs(
+    outputs: Outputs, batch: Batch, metric: Metric, same_size: bool = True
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """``generated`` and what it should be, B images each; None where nothing was generated for the batch.
 
     Raises:
-        UserError: there is nothing to compare with, or shapes differ (sizes in pixels only with ``same_size``).
+        UserError: there is nothing to compare with, or as many images as rows are not there, or those of a row differ in size
+            (only with ``same_size``: encoders bring both to their own).
     """
     if outputs.generated is None:
         return None
     images, references = outputs.generated, outputs.references_of(batch)
     if references is None:
         raise UserError(f"metrics.{type(metric).__name__}", "no true images", "rows with KEY.target.png, or 'references'")
-    if not len(images) == len(references) == len(batch) or (same_size and images.shape != references.shape):
-        found = f"{list(images.shape)} generated, {list(references.shape)} to compare with, {len(batch)} rows"
-        raise UserError(f"metrics.{type(metric).__name__}", found, "two images per row" + ", of one size" * same_size)
+    if not len(images) == len(references) == len(batch):
+        found = f"{len(images)} images generated, {len(references)} to compare with, {len(batch)} rows"
+        raise UserError(f"metrics.{type(metric).__name__}", found, "two images per row")
+    if same_size:
+        same_sizes(metric, batch, generated=images, true=references)
     return images, references
+
+
+def same_sizes(metric: Metric, batch: Batch, **images: Sequence[Tensor]) -> None:
+    """Refuse rows whose images, given by what they are, differ in size.
+
+    Raises:
+        UserError: names the row and the sizes.
+    """
+    for key, own in zip(batch.keys, zip(*images.values(), strict=True), strict=True):
+        if len({image.shape for image in own}) > 1:
+            sizes = [f"{name} {image.shape[-2]} x {image.shape[-1]} px" for name, image in zip(images, own, strict=True)]
+            raise UserError(f"metrics.{type(metric).__name__}", f"{key}: {', '.join(sizes)}", "images of one size in each row")
+
+
+def rows_by_size(function: Callable[..., Tensor], *columns: Sequence[Tensor]) -> Tensor:
+    """What ``function`` makes of the images of each row, ``[rows, ...]``, for R images in each column.
+
+    It is called once per size, with a stack ``[r, 3, H, W]`` of each column, and treats rows alone.
+    """
+    places: dict[tuple[torch.Size, ...], list[int]] = {}
+    for row, images in enumerate(zip(*columns, strict=True)):
+        places.setdefault(tuple(image.shape for image in images), []).append(row)
+    results = dict[int, Tensor]()
+    for rows in places.values():
+        results.update(zip(rows, function(*(stacked([column[row] for row in rows]) for column in columns)), strict=True))
+    return torch.stack([results[row] for row in range(len(results))]) if results else torch.empty(0)
 
 
 def chosen_rows(batch: Batch, kinds: list[str] | None, tasks: list[str] | None = None) -> list[int]:

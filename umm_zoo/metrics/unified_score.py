@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder, features_of
 from umm_zoo.backbones.frozen import freeze
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Images
 from umm_zoo.metrics.rows import RowMetric, generated_pairs, required
 from umm_zoo.outputs import Outputs
 
@@ -59,12 +59,13 @@ class UnifiedScore(RowMetric):
             return
         images, references = required(outputs, self.images, self), pairs[1]
         if rows := self.chosen(batch):
-            self.add_rows(self.cosines(images[rows], references[rows]).double().T)
+            self.add_rows(self.cosines([images[row] for row in rows], [references[row] for row in rows]).double().T)
 
     @torch.no_grad()
-    def cosines(self, images: Tensor, references: Tensor) -> Tensor:
-        """Cosine of the features of each pair, ``[number of encoders, B]``."""
-        pairs = ([encoder(side.clamp(-1, 1)).float() for side in (images, references)] for encoder in self.encoders.values())
+    def cosines(self, images: Images, references: Images) -> Tensor:
+        """Cosine of the features of each pair, ``[number of encoders, B]``; the two may differ in size."""
+        encoders: list[Any] = list(self.encoders.values())
+        pairs = ([features_of(encoder, side) for side in (images, references)] for encoder in encoders)
         return torch.stack([F.cosine_similarity(made, original, dim=1) for made, original in pairs])
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 
 from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
-from umm_zoo.batch import Batch, by_size, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Images, by_size, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.objectives.step import sum_over_ranks
-from umm_zoo.outputs import Outputs
+from umm_zoo.outputs import Outputs, in_groups
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -96,21 +96,25 @@ class Autoencoder(Method):
         return ("loss", "l1", "mse", *(name for name in without if not without[name]), "generated", "references")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """The losses, ``generated`` (reconstructions from the posterior mean), and ``references``."""
+        """The losses, ``generated`` (reconstructions from the posterior mean), ``references``; images of one size go together."""
+        return in_groups(self._validate, batch, [image.shape for image in image_of_each_row(batch)])
+
+    def _validate(self, batch: Batch) -> Outputs:
+        """Outputs of rows whose images have one size."""
         images = stacked(image_of_each_row(batch))
         mean, log_variance = self.codec.posterior(images)
         losses = self._losses(images, mean, log_variance, mean)
         reconstructed = self.codec.decode(self.codec.normalise(mean)).clamp(-1, 1)
-        return Outputs(losses, generated=reconstructed, references=images)
+        return Outputs(losses, generated=list(reconstructed), references=list(images))
 
-    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Images ``[M, 3, H, W]`` through the codec and back; no noise is in it, whatever the seed."""
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """Images through the codec and back; no noise is in it, whatever the seed."""
         return self.round_trip(images)
 
     @torch.no_grad()
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, images: Images) -> list[Tensor]:
         """Images through the codec and back."""
-        return self.codec.decode(self.codec.encode(images)).clamp(-1, 1)
+        return map_by_size(lambda stack: self.codec.decode(self.codec.encode(stack)).clamp(-1, 1), images)
 
     def _losses(self, images: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
         found = self.codec.expand(latents).to(images.dtype)

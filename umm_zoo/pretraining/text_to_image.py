@@ -17,7 +17,7 @@ from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import guide
-from umm_zoo.outputs import Outputs, Sampling, TokenCount
+from umm_zoo.outputs import Outputs, Sampling, TokenCount, in_groups
 
 
 class TextToImage(Method):
@@ -94,20 +94,26 @@ class TextToImage(Method):
         return (*self.objective.makes, "generated")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """The objective's terms at fixed times and noise, and ``generated`` from the prompts."""
+        """The objective's terms at fixed times and noise, and ``generated`` from the prompts; targets of one size go together."""
+        sizes = [target.shape for target in batch.requested] if all(batch.has_target) else []
+        return in_groups(lambda rows: self._validate(rows, batch_idx), batch, sizes)
+
+    def _validate(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs of rows whose targets have one size."""
         latents, texts = stacked(self.codec.target_latents(batch)), prompts(batch)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(texts), generator))
         if self.wanted.generates(batch_idx):
-            outputs.generated = self._generate(texts, torch.randn(latents.shape, generator=generator, device=self.device))
+            noise = torch.randn(latents.shape, generator=generator, device=self.device)
+            outputs.generated = list(self._generate(texts, noise))
         return outputs
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows without a prompt."""
         prompts(batch)
 
-    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """Images of prompts, ``[B, 3, H, W]`` in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
+        """Images of prompts in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
 
         Raises:
             UserError: a row has no prompt, one longer than the text encoder reads, or an image; a size that the codec cannot make.
@@ -123,7 +129,7 @@ class TextToImage(Method):
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         shape = (self.codec.latent_channels, *grid)
         noise = torch.stack([torch.randn(shape, generator=own, device=self.device) for own in generators])
-        return self._generate(texts, noise, sampling.guidance, sampling.num_steps)
+        return list(self._generate(texts, noise, sampling.guidance, sampling.num_steps))
 
     @torch.no_grad()
     def _generate(self, texts: list[str], noise: Tensor, guidance: float | None = None, num_steps: int | None = None) -> Tensor:

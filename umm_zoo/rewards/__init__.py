@@ -1,4 +1,4 @@
-"""Rewards for generated images: ``(candidates [R, 3, H, W], batch) -> [R]``, higher is better."""
+"""Rewards for generated images: ``(R candidates, batch) -> [R]``, higher is better."""
 
 from umm_zoo.rewards.base import Reward, group_size
 from umm_zoo.rewards.combining import ShuffledReward, WeightedReward

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Images
 
 
 class Reward(nn.Module, ABC):
@@ -18,16 +18,16 @@ class Reward(nn.Module, ABC):
     ``check_reward`` puts it through the contract.
 
     Shape:
-        - candidates: ``[R, 3, H, W]`` in [-1, 1]
+        - candidates: R of ``[3, H, W]`` in [-1, 1], of any sizes; ``forward`` takes a stack apart
         - output: ``[R]`` float32
     """
 
     @abstractmethod
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         """``[R]``; see the class."""
 
     @torch.no_grad()
-    def forward(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def forward(self, candidates: Images, batch: Batch) -> Tensor:
         """The rewards, detached.
 
         Raises:
@@ -35,12 +35,12 @@ class Reward(nn.Module, ABC):
         """
         if not len(batch) or len(candidates) % len(batch):
             raise ValueError(f"{type(self).__name__}: found {len(candidates)} candidates for {len(batch)} rows")
-        rewards = self.score(candidates, batch).float()
-        if rewards.shape != candidates.shape[:1]:
+        rewards = self.score(list(candidates), batch).float()
+        if rewards.shape != (len(candidates),):
             raise ValueError(f"{type(self).__name__}: expected rewards of shape [{len(candidates)}], found {list(rewards.shape)}")
         return rewards
 
 
-def group_size(candidates: Tensor, batch: Batch) -> int:
+def group_size(candidates: Images, batch: Batch) -> int:
     """G, the number of candidates per row."""
     return len(candidates) // len(batch)

@@ -28,7 +28,7 @@ class WeightedReward(Reward):
             raise ValueError(f"WeightedReward: weights are of {sorted(weights)}, expected those of {sorted(rewards)}")
         self.rewards, self.weights = nn.ModuleDict(rewards), weights
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         """The sum."""
         terms = [self.weights[name] * reward(candidates, batch) for name, reward in self.rewards.items()]
         return torch.stack(terms).sum(dim=0)
@@ -50,9 +50,9 @@ class ShuffledReward(Reward):
         super().__init__()
         self.reward = reward
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
         """The reward of candidates moved on by one row, moved back."""
         if len(batch) < 2:
             raise UserError("data.batch_size", "one row per rank", "two or more, for ShuffledReward compares with another row")
         group = group_size(candidates, batch)
-        return self.reward(candidates.roll(group, dims=0), batch).roll(-group, dims=0)
+        return self.reward(candidates[-group:] + candidates[:-group], batch).roll(-group, dims=0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.feature_encoder import FeatureEncoder, features_of
 from umm_zoo.backbones.frozen import freeze
-from umm_zoo.batch import Batch, image_of_each_row, stacked
+from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.rewards.base import Reward, group_size
 
 
@@ -27,8 +27,8 @@ class ReconstructionReward(Reward):
         super().__init__()
         self.encoder = freeze(encoder)
 
-    def score(self, candidates: Tensor, batch: Batch) -> Tensor:
-        """The source of a row is encoded once for its whole group."""
-        generated = self.encoder(candidates.clamp(-1, 1)).float()  # [R, F]
-        source = self.encoder(stacked(image_of_each_row(batch)).to(candidates)).float()  # [B, F]
+    def score(self, candidates: list[Tensor], batch: Batch) -> Tensor:
+        """The source of a row is encoded once for its whole group; its size need not be that of the candidates."""
+        generated = features_of(self.encoder, candidates)  # [R, F]
+        source = features_of(self.encoder, [image.to(candidates[0]) for image in image_of_each_row(batch)])  # [B, F]
         return F.cosine_similarity(generated, source.repeat_interleave(group_size(candidates, batch), dim=0), dim=1)

@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from umm_zoo.errors import Share, Weight
+from umm_zoo.batch import Images, by_size
+from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.shapes.rendering import cell_boxes, coverage, ink
 from umm_zoo.shapes.scenes import BACKGROUNDS, COLOURS, DETAILS, MAX_JITTER, PLACES, SHAPES, SIZES, Object, Scene
 
@@ -57,21 +58,33 @@ class ShapesDetector:
         self.max_error, self.max_share = max_error, max_share
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> list[Scene]:
-        """The scene that each of ``images`` ``[B, 3, H, W]`` in [-1, 1] shows; square, of any size.
+    def __call__(self, images: Images) -> list[Scene]:
+        """The scene that each of B images ``[3, H, W]`` in [-1, 1] shows; square, of any sizes.
 
         ``background`` is empty where it is none of the world's; ``stripes`` are not looked for, nor is the jitter of objects.
+
+        Raises:
+            UserError: an image is no square.
         """
-        images = images.detach().float().clamp(-1, 1)
+        found = dict[int, Scene]()
+        for places, stack in by_size(images):
+            found.update(zip(places, self._detect(stack.detach().float().clamp(-1, 1)), strict=True))
+        return [found[place] for place in range(len(images))]
+
+    def _detect(self, images: Tensor) -> list[Scene]:
+        """The scenes of images of one size."""
+        if images.shape[-2] != images.shape[-1]:
+            found = f"an image of {images.shape[-2]} x {images.shape[-1]} px"
+            raise UserError("ShapesDetector", found, "squares, which the scenes of the shapes world are")
         boxes = cell_boxes(self.cells, images.shape[-1])
-        found = []
+        errors = []
         for box in boxes.values():
             patch = images[:, :, *box]
             board = tuple(patch.shape[2:]), self.cells, images.shape[-1]
             templates = _templates(*board, self.num_colours, self._detail, self._forms)
             empty, filled = _errors(patch, *(part.to(patch.device) for part in templates))
-            found.append((empty, *filled.flatten(2).min(dim=2)))
-        return self._scenes(list(boxes), *(torch.stack(parts, 1).cpu() for parts in zip(*found, strict=True)))
+            errors.append((empty, *filled.flatten(2).min(dim=2)))
+        return self._scenes(list(boxes), *(torch.stack(parts, 1).cpu() for parts in zip(*errors, strict=True)))
 
     def _scenes(self, places: list[str], empty: Tensor, best: Tensor, which: Tensor) -> list[Scene]:
         """``[B, cells, backgrounds]`` mean squared errors without and with the best object, and which that is."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Batch, stacked
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.metrics.images import decibels
-from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, rates_by_name, required
+from umm_zoo.metrics.rows import NAME_WORDS, RowMetric, name_to_words, rates_by_name, required, rows_by_size, same_sizes
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.geneval_metrics import ShapesMetric
 from umm_zoo.shapes.rendering import cell_boxes
@@ -112,14 +112,12 @@ class InstructionSensitivity(RowMetric):
         """Compare two generated images with two targets."""
         if outputs.unchanged is None:
             return
-        rows = self.chosen(batch)
-        names = ("generated", "unchanged", "unchanged_references")
-        made, other, wanted = (required(outputs, name, self)[rows].double().clamp(-1, 1) for name in names)
+        images = {name: required(outputs, name, self) for name in ("generated", "unchanged", "unchanged_references")}
         if not all(batch.has_target):
             raise UserError("metrics.InstructionSensitivity", "no targets", "rows with KEY.target.png")
-        moved = (made - other).square().flatten(1).sum(dim=1)
-        should = (stacked(batch.requested)[rows].double() - wanted).square().flatten(1).sum(dim=1)
-        self.add_rows(torch.stack([moved, should], dim=1))
+        same_sizes(self, batch, **images, target=batch.requested)
+        rows = self.chosen(batch)
+        self.add_rows(rows_by_size(_moves, *([own[row] for row in rows] for own in (*images.values(), batch.requested))))
 
     def compute(self) -> Tensor:
         """The ratio; NaN without rows."""
@@ -128,6 +126,14 @@ class InstructionSensitivity(RowMetric):
             return torch.tensor(torch.nan)
         moved, should = records.sum(dim=0)
         return moved / should
+
+
+def _moves(made: Tensor, other: Tensor, wanted: Tensor, target: Tensor) -> Tensor:
+    """How far the instruction moves each image and how far it should, ``[B, 2]``: sums of squares."""
+    made, other, wanted = (images.double().clamp(-1, 1) for images in (made, other, wanted))
+    return torch.stack(
+        [(one - two).square().flatten(1).sum(dim=1) for one, two in ((made, other), (target.double(), wanted))], dim=1
+    )
 
 
 def edit_kind(meta: Mapping[str, Any]) -> str:
@@ -146,12 +152,13 @@ def edited_mask(meta: Mapping[str, Any], cells: int, image_size: int) -> Tensor:
     return mask
 
 
-def _sides(batch: Batch, row: int, generated: Tensor) -> tuple[Tensor, Tensor]:
+def _sides(batch: Batch, row: int, generated: list[Tensor]) -> tuple[Tensor, Tensor]:
     images, wanted = batch.images_of(row), batch.target_of(row)
     if wanted is None or not images:
         raise UserError("metrics.EditPixels", f"{batch.keys[row]} without source or target", "rows of editing tasks")
     source, target = images[0].double(), wanted.double()
-    if not source.shape == target.shape == generated.shape[1:]:
-        shapes = [list(image.shape[-3:]) for image in (source, target, generated)]
-        raise UserError("metrics.EditPixels", "source {}, target {} and image {}".format(*shapes), "one shape")
+    if not source.shape == target.shape == generated[row].shape or source.shape[-2] != source.shape[-1]:
+        shapes = [list(image.shape) for image in (source, target, generated[row])]
+        found = "source {}, target {} and image {}".format(*shapes)
+        raise UserError("metrics.EditPixels", f"{batch.keys[row]}: {found}", "one shape, and a square")
     return source, target

@@ -45,7 +45,7 @@ class ShapesMetric(RowMetric):
         if (images := getattr(outputs, self.images)) is None:
             return {}
         rows = [row for row in self.chosen(batch) if needed in batch.meta[row]]
-        return dict(zip(rows, self.detector(images[rows]), strict=True)) if rows else {}
+        return dict(zip(rows, self.detector([images[row] for row in rows]), strict=True)) if rows else {}
 
 
 class ShapesGenEval(ShapesMetric):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Images
 from umm_zoo.rewards.base import Reward
 from umm_zoo.testing.roles import check_role
 
@@ -72,12 +72,12 @@ def check_block(
         assert torch.equal(value, before[key]), f"{name}: expected evaluation to change nothing, found another '{key}'"
 
 
-def check_reward(reward: Reward, candidates: Tensor, batch: Batch) -> None:
+def check_reward(reward: Reward, candidates: Images, batch: Batch) -> None:
     """Put a reward through what policy gradients need of it.
 
     Args:
         reward: built, small.
-        candidates: ``[B * G, 3, H, W]`` in [-1, 1], G of at least 2.
+        candidates: B * G of ``[3, H, W]`` in [-1, 1], G of at least 2.
         batch: B rows.
 
     Raises:
@@ -87,7 +87,7 @@ def check_reward(reward: Reward, candidates: Tensor, batch: Batch) -> None:
     _check_class(type(reward))
     trained = [key for key, parameter in reward.named_parameters() if parameter.requires_grad]
     assert not trained, f"{name}: expected nothing to train, found '{trained[0] if trained else ''}' (freeze what it looks through)"
-    given = candidates.clone().requires_grad_()
+    given = [image.clone().requires_grad_() for image in candidates]
     rewards = reward(given, batch)
     assert rewards.shape == (len(candidates),), f"{name}: expected a reward per candidate, found {list(rewards.shape)}"
     assert rewards.dtype == torch.float32, f"{name}: expected float32, found {rewards.dtype}"
@@ -96,7 +96,7 @@ def check_reward(reward: Reward, candidates: Tensor, batch: Batch) -> None:
     again = reward(candidates, batch)
     assert torch.equal(again, rewards), f"{name}: expected the same rewards twice, found other values"
     order = torch.arange(len(candidates)).unflatten(0, (-1, group)).flip(1).flatten()  # reversed within each group
-    turned = reward(candidates[order], batch)
+    turned = reward([candidates[place] for place in order.tolist()], batch)
     assert torch.allclose(turned, rewards[order], atol=1e-5), (
         f"{name}: expected a candidate's reward not to depend on its place in the group, found another"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from umm_zoo.method import Method
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.renderers import CaptionRenderer, Renderer
-from umm_zoo.outputs import Outputs, Sampling
+from umm_zoo.outputs import Outputs, Sampling, in_groups
 from umm_zoo.rewards.base import Reward
 
 
@@ -93,12 +94,28 @@ class UAEBase(Method):
 
     def images_of_captions(
         self, captions: Sequence[str], seeds: Sequence[int], images: Images | None = None, sampling: Sampling | None = None
-    ) -> Tensor:
-        """Images of captions, ``[R, 3, H, W]``; the images that they describe are for readers that look."""
+    ) -> list[Tensor]:
+        """Images of captions, of one size; the images that they describe are for readers that look."""
         return self.renderer.generate(self.vlm, captions, seeds, images, self.adapter, sampling)
 
-    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> Tensor:
-        """Images ``[B, 3, H, W]`` of what the rows say; see ``outputs.Draws``.
+    def made_again(
+        self, captions: Sequence[str], seeds: Sequence[int], images: Sequence[Tensor], sampling: Sampling | None = None
+    ) -> list[Tensor]:
+        """Images of the captions of ``images``, each in the size that the renderer makes it again in (``Renderer.size_of``)."""
+        sizes, made = [self.renderer.size_of(image) for image in images], dict[int, Tensor]()
+        for size in dict.fromkeys(sizes):
+            rows = [row for row, own in enumerate(sizes) if own == size]
+            found = self.images_of_captions(
+                [captions[row] for row in rows],
+                [seeds[row] for row in rows],
+                [images[row] for row in rows],
+                replace(sampling or Sampling(), size=size),
+            )
+            made.update(zip(rows, found, strict=True))
+        return [made[row] for row in range(len(images))]
+
+    def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
+        """Images of what the rows say, in the renderer's own size where none is said; see ``outputs.Draws``.
 
         Raises:
             UserError: a row has input images.
@@ -112,18 +129,19 @@ class UAEBase(Method):
         images = UAE.load("runs/uae/toy/stage3").sample(["top left: a small red circle; background: grey"])
         """
         batch = request_batch(prompts).to(self.device)
-        return self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(num_steps=num_steps))
+        return stacked(self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(num_steps=num_steps)))
 
-    def reconstruct_from_captions(self, images: Tensor, seeds: Sequence[int]) -> tuple[list[str], Tensor]:
-        """See ``outputs.ReconstructsFromCaptions``."""
+    def reconstruct_from_captions(self, images: Images, seeds: Sequence[int]) -> tuple[list[str], list[Tensor]]:
+        """See ``outputs.ReconstructsFromCaptions``; in the renderer's own size, for a caption says nothing of the image's."""
         captions = self.caption(images, temperature=0.0).texts
         return captions, self.images_of_captions(captions, seeds, images)
 
-    def reconstruct(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Images ``[M, 3, H, W]`` again, in the renderer's size, from their likeliest captions; the k-th from seed + k."""
-        return self.reconstruct_from_captions(images, [seed + k for k in range(len(images))])[1]
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """Images again from their likeliest captions, each in its own size where the renderer can; the k-th from seed + k."""
+        captions = self.caption(images, temperature=0.0).texts
+        return self.made_again(captions, [seed + k for k in range(len(images))], list(images))
 
-    def round_trip(self, images: Tensor) -> Tensor:
+    def round_trip(self, images: Images) -> list[Tensor]:
         """Images through the renderer's codec and back: the best that a reconstruction could be."""
         return self.renderer.round_trip(self.vlm, images)
 
@@ -147,8 +165,13 @@ class UAEBase(Method):
 
         ``answers`` (captions) with ``caption_tokens``, ``generated`` from them, ``references``, and where there is a reward
         ``rewards``; their means as the scalars ``mean_caption_tokens`` and ``reward``. For rows with true captions also
-        ``from_true_captions`` from the same noise, and the decoder's terms on them at fixed times and noise.
+        ``from_true_captions`` from the same noise, and the decoder's terms on them at fixed times and noise. Images of one size go
+        together, and are made again in their own size where the renderer can (``Renderer.size_of``).
         """
+        return in_groups(lambda rows: self._validate(rows, batch_idx), batch, [image.shape for image in image_of_each_row(batch)])
+
+    def _validate(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs of rows whose images have one size."""
         images, truths = image_of_each_row(batch), batch.answers()
         outputs = Outputs(self._decoder_terms(batch, truths, batch_idx) if all(truths) else {})
         samples = self.caption(images, torch.Generator(self.device).manual_seed(batch_idx))
@@ -159,13 +182,14 @@ class UAEBase(Method):
                 outputs.scalars["reward"], outputs.counts["reward"] = torch.zeros(()), 0.0
             return outputs
         seeds = [zlib.crc32(key.encode()) for key in batch.keys]
-        outputs.references, outputs.generated = stacked(images), self.images_of_captions(samples.texts, seeds, images)
-        outputs.columns = {"original": outputs.references, "reconstruction": outputs.generated}
+        generated = self.made_again(samples.texts, seeds, images)
+        outputs.references, outputs.generated = images, generated
+        outputs.columns = {"original": images, "reconstruction": generated}
         if all(truths):
-            outputs.from_true_captions = self.images_of_captions(truths, seeds, images)
-            outputs.columns["from the true caption"] = outputs.from_true_captions
+            best = self.made_again(truths, seeds, images)
+            outputs.from_true_captions = outputs.columns["from the true caption"] = best
         if self.reward is not None:
-            outputs.rewards = self.reward(outputs.generated, batch)
+            outputs.rewards = self.reward(generated, batch)
             outputs.scalars["reward"] = outputs.rewards.mean()
         return outputs
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, Images, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import Count
 from umm_zoo.methods.uae.caption_policy import CaptionPolicy, CaptionRollout
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -86,7 +86,7 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
         seeds = self.noise(len(images), self.rollouts.group)
         with self.phases("generate", self.device):
             rows = portions(torch.arange(len(seeds)), self.rollouts.micro_batch)
-            generated = torch.cat([self.images_of_samples(samples, images, seeds, some) for some in rows])
+            generated = [image for some in rows for image in self.images_of_samples(samples, images, seeds, some)]
         return CaptionRollout(
             batch=batch,
             images=images,
@@ -98,10 +98,10 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
             weights=self.objective.aggregation(samples.mask),
         )
 
-    def images_of_samples(self, samples: Samples, images: Images, seeds: list[int], rows: Tensor) -> Tensor:
+    def images_of_samples(self, samples: Samples, images: list[Tensor], seeds: list[int], rows: Tensor) -> list[Tensor]:
         """Images of some captions, in the renderer's steps of training."""
         numbers = rows.tolist()
-        return self.images_of_captions(
+        return self.made_again(
             [samples.texts[row] for row in numbers],
             [seeds[row] for row in numbers],
             [images[row // self.rollouts.group] for row in numbers],

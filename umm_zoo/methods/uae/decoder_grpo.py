@@ -30,12 +30,13 @@ class ImageRollout(Rollout):
 
     Shape:
         - condition, negative: ``[R, N, E]``; negative None without guidance
-        - path: states ``[S + 1, R, C, h, w]``
+        - paths: of images of one size each, states ``[S + 1, r, C, h, w]``; numbers ``[r]``: which of the R images these are
     """
 
     condition: Tokens
     negative: Tokens | None
-    path: Trajectory
+    paths: list[Trajectory]
+    numbers: list[Tensor]
 
 
 class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
@@ -104,24 +105,40 @@ class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
             mask = None if one.mask is None else one.mask.repeat_interleave(group, 0)
             condition = Tokens(one.values.repeat_interleave(group, 0), mask)  # [R, N, E]
             negative = self.renderer.negative(self.vlm, len(condition.values), self.adapter) if self.guidance != 1 else None
-        noise = self.renderer.noise(self.noise(len(images), group), self.device)
+        seeds, sizes = self.noise(len(images), group), [self.renderer.size_of(image) for image in images for _ in range(group)]
+        paths, numbers, made = list[Trajectory](), list[Tensor](), dict[int, Tensor]()
         with self.phases("generate", self.device):
-            paths, generated = [], []
-            for rows in portions(torch.arange(len(noise), device=self.device), self.rollouts.micro_batch):
-                paths.append(self.objective.rollout(self._velocity(negative, rows), noise[rows], rows_of(condition, rows)))
-                generated.append(self.renderer.decoded(paths[-1].samples))
-            path = Trajectory(torch.cat([p.states for p in paths], 1), torch.cat([p.log_probs for p in paths], 1))
-        candidates = torch.cat(generated)
+            for size in dict.fromkeys(sizes):
+                own = [number for number, other in enumerate(sizes) if other == size]
+                noise = self.renderer.noise([seeds[number] for number in own], self.device, size)
+                numbers.append(torch.tensor(own, device=self.device))
+                paths.append(self._sampled(noise, condition, negative, numbers[-1]))
+                made.update(zip(own, self._decoded(paths[-1]), strict=True))
+        generated = [made[number] for number in range(len(sizes))]
         return ImageRollout(
             batch=batch,
             images=images,
             captions=[caption for caption in captions for _ in range(group)],
-            generated=candidates,
-            rewards=self.judge(candidates, batch),
+            generated=generated,
+            rewards=self.judge(generated, batch),
             condition=condition,
             negative=negative,
-            path=path,
+            paths=paths,
+            numbers=numbers,
         )
+
+    def _sampled(self, noise: Tensor, condition: Tokens, negative: Tokens | None, numbers: Tensor) -> Trajectory:
+        """Ways from noise ``[r, C, h, w]`` to images of one size, in micro-batches; ``numbers`` says which of all they are."""
+        parts = []
+        for rows in portions(torch.arange(len(noise), device=self.device), self.rollouts.micro_batch):
+            own = numbers[rows]
+            parts.append(self.objective.rollout(self._velocity(negative, own), noise[rows], rows_of(condition, own)))
+        return Trajectory(torch.cat([part.states for part in parts], 1), torch.cat([part.log_probs for part in parts], 1))
+
+    def _decoded(self, path: Trajectory) -> list[Tensor]:
+        """The images at the ends."""
+        parts = portions(torch.arange(len(path.samples), device=self.device), self.rollouts.micro_batch)
+        return [image for rows in parts for image in self.renderer.decoded(path.samples[rows])]
 
     def _velocity(self, negative: Tokens | None, rows: Tensor) -> Predictor:
         return DetachedGuidance(self.renderer.decoder, None if negative is None else rows_of(negative, rows), self.guidance)
@@ -139,15 +156,23 @@ class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
 
     def loss_parts(self, rollout: ImageRollout) -> list[Callable[[], dict[str, Tensor]]]:
         """One part per trained step and portion of images."""
-        rows = self.portions_of(self.scored(rollout))
-        return [partial(self._part, rollout, step, some) for step in self.objective.trained_steps for some in rows]
+        scored = self.scored(rollout)
+        portions_of_paths = [
+            (path, numbers, some)
+            for path, numbers in zip(rollout.paths, rollout.numbers, strict=True)
+            for some in self.portions_of(scored[numbers])
+        ]
+        return [
+            partial(self._part, rollout, step, *portion) for step in self.objective.trained_steps for portion in portions_of_paths
+        ]
 
-    def _part(self, rollout: ImageRollout, step: int, rows: Tensor) -> dict[str, Tensor]:
+    def _part(self, rollout: ImageRollout, step: int, path: Trajectory, numbers: Tensor, places: Tensor) -> dict[str, Tensor]:
         """The share of one step of some images in the loss, which is the mean over all scored images and trained steps."""
+        rows = numbers[places]
         velocity = self._velocity(rollout.negative, rows)
         adapter = self.decoder_adapter if self.objective.kl_weight else None
         reference = None if adapter is None else partial(_without, adapter, velocity)
-        some = Trajectory(rollout.path.states[:, rows], rollout.path.log_probs[:, rows])
+        some = Trajectory(path.states[:, places], path.log_probs[:, places])
         out = self.objective.step_loss(velocity, some, step, rows_of(rollout.condition, rows), rollout.advantages[rows], reference)
         share = len(rows) / (int(self.scored(rollout).sum()) * len(self.objective.trained_steps))
         return {name: share * out[name] for name in ("loss", *self.watched)}

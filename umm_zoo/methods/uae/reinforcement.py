@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.batch import Batch, stacked
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.uae.rollout_state import plain, restored
@@ -30,14 +30,14 @@ class Rollout:
     """Samples of B rows, G of each, the images generated and their rewards. R = B * G, the samples of a row side by side.
 
     Shape:
-        - images: B of ``[3, H, W]``, what the captions describe; captions: R texts
-        - generated: ``[R, 3, H, W]``; rewards ``[B, G]``; advantages ``[R]``, once all micro-batches of the step are rolled out
+        - images: B of ``[3, H, W]``, of any sizes, what the captions describe; captions: R texts
+        - generated: R images; rewards ``[B, G]``; advantages ``[R]``, once all micro-batches of the step are rolled out
     """
 
     batch: Batch
     images: list[Tensor]
     captions: Sequence[str]
-    generated: Tensor
+    generated: list[Tensor]
     rewards: Tensor
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     times_used: int = 0
@@ -155,8 +155,8 @@ class Reinforcement(Method, Generic[R]):
             for one, own, found in zip(rollouts, rewards, advantages, strict=True)
         ]
 
-    def judge(self, generated: Tensor, batch: Batch) -> Tensor:
-        """Rewards of generated images ``[R, 3, H, W]``, row by row ``[B, R / B]``."""
+    def judge(self, generated: list[Tensor], batch: Batch) -> Tensor:
+        """Rewards of R generated images, row by row ``[B, R / B]``."""
         assert self.reward is not None
         with self.phases("reward", self.device):
             return self.reward(generated, batch).unflatten(0, (len(batch), -1))
@@ -238,10 +238,10 @@ class Reinforcement(Method, Generic[R]):
         if (rollout := self.rollout) is None:
             return None
         answers = list(rollout.captions[:: self.rollouts.group])
-        return Outputs(answers=answers, generated=_shown(rollout), references=stacked(rollout.images)), rollout.batch
+        return Outputs(answers=answers, generated=_shown(rollout), references=rollout.images), rollout.batch
 
 
-def _shown(rollout: Rollout) -> Tensor:
+def _shown(rollout: Rollout) -> list[Tensor]:
     """The first image of each row; a rollout that comes out of a checkpoint has no others."""
     return rollout.generated[:: len(rollout.generated) // len(rollout.batch)]
 

@@ -42,21 +42,25 @@ class Renderer(nn.Module, ABC):
         images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
-    ) -> Tensor:
-        """Images ``[R, 3, H, W]`` in [-1, 1], no gradient.
+    ) -> list[Tensor]:
+        """R images in [-1, 1], all of one size, no gradient.
 
         Args:
             vlm: the language model that the method trains, for renderers that read with it.
             captions: R texts.
             seeds: of the initial noise; captions of one seed start from the same noise.
-            images: what the captions describe, for readers that look.
+            images: what the captions describe, of any sizes, for readers that look.
             adapter: of the policy.
             sampling: where it is not the renderer's own.
         """
 
     @abstractmethod
-    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Images) -> list[Tensor]:
         """Images through the codec and back."""
+
+    def size_of(self, image: Tensor) -> tuple[int, int] | None:
+        """Height and width of what is made again of an image: its own, where codec and decoder can; None is the renderer's own."""
+        return None
 
     def match(self, vlm: LibraryVLM) -> None:
         """Refuse a language model that it cannot generate with, by a ``ValueError``."""
@@ -152,7 +156,7 @@ class CaptionRenderer(Renderer):
         images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """See ``Renderer``."""
         sampling = sampling or Sampling()
         guidance = self.guidance if sampling.guidance is None else sampling.guidance
@@ -162,7 +166,7 @@ class CaptionRenderer(Renderer):
         if guidance != 1:
             branches = guide(self.negative(vlm, len(captions), adapter), condition, guidance)
         shape = (len(noise), *noise.shape[1:])
-        return self.decoded(self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=sampling.num_steps))
+        return list(self.decoded(self.objective.sample(self.decoder, shape, branches, noise=noise, num_steps=sampling.num_steps)))
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> list[Tensor]:
@@ -181,10 +185,14 @@ class CaptionRenderer(Renderer):
         """Images of latents, clamped to [-1, 1]."""
         return self.codec.decode(latents).float().clamp(-1, 1)
 
-    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Images) -> list[Tensor]:
         """See ``Renderer``."""
         with torch.no_grad():
-            return self.decoded(self.codec.encode(images))
+            return map_by_size(lambda stack: self.decoded(self.codec.encode(stack)), images)
+
+    def size_of(self, image: Tensor) -> tuple[int, int] | None:
+        """See ``Renderer``."""
+        return _own_size(image, self.codec.downsampling * self.decoder.patch)
 
 
 class BridgeRenderer(Renderer):
@@ -213,12 +221,23 @@ class BridgeRenderer(Renderer):
         images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """See ``Renderer``; the given model and its adapter are not looked at. A blank stands for an empty caption."""
         several("captions", captions)
         texts = [caption.replace(IMAGE_MARKER, "").strip() or "." for caption in captions]
-        return self.bridge.generate(request_batch(texts).to(vlm.device), seeds, sampling).float().clamp(-1, 1)
+        made = self.bridge.generate(request_batch(texts).to(vlm.device), seeds, sampling)
+        return [image.float().clamp(-1, 1) for image in made]
 
-    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Images) -> list[Tensor]:
         """See ``Renderer``."""
         return self.bridge.round_trip(images)
+
+    def size_of(self, image: Tensor) -> tuple[int, int] | None:
+        """See ``Renderer``; squares in the bridge's own ``image_size``, for it need not be trained in theirs."""
+        square = image.shape[-2] == image.shape[-1]
+        return None if square else _own_size(image, self.bridge.codec.downsampling * self.bridge.decoder.patch)
+
+
+def _own_size(image: Tensor, unit: int) -> tuple[int, int] | None:
+    height, width = image.shape[-2:]
+    return None if height % unit or width % unit else (height, width)

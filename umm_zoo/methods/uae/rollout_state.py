@@ -49,5 +49,5 @@ def _restored(hint: Any, value: Any, device: torch.device) -> Any:
         return {key: _restored(Any, inner, device) for key, inner in value.items()}
     if isinstance(value, list):
         named = next((kind for kind in kinds if issubclass(kind, Enum)), None)
-        return [named(inner) if named else _restored(Any, inner, device) for inner in value]
+        return [named(inner) if named else _restored(next(iter(get_args(hint)), Any), inner, device) for inner in value]
     return value

@@ -11,7 +11,7 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.unified import ImageSamples, UnifiedAR
-from umm_zoo.batch import IMAGE_MARKER, Images
+from umm_zoo.batch import IMAGE_MARKER, Images, map_by_size
 from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.uae.renderers import Renderer
 from umm_zoo.outputs import Sampling
@@ -67,8 +67,8 @@ class TokenRenderer(Renderer):
         images: Images | None = None,
         adapter: LoRA | None = None,
         sampling: Sampling | None = None,
-    ) -> Tensor:
-        """See ``Renderer``; there are no steps to choose.
+    ) -> list[Tensor]:
+        """See ``Renderer``; there are no steps to choose, and one size.
 
         Raises:
             UserError: another size than the model's.
@@ -76,12 +76,13 @@ class TokenRenderer(Renderer):
         sampling = sampling or Sampling()
         if sampling.size is not None:
             unified(vlm).assert_generates(sampling.size, "size")
-        return self.images(vlm, self.draw(vlm, captions, seeds, sampling.guidance).ids)
+        return list(self.images(vlm, self.draw(vlm, captions, seeds, sampling.guidance).ids))
 
     @torch.no_grad()
-    def round_trip(self, vlm: LibraryVLM, images: Tensor) -> Tensor:
+    def round_trip(self, vlm: LibraryVLM, images: Images) -> list[Tensor]:
         """See ``Renderer``."""
-        return unified(vlm).codec(images).float()
+        codec = unified(vlm).codec
+        return map_by_size(lambda stack: codec(stack).float(), images)
 
 
 def unified(vlm: LibraryVLM) -> UnifiedAR:

@@ -175,16 +175,17 @@ class UnifiedCaptionAndDrawing(CaptionPolicy[UnifiedRollout]):
             image_rewards=rewards,
         )
 
-    def _draw(self, captions: Sequence[str], seeds: Sequence[int]) -> tuple[ImageSamples, Tensor]:
+    def _draw(self, captions: Sequence[str], seeds: Sequence[int]) -> tuple[ImageSamples, list[Tensor]]:
         """K images of each caption, a micro-batch at a time."""
         each, size = self.images.per_caption, self.rollouts.micro_batch
-        drawn, generated = [], []
+        drawn: list[ImageSamples] = []
+        generated: list[Tensor] = []
         for rows in portions(torch.arange(len(captions)), size and max(1, size // each)):
             first, last = int(rows[0]), int(rows[-1]) + 1
             drawn.append(self.renderer.draw(self.vlm, captions[first:last], seeds[first * each : last * each]))
-            generated.append(self.renderer.images(self.vlm, drawn[-1].ids))
+            generated += self.renderer.images(self.vlm, drawn[-1].ids)
         samples = ImageSamples(torch.cat([one.ids for one in drawn]), torch.cat([one.log_probs for one in drawn]))
-        return samples, torch.cat(generated)
+        return samples, generated
 
     def _token_weights(self, mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Of the tokens of captions ``[R, T]`` and of images ``[I, N]``: an image always has all of its own."""
