@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Tokens
+from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.denoisers import Denoiser
 from umm_zoo.objectives.schedules import LibrarySchedule
 
@@ -63,6 +63,10 @@ class ImageDecoder(Denoiser):
         dtype: torch.dtype = self.model.dtype
         moment = time if time.dtype == torch.float64 else time.float()  # 1000 values of t do not fit into bfloat16
         return self.predict(noisy.to(dtype), moment, condition.values.to(dtype), condition.mask).to(noisy.dtype)
+
+    def takes(self, grid: Grid) -> bool:
+        """Whether the network takes latents of so many cells."""
+        return not any(side % self.patch for side in grid)
 
     def try_latents(self, latents: Tensor) -> None:
         """Run once on blank latents ``[1, C, h, w]``, with two condition tokens, see ``outputs.TakesImages``."""

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
 from umm_zoo.backbones.loading import find_source, load_checkpoint, on_meta_device
+from umm_zoo.batch import Grid
 
 
 class MaskedJointAttention:
@@ -101,6 +102,10 @@ class StableDiffusion3(DiffusersDecoder):
         if pooled_from is not None and not on_meta_device():
             decoder.pooled.copy_(pooled_of_nothing(pooled_from, variant))
         return decoder
+
+    def takes(self, grid: Grid) -> bool:
+        """See ``ImageDecoder``; the table of positions has an edge."""
+        return super().takes(grid) and max(grid) <= self.model.config.pos_embed_max_size * self.patch
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, with the time as its own pipeline gives it (0 to 1000)."""

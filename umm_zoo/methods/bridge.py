@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_attention
-from umm_zoo.methods.requests import request_batch
+from umm_zoo.methods.requests import request_batch, row_seeds
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, in_groups, sequence_counts
@@ -184,18 +183,18 @@ class Bridge(Method):
         latents = stacked(self.codec.target_latents(batch))
         grid = Grid(*latents.shape[-2:])
         prompt = self.encode_prompt(batch, [mode_of(task) for task in batch.tasks])
-        queries = self.draw_queries(prompt, grid, self._generators(_row_seeds(batch)))
+        queries = self.draw_queries(prompt, grid, self._generators(row_seeds(batch)))
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         outputs = Outputs(self.objective(self.decoder, latents, self.condition(prompt, queries, grid), generator))
         if self.wanted.generates(batch_idx):
             target = batch.requested[0]
             sampling = Sampling(size=(target.shape[-2], target.shape[-1]))
-            outputs.generated = self.generate(batch, _row_seeds(batch), sampling)
+            outputs.generated = self.generate(batch, row_seeds(batch), sampling)
             outputs.round_trips = list(self.codec.decode(latents).to(target.dtype))
             all_edits = set(batch.tasks) == {Task.EDIT} and all(image.shape == target.shape for image in batch.images)
             if all_edits and "unchanged" in self.wanted.on_request:
                 unchanged = replace(batch, tasks=[Task.RECONSTRUCT] * len(batch))
-                outputs.unchanged = self.generate(unchanged, _row_seeds(batch), sampling)
+                outputs.unchanged = self.generate(unchanged, row_seeds(batch), sampling)
                 outputs.unchanged_references = batch.images
             if "attention" in self.wanted.on_request:
                 tokens = self.queries.behind_marker(queries)
@@ -298,9 +297,3 @@ class Bridge(Method):
 
     def _generators(self, seeds: Sequence[int]) -> list[torch.Generator]:
         return [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-
-
-def _row_seeds(batch: Batch) -> list[int]:
-    """A seed per row that depends on the row alone; rows of a ``pair`` share theirs, so that they differ by the request alone."""
-    names = [str(meta.get("pair", key)) for meta, key in zip(batch.meta, batch.keys, strict=True)]
-    return [zlib.crc32(name.encode()) for name in names]

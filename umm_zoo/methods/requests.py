@@ -1,7 +1,8 @@
-"""Requests for images, from Python, as a batch."""
+"""Requests for images, from Python, as a batch, and the seeds of what is generated for a batch."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,3 +49,9 @@ def request_batch(prompts: Sequence[str], images: Sequence[Sequence[Tensor]] | N
         image_counts=[len(group) for group in shown],
         tasks=tasks,
     )
+
+
+def row_seeds(batch: Batch) -> list[int]:
+    """A seed per row that depends on the row alone; rows of a ``pair`` share theirs, so that they differ by the request alone."""
+    names = [str(meta.get("pair", key)) for meta, key in zip(batch.meta, batch.keys, strict=True)]
+    return [zlib.crc32(name.encode()) for name in names]

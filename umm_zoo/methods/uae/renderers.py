@@ -192,7 +192,7 @@ class CaptionRenderer(Renderer):
 
     def size_of(self, image: Tensor) -> tuple[int, int] | None:
         """See ``Renderer``."""
-        return _own_size(image, self.codec.downsampling * self.decoder.patch)
+        return _own_size(image, self.codec, self.decoder)
 
 
 class BridgeRenderer(Renderer):
@@ -235,9 +235,11 @@ class BridgeRenderer(Renderer):
     def size_of(self, image: Tensor) -> tuple[int, int] | None:
         """See ``Renderer``; squares in the bridge's own ``image_size``, for it need not be trained in theirs."""
         square = image.shape[-2] == image.shape[-1]
-        return None if square else _own_size(image, self.bridge.codec.downsampling * self.bridge.decoder.patch)
+        return None if square else _own_size(image, self.bridge.codec, self.bridge.decoder)
 
 
-def _own_size(image: Tensor, unit: int) -> tuple[int, int] | None:
-    height, width = image.shape[-2:]
-    return None if height % unit or width % unit else (height, width)
+def _own_size(image: Tensor, codec: LatentCodec, decoder: ImageDecoder) -> tuple[int, int] | None:
+    """The size of an image, where codec and decoder can make it."""
+    (height, width), factor = image.shape[-2:], codec.downsampling
+    fits = not height % factor and not width % factor and decoder.takes(Grid(height // factor, width // factor))
+    return (height, width) if fits else None
