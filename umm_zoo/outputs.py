@@ -157,9 +157,8 @@ def in_groups(step: Callable[[Batch], Outputs], batch: Batch, keys: Sequence[Has
     seen = [part.attention for part in parts if part.attention is not None]
     if len(seen) == len(parts):
         num_rows = sum(one.num_rows for one in seen)
-        shares = [one.num_rows / max(1, num_rows) for one in seen]
-        bias = torch.stack([share * one.bias for share, one in zip(shares, seen, strict=True)]).sum()
-        log_bias = torch.stack([share * one.log_bias for share, one in zip(shares, seen, strict=True)]).sum()
+        values = [one.num_rows / max(1, num_rows) * torch.stack([one.bias, one.log_bias]) for one in seen]
+        bias, log_bias = torch.stack(values).sum(dim=0)
         found.attention = QueryAttention(bias, log_bias, num_rows)
     return found
 
