@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size
+from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size, stacked
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
