@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -20,6 +21,7 @@ from data_pipelines.shards.indexing import (
     ShardUserError,
     build_index,
     check_content,
+    find_index,
     read_index,
     shard_state,
     stale_index,
@@ -155,15 +157,19 @@ def _kept_columns(path: str, place: str, tar_size: int, num_samples: int, sha256
     return columns
 
 
-def load_index(path: str, measured: bool = False) -> ShardIndex:
+def load_index(path: str, before_upgrade: Callable[[], None] | None = None) -> ShardIndex:
     """The index of a shard, checked against the size of the tar, and its content where its time has changed.
 
-    Made where there is none, or with ``measured`` none with measures. Of a local one only the head is read.
+    Made where there is none. With ``before_upgrade`` one without measures is made again, after it was called. Of a local one only
+    the head is read.
     """
     now = shard_state(path)
     index = _opened(path, build_index(path, now=now), now)
-    if measured and not index.measured:  # it was of this very tar, and so is the one that takes its place
-        index = _opened(path, build_index(path, now=now, suits=partial(is_current, path)), now)
+    if before_upgrade is not None and not index.measured:  # it was of this very tar, and so is the one that takes its place
+        place = find_index(path, now, partial(is_current, path))
+        if place is None:
+            before_upgrade()
+        index = _opened(path, place or build_index(path, replace=True, now=now), now)
     return index
 
 

@@ -146,6 +146,16 @@ def shard_state(path: str) -> State:
     return found
 
 
+def find_index(path: str, now: State, suits: Callable[[str], bool] = lambda place: True) -> str | None:
+    """The place of an index that a shard has already and that ``suits``; ``now`` is the shard's state."""
+    return next((place for place in _places(path, now) if _exists(place) and suits(place)), None)
+
+
+def _places(path: str, now: State) -> list[str]:
+    whole = f"{path}\n{now.tag}" if is_remote(path) else os.path.abspath(path)
+    return [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
+
+
 def build_index(
     path: str,
     replace: bool = False,
@@ -158,15 +168,14 @@ def build_index(
     It lies beside the shard, or in the user's cache where the shard's folder cannot or may not be written. One of a remote shard is
     of the version that the server names: another version is indexed again.
     """
-    size, tag = now or shard_state(path)
-    whole = f"{path}\n{tag}" if is_remote(path) else os.path.abspath(path)
-    places = [path + INDEX_SUFFIX, str(_in_cache(whole, INDEX_SUFFIX))]
-    if not replace and (there := next((place for place in places if _exists(place) and suits(place)), None)):
+    now = now or shard_state(path)
+    if not replace and (there := find_index(path, now, suits)):
         return there
+    places = _places(path, now)
     changed_at = 0 if is_remote(path) else os.stat(path).st_mtime_ns
     content = _index_remote(path, advance) if is_remote(path) else index_tar(path, advance)
-    if content["tar_size"] != size:
-        changed = f"from {size} to {content['tar_size']} bytes"
+    if content["tar_size"] != now.size:
+        changed = f"from {now.size} to {content['tar_size']} bytes"
         raise UserError(shown(path), f"the shard changed {changed} while it was indexed; is it still written?")
     beside = may_write_beside() and not is_remote(path)
     for place in places if beside else places[1:]:

@@ -42,14 +42,16 @@ class ShardSource:
             UserError: none is left, or what the experiment names is not there.
         """
         opened, errors = OpenSource(name, self.task, []), list[ShardUserError]()
-        told = False
+        told = list[str]()
+
+        def tell() -> None:
+            if not told:
+                note(f"source '{name}': its indexes of an earlier version say no sizes of images; they are made again once")
+            told.append(name)
+
         for path in expand(self.shards):
             try:
-                index = load_index(path)
-                if measured and not index.measured:
-                    if not told:
-                        note(f"source '{name}': its indexes of an earlier version say no sizes of images; they are made again once")
-                    told, index = True, load_index(path, measured)
+                index = load_index(path, tell if measured else None)
             except ShardUserError as error:
                 errors.append(error)
                 [problem] = error.problems

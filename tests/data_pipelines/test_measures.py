@@ -136,7 +136,7 @@ def test_it_is_made_again_by_the_first_who_needs_measures_with_one_note(old, cap
 def test_it_is_not_made_again_for_another_tar(old):
     write_tar(old, {f"k{n}": sample(n + 1) for n in range(4)})
     with pytest.raises(UserError, match="not what its index was made for"):
-        load_index(str(old), measured=True)
+        load_index(str(old), print)
 
 
 @pytest.mark.parametrize("missing", [[], ["--missing"]])
@@ -145,12 +145,12 @@ def test_the_command_makes_it_again(old, missing):
     assert load_index(str(old)).measured
 
 
-def test_where_nothing_may_be_written_beside_the_new_index_lies_in_the_cache(old, tmp_path, monkeypatch):
+def test_where_nothing_may_be_written_beside_the_new_index_lies_in_the_cache(old, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     before = (old.parent / "a.tar.index.json").read_bytes()
     with untouched():
-        places = {load_index(str(old), measured=True).place for _ in range(2)}
-    assert len(places) == 1 and places.pop().startswith(str(tmp_path / "user"))
+        places = {load_index(str(old), print).place for _ in range(2)}
+    assert capsys.readouterr().out == "\n" and len(places) == 1 and places.pop().startswith(str(tmp_path / "user"))
     assert (old.parent / "a.tar.index.json").read_bytes() == before
 
 
@@ -172,7 +172,7 @@ def test_measures_that_lie_are_one_line_for_those_who_need_them_and_nothing_for_
     place = tmp_path / "a.tar.index.json"
     place.write_text(json.dumps(LIES[lie](json.loads(place.read_text())), separators=(",", ":")))
     index._kept_columns.cache_clear()
-    shard = load_index(str(tmp_path / "a.tar"), measured=True)
+    shard = load_index(str(tmp_path / "a.tar"), print)
     assert len(shard.members(3)) == 2
     with pytest.raises(UserError, match=r"a\.tar.*: .*data_pipelines\.index .*a\.tar` makes a new index") as caught:
         shard.measures()
