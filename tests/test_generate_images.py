@@ -107,6 +107,27 @@ def test_images_in_image_out(run, tmp_path, words):
     assert list((tmp_path / "o").glob("000-*.png"))
 
 
+def test_images_of_unequal_shapes_come_out_in_their_shapes_or_in_the_size_that_is_said(tmp_path):
+    """Buckets of about 32 x 32 px, of which the codec can make each."""
+    resize = {"_target_": "data_pipelines.transforms.shaped.Bucket", "multiple": 4}
+    data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 32, "target_size": 8, "resize": resize}
+    folder = write_run(tmp_path / "run", WEMMU, data=data)
+    for name, size in (("wide", (48, 20)), ("tall", (30, 70)), ("even", (40, 40))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    lines = [json.dumps({"images": [f"{name}.png"], "question": "Make it green."}) for name in ("wide", "tall", "even", "wide")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    for extra, expected in ((), [(12, 4), (4, 12), (8, 8), (12, 4)]), (("--size", "8x12"), [(12, 8)] * 4):
+        out = tmp_path / f"out{len(extra)}"
+        assert main([str(folder), "edit", "--batch", str(tmp_path / "rows.jsonl"), *extra, "--out", str(out)]) == 0
+        assert [Image.open(out / f"{i:03d}-generated.png").size for i in range(4)] == expected
+    assert main([str(folder), "edit", str(tmp_path / "tall.png"), "Make it green.", "--out", str(tmp_path / "alone")]) == 0
+    pair = (Image.open(tmp_path / "out0" / "001-generated.png"), Image.open(tmp_path / "alone" / "000-generated.png"))
+    assert max(high for _, high in ImageChops.difference(*pair).getextrema()) <= 1
+    assert main([str(folder), "reconstruct", str(tmp_path / "wide.png"), "--out", str(tmp_path / "again")]) == 0
+    made = Image.open(tmp_path / "again" / "000-reconstruction.png")
+    assert made.width > 1.5 * made.height and (tmp_path / "again" / "grid.png").is_file()
+
+
 def test_the_former_name_of_the_image_guidance_still_works(run, tmp_path):
     images = []
     for option in ("--image-guidance", "--picture-guidance"):

@@ -41,7 +41,7 @@ class Reconstruct(Command):
         results = []
         for row, request in enumerate(requests):
             try:
-                images = stacked(model.batch_of([request]).images)
+                images = stacked(model.batch_of([request]).images[:1])  # of an image in tiles the overview
                 made = model.method.reconstruct(images, request.settings["seed"])
             except UserError as error:
                 error.row = row
@@ -64,7 +64,13 @@ class Generate(Command):
     }
 
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
-        """Generate a batch; an image depends on its request and seed alone."""
+        """Generate a batch; an image depends on its request and seed alone.
+
+        Where no size is said, what is made of images has the shape of the first one: the size that the run's data gives an image to
+        generate of that shape (``Model.target_size``).
+        """
+        from dataclasses import replace
+
         from umm_zoo.callbacks.samples import to_pil
         from umm_zoo.outputs import Draws, Sampling
 
@@ -72,8 +78,20 @@ class Generate(Command):
             raise model.cannot("generate images", Draws)
         own = requests[0].settings
         sampling = Sampling(own["steps"], own["guidance"], own.get("image_guidance"), own["size"])
-        images = model.method.generate(model.batch_of(requests), [request.settings["seed"] for request in requests], sampling)
-        return [Result(request, None, {"generated": to_pil(image)}) for request, image in zip(requests, images, strict=True)]
+        sizes = [own["size"] or (model.target_size(request.images[0]) if request.images else None) for request in requests]
+        results = dict[int, Result]()
+        for shape in dict.fromkeys(sizes):
+            rows = [row for row, other in enumerate(sizes) if other == shape]
+            asked = [requests[row] for row in rows]
+            try:
+                seeds = [request.settings["seed"] for request in asked]
+                images = model.method.generate(model.batch_of(asked), seeds, replace(sampling, size=shape))
+            except UserError as error:
+                error.row = None if error.row is None else rows[error.row]
+                raise
+            made = zip(rows, asked, images, strict=True)
+            results.update({row: Result(request, None, {"generated": to_pil(image)}) for row, request, image in made})
+        return [results[row] for row in range(len(requests))]
 
 
 class TextToImage(Generate):

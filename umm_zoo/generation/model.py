@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -32,6 +32,9 @@ class Resize(Protocol):
     def images(self, image: Image.Image, size: int) -> list[Image.Image]:
         """The images made of one."""
 
+    def output_size(self, width: int, height: int, size: int) -> tuple[int, int]:
+        """Width and height of what is made of one."""
+
 
 @dataclass
 class Model:
@@ -41,16 +44,12 @@ class Model:
     load_images: Callable[[Path], list[Tensor]]  #: made of one file, as by the run's data
     load_shaped: Callable[[Path], Tensor]  #: the same in the file's own shape, where the model takes any
     device: str
-    keeps_sizes: bool = False
+    target_size: Callable[[Path], tuple[int, int] | None] = lambda _: None
+    """Height and width that the run's data gives an image to generate of the file's shape; None for squares, in the run's own."""
 
     def batches(self, requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
-        """Runs of at most ``size`` requests whose settings differ by their seeds alone and whose images can be stacked."""
-
-        def alike(request: Request) -> tuple[Any, ...]:
-            paths = request.images if self.keeps_sizes else []
-            return {**request.settings, "seed": None}, {image.shape for path in paths for image in self.load_images(path)} or None
-
-        for _, group in groupby(requests, alike):
+        """Runs of at most ``size`` requests whose settings differ by their seeds alone."""
+        for _, group in groupby(requests, lambda request: {**request.settings, "seed": None}):
             rows = list(group)
             yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -83,6 +82,7 @@ def load_model(run: FinishedRun, device: str) -> Model:
     fixed = backbone.image_size if backbone is not None else None
     size = fixed or data.get("image_size")
     resize: Resize | None = build(data["resize"], "data.resize") if data.get("resize") else None
+    targets: Resize | None = build(data["target_resize"], "data.target_resize") if data.get("target_resize") else resize
     try:
         torch.zeros(1, device=device).item()  # the device of shapes alone has no value to give
         method.to(device)
@@ -96,7 +96,14 @@ def load_model(run: FinishedRun, device: str) -> Model:
     def shaped(path: Path) -> Tensor:
         return resized(path)[0] if fixed else load_shaped(path, size)
 
-    return Model(method, resized, shaped, device, keeps_sizes=size is None)
+    def target_size(path: Path) -> tuple[int, int] | None:
+        edge = data.get("target_size") or data.get("image_size")
+        if targets is None or edge is None:
+            return None
+        width, height = targets.output_size(*open_image(path).size, edge)
+        return None if width == height else (height, width)
+
+    return Model(method, resized, shaped, device, target_size)
 
 
 def load_image(path: Path, size: int | None) -> Tensor:
