@@ -32,6 +32,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
     temporary name, verified, renamed. It can be resumed with any number of ranks and without sharding, and a single file can be
     resumed with it; ``tools/consolidate.py`` makes one file of weights.
 
+    Ranks call a network equally often, however many sizes of images each has (``as_many_groups``). Not so where a rank has no image
+    at all and others have: it would leave out the calls of the tower.
+
     While validation goes on the weights are whole on every rank (ranks may differ in their numbers of batches and generated tokens,
     and must not wait for each other): they must fit beside the optimiser's slices.
     """
