@@ -49,6 +49,8 @@ def test_views_of_one_tensor_are_stacked_without_a_copy() -> None:
     assert stacked(batch.images[1:4]).data_ptr() == whole[1:].data_ptr()
     for places in ([0, 2], [2, 1], [1, 1]):
         assert torch.equal(stacked([whole[place] for place in places]), whole[places])
+    last = whole.to(memory_format=torch.channels_last)
+    assert stacked(list(last)).data_ptr() == last.data_ptr() and stacked(list(last)).stride() == last.stride()
     crops = list(whole[:, :, 1:3])  # not one behind the other
     assert torch.equal(stacked(crops), whole[:, :, 1:3])
 

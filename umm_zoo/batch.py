@@ -262,8 +262,10 @@ def stacked(images: Images, where: str = "") -> Tensor:
     if len(sizes) > 1:
         found = ", ".join(" x ".join(map(str, size[-2:])) for size in sizes[:3]) + (", …" if len(sizes) > 3 else "")
         raise UserError(where, f"images of {found} px in one batch", "images of one size")
-    flat = _flat(images)
-    return torch.stack(list(images)) if flat is None else flat.view(len(images), *sizes[0])
+    first = images[0]
+    if not _neighbours(images) or len({image.stride() for image in images}) > 1:
+        return torch.stack(list(images))
+    return first.as_strided((len(images), *first.shape), (first.numel(), *first.stride()))  # whatever the order of its axes
 
 
 def map_by_size(function: Callable[[Tensor], Tensor], images: Images) -> list[Tensor]:
@@ -274,24 +276,23 @@ def map_by_size(function: Callable[[Tensor], Tensor], images: Images) -> list[Te
     return [results[place] for place in range(len(images))]
 
 
-def _flat(images: Sequence[Tensor]) -> Tensor | None:
-    """Images that lie one behind the other in memory as one row of numbers, without a copy; None where they do not."""
-    if not images:
-        return None
+def _neighbours(images: Sequence[Tensor]) -> bool:
+    """Whether images lie one behind the other in one memory, and carry no gradient."""
     first, place = images[0], images[0].storage_offset()
     for image in images:
         same = image.dtype == first.dtype and image.untyped_storage()._cdata == first.untyped_storage()._cdata
-        if not same or image.storage_offset() != place or not image.is_contiguous() or image.requires_grad:
-            return None
+        if not same or image.storage_offset() != place or image.requires_grad:
+            return False
         place += image.numel()
-    return first.as_strided((place - first.storage_offset(),), (1,))
+    return True
 
 
 def _moved(images: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Images after ``move``, which is called once where they lie one behind the other in memory."""
-    if (flat := _flat(images)) is None:
+    if not images or not _neighbours(images) or not all(image.is_contiguous() for image in images):
         return [move(image) for image in images]
-    parts = move(flat).split([image.numel() for image in images])
+    numbers = [image.numel() for image in images]
+    parts = move(images[0].as_strided((sum(numbers),), (1,))).split(numbers)
     return [part.view(image.shape) for part, image in zip(parts, images, strict=True)]
 
 
