@@ -81,6 +81,8 @@ def sources_of(experiment: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     found = []
     for split in ("train", "val"):
         for name, source in (experiment["data"].get(split) or {}).items():
+            if source is None:  # of a file that this one was made from, left out here
+                continue
             numbers = counts.get(split, {}).get(name, {})
             read = {key: numbers.get(key) for key in ("samples", "read")}
             found.append({"split": split, "name": name, "shards": source["shards"], **read})

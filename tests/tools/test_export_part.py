@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "data": {
             "_target_": "data_pipelines.shards.data.ShardData",
-            "train": {"captions": {**source, "shards": f"{folder}/world/train/captions-*.tar"}},
+            "train": {"captions": {**source, "shards": f"{folder}/world/train/captions-*.tar"}, "questions": None},
             "val": {"captions": {**source, "shards": f"{folder}/world/val/captions-*.tar"}},
             "image_size": 32,
             "batch_size": 4,
