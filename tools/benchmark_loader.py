@@ -1,13 +1,14 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
-All read the same shards of 256-px JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-images stacked in bytes, as they go to the device that makes floats of them, and their captions; ``floats`` tells what that step
-takes on the processor, whoever loads. ``pil`` only decodes and transforms bytes that lie in memory, in as many processes
-as the loaders have, and sends nothing: no loader can be faster per process. ``files`` reads each of those images from a file
-first, still without a batch. They run in turns, a short block each, so that a busy
-machine slows all alike; a ratio is the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall;
-``per_process``, the processor time of the processes that decode (the workers, or this one where there are none), which tells what
-a worker does with a core of its own also where cores are few or busy; ``all``, the processor time of all processes together.
+All read the same shards of JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
+images in bytes, one behind the other, as they go to the device that makes floats of them, and their captions; ``floats`` tells
+what that step takes on the processor, whoever loads. With ``--buckets`` images of unequal sizes are brought to aspect-ratio
+buckets, and ours are dealt out to batches of one bucket each. ``pil`` only decodes and transforms bytes that lie in memory, in as
+many processes as the loaders have, and sends nothing: no loader can be faster per process. ``files`` reads each of those images
+from a file first, still without a batch. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is
+the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall; ``per_process``, the processor time of the
+processes that decode (the workers, or this one where there are none), which tells what a worker does with a core of its own also
+where cores are few or busy; ``all``, the processor time of all processes together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,22 +36,25 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from data_pipelines.decoding import decode_image
 from data_pipelines.shards.batches import to_signal
+from data_pipelines.shards.bucketing import ByShape
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions
-from data_pipelines.transforms.resize import Square
+from data_pipelines.transforms.resize import Resize, Square
+from data_pipelines.transforms.shaped import Bucket
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.training.report import circumstances
 
 
-def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]:
-    """JPEGs of about the size and detail of photos, with a caption each."""
+def make_shards(folder: Path, samples: int, edges: Sequence[int], shards: int) -> list[str]:
+    """JPEGs of about the size and detail of photos, with sides between the least and the largest edge, and a caption each."""
     rng = np.random.default_rng(0)
 
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(samples):
             coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize((edge, edge), Image.Resampling.BICUBIC)).astype(np.float32)
+            width, height = rng.integers(min(edges), max(edges), 2, endpoint=True).tolist()
+            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
             noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
             file = io.BytesIO()
             Image.fromarray(noisy).save(file, "JPEG", quality=90)
@@ -59,24 +63,30 @@ def make_shards(folder: Path, samples: int, edge: int, shards: int) -> list[str]
     return [str(path) for path in write_shards(rows(), folder, "photos", -(-samples // shards)).shards]
 
 
-def ours(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+def policy(size: int, buckets: bool) -> Resize:
+    """Squares, or aspect-ratio buckets of sides that are multiples of an eighth."""
+    return Bucket(multiple=size // 8) if buckets else Square()
+
+
+def ours(paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False) -> Iterator[Tensor]:
     """``ShardData``, shuffled over all shards."""
+    options: dict[str, Any] = {"resize": policy(size, buckets), "bucketing": ByShape() if buckets else None}
     source = ShardSource(paths, Captions())
-    data = ShardData({"a": source}, image_size=size, batch_size=batch_size, num_workers=workers, resize=Square())
+    data = ShardData({"a": source}, image_size=size, batch_size=batch_size, num_workers=workers, **options)
     loader = data.train_dataloader()
     loader.packed = True  # as a trainer gets them
     for batch in loader:
-        [images] = batch.images.runs()
-        yield images
+        runs = list(batch.images.runs())
+        yield runs[0] if len(runs) == 1 else batch.images.pixels
 
 
-def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+def plain(paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False) -> Iterator[Tensor]:
     """The usual pipeline of webdataset's documentation, with our transform in place of torchvision's."""
     data = (
         wds.WebDataset(paths, shardshuffle=len(paths), empty_check=False, nodesplitter=None)
         .shuffle(1000, initial=batch_size)
         .to_tuple("jpg", "txt", "__key__")
-        .map_tuple(partial(decode_image, size=size, resize=Square()), bytes.decode, str)
+        .map_tuple(partial(decode_image, size=size, resize=policy(size, buckets)), bytes.decode, str)
         .batched(batch_size, collation_fn=collate, partial=False)
         .repeat()
     )
@@ -85,9 +95,11 @@ def plain(paths: list[str], size: int, batch_size: int, workers: int) -> Iterato
 
 
 def collate(rows: list[tuple[Any, str, str]]) -> tuple[Tensor, list[str], list[str]]:
-    """Images stacked, texts and keys as lists."""
+    """Images stacked, or one behind the other where they are of unequal sizes; texts and keys as lists."""
     images, texts, keys = zip(*rows, strict=True)
-    return torch.from_numpy(np.stack(images)), list(texts), list(keys)
+    equal = len({image.shape for image in images}) == 1
+    whole = np.stack(images) if equal else np.concatenate([image.reshape(-1) for image in images])
+    return torch.from_numpy(whole), list(texts), list(keys)
 
 
 def floats_per_second(size: int, batch_size: int) -> float:
@@ -100,9 +112,9 @@ def floats_per_second(size: int, batch_size: int) -> float:
 class Decoding(IterableDataset[Tensor]):
     """Decoding and transform of bytes in memory, or each from a file (no loader gets its bytes for nothing); no batch."""
 
-    def __init__(self, paths: list[str], size: int, batch_size: int, from_files: bool) -> None:
+    def __init__(self, paths: list[str], size: int, batch_size: int, resize: Resize, from_files: bool) -> None:
         self.contents: list[bytes | Path] = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
-        self.size, self.batch_size = size, batch_size
+        self.size, self.batch_size, self.resize = size, batch_size, resize
         for number, content in enumerate(self.contents if from_files else []):
             file = Path(paths[0]).parent / "files" / f"{number}.jpg"
             file.parent.mkdir(exist_ok=True)
@@ -110,17 +122,19 @@ class Decoding(IterableDataset[Tensor]):
             self.contents[number] = file
 
     def __iter__(self) -> Iterator[Tensor]:
-        resize = Square()
         while True:
             for first in range(0, len(self.contents) - self.batch_size + 1, self.batch_size):
                 for content in self.contents[first : first + self.batch_size]:
-                    decode_image(content.read_bytes() if isinstance(content, Path) else content, self.size, resize)
+                    decode_image(content.read_bytes() if isinstance(content, Path) else content, self.size, self.resize)
                 yield torch.empty(0)
 
 
-def pil(paths: list[str], size: int, batch_size: int, workers: int, from_files: bool = False) -> Iterator[Tensor]:
+def pil(
+    paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False, from_files: bool = False
+) -> Iterator[Tensor]:
     """``Decoding`` in this process or in workers."""
-    yield from DataLoader(Decoding(paths, size, batch_size, from_files), batch_size=None, num_workers=workers)
+    data = Decoding(paths, size, batch_size, policy(size, buckets), from_files)
+    yield from DataLoader(data, batch_size=None, num_workers=workers)
 
 
 LOADERS: dict[str, Callable[..., Iterator[Tensor]]] = {
@@ -171,8 +185,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--edge", type=int, default=256, help="pixels of the JPEG files")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels of the batch")
+    parser.add_argument("--edge", type=int, nargs="+", default=[256], help="pixels of the JPEG files, or least and largest side")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels of the batch, or of the square with a bucket's area")
+    parser.add_argument("--buckets", action="store_true", help="aspect-ratio buckets in place of squares")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--batches", type=int, default=2, help="batches of one block")
@@ -183,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         paths = make_shards(Path(folder), given.samples, given.edge, given.shards)
         makers: dict[str, Callable[[], Iterator[Tensor]]] = {
-            f"{name} {workers} workers": partial(loader, paths, given.image_size, given.batch_size, workers)
+            f"{name} {workers} workers": partial(loader, paths, given.image_size, given.batch_size, workers, given.buckets)
             for workers in given.workers
             for name, loader in LOADERS.items()
         }

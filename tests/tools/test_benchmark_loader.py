@@ -8,11 +8,20 @@ from tools.benchmark_loader import make_shards, measure, ours, plain, summary
 
 
 def test_both_loaders_end_in_the_same_images(tmp_path):
-    paths = make_shards(tmp_path, samples=12, edge=40, shards=3)
+    paths = make_shards(tmp_path, samples=12, edges=[40], shards=3)
     mine, theirs = (next(loader(paths, 32, 12, 0)) for loader in (ours, plain))
     assert mine.shape == theirs.shape == (12, 32, 32, 3) and mine.dtype == theirs.dtype == torch.uint8
     order = [sorted(range(12), key=lambda row, images=images: images[row].sum().item()) for images in (mine, theirs)]
     assert mine[order[0]].equal(theirs[order[1]])
+
+
+def test_buckets_of_unequal_images_hold_the_same_pixels_whoever_loads(tmp_path):
+    paths = make_shards(tmp_path, samples=24, edges=[30, 60], shards=2)
+    mine, theirs = (torch.cat([next(batches).flatten() for _ in range(4)]) for batches in (
+        loader(paths, 32, 6, 0, buckets=True) for loader in (ours, plain)
+    ))  # fmt: skip
+    assert len(next(ours(paths, 32, 6, 0, buckets=True)).shape) in (1, 4)
+    assert mine.sort().values.equal(theirs.sort().values) and 24 * 0.8 * 32 * 32 * 3 < len(mine) <= 24 * 32 * 32 * 3
 
 
 def test_ratios_are_medians_of_the_rounds(monkeypatch):
