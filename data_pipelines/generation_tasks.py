@@ -1,11 +1,11 @@
-"""Tasks that generate the image of any sample: shown before, or out of nothing."""
+"""Tasks that generate the image of any sample: from its caption, shown before, or out of nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_pipelines.decoding import decode_json
-from data_pipelines.tasks import Sample, SampleTask, generated_name, only_image, target_image
+from data_pipelines.decoding import BadSampleError, decode_json, decode_text
+from data_pipelines.tasks import Sample, SampleTask, generated_name, member, only_image, read_turns, target_image
 from umm_zoo.conversation import IMAGE_MARKER, Task, Turn
 
 
@@ -49,6 +49,28 @@ class Unconditional(SampleTask):
         image = target_image(members) or only_image(members)
         meta = {"task": "unconditional", "kind": "unconditional"}
         return Sample([Turn(role="user", text=self.instruction)], [], image, meta, task=Task.UNCONDITIONAL)
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """No input images."""
+        return [], generated_name(names)
+
+class FromCaption(SampleTask):
+    """Task of an image to be generated from its caption: of what asks for captions, what asks for images is made.
+
+    Reads this project's layout, whose last answer is the caption, and pairs of ``KEY.jpg`` with ``KEY.txt``.
+    """
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """The caption is the prompt, the image described is the one to generate; the rest of the json stays, for metrics."""
+        meta = decode_json(members["json"], self.max_characters) if "json" in members else {}
+        if (turns := meta.pop("conversations", None)) is None:
+            caption = decode_text(member(members, "txt"), self.max_characters)
+        else:
+            caption = next((turn["text"] for turn in reversed(read_turns(turns)) if turn["role"] == "assistant"), "")
+        if not (caption := caption.replace(IMAGE_MARKER, "").strip()):
+            raise BadSampleError("no caption to generate from (an answer, or KEY.txt)")
+        meta |= {"task": "text_to_image", "kind": "text_to_image"}
+        return Sample([Turn(role="user", text=caption)], [], only_image(members), meta, task=Task.TEXT_TO_IMAGE)
 
     def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
         """No input images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def read(file: str) -> dict[str, object]:
 
 def bases_of(file: str) -> set[str]:
     stated = read(file).get("base") or []
-    return {
-        (ROOT / file).parent.joinpath(base).resolve().relative_to(ROOT).as_posix()
-        for base in ([stated] if isinstance(stated, str) else stated)
-    }
+    bases = [re.sub(r"\$\{vars\.\w+\}", "*", base) for base in ([stated] if isinstance(stated, str) else stated)]
+    folder = (ROOT / file).parent
+    found = [place for base in bases for place in folder.joinpath(base).parent.resolve().glob(Path(base).name)]
+    return {place.relative_to(ROOT).as_posix() for place in found}
 
 
 def states_a_method(file: str) -> bool:

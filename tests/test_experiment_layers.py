@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from umm_zoo.experiment.file import Experiment, experiment_from, load_experiment
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.file import Experiment, earlier_stages, experiment_from, load_experiment
 from umm_zoo.experiment.layers import merge
 
 
@@ -141,3 +142,37 @@ def test_what_the_environment_fills_in_is_not_written_down(tmp_path, monkeypatch
     assert "secret" not in experiment.to_yaml()
     again = experiment_from(yaml.safe_load(experiment.to_yaml()), "e")
     assert again.method == experiment.method and again.trainer == experiment.trainer
+
+
+def test_a_base_is_chosen_by_a_value_of_vars(folder: Path) -> None:
+    for name, width in (("small", 3), ("large", 9)):
+        (folder / f"{name}.yaml").write_text(f"vars: {{width: {width}, more: {name}}}")
+    (folder / "middle.yaml").write_text("base: ['${vars.size}.yaml', base.yaml]\nvars: {size: small, width: '${vars.more}'}")
+    (folder / "outer.yaml").write_text("base: middle.yaml\nvars: {size: large}")
+    assert load_experiment("middle.yaml").vars == {"size": "small", "width": "small", "more": "small"}
+    assert load_experiment("outer.yaml").vars["more"] == "large"
+    assert load_experiment("outer.yaml", ["vars.size=small"]).vars == {"size": "small", "width": "small", "more": "small"}
+    assert load_experiment("middle.yaml", ["vars.size=large"]).method["block"]["dim"] == "large"
+
+
+def test_an_earlier_stage_has_the_base_that_the_command_line_chooses(folder: Path) -> None:
+    for name, width in (("small", 3), ("large", 9)):
+        (folder / f"{name}.yaml").write_text(f"vars: {{width: {width}}}")
+    (folder / "first.yaml").write_text("base: [base.yaml, '${vars.size}.yaml']\nvars: {size: small}")
+    (folder / "second.yaml").write_text("base: first.yaml\nafter: first.yaml")
+    experiment = load_experiment("second.yaml", ["vars.size=large"])
+    assert [stage.vars["width"] for stage in (experiment, *earlier_stages(experiment))] == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("base: '${vars.size}.yaml'", r"base: found '\$\{vars.size\}.yaml', where vars.size is None"),
+        ("base: '${vars.size}.yaml'\nvars: {size: bigg}", "base: found 'bigg.yaml', which is no file, .*did you mean 'base.yaml'"),
+        ("base: '${vars.size}.yaml'\nvars: {size: [1]}", r"where vars.size is \[1\]"),
+    ],
+)
+def test_a_base_that_cannot_be_chosen_is_named(folder: Path, text: str, found: str) -> None:
+    (folder / "child.yaml").write_text(text)
+    with pytest.raises(UserError, match=found):
+        load_experiment("child.yaml")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from data_pipelines.decoding import BadSampleError
-from data_pipelines.generation_tasks import Reconstruction, Unconditional
+from data_pipelines.generation_tasks import FromCaption, Reconstruction, Unconditional
 
 
 def test_the_image_to_generate_is_input_and_target():
@@ -27,3 +27,14 @@ def test_a_captioned_image_serves_too():
 def test_nothing_to_generate_is_a_bad_sample():
     with pytest.raises(BadSampleError, match="no image"):
         Reconstruction()("key", {"txt": b"a dog"})
+
+
+def test_a_caption_is_the_prompt_of_its_image():
+    turns = [{"role": "user", "text": "<image>\nWhat?"}, {"role": "assistant", "text": " a dog "}]
+    members = {"json": json.dumps({"conversations": turns, "captions": ["a dog", "a hound"], "task": "caption"}).encode()}
+    sample = FromCaption()("key", members | {"0.jpg": b"photo"})
+    assert (sample.conversation, sample.images, sample.target) == ([{"role": "user", "text": "a dog"}], [], b"photo")
+    assert sample.meta == {"captions": ["a dog", "a hound"], "task": "text_to_image", "kind": "text_to_image"}
+    assert FromCaption()("key", {"jpg": b"photo", "txt": b"a cat"}).conversation[0]["text"] == "a cat"
+    with pytest.raises(BadSampleError, match="no caption"):
+        FromCaption()("key", {"json": json.dumps({"conversations": turns[:1]}).encode(), "0.jpg": b"photo"})

@@ -6,7 +6,19 @@ from torchmetrics import Metric
 from values_over_ranks import check_every_rank
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import PSNR, AnswerAccuracy, AttentionBias, LanguagePrior, Means, PairedAccuracy, Perplexity, Retrieval, YesNo
+from umm_zoo.metrics import (
+    BLEU,
+    PSNR,
+    AnswerAccuracy,
+    AttentionBias,
+    CIDEr,
+    LanguagePrior,
+    Means,
+    PairedAccuracy,
+    Perplexity,
+    Retrieval,
+    YesNo,
+)
 from umm_zoo.outputs import Outputs, QueryAttention
 
 pytestmark = pytest.mark.processes
@@ -20,6 +32,8 @@ def all_metrics() -> dict[str, Metric]:
     return {
         "answers": AnswerAccuracy(),
         "attention": AttentionBias(),
+        "bleu": BLEU(smooth=True),
+        "cider": CIDEr(),
         "yes_no": YesNo(kinds=["exists"]),
         "means": Means(),
         "paired": PairedAccuracy(),

@@ -109,7 +109,7 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         UserError: everything wrong that can be seen without importing the classes it names.
     """
-    tree, folders = read_layers(Path(file), ENVELOPE)
+    tree, folders = read_layers(Path(file), ENVELOPE, overrides)
     return experiment_from(tree, file, folders, overrides)
 
 
@@ -119,7 +119,7 @@ def _load_stage(file: str | Path, overrides: Sequence[str]) -> Experiment:
     They are ``vars.*`` (of the names that this stage has), ``seed``, and where it runs (``PLACES``). The others are the later
     stage's own.
     """
-    tree, folders = read_layers(Path(file), ENVELOPE)
+    tree, folders = read_layers(Path(file), ENVELOPE, overrides)
     known = tree.get("vars")
     names = [f"vars.{name}" for name in known] if isinstance(known, Mapping) else []
     reach = tuple(f"{key}{end}" for key in ("seed", *PLACES, *names) for end in "=.")

@@ -5,6 +5,7 @@ Over the merged layers, every interpolation is filled in.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +25,19 @@ from umm_zoo.experiment.types import TARGET
 NAMED = ("callbacks", "metrics")
 
 
-def read_layers(file: Path, envelope: Sequence[str], below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+def read_layers(
+    file: Path, envelope: Sequence[str], overrides: Sequence[str] = (), below: tuple[Path, ...] = (), above: Any = None
+) -> tuple[dict[str, Any], list[str]]:
     """The merged tree of a file and its bases, and the folders they lie in (the file's own first).
+
+    A path in ``base`` may hold ``${vars.x}``: by the command line's value of it, else that of the outermost layer so far.
 
     Args:
         file: YAML; without a name it takes that of the file.
         envelope: keys of an experiment file.
+        overrides: of the command line; those of ``vars`` are looked at, none is applied.
         below: files that have this one for a base.
+        above: the ``vars`` that those files state.
 
     Raises:
         UserError: a file is missing, unreadable or its own base, or has a key that there is not.
@@ -45,17 +52,34 @@ def read_layers(file: Path, envelope: Sequence[str], below: tuple[Path, ...] = (
         raise UserError("base", repr(stated), "a path relative to this file, or a list of such paths", file=file)
     merged: dict[str, Any] = {}
     folders = [str(file.resolve().parent)]
+    stated_vars = merge(own.get("vars") or {}, above or {})
     for base in bases:
-        path = file.parent / base
+        path = file.parent / _filled(base, stated_vars, overrides, file)
         if not path.is_file():
             expected = f"a path relative to {file.parent}/"
-            raise UserError("base", f"'{base}', which is no file", expected, _neighbour(path), file=file)
-        tree, more = read_layers(path, envelope, (*below, file.resolve()))
+            raise UserError(
+                "base", f"'{os.path.relpath(path, file.parent)}', which is no file", expected, _neighbour(path), file=file
+            )
+        tree, more = read_layers(path, envelope, overrides, (*below, file.resolve()), stated_vars)
         merged = merge(merged, tree)
         folders += [folder for folder in more if folder not in folders]
     if isinstance(own.get("after"), str):
         own["after"] = portable(file.parent / own["after"])
     return merge(merged, own), folders
+
+
+def _filled(base: str, stated: Any, overrides: Sequence[str], file: Path) -> str:
+    """A path of ``base`` with its ``${vars.x}`` filled in."""
+    given = dict(_parse(text, file) for text in overrides if text.startswith("vars."))
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        found = given.get(f"vars.{name}", stated.get(name) if isinstance(stated, Mapping) else None)
+        if not isinstance(found, (str, int)) or "$" in str(found):
+            raise UserError("base", f"'{base}', where vars.{name} is {found!r}", "a plain value of it in this file", file=file)
+        return str(found)
+
+    return re.sub(r"\$\{vars\.([\w\-]+)\}", value, base)
 
 
 @lru_cache

@@ -5,21 +5,25 @@ Each one's ``update`` takes ``(outputs, batch)`` and picks its rows by ``batch.m
 """
 
 from umm_zoo.metrics.answers import AnswerAccuracy, normalise
+from umm_zoo.metrics.captions import BLEU, CIDEr
 from umm_zoo.metrics.frechet import FrechetDistance
 from umm_zoo.metrics.images import PSNR, Reconstruction
 from umm_zoo.metrics.means import AttentionBias, Means
 from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
 from umm_zoo.metrics.prior import LanguagePrior
-from umm_zoo.metrics.retrieval import Retrieval
+from umm_zoo.metrics.retrieval import EncodedRetrieval, Retrieval
 from umm_zoo.metrics.rows import RowMetric
 from umm_zoo.metrics.yes_no import POPE, YesNo
 
 __all__ = [
+    "BLEU",
     "POPE",
     "PSNR",
     "AnswerAccuracy",
     "AttentionBias",
+    "CIDEr",
+    "EncodedRetrieval",
     "FrechetDistance",
     "LanguagePrior",
     "Means",
