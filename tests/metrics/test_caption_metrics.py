@@ -78,11 +78,11 @@ class Pairs(nn.Module):
 
 
 def test_captions_and_generated_images_are_judged_by_another_encoder() -> None:
-    images = torch.full((3, 3, 2, 4), 0.1) * torch.arange(3)[:, None, None, None]
+    images = [torch.full((3, 2, 4 + row % 2), row / 10) for row in range(3)]  # of unequal sizes
     turns = [[{"role": "user", "text": f"{row}"}, {"role": "assistant", "text": "unseen"}] for row in range(3)]
     batch = Batch(list("abc"), turns, images=images, image_counts=[1, 1, 1])
     encoder = Pairs()
     found = scored(EncodedRetrieval(encoder), (Outputs(answers=["0", "2", "1"]), batch))
     assert found["text_to_image"] == pytest.approx(1 / 3)
-    made = (Outputs(generated=images[[1, 0, 2]]), batch), (Outputs(), batch)
+    made = (Outputs(generated=torch.stack([images[row][..., :4] for row in (1, 0, 2)])), batch), (Outputs(), batch)
     assert scored(EncodedRetrieval(encoder, "generated"), *made)["image_to_text"] == pytest.approx(1 / 3)

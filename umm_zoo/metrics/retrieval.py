@@ -10,7 +10,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.features import TextImageEncoder
 from umm_zoo.backbones.frozen import freeze
-from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row, map_by_size
 from umm_zoo.errors import Count
 from umm_zoo.metrics.rows import RowMetric, required
 from umm_zoo.outputs import Outputs
@@ -90,8 +90,9 @@ class EncodedRetrieval(Retrieval):
             return
         made = required(outputs, self.judged, self)
         texts = made if self.judged == "answers" else batch.user_texts()
-        images = image_of_each_row(batch) if self.judged == "answers" else made.clamp(-1, 1)
-        self._add(self.encoder(images[rows]), self.encoder.encode_text([texts[row] for row in rows]))
+        images = image_of_each_row(batch) if self.judged == "answers" else made
+        encoded = map_by_size(self.encoder, [images[row].clamp(-1, 1) for row in rows])
+        self._add(torch.stack(encoded), self.encoder.encode_text([texts[row] for row in rows]))
 
 
 def _recall(queries: Tensor, candidates: Tensor, at: int) -> Tensor:
