@@ -54,6 +54,7 @@ class Unconditional(SampleTask):
         """No input images."""
         return [], generated_name(names)
 
+
 class FromCaption(SampleTask):
     """Task of an image to be generated from its caption: of what asks for captions, what asks for images is made.
 

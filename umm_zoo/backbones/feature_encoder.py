@@ -85,6 +85,10 @@ class FeatureEncoder(ExactBuffers, ABC):
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
         """Patch tokens ``[B, N, D]``: -1 is what the network gives out, -2 the input of its last block (LLaVA's choice)."""
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        self(inputs)
+
 
 def features_of(encoder: FeatureEncoder, images: Images) -> Tensor:
     """Vectors ``[M, F]`` in float32 of M images of any sizes, which are clamped to [-1, 1]; the encoder runs once per size."""

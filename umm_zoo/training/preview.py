@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
 from umm_zoo.training.changes import Changes
+from umm_zoo.training.memory import activation_bytes, counting
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
 from umm_zoo.training.trial import try_experiment
@@ -48,11 +49,12 @@ def print_check(experiment: Experiment, runs: str | None = None, ckpt: str | Non
         with locating(experiment.file):
             built.method.configure_optimizers()
     built.method.to("meta")  # what says its sizes in its weights alone has read them
-    try_experiment(built.method, built.data, experiment.file)
+    with counting(built.method) as numbers:
+        try_experiment(built.method, built.data, experiment.file)
     _check_shares(built.data, experiment)
     console = Console(soft_wrap=False, width=None if Console().is_terminal else 120, markup=False)
     console.print(_parameter_table(experiment, built.method))
-    for line in _memory_lines(built.method):
+    for line in _memory_lines(built.method, *_activations(built, numbers, experiment)):
         console.print(line, highlight=False)
     for line in _data_warnings(built, experiment):
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
@@ -90,18 +92,37 @@ def _counts(parameters: Iterable[nn.Parameter]) -> tuple[str, str, str]:
     return f"{trained:,}", f"{frozen:,}", _bytes(sum(_size(p) for p in parameters))
 
 
-def _memory_lines(method: Method) -> list[str]:
+def _activations(built: Built, numbers: Mapping[int, int], experiment: Experiment) -> tuple[int, int]:
+    """Bytes of activations by rule of thumb and for how many rows; 0 where the data module does not say what is needed."""
+    rows, size = getattr(built.data, "batch_size", None), getattr(getattr(built.data, "transform", None), "image_size", None)
+    if not isinstance(rows, int) or not isinstance(size, int):
+        return 0, 0
+    given = experiment.trainer
+    devices, nodes = (given.get(name, 1) if isinstance(given.get(name, 1), int) else 1 for name in ("devices", "num_nodes"))
+    rows = -(-rows // max(1, devices * nodes * given.get("accumulate_grad_batches", 1)))
+    return activation_bytes(built.method, numbers, size, rows, str(given.get("precision", 32))), rows
+
+
+def _memory_lines(method: Method, activations: int, rows: int) -> list[str]:
     by_type: Counter[str] = Counter()
     for tensor in {id(t): t for t in [*method.parameters(), *method.buffers()]}.values():
         by_type[str(tensor.dtype).removeprefix("torch.")] += _size(tensor)
     trained = _TRAINED_COPIES * sum(_size(p) for p in method.parameters() if p.requires_grad)
     weights = sum(by_type.values())
     detail = ", ".join(f"{name} {_bytes(size)}" for name, size in by_type.most_common())
-    return [
+    least = [
         f"memory, at least: {_bytes(weights + trained)} per process",
         f"  weights and buffers {_bytes(weights)} ({detail or 'none'})",
         f"  gradients and AdamW's two moments of the trained parameters {_bytes(trained)}",
-        "  not counted: activations, the batch, what a library works with; sharded strategies need less",
+    ]
+    uncounted = "the batch, what a library works with; sharded strategies need less"
+    if not activations:
+        return [*least, f"  not counted: activations, {uncounted}"]
+    return [
+        *least,
+        f"memory, about: {_bytes(weights + trained + activations)} per process",
+        f"  activations of {rows} rows, by rule of thumb {_bytes(activations)} (umm_zoo/training/memory.py)",
+        f"  not counted: {uncounted}",
     ]
 
 
