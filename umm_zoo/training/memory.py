@@ -10,7 +10,7 @@ takes the image's tokens and ``WORDS`` more.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,19 +52,19 @@ def counting(method: Method) -> Iterator[Counter[int]]:
             handle.remove()
 
 
-def activation_bytes(method: Method, found: Mapping[int, int], image_size: int, rows: int, precision: str) -> int:
+def activation_bytes(method: Method, found: Mapping[int, int], sizes: Sequence[tuple[int, int]], rows: int, precision: str) -> int:
     """Bytes that a training step of ``rows`` rows keeps for its backward pass; 0 where nothing is known of the method's layers.
 
     Args:
         method: built.
         found: see ``counting``, from a trial with one image.
-        image_size: side of the input images.
+        sizes: heights and widths that input images may have.
         rows: of a micro-batch of one process.
         precision: of the trainer; a dtype of the weights counts where it is narrower.
     """
     tokens = WORDS
     if isinstance(vlm := getattr(method, "vlm", None), VLMBackbone):
-        tokens += vlm.image_grid(image_size, image_size).num_cells
+        tokens += max((vlm.image_grid(height, width).num_cells for height, width in sizes), default=0)
     total = 0.0
     for name, part in _passed(method).items():
         layers = [layer for layer in part.modules() if isinstance(layer, _LAYERS)]

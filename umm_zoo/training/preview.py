@@ -94,13 +94,14 @@ def _counts(parameters: Iterable[nn.Parameter]) -> tuple[str, str, str]:
 
 def _activations(built: Built, numbers: Mapping[int, int], experiment: Experiment) -> tuple[int, int]:
     """Bytes of activations by rule of thumb and for how many rows; 0 where the data module does not say what is needed."""
-    rows, size = getattr(built.data, "batch_size", None), getattr(getattr(built.data, "transform", None), "image_size", None)
-    if not isinstance(rows, int) or not isinstance(size, int):
+    rows, shapes = getattr(built.data, "batch_size", None), getattr(getattr(built.data, "transform", None), "shapes", None)
+    if not isinstance(rows, int) or shapes is None:
         return 0, 0
+    sizes = [(height, width) for (width, height), _ in shapes()]
     given = experiment.trainer
     devices, nodes = (given.get(name, 1) if isinstance(given.get(name, 1), int) else 1 for name in ("devices", "num_nodes"))
     rows = -(-rows // max(1, devices * nodes * given.get("accumulate_grad_batches", 1)))
-    return activation_bytes(built.method, numbers, size, rows, str(given.get("precision", 32))), rows
+    return activation_bytes(built.method, numbers, sizes, rows, str(given.get("precision", 32))), rows
 
 
 def _memory_lines(method: Method, activations: int, rows: int) -> list[str]:
