@@ -25,7 +25,7 @@ NUM_BUFFERS = PREFETCH + 4
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: with a precision such as bf16-true Lightning copies a batch field by field
 class PackedImages:
     """Images of any ``sizes`` in bytes, one behind the other in one piece of memory.
 
