@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import io
 import re
 from array import array
@@ -18,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipelines.converters.rows import IMAGE_NAME, names_in
+from data_pipelines.converters.rows import IMAGE_NAME, RowFile
 from data_pipelines.decoding import BadSampleError, check_utf8
 from umm_zoo.errors import UserError
 
@@ -39,7 +38,7 @@ _TRIED = 100  # lines that are looked at to find the delimiter
 _START = 1 << 16  # bytes that are looked at to find the encoding
 
 
-class CsvRows:
+class CsvRows(RowFile):
     """Rows by number: a map from the names of the columns to texts, and None where a cell is empty.
 
     Blank lines are no rows. Cells in quotes may hold line ends; where quotes do not match, those of that line alone are taken as
@@ -57,12 +56,11 @@ class CsvRows:
     def __init__(
         self, path: Path, delimiter: str | None = None, encoding: str | None = None, columns: Sequence[str] | None = None
     ) -> None:
-        self.path = path
+        super().__init__(path)
         self.unreadable: dict[str, str] = {}
         #: What was repaired, by the number of the row.
         self.repairs: dict[int, str] = {}
         self._offsets = array("q")
-        self._names: set[int] | None = None
         csv.field_size_limit(_LONGEST_CELL)
         self._content = _in_utf8(path, encoding)
         with self._open() as stream:
@@ -96,20 +94,6 @@ class CsvRows:
             check_utf8(cell)
         cells += [""] * (self._width - len(cells))
         return {name: None if cell.strip() in _NOTHING else cell for name, cell in zip(self.columns, cells, strict=False)}
-
-    def names_file(self, name: str) -> bool:
-        """Whether a cell of any row is this name of an image."""
-        if self._names is None:
-            self._names = set()
-            for number in range(len(self)):
-                with suppress(BadSampleError):
-                    self._names |= names_in(self[number])
-        return hash(name) in self._names
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the file."""
-        with open(self.path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def _open(self) -> BinaryIO:
         stream: BinaryIO = open(self.path, "rb") if self._content is None else io.BytesIO(self._content)  # noqa: SIM115

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -117,17 +118,46 @@ def names_in(value: Any) -> set[int]:
     return set(map(hash, filter(IMAGE_NAME.search, texts_in(value))))
 
 
-class Rows:
+class RowFile(ABC):
+    """Base class of the rows of one file, by number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: set[int] | None = None  # hashes: millions of names take a tenth of the room
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """One row; a ``BadSampleError`` where it cannot be used."""
+
+    def names_file(self, name: str) -> bool:
+        """Whether a value of any row is this name of an image."""
+        if self._names is None:
+            self._names = set()
+            for number in range(len(self)):
+                with suppress(BadSampleError):
+                    self._names |= names_in(self[number])
+        return hash(name) in self._names
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, by which a conversion that goes on knows that it is still the same one."""
+        with open(self.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Rows(RowFile):
     """Rows by number of one file: a JSON list of objects, or JSON Lines (recognised by its first lines, not by the suffix)."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise UserError(path, "no such file")
-        self.path = path
+        super().__init__(path)
         self.unreadable: dict[str, str] = {}
         self._rows: list[Any] = []
         self._offsets = array("q")
-        self._names: set[int] | None = None  # hashes: millions of names take a tenth of the room
         self._find_lines()
         if not self._offsets:
             raise UserError(path, "the file is empty")
@@ -172,20 +202,6 @@ class Rows:
         if not isinstance(row, dict):
             raise BadSampleError(f"row is no object: a {type(row).__name__}")
         return row
-
-    def names_file(self, name: str) -> bool:
-        """Whether a value of any row is this name of an image."""
-        if self._names is None:
-            self._names = set()
-            for number in range(len(self)):
-                with suppress(BadSampleError):
-                    self._names |= names_in(self[number])
-        return hash(name) in self._names
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the file, by which a conversion that goes on knows that it is still the same one."""
-        with open(self.path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def _find_lines(self) -> None:
         offset = 0
