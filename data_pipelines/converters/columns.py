@@ -121,11 +121,11 @@ class _Choice:
 
     def __init__(self, kinds: Mapping[str, str], arguments: argparse.Namespace) -> None:
         self.kinds, self.arguments = kinds, arguments
-        self.pictures = {name: plain_name(name, True) for name, kind in kinds.items() if kind == "image"}
+        self.image_columns = {name: plain_name(name, True) for name, kind in kinds.items() if kind == "image"}
         texts = {name: plain_name(name) for name, kind in kinds.items() if kind in ("text", "number", "turns", "other")}
-        if not self.pictures:  # names without a suffix, as ids are
-            self.pictures = dict([pair for pair in texts.items() if pair[1] in _IMAGES][:1])
-        self.texts = {name: plain for name, plain in texts.items() if name not in self.pictures}
+        if not self.image_columns:  # names without a suffix, as ids are
+            self.image_columns = dict([pair for pair in texts.items() if pair[1] in _IMAGES][:1])
+        self.texts = {name: plain for name, plain in texts.items() if name not in self.image_columns}
         self.listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
 
     def columns(self) -> Columns:
@@ -142,10 +142,12 @@ class _Choice:
         turns = given["turns"] or _family(_TURNS, written)[:1] or tuple(written)[: len(written) == 1]
         captions = given["text"] or _family(_CAPTIONS, self.texts)
         prompts = given["text"] or captions or _family(_PROMPTS, self.texts)
-        target = given["target"] or _family(TARGETS, self.pictures)[:1]
-        inputs = given["input"] or _family(INPUTS, {name: plain for name, plain in self.pictures.items() if name not in target})
+        target = given["target"] or _family(TARGETS, self.image_columns)[:1]
+        inputs = given["input"] or _family(
+            INPUTS, {name: plain for name, plain in self.image_columns.items() if name not in target}
+        )
         instruction = given["instruction"] or _family(INSTRUCTIONS, self.texts)[:1]
-        image = given["image"] or _family(_IMAGES, self.pictures) or tuple(self.pictures)[: len(self.pictures) == 1]
+        image = given["image"] or _family(_IMAGES, self.image_columns) or tuple(self.image_columns)[: len(self.image_columns) == 1]
         found: dict[str, Sequence[str]] = {
             "editing": target and inputs and instruction,
             "conversations": turns,
@@ -180,7 +182,7 @@ class _Choice:
         )
 
     def _refusal(self, what: str) -> UserError:
-        if not self.pictures and (addresses := [name for name, kind in self.kinds.items() if kind == "address"]):
+        if not self.image_columns and (addresses := [name for name, kind in self.kinds.items() if kind == "address"]):
             found = f"the images are addresses ('{addresses[0]}'), and nothing is downloaded"
             return UserError("", found, hint="img2dataset fetches them, and data_pipelines.img2dataset converts what it wrote")
         hint = "name them with --image, --text, --question and --answer, --turns, or --input, --instruction and --target"

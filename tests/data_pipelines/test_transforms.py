@@ -153,7 +153,7 @@ def test_tiles_are_those_of_the_stock_processor(width, height):
     np.testing.assert_allclose(np.stack(decode_images(content, 24, Tiles()).images), expected, atol=1)
 
 
-def test_the_picture_of_the_page_is_what_the_tool_draws(tmp_path, capsys):
+def test_the_image_of_the_page_is_what_the_tool_draws(tmp_path, capsys):
     assert show_policies.main(["--out", str(tmp_path / "sheet.png")]) == 0
     ours, page = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (tmp_path / "sheet.png", PAGE))
     assert ours.shape == page.shape and np.abs(ours - page).mean() < 2  # fonts and filters of another version
