@@ -9,6 +9,7 @@ import pytest
 import tiny_configs
 import torch
 from test_unequal_bridge import StillFlow
+from tiny_configs import DC, SANA, T5, TEXT, VISION
 from torch import Tensor
 from torch.testing import assert_close
 from uae_parts import first_stage, renderer
@@ -30,31 +31,6 @@ from umm_zoo.pretraining.autoencoder import Autoencoder
 from umm_zoo.pretraining.contrastive import Contrastive
 from umm_zoo.pretraining.self_supervised import MaskedImageModelling
 from umm_zoo.pretraining.text_to_image import TextToImage
-
-DC = {
-    "encoder_block_types": "ResBlock",
-    "decoder_block_types": "ResBlock",
-    "encoder_block_out_channels": [8, 16],
-    "decoder_block_out_channels": [8, 16],
-    "encoder_layers_per_block": [1, 1],
-    "decoder_layers_per_block": [1, 1],
-    "encoder_qkv_multiscales": [[], []],
-    "decoder_qkv_multiscales": [[], []],
-    "attention_head_dim": 8,
-    "latent_channels": 8,
-}
-SANA = {
-    "in_channels": 5, "out_channels": 5, "sample_size": 4, "num_attention_heads": 3, "attention_head_dim": 8,
-    "num_cross_attention_heads": 2, "cross_attention_head_dim": 12, "cross_attention_dim": 24, "caption_channels": 16,
-    "num_layers": 2, "mlp_ratio": 1.0,
-}  # fmt: skip
-T5 = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2, "num_layers": 1, "dropout_rate": 0.0}
-VISION = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
-}  # fmt: skip
-TEXT = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 12,
-}  # fmt: skip
 
 
 def noise(*sizes: tuple[int, int]) -> list[Tensor]:

@@ -2,6 +2,7 @@ import pytest
 import tiny_configs
 import torch
 from learning import losses_of
+from tiny_configs import DC
 
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
@@ -13,18 +14,6 @@ from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup
 
 KL = tiny_configs.codec(4, (8, 16), norm_num_groups=4, scaling_factor=1.0)
-DC = {
-    "encoder_block_types": "ResBlock",
-    "decoder_block_types": "ResBlock",
-    "encoder_block_out_channels": [8, 16],
-    "decoder_block_out_channels": [8, 16],
-    "encoder_layers_per_block": [1, 1],
-    "decoder_layers_per_block": [1, 1],
-    "encoder_qkv_multiscales": [[], []],
-    "decoder_qkv_multiscales": [[], []],
-    "attention_head_dim": 8,
-    "latent_channels": 8,
-}
 
 
 def batch(rows: int = 3, targets: bool = False) -> Batch:

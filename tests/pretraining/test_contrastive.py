@@ -1,6 +1,7 @@
 import pytest
 import torch
 from learning import losses_of
+from tiny_configs import TEXT, VISION
 
 from umm_zoo.backbones.features import CLIPFeatures, SigLIPFeatures
 from umm_zoo.batch import Batch
@@ -9,12 +10,6 @@ from umm_zoo.pretraining.contrastive import Contrastive, captions
 from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup
 
-VISION = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
-}  # fmt: skip
-TEXT = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 12,
-}  # fmt: skip
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 
 

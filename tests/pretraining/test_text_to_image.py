@@ -2,6 +2,7 @@ import pytest
 import tiny_configs
 import torch
 from learning import losses_of
+from tiny_configs import SANA, T5
 
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.sana import Sana
@@ -17,12 +18,6 @@ from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup
 
 CODEC = tiny_configs.codec(5, (4, 8), use_quant_conv=False, use_post_quant_conv=False)
-SANA = {
-    "in_channels": 5, "out_channels": 5, "sample_size": 4, "num_attention_heads": 3, "attention_head_dim": 8,
-    "num_cross_attention_heads": 2, "cross_attention_head_dim": 12, "cross_attention_dim": 24, "caption_channels": 16,
-    "num_layers": 2, "mlp_ratio": 1.0,
-}  # fmt: skip
-T5 = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2, "num_layers": 1, "dropout_rate": 0.0}
 
 
 def text_to_image(drop_text: float = 0.1, width: int = 16, channels: int = 5, lr: float = 3e-3) -> TextToImage:
