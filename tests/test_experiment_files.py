@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from umm_zoo.comparison.plan import load_plan
+from umm_zoo.comparison.plan import load_plan, refuse_unknown_metrics
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
 
@@ -56,6 +56,7 @@ def test_experiment_passes_the_check(file: str, monkeypatch: pytest.MonkeyPatch)
 def test_comparison_is_a_plan_of_experiments_that_pass_the_check(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = load_plan(file)
+    refuse_unknown_metrics(plan)
     seed = plan.runs[0].seed  # other seeds change nothing that the check looks at
     for run in plan.runs:
         if run.seed == seed:

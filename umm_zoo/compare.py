@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.again:
             refuse_outdated(plan, runs)
         waiting = [step for step in plan.steps() if not finished(step, runs)]
-        say(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} training steps in all, {len(waiting)} still to be run")
+        say(f"{plan.name}: {len(plan.runs)} runs, {len(plan.steps())} trainings in all, {len(waiting)} still to be run")
         if arguments.plan:
             _print_plan(plan, waiting, runs)
             return 0

@@ -233,7 +233,7 @@ def test_sigterm_lets_the_running_process_save_and_starts_no_other(folder: Path)
 
 def test_plan_runs_nothing(folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["dropout.yaml", "--plan"]) == 0
-    assert "2 runs, 2 training steps in all, 2 still to be run" in capsys.readouterr().out
+    assert "2 runs, 2 trainings in all, 2 still to be run" in capsys.readouterr().out
     assert pretended == [] and not (folder / "runs").exists() and not (folder / "results").exists()
 
 
@@ -263,12 +263,12 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("val/los", "found 'val/los', which 'with' does not score, expected val/loss; did you mean 'val/loss'?"),
-        ("val/loss/shape", "found 'val/loss/shape', which 'with' does not score, expected val/loss"),
-        ("val/tables", "found 'val/tables', which 'with' does not score, expected val/loss, val/tables/incomplete, "),
+        ("val/los", "found 'val/los', which no choice scores, expected val/loss; did you mean 'val/loss'?"),
+        ("val/loss/shape", "found 'val/loss/shape', which no choice scores, expected val/loss"),
+        ("val/tables", "found 'val/tables', which no choice scores, expected val/loss, val/tables/incomplete, "),
         ("val/tables/sinlge", "val/tables/single; did you mean 'val/tables/single'?"),
         ("val/kinds/overal", "expected val/loss, val/kinds/overall, val/kinds/*; did you mean 'val/kinds/overall'?"),
-        ("val/kinds", "found 'val/kinds', which 'with' does not score"),
+        ("val/kinds", "found 'val/kinds', which no choice scores"),
     ],
 )
 def test_a_metric_that_does_not_exist_is_found_before_anything_trains(
@@ -284,14 +284,30 @@ def test_a_metric_that_does_not_exist_is_found_before_anything_trains(
     assert error.startswith(f"error: dropout.yaml: metrics.printed: found '{key}'") and line in error
 
 
-def test_a_score_of_training_that_the_first_run_does_not_make_ends_the_comparison(
+def test_a_choice_without_one_of_the_scores_is_named_and_runs(
+    folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = {"_target_": "umm_zoo.metrics.AnswerAccuracy"}
+    choices = {"plain": {"value": 0.0}, "asked": {"set": {"method.body.dropout": 0.5, "metrics.kinds": kinds}}}
+    compared = {
+        **COMPARE,
+        "choices": choices,
+        "also": ["metrics.kinds"],
+        "metrics": {"printed": "val/kinds/overall", "loss": "val/loss"},
+    }
+    toy_parts.write_yaml(folder / "dropout.yaml", compared)
+    assert compare.main(["dropout.yaml", "--plan"]) == 0
+    assert capsys.readouterr().err == "note: metrics.printed: not scored by plain: '-' in the tables\n"
+
+
+def test_a_score_of_training_that_no_choice_makes_ends_the_comparison(
     folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "metrics": {"printed": "train/los"}, "seeds": [4, 5]})
-    assert compare.main(["dropout.yaml"]) == 1 and len(pretended) == 1
+    assert compare.main(["dropout.yaml"]) == 1 and len(pretended) == 2  # one seed of each
     error = capsys.readouterr().err
     assert "metrics.printed: found 'train/los', expected one of val/loss" in error
-    assert "note: 3 steps were not started" in error
+    assert "note: 2 steps were not started" in error
 
 
 FAILING = {"bad": {"set": {"method.bias": 7}}, "good": {"value": 0.25}, "fine": {"value": 0.0}}

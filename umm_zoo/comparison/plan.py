@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError, did_you_mean
+from umm_zoo.errors import Problem, UserError, did_you_mean, say
 from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
 from umm_zoo.experiment.layers import read_map
 from umm_zoo.metrics.scores import logged_names, unknown_score
+from umm_zoo.training.run_folder import few
 from umm_zoo.training.setup import metrics_of
 
 _KINDS: dict[str, type] = {
@@ -153,7 +154,9 @@ def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
 
 
 def refuse_unknown_metrics(plan: Plan) -> None:
-    """Refuse, before hours of training, a score of validation that a choice does not make, as far as its metrics tell.
+    """Refuse, before hours of training, a score of validation that no choice makes, as far as their metrics tell.
+
+    Choices may differ in what they score: ROSS's baseline reconstructs nothing. A note says whose places stay empty.
 
     Raises:
         UserError: names the metrics.
@@ -162,12 +165,19 @@ def refuse_unknown_metrics(plan: Plan) -> None:
     made = {choice: metrics_of(experiment) for choice, experiment in scored.items()}
     for printed, (key, _) in plan.metrics.items():
         prefix, _, score = key.partition("/")
-        for choice, metrics in made.items() if prefix == "val" else ():
-            if (meant := unknown_score(score, metrics)) is not None:
-                found = f"'{key}', which '{choice}' does not score"
-                expected = ", ".join(f"val/{name}" for name in logged_names(metrics)) or "a metric"
-                problems.append(Problem(f"metrics.{printed}", found, expected, did_you_mean(meant and f"val/{meant}")))
-                break
+        if prefix != "val":
+            continue
+        meant = {choice: guess for choice, metrics in made.items() if (guess := unknown_score(score, metrics)) is not None}
+        if len(meant) < len(made):
+            if meant:
+                say(f"note: metrics.{printed}: not scored by {few(list(meant))}: '-' in the tables", stderr=True)
+            continue
+        names = dict.fromkeys(f"val/{name}" for metrics in made.values() for name in logged_names(metrics))
+        guess = next(filter(None, meant.values()), "")
+        expected = ", ".join(names) or "a metric"
+        problems.append(
+            Problem(f"metrics.{printed}", f"'{key}', which no choice scores", expected, did_you_mean(guess and f"val/{guess}"))
+        )
     if problems:
         raise UserError(plan.file, problems)
 

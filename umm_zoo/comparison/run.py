@@ -131,8 +131,8 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
     lines: dict[str, set[str]] = {}  # line -> choices of which a run ended with it
     hopeless: set[str] = set()
     everyone = {run.choice for run in plan.runs}
-    scored = {run.steps[-1].identity for run in plan.runs}
-    known: set[str] = set()  # names of scores that a run has made
+    scored = {run.steps[-1].identity: run.choice for run in plan.runs}
+    known: dict[str, set[str]] = {}  # choice -> names of the scores that a run of it has made
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns) as progress,
@@ -143,8 +143,8 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
 
         def refuse_without_score(step: Step) -> None:
             if step.identity in scored:
-                known.update(own := _scores(step, runs))
-                if line := _without_score(plan, own, known):
+                known.setdefault(scored[step.identity], set()).update(_scores(step, runs))
+                if known.keys() >= everyone and (line := _without_score(plan, set().union(*known.values()))):
                     failed[step.identity] = Failure(step, line)
                     hopeless.update(everyone)
 
@@ -185,12 +185,13 @@ def _scores(step: Step, runs: Path) -> Mapping[str, Any]:
     return dict(report["metrics"])
 
 
-def _without_score(plan: Plan, own: Iterable[str], known: set[str]) -> str:
-    """A line for a score that no run has made so far, this one included; choices may differ in what they score."""
+def _without_score(plan: Plan, known: Iterable[str]) -> str:
+    """A line for a score that no choice has made; choices may differ in what they score."""
+    names = sorted(known)
     for printed, (key, _) in plan.metrics.items():
-        if key not in known:
-            hint = f"; {guess}" if (guess := did_you_mean(key, own)) else ""
-            return f"metrics.{printed}: found '{key}', expected one of {', '.join(own)}{hint}"
+        if key not in names:
+            hint = f"; {guess}" if (guess := did_you_mean(key, names)) else ""
+            return f"metrics.{printed}: found '{key}', expected one of {', '.join(names)}{hint}"
     return ""
 
 
