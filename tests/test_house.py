@@ -16,7 +16,7 @@ LAYERS = (
     ("method", "methods", "pretraining", "callbacks"),
     ("training",),
     ("generation", "comparison", "benchmarks", "testing"),
-    ("fit", "evaluate", "generate", "compare"),
+    ("fit", "evaluate", "generate", "compare", "new"),
 )
 
 

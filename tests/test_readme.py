@@ -29,12 +29,12 @@ from umm_zoo.testing import check_block, check_reward
 from umm_zoo.training.setup import build_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Every README of the repository but those of the shipped weights, whose cards are tested with them.
+#: Every README but those of the shipped weights, whose cards are tested with them, and of the project that ``new`` writes.
 PAGES = {
     path: path.read_text(encoding="utf-8")
     for room in (".", "umm_zoo", "data_pipelines", "experiments", "tools", "tests")
     for path in sorted((ROOT / room).rglob("README.md") if room != "." else [ROOT / "README.md"])
-    if "weights" not in path.parts
+    if not {"weights", "project"} & set(path.parts)
 }
 FRONT = PAGES[ROOT / "README.md"]
 #: The packages inside ours: each has a page of one screen.

@@ -12,6 +12,7 @@ from pathlib import Path
 from umm_zoo.comparison.plan import Plan, Step, load_plan, refuse_unknown_metrics
 from umm_zoo.comparison.run import Children, collect, finished, log_file, made_runs, refuse_outdated, run_plan
 from umm_zoo.errors import UserError, say, user_errors
+from umm_zoo.experiment.shipped import PREFIX, located
 from umm_zoo.training.run_folder import runs_folder
 
 HELP = """A compare file names a question, a base experiment, the one path that varies, its choices, seeds and metrics:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors() as outcome:
         if arguments.jobs < 1:
             raise UserError("--jobs", f"{arguments.jobs}", "1 or more")
-        runs, file = runs_folder(arguments.runs), Path(arguments.file)
+        runs, file = runs_folder(arguments.runs), located(arguments.file)
+        beside = Path() if arguments.file.startswith(PREFIX) else file.parent
         plan = load_plan(file, made_runs(runs, file.stem))
         refuse_unknown_metrics(plan)
         if not arguments.again:
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rest := [run for run in failed if not run.line]:
                 say(f"note: {len(rest)} steps were not started, for what ended others would end them too", stderr=True)
         if results := collect(plan, runs, [] if children.stopped else failed):
-            paths = results.write(Path(arguments.out) if arguments.out else file.parent / "results")
+            paths = results.write(Path(arguments.out) if arguments.out else beside / "results")
             print(paths[0].read_text())
             say(f"written: {', '.join(str(path) for path in paths)}")
     return outcome.code
@@ -83,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="FILE", help="compare file (YAML)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time, one thread each if above 1")
     parser.add_argument("--runs", metavar="DIR", help="folder of the run folders (default: $UMM_ZOO_RUNS, else runs)")
-    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: results/ beside FILE)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the results (default: results/ beside FILE, here for one that ships)",
+    )
     parser.add_argument("--again", action="store_true", help="run again what was run with other code of yours than it has now")
     parser.add_argument("--plan", action="store_true", help="check, say what would run, and stop")
     return parser

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from umm_zoo.errors import Problem, UserError, did_you_mean, say
+from umm_zoo.errors import Problem, UserError, did_you_mean, locating, say
 from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
 from umm_zoo.experiment.layers import read_map
+from umm_zoo.experiment.shipped import located
 from umm_zoo.metrics.scores import logged_names, unknown_score
 from umm_zoo.training.run_folder import few
 from umm_zoo.training.setup import metrics_of
@@ -84,7 +85,7 @@ def load_plan(file: str | Path, made: Mapping[str, str] | None = None) -> Plan:
 
     ``made`` has the names, by identity, of runs that are finished already, for this comparison or another, and are not made again.
     """
-    file = Path(file)
+    file = located(file)
     tree = _read(file)
     allowed = [tree["vary"], *tree.get("also", [])]
     choices = {name: _choice_overrides(file, tree, name, choice) for name, choice in tree["choices"].items()}
@@ -137,7 +138,8 @@ def _choice_overrides(file: Path, tree: Mapping[str, Any], name: str, choice: An
     if "value" in choice:
         settings += [(tree["vary"], None), (tree["vary"], choice["value"])]  # a map over null is that map, and merges with nothing
     settings += choice.get("set", {}).items()
-    experiment = file.parent / str(choice.get("experiment", tree["base"]))
+    with locating(place=where if "experiment" in choice else "base", file=str(file)):
+        experiment = located(str(choice.get("experiment", tree["base"])), file.parent)
     return experiment, [
         f"{path}={yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix('...' + chr(10)).strip()}"
         for path, value in settings

@@ -13,6 +13,7 @@ from umm_zoo.errors import REFUSALS, UserError, locating, several
 from umm_zoo.experiment.check import check_node
 from umm_zoo.experiment.file import interpolated_embedded
 from umm_zoo.experiment.reach import say_fetched
+from umm_zoo.experiment.shipped import PREFIX, located
 from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
@@ -110,6 +111,9 @@ def _build_value(value: Any, hint: Any, path: str) -> Any:
         if is_named_tuple(origin):
             return origin(*items)
         return tuple(items) if origin is tuple else items
+    if isinstance(value, str) and value.startswith(PREFIX):
+        with locating(place=path):
+            value = str(located(value))
     return Path(value) if isinstance(value, str) and hint is Path else value
 
 

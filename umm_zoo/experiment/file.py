@@ -24,6 +24,7 @@ import yaml
 from umm_zoo.errors import Problem, UserError, several
 from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
 from umm_zoo.experiment.limits import envelope_limits
+from umm_zoo.experiment.shipped import located
 from umm_zoo.experiment.trust import Trust, secrets, users_modules
 from umm_zoo.experiment.types import describe, mismatches
 
@@ -106,10 +107,15 @@ def use_folders(folders: Iterable[str]) -> None:
 def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file with its bases, apply ``key=value`` overrides, fill in interpolations.
 
+    Args:
+        file: a path, or the name of one that ships (``umm_zoo:llava/shapes.yaml``).
+        overrides: of the command line.
+
     Raises:
         UserError: everything wrong that can be seen without importing the classes it names.
     """
-    tree, folders = read_layers(Path(file), ENVELOPE, overrides)
+    file = located(file)
+    tree, folders = read_layers(file, ENVELOPE, overrides)
     return experiment_from(tree, file, folders, overrides)
 
 

@@ -17,8 +17,9 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
-from umm_zoo.errors import Problem, UserError, did_you_mean
+from umm_zoo.errors import Problem, UserError, did_you_mean, locating
 from umm_zoo.experiment.limits import MAX_DEPTH, check_depth
+from umm_zoo.experiment.shipped import located
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
@@ -54,7 +55,8 @@ def read_layers(
     folders = [str(file.resolve().parent)]
     stated_vars = merge(own.get("vars") or {}, above or {})
     for base in bases:
-        path = file.parent / _filled(base, stated_vars, overrides, file)
+        with locating(place="base", file=str(file)):
+            path = located(_filled(base, stated_vars, overrides, file), file.parent)
         if not path.is_file():
             expected = f"a path relative to {file.parent}/"
             raise UserError(
@@ -64,7 +66,8 @@ def read_layers(
         merged = merge(merged, tree)
         folders += [folder for folder in more if folder not in folders]
     if isinstance(own.get("after"), str):
-        own["after"] = portable(file.parent / own["after"])
+        with locating(place="after", file=str(file)):
+            own["after"] = portable(located(own["after"], file.parent))
     return merge(merged, own), folders
 
 
