@@ -114,3 +114,14 @@ def test_user_errors_are_named() -> None:
         CellLabels(CELLS, {"colour": ["blue"]})(batch(1))
     with pytest.raises(ValueError, match=r"row0: found the ground truth \[\], expected a 'scene' among it"):
         CellLabels(CELLS, {"colour": COLOURS})(Batch(["row0"], [[]]))
+
+
+def test_images_of_unequal_sizes_are_seen_whole() -> None:
+    method, data, seen = tower(DeiT3Features).eval(), batch(4), []  # whose processor would cut the border off
+    pixels = method.tower.pixels
+    method.tower.pixels = lambda images, whole: seen.append(pixels(images, whole)) or seen[-1]  # type: ignore[method-assign]
+    method.validation_step(data, 0)
+    for row, (height, width) in enumerate([(16, 16), (32, 16), (16, 48), (32, 48)]):
+        data.images[row] = data.images[row].repeat_interleave(height // 16, dim=1).repeat_interleave(width // 16, dim=2)
+    assert method.validation_step(data, 0).scalars.keys() == set(method.makes)
+    assert (torch.cat(seen[1:]) - seen[0]).abs().mean() < 0.02  # with a cut 0.07 and more

@@ -81,6 +81,18 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
     torch.testing.assert_close(losses["loss"], losses["colour"] + losses["occupied"])
 
 
+def test_images_of_unequal_sizes_weigh_by_their_tokens() -> None:
+    method, data = warmup().eval(), batch(4)
+    data.images[1], data.images[2] = data.images[1][:, :, 8:], torch.cat([data.images[2]] * 2, dim=1)
+    outputs = method.validation_step(data, 0)
+    alone = [method.validation_step(data.select([row]), 0) for row in range(4)]
+    for name in ("colour", "occupied", "colour_accuracy"):
+        counts = torch.tensor([one.counts[name] for one in alone])
+        mean = (torch.stack([one.scalars[name] for one in alone]) * counts).sum() / counts.sum()
+        torch.testing.assert_close(outputs.scalars[name], mean, msg=name)
+    assert [one.counts["occupied"] for one in alone] == [16, 12, 32, 16]
+
+
 def test_objects_and_their_colours_are_learnt() -> None:
     method, data = warmup(), batch()
     first = losses_of(method, data, 40)[0]

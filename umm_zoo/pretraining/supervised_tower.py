@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.feature_encoder import LibraryEncoder
-from umm_zoo.batch import Batch, Grid, image_of_each_row, stacked
+from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
+from umm_zoo.batch import Batch, Grid, image_of_each_row, map_by_size
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
@@ -105,7 +105,7 @@ class SupervisedTower(Method):
     what that layer carries, so a toy needs a tower of which this is known: one trained with the fine detail among its attributes,
     and as a control one trained without. Each cell's features are averaged, and a linear layer behind a LayerNorm names the
     attribute; so what is learnt can be read out linearly. Attributes are those of cells that hold an object; a further head
-    says which do.
+    says which do. Images may have any sizes; each is squeezed to the tower's.
 
     Args:
         tower: trained.
@@ -163,11 +163,11 @@ class SupervisedTower(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        images = stacked(image_of_each_row(batch))
-        labels = {name: values.to(images.device) for name, values in self.labels(batch, everything).items()}
+        pixels = torch.stack(map_by_size(self._pixels, image_of_each_row(batch)))  # [B, 3, S, S]
+        labels = {name: values.to(pixels.device) for name, values in self.labels(batch, everything).items()}
         losses: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
-        output = self.tower.vision(self.tower.pixels(images, whole=True), output_hidden_states=True)
+        output = self.tower.vision(pixels, output_hidden_states=True)
         for layer in self.layers:
             cells = cell_means(self.tower.patches(output, layer), self.tower.grid, self.labels.side)  # [B, cells, D]
             for name, wanted in labels.items():
@@ -182,6 +182,10 @@ class SupervisedTower(Method):
                 losses[f"{name}_scene"] = F.cross_entropy(logits, labels[name])
                 found[name] = logits.argmax(dim=-1)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Images of one size as the tower takes them, squeezed where they have another: all cells are seen."""
+        return self.tower.pixels(resize_to(images, self.tower.image_size, None, self.tower.interpolation), whole=True)
 
 
 def scored(

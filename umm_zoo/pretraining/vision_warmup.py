@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.batch import Batch, Grid, Images, image_of_each_row, stacked
+from umm_zoo.batch import Batch, Grid, Images, image_of_each_row
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.supervised_tower import (
@@ -83,18 +83,22 @@ class VisionWarmup(Method):
 
     def _losses(self, batch: Batch, everything: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Losses; and by attribute what is named and what should be, ``UNLABELLED`` where there is no label."""
-        tokens = torch.stack(cast(_SeesImages, self.vlm).encode_images(stacked(image_of_each_row(batch))))  # [B, N, D]
+        tokens = torch.cat(cast(_SeesImages, self.vlm).encode_images(image_of_each_row(batch)))  # [all N, D]
         labels = {name: wanted.to(tokens.device) for name, wanted in self._labels(batch, everything).items()}
-        logits = {name: self.heads[name](tokens) for name in labels}  # [B, N, values] each
+        logits = {name: self.heads[name](tokens) for name in labels}  # [all N, values] each
         losses = {name: labelled_cross_entropy(logits[name], wanted) for name, wanted in labels.items()}
         found = {name: values.argmax(dim=-1) for name, values in logits.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}, found, labels
 
     def _labels(self, batch: Batch, everything: bool) -> dict[str, Tensor]:
-        """By attribute what each token should name, ``[B, N]``."""
-        grid = cast(_SeesImages, self.vlm).image_grid(*stacked(image_of_each_row(batch)).shape[-2:])
-        cells = self.labels(batch, everything)
-        labels = {name: labels_of_tokens(wanted, grid, self.labels.side) for name, wanted in cells.items()}
+        """By attribute what each token of the rows, one behind the other, should name, ``[all N]``."""
+        grids = [cast(_SeesImages, self.vlm).image_grid(*image.shape[-2:]) for image in image_of_each_row(batch)]
+        cells, side = self.labels(batch, everything), self.labels.side
+        labels = {
+            name: torch.cat([labels_of_tokens(row[None], grid, side)[0] for row, grid in zip(wanted, grids, strict=True)])
+            for name, wanted in cells.items()
+        }
+        counts = torch.tensor([grid.num_cells for grid in grids])
         for name, values in self.scene_attributes.items():
-            labels[name] = labels_of_scene(batch, name, values)[:, None].expand(-1, grid.num_cells)
+            labels[name] = labels_of_scene(batch, name, values).repeat_interleave(counts)
         return labels
