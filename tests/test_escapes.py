@@ -49,7 +49,7 @@ def findings_of(folder: Path) -> None:
 
 def table_of(folder: Path) -> None:
     write_shards([{"__key__": "a", "json": {}}], folder, "part")
-    data = ShardData({MARKED: ShardSource(str(folder)), HOSTILE: ShardSource(str(folder))})
+    data = ShardData({MARKED: ShardSource(str(folder)), HOSTILE: ShardSource(str(folder))}, image_size=32)
     Console(markup=False, width=200).print(data.table())
 
 
@@ -88,7 +88,7 @@ def test_the_check_of_an_experiment_shows_its_folder_as_it_is_spelt(tmp_path, ca
 def test_the_warning_of_a_skip_holds_no_control_characters_of_its_substitute(tmp_path, caplog):
     good = {"conversations": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]}
     write_shards([{"__key__": "bad", "json": {}}, {"__key__": "\x1b[2Jgood", "json": good}], tmp_path, "part")
-    data = ShardData({"a": ShardSource(str(tmp_path))}, batch_size=1, window=0)
+    data = ShardData({"a": ShardSource(str(tmp_path))}, image_size=32, batch_size=1, window=0)
     next(iter(data.train_dataloader()))
     assert r"(repeated a/part-000000.tar:\x1b[2Jgood instead)" in caplog.text
     assert json.dumps(caplog.text).count("\\u001b") == 0

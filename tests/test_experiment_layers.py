@@ -114,6 +114,19 @@ def test_override_may_exchange_a_class_and_then_set_its_arguments(folder: Path) 
     assert experiment.method["block"] == {"_target_": "b.Other", "heads": 3}
 
 
+def test_another_class_keeps_the_arguments_it_takes_and_the_others_are_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, stream = "data_pipelines.shards.data.ShardData", "data_pipelines.shards.streaming.StreamData"
+    given = f"data: {{_target_: {shards}, image_size: 48, window: 3, cache_gb: 7.5}}"
+    experiment = child(folder, given, f"data._target_={stream}", "data.buffer=5")
+    assert experiment.data == {"_target_": stream, "image_size": 48, "buffer": 5}
+    note = capsys.readouterr().err
+    assert "note: data: StreamData in the place of ShardData; what falls away: window, cache_gb" in " ".join(note.split())
+    assert child(folder, given, f"data={{_target_: {stream}, seed: 2}}").data == {"_target_": stream, "seed": 2}
+    assert "what falls away: image_size, window, cache_gb" in " ".join(capsys.readouterr().err.split())
+
+
 def test_override_may_add_and_remove_a_callback(folder: Path) -> None:
     experiment = child(folder, "", "callbacks.ema=null", "callbacks.mine={_target_: c.Mine}", "callbacks.mine.file=x")
     assert experiment.callbacks == {"samples": {"_target_": "a.Samples"}, "mine": {"_target_": "c.Mine", "file": "x"}}

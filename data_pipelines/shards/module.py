@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -34,7 +34,7 @@ class ShardModule(LightningDataModule):
 
     Args:
         train, val: sources by name; those of validation are read one after the other, each sample once.
-        image_size: edge of input images, or of a square with as many pixels as one may have, see ``resize``.
+        image_size: edge of input images, or of a square with as many pixels as one may have, see ``resize``; to be given by name.
         batch_size: global batch, per optimiser step.
         val_batch_size: per rank.
         num_workers: processes that read and decode ahead, per rank.
@@ -53,7 +53,7 @@ class ShardModule(LightningDataModule):
 
     train: dict[str, ShardSource] | None = None
     val: dict[str, ShardSource] | None = None
-    image_size: Pixels = 32
+    image_size: Pixels = field(kw_only=True)
     batch_size: Rows = 64
     val_batch_size: Rows = 64
     num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0

@@ -208,13 +208,13 @@ def test_without_a_usable_shard_the_first_reason_is_said(tmp_path):
     (tmp_path / "b.tar").write_bytes(b"no tar at all" * 100)
     (tmp_path / "c.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"^data: .*b\.tar: not a plain \(uncompressed\) tar file"):
-        ShardData({"a": ShardSource(str(tmp_path))}).check()
+        ShardData({"a": ShardSource(str(tmp_path))}, image_size=8).check()
 
 
 def test_a_shard_that_is_not_there_still_stops_the_run(tmp_path):
     tar(tmp_path, b"")
     with pytest.raises(UserError, match=r"missing\.tar: no shard"):
-        ShardData({"a": ShardSource([str(tmp_path / "a.tar"), str(tmp_path / "missing.tar")])}).check()
+        ShardData({"a": ShardSource([str(tmp_path / "a.tar"), str(tmp_path / "missing.tar")])}, image_size=8).check()
 
 
 def test_control_characters_of_a_key_are_escaped(tmp_path, caplog):

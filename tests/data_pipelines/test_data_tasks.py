@@ -71,7 +71,9 @@ def test_targets_and_precomputed_arrays_reach_the_batch(tmp_path):
     file = io.BytesIO()
     np.save(file, np.full((2, 3), 7, dtype=np.float16))
     write_tar(tmp_path / "a.tar", {"k": {"txt": b"x", "png": png(5), "latents.npy": file.getvalue()}})
-    data = ShardData(train={"a": ShardSource(str(tmp_path), TextToImage(extras=["latents"]))}, batch_size=2, target_size=6)
+    data = ShardData(
+        train={"a": ShardSource(str(tmp_path), TextToImage(extras=["latents"]))}, batch_size=2, image_size=32, target_size=6
+    )
     batch = next(iter(data.train_dataloader()))
     assert stacked(batch.requested).shape == (2, 3, 6, 6) and batch.images == []
     assert batch.extras["latents"].tolist() == [[[7] * 3] * 2] * 2

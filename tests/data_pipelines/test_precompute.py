@@ -119,7 +119,10 @@ def test_the_hash_is_of_weights_buffers_and_types():
     ("more", "message"),
     [
         (["--only", "latents"], "--only: found 'latents', expected reconstruction_target"),
-        (["callbacks.flip={_target_: umm_zoo.callbacks.augment.ShiftAndFlip}"], "callbacks.flip: found one that changes"),
+        (
+            ["callbacks.flip={_target_: umm_zoo.callbacks.augment.ShiftAndFlip, max_shift: 2}"],
+            "callbacks.flip: found one that changes",
+        ),
         (["data.train.captions.shards=nowhere"], "no shard"),
     ],
 )
@@ -140,6 +143,7 @@ def test_a_method_without_frozen_outputs_says_so(tmp_path, capsys):
 def test_the_transform_tells_policies_and_sizes_apart(tmp_path):
     from data_pipelines.transforms.resize import PadToSquare, Square
 
-    modules = [ShardData(), ShardData(image_size=33), ShardData(resize=PadToSquare(3)), ShardData(resize=PadToSquare(4))]
-    modules += [ShardData(resize=Square("nearest")), ShardData(target_size=64)]
+    resizes = [None, PadToSquare(3), PadToSquare(4), Square("nearest")]
+    modules = [ShardData(image_size=32, resize=resize) for resize in resizes]
+    modules += [ShardData(image_size=33), ShardData(image_size=32, target_size=64)]
     assert len({str(module.transform.to_json()) for module in modules}) == 6

@@ -189,5 +189,5 @@ def test_broken_shards_are_one_clear_line(tmp_path, monkeypatch, shards, message
     Path("cut.tar").write_bytes(Path("cut.tar").read_bytes()[:4000])
     Path("stale.tar").write_bytes(content + bytes(10240))
     with pytest.raises(UserError, match=message) as caught:
-        ShardData(train={"a": ShardSource(shards)}).check()
+        ShardData(train={"a": ShardSource(shards)}, image_size=8).check()
     assert "\n" not in str(caught.value)

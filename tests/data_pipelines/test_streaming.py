@@ -107,18 +107,18 @@ def test_a_resume_with_another_order_of_shards_is_refused(change, name, tmp_path
 
 
 def test_a_checkpoint_of_an_earlier_version_says_no_order(world):
-    StreamData({"a": ShardSource(str(world))}).load_state_dict({"epoch": 1, "shards": 2})
+    StreamData({"a": ShardSource(str(world))}, image_size=8).load_state_dict({"epoch": 1, "shards": 2})
 
 
 def test_more_streams_than_shards_are_refused(world):
-    data = StreamData({"a": ShardSource(str(world / "part-00[01].tar"))}, num_workers=3)
+    data = StreamData({"a": ShardSource(str(world / "part-00[01].tar"))}, image_size=8, num_workers=3)
     with pytest.raises(UserError, match="found 2 shards for 1 ranks x 3 workers"):
         data.train_dataloader()
 
 
 def test_nothing_but_bad_samples_end_the_run(tmp_path):
     write_tar(tmp_path / "a.tar", {f"bad{n}": {"json": b"{"} for n in range(3)})
-    data = StreamData({"a": ShardSource(str(tmp_path))}, batch_size=2)
+    data = StreamData({"a": ShardSource(str(tmp_path))}, image_size=8, batch_size=2)
     with pytest.raises(UserError, match=r"no usable sample in the 1 shards .*a\.tar:bad\d: json cannot be parsed"):
         next(iter(data.train_dataloader()))
 
@@ -133,5 +133,5 @@ def test_addresses_are_opened_without_a_shell(world, monkeypatch):
     batch = next(iter(data.train_dataloader()))
     assert len(set(batch.keys)) == 29 and json.dumps(data.state_dict())
     with pytest.raises(ValueError, match="never run"):
-        StreamData({"a": ShardSource("pipe:cat x.tar")}).check()
+        StreamData({"a": ShardSource("pipe:cat x.tar")}, image_size=8).check()
     files.rm("/stream", recursive=True)

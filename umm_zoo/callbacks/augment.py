@@ -29,7 +29,7 @@ class ShiftAndFlip(Callback):
     #: Outputs stored for the unchanged images must not be trained on.
     changes_images = True
 
-    def __init__(self, max_shift: Natural = 4, flip: bool = True, seed: Natural = 0) -> None:
+    def __init__(self, max_shift: Natural, flip: bool = True, seed: Natural = 0) -> None:
         self.max_shift, self.flip, self.seed = max_shift, flip, seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

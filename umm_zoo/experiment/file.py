@@ -170,8 +170,9 @@ def experiment_from(
     several("overrides", overrides)
     use_folders([os.getcwd(), *folders])  # dotted paths find what lies beside the files and in the current directory
     tree = {"seed": 0, **tree}  # so that ${seed} leads somewhere in a file that does not state it
+    trust = Trust(trusted is not None, tuple(trusted or ()))
     for override in overrides:
-        tree = overridden(tree, override, file, ENVELOPE)
+        tree = overridden(tree, override, file, ENVELOPE, trust)
     given = [text.partition("=")[0] for text in overrides]
     resolved = interpolated(tree, file) if trusted is None else interpolated_embedded(tree, file, given)
     if problems := _envelope_problems(resolved):

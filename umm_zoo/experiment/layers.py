@@ -18,8 +18,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, locating
+from umm_zoo.experiment.exchange import exchanged
 from umm_zoo.experiment.limits import MAX_DEPTH, check_depth
 from umm_zoo.experiment.shipped import located
+from umm_zoo.experiment.trust import Trust
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
@@ -151,16 +153,18 @@ def _parse(text: str, file: str | Path) -> tuple[str, Any]:
         raise UserError(key, f"'{value}' on the command line", f"a YAML value ({reason})", file=file) from None
 
 
-def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequence[str]) -> dict[str, Any]:
+def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequence[str], trust: Trust) -> dict[str, Any]:
     """A tree with one override of the command line.
 
-    Arguments that a node does not state yet may be added (the signature is checked later); names may not.
+    Arguments that a node does not state yet may be added (the signature is checked later); names may not. A class alone
+    (``data._target_=…``) keeps the arguments that it takes too, see ``exchanged``.
 
     Args:
         tree: with the keys of the envelope.
         text: ``key=value``.
         file: for messages.
         envelope: keys of an experiment file.
+        trust: which classes may be looked at.
 
     Raises:
         UserError: it is no such pair, or sets what is not there.
@@ -176,6 +180,8 @@ def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequ
     if top == "after" and isinstance(value, str):
         value = portable(Path(value))
     here: Any = tree
+    if path[-1] == TARGET and len(path) > 1:
+        path, value = path[:-1], {TARGET: value}
     for depth, part in enumerate(path):
         where = ".".join(path[:depth])
         if isinstance(here, list):
@@ -184,9 +190,11 @@ def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequ
             break  # a plain value where the override expects a map: it is replaced, and the checker judges the result
         named = depth == 1 and top in ("vars", *NAMED)
         adds = top in NAMED and depth == len(path) - 1 and isinstance(value, Mapping) and TARGET in value
-        if named and part not in here and not adds and path[2:] != [TARGET]:
+        if named and part not in here and not adds:
             raise UserError(file, [unknown(part, here, where)])
         here = here.get(part)
+    else:
+        value = exchanged(here, value, path, trust)
     for part in reversed(path):
         value = {part: value}
     merged: dict[str, Any] = merge(tree, value)
