@@ -1,5 +1,6 @@
 """The sample grid: what is chosen, what is written, what the pixels are."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Task
 from umm_zoo.callbacks.cards import BORDER, MARGIN, RIGHT, WRONG, Card, draw_cards, legible, resized, wrap
 from umm_zoo.callbacks.samples import SampleGrid, card_of, to_pil
 from umm_zoo.outputs import Outputs
@@ -92,6 +93,11 @@ def test_a_row_that_asks_for_an_image_shows_no_answer() -> None:
 def test_clauses_of_a_caption_may_stand_in_any_order(answer: str, right: bool) -> None:
     truth = "top left: a small red circle; top right: a large blue square; background: grey"
     assert card_of(0, Outputs(answers=[answer]), batch(["caption_long"], [truth]), title="a").right is right
+
+
+def test_a_caption_in_free_words_is_neither_right_nor_wrong() -> None:
+    rows = replace(batch(["caption"], ["A dog runs ."]), tasks=[Task.CAPTION])
+    assert card_of(0, Outputs(answers=["A brown dog ."]), rows, title="caption").right is None
 
 
 def test_columns_take_the_place_of_input_and_target() -> None:
