@@ -62,7 +62,8 @@ def test_names_of_what_ships_are_read_everywhere(tmp_path: Path, monkeypatch: py
     experiment = load_experiment("mine.yaml")
     assert experiment.after == str(ROOT / "experiments" / "tiny" / "llava.yaml")
     assert experiment.resolved()["method"]["vlm"]["vision_tower"] == "umm_zoo:tiny/weights/tower"  # the same on every machine
-    assert load_experiment("umm_zoo:llava/shapes.yaml").name == "llava-shapes"
+    changed = load_experiment("umm_zoo:llava/shapes.yaml", ["after=umm_zoo:tiny/llava.yaml"])
+    assert (changed.name, changed.after) == ("llava-shapes", experiment.after)
     assert located("umm_zoo:tiny/weights/tower") == shipped_folder() / "tiny" / "weights" / "tower"
 
 

@@ -178,7 +178,7 @@ def overridden(tree: dict[str, Any], text: str, file: str | Path, envelope: Sequ
     if top not in settable:
         raise UserError(file, [unknown(top, [*settable, "ckpt"])])
     if top == "after" and isinstance(value, str):
-        value = portable(Path(value))
+        value = portable(located(value))
     here: Any = tree
     if path[-1] == TARGET and len(path) > 1:
         path, value = path[:-1], {TARGET: value}
