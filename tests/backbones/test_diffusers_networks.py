@@ -100,3 +100,23 @@ def test_public_sizes_are_built_without_memory_or_files(
     assert sum(p.numel() for p in network.parameters()) == count
     assert {p.device.type for p in network.parameters()} == {"meta"}
     assert {name: getattr(network, name) for name in sizes} == sizes
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_another_network_is_named_with_its_reader_before_anything_is_read(given: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "SanaTransformer2DModel"}')
+    with torch.device("meta"), pytest.raises(ValueError, match=r"of a SanaTransformer2DModel, expected .*; use umm_zoo\S+\.Sana$"):
+        StableDiffusion3.from_pretrained(tmp_path, config=SD3 if given else None)
+
+
+def test_a_pipeline_in_the_place_of_its_network_is_named(tmp_path: Path) -> None:
+    parts = {
+        "_class_name": "SanaPipeline",
+        "transformer": ["diffusers", "SanaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderDC"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match=r"a whole pipeline \(SanaPipeline\), .*; subfolder: transformer"):
+        Sana.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"it has a SanaTransformer2DModel in 'transformer'; use \S+\.Sana and a AutoencoderDC in"):
+        StableDiffusion3.from_pretrained(tmp_path)

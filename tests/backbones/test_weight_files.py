@@ -113,10 +113,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        (LlavaBackbone, "qwen2_5_vl", "found a model of type 'qwen2_5_vl', expected 'llava'; .*Qwen25VL reads that one"),
+        (LlavaBackbone, "qwen2_5_vl", "found a model of type 'qwen2_5_vl', expected 'llava'; use umm_zoo.*Qwen25VL"),
         (LlavaBackbone, "gpt2", "found a model of type 'gpt2', expected 'llava'"),
         (LlavaBackbone, "original", "LLaVA's original layout.*llava-hf/llava-1.5-7b-hf"),
-        (Qwen25VL, "llava", "found a model of type 'llava', expected 'qwen2_5_vl'; .*LlavaBackbone reads that one"),
+        (Qwen25VL, "llava", "found a model of type 'llava', expected 'qwen2_5_vl'; use umm_zoo.*LlavaBackbone"),
         (TextEncoder, "opt", "found a model of type 'opt', expected 't5'"),
         (CLIPVisionFeatures, "gpt2", "found a model of type 'gpt2', expected 'clip_vision_model'"),
         (KLCodec, "llava", "found "),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from umm_zoo.backbones.adapters import assert_no_adapter
+from umm_zoo.backbones.families import use
 from umm_zoo.backbones.loading import (
     assert_complete,
     assert_known,
@@ -18,8 +19,8 @@ from umm_zoo.backbones.loading import (
     one_line,
     torch_dtype,
 )
-from umm_zoo.backbones.stored_config import complete_diffusers
-from umm_zoo.backbones.weight_files import assert_readable
+from umm_zoo.backbones.stored_config import assert_class_name, complete_diffusers
+from umm_zoo.backbones.weight_files import assert_readable, stored_file
 
 
 class DiffusersNetwork(nn.Module):
@@ -74,6 +75,7 @@ class DiffusersNetwork(nn.Module):
             FileNotFoundError: nothing there.
             ValueError: the weights do not fill the network exactly, or ``config`` differs from the one stored with them.
         """
+        cls.look(find_source(source), subfolder)
         if config is not None and on_meta_device():
             return cls.from_config(config, dtype, gradient_checkpointing)
         source, weights = find_source(source), torch_dtype(dtype)
@@ -89,6 +91,24 @@ class DiffusersNetwork(nn.Module):
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         return cls.loaded(model, source, subfolder)
+
+    @classmethod
+    def look(cls, source: str, subfolder: str | None) -> None:
+        """Refuse a local folder with another kind of network, by its ``config.json`` alone; ``fit --check`` comes here too.
+
+        Raises:
+            ValueError: another network, or a whole pipeline where one of its folders is meant.
+        """
+        stored = stored_file(source, subfolder)
+        if stored is not None:
+            assert_class_name(cls.kind.__name__, source, stored)
+        elif (parts := stored_file(source, subfolder, "model_index.json")) is not None:
+            networks = {place: part[1] for place, part in parts.items() if isinstance(part, list) and part[0] == "diffusers"}
+            own = [place for place, name in networks.items() if name == cls.kind.__name__]
+            others = [f"a {name} in '{place}'{use(name)}" for place, name in networks.items() if use(name)]
+            hint = f"; subfolder: {own[0]}" if own else f"; it has {' and '.join(others)}" if others else ""
+            found = f"a whole pipeline ({parts.get('_class_name')})"
+            raise ValueError(f"{source}: found {found}, expected the folder of a {cls.kind.__name__}{hint}")
 
     @classmethod
     def loaded(cls, model: Any, source: str, subfolder: str | None) -> Self:

@@ -16,6 +16,7 @@ import transformers
 from packaging.version import InvalidVersion, Version
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from umm_zoo.backbones.families import use
 from umm_zoo.errors import note
 
 #: Keys of transformers' configurations that change outputs and not the shapes of weights; a model has those of its class.
@@ -60,19 +61,6 @@ _OF_TRAINING = ("dropout", "drop_path", "dropped", "initializer", "use_cache", "
 #: What every configuration may hold beside its class's own keys.
 _COMMON = frozenset(PreTrainedConfig().to_dict()) | {"torch_dtype", "auto_map", "text_config", "rope_scaling", "rope_theta"}
 
-#: Classes of this package by the library's model types, for hints.
-READERS = {
-    "janus": "umm_zoo.backbones.janus.Janus",
-    "llava": "umm_zoo.backbones.llava.LlavaBackbone",
-    "qwen2_5_vl": "umm_zoo.backbones.qwen2_5_vl.Qwen25VL",
-    "clip": "umm_zoo.backbones.features.CLIPFeatures",
-    "clip_vision_model": "umm_zoo.backbones.features.CLIPVisionFeatures",
-    "siglip": "umm_zoo.backbones.features.SigLIPFeatures",
-    "dinov2": "umm_zoo.backbones.features.DINOv2Features",
-    "dinov3_vit": "umm_zoo.backbones.features.DINOv3Features",
-    "t5": "umm_zoo.backbones.text_encoder.TextEncoder",
-}
-
 #: Releases of diffusers in which a key came to a network that had been there before; what an older file leaves out it cannot mean
 #: otherwise than by the library's default, which is what the network did until then.
 SINCE: dict[str, dict[str, str]] = {
@@ -111,9 +99,8 @@ def complete_diffusers(kind: type[Any], source: str | Path, stored: Mapping[str,
     Raises:
         ValueError: a network of another class, a key that is needed and nowhere, or one that the installed library does not know.
     """
-    name, found = kind.__name__, stored.get("_class_name", kind.__name__)
-    if found != name:
-        raise ValueError(f"{source}: found weights of a {found}, expected those of a {name}")
+    name = kind.__name__
+    assert_class_name(name, source, stored)
     known = list(inspect.signature(kind.__init__).parameters)[1:]
     written = _version(stored.get("_diffusers_version"))
     _refuse_unknown(source, stored, known, written, Version(diffusers.__version__), "diffusers")
@@ -122,6 +109,16 @@ def complete_diffusers(kind: type[Any], source: str | Path, stored: Mapping[str,
         missing = [key for key in missing if Version(SINCE.get(name, {}).get(key, "0")) <= written]
     _refuse_missing(source, [key for key in missing if key not in stated])
     return {key: stated[key] for key in missing}
+
+
+def assert_class_name(name: str, source: str | Path, stored: Mapping[str, Any]) -> None:
+    """Refuse the weights of another network of diffusers, before they are read.
+
+    Raises:
+        ValueError: the class has another name.
+    """
+    if (found := stored.get("_class_name", name)) != name:
+        raise ValueError(f"{source}: found weights of a {found}, expected those of a {name}{use(found)}")
 
 
 def complete_transformers(source: str | Path, stored: dict[str, Any], stated: Mapping[str, Any]) -> bool:
@@ -180,8 +177,7 @@ def assert_model_type(source: str | Path, stored: Mapping[str, Any], kind: Any) 
         return
     if any(isinstance(value, Mapping) and value.get("model_type") == own.model_type for value in stored.values()):
         return
-    reader = f"; {READERS[found]} reads that one" if found in READERS else ""
-    raise ValueError(f"{source}: found a model of type '{found}', expected '{own.model_type}'{reader}")
+    raise ValueError(f"{source}: found a model of type '{found}', expected '{own.model_type}'{use(found)}")
 
 
 def _sections(stored: dict[str, Any], stated: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any], Mapping[str, Any]]]:

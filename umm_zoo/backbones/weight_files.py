@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 #: Files of the libraries: weights (of a variant such as fp16, in shards or not), and what says how they are read.
 _WEIGHTS = re.compile(
@@ -29,6 +30,20 @@ def assert_readable(source: str | Path, variant: str | None = None) -> None:
     for file in _read_in(path, variant) if path.is_dir() else [path] if path.is_file() else []:
         if fault := damage_of(file):
             raise ValueError(f"{file}: found {fault}")
+
+
+def stored_file(source: str | Path, subfolder: str | None = None, name: str = "config.json") -> dict[str, Any] | None:
+    """A configuration of a local folder, which costs nothing to read; None where there is none, or the source is a name on the hub.
+
+    Raises:
+        ValueError: the file cannot be what its name says.
+    """
+    file = Path(source, subfolder or "", name)
+    if not file.is_file():
+        return None
+    if fault := damage_of(file):
+        raise ValueError(f"{file}: found {fault}")
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _read_in(folder: Path, variant: str | None) -> list[Path]:

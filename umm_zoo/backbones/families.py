@@ -1,0 +1,61 @@
+"""Families of checkpoints that this package reads: how they call themselves in ``config.json``, and which class reads them.
+
+The one list behind the hints of wrong folders, the tests of every cell and the tables of the room's README.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one kind.
+
+    Args:
+        name: as people call them.
+        stored: what ``config.json`` says, ``model_type`` of transformers or ``_class_name`` of diffusers.
+        reader: dotted path of the class that reads them.
+        example: a public name of one.
+        note: what is particular, for the table.
+    """
+
+    name: str
+    stored: str
+    reader: str
+    example: str
+    note: str = ""
+
+
+_HERE = "umm_zoo.backbones."
+
+#: Networks that denoise latents.
+DECODERS = (
+    Family("Sana", "SanaTransformer2DModel", f"{_HERE}sana.Sana", "Efficient-Large-Model/Sana_1600M_512px_diffusers"),
+    Family("Stable Diffusion 3", "SD3Transformer2DModel", f"{_HERE}sd3.StableDiffusion3", "stabilityai/stable-diffusion-3.5-large"),
+)
+
+#: Images to latents and back.
+CODECS = (
+    Family("AutoencoderKL", "AutoencoderKL", f"{_HERE}codecs.KLCodec", "black-forest-labs/FLUX.1-dev"),
+    Family("AutoencoderDC", "AutoencoderDC", f"{_HERE}codecs.DCCodec", "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"),
+)
+
+#: Vision-language models, encoders and text encoders, of transformers.
+MODELS = (
+    Family("Janus", "janus", f"{_HERE}janus.Janus", "deepseek-community/Janus-Pro-1B"),
+    Family("LLaVA-1.5", "llava", f"{_HERE}llava.LlavaBackbone", "llava-hf/llava-1.5-7b-hf"),
+    Family("Qwen2.5-VL", "qwen2_5_vl", f"{_HERE}qwen2_5_vl.Qwen25VL", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    Family("CLIP", "clip", f"{_HERE}features.CLIPFeatures", "openai/clip-vit-large-patch14-336"),
+    Family("CLIP's tower", "clip_vision_model", f"{_HERE}features.CLIPVisionFeatures", "openai/clip-vit-large-patch14-336"),
+    Family("SigLIP", "siglip", f"{_HERE}features.SigLIPFeatures", "google/siglip-so400m-patch14-384"),
+    Family("DINOv2", "dinov2", f"{_HERE}features.DINOv2Features", "facebook/dinov2-base"),
+    Family("DINOv3", "dinov3_vit", f"{_HERE}features.DINOv3Features", "facebook/dinov3-vitb16-pretrain-lvd1689m"),
+    Family("T5", "t5", f"{_HERE}text_encoder.TextEncoder", "google/t5-v1_1-xxl"),
+)
+
+
+def use(stored: str | None) -> str:
+    """The end of an error over weights of another kind than asked for: ``; use …``, or nothing where no class reads them."""
+    readers = [family.reader for family in (*DECODERS, *CODECS, *MODELS) if family.stored == stored]
+    return f"; use {' or '.join(readers)}" if readers else ""
