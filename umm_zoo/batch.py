@@ -60,10 +60,12 @@ class Tokens:
     Shape:
         - values: ``[B, N, D]``
         - mask: ``[B, N]`` bool, True where a token counts; None means that all do.
+        - crops: of a decoder's condition, B of what the loader cut away of the image to generate; empty where nobody knows.
     """
 
     values: Tensor
     mask: Tensor | None = None
+    crops: Sequence[Crop | None] = ()
 
     def __post_init__(self) -> None:
         if self.values.ndim != 3:
@@ -76,7 +78,8 @@ class Tokens:
         if list(rows) == list(range(len(self.values))):
             return self
         chosen = torch.as_tensor(rows, device=self.values.device)
-        return Tokens(self.values[chosen], None if self.mask is None else self.mask[chosen])
+        mask = None if self.mask is None else self.mask[chosen]
+        return Tokens(self.values[chosen], mask, [self.crops[row] for row in rows] if self.crops else ())
 
 
 @dataclass

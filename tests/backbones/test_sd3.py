@@ -80,7 +80,7 @@ def test_contract():
 def test_the_constant_is_that_of_the_empty_string_under_both_text_encoders(tmp_path):
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from umm_zoo.backbones.sd3 import pooled_of_nothing
+    from umm_zoo.backbones.pooled import pooled_of_nothing
     from umm_zoo.backbones.tokenizer import load_tokenizer
 
     tokenizer, wanted = load_tokenizer(), []
@@ -102,4 +102,4 @@ def test_the_constant_is_that_of_the_empty_string_under_both_text_encoders(tmp_p
         tokenizer.save_pretrained(tmp_path / f"tokenizer{suffix}")
         ids = tokenizer("", padding="max_length", max_length=5, return_tensors="pt").input_ids
         wanted.append(encoder(ids).text_embeds[0].detach())
-    assert_close(pooled_of_nothing(tmp_path), torch.cat(wanted))
+    assert_close(pooled_of_nothing(tmp_path, StableDiffusion3.pooled_parts), torch.cat(wanted))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from torch import Tensor
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import one_line
-from umm_zoo.objectives.schedules import LibrarySchedule
+from umm_zoo.batch import Crop, Tokens
+from umm_zoo.objectives.discrete import DiscreteSchedule
+from umm_zoo.objectives.schedules import LibrarySchedule, ReleaseSchedule
 
 #: Where pipelines keep their scheduler, and a decoder that was saved alone its own.
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -25,8 +30,10 @@ class DiffusersDecoder(DiffusersNetwork, ImageDecoder):
     Attributes:
         release_scheduler: the scheduler of the network's first release.
         scheduler: that of the folder the weights came from, where it holds one.
+        schedule_kind: how the pipeline calls its scheduler.
     """
 
+    schedule_kind: ClassVar[type[LibrarySchedule]] = LibrarySchedule
     release_scheduler: ClassVar[Mapping[str, Any]]
     scheduler: Mapping[str, Any] | None = None
 
@@ -38,9 +45,9 @@ class DiffusersDecoder(DiffusersNetwork, ImageDecoder):
         return decoder
 
     @property
-    def schedule(self) -> LibrarySchedule:
+    def schedule(self) -> ReleaseSchedule:
         """See ``ImageDecoder``."""
-        return LibrarySchedule(self.release_scheduler if self.scheduler is None else self.scheduler, self.patch)
+        return self.schedule_kind(self.scheduler or self.release_scheduler, self.patch)
 
     @property
     def num_train_times(self) -> int:
@@ -54,6 +61,43 @@ class DiffusersDecoder(DiffusersNetwork, ImageDecoder):
             file = Path(folder) / SCHEDULER_FILE
             file.parent.mkdir(exist_ok=True)
             file.write_text(json.dumps(dict(self.scheduler), indent=2) + "\n", encoding="utf-8")
+
+
+class DiscreteDecoder(DiffusersDecoder):
+    """Decoder of diffusion on discrete steps, for ``DiscreteDiffusion``; its scheduler says whether it predicts noise or v."""
+
+    @property
+    def schedule(self) -> ReleaseSchedule:
+        """See ``ImageDecoder``."""
+        return DiscreteSchedule(self.scheduler or self.release_scheduler)
+
+
+class SizedDecoder(DiscreteDecoder):
+    """Decoder that is told, in pixels, which image was cut to the one it is to make, and how.
+
+    A subclass implements ``predict_sized``. In training the loader's ``Crop`` says so, where the method hands it on
+    (``Tokens.crops``). What nobody knows, and every image that is sampled, counts as whole and in its own size, as in the
+    library's pipelines.
+    """
+
+    @abstractmethod
+    def predict_sized(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None, sizes: Tensor) -> Tensor:
+        """As ``predict``; sizes ``[B, 6]``: height and width of the original, top and left of the cut, height and width kept."""
+
+    def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """See ``ImageDecoder``."""
+        return self.predict_sized(noisy, time, values, mask, self.sizes(noisy, ()))
+
+    def forward(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
+        """Predict."""
+        return self.predict_sized(*self.checked(noisy, time, condition), self.sizes(noisy, condition.crops)).to(noisy.dtype)
+
+    def sizes(self, noisy: Tensor, crops: Sequence[Crop | None]) -> Tensor:
+        """``[B, 6]`` of latents ``[B, C, h, w]``."""
+        made = tuple(side * self.pixels_per_cell for side in noisy.shape[-2:])
+        whole = (*made, 0, 0, *made)
+        rows = [whole if crop is None else (*crop.original, *crop.offset, *crop.kept) for crop in crops or [None] * len(noisy)]
+        return torch.tensor(rows, device=noisy.device, dtype=self.model.dtype)
 
 
 def read_scheduler(source: str, subfolder: str | None) -> dict[str, Any] | None:

@@ -28,10 +28,12 @@ class DiffusersNetwork(nn.Module):
 
     Attributes:
         kind: the network's class.
+        legacy_names: of the class, in older files.
         model: the network.
     """
 
     kind: ClassVar[type[Any]]
+    legacy_names: ClassVar[tuple[str, ...]] = ()
     model: Any
 
     @classmethod
@@ -82,7 +84,7 @@ class DiffusersNetwork(nn.Module):
         assert_readable(Path(source, subfolder or ""), variant)
         with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
             stored = cls.kind.load_config(source, subfolder=subfolder)
-        filled = complete_diffusers(cls.kind, source, stored, config or {})
+        filled = complete_diffusers(cls.kind, source, stored, config or {}, cls.legacy_names)
         with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
             settings = {"subfolder": subfolder, "torch_dtype": weights, "variant": variant}
             model, info = cls.kind.from_pretrained(source, output_loading_info=True, **settings, **filled)
@@ -101,7 +103,7 @@ class DiffusersNetwork(nn.Module):
         """
         stored = stored_file(source, subfolder)
         if stored is not None:
-            assert_class_name(cls.kind.__name__, source, stored)
+            assert_class_name(cls.kind.__name__, source, stored, cls.legacy_names)
         elif (parts := stored_file(source, subfolder, "model_index.json")) is not None:
             networks = {place: part[1] for place, part in parts.items() if isinstance(part, list) and part[0] == "diffusers"}
             own = [place for place, name in networks.items() if name == cls.kind.__name__]

@@ -33,6 +33,17 @@ _HERE = "umm_zoo.backbones."
 DECODERS = (
     Family("Sana", "SanaTransformer2DModel", f"{_HERE}sana.Sana", "Efficient-Large-Model/Sana_1600M_512px_diffusers"),
     Family("Stable Diffusion 3", "SD3Transformer2DModel", f"{_HERE}sd3.StableDiffusion3", "stabilityai/stable-diffusion-3.5-large"),
+    Family("FLUX.1", "FluxTransformer2DModel", f"{_HERE}flow_decoders.Flux", "black-forest-labs/FLUX.1-dev"),
+    Family(
+        "Stable Diffusion 1, 2",
+        "UNet2DConditionModel",
+        f"{_HERE}discrete_decoders.StableDiffusion",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
+    Family(
+        "SDXL", "UNet2DConditionModel", f"{_HERE}discrete_decoders.StableDiffusionXL", "stabilityai/stable-diffusion-xl-base-1.0"
+    ),
+    Family("PixArt", "PixArtTransformer2DModel", f"{_HERE}discrete_decoders.PixArt", "PixArt-alpha/PixArt-XL-2-1024-MS"),
 )
 
 #: Images to latents and back.

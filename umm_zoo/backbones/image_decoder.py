@@ -10,14 +10,16 @@ from torch import Tensor
 
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.denoisers import Denoiser
-from umm_zoo.objectives.schedules import LibrarySchedule
+from umm_zoo.objectives.schedules import ReleaseSchedule
 
 
 class ImageDecoder(Denoiser):
-    """A pretrained diffusion transformer that predicts velocity from a noisy latent, the time and condition tokens.
+    """A pretrained network that predicts what its release was trained for, from a noisy latent, the time and condition tokens.
 
-    What a bridge must know about it stands in three attributes; how its library takes time, masks and dtypes stays inside.
-    Subclasses wrap one network each in ``predict``; those of diffusers are ``DiffusersDecoder``.
+    A flow predicts the velocity at times in [0, 1]; diffusion on discrete steps (``DiscreteDecoder``) the noise or v at integers.
+    The ``schedule`` says which, and objectives of another kind refuse it. What a bridge must know about it stands in its
+    attributes; how its library takes time, masks and dtypes stays inside. Subclasses wrap one network each in ``predict``; those of
+    diffusers are ``DiffusersDecoder``.
 
     Attributes:
         model: the library's network.
@@ -25,13 +27,14 @@ class ImageDecoder(Denoiser):
         condition_rms: root mean square of the condition the network was trained with, per token; a bridge that ends in a norm of
             this scale starts where the network is at home.
         latent_channels: C, which must be the codec's.
-        patch: pixels of the latent per token along one side; h and w must be multiples of it.
+        patch: cells of the latent per token along one side; h and w must be multiples of it.
+        pixels_per_cell: the codec's factor, for networks that are told the size in pixels; whoever joins the two sets it.
 
     Shape:
         - noisy: ``[B, C, h, w]``
-        - time: ``[B]`` in [0, 1], 0 data, 1 noise
+        - time: ``[B]`` in [0, 1], 0 data, 1 noise; whole numbers of steps where those are discrete
         - condition: ``[B, N, E]``, a mask where rows have padding
-        - output: ``[B, C, h, w]``, velocity (noise minus data), in the dtype of ``noisy``
+        - output: ``[B, C, h, w]``, velocity (noise minus data), or noise or v, in the dtype of ``noisy``
 
     Raises:
         ValueError: the latent or the condition has another shape than stated.
@@ -42,6 +45,7 @@ class ImageDecoder(Denoiser):
     condition_rms: float
     latent_channels: int
     patch: int = 1
+    pixels_per_cell: int = 8
 
     @property
     def sample_size(self) -> int:
@@ -49,8 +53,8 @@ class ImageDecoder(Denoiser):
         return int(self.model.config.sample_size)
 
     @property
-    def schedule(self) -> LibrarySchedule | None:
-        """The times, and with them the solver, with which the network's own release samples; None where none is known."""
+    def schedule(self) -> ReleaseSchedule | None:
+        """What the network's own release is trained and sampled on; None where nothing is known."""
         return None
 
     @abstractmethod
@@ -58,11 +62,15 @@ class ImageDecoder(Denoiser):
         """The network itself, on tensors of its own dtype (time stays float32 or wider); see the class for shapes."""
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
-        """Predict the velocity."""
+        """Predict."""
+        return self.predict(*self.checked(noisy, time, condition)).to(noisy.dtype)
+
+    def checked(self, noisy: Tensor, time: Tensor, condition: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What ``predict`` takes; a ``ValueError`` where a shape is another."""
         self._check(noisy, time, condition)
         dtype: torch.dtype = self.model.dtype
         moment = time if time.dtype == torch.float64 else time.float()  # 1000 values of t do not fit into bfloat16
-        return self.predict(noisy.to(dtype), moment, condition.values.to(dtype), condition.mask).to(noisy.dtype)
+        return noisy.to(dtype), moment, condition.values.to(dtype), condition.mask
 
     def takes(self, grid: Grid) -> bool:
         """Whether the network takes latents of so many cells."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models import SD3Transformer2DModel
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
-from umm_zoo.backbones.loading import find_source, load_checkpoint, on_meta_device
+from umm_zoo.backbones.pooled import PooledDecoder
 from umm_zoo.batch import Grid
 
 
@@ -51,12 +48,11 @@ class MaskedJointAttention:
         return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-class StableDiffusion3(DiffusersDecoder):
+class StableDiffusion3(PooledDecoder):
     """SD3's multimodal diffusion transformer (Esser et al., 2024, arXiv 2403.03206): UAE's decoder, in its 3.5-large size.
 
     Text tokens of width 4096 pass every block beside those of the image; their positions are their order only. The network also
-    takes one vector of the whole text. UAE gives it a constant, that of the empty string under the two CLIP text encoders, and
-    needs no text encoder after that.
+    takes one vector of the whole text (``PooledDecoder``): UAE's release gives it that of the empty string, under two CLIPs.
 
     SD3.5-large: 38 blocks of width 2432, 8.06 billion parameters, latents of 16 channels in patches of 2 x 2
     (``stabilityai/stable-diffusion-3.5-large``, subfolder ``transformer``; the codec is ``KLCodec`` with scaling 1.5305 and shift
@@ -70,38 +66,15 @@ class StableDiffusion3(DiffusersDecoder):
     kind = SD3Transformer2DModel
     condition_rms = 1.0  #: our choice: no published number is known, and UAE's connector ends without a norm
     release_scheduler: ClassVar[dict[str, Any]] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-    pooled: Tensor
+    pooled_parts = (("", True), ("_2", True))
 
     def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None) -> None:
-        super().__init__()
         config: Any = model.config
+        super().__init__(config.pooled_projection_dim, pooled)
         processor: Any = MaskedJointAttention()  # the library's hints list its own classes only
         model.set_attn_processor(processor)
         self.model = model
         self.condition_dim, self.latent_channels, self.patch = config.joint_attention_dim, config.in_channels, config.patch_size
-        self.register_buffer("pooled", torch.zeros(config.pooled_projection_dim) if pooled is None else pooled.float().clone())
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        subfolder: str | None = None,
-        dtype: str = "float32",
-        gradient_checkpointing: bool = False,
-        variant: str | None = None,
-        pooled_from: str | Path | None = None,
-    ) -> Self:
-        """As ``DiffusersDecoder.from_pretrained``.
-
-        Args:
-            source, config, subfolder, dtype, gradient_checkpointing, variant: see there.
-            pooled_from: the pipeline whose two CLIP text encoders give the constant; None is zeros.
-        """
-        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant)
-        if pooled_from is not None and not on_meta_device():
-            decoder.pooled.copy_(pooled_of_nothing(pooled_from, variant))
-        return decoder
 
     def takes(self, grid: Grid) -> bool:
         """See ``ImageDecoder``; the table of positions has an edge."""
@@ -116,29 +89,9 @@ class StableDiffusion3(DiffusersDecoder):
         predicted: Tensor = self.model(
             hidden_states=noisy,
             encoder_hidden_states=values,
-            pooled_projections=self.pooled.to(noisy.dtype).expand(len(noisy), -1),
+            pooled_projections=self.pooled_for(noisy),
             timestep=time * self.num_train_times,
             joint_attention_kwargs=joint,
             return_dict=False,
         )[0]
         return predicted
-
-
-@torch.no_grad()
-def pooled_of_nothing(source: str | Path, variant: str | None = None) -> Tensor:
-    """The pooled vector of the empty string, CLIP-L's beside CLIP-G's, ``[768 + 1280]`` in SD3's pipelines.
-
-    Args:
-        source: a pipeline's folder or name, with ``text_encoder``, ``text_encoder_2`` and their tokenizers.
-        variant: of their files.
-    """
-    source = find_source(source)
-    parts = []
-    for suffix in ("", "_2"):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}", trust_remote_code=False)
-        where: dict[str, Any] = {"subfolder": f"text_encoder{suffix}"} | ({"variant": variant} if variant else {})
-        encoder: Any = load_checkpoint(CLIPTextModelWithProjection, source, "float32", **where)
-        length = encoder.config.max_position_embeddings
-        ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        parts.append(encoder.eval()(ids).text_embeds[0].float())
-    return torch.cat(parts)

@@ -82,12 +82,58 @@ SINCE: dict[str, dict[str, str]] = {
         "timestep_scale": "0.33",
     },
     "SD3Transformer2DModel": {"dual_attention_layers": "0.31", "qk_norm": "0.31"},
+    "FluxTransformer2DModel": {"out_channels": "0.32"},
+    "Flux2Transformer2DModel": {"guidance_embeds": "0.37"},
+    "ZImageTransformer2DModel": {"siglip_feat_dim": "0.37"},
+    "QwenImageTransformer2DModel": {"zero_cond_t": "0.37", "use_additional_t_cond": "0.37", "use_layer3d_rope": "0.37"},
+    "AutoencoderKLFlux2": {"decoder_block_out_channels": "0.38"},
+    "AutoencoderKLQwenImage": {"input_channels": "0.37"},
+    "AutoencoderTiny": {"upsample_fn": "0.28", "shift_factor": "0.30"},
+    "PixArtTransformer2DModel": {"interpolation_scale": "0.27", "use_additional_conditions": "0.28"},
+    "UNet2DConditionModel": {
+        "dual_cross_attention": "0.8",
+        "only_cross_attention": "0.9",
+        "use_linear_projection": "0.9",
+        "num_class_embeds": "0.9",
+        "upcast_attention": "0.10",
+        "mid_block_type": "0.11",
+        "class_embed_type": "0.11",
+        "resnet_time_scale_shift": "0.11",
+        "time_embedding_type": "0.13",
+        "timestep_post_act": "0.13",
+        "time_cond_proj_dim": "0.13",
+        "conv_in_kernel": "0.13",
+        "conv_out_kernel": "0.13",
+        "projection_class_embeddings_input_dim": "0.13",
+        "encoder_hid_dim": "0.15",
+        "resnet_skip_time_act": "0.15",
+        "resnet_out_scale_factor": "0.15",
+        "time_embedding_act_fn": "0.15",
+        "class_embeddings_concat": "0.15",
+        "mid_block_only_cross_attention": "0.15",
+        "cross_attention_norm": "0.15",
+        "addition_embed_type": "0.16",
+        "time_embedding_dim": "0.16",
+        "addition_embed_type_num_heads": "0.16",
+        "encoder_hid_dim_type": "0.17",
+        "transformer_layers_per_block": "0.18",
+        "num_attention_heads": "0.18",
+        "addition_time_embed_dim": "0.18",
+        "attention_type": "0.20",
+        "reverse_transformer_layers_per_block": "0.22",
+    },
 }
 #: Keys of diffusers that no output depends on.
-_HARMLESS = {"sample_size": ("AutoencoderKL",), "force_upcast": ("AutoencoderKL",), "dropout": ("SanaTransformer2DModel",)}
+_HARMLESS = {
+    "sample_size": ("AutoencoderKL", "UNet2DConditionModel", "AutoencoderKLFlux2"),
+    "force_upcast": ("AutoencoderKL",),
+    "dropout": ("SanaTransformer2DModel", "UNet2DConditionModel", "PixArtTransformer2DModel"),
+}
 
 
-def complete_diffusers(kind: type[Any], source: str | Path, stored: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+def complete_diffusers(
+    kind: type[Any], source: str | Path, stored: Mapping[str, Any], stated: Mapping[str, Any], legacy: Collection[str] = ()
+) -> dict[str, Any]:
     """Keys that the file leaves out and ``stated`` gives.
 
     Args:
@@ -95,12 +141,13 @@ def complete_diffusers(kind: type[Any], source: str | Path, stored: Mapping[str,
         source: for the message.
         stored: what stands in ``config.json``.
         stated: what the experiment says.
+        legacy: names of the class in older files.
 
     Raises:
         ValueError: a network of another class, a key that is needed and nowhere, or one that the installed library does not know.
     """
     name = kind.__name__
-    assert_class_name(name, source, stored)
+    assert_class_name(name, source, stored, legacy)
     known = list(inspect.signature(kind.__init__).parameters)[1:]
     written = _version(stored.get("_diffusers_version"))
     _refuse_unknown(source, stored, known, written, Version(diffusers.__version__), "diffusers")
@@ -111,13 +158,13 @@ def complete_diffusers(kind: type[Any], source: str | Path, stored: Mapping[str,
     return {key: stated[key] for key in missing}
 
 
-def assert_class_name(name: str, source: str | Path, stored: Mapping[str, Any]) -> None:
+def assert_class_name(name: str, source: str | Path, stored: Mapping[str, Any], legacy: Collection[str] = ()) -> None:
     """Refuse the weights of another network of diffusers, before they are read.
 
     Raises:
         ValueError: the class has another name.
     """
-    if (found := stored.get("_class_name", name)) != name:
+    if (found := stored.get("_class_name", name)) not in (name, *legacy):
         raise ValueError(f"{source}: found weights of a {found}, expected those of a {name}{use(found)}")
 
 

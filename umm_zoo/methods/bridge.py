@@ -23,7 +23,7 @@ from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_attention
 from umm_zoo.methods.requests import request_batch, row_seeds
-from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, in_groups, sequence_counts
 
@@ -48,7 +48,7 @@ class Bridge(Method):
     connector: Connector
     decoder: ImageDecoder
     codec: LatentCodec
-    objective: FlowMatching
+    objective: DecoderObjective
     detail: DetailBranch | None
     guidance: Guidance
     dropout: ConditionDropout
@@ -80,6 +80,7 @@ class Bridge(Method):
         self.connector.match_rms(self.decoder.condition_rms)
         self.queries.start_from(self.vlm.token_embeddings)
         self.objective.match(self.decoder.schedule)
+        self.decoder.pixels_per_cell = self.codec.downsampling
         for part in self.vlm.parts().values():
             freeze(part)
 
@@ -144,7 +145,7 @@ class Bridge(Method):
             own, grid = prompt.select(rows), Grid(*latents.shape[-2:])
             queries = self.draw_queries(own, grid)  # [m, N, D]
             counts.append({"query": TokenCount.of(Tokens(queries))})
-            groups.append((latents, self.condition(own, queries, grid)))
+            groups.append((latents, replace(self.condition(own, queries, grid), crops=[batch.crops[row] for row in rows])))
         self.token_counts = add_counts(*counts)
         return groups
 
@@ -185,7 +186,8 @@ class Bridge(Method):
         prompt = self.encode_prompt(batch, [mode_of(task) for task in batch.tasks])
         queries = self.draw_queries(prompt, grid, self._generators(row_seeds(batch)))
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
-        outputs = Outputs(self.objective(self.decoder, latents, self.condition(prompt, queries, grid), generator))
+        condition = replace(self.condition(prompt, queries, grid), crops=batch.crops)
+        outputs = Outputs(self.objective(self.decoder, latents, condition, generator))
         if self.wanted.generates(batch_idx):
             target = batch.requested[0]
             sampling = Sampling(size=(target.shape[-2], target.shape[-1]))
@@ -278,8 +280,7 @@ class Bridge(Method):
             branches = self._branches(batch.select(rows), guidance.weights(task), generators, grid)
             shape = (self.decoder.latent_channels, *grid)
             noise = torch.stack([torch.randn(shape, generator=own, device=own.device) for own in generators])
-            steps = sampling.num_steps
-            latents = self.objective.sample(self.decoder, (len(rows), *shape), branches, noise=noise, num_steps=steps)
+            latents = self.objective.sample(self.decoder, (len(rows), *shape), branches, None, noise, sampling.num_steps)
             images[rows] = self.codec.decode(latents).clamp(-1, 1).to(images.dtype)
         return images
 

@@ -15,7 +15,7 @@ from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.errors import Count
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance, Prompts
-from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.decoding import DecoderObjective
 
 
 class MetaQuery(Bridge):
@@ -52,7 +52,7 @@ class MetaQuery(Bridge):
         connector: Connector,
         decoder: ImageDecoder,
         codec: LatentCodec,
-        objective: FlowMatching,
+        objective: DecoderObjective,
         detail: DetailBranch | None = None,
         guidance: Guidance | None = None,
         dropout: ConditionDropout | None = None,

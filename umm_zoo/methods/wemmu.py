@@ -15,7 +15,7 @@ from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.errors import Count
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.conditioning import ConditionDropout, Guidance
-from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.decoding import DecoderObjective
 
 
 class WeMMU(Bridge):
@@ -55,7 +55,7 @@ class WeMMU(Bridge):
         connector: Connector,
         decoder: ImageDecoder,
         codec: LatentCodec,
-        objective: FlowMatching,
+        objective: DecoderObjective,
         detail: DetailBranch | None = None,
         guidance: Guidance | None = None,
         dropout: ConditionDropout | None = None,

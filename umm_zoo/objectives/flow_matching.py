@@ -12,9 +12,10 @@ from torch import Tensor
 
 from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count, Natural, Weight
-from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
+from umm_zoo.objectives.base import Predictor, Shape, at_least_float32
+from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
-from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, Schedule, TimeSchedule, assert_steps
+from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, ReleaseSchedule, Schedule, TimeSchedule, assert_steps
 from umm_zoo.objectives.solvers import DPMSolver, Solver
 from umm_zoo.objectives.times import TimeSampler, UniformTimes, exact
 
@@ -27,7 +28,7 @@ class Interpolant(NamedTuple):
     velocity: Tensor
 
 
-class FlowMatching(Objective):
+class FlowMatching(DecoderObjective):
     """Regression of the velocity ``noise - data`` on straight interpolants (Lipman et al., 2023, arXiv 2210.02747).
 
     All times weigh 1. The denoiser is called with times in [0, 1], 0 being data. Latents, noise and errors are kept in float32 (or
@@ -55,17 +56,19 @@ class FlowMatching(Objective):
         assert_steps(num_steps)
         self.times, self.num_steps, self.schedule, self.solver = times or UniformTimes(), num_steps, schedule, solver
 
-    def match(self, own: LibrarySchedule | None) -> None:
+    def match(self, own: ReleaseSchedule | None) -> None:
         """Sample as the decoder's release does where neither ``schedule`` nor ``solver`` says another way.
 
         Args:
             own: ``ImageDecoder.schedule``; None changes nothing.
 
         Raises:
-            UserError: the release's scheduler makes no times, or steps in a way that no solver here does.
+            UserError: the release is no flow, its scheduler makes no times, or steps in a way that no solver here does.
         """
         if own is None:
             return
+        if not isinstance(own, LibrarySchedule):
+            raise own.refused_by(self)
         if self.schedule is None:
             own(self.num_steps, own.patch, own.patch)  # now, and not in the first validation
             self.schedule = own
@@ -118,20 +121,7 @@ class FlowMatching(Objective):
         noise: Tensor | None = None,
         num_steps: int | None = None,
     ) -> Tensor:
-        """Latents from noise.
-
-        Args:
-            denoiser: the network.
-            shape: ``[B, C, h, w]``.
-            condition: one condition, or branches of guidance whose predictions are added with their weights
-                (``guidance.guide``, ``guidance.guide_edit``, or any other list).
-            generator: for the noise.
-            noise: to start from, in place of a draw.
-            num_steps: in place of the objective's own.
-
-        Raises:
-            ValueError: the weights of the branches do not add up to one.
-        """
+        """See ``DecoderObjective``."""
         if not isinstance(condition, Tokens):
             denoiser = GuidedDenoiser(denoiser, condition)
             condition = denoiser.condition

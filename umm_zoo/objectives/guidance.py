@@ -101,9 +101,10 @@ def stacked(conditions: Sequence[Tokens]) -> Tokens:
     """Conditions of one batch each as one batch, row blocks in order; shorter ones are padded, and masked then."""
     longest = max(condition.values.shape[1] for condition in conditions)
     values = torch.cat([F.pad(c.values, (0, 0, 0, longest - c.values.shape[1])) for c in conditions])
+    crops = [crop for c in conditions for crop in c.crops or [None] * len(c.values)] if any(c.crops for c in conditions) else ()
     if all(c.mask is None and c.values.shape[1] == longest for c in conditions):
-        return Tokens(values)
+        return Tokens(values, crops=crops)
     masks = [
         torch.ones(c.values.shape[:2], dtype=torch.bool, device=values.device) if c.mask is None else c.mask for c in conditions
     ]
-    return Tokens(values, torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]))
+    return Tokens(values, torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]), crops)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from diffusers.schedulers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -64,8 +65,26 @@ class EvenlySpaced(TimeSchedule):
         return Schedule(times, times[:-1])
 
 
-class LibrarySchedule(TimeSchedule):
-    """The schedule of a scheduler of diffusers, as its pipelines call it: what a release draws on.
+class ReleaseSchedule(ABC):
+    """What the release of a decoder is trained and sampled on.
+
+    Attributes:
+        config: ``scheduler_config.json`` of its pipeline.
+        objective: dotted path of the class of objectives that fits.
+    """
+
+    config: dict[str, Any]
+    objective: ClassVar[str]
+
+    def refused_by(self, objective: object) -> UserError:
+        """The error of an objective of another kind."""
+        found = f"{type(objective).__name__} for a decoder on a {self.config.get('_class_name')}"
+        prediction = self.config.get("prediction_type")
+        return UserError("objective", found + (f" that predicts '{prediction}'" if prediction else ""), f"a {self.objective}")
+
+
+class LibrarySchedule(TimeSchedule, ReleaseSchedule):
+    """The schedule of a scheduler of diffusers, as its pipelines call it: what the release of a flow draws on.
 
     SD3's (``FlowMatchEulerDiscreteScheduler``) applies its shift twice to the smallest time: with f that of ``times.shifted``, its
     times are f of even steps from 1 to f(1/1000), then 0; under ``use_dynamic_shifting`` the shift goes with the image's number of
@@ -77,6 +96,7 @@ class LibrarySchedule(TimeSchedule):
         patch: cells of the latent per token along one side.
     """
 
+    objective = "umm_zoo.objectives.flow_matching.FlowMatching"
     #: Settings under which ``Euler`` and ``DPMSolver`` make the scheduler's own steps.
     steps_as: ClassVar[dict[type[Any], dict[str, tuple[Any, ...]]]] = {
         FlowMatchEulerDiscreteScheduler: {"invert_sigmas": (False,), "stochastic_sampling": (False,)},
@@ -139,15 +159,31 @@ class LibrarySchedule(TimeSchedule):
         return made
 
     def _times(self, num_steps: int, height: int, width: int) -> Schedule:
-        scheduler, settings = self.scheduler(), {}
-        config = scheduler.config
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and config["use_dynamic_shifting"]:
-            more = (height // self.patch) * (width // self.patch) - config["base_image_seq_len"]
-            slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
-            settings["mu"] = config["base_shift"] + slope * more
+        scheduler = self.scheduler()
+        config, settings = scheduler.config, dict[str, Any]()
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            settings = self.settings(config, num_steps, (height // self.patch) * (width // self.patch))
         scheduler.set_timesteps(num_steps, device="cpu", **settings)
         # in the library's float32: the solver's first steps go by 1 - t
         return Schedule(scheduler.sigmas.tolist(), [time / config["num_train_timesteps"] for time in scheduler.timesteps.tolist()])
+
+    def settings(self, config: Mapping[str, Any], num_steps: int, tokens: int) -> dict[str, Any]:
+        """What the pipeline tells a ``FlowMatchEulerDiscreteScheduler`` beside the number of steps, for so many image tokens."""
+        return {"mu": _line_of(config, tokens)} if config["use_dynamic_shifting"] else {}
+
+
+class EvenLibrarySchedule(LibrarySchedule):
+    """As ``LibrarySchedule``, from even steps that end one step before 0: the pipelines of FLUX.1, Z-Image and Qwen-Image."""
+
+    def settings(self, config: Mapping[str, Any], num_steps: int, tokens: int) -> dict[str, Any]:
+        """Times before the shift, and the shift."""
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": _line_of(config, tokens)}
+
+
+def _line_of(config: Mapping[str, Any], tokens: int) -> float:
+    """The exponent of the shift, on the scheduler's line over the number of tokens."""
+    slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
+    return float(config["base_shift"] + slope * (tokens - config["base_image_seq_len"]))
 
 
 def assert_steps(num_steps: int) -> None:

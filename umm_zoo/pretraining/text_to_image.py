@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from umm_zoo.backbones.text_encoder import TextEncoder
 from umm_zoo.batch import Batch, Grid, Tokens, by_size, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
-from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import guide
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, in_groups
 
@@ -46,7 +47,7 @@ class TextToImage(Method):
         text_encoder: TextEncoder,
         decoder: ImageDecoder,
         codec: LatentCodec,
-        objective: FlowMatching,
+        objective: DecoderObjective,
         drop_text: Share = 0.1,
         guidance: Weight = 4.5,
     ) -> None:
@@ -56,6 +57,7 @@ class TextToImage(Method):
         if codec.latent_channels != decoder.latent_channels:
             raise ValueError(f"codec has {codec.latent_channels} latent channels, decoder has {decoder.latent_channels}")
         objective.match(decoder.schedule)
+        decoder.pixels_per_cell = codec.downsampling
         self.text_encoder, self.decoder, self.codec, self.objective = text_encoder, decoder, codec, objective
         self.drop_text, self.guidance = drop_text, guidance
 
@@ -84,6 +86,7 @@ class TextToImage(Method):
         groups, texts = by_size(self.codec.target_latents(batch)), prompts(batch)
         dropped = (torch.rand(len(texts)) < self.drop_text).tolist()
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
+        condition = replace(condition, crops=batch.crops)
         self.token_counts = {"text": TokenCount.of(condition)}
         conditioned = [(latents, condition.select(rows)) for rows, latents in groups]
         return self.over_step(self.objective.over_sizes(self.decoder, conditioned), "rows", len(batch))
@@ -102,7 +105,8 @@ class TextToImage(Method):
         """Outputs of rows whose targets have one size."""
         latents, texts = stacked(self.codec.target_latents(batch)), prompts(batch)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
-        outputs = Outputs(self.objective(self.decoder, latents, self.condition(texts), generator))
+        condition = replace(self.condition(texts), crops=batch.crops)
+        outputs = Outputs(self.objective(self.decoder, latents, condition, generator))
         if self.wanted.generates(batch_idx):
             noise = torch.randn(latents.shape, generator=generator, device=self.device)
             outputs.generated = list(self._generate(texts, noise))

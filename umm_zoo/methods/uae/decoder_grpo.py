@@ -20,6 +20,7 @@ from umm_zoo.methods.uae.renderers import CaptionRenderer
 from umm_zoo.methods.uae.rollouts import IndependentNoise, Phases, Rollouts, portions, rows_of
 from umm_zoo.objectives.base import Predictor
 from umm_zoo.objectives.flow_grpo import FlowGRPO, Trajectory
+from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import DetachedGuidance
 from umm_zoo.rewards.base import Reward
 
@@ -93,6 +94,11 @@ class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
         self.objective, self.rollouts, self.phases = objective, rollouts or Rollouts(group=24), Phases()
         self.noise, self.from_true_captions = self.rollouts.noise or IndependentNoise(), from_true_captions
         self.guidance = renderer.guidance if guidance is None else guidance
+        if not isinstance(renderer.objective, FlowMatching):
+            found = type(renderer.objective).__name__
+            raise ValueError(
+                f"renderer.objective: found {found}, expected FlowMatching: a policy gradient of a flow trains its steps"
+            )
         objective.match(renderer.objective.schedule)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from umm_zoo.errors import Count, Weight, several
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.readers import CaptionReader, TextOnlyReader
-from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch, guide
 from umm_zoo.outputs import Sampling
 
@@ -94,7 +94,7 @@ class CaptionRenderer(Renderer):
         connector: Connector,
         decoder: ImageDecoder,
         codec: LatentCodec,
-        objective: FlowMatching,
+        objective: DecoderObjective,
         reader: CaptionReader | None = None,
         guidance: Weight = 5.0,
         negative_prompt: str = NEGATIVE_PROMPT,
@@ -109,6 +109,7 @@ class CaptionRenderer(Renderer):
                 raise ValueError(f"{mine} is {found}, {theirs} is {expected}")
         connector.match_rms(decoder.condition_rms)
         objective.match(decoder.schedule)
+        decoder.pixels_per_cell = codec.downsampling
         self.connector, self.decoder, self.codec, self.objective = connector, decoder, codec, objective
         self.reader = reader or TextOnlyReader()
         self.guidance, self.negative_prompt, self.image_size = guidance, negative_prompt, image_size
