@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.tiny_configs import codec
 from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
 from umm_zoo.backbones.discrete_decoders import PixArt, StableDiffusion, StableDiffusionXL
-from umm_zoo.backbones.flow_decoders import Flux
+from umm_zoo.backbones.flow_decoders import Lumina2, QwenImage, ZImage
+from umm_zoo.backbones.flux import Flux, Flux2
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 UNET = {
@@ -39,12 +40,30 @@ FLUX = {
     **HEADS, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 10, "pooled_projection_dim": 6,
     "axes_dims_rope": [4, 2, 2],
 }  # fmt: skip
+FLUX2 = {
+    **HEADS, "in_channels": 8, "num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 10, "axes_dims_rope": [2, 2, 2, 2],
+    "timestep_guidance_channels": 16,
+}  # fmt: skip
+LUMINA2 = {
+    "sample_size": 8, "in_channels": 4, "hidden_size": 24, "num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 3,
+    "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": [4, 2, 2], "axes_lens": [80, 8, 8], "cap_feat_dim": 10,
+}  # fmt: skip
+ZIMAGE = {
+    "in_channels": 4, "dim": 16, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 10,
+    "axes_dims": [4, 2, 2], "axes_lens": [128, 8, 8],
+}  # fmt: skip
+QWEN = {**HEADS, "in_channels": 16, "out_channels": 4, "num_layers": 1, "joint_attention_dim": 10, "axes_dims_rope": [4, 2, 2]}
 V_PREDICTION = {**StableDiffusion.release_scheduler, "prediction_type": "v_prediction", "_class_name": "DDIMScheduler"}
 
 #: By name: class, configuration, scheduler (None: that of the release).
 DECODERS: dict[str, tuple[type[DiffusersDecoder], dict[str, Any], dict[str, Any] | None]] = {
     "FLUX.1 dev": (Flux, {**FLUX, "guidance_embeds": True}, None),
     "FLUX.1 schnell": (Flux, FLUX, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}),
+    "FLUX.2 dev": (Flux2, {**FLUX2, "guidance_embeds": True}, None),
+    "FLUX.2 klein": (Flux2, {**FLUX2, "guidance_embeds": False}, None),
+    "Lumina 2": (Lumina2, LUMINA2, {**Lumina2.release_scheduler, "use_dynamic_shifting": True}),
+    "Z-Image": (ZImage, ZIMAGE, {**ZImage.release_scheduler, "use_dynamic_shifting": True}),
+    "Qwen-Image": (QwenImage, QWEN, None),
     "SD 1.5": (StableDiffusion, UNET, None),
     "SD 2.1": (StableDiffusion, {**UNET, "use_linear_projection": True, "attention_head_dim": [2, 4]}, V_PREDICTION),
     "SDXL": (StableDiffusionXL, SDXL_CONFIG, None),
@@ -63,7 +82,7 @@ def decoder_of(name: str, scheduler: dict[str, Any] | None = None) -> Any:
     torch.manual_seed(0)
     decoder: Any = kind.from_config(config).eval()
     for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2)
+        torch.nn.init.normal_(parameter, std=0.7 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2)
     if hasattr(decoder, "pooled"):
         decoder.pooled.normal_()
     decoder.scheduler = scheduler or own
@@ -138,4 +157,55 @@ def _flux(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list[Tenso
     return pipeline._unpack_latents(out, given["height"], given["width"], pipeline.vae_scale_factor)
 
 
-_CALLS: dict[type, Callable[..., Tensor]] = {Flux: _flux, StableDiffusion: _unet, StableDiffusionXL: _sdxl, PixArt: _pixart}
+def _flux2(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list[Tensor], guidance: float) -> Tensor:
+    """Dev's pipeline knows no other guidance than what the network is told; klein's runs two branches."""
+    vae, noise = diffusers.AutoencoderKLFlux2(**codec(2), batch_norm_eps=1e-4), given["latents"]
+    given |= {"prompt_embeds": texts[1], "height": noise.shape[2] * 4, "width": noise.shape[3] * 4}
+    if decoder.model.config.guidance_embeds:
+        pipeline = diffusers.Flux2Pipeline(scheduler, vae, None, None, decoder.model)
+        out = _quiet(pipeline)(**given, guidance_scale=decoder.guidance).images
+        return out.transpose(1, 2).unflatten(2, noise.shape[2:])
+    else:
+        vae.bn.running_var.fill_(1 - 1e-4)  # it undoes what the codec has normed
+        pipeline = diffusers.Flux2KleinPipeline(scheduler, vae, None, None, decoder.model)
+        out = _quiet(pipeline)(**given, negative_prompt_embeds=texts[0], guidance_scale=guidance).images
+    return torch.nn.functional.pixel_unshuffle(out, 2)
+
+
+def _lumina2(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list[Tensor], guidance: float) -> Tensor:
+    pipeline = diffusers.Lumina2Pipeline(decoder.model, scheduler, tiny_codec(4), None, None)
+    ones = torch.ones(texts[0].shape[:2], dtype=torch.bool)
+    prompts = {"prompt_embeds": texts[1], "negative_prompt_embeds": texts[0], "height": 16, "width": 16}  # given latents decide
+    prompts |= {"prompt_attention_mask": ones, "negative_prompt_attention_mask": ones}
+    return _quiet(pipeline)(**(given | prompts), guidance_scale=guidance, cfg_normalization=False).images
+
+
+def _z_image(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list[Tensor], guidance: float) -> Tensor:
+    pipeline = diffusers.ZImagePipeline(scheduler, tiny_codec(4), None, None, decoder.model)
+    prompts = {"prompt_embeds": list(texts[1]), "negative_prompt_embeds": list(texts[0])}
+    return _quiet(pipeline)(**given, **prompts, guidance_scale=guidance - 1).images
+
+
+def _qwen_image(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list[Tensor], guidance: float) -> Tensor:
+    """Without guidance, which the pipeline scales in a way of its own."""
+    assert guidance == 1
+    vae = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 1], temperal_downsample=[False], num_res_blocks=1)
+    pipeline, noise = diffusers.QwenImagePipeline(scheduler, vae, None, None, decoder.model), given["latents"]
+    given["latents"] = pipeline._pack_latents(noise, *noise.shape)
+    mask = torch.ones(texts[0].shape[:2], dtype=torch.bool)
+    out = _quiet(pipeline)(**given, prompt_embeds=texts[1], prompt_embeds_mask=mask, true_cfg_scale=1.0).images
+    return pipeline._unpack_latents(out, given["height"], given["width"], pipeline.vae_scale_factor)[:, :, 0]
+
+
+_CALLS: dict[type, Callable[..., Tensor]] = {
+    Flux: _flux,
+    Flux2: _flux2,
+    Lumina2: _lumina2,
+    ZImage: _z_image,
+    QwenImage: _qwen_image,
+    StableDiffusion: _unet,
+    StableDiffusionXL: _sdxl,
+    PixArt: _pixart,
+}
+#: Whose pipelines know classifier-free guidance as a weighted sum.
+GUIDED = [name for name in DECODERS if name not in ("FLUX.2 dev", "Qwen-Image")]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models import AutoencoderDC, AutoencoderKL
+from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
@@ -200,3 +200,34 @@ class DCCodec(LibraryCodec):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The latent itself; there is no variance."""
         return self.model.encode(images.to(self.model.dtype)).latent, None
+
+
+class TinyCodec(LibraryCodec):
+    """A small autoencoder distilled from a large one (TAESD, Bohan, 2023), ``AutoencoderTiny``: its latents, without noise.
+
+    ``madebyollin/taesd``, ``taesdxl``, ``taesd3`` and ``taef1`` give the latents of the codecs of Stable Diffusion 1 and 2, SDXL,
+    Stable Diffusion 3 and FLUX.1 in the scale that their decoders are trained on.
+
+    Args:
+        model: the library's network.
+
+    Raises:
+        ValueError: images come out in another size than they went in.
+    """
+
+    kind = AutoencoderTiny
+
+    def __init__(self, model: AutoencoderTiny) -> None:
+        config: Any = model.config
+        factor = 2 ** (len(config.num_encoder_blocks) - 1)
+        if (back := config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)) != factor:
+            raise ValueError(
+                f"TinyCodec: found a network that shrinks by {factor} and enlarges by {back}, expected the same factor"
+            )
+        super().__init__(config.latent_channels, factor, config.scaling_factor, config.shift_factor)
+        model.encoder.gradient_checkpointing = False  # the library's forgets to bring images to [0, 1] there
+        self.model = model
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latent itself; there is no variance."""
+        return self.model.encode(images.to(self.model.dtype)).latents, None

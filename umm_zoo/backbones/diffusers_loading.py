@@ -46,10 +46,13 @@ class DiffusersNetwork(nn.Module):
             gradient_checkpointing: compute activations again in the backward pass instead of storing them.
 
         Raises:
-            ValueError: a key is misspelt.
+            ValueError: a key is misspelt, or the library cannot build such a network.
         """
         assert_known(f"{cls.kind.__name__}.config", config, list(inspect.signature(cls.kind.__init__).parameters)[1:])
-        model = cls.kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+        try:
+            model = cls.kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+        except (AttributeError, LookupError, ArithmeticError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"{cls.kind.__name__}.config: the library refuses it ({type(error).__name__}: {error})") from error
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         return cls(model if dtype == "float32" else model.to(torch_dtype(dtype)))

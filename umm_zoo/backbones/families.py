@@ -33,7 +33,11 @@ _HERE = "umm_zoo.backbones."
 DECODERS = (
     Family("Sana", "SanaTransformer2DModel", f"{_HERE}sana.Sana", "Efficient-Large-Model/Sana_1600M_512px_diffusers"),
     Family("Stable Diffusion 3", "SD3Transformer2DModel", f"{_HERE}sd3.StableDiffusion3", "stabilityai/stable-diffusion-3.5-large"),
-    Family("FLUX.1", "FluxTransformer2DModel", f"{_HERE}flow_decoders.Flux", "black-forest-labs/FLUX.1-dev"),
+    Family("FLUX.1", "FluxTransformer2DModel", f"{_HERE}flux.Flux", "black-forest-labs/FLUX.1-dev"),
+    Family("FLUX.2", "Flux2Transformer2DModel", f"{_HERE}flux.Flux2", "black-forest-labs/FLUX.2-dev"),
+    Family("Lumina 2", "Lumina2Transformer2DModel", f"{_HERE}flow_decoders.Lumina2", "Alpha-VLLM/Lumina-Image-2.0"),
+    Family("Z-Image", "ZImageTransformer2DModel", f"{_HERE}flow_decoders.ZImage", "Tongyi-MAI/Z-Image-Turbo"),
+    Family("Qwen-Image", "QwenImageTransformer2DModel", f"{_HERE}flow_decoders.QwenImage", "Qwen/Qwen-Image"),
     Family(
         "Stable Diffusion 1, 2",
         "UNet2DConditionModel",
@@ -50,6 +54,10 @@ DECODERS = (
 CODECS = (
     Family("AutoencoderKL", "AutoencoderKL", f"{_HERE}codecs.KLCodec", "black-forest-labs/FLUX.1-dev"),
     Family("AutoencoderDC", "AutoencoderDC", f"{_HERE}codecs.DCCodec", "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"),
+    Family("AutoencoderTiny", "AutoencoderTiny", f"{_HERE}codecs.TinyCodec", "madebyollin/taef1"),
+    Family("AutoencoderRAE", "AutoencoderRAE", f"{_HERE}normed_codecs.RAECodec", "nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08"),
+    Family("FLUX.2's", "AutoencoderKLFlux2", f"{_HERE}normed_codecs.Flux2Codec", "black-forest-labs/FLUX.2-dev"),
+    Family("Qwen-Image's", "AutoencoderKLQwenImage", f"{_HERE}normed_codecs.QwenImageCodec", "Qwen/Qwen-Image"),
 )
 
 #: Vision-language models, encoders and text encoders, of transformers.

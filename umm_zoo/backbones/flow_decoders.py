@@ -1,114 +1,149 @@
-"""Decoders that are flows, through diffusers: FLUX.1 and FLUX.2, Lumina 2, Z-Image and Qwen-Image."""
+"""Decoders that are flows, through diffusers: Lumina 2, Z-Image and Qwen-Image."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from diffusers.models import FluxTransformer2DModel
+from diffusers.models import Lumina2Transformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
 from torch import Tensor
 
-from umm_zoo.backbones.pooled import PooledDecoder
-from umm_zoo.errors import Weight
-from umm_zoo.objectives.schedules import EvenLibrarySchedule
+from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
+from umm_zoo.backbones.flux import left_aligned, packed, unpacked
+from umm_zoo.batch import Grid
+from umm_zoo.objectives.schedules import EvenLibrarySchedule, Lumina2Schedule, ReleaseSchedule
 
 
-class Flux(PooledDecoder):
-    """FLUX.1, dev and schnell (Black Forest Labs, 2024): text tokens and packed latents in one attention.
+class Lumina2(DiffusersDecoder):
+    """Lumina-Image 2.0 (Qin et al., 2025, arXiv 2503.21758): text and image tokens in one sequence, of one network.
 
-    Latents of 16 channels at factor 8 (``KLCodec`` with scaling 0.3611 and shift 0.1159) are packed in 2 x 2 cells per token; text
-    tokens of width 4096 have no positions; padding is masked, where the library's pipeline shows it to the network. A pooled
-    vector of width 768 comes from CLIP-L (``PooledDecoder``).
-
-    Dev was distilled to contain its guidance: it is told a scale, in training too. Classifier-free guidance works beside it (the
-    pipeline's ``true_cfg_scale``) and is not needed; schnell knows neither.
+    Tokens of Gemma-2-2B (width 2304) pass a norm first, so that their scale does not matter; at most 299 of them have positions.
+    FLUX.1's codec, in patches of 2 x 2. The library's pipeline guides with the norm of the conditional prediction
+    (``cfg_normalization``), which is not done here.
 
     Args:
         model: the library's network.
-        pooled: ``[pooled_projection_dim]``, the constant; None is zeros.
-        guidance: the scale that dev is told; 3.5 in its pipeline and in the library's training scripts.
     """
 
-    kind = FluxTransformer2DModel
-    condition_rms = 1.0  #: our choice: no published number is known
-    pooled_parts = (("", False),)
+    kind = Lumina2Transformer2DModel
+    condition_rms = 1.0  #: the network norms its tokens
+    release_scheduler: ClassVar[dict[str, Any]] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0}
+
+    def __init__(self, model: Lumina2Transformer2DModel) -> None:
+        super().__init__()
+        config: Any = model.config
+        self.model = model
+        self.condition_dim, self.latent_channels, self.patch = config.cap_feat_dim, config.in_channels, config.patch_size
+
+    @property
+    def schedule(self) -> ReleaseSchedule:
+        """See ``ImageDecoder``."""
+        return Lumina2Schedule(self.scheduler or self.release_scheduler, self.patch, self.latent_channels)
+
+    def takes(self, grid: Grid) -> bool:
+        """See ``ImageDecoder``; the tables of positions have an edge."""
+        edges = self.model.config.axes_lens[1:]
+        return super().takes(grid) and all(side <= edge * self.patch for side, edge in zip(grid, edges, strict=True))
+
+    def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The library's forward, whose time runs from noise to data, and its velocity too."""
+        if values.shape[1] >= (most := self.model.config.axes_lens[0]):
+            raise ValueError(f"Lumina2.condition: found {values.shape[1]} tokens, expected at most {most - 1}")
+        values, mask = left_aligned(values, mask)
+        mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if mask is None else mask
+        predicted: Tensor = self.model(
+            hidden_states=noisy,
+            timestep=1 - time,
+            encoder_hidden_states=values,
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0]
+        return -predicted
+
+
+class ZImage(DiffusersDecoder):
+    """Z-Image (Cai et al., 2025, arXiv 2511.22699): text and image tokens in one sequence of a single-stream transformer.
+
+    Tokens of Qwen3-4B (width 2560) pass a norm first, so that their scale does not matter. FLUX.1's codec, in patches of 2 x 2.
+    The library's pipeline counts its guidance from the conditional prediction: its scale s is 1 + s here.
+
+    Args:
+        model: the library's network.
+
+    Raises:
+        ValueError: a network that also takes features of images (Omni).
+    """
+
+    kind = ZImageTransformer2DModel
+    condition_rms = 1.0  #: the network norms its tokens
+    schedule_kind = EvenLibrarySchedule
+    release_scheduler: ClassVar[dict[str, Any]] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    patch = 2
+    sample_size = 128  #: of the pipeline
+
+    def __init__(self, model: ZImageTransformer2DModel) -> None:
+        super().__init__()
+        config: Any = model.config
+        if config.siglip_feat_dim is not None or self.patch not in config.all_patch_size:
+            found = f"siglip_feat_dim {config.siglip_feat_dim} and all_patch_size {list(config.all_patch_size)}"
+            raise ValueError(f"ZImage: found {found}, expected a network of text alone, in patches of {self.patch}")
+        self.model = model
+        self.condition_dim, self.latent_channels = config.cap_feat_dim, config.in_channels
+
+    def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The library's forward, whose time runs from noise to data, and its velocity too; rows are given one by one."""
+        rows = [row if mask is None else row[own] for row, own in zip(values, values if mask is None else mask, strict=True)]
+        predicted = self.model(list(noisy[:, :, None]), 1 - time, rows, patch_size=self.patch, return_dict=False)[0]
+        return -torch.stack(list(predicted))[:, :, 0]
+
+
+class QwenImage(DiffusersDecoder):
+    """Qwen-Image (Wu et al., 2025, arXiv 2508.02324): text tokens and packed latents in one attention, like FLUX.1.
+
+    Tokens of Qwen2.5-VL-7B (width 3584) pass a norm first, so that their scale does not matter; padding is moved behind them, and
+    masked. Latents of 16 channels at factor 8 (``QwenImageCodec``) are packed in 2 x 2 cells per token. The library's pipeline
+    guides with the norm of the conditional prediction, which is not done here.
+
+    Args:
+        model: the library's network.
+
+    Raises:
+        ValueError: a network that takes more (of layers or of editing).
+    """
+
+    kind = QwenImageTransformer2DModel
+    condition_rms = 1.0  #: the network norms its tokens
     schedule_kind = EvenLibrarySchedule
     release_scheduler: ClassVar[dict[str, Any]] = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "shift": 3.0,
         "use_dynamic_shifting": True,
         "base_shift": 0.5,
-        "max_shift": 1.15,
+        "max_shift": 0.9,
+        "max_image_seq_len": 8192,
+        "shift_terminal": 0.02,
     }
     patch = 2
     sample_size = 128  #: of the pipeline
 
-    def __init__(self, model: FluxTransformer2DModel, pooled: Tensor | None = None, guidance: Weight = 3.5) -> None:
+    def __init__(self, model: QwenImageTransformer2DModel) -> None:
+        super().__init__()
         config: Any = model.config
-        if config.in_channels != (config.out_channels or config.in_channels):
-            found = f"in_channels {config.in_channels} and out_channels {config.out_channels}"
-            raise ValueError(f"Flux: found {found} (FLUX.1-Fill, Depth or Canny), expected as many of both")
-        super().__init__(config.pooled_projection_dim, pooled)
-        self.model, self.guidance = model, guidance
+        for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
+            if config[key]:
+                raise ValueError(f"QwenImage: found a config with {key}, expected a network of text and latent alone")
+        self.model = model
         self.condition_dim, self.latent_channels = config.joint_attention_dim, config.in_channels // 4
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], dtype: str = "float32", gradient_checkpointing: bool = False, guidance: Weight = 3.5
-    ) -> Self:
-        """As ``DiffusersNetwork.from_config``; ``guidance`` as in the class."""
-        decoder = super().from_config(config, dtype, gradient_checkpointing)
-        decoder.guidance = guidance
-        return decoder
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        config: dict[str, Any] | None = None,
-        subfolder: str | None = None,
-        dtype: str = "float32",
-        gradient_checkpointing: bool = False,
-        variant: str | None = None,
-        pooled_from: str | Path | None = None,
-        guidance: Weight = 3.5,
-    ) -> Self:
-        """As ``PooledDecoder.from_pretrained``; ``guidance`` as in the class."""
-        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant, pooled_from)
-        decoder.guidance = guidance
-        return decoder
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, as its pipeline calls it."""
+        values, mask = left_aligned(values, mask)
         tokens, grid = packed(noisy)
-        places = torch.cartesian_prod(*(torch.arange(count, device=noisy.device) for count in (1, *grid))).to(noisy)
         predicted: Tensor = self.model(
             hidden_states=tokens,
             encoder_hidden_states=values,
-            pooled_projections=self.pooled_for(noisy),
+            encoder_hidden_states_mask=mask,
             timestep=time * (self.num_train_times / 1000),  # the network multiplies by 1000
-            img_ids=places,
-            txt_ids=places.new_zeros(values.shape[1], 3),
-            guidance=time.new_full(time.shape, self.guidance) if self.model.config.guidance_embeds else None,
-            joint_attention_kwargs=joint_mask(mask, tokens),
+            img_shapes=[[(1, *grid)]] * len(noisy),
             return_dict=False,
         )[0]
         return unpacked(predicted, grid)
-
-
-def packed(latents: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Tokens of 2 x 2 cells, ``[B, h/2 * w/2, 4 C]``, channel before place, and their grid."""
-    cells = F.pixel_unshuffle(latents, 2)
-    return cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3])
-
-
-def unpacked(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The latents of ``packed`` tokens, ``[B, C, h, w]``."""
-    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), 2)
-
-
-def joint_mask(mask: Tensor | None, image: Tensor) -> dict[str, Tensor] | None:
-    """What a joint attention over text and then image tokens must be told of padding, ``[B, 1, 1, N + h*w]``."""
-    return None if mask is None else {"attention_mask": F.pad(mask, (0, image.shape[1]), value=True)[:, None, None]}

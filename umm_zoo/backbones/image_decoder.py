@@ -76,10 +76,10 @@ class ImageDecoder(Denoiser):
         """Whether the network takes latents of so many cells."""
         return not any(side % self.patch for side in grid)
 
-    def try_latents(self, latents: Tensor) -> None:
-        """Run once on blank latents ``[1, C, h, w]``, with two condition tokens, see ``outputs.TakesImages``."""
-        condition = torch.zeros(1, 2, self.condition_dim, device=latents.device)
-        self(latents, torch.ones(1, device=latents.device), Tokens(condition))
+    def try_latents(self, latents: Tensor, condition: Tokens | None = None) -> None:
+        """Run once on blank latents ``[1, C, h, w]``, with two condition tokens if none are given, see ``outputs.TakesImages``."""
+        condition = condition or Tokens(torch.zeros(1, 2, self.condition_dim, device=latents.device))
+        self(latents, torch.ones(1, device=latents.device), condition)
 
     def _check(self, noisy: Tensor, time: Tensor, condition: Tokens) -> None:
         name, patch = type(self).__name__, self.patch

@@ -106,9 +106,8 @@ class Bridge(Method):
         """See ``outputs.TakesImages``."""
         latents = self.codec.encode(targets)
         grid = Grid(*latents.shape[-2:])
-        self.decoder.try_latents(latents)
         queries = self.queries(Tokens(latents.new_zeros(1, 1, self.vlm.width)), grid)
-        self.connector(Tokens(queries), self.queries.grid_for(grid))
+        self.decoder.try_latents(latents, self.connector(Tokens(queries), self.queries.grid_for(grid)))
 
     def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
         """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""

@@ -61,7 +61,7 @@ class DiscreteSchedule(ReleaseSchedule):
         kind: Any = getattr(diffusers.schedulers, name, None)
         try:
             with torch.device("cpu"):  # also while a method is built without memory
-                scheduler = None if kind is None else kind.from_config(self.config)
+                scheduler: Any = None if kind is None else kind.from_config(self.config)
         except Exception as error:  # whatever the library makes of numbers that are none
             raise UserError(where, f"{self.config} ({type(error).__name__}: {error})", "settings that make a scheduler") from error
         if getattr(scheduler, "alphas_cumprod", None) is None:

@@ -180,6 +180,34 @@ class EvenLibrarySchedule(LibrarySchedule):
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": _line_of(config, tokens)}
 
 
+class Lumina2Schedule(EvenLibrarySchedule):
+    """As ``EvenLibrarySchedule``; under dynamic shifting Lumina 2's pipeline takes the channels of the latent for its tokens.
+
+    Args:
+        config, patch: see ``LibrarySchedule``.
+        channels: of the latent.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None, patch: Count = 2, channels: Count = 16) -> None:
+        super().__init__(config, patch)
+        self.channels = channels
+
+    def settings(self, config: Mapping[str, Any], num_steps: int, tokens: int) -> dict[str, Any]:
+        """Times before the shift, and the shift."""
+        return super().settings(config, num_steps, self.channels)
+
+
+class Flux2Schedule(EvenLibrarySchedule):
+    """As ``EvenLibrarySchedule``, with FLUX.2's own fit of the shift to the numbers of tokens and of steps."""
+
+    def settings(self, config: Mapping[str, Any], num_steps: int, tokens: int) -> dict[str, Any]:
+        """Times before the shift, and the shift; numbers of the release's code."""
+        at_200 = 0.00016927 * tokens + 0.45666666
+        at_10 = at_200 if tokens > 4300 else 8.73809524e-05 * tokens + 1.89833333
+        mu = at_200 + (at_200 - at_10) / 190 * (num_steps - 200)
+        return super().settings(config, num_steps, tokens) | {"mu": mu}
+
+
 def _line_of(config: Mapping[str, Any], tokens: int) -> float:
     """The exponent of the shift, on the scheduler's line over the number of tokens."""
     slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
