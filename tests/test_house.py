@@ -13,9 +13,9 @@ LAYERS = (
     ("errors", "conversation", "grey", "batch", "outputs"),
     ("backbones", "blocks", "objectives", "rewards", "metrics", "shapes"),
     ("experiment", "checkpoints"),
-    ("method", "methods", "pretraining", "callbacks"),
+    ("method", "methods", "pretraining", "callbacks", "generation"),
     ("training",),
-    ("generation", "comparison", "benchmarks", "testing"),
+    ("comparison", "benchmarks", "testing"),
     ("fit", "evaluate", "generate", "compare", "new"),
 )
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from umm_zoo.benchmarks import SUITES
-from umm_zoo.checkpoints.plain_files import strict_json, write_whole
+from umm_zoo.checkpoints.plain_files import strict_json, write_whole, writing
 from umm_zoo.errors import UserError, did_you_mean, say, several, user_errors
 from umm_zoo.training.finished_run import add_raw_weights, add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances, recorded
-from umm_zoo.training.run_folder import runs_folder, writing
+from umm_zoo.training.run_folder import runs_folder
 
 HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards

@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from umm_zoo.errors import UserError, print_error, printable, say, user_errors
 from umm_zoo.generation import COMMANDS
 from umm_zoo.generation.base import Command
-from umm_zoo.generation.options import MAX_SEED, whole
+from umm_zoo.generation.options import whole
 from umm_zoo.generation.progress import progress
-from umm_zoo.generation.requests import Request, Result, check_images
+from umm_zoo.generation.requests import Request, Result, check_images, name_of
 from umm_zoo.training.finished_run import FinishedRun, add_raw_weights, add_trust, load_run
 from umm_zoo.training.report import circumstances
-
-if TYPE_CHECKING:
-    from umm_zoo.generation.model import Model
 
 HELP = """examples:
   python -m umm_zoo.generate runs/shapes caption one.png two.png
@@ -48,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.out == "":
             raise UserError("--out", "''", "a folder")
         batch_size = whole("", 1, 100_000).read(arguments.batch_size, "--batch-size")
-        requests = [one for request in command.requests(arguments.words, arguments) for one in _seed_after_seed(request)]
+        requests = [one for request in command.requests(arguments.words, arguments) for one in request.seed_after_seed()]
         check_images(requests)
         run = load_run(arguments.run, (), arguments.trust, arguments.raw_weights)
         results = generate(run, command, requests, batch_size, arguments.device)
@@ -64,15 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             for result in results:
                 _print(result, command.prints_question)
     return outcome.code
-
-
-def _seed_after_seed(request: Request) -> list[Request]:
-    """The requests that one with a ``num`` stands for."""
-    settings = dict(request.settings)
-    num, seed = settings.pop("num", 1), settings["seed"]
-    if seed + num - 1 > MAX_SEED:
-        raise UserError(request.place or "--seed", f"seed {seed} for {num} images", f"a last seed of at most {MAX_SEED}")
-    return [replace(request, settings={**settings, "seed": seed + k}) for k in range(num)]
 
 
 def _write(results: Iterator[Result], count: int, out: Path, about: dict[str, Any], with_question: bool) -> None:
@@ -129,43 +116,23 @@ def generate(
     Raises:
         UserError: its method cannot do it, or a request does not suit it.
     """
-    from umm_zoo.generation.model import load_model
+    from umm_zoo.generation.model import Model
+    from umm_zoo.generation.running import run_batch
 
-    model = load_model(run, device)
+    method = run.load_method()
+    model = Model.of(method, method.run_data, device)
     with progress(len(requests), not command.out) as advance:
         for rows in model.batches(requests, batch_size):
-            for result in _run(run, command, model, rows):
+            for result in run_batch(model, command, rows, run.path):
                 yield result
                 advance()
-
-
-def _run(run: FinishedRun, command: Command, model: Model, rows: list[Request]) -> list[Result]:
-    """Results of a batch; where its error does not say which request it is about, the requests are tried one by one."""
-    import torch
-
-    try:
-        with torch.no_grad():
-            return command.run(model, rows)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # the CPU's has no class
-            raise
-        found = f"too little memory for {len(rows)} requests at a time"
-        raise UserError(rows[0].name, found, "fewer (--batch-size) or smaller images", file=run.path) from error
-    except UserError as error:
-        error.locate(run.path, rows[0].name if error.row is None else "", [row.name for row in rows])
-        raise
-    except ValueError as error:
-        if len(rows) > 1:
-            for row in rows:
-                _run(run, command, model, [row])
-        raise UserError(rows[0].name, str(error), file=run.path) from error
 
 
 def _print(result: Result, with_question: bool) -> None:
     """An answer, with what does not print as escapes: models say anything."""
     if result.answer is None:
         return
-    names = printable(" ".join(map(str, result.request.images)))
+    names = printable(" ".join(map(name_of, result.request.images)))
     answer = "\n".join(map(printable, result.answer.split("\n")))
     text = f"{printable(result.request.question)}\n  {answer}" if with_question else answer
     print(f"{names}: {text}" if names else text, flush=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.distributed as dist
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +18,7 @@ from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint, weights_of
 from umm_zoo.errors import UserError, did_you_mean, several
 from umm_zoo.experiment.build import build_embedded
+from umm_zoo.generation.from_python import FromPython
 from umm_zoo.objectives.step import StepMeans, check_finite
 from umm_zoo.outputs import Outputs, TokenCounts, Wanted
 
@@ -26,7 +26,7 @@ from umm_zoo.outputs import Outputs, TokenCounts, Wanted
 MakeOptimizer = Callable[[Mapping[str, Sequence[nn.Parameter]]], Any]
 
 
-class Method(LightningModule, ABC):
+class Method(FromPython, ABC):
     """Paper as a LightningModule over built blocks.
 
     A subclass implements ``parts``, ``training_losses`` and ``validation_step``. It knows no optimiser, no trainer and no file:
@@ -295,4 +295,5 @@ class Method(LightningModule, ABC):
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, expected a {cls.__name__}")
         method.load_weights(weights_of(checkpoint, raw_weights)[0])
+        method.use_data_of(checkpoint["experiment"], source, trust)
         return method.eval()

@@ -7,12 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.checkpoints.plain_files import strict_json
+from umm_zoo.checkpoints.plain_files import strict_json, writing
 from umm_zoo.errors import UserError, note, printable, say
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.generation.images import open_image
 from umm_zoo.training.finished_run import FinishedRun
-from umm_zoo.training.run_folder import writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +42,13 @@ def unified_bench(run: FinishedRun, words: Sequence[str]) -> dict[str, float]:
 
     from umm_zoo.callbacks.cards import Card, draw_cards
     from umm_zoo.callbacks.samples import from_pil, to_pil
-    from umm_zoo.generation.model import load_model
+    from umm_zoo.generation.model import Model
     from umm_zoo.outputs import ReconstructsFromCaptions
 
     files, metric = _arguments(run, words)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(run, device)
+    method = run.load_method()
+    model = Model.of(method, method.run_data, device)
     if not isinstance(model.method, ReconstructsFromCaptions):
         raise model.cannot("reconstruct images from captions", ReconstructsFromCaptions)
     metric.to(device)

@@ -6,11 +6,12 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from umm_zoo.checkpoints.folder import PARTIAL, sync
+from umm_zoo.errors import UserError
 
 #: Key at the top of a map in which ``strict_json`` says what its nulls were.
 NOT_FINITE = "not_finite"
@@ -31,6 +32,22 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def writing(
+    path: str | Path, instead: str = "a folder that can be written (--runs DIR, or the variable UMM_ZOO_RUNS)"
+) -> Iterator[None]:
+    """Around writes to ``path``.
+
+    Raises:
+        UserError: the place cannot be written, or its disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = "" if error.filename in (None, str(path)) else f", {error.filename}"
+        raise UserError(path, f"a place that cannot be written ({error.strerror}{where})", instead) from error
 
 
 def write_json(place: str | Path, content: Any, indent: int | None = None) -> None:

@@ -78,10 +78,14 @@ class Command(ABC):
             plain = self.plain_files and file.suffix.lower() == ".txt"
             requests = [self._request(row, file, place, settings, arguments) for place, row in read_rows(file, plain)]
         for request in requests:
-            place = request.place or arguments.command
-            if not checked_text(request.question, place, "a text").strip() and self.asks and not self.may_be_empty:
-                raise UserError(place, "an empty question", "a text")
+            self.check(request, arguments.command)
         return requests
+
+    def check(self, request: Request, place: str) -> None:
+        """Refuse a text that is none, or is needed and empty, with a ``UserError`` at ``place`` where the request has none."""
+        place = request.place or place
+        if not checked_text(request.question, place, "a text").strip() and self.asks and not self.may_be_empty:
+            raise UserError(place, "an empty question", "a text")
 
     def _request(
         self, row: dict[str, Any], file: Path, place: str, settings: dict[str, Any], arguments: argparse.Namespace

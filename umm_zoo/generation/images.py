@@ -28,10 +28,19 @@ def open_image(path: Path, place: str = "") -> Image.Image:
             warnings.simplefilter("ignore")  # of odd metadata and large images, which are the user's own
             with Image.open(io.BytesIO(pixels_only(path.read_bytes()))) as opened:
                 opened.load()
-                image, turn = eight_bit(opened).convert("RGBA"), turn_of(opened)
-        image = image if turn is None else image.transpose(turn)
+                image = on_white(opened)
     except Exception as error:  # PIL's decoders raise whatever a damaged file makes them raise
         reason = f"{type(error).__name__}: {str(error)[:120]}" if isinstance(error, ValueError) else type(error).__name__
         raise UserError(where, f"no readable image ({reason})", "PNG, JPEG, WebP ...") from error
-    paper = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(paper, image).convert("RGB")
+    return image
+
+
+def on_white(opened: Image.Image) -> Image.Image:
+    """An opened image as an upright RGB one; transparency is laid on white.
+
+    Raises:
+        ValueError: grey of more than 8 bits that does not say which value is white.
+    """
+    image, turn = eight_bit(opened).convert("RGBA"), turn_of(opened)
+    image = image if turn is None else image.transpose(turn)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

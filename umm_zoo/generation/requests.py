@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError, did_you_mean, printable
-from umm_zoo.generation.options import shortened, shown
+from umm_zoo.generation.options import MAX_SEED, shortened, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Request:
     """Question or prompt, the images it is about, its settings by name, and where it stands."""
 
-    images: list[Path]
+    images: Sequence[Path | Image.Image]
     question: str
     settings: dict[str, Any] = field(default_factory=dict)
     place: str = ""
@@ -30,7 +30,24 @@ class Request:
     def name(self) -> str:
         """The line of the file, or the images and the question, for messages."""
         question = [f"'{shortened(self.question)}'"] if self.question or not self.images else []
-        return self.place or " ".join([*(printable(str(path)) for path in self.images), *question])
+        return self.place or " ".join([*(name_of(image) for image in self.images), *question])
+
+    def seed_after_seed(self) -> list[Request]:
+        """The requests that one with a ``num`` stands for.
+
+        Raises:
+            UserError: the last seed is none that generators take.
+        """
+        settings = dict(self.settings)
+        num, seed = settings.pop("num", 1), settings["seed"]
+        if seed + num - 1 > MAX_SEED:
+            raise UserError(self.place or "--seed", f"seed {seed} for {num} images", f"a last seed of at most {MAX_SEED}")
+        return [replace(self, settings={**settings, "seed": seed + k}) for k in range(num)]
+
+
+def name_of(image: Path | Image.Image) -> str:
+    """A file by its path, an image from Python by its size."""
+    return printable(str(image)) if isinstance(image, Path) else f"an image of {image.width} x {image.height} px"
 
 
 @dataclass
@@ -53,7 +70,7 @@ def check_images(requests: list[Request]) -> None:
     seen = set()
     for request in requests:
         for path in request.images:
-            if path not in seen:
+            if isinstance(path, Path) and path not in seen:
                 open_image(path, request.place)
                 seen.add(path)
 

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from umm_zoo.callbacks.cards import Card, draw_cards
+from umm_zoo.checkpoints.plain_files import writing
 from umm_zoo.errors import printable
 from umm_zoo.generation.images import open_image
-from umm_zoo.generation.requests import Result
-from umm_zoo.training.run_folder import writing
+from umm_zoo.generation.requests import Result, name_of
 
 #: File of the results.
 LINES = "results.jsonl"
@@ -56,7 +56,7 @@ class ResultsFolder:
             image.save(self.path / files[name])
         made = next(iter(result.images.values()), None)
         row: dict[str, Any] = {
-            "images": [printable(str(path)) for path in request.images],
+            "images": [name_of(image) for image in request.images],
             "question": request.question,
             **request.settings,
             **({"size": f"{made.height}x{made.width}"} if made else {}),
@@ -68,7 +68,7 @@ class ResultsFolder:
             lines.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         self.count += 1
         if len(self._cards) < MAX_CARDS:
-            inputs = {printable(path.name): open_image(path) for path in request.images}
+            inputs = {printable(path.name): open_image(path) for path in request.images if isinstance(path, Path)}
             self._cards.append(Card(", ".join(inputs), request.question, result.answer, "", None, {**inputs, **result.images}))
 
     def __enter__(self) -> Self:

@@ -7,13 +7,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from umm_zoo.checkpoints.plain_files import writing
 from umm_zoo.errors import UserError, say
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import PLACES, Experiment, earlier_stages
 from umm_zoo.training.lock import locked
 from umm_zoo.training.ranks import call, is_main_process, launched_ranks
 from umm_zoo.training.run import train
-from umm_zoo.training.run_folder import RunFolder, Step, few, writing
+from umm_zoo.training.run_folder import RunFolder, Step, few
 
 
 def run(experiment: Experiment, runs: str | None = None, ckpt: str | None = None, again: bool = False) -> int:

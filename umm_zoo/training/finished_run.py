@@ -51,6 +51,7 @@ class FinishedRun:
         with locating(self.path), trusting(self.experiment.named_modules):
             method: Method = build(self.experiment.method, "method")
             method.load_weights(self.state)
+        method.use_data_of({"data": self.experiment.data}, self.path, self.experiment.named_modules)
         return method.eval()
 
 

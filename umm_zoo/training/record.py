@@ -20,11 +20,12 @@ import umm_zoo
 from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.output import NO_ROOM
+from umm_zoo.checkpoints.plain_files import writing
 from umm_zoo.errors import REFUSALS, UserError, note
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.training.changes import Changes
 from umm_zoo.training.places import place_of
-from umm_zoo.training.run_folder import RunFolder, writing
+from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.signals import Stopped
 
 

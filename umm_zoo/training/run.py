@@ -23,6 +23,7 @@ from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
+from umm_zoo.checkpoints.plain_files import writing
 from umm_zoo.errors import REFUSALS, UserError, locating, say
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.file import Experiment
@@ -38,7 +39,7 @@ from umm_zoo.training.places import place_of
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
-from umm_zoo.training.run_folder import RunFolder, writing
+from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_data, build_experiment, check_data
 from umm_zoo.training.sharding import FullyShardedStrategy
 from umm_zoo.training.signals import StopOnSignal, Stopped

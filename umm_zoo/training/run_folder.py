@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,22 +20,6 @@ from umm_zoo.experiment.sources import sources_of
 
 #: What may be done next with a run folder.
 Step = Literal["fresh", "resume", "finished"]
-
-
-@contextmanager
-def writing(
-    path: str | Path, instead: str = "a folder that can be written (--runs DIR, or the variable UMM_ZOO_RUNS)"
-) -> Iterator[None]:
-    """Around writes to ``path``.
-
-    Raises:
-        UserError: the place cannot be written, or its disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        where = "" if error.filename in (None, str(path)) else f", {error.filename}"
-        raise UserError(path, f"a place that cannot be written ({error.strerror}{where})", instead) from error
 
 
 def runs_folder(runs: str | Path | None = None) -> Path:

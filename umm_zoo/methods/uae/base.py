@@ -86,7 +86,9 @@ class UAEBase(Method):
 
     # -- captions and images -------------------------------------------------------------------------------------------------
 
-    def caption(self, images: Images, generator: torch.Generator | None = None, temperature: float | None = None) -> Samples:
+    def sampled_captions(
+        self, images: Images, generator: torch.Generator | None = None, temperature: float | None = None
+    ) -> Samples:
         """One caption per image; a temperature other than the method's own may be given."""
         count, how = len(images), self.captions
         heat = how.temperature if temperature is None else temperature
@@ -133,12 +135,12 @@ class UAEBase(Method):
 
     def reconstruct_from_captions(self, images: Images, seeds: Sequence[int]) -> tuple[list[str], list[Tensor]]:
         """See ``outputs.ReconstructsFromCaptions``; in the renderer's own size, for a caption says nothing of the image's."""
-        captions = self.caption(images, temperature=0.0).texts
+        captions = self.sampled_captions(images, temperature=0.0).texts
         return captions, self.images_of_captions(captions, seeds, images)
 
     def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
         """Images again from their likeliest captions, each in its own size where the renderer can; the k-th from seed + k."""
-        captions = self.caption(images, temperature=0.0).texts
+        captions = self.sampled_captions(images, temperature=0.0).texts
         return self.made_again(captions, [seed + k for k in range(len(images))], list(images))
 
     def round_trip(self, images: Images) -> list[Tensor]:
@@ -174,7 +176,7 @@ class UAEBase(Method):
         """Outputs of rows whose images have one size."""
         images, truths = image_of_each_row(batch), batch.answers()
         outputs = Outputs(self._decoder_terms(batch, truths, batch_idx) if all(truths) else {})
-        samples = self.caption(images, torch.Generator(self.device).manual_seed(batch_idx))
+        samples = self.sampled_captions(images, torch.Generator(self.device).manual_seed(batch_idx))
         outputs.answers, outputs.caption_tokens = samples.texts, samples.mask.sum(dim=1)
         outputs.scalars["mean_caption_tokens"] = outputs.caption_tokens.float().mean()
         if not self.wanted.generates(batch_idx):

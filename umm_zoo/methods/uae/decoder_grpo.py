@@ -106,7 +106,7 @@ class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
         """Caption, sample, reward; nothing keeps a gradient."""
         images, group = image_of_each_row(batch), self.rollouts.group
         with self.phases("caption", self.device):
-            captions = batch.answers() if self.from_true_captions else self.caption(images).texts
+            captions = batch.answers() if self.from_true_captions else self.sampled_captions(images).texts
             one = self.renderer.condition(self.vlm, captions, images, self.adapter)
             mask = None if one.mask is None else one.mask.repeat_interleave(group, 0)
             condition = Tokens(one.values.repeat_interleave(group, 0), mask)  # [R, N, E]

@@ -1,0 +1,49 @@
+"""What a method can do, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.feature_encoder import FeatureEncoder, features_of
+from umm_zoo.backbones.library_vlm import LibraryVLM
+from umm_zoo.batch import Images, map_by_size
+from umm_zoo.errors import UserError
+from umm_zoo.outputs import Answers, Reconstructs
+
+#: Functions of a capability, and what a method that has them can do.
+_WORDS = {
+    "answer questions and describe images": lambda method: isinstance(method, Answers),
+    "generate images": lambda method: hasattr(type(method), "generate"),  # of its class: an instance without it asks here
+    "reconstruct images": lambda method: isinstance(method, Reconstructs),
+    "tell features of images": lambda method: _parts(method) != (None, None, None),
+}
+
+
+def lacking(method: Any, action: str, expected: str) -> UserError:
+    """The error of a method that cannot do what it is asked for; it says what it can."""
+    able = [words for words, can in _WORDS.items() if can(method)]
+    hint = f"this one can {', '.join(able)}" if able else ""
+    found = f"a {type(method).__name__}, which cannot {action}"
+    return UserError("method", found, f"a method that can ({expected})", hint)
+
+
+def _parts(method: Any) -> tuple[FeatureEncoder | None, LibraryVLM | None, LatentCodec | None]:
+    """The method's own encoder, vision-language model and codec."""
+    kinds = (FeatureEncoder, LibraryVLM, LatentCodec)
+    found: Any = tuple(next((child for child in method.children() if isinstance(child, kind)), None) for kind in kinds)
+    return found
+
+
+def features_of_parts(method: Any, images: Images) -> list[Tensor]:
+    """See ``FromPython.image_features``."""
+    encoder, vlm, codec = _parts(method)
+    if encoder is not None:
+        return list(features_of(encoder, images))
+    if vlm is not None:
+        return vlm.encode_images(images)
+    if codec is not None:
+        return map_by_size(codec.encode, images)
+    raise lacking(method, "tell features of images", "a FeatureEncoder, a vision-language model or a codec among its parts")
