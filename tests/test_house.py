@@ -15,8 +15,8 @@ LAYERS = (
     ("experiment", "checkpoints"),
     ("method", "methods", "pretraining", "callbacks", "generation"),
     ("training",),
-    ("comparison", "benchmarks", "testing"),
-    ("fit", "evaluate", "generate", "compare", "new"),
+    ("comparison", "benchmarks", "testing", "release"),
+    ("fit", "evaluate", "generate", "compare", "export", "new"),
 )
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.shards.writing import write_shards
-from tools.export_part import export
 from umm_zoo.fit import main as fit
+from umm_zoo.release.exporting import Export
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("codec", "clip", "captioner", "bridge", "ross", "uae")
@@ -57,7 +57,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_every_stage_runs_on_photographs_of_unequal_sizes(train) -> None:
     for name, score in (("codec", "val/psnr"), ("clip", "val/retrieval5/text_to_image")):
         assert score in train(name)
-        export(Path(f"runs/photos/{name}"), Path(f"runs/photos/{name}/part"), "float32")
+        Export(f"runs/photos/{name}").write(f"runs/photos/{name}/part")
     bridge = train("bridge")  # runs the captioner first
     captioner = json.loads(Path("runs/photos/captioner/metrics.json").read_text())["metrics"]
     assert {"val/bleu", "val/cider", "val/perplexity", "val/retrieval/image_to_text"} <= set(captioner)

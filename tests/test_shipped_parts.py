@@ -18,13 +18,13 @@ import torch
 from shapes_batches import batch_of
 from torch import nn
 
-from tools.part_card import markdown
 from tools.probing import load_part, probe
 from umm_zoo.batch import Batch, Tokens, stacked
 from umm_zoo.metrics import Retrieval, normalise
 from umm_zoo.objectives.contrast import WordSwaps
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.contrastive import captions
+from umm_zoo.release.card import markdown
 from umm_zoo.shapes import Scene, World, make_sample
 from umm_zoo.shapes.detector import ShapesDetector
 

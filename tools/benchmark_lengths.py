@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 from data_pipelines.shards.bucketing import ByLength
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
-from tools.tables import markdown_table
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.outputs import TokenCount, add_counts
+from umm_zoo.release.card import markdown_table
 from umm_zoo.training.report import circumstances
 
 #: One token each, in the shipped tokenizer.

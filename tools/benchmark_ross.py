@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools import timing
-from tools.tables import markdown_table
+from umm_zoo.release.card import markdown_table
 
 ARMS = ("baseline", "r-pixel", "r-latent", "d")
 

@@ -3,6 +3,7 @@
     python tools/probe_parts.py --shards 'data/tiny/test/captions-*.tar'
     python tools/probe_parts.py llava vlm                     (these again; the other rows stay where the settings are the same)
     python tools/probe_parts.py runs/tiny/tower --attribute mark --layer -2              (printed alone, as for every other source:)
+    python tools/probe_parts.py released/tower --attribute mark --layer -2 --card                       (into the card of an export)
     python tools/probe_parts.py experiments/tiny/tower.yaml 'umm_zoo.backbones.features.CLIPVisionFeatures:FOLDER' pixels
 
 Other sources are run folders, checkpoints, experiment files (untrained weights: the floor), CLASS:FOLDER, and the pixels (the
@@ -26,7 +27,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
 
 from tools.probing import Layer, load_batches, load_part, part_features, probe
-from tools.tables import markdown_table
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.image_decoder import ImageDecoder
@@ -34,6 +34,7 @@ from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import REFUSALS, locating, user_errors
 from umm_zoo.experiment.trust import trusting
+from umm_zoo.release.card import markdown_table, write_card
 from umm_zoo.training.finished_run import add_trust
 from umm_zoo.training.report import circumstances
 
@@ -71,6 +72,14 @@ def probe_part(
             rows.append({"place": place, **vars(found)})
             print(f"{source}, {place}: {found}", flush=True)
     return rows
+
+
+def add_to_card(folder: Path, rows: list[dict[str, Any]], shards: str) -> None:
+    """Put probes into the card of an exported part."""
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    probes = [{**row, "layer": parse_layer(row["place"].removeprefix("layer ")), "shards": shards} for row in rows]
+    card["probes"] = [{key: value for key, value in found.items() if key != "place"} for found in probes]
+    write_card(folder, card)
 
 
 def kept_rows(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=1000, help="at most about this many images (default 1000)")
     parser.add_argument("--steps", type=int, default=200, help="updates of each probe (default 200)")
     parser.add_argument("--out", type=Path, default=Path("experiments/tiny/results"), help="folder of probes.json and probes.md")
+    parser.add_argument("--card", action="store_true", help="put what is found into the cards of exported parts (with --layer)")
     add_trust(parser)
     given = parser.parse_args(argv)
     names = given.parts or [PIXELS, *sorted(folder.name for folder in given.weights.iterdir() if is_probed(folder))]
@@ -152,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         batches, cells = load_batches(given.shards, given.image_size, given.limit)
         if given.layer or given.attribute != ATTRIBUTES or any(name != PIXELS and sources[name] == name for name in names):
             for source in sources.values():
-                probe_part(source, batches, cells, given.attribute, given.layer, given.steps)
+                rows = probe_part(source, batches, cells, given.attribute, given.layer, given.steps)
+                if given.card:
+                    add_to_card(Path(source), rows, given.shards)
             return 0
         file = given.out / "probes.json"
         given.out.mkdir(parents=True, exist_ok=True)

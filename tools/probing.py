@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,9 @@ Layer = int | Literal["pooled"]
 
 #: Tokens ``[B, N, D]`` and their grid.
 Features = tuple[Tensor, tuple[int, int]]
+
+#: Parts that have features, in the order in which a run is searched for one.
+PROBED = ("encoder", "tower", "codec", "vlm")
 
 WEIGHT_DECAYS = (0.0, 0.01, 0.1)
 
@@ -200,24 +202,13 @@ def probe(
     return ProbeResult(attribute, linear, mlp, chance, int((~test).sum()), int(test.sum()))
 
 
-def find_part(method: Any, source: str | Path, names: Sequence[str] = ("encoder", "tower", "codec", "vlm")) -> tuple[str, Any]:
-    """The part of a run that others use, and its name.
-
-    Raises:
-        ValueError: it has none of these names.
-    """
-    for name in names:
-        if isinstance(part := getattr(method, name, None), nn.Module):
-            return name, part
-    raise ValueError(f"{source}: {type(method).__name__} has parts {sorted(method.parts())}, expected one of {', '.join(names)}")
-
-
 def load_part(source: str) -> nn.Module | None:
     """A part of an exported folder, a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``."""
     from umm_zoo.experiment.build import build, build_embedded
     from umm_zoo.experiment.check import check
     from umm_zoo.experiment.file import load_experiment
     from umm_zoo.method import Method
+    from umm_zoo.release.parts import find_part
 
     part: nn.Module
     if source == "pixels":
@@ -231,9 +222,9 @@ def load_part(source: str) -> nn.Module | None:
     elif source.endswith((".yaml", ".yml")):
         check(experiment := load_experiment(source))
         torch.manual_seed(experiment.seed)
-        part = find_part(build(experiment.method), source)[1]
+        part = find_part(build(experiment.method), source, PROBED)[1]
     else:
-        part = find_part(Method.load(source), source)[1]
+        part = find_part(Method.load(source), source, PROBED)[1]
     return part.eval()
 
 

@@ -16,21 +16,31 @@ for name in "$@"; do # all names first, before hours of training
 done
 bash tools/setup.sh
 [ $# -gt 0 ] || set -- $shipped
+release() { # RUN PART [OPTION ...]: the part anew, with its scores on the test split, and what can be read from it where a layer is set
+  local run=$1 out=experiments/tiny/weights/$2
+  shift 2
+  "$python" -m umm_zoo.export "$run" "$out" --again --dtype float16 --test "$@"
+  [ -z "$layer" ] ||
+    "$python" tools/probe_parts.py "$out" --attribute colour shape size mark --layer "$layer" --limit 4000 --steps 400 --card
+}
 for name in "$@"; do
-  probe=(--probe colour shape size mark)
+  part=() layer=-2
+  case $name in # a decoder is one part of what its run makes images with, and has no features
+    sana | sd3) part=(--part decoder) layer= ;;
+    codec | llava | vlm) layer=-1 ;;
+  esac
   if [ "$name" = sana ] || [ "$name" = sd3 ]; then
     world data/draw --seed 3 --train 20000 --val 600 --test 600 --tasks text_to_image,geneval
     "$python" -m data_pipelines.precompute "experiments/tiny/$name.yaml" --half
-    probe=()
   elif [ "$name" = llava ]; then
     world data/coarse --seed 2 --train 8000 --val 1000 --test 1000 --mark-share 0 --tasks captions,dialogues,questions --samples-per-shard 2000
   else
     world data/tiny --seed 1 --train 20000 --val 1000 --test 1000 --tasks captions,questions,dialogues,lookups,pairs,two_images,readings,imagined --samples-per-shard 2000
   fi
   "$python" -m umm_zoo.fit "experiments/tiny/$name.yaml" --again
-  "$python" tools/export_part.py "runs/tiny/$name" --test "${probe[@]}"
+  release "runs/tiny/$name" "$name" "${part[@]}"
   if [ "$name" = codec ]; then # its decoder goes on from what was just exported, and takes its place
     "$python" -m umm_zoo.fit experiments/tiny/codec-decoder.yaml --again
-    "$python" tools/export_part.py runs/tiny/codec-decoder --out experiments/tiny/weights/codec --test --probe colour shape size mark
+    release runs/tiny/codec-decoder codec
   fi
 done

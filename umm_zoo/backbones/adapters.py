@@ -96,6 +96,7 @@ class LoRA(nn.Module):
         self.targets = None if targets is None else tuple(targets)
         self.layers = nn.ModuleDict()
         self.enabled = True
+        self._beside: dict[str, nn.Linear] = {}  # the network's own layers, by the keys of ``layers``; registered nowhere
 
     def attach(self, network: nn.Module) -> None:
         """Stand beside the linear layers of ``network`` from now on, and freeze it.
@@ -112,6 +113,7 @@ class LoRA(nn.Module):
                 self.layers[name.replace(".", "/")] = addition
                 layer.register_forward_hook(self._hook(addition))
                 layer.has_adapter = True  # type: ignore[assignment]
+                self._beside[name.replace(".", "/")] = layer
         if not len(self.layers):
             some = sorted({name.rpartition(".")[2] for name in found})
             raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, expected ends of layer names such as {some}")
@@ -138,26 +140,64 @@ class LoRA(nn.Module):
         finally:
             self.enabled = before
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add it to the network's own weights, which then say the same without it; it is not used again."""
+        for key, layer in self._beside.items():
+            addition = cast(LowRank, self.layers[key])
+            added = self.alpha / self.rank * addition.up.float() @ addition.down.float()
+            layer.weight.copy_((layer.weight.float() + added).to(layer.weight.dtype))
+            layer.has_adapter = False  # type: ignore[assignment]
+        self.enabled = False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Let the network be written without it, for the length of a block, by someone who writes both."""
+        for layer in self._beside.values():
+            layer.has_adapter = False  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for layer in self._beside.values():
+                layer.has_adapter = True  # type: ignore[assignment]
+
+    def is_in(self, network: nn.Module) -> bool:
+        """Whether it stands beside layers of a network."""
+        inside = {id(module) for module in network.modules()}
+        return any(id(layer) in inside for layer in self._beside.values())
+
     # -- peft's files --------------------------------------------------------------------------------------------------------
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _names(self, whole: nn.Module | None) -> dict[str, str]:
+        """Names of the layers, by the keys of ``layers``: in the attached network, or in a larger one around it."""
+        inside = {} if whole is None else {id(module): name for name, module in whole.named_modules()}
+        return {key: inside.get(id(self._beside.get(key)), key.replace("/", ".")) for key in self.layers}
+
+    def _tensors(self, whole: nn.Module | None = None) -> dict[str, Tensor]:
         """The parameters by the names that peft gives them."""
         named: dict[str, Tensor] = {}
-        for key, layer in self.layers.items():
-            name, addition = f"base_model.model.{key.replace('/', '.')}", cast(LowRank, layer)
+        for key, own in self._names(whole).items():
+            name, addition = f"base_model.model.{own}", cast(LowRank, self.layers[key])
             named |= {f"{name}.lora_A.weight": addition.down, f"{name}.lora_B.weight": addition.up}
         return named
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` in peft's format, for the attached network."""
+    def save(self, folder: str | Path, whole: nn.Module | None = None, base: str | None = None) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` in peft's format.
+
+        Args:
+            folder: made if need be.
+            whole: the model that it is to be loaded beside; None is the attached network.
+            base: name or folder of that model, for the configuration.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}, folder / WEIGHTS)
+        save_file({name: tensor.detach().contiguous() for name, tensor in self._tensors(whole).items()}, folder / WEIGHTS)
         config = {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "target_modules": [key.replace("/", ".") for key in self.layers],
+            "target_modules": list(self._names(whole).values()),
+            "base_model_name_or_path": base,
             "init_lora_weights": "gaussian",
             "bias": "none",
             "lora_dropout": 0.0,
@@ -165,13 +205,13 @@ class LoRA(nn.Module):
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @torch.no_grad()
-    def load(self, folder: str | Path) -> None:
-        """Take over the weights of an adapter that peft or ``save`` has written for the same layers.
+    def load(self, folder: str | Path, whole: nn.Module | None = None) -> None:
+        """Take over the weights of an adapter that peft or ``save`` has written for the same layers, of ``whole`` where it says so.
 
         Raises:
             ValueError: its layers, its rank or its alpha are others, or it is added in another way.
         """
-        folder, own = Path(folder), self._tensors()
+        folder, own = Path(folder), self._tensors(whole)
         for name in (CONFIG, WEIGHTS):
             assert_readable(folder / name)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from umm_zoo.checkpoints.exported import is_exported, read_exported
 from umm_zoo.checkpoints.folder import PARTIAL, checkpoint_path, damage, remove, sync
 from umm_zoo.checkpoints.output import reason, write
 from umm_zoo.checkpoints.seals import seal
@@ -66,7 +67,7 @@ def _outline(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
-    """Read the checkpoint of a run folder, a checkpoint (file or sharded folder), or consolidated weights (``.safetensors``).
+    """Read the checkpoint of a run folder, a checkpoint (file or sharded folder), consolidated weights, or an exported method.
 
     Every way to weights of a run goes through here: its checksums come first. Of a run folder the newest intact checkpoint is read.
     Nothing is unpickled but plain values and tensors (``weights_only``); ``mapped`` ones stay on the disk until they are touched.
@@ -74,13 +75,17 @@ def load_checkpoint(source: str | Path, mapped: bool = False) -> dict[str, Any]:
     """
     path = _intact(source)
     try:
-        if path.is_dir():
+        if is_exported(path):
+            checkpoint = read_exported(path)
+        elif path.is_dir():
             checkpoint = dict(read_sharded(path))
         elif path.suffix == ".safetensors":
             checkpoint = _read_consolidated(path)
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         _assert_form(checkpoint)
+    except UserError:
+        raise
     except Exception as error:  # what a reader of pickles stumbles over in a foreign file is of any class
         why = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
@@ -141,7 +146,7 @@ def weights_of(checkpoint: Mapping[str, Any], raw: bool = False) -> tuple[dict[s
 def _intact(source: str | Path) -> Path:
     """The path of a checkpoint, once its checksums have been compared."""
     path = checkpoint_path(source)
-    if _is_ours(path) and (problem := damage(path)):
+    if not is_exported(path) and _is_ours(path) and (problem := damage(path)):
         expected = "an intact one (of the run folder the one before it is taken)"
         raise UserError(path, f"a damaged checkpoint ({problem})", expected)
     return path
@@ -158,7 +163,7 @@ def _is_ours(path: Path) -> bool:
 def describe(source: str | Path) -> dict[str, Any]:
     """A checkpoint whose tensors are not read (or are empty ones); errors are those of ``load_checkpoint``."""
     path = _intact(source)
-    if not path.is_dir():
+    if not path.is_dir() or is_exported(path):
         return load_checkpoint(path, mapped=True)
     try:
         return read_rest(path)

@@ -30,6 +30,8 @@ LATEST = "LATEST"
 PARTIAL = ".partial"
 #: The table of contents of a sharded checkpoint, which is a folder.
 INDEX = "index.json"
+#: That of an exported method, see ``checkpoints.exported``.
+CONTENTS = "model_index.json"
 
 
 class CheckpointFolder:
@@ -218,9 +220,9 @@ def checksum(file: Path) -> int:
 
 
 def checkpoint_path(source: str | Path) -> Path:
-    """The newest intact checkpoint of a run folder (else a ``UserError``), or the checkpoint itself (a file, or a sharded one)."""
+    """The newest intact checkpoint of a run folder (else a ``UserError``), or the checkpoint itself (a file or a folder)."""
     source = Path(source)
-    if source.is_file() or (source / INDEX).is_file():
+    if source.is_file() or (source / INDEX).is_file() or (source / CONTENTS).is_file():
         return source
     folder = source if source.name == "checkpoints" else source / "checkpoints"
     path = CheckpointFolder(folder).latest()

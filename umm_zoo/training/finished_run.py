@@ -106,7 +106,8 @@ def load_run(
     leave_out({"data": experiment.data, "trainer": experiment.trainer}, source, overrides, most)
     check(experiment)
     say_fetched({"method": experiment.method, "data": {"val": experiment.data.get("val")}, "metrics": experiment.metrics}, source)
-    folder = Path(source) if (Path(source) / "checkpoints").is_dir() else checkpoint_path(source).parent
+    is_folder = "exported" in checkpoint or (Path(source) / "checkpoints").is_dir()
+    folder = Path(source) if is_folder else checkpoint_path(source).parent
     state, weights = weights_of(checkpoint, raw_weights)
     if weights == "averaged" or raw_weights:
         say(f"{source}: {weights} weights", stderr=True)

@@ -146,6 +146,8 @@ def load_weights(method: Method, source: str | Path, file: str, raw: bool = Fals
     """
     with locating(f"{file}: after", refusals=REFUSALS):
         checkpoint = load_checkpoint(source, mapped=True)
+        if "exported" in checkpoint:  # what libraries keep is not among its tensors
+            raise UserError(source, "an exported method", "the run that it was made from", "or name its folders as parts")
         left = set(checkpoint.get("stage_only", ()))
         own = adapters_of(method)
         for name, earlier in _adapters_in(checkpoint).items():

@@ -1,0 +1,1 @@
+"""Release of a finished run: its parts as folders that transformers, diffusers and peft load, with a card."""

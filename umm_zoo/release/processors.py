@@ -1,0 +1,108 @@
+"""What transformers reads beside the weights of a vision-language model: chat template, processor, generation config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from umm_zoo.backbones.library_vlm import LibraryVLM
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.square_vlm import SquareVLM
+from umm_zoo.backbones.templates import ChatML, ChatTemplate, Plain, VicunaV1
+from umm_zoo.errors import note
+
+#: Contents of a turn, its items line by line as ``Method.ask`` writes them; IMAGE stands for an image's tokens.
+_CONTENT = """\
+{%- macro content(message) -%}
+{%- if message.content is string -%}{{- message.content -}}
+{%- else -%}{%- for item in message.content -%}
+{{- "" if loop.first else "\\n" -}}
+{%- if item.type == "image" -%}{{- IMAGE -}}{%- else -%}{{- item.text -}}{%- endif -%}
+{%- endfor -%}{%- endif -%}
+{%- endmacro -%}
+{{- BOS -}}
+{%- set own = messages | selectattr("role", "equalto", "system") | list -%}
+"""
+_CHATML = """\
+{%- if SYSTEM is not none and not own -%}{{- "<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n" -}}{%- endif -%}
+{%- for message in messages -%}
+{{- "<|im_start|>" + message.role + "\\n" -}}{{- content(message) -}}{{- "<|im_end|>\\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|im_start|>assistant\\n" -}}{%- endif -%}
+"""
+_VICUNA = """\
+{%- set start = content(own[0]) if own else SYSTEM -%}
+{{- start -}}
+{%- set ns = namespace(blank = "" if start == "" else " ") -%}
+{%- for message in messages -%}
+{%- if message.role == "user" -%}{{- ns.blank + "USER: " -}}{{- content(message) -}}{%- set ns.blank = " " -%}
+{%- elif message.role == "assistant" -%}{{- " ASSISTANT: " -}}{{- content(message) -}}{{- END -}}{%- set ns.blank = "" -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- " ASSISTANT:" -}}{%- endif -%}
+"""
+_PLAIN = """\
+{%- for message in messages -%}
+{%- if message.role == "user" and message.content is not string -%}
+{%- for item in message.content if item.type == "image" -%}{{- IMAGE -}}{%- endfor -%}
+{%- elif message.role == "assistant" and loop.last -%}{{- content(message) -}}{{- END -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+_BODIES: dict[type, str] = {ChatML: _CHATML, VicunaV1: _VICUNA, Plain: _PLAIN}
+
+
+def jinja(template: ChatTemplate, image: str, bos: str) -> str | None:
+    """A chat template in the library's form, an ``image`` token for each image; None of a form that has none here."""
+    image = "".join([*(piece.text for piece in template.around_image[:1]), image, *(p.text for p in template.around_image[1:])])
+    values: dict[str, Any] = {"IMAGE": image, "BOS": bos, "SYSTEM": getattr(template, "system", None), "END": template.end}
+    body = next(
+        (body for kind, body in ((ChatML, _CHATML), (VicunaV1, _VICUNA), (Plain, _PLAIN)) if isinstance(template, kind)), None
+    )
+    if body is None:
+        return None
+    head = "".join(f"{{%- set {name} = {'none' if value is None else json.dumps(value)} -%}}\n" for name, value in values.items())
+    return head + _CONTENT + body
+
+
+def write_processor(module: Any, folder: Path) -> None:
+    """Write what is missing beside the weights of a vision-language model; of other parts nothing."""
+    if not isinstance(module, LibraryVLM):
+        return
+    tokenizer = module.tokenizer
+    image = tokenizer.convert_ids_to_tokens(module.image_token_id) if module.image_token_id < len(tokenizer) else None
+    text = None if image is None else jinja(module.template, str(image), tokenizer.bos_token or "")
+    if text is None:
+        note(f"{type(module).__name__}: its prompts have no form in transformers, so no chat template is written")
+    else:
+        (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    _update(folder / "generation_config.json", eos_token_id=module.stop_ids, pad_token_id=module.pad_id)
+    if isinstance(module, SquareVLM) and module.config.model_type == "llava":
+        strategy, side = module.config.vision_feature_select_strategy, module.image_size
+        processor = {
+            "processor_class": "LlavaProcessor",
+            "patch_size": module.config.vision_config.patch_size,
+            "vision_feature_select_strategy": strategy,
+            "num_additional_image_tokens": int(strategy == "default"),  # the class token, which that strategy takes off again
+            "image_token": image,
+        }
+        images = {
+            "image_processor_type": "CLIPImageProcessor",
+            "processor_class": "LlavaProcessor",
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+            "image_mean": module.image_mean.flatten().tolist(),
+            "image_std": module.image_std.flatten().tolist(),
+        }
+        _update(folder / "processor_config.json", **processor)
+        _update(folder / "preprocessor_config.json", **images)
+    elif isinstance(module, Qwen25VL):
+        _update(folder / "preprocessor_config.json", processor_class="Qwen2_5_VLProcessor")
+
+
+def _update(file: Path, **values: Any) -> None:
+    """Set keys of a JSON file, which is made where there is none."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file.write_text(json.dumps({**found, **values}, indent=2) + "\n", encoding="utf-8")
