@@ -161,7 +161,7 @@ def _queries(method: Bridge, grid: Grid) -> tuple[Tensor, Tensor]:
         noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed)) if method.queries.random else 0 * found
         drawn.append(found)
         constant.append(found - noise)
-    if not torch.allclose(*constant, atol=1e-5):
+    if not torch.allclose(constant[0], constant[1], atol=1e-5):
         raise ValueError(f"it cannot draw as {type(method.queries).__name__} does")
     first = constant[0] if method.queries.random else drawn[0]
     whole = method.queries.behind_marker(first)
