@@ -146,8 +146,9 @@ def test_the_readme_s_lines_run(run, monkeypatch):
     monkeypatch.chdir(run.parents[3])
     for name in ("one", "two"):
         Image.open(run / f"{name}.png").save(f"{name}.png")
-    (lines,) = re.findall(r"```python\n(from umm_zoo.method import Method\n\nmodel = .*?)```", README.read_text(), re.DOTALL)
+    (lines,) = re.findall(r"```python\n(# use_it\.py\n.*?)```", README.read_text(), re.DOTALL)
     found: dict = {}
     exec(lines, found)
-    assert isinstance(found["answer"], str) and len(found["captions"]) == 2 and len(found["images"]) == 4
-    assert found["changed"].size == (12, 4) and found["features"].ndim == 2
+    answer, captions, images, changed, features = found["try_out"]()
+    assert isinstance(answer, str) and len(captions) == 2 and len(images) == 4
+    assert changed.size == (12, 4) and features.ndim == 2
