@@ -1,11 +1,12 @@
 """``python tools/benchmark_loader.py``: images per second of ``ShardData`` against plain webdataset and against PIL alone.
 
-All read the same shards of JPEG files (made from noise and gradients), make the same transform, and end in the same batch:
-images in bytes, one behind the other, as they go to the device that makes floats of them, and their captions; ``floats`` tells
-what that step takes on the processor, whoever loads. With ``--buckets`` images of unequal sizes are brought to aspect-ratio
-buckets, and ours are dealt out to batches of one bucket each. ``pil`` only decodes and transforms bytes that lie in memory, in as
-many processes as the loaders have, and sends nothing: no loader can be faster per process. ``files`` reads each of those images
-from a file first, still without a batch. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is
+All read the same shards of JPEG files (made from noise and gradients), make the same transform, and end in the same batch: images
+in bytes, one behind the other, as they go to the device that makes floats of them, and their captions; ``floats`` tells what that
+step takes on the processor, whoever loads. With ``--buckets`` images of unequal sizes are brought to aspect-ratio buckets, and
+ours are dealt out to batches of one bucket each. ``pil`` decodes bytes that lie in memory and transforms them, in a plain loop of
+PIL's own calls to the same pixels, in as many processes as the loaders have, and sends nothing: no loader can be faster per
+process. ``files`` reads each of those images from a file first, still without a batch. Both take the images in our order, for
+what an image costs depends on its size. They run in turns, a short block each, so that a busy machine slows all alike; a ratio is
 the median over the rounds of one round's rates. Three clocks: ``clock`` on the wall; ``per_process``, the processor time of the
 processes that decode (the workers, or this one where there are none), which tells what a worker does with a core of its own also
 where cores are few or busy; ``all``, the processor time of all processes together.
@@ -29,14 +30,16 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset as wds
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.benchmark import Timer
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.decoding import decode_image
 from data_pipelines.shards.batches import to_signal
 from data_pipelines.shards.bucketing import ByShape
+from data_pipelines.shards.buffers import NUM_BUFFERS
 from data_pipelines.shards.data import ShardData, ShardSource
 from data_pipelines.shards.writing import write_shards
 from data_pipelines.tasks import Captions
@@ -68,12 +71,16 @@ def policy(size: int, buckets: bool) -> Resize:
     return Bucket(multiple=size // 8) if buckets else Square()
 
 
-def ours(paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False) -> Iterator[Tensor]:
-    """``ShardData``, shuffled over all shards."""
+def shard_data(paths: list[str], size: int, batch_size: int, workers: int, buckets: bool) -> ShardData:
+    """Our data, shuffled over all shards."""
     options: dict[str, Any] = {"resize": policy(size, buckets), "bucketing": ByShape() if buckets else None}
     source = ShardSource(paths, Captions())
-    data = ShardData({"a": source}, image_size=size, batch_size=batch_size, num_workers=workers, **options)
-    loader = data.train_dataloader()
+    return ShardData({"a": source}, image_size=size, batch_size=batch_size, num_workers=workers, **options)
+
+
+def ours(paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False) -> Iterator[Tensor]:
+    """``ShardData``."""
+    loader = shard_data(paths, size, batch_size, workers, buckets).train_dataloader()
     loader.packed = True  # as a trainer gets them
     for batch in loader:
         runs = list(batch.images.runs())
@@ -109,23 +116,37 @@ def floats_per_second(size: int, batch_size: int) -> float:
     return batch_size / timer.blocked_autorange().median
 
 
+def bare(content: bytes, size: int, resize: Resize) -> NDArray[np.uint8]:
+    """What ``decode_image`` makes of an upright JPEG of RGB, by PIL's own calls."""
+    with Image.open(io.BytesIO(content)) as image:
+        columns, rows = resize.output_size(*image.size, size)
+        image.draft("RGB", resize.least(*image.size, size))
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(ImageOps.fit(rgb, (columns, rows), resize.resample))
+
+
 class Decoding(IterableDataset[Tensor]):
     """Decoding and transform of bytes in memory, or each from a file (no loader gets its bytes for nothing); no batch."""
 
-    def __init__(self, paths: list[str], size: int, batch_size: int, resize: Resize, from_files: bool) -> None:
-        self.contents: list[bytes | Path] = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
-        self.size, self.batch_size, self.resize = size, batch_size, resize
-        for number, content in enumerate(self.contents if from_files else []):
+    def __init__(self, data: ShardData, paths: list[str], from_files: bool) -> None:
+        contents = [row["jpg"] for row in wds.WebDataset(paths, shardshuffle=False, empty_check=False)]
+        self.data, self.order = data, data.stream.take(0, 4 * len(contents)).tolist()
+        self.contents: list[bytes | Path] = list(contents)
+        for number, content in enumerate(contents if from_files else []):
             file = Path(paths[0]).parent / "files" / f"{number}.jpg"
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content)  # type: ignore[arg-type]
+            file.write_bytes(content)
             self.contents[number] = file
 
     def __iter__(self) -> Iterator[Tensor]:
+        worker, size = get_worker_info(), self.data.batch_size
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         while True:
-            for first in range(0, len(self.contents) - self.batch_size + 1, self.batch_size):
-                for content in self.contents[first : first + self.batch_size]:
-                    decode_image(content.read_bytes() if isinstance(content, Path) else content, self.size, self.resize)
+            for start in range(first * size, len(self.order) - size + 1, step * size):
+                for number in self.order[start : start + size]:
+                    content = self.contents[number]
+                    read = content.read_bytes() if isinstance(content, Path) else content
+                    bare(read, *self.data.transform.inputs[::-1])
                 yield torch.empty(0)
 
 
@@ -133,7 +154,7 @@ def pil(
     paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False, from_files: bool = False
 ) -> Iterator[Tensor]:
     """``Decoding`` in this process or in workers."""
-    data = Decoding(paths, size, batch_size, policy(size, buckets), from_files)
+    data = Decoding(shard_data(paths, size, batch_size, 0, buckets), paths, from_files)
     yield from DataLoader(data, batch_size=None, num_workers=workers)
 
 
@@ -151,7 +172,8 @@ def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batc
     """Batches per second by clock and name, of every round, taking turns.
 
     Each starts over in its turn and ends with it, or its workers would read ahead while another is timed. What they have ready when
-    the clock starts was taken out before.
+    the clock starts was taken out before, and each of our workers' buffers has been used once, as in all of a training but its
+    first seconds.
     """
     rates: Rates = {clock: {name: [] for name in makers} for clock in CLOCKS}
     for turn in range(rounds):
@@ -159,7 +181,7 @@ def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batc
             workers = int(name.split()[1])
             others = {child.pid for child in multiprocessing.active_children()}
             stream = makers[name]()
-            for _ in range(1 + 2 * workers):  # torch keeps two batches per worker ready
+            for _ in range(1 + NUM_BUFFERS * workers):  # torch keeps two batches per worker ready
                 next(stream)
             helping = [child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in others]
             count = batches * max(1, workers)

@@ -61,10 +61,10 @@ class RangeReader:
         for name, offset, length in wanted:
             start = max(0, offset - lead)
             end = offset + length
-            span = whole[max(0, start - first) : end - first] if near else self.read(index, start, end - start)
-            cut = len(span) - length
-            content[name] = span[cut:]
-            if cut < BLOCK or not self._stands(index, offset, span[:cut], key, name, length):
+            span, begin = (whole, first) if near else (self.read(index, start, end - start), start)
+            headers, content[name] = span[start - begin : offset - begin], span[offset - begin : end - begin]
+            short = len(headers) < BLOCK or len(content[name]) < length
+            if short or not self._stands(index, offset, headers, key, name, length):
                 found = f"the tar holds no member '{key}.{name}' of {length} bytes where its index says"
                 raise stale_index(index.path, index.path, f"{found}; the file changed or was cut short")
         return content
