@@ -2,9 +2,10 @@
 
 The rows are LLaVA's: an image, a question, an answer of 1 to ``--longest`` tokens, most of them short (``--spread log``) or as
 many of each length (``--spread even``). Answers are words of which each has two that may follow, so that there is something to
-learn. Two models of the same weights see the same rows, as often, in as many steps: one in batches of any rows (``data.bucketing``
-None), one in batches of one class of lengths (``ByLength``). They take turns, a block of steps each, and are timed in processor
-time, or on the clock of a GPU. The loss is that of rows which neither has trained on, four times on the way.
+learn. Two models of the same weights see the same rows, as often, in as many steps of as many micro-batches (``--accumulate``): one
+in batches of any rows (``data.bucketing`` None), one in micro-batches of one class of lengths (``ByLength``, with a
+``data.bucket_size`` of a micro-batch). They take turns, a block of steps each, and are timed in processor time, or on the clock of
+a GPU. The loss is that of rows which neither has trained on, some times on the way.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from umm_zoo.training.report import circumstances
 #: One token each, in the shipped tokenizer.
 WORDS = (" the", " a", " is", " of", " and", " red", " blue", " green", " circle", " square", " left", " right")
 ARMS = ("None", "ByLength")
-LOOKS = 4
+LOOKS = 8
 
 
 def rows(count: int, longest: int, spread: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -78,9 +79,11 @@ class Arm:
     def __init__(self, folder: Path, bucketed: bool, options: argparse.Namespace) -> None:
         self.device = torch.device(options.device)
         self.method = method(options.width, options.layers, options.longest).to(self.device)
-        bucketing = ByLength(classes=options.classes) if bucketed else None
-        data = ShardData({"rows": ShardSource(str(folder))}, image_size=8, batch_size=options.batch, bucketing=bucketing)
-        self.batches = iter(data.train_dataloader())
+        self.micro_batches, size = options.accumulate, options.batch // options.accumulate
+        buckets = {"bucketing": ByLength(), "bucket_size": size} if bucketed else {}
+        data = ShardData({"rows": ShardSource(str(folder))}, image_size=8, batch_size=options.batch, **buckets)
+        rows = [list(range(first, first + size)) for first in range(0, options.batch, size)]
+        self.steps = ([batch.select(own) for own in rows] for batch in data.train_dataloader())
         parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=options.lr)
         self.seconds, self.counts, self.losses = 0.0, dict[str, TokenCount](), list[float]()
@@ -89,12 +92,16 @@ class Arm:
         """Some steps."""
         began = self._now()
         for _ in range(steps):
-            batch = next(self.batches).to(self.device)
+            batches = [batch.to(self.device) for batch in next(self.steps)]
             self.optimizer.zero_grad()
-            self.method.training_losses(batch)["loss"].backward()
+            units = self.method.begin_step(batches) if len(batches) > 1 else None
+            self.method.step.begin(len(batches), units, self.device)
+            for batch in batches:
+                with self.method.step.training():
+                    (self.method.training_losses(batch)["loss"] / len(batches)).backward()
+                if timed:
+                    self.counts = add_counts(self.counts, self.method.token_counts or {})
             self.optimizer.step()
-            if timed:
-                self.counts = add_counts(self.counts, self.method.token_counts or {})
         self.seconds += (self._now() - began) * timed
 
     def look(self, batches: list[Batch]) -> None:
@@ -130,8 +137,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Arm]:
     val = ShardData(val={"rows": ShardSource([str(path) for path in held_out])}, image_size=8, batch_size=8, val_batch_size=8)
     looked_at: list[Any] = list(val.val_dataloader())
     arms = {name: Arm(folder / "train", name != "None", options) for name in ARMS}
-    epochs = options.epochs * options.rows // options.batch
-    blocks = np.array_split(np.arange(epochs), max(LOOKS, epochs // options.block))
+    steps = options.epochs * options.rows // options.batch
+    blocks = np.array_split(np.arange(steps), max(LOOKS, steps // options.block))
     looks = {len(blocks) * (number + 1) // LOOKS - 1 for number in range(LOOKS)}
     for number, block in enumerate(blocks):
         for arm in list(arms.values())[:: 1 if number % 2 == 0 else -1]:
@@ -156,7 +163,7 @@ def table(arms: dict[str, Arm]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"rows": 1024, "epochs": 2, "batch": 16, "longest": 400, "classes": 13, "width": 64, "layers": 2, "block": 8}
+    sizes = {"rows": 1024, "epochs": 2, "batch": 32, "accumulate": 2, "longest": 400, "width": 64, "layers": 2, "block": 8}
     for name, default in sizes.items():
         made.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     made.add_argument("--spread", choices=("log", "even"), default="log", help="of the lengths of answers")

@@ -13,7 +13,7 @@ from umm_zoo.errors import UserError, several
 #: What a bucketing makes of a sample: a number, a text or a tuple of these; keys of one bucketing can be ordered.
 Key = Any
 #: The longest text that ``ByLength`` tells from longer ones where it is given no edges, in characters.
-LONGEST = 4096
+LONGEST = 65_536
 _NO_SHAPE = (0, 0)
 
 
@@ -79,11 +79,12 @@ class ByLength(Bucketing):
 
     Args:
         edges: longest text of each class but the last, in characters (a token of English is about four), from short to long.
-        classes: number of classes where no edges are given: each reaches as many times further than the one before, up to 4,096
-            characters, and the last has what is longer (our choice: 13 reach twice as far each).
+        classes: number of classes where no edges are given: each reaches as many times further than the one before, up to 65,536
+            characters, and the last has what is longer (our choice: 129, eight of which reach twice as far, so that about a
+            twentieth is padded; where a class does not fill its batches, neighbours share them).
     """
 
-    def __init__(self, edges: Sequence[int] | None = None, classes: int = 13) -> None:
+    def __init__(self, edges: Sequence[int] | None = None, classes: int = 129) -> None:
         if edges is None:
             if not 2 <= classes <= 256:
                 raise UserError("", f"classes {classes}", "a number from 2 to 256")

@@ -151,14 +151,15 @@ def _mean(values: list[float]) -> float | None:
     return round(sum(values) / len(values), 6) if values else None
 
 
-def bucket_table(rows: Sequence[BucketShare], looked_at: int, samples: int, pure: tuple[int, int]) -> Group:
+def bucket_table(rows: Sequence[BucketShare], looked_at: int, samples: int, size: int, pure: tuple[int, int]) -> Group:
     """The buckets of a training.
 
     Args:
         rows: of the buckets.
         looked_at: number of samples that they are counted of.
         samples: number of all samples.
-        pure: number of batches of one bucket, and of all batches, of the stretch that the training begins in.
+        size: samples that should be of one bucket.
+        pure: number of groups of that size that are, and of all groups, of the stretch that the training begins in.
     """
     columns = (Column(name, justify="right") for name in ("samples", "share", "cut away"))
     some = f" ({looked_at:,} of {samples:,} samples looked at)" if looked_at < samples else ""
@@ -170,4 +171,5 @@ def bucket_table(rows: Sequence[BucketShare], looked_at: int, samples: int, pure
             table.add_row(printable(row.bucket), f"{row.samples:,}", f"{row.share:.1%}", cut)
     if rest := [row for row in rows if id(row) not in listed]:
         table.add_row(f"{len(rest)} more", f"{sum(row.samples for row in rest):,}", f"{sum(row.share for row in rest):.1%}", "")
-    return Group(table, Text(f"{pure[0]} of the first {pure[1]} batches are of one bucket"))
+    mixed = "" if pure[0] == pure[1] else ", the others of neighbours"
+    return Group(table, Text(f"{pure[0]} of the first {pure[1]} groups of {size} samples are of one bucket{mixed}"))

@@ -24,7 +24,7 @@ from data_pipelines.shards.position import TrainingPosition
 from data_pipelines.shards.reading import TRIES, BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.sources import OpenSource, ShardSource, in_data
 from data_pipelines.shards.stored import StoredOutputs, stored_for
-from umm_zoo.errors import Natural, UserError, printable
+from umm_zoo.errors import Count, Natural, UserError, printable
 
 __all__ = ["ShardData", "ShardSource"]
 
@@ -47,6 +47,8 @@ class ShardData(ShardModule):
         precomputed: where the outputs of frozen parts lie that ``data_pipelines.precompute`` stored: ``beside`` the shards, a
             folder, or ``ignore`` to compute them in training. Used where they are there; refused where they are stale.
         bucketing: which samples go well into one batch; None makes batches of any. Indexes without sizes of images are made again.
+        bucket_size: samples of a global batch that are of one bucket, of which ``batch_size`` is a multiple; None is all of them.
+            Those of one micro-batch over all ranks cost no more, and every optimiser step sees some of all buckets.
     """
 
     window: Natural = 16
@@ -54,6 +56,7 @@ class ShardData(ShardModule):
     cache_gb: float = 100.0
     precomputed: str = "beside"
     bucketing: Bucketing | None = None
+    bucket_size: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +64,9 @@ class ShardData(ShardModule):
             raise UserError(
                 "data.window", "0, the written order, which buckets would change", "1 or more where there is data.bucketing"
             )
+        if self.bucket_size is not None and (self.bucketing is None or self.batch_size % self.bucket_size):
+            expected = f"a divisor of the {self.batch_size} of data.batch_size, where there is data.bucketing"
+            raise UserError("data.bucket_size", str(self.bucket_size), expected)
         self.shard_cache = None if self.cache is None else ShardCache(self.cache, self.cache_gb)
         self._opened: dict[str, list[OpenSource]] = {}
         self._position = TrainingPosition(self.batch_size)
@@ -119,7 +125,8 @@ class ShardData(ShardModule):
         stream = make_stream(sizes, self._weights(), self.seed, self.window)
         if self.buckets is None:
             return stream
-        return BucketedOrder(stream, self.batch_size, self.buckets, [sum(shards) for shards in sizes.values()], self.seed)
+        counts = [sum(shards) for shards in sizes.values()]
+        return BucketedOrder(stream, self.batch_size, self.buckets, counts, self.seed, self.bucket_size)
 
     @cached_property
     def buckets(self) -> SampleBuckets | None:
@@ -189,7 +196,7 @@ class ShardData(ShardModule):
         rows, looked_at = self.buckets.shares(self._shares())
         self.ledger.buckets = [asdict(row) for row in rows]
         samples = sum(len(source) for source in self.open("train"))
-        return bucket_table(rows, looked_at, samples, self.stream.pure_batches(self.position()))
+        return bucket_table(rows, looked_at, samples, self.stream.bucket_size, self.stream.pure_groups(self.position()))
 
     def _shares(self) -> list[float]:
         """Shares of the sources in the training stream."""
@@ -216,7 +223,8 @@ class ShardData(ShardModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a ``UserError`` where the order of the samples is another one now."""
-        refuse_another_order({"bucketing": None, **state_dict["order"]}, self._order(), "samples")
+        was = {"bucketing": None, **state_dict["order"]}
+        refuse_another_order({**was, "bucket_size": was.get("bucket_size")}, self._order(), "samples")
         self._position = TrainingPosition(self.batch_size, int(state_dict["position"]), resumed=True)
 
     def _order(self) -> dict[str, Any]:
@@ -225,7 +233,8 @@ class ShardData(ShardModule):
         if self.bucketing is None or self.buckets is None:
             return order
         bucketing, measures = self.bucketing.to_json(self.transform), self.buckets.digest()
-        return {**order, "bucketing": bucketing, "batch_size": self.batch_size, "sizes in the indexes": measures}
+        sizes = {"batch_size": self.batch_size, "bucket_size": self.bucket_size or self.batch_size}
+        return {**order, "bucketing": bucketing, **sizes, "sizes in the indexes": measures}
 
     def _deliver(self, raw: RawBatch, stage: str) -> RawBatch:
         known = len(self.ledger.skips), self.ledger.faults.total()

