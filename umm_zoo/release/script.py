@@ -109,8 +109,9 @@ def _tables(method: Bridge) -> tuple[dict[str, Any], dict[str, Tensor], Any]:
         raise ValueError(f"it knows no {type(method.vlm).__name__}")
     if any(p.dtype != torch.float32 for p in method.parameters()):
         raise ValueError("it computes in float32 alone")
-    if type(method.objective).sample is not FlowMatching.sample:
-        raise ValueError(f"it cannot sample as {type(method.objective).__name__} does")
+    objective = method.objective
+    if not isinstance(objective, FlowMatching) or type(objective).sample is not FlowMatching.sample:
+        raise ValueError(f"it cannot sample as {type(objective).__name__} does")
     size = method.image_size
     grid = method.codec.latent_grid(size, size, method.decoder.patch)
     own = method.queries.grid_for(grid)
@@ -133,10 +134,13 @@ def _tables(method: Bridge) -> tuple[dict[str, Any], dict[str, Tensor], Any]:
     condition = method.connector(Tokens(states), own)
     if condition.mask is not None or not torch.allclose(program.module()(weights, states), condition.values, atol=1e-5):
         raise ValueError(f"it cannot follow {type(method.connector).__name__}")
-    objective = method.objective
     plan = objective.sampling_times(None, grid.h, grid.w)
     named = dict(zip(plan.times, plan.network_times, strict=False))
     scale = _time_scale(method, condition, grid)
+    latent, codec = torch.randn(1, method.decoder.latent_channels, grid.h, grid.w), method.codec
+    plain = codec.model.decode(latent / codec.scaling + codec.shift, return_dict=False)[0]
+    if not torch.allclose(plain, codec.decode(latent), atol=1e-5):
+        raise ValueError(f"it cannot decode as {type(codec).__name__} does")
     table = {
         "random": method.queries.random,
         "latent": [1, method.decoder.latent_channels, grid.h, grid.w],
