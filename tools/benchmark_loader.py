@@ -181,7 +181,7 @@ def measure(makers: dict[str, Callable[[], Iterator[Tensor]]], rounds: int, batc
             workers = int(name.split()[1])
             others = {child.pid for child in multiprocessing.active_children()}
             stream = makers[name]()
-            for _ in range(1 + NUM_BUFFERS * workers):  # torch keeps two batches per worker ready
+            for _ in range(1 + NUM_BUFFERS * max(1, workers)):  # torch keeps two batches per worker ready
                 next(stream)
             helping = [child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in others]
             count = batches * max(1, workers)
