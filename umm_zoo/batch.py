@@ -37,10 +37,7 @@ class Grid(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """What a loader cut away of an image; pairs are height and width, in pixels, the offset that of the upper left corner.
-
-    SDXL is conditioned on ``original`` and ``offset`` (Podell et al. 2023, section 2.2).
-    """
+    """What a loader cut away of an image; pairs are height and width, in pixels, the offset that of the upper left corner."""
 
     original: tuple[int, int]  #: the upright image of the file
     resized: tuple[int, int]  #: before the cut

@@ -78,6 +78,8 @@ class SizedDecoder(DiscreteDecoder):
     A subclass implements ``predict_sized``. In training the loader's ``Crop`` says so, where the method hands it on
     (``Tokens.crops``). What nobody knows, and every image that is sampled, counts as whole and in its own size, as in the
     library's pipelines.
+
+    Reference: Podell et al., 2023, arXiv 2307.01952, section 2.2.
     """
 
     @abstractmethod
