@@ -182,7 +182,8 @@ def test_the_front_page_stays_a_page() -> None:
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
 def test_every_room_has_a_page_of_one_screen_whose_files_are_there(room: Path) -> None:
     text = PAGES[room / "README.md"]
-    assert len(text.splitlines()) <= 75
+    written = re.sub(r"<!-- results: .*?<!-- end results -->", "", text, flags=re.S)  # a matrix may be longer
+    assert len(written.splitlines()) <= 75
     assert [name for name in re.findall(r"`(\w+\.py)`", text) if not any(room.rglob(name))] == []
 
 

@@ -2,7 +2,8 @@
 
 A block between ``<!-- results: PATH -->`` and ``<!-- end results -->`` is replaced by the tables of that comparison (PATH.json, of
 ``umm_zoo.compare``) or by that text (PATH.md, of ``tools/probe_parts.py``), so that no number can be older than the file it came
-from. PATH starts from the root, wherever the README lies. ``--check`` changes nothing and exits with 1 if a block is stale.
+from; the matrix of checkpoints comes from the list that the tests run over (umm_zoo/backbones/families.py). PATH starts from the
+root, wherever the README lies. ``--check`` changes nothing and exits with 1 if a block is stale.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+from umm_zoo.backbones import families
 from umm_zoo.comparison.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +26,8 @@ def tables(root: Path, path: str, folder: Path) -> str:
 
     What a ``.md`` file says is taken as it is.
     """
+    if path == "umm_zoo/backbones/families.py":
+        return families.markdown()
     if path.endswith(".md"):
         return (root / path).read_text(encoding="utf-8").rstrip("\n") + "\n"
     text = Results.read(root / path).markdown().split("\n", 2)[2]
@@ -56,8 +60,9 @@ def filled(readme: str, root: Path = ROOT, folder: Path | None = None) -> str:
 
 
 def readmes(root: Path = ROOT) -> list[Path]:
-    """The README files that may have tables: the root's and those of the experiments."""
-    return [root / "README.md", *sorted((root / "experiments").rglob("README.md"))]
+    """The README files that may have tables: the root's, that of the backbones and those of the experiments."""
+    some = [root / "README.md", root / "umm_zoo" / "backbones" / "README.md"]
+    return [path for path in some if path.is_file()] + sorted((root / "experiments").rglob("README.md"))
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

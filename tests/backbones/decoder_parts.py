@@ -10,11 +10,15 @@ import diffusers.schedulers
 import torch
 from torch import Tensor
 
+from tests.backbones.test_release_sampling import SANA, SD3
+from tests.backbones.test_release_sampling import pipeline_latents as release_latents
 from tests.tiny_configs import codec
 from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
 from umm_zoo.backbones.discrete_decoders import PixArt, StableDiffusion, StableDiffusionXL
 from umm_zoo.backbones.flow_decoders import Lumina2, QwenImage, ZImage
 from umm_zoo.backbones.flux import Flux, Flux2
+from umm_zoo.backbones.sana import Sana
+from umm_zoo.backbones.sd3 import StableDiffusion3
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 UNET = {
@@ -57,6 +61,8 @@ V_PREDICTION = {**StableDiffusion.release_scheduler, "prediction_type": "v_predi
 
 #: By name: class, configuration, scheduler (None: that of the release).
 DECODERS: dict[str, tuple[type[DiffusersDecoder], dict[str, Any], dict[str, Any] | None]] = {
+    "Sana": (Sana, SANA, None),
+    "SD 3": (StableDiffusion3, SD3, None),
     "FLUX.1 dev": (Flux, {**FLUX, "guidance_embeds": True}, None),
     "FLUX.1 schnell": (Flux, FLUX, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}),
     "FLUX.2 dev": (Flux2, {**FLUX2, "guidance_embeds": True}, None),
@@ -197,7 +203,13 @@ def _qwen_image(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list
     return pipeline._unpack_latents(out, given["height"], given["width"], pipeline.vae_scale_factor)[:, :, 0]
 
 
+def _earlier(decoder: Any, scheduler: Any, given: dict[str, Any], texts: list[Tensor], guidance: float) -> Tensor:
+    return release_latents(decoder, given["latents"], texts, given["num_inference_steps"], guidance)
+
+
 _CALLS: dict[type, Callable[..., Tensor]] = {
+    Sana: _earlier,
+    StableDiffusion3: _earlier,
     Flux: _flux,
     Flux2: _flux2,
     Lumina2: _lumina2,

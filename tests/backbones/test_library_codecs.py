@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from tests.backbones.test_codecs import DC, KL
 from tests.tiny_configs import codec
-from umm_zoo.backbones.codecs import LibraryCodec, TinyCodec
+from umm_zoo.backbones.codecs import DCCodec, KLCodec, LibraryCodec, TinyCodec
 from umm_zoo.backbones.normed_codecs import Flux2Codec, QwenImageCodec, RAECodec
 from umm_zoo.errors import UserError
 
@@ -31,6 +34,8 @@ QWEN = {
 }  # fmt: skip
 #: By name: class, configuration, channels, factor, size of an image.
 CODECS: dict[str, tuple[type[LibraryCodec], dict[str, Any], int, int, tuple[int, int]]] = {
+    "KL": (KLCodec, KL, 5, 2, (8, 12)),
+    "DC": (DCCodec, DC, 4, 4, (8, 12)),
     "Tiny": (TinyCodec, TINY, 5, 2, (8, 12)),
     "RAE": (RAECodec, RAE, 64, 4, (12, 12)),
     "FLUX.2": (Flux2Codec, codec(2), 8, 4, (8, 12)),
@@ -59,7 +64,11 @@ def test_latents_and_images_are_those_of_the_librarys_pipelines(name: str) -> No
     latents, model = made.encode(images), made.model
     assert latents.shape == (2, channels, height // factor, width // factor)
     assert (made.latent_channels, made.downsampling) == (channels, factor)
-    if name == "Tiny":
+    if name == "KL":
+        expected, back = (model.encode(images).latent_dist.mean - 0.1159) * 0.3611, model.decode(latents / 0.3611 + 0.1159).sample
+    elif name == "DC":
+        expected, back = model.encode(images).latent * 0.41407, model.decode(latents / 0.41407).sample
+    elif name == "Tiny":
         expected, back = (model.encode(images).latents - 0.25) * 1.5, model.decode(latents / 1.5 + 0.25).sample
     elif name == "RAE":
         expected, back = model.encode(images / 2 + 0.5).latent, model.decode(latents).sample * 2 - 1
@@ -116,3 +125,19 @@ def test_gradient_checkpointing_does_not_shift_tinys_images() -> None:
     assert_close(checkpointed.encode(images), plain.encode(images))
     with pytest.raises(ValueError, match="shrinks by 2 and enlarges by 1"):
         TinyCodec.from_config({**TINY, "num_decoder_blocks": [1], "decoder_block_out_channels": [8]})
+
+
+def test_the_codec_of_the_page_of_parts_is_a_codec(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "experiments" / "parts" / "README.md").read_text(encoding="utf-8")
+    words: dict[str, Any] = {}
+    exec(re.search(r"```python\n(# taef2.py.*?)```", page, re.S)[1], words)
+    made, images = words["TAEF2"](width=8), images_of("KL")[..., :8, :8]
+    with torch.no_grad():
+        assert made.encode(images).shape == (2, 32, 1, 1) and made.decode(made.encode(images)).shape == images.shape
+        assert_close(made.encode(images), made.encoder(images / 2 + 0.5))
+    for name in ("encoder", "decoder"):
+        save_file(getattr(made, name).state_dict(), tmp_path / f"taef2_{name}.safetensors")
+    assert_close(words["TAEF2"](tmp_path, width=8).decode(torch.ones(1, 32, 2, 2)), made.decode(torch.ones(1, 32, 2, 2)))
+    published = {f"{place}.{rest}" for place in (11, 12, 13) for rest in ("pool.0.weight", "pool.1.bias", "pool.3.weight")}
+    assert published <= made.encoder.state_dict().keys() and "14.bias" in made.encoder.state_dict()
+    assert {"3.pool.1.weight", "7.weight", "18.conv.4.bias", "19.bias"} <= made.decoder.state_dict().keys()

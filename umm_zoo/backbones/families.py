@@ -5,6 +5,7 @@ The one list behind the hints of wrong folders, the tests of every cell and the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -29,36 +30,101 @@ class Family:
 
 _HERE = "umm_zoo.backbones."
 
-#: Networks that denoise latents.
+#: Networks that denoise latents. The note: what they take beside latent, time and tokens; the codec.
 DECODERS = (
-    Family("Sana", "SanaTransformer2DModel", f"{_HERE}sana.Sana", "Efficient-Large-Model/Sana_1600M_512px_diffusers"),
-    Family("Stable Diffusion 3", "SD3Transformer2DModel", f"{_HERE}sd3.StableDiffusion3", "stabilityai/stable-diffusion-3.5-large"),
-    Family("FLUX.1", "FluxTransformer2DModel", f"{_HERE}flux.Flux", "black-forest-labs/FLUX.1-dev"),
-    Family("FLUX.2", "Flux2Transformer2DModel", f"{_HERE}flux.Flux2", "black-forest-labs/FLUX.2-dev"),
-    Family("Lumina 2", "Lumina2Transformer2DModel", f"{_HERE}flow_decoders.Lumina2", "Alpha-VLLM/Lumina-Image-2.0"),
-    Family("Z-Image", "ZImageTransformer2DModel", f"{_HERE}flow_decoders.ZImage", "Tongyi-MAI/Z-Image-Turbo"),
-    Family("Qwen-Image", "QwenImageTransformer2DModel", f"{_HERE}flow_decoders.QwenImage", "Qwen/Qwen-Image"),
+    Family(
+        "Sana", "SanaTransformer2DModel", f"{_HERE}sana.Sana", "Efficient-Large-Model/Sana_1600M_512px_diffusers", "flow; `DCCodec`"
+    ),
+    Family(
+        "Stable Diffusion 3",
+        "SD3Transformer2DModel",
+        f"{_HERE}sd3.StableDiffusion3",
+        "stabilityai/stable-diffusion-3.5-large",
+        "flow; pooled vector; `KLCodec`",
+    ),
+    Family(
+        "FLUX.1",
+        "FluxTransformer2DModel",
+        f"{_HERE}flux.Flux",
+        "black-forest-labs/FLUX.1-dev",
+        "flow; pooled vector, guidance (dev); `KLCodec`",
+    ),
+    Family(
+        "FLUX.2",
+        "Flux2Transformer2DModel",
+        f"{_HERE}flux.Flux2",
+        "black-forest-labs/FLUX.2-dev",
+        "flow; guidance (dev); `Flux2Codec`",
+    ),
+    Family(
+        "Lumina 2",
+        "Lumina2Transformer2DModel",
+        f"{_HERE}flow_decoders.Lumina2",
+        "Alpha-VLLM/Lumina-Image-2.0",
+        "flow; at most 299 tokens; `KLCodec`",
+    ),
+    Family("Z-Image", "ZImageTransformer2DModel", f"{_HERE}flow_decoders.ZImage", "Tongyi-MAI/Z-Image-Turbo", "flow; `KLCodec`"),
+    Family(
+        "Qwen-Image", "QwenImageTransformer2DModel", f"{_HERE}flow_decoders.QwenImage", "Qwen/Qwen-Image", "flow; `QwenImageCodec`"
+    ),
     Family(
         "Stable Diffusion 1, 2",
         "UNet2DConditionModel",
         f"{_HERE}discrete_decoders.StableDiffusion",
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "noise or v; `KLCodec`",
     ),
     Family(
-        "SDXL", "UNet2DConditionModel", f"{_HERE}discrete_decoders.StableDiffusionXL", "stabilityai/stable-diffusion-xl-base-1.0"
+        "SDXL",
+        "UNet2DConditionModel",
+        f"{_HERE}discrete_decoders.StableDiffusionXL",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "noise or v; pooled vector, size and cut; `KLCodec`",
     ),
-    Family("PixArt", "PixArtTransformer2DModel", f"{_HERE}discrete_decoders.PixArt", "PixArt-alpha/PixArt-XL-2-1024-MS"),
+    Family(
+        "PixArt",
+        "PixArtTransformer2DModel",
+        f"{_HERE}discrete_decoders.PixArt",
+        "PixArt-alpha/PixArt-XL-2-1024-MS",
+        "noise; size (alpha, 1024 px); `KLCodec`",
+    ),
 )
 
 #: Images to latents and back.
 CODECS = (
-    Family("AutoencoderKL", "AutoencoderKL", f"{_HERE}codecs.KLCodec", "black-forest-labs/FLUX.1-dev"),
-    Family("AutoencoderDC", "AutoencoderDC", f"{_HERE}codecs.DCCodec", "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"),
-    Family("AutoencoderTiny", "AutoencoderTiny", f"{_HERE}codecs.TinyCodec", "madebyollin/taef1"),
-    Family("AutoencoderRAE", "AutoencoderRAE", f"{_HERE}normed_codecs.RAECodec", "nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08"),
-    Family("FLUX.2's", "AutoencoderKLFlux2", f"{_HERE}normed_codecs.Flux2Codec", "black-forest-labs/FLUX.2-dev"),
-    Family("Qwen-Image's", "AutoencoderKLQwenImage", f"{_HERE}normed_codecs.QwenImageCodec", "Qwen/Qwen-Image"),
+    Family("KL", "AutoencoderKL", f"{_HERE}codecs.KLCodec", "black-forest-labs/FLUX.1-dev", "a draw of its posterior"),
+    Family("DC", "AutoencoderDC", f"{_HERE}codecs.DCCodec", "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"),
+    Family("Tiny", "AutoencoderTiny", f"{_HERE}codecs.TinyCodec", "madebyollin/taef1"),
+    Family(
+        "RAE",
+        "AutoencoderRAE",
+        f"{_HERE}normed_codecs.RAECodec",
+        "nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08",
+        "squares of one size",
+    ),
+    Family(
+        "FLUX.2",
+        "AutoencoderKLFlux2",
+        f"{_HERE}normed_codecs.Flux2Codec",
+        "black-forest-labs/FLUX.2-dev",
+        "a draw of its posterior",
+    ),
+    Family(
+        "Qwen-Image", "AutoencoderKLQwenImage", f"{_HERE}normed_codecs.QwenImageCodec", "Qwen/Qwen-Image", "a draw of its posterior"
+    ),
 )
+
+#: Uses that are proven for every family of a list, by the function of a test that runs once per family.
+DECODER_USES = {
+    "samples as its pipeline": "test_decoder_pipelines.py::test_latents_are_the_pipelines",
+    "trains and generates in a bridge": "test_decoders.py::test_it_is_a_bridges_decoder",
+    "masks padding": "test_decoders.py::test_padding_is_not_seen",
+    "saved and loaded": "test_decoders.py::test_saved_and_loaded_it_is_the_same_with_its_scheduler",
+}
+CODEC_USES = {
+    "latents and images of the library": "test_library_codecs.py::test_latents_and_images_are_those_of_the_librarys_pipelines",
+    "saved and loaded": "test_library_codecs.py::test_saved_and_loaded_it_is_the_same",
+}
 
 #: Vision-language models, encoders and text encoders, of transformers.
 MODELS = (
@@ -78,3 +144,20 @@ def use(stored: str | None) -> str:
     """The end of an error over weights of another kind than asked for: ``; use …``, or nothing where no class reads them."""
     readers = [family.reader for family in (*DECODERS, *CODECS, *MODELS) if family.stored == stored]
     return f"; use {' or '.join(readers)}" if readers else ""
+
+
+def table(title: str, families: Sequence[Family], uses: Mapping[str, str]) -> str:
+    """Rows of families with a mark under every use, whose tests stand below."""
+    heads = [title, "checkpoint, such as", "class", "", *uses]
+    rows = [
+        [family.name, f"`{family.example}`", f"`{family.reader.removeprefix(_HERE)}`", family.note, *("yes" for _ in uses)]
+        for family in families
+    ]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+    proofs = ", ".join(f"{use} (`{test}`)" for use, test in uses.items())
+    return "\n".join(lines) + f"\n\nTests in `tests/backbones`, once per row: {proofs}.\n"
+
+
+def markdown() -> str:
+    """The tables of the room's README."""
+    return "\n".join([table("decoder", DECODERS, DECODER_USES), table("codec", CODECS, CODEC_USES)])

@@ -153,7 +153,11 @@ def heads_that_do_not_divide(value: Any, where: str) -> Iterator[Problem]:
     shared = numbers.get("num_key_value_heads")
     if heads and shared is not None and (shared < 1 or numbers[heads] % shared):
         yield Problem(f"{where}.num_key_value_heads", f"{shared}", f"a divisor of {heads}, {numbers[heads]}")
-    for inner in ("caption_projection_dim", "cross_attention_dim") if "attention_head_dim" in numbers and heads else ():
+    projected = (
+        "caption_projection_dim",
+        *(["cross_attention_dim"] if "caption_channels" in numbers else []),
+    )  # else the text's own
+    for inner in projected if "attention_head_dim" in numbers and heads else ():
         product = numbers[heads] * numbers.get("attention_head_dim", 1)
         if inner in numbers and numbers[inner] != product:
             yield Problem(f"{where}.{inner}", f"{numbers[inner]}", f"{heads} x attention_head_dim, {product}")
