@@ -1,6 +1,7 @@
 """Qwen2.5-VL's chat template, written out by hand."""
 
-from umm_zoo.backbones.templates import IGNORE, QwenChat, encode
+from umm_zoo.backbones.encoding import encode
+from umm_zoo.backbones.templates import IGNORE, QwenChat
 from umm_zoo.backbones.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer()

@@ -9,7 +9,7 @@ import torch
 from bridge_parts import CODEC, encoded, metaquery, requests, tiny_vlm, wemmu
 from torch.testing import assert_close
 
-from umm_zoo.backbones import qwen_stack
+from umm_zoo.backbones import decoder_stack
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.batch import Batch, Grid, Task, stacked
@@ -99,8 +99,8 @@ def test_frozen_parts_stay_in_evaluation_mode():
 )
 def test_gradient_checkpointing_runs_every_layer_again_and_changes_no_gradient(make, kind, trained, monkeypatch):
     gradients, again = [], []
-    checkpoint = qwen_stack.checkpoint
-    monkeypatch.setattr(qwen_stack, "checkpoint", lambda *a, **settings: again.append(1) or checkpoint(*a, **settings))
+    checkpoint = decoder_stack.checkpoint
+    monkeypatch.setattr(decoder_stack, "checkpoint", lambda *a, **settings: again.append(1) or checkpoint(*a, **settings))
     for checkpointing in (False, True):
         torch.manual_seed(0)
         method = make(trained=trained, pathway=kind(gradient_checkpointing=checkpointing)).train()

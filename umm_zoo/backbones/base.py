@@ -26,6 +26,8 @@ class VLMInputs:
         - attention_mask: ``[B, L]`` bool, False on padding.
         - position_ids: ``[B, L]``, or ``[3, B, L]`` for M-RoPE.
         - image_mask: ``[B, L]`` bool, True at image tokens (raster order, image after image).
+        - deepstack: ``[B, L, K, D]``, what is added to the states behind each of the first K layers (DeepStack, arXiv 2406.04334),
+          0 at text; None where nothing is.
 
     Attributes:
         padded: whether rows may hold padding; False only where their lengths are known to be equal.
@@ -38,6 +40,7 @@ class VLMInputs:
     labels: Tensor
     image_mask: Tensor
     padded: bool = True
+    deepstack: Tensor | None = None
 
     @property
     def mask(self) -> Tensor | None:
@@ -86,6 +89,10 @@ class VLMBackbone(ExactBuffers, ABC):
     @abstractmethod
     def image_grid(self, height: int, width: int) -> Grid:
         """Grid of tokens that an image of that many pixels becomes."""
+
+    def forms_grid(self, height: int, width: int) -> bool:
+        """Whether the tokens of an image of that many pixels are a grid over it, without tiles and other tokens between."""
+        return True
 
     @abstractmethod
     def embed(

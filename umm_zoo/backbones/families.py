@@ -29,6 +29,7 @@ class Family:
 
 
 _HERE = "umm_zoo.backbones."
+_ANY_VLM = f"{_HERE}pretrained_vlm.PretrainedVLM"
 
 #: Networks that denoise latents. The note: what they take beside latent, time and tokens; the codec.
 DECODERS = (
@@ -131,6 +132,13 @@ MODELS = (
     Family("Janus", "janus", f"{_HERE}janus.Janus", "deepseek-community/Janus-Pro-1B"),
     Family("LLaVA-1.5", "llava", f"{_HERE}llava.LlavaBackbone", "llava-hf/llava-1.5-7b-hf"),
     Family("Qwen2.5-VL", "qwen2_5_vl", f"{_HERE}qwen2_5_vl.Qwen25VL", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    Family("Qwen2-VL", "qwen2_vl", _ANY_VLM, "Qwen/Qwen2-VL-2B-Instruct"),
+    Family("Qwen3-VL", "qwen3_vl", _ANY_VLM, "Qwen/Qwen3-VL-2B-Instruct"),
+    Family("LLaVA-1.6", "llava_next", _ANY_VLM, "llava-hf/llava-v1.6-mistral-7b-hf"),
+    Family("LLaVA-OneVision", "llava_onevision", _ANY_VLM, "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+    Family("InternVL3", "internvl", _ANY_VLM, "OpenGVLab/InternVL3-1B-hf"),
+    Family("SmolVLM", "smolvlm", _ANY_VLM, "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
+    Family("Gemma 3", "gemma3", _ANY_VLM, "google/gemma-3-4b-it"),
     Family("CLIP", "clip", f"{_HERE}features.CLIPFeatures", "openai/clip-vit-large-patch14-336"),
     Family("CLIP's tower", "clip_vision_model", f"{_HERE}features.CLIPVisionFeatures", "openai/clip-vit-large-patch14-336"),
     Family("SigLIP", "siglip", f"{_HERE}features.SigLIPFeatures", "google/siglip-so400m-patch14-384"),

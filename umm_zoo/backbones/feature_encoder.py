@@ -185,7 +185,7 @@ class LibraryEncoder(FeatureEncoder):
 
     @classmethod
     def _load(cls, source: str | Path, config: dict[str, Any] | None, dtype: str) -> PreTrainedModel:
-        found = find_source(source)
+        found = find_source(source, cls.kind)
         if not on_meta_device():
             return cast(PreTrainedModel, load_checkpoint(cls.kind, found, dtype, cls.optional, config))
         if config is None:  # the source's own, without its weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,21 @@ class FrozenBackbone(nn.Module):
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode, whatever ``mode`` says."""
         return super().train(False)
+
+
+def rest_unused(tower: nn.Module, feature_layers: Sequence[int]) -> None:
+    """Take the gradient from parameters of a tower that no state of these layers depends on: DistributedDataParallel would wait.
+
+    Args:
+        tower: a CLIP's or SigLIP's.
+        feature_layers: numbers of its states, 0 before the first layer, negative from behind.
+    """
+    layers = cast(Any, tower).encoder.layers
+    for layer in layers[max(number % (len(layers) + 1) for number in feature_layers) :]:
+        layer.requires_grad_(False)
+    for name in ("post_layernorm", "head"):  # they make the pooled vector
+        if hasattr(tower, name):
+            getattr(tower, name).requires_grad_(False)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
@@ -109,7 +110,8 @@ def last_position(position_ids: Tensor) -> Tensor:
 
 
 def _tensors(inputs: VLMInputs) -> dict[str, Tensor]:
-    return {item.name: getattr(inputs, item.name) for item in fields(inputs) if item.name != "padded"}
+    values = {item.name: getattr(inputs, item.name) for item in fields(inputs) if item.name != "padded"}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def take_rows(inputs: VLMInputs, rows: Tensor) -> VLMInputs:
@@ -159,4 +161,5 @@ def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: 
         position_ids=torch.cat([inputs.position_ids, places], -1),
         labels=torch.cat([torch.full_like(inputs.labels, IGNORE), tokens.masked_fill(~mask, IGNORE)], 1),
         image_mask=torch.cat([inputs.image_mask, torch.zeros_like(mask)], 1),
+        deepstack=None if inputs.deepstack is None else F.pad(inputs.deepstack, (0, 0, 0, 0, 0, tokens.shape[1])),
     )

@@ -12,6 +12,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.encoding import encode, pad
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
 from umm_zoo.backbones.image_sampling import Step, distinct, draw, in_turn, put, take, uniforms
@@ -22,7 +23,7 @@ from umm_zoo.backbones.loading import assert_stated, checked_config, find_source
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.static_decoder import StaticDecoder
-from umm_zoo.backbones.templates import IGNORE, ChatTemplate, JanusChat, QwenChat, encode, pad
+from umm_zoo.backbones.templates import IGNORE, ChatTemplate, JanusChat, QwenChat
 from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.backbones.tokenizer import tokenizer_source
 from umm_zoo.backbones.unified import ImageSamples, PaddedPrompt, Unconditional, UnifiedAR, guided
@@ -137,7 +138,7 @@ class Janus(SquareVLM, UnifiedAR):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
         """
-        source, codes = find_source(source), None if codec is None else codec.num_codes
+        source, codes = find_source(source, JanusForConditionalGeneration), None if codec is None else codec.num_codes
         tokenizer = tokenizer_source(source, tokenizer)
         if on_meta_device():
             if config is None:
@@ -193,7 +194,8 @@ class Janus(SquareVLM, UnifiedAR):
         limit, length = self.config.text_config.max_position_embeddings, self.generated_grid.num_cells
         rows = []
         for row, text in enumerate(texts):
-            ids, _ = encode(self.tokenizer, self.template.image_prompt(text), self.image_token_id, ())
+            pieces, first = self.template.image_prompt(text), self.template.first_ids(self.tokenizer)
+            ids, _ = encode(self.tokenizer, pieces, self.image_token_id, (), first)
             if len(ids) + length > limit:
                 found, places = f"{len(ids)} tokens", f"{limit} positions of the language model and {length} image tokens"
                 raise UserError("", found, f"at most {limit - length} in a prompt for an image ({places})", row=row)

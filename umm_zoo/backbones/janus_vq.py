@@ -88,7 +88,7 @@ class JanusVQ(TokenCodec):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
         """
-        source = find_source(source)
+        source = find_source(source, JanusVQVAE)
         if on_meta_device():
             found: Any = vq_config(config) if config is not None else checked_config(JanusVQVAE, source)
             found = found or JanusVQVAEConfig.from_pretrained(source)

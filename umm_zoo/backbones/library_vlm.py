@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.encoding import pad, stop_ids
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.row_tokeniser import RowTokeniser
-from umm_zoo.backbones.templates import IGNORE, pad, stop_ids
+from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.batch import Conversation, Grid, Images
 
 
@@ -43,6 +44,10 @@ class LibraryVLM(RowTokeniser):
     @abstractmethod
     def encode_images(self, images: Images) -> list[Tensor]:
         """M images in [-1, 1] to what enters the language model, ``[N, D]`` of each in raster order; the tower runs once."""
+
+    def image_features(self, images: Images, image_counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Image tokens ``[N, D]`` of all rows, and what they add behind layers, ``[N, K, D]`` (see ``VLMInputs.deepstack``)."""
+        return torch.cat(self.encode_images(images)), None
 
     @abstractmethod
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -79,40 +84,58 @@ class LibraryVLM(RowTokeniser):
         if len(image_counts) != len(conversations) or sum(image_counts) != len(shown):
             expected = f"{len(conversations)} numbers (conversations) with the sum {len(shown)} (images)"
             raise ValueError(f"image_counts: found {image_counts}, expected {expected}")
-        grids = self.image_grids(shown)
-        rows = self.encode_rows(conversations, image_counts, grids, for_generation, opening)
+        rows = self.encode_rows(conversations, self.image_layouts(shown, image_counts), for_generation, opening)
         token_ids = pad([ids for ids, _ in rows], self.pad_id, for_generation)
         labels = pad([labels for _, labels in rows], IGNORE, for_generation)
         attention_mask = pad([[1] * len(ids) for ids, _ in rows], 0, for_generation).bool()
         image_mask = (token_ids == self.image_token_id) & attention_mask
-        position_ids = self.position_ids(token_ids, attention_mask, image_mask, grids)
+        position_ids = self.position_ids(token_ids, attention_mask, image_mask, self.image_grids(shown))
         token_ids, labels, attention_mask, image_mask, position_ids = (
             tensor.to(self.device) for tensor in (token_ids, labels, attention_mask, image_mask, position_ids)
         )
         embeddings = self.text_model.embed_tokens(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
+        deepstack = None
         if len(shown):
             there = shown.to(self.device) if isinstance(shown, Tensor) else [image.to(self.device) for image in shown]
-            features = torch.cat(self.encode_images(there)).to(embeddings.dtype)  # [image tokens, D]
-            embeddings = embeddings.masked_scatter(image_mask[..., None], features)
+            features, behind = self.image_features(there, image_counts)  # [image tokens, D]
+            embeddings = embeddings.masked_scatter(image_mask[..., None], features.to(embeddings.dtype))
+            if behind is not None:
+                rows_of = embeddings.new_zeros(*image_mask.shape, *behind.shape[1:])
+                deepstack = rows_of.masked_scatter(image_mask[..., None, None], behind.to(embeddings.dtype))
+        elif torch.is_grad_enabled() and any(p.requires_grad for p in self.parts()["projector"].parameters()):
+            # a batch without images touches the same parameters, for ranks wait for each other's gradients
+            side = self.image_size or 64
+            made = self.image_features([torch.zeros(3, side, side, device=self.device)], [1])
+            embeddings = embeddings + sum(0 * part.sum().to(embeddings.dtype) for part in made if part is not None)
         padded = len({len(ids) for ids, _ in rows}) > 1
-        return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded)
+        return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
 
     # -- the language model --------------------------------------------------------------------------------------------------
 
-    def run(self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Last hidden states ``[B, L, D]`` after the final norm; no mask where nothing is padded; a cache is read and grows."""
+    def run(
+        self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None, **extras: Any
+    ) -> Tensor:
+        """Last hidden states ``[B, L, D]`` after the final norm; no mask where nothing is padded; a cache is read and grows.
+
+        ``extras`` are further arguments of the library's decoder.
+        """
         states = self.text_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
+            **extras,
         )
         return cast(Tensor, states.last_hidden_state)
 
+    def run_whole(self, inputs: VLMInputs, cache: DynamicCache | None = None) -> Tensor:
+        """``run`` over whole rows; a subclass adds what its decoder asks of the images in them."""
+        return self.run(inputs.embeddings, inputs.mask, inputs.position_ids, cache)
+
     def forward(self, inputs: VLMInputs) -> VLMOutput:
         """Run the language model over the whole sequence; logits are formed only where there is a label."""
-        hidden = self.run(inputs.embeddings, inputs.mask, inputs.position_ids)  # [B, L, D]
+        hidden = self.run_whole(inputs)  # [B, L, D]
         return VLMOutput(*language_loss(hidden, inputs.labels, self.lm_head), hidden)
 
     def log_probs(self, inputs: VLMInputs, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -121,19 +144,23 @@ class LibraryVLM(RowTokeniser):
         Returns:
             (log_probs ``[B, L-1]``, entry i being that of token i + 1 and 0 without a label; mask ``[B, L-1]``).
         """
-        hidden = self.run(inputs.embeddings, inputs.mask, inputs.position_ids)
+        hidden = self.run_whole(inputs)
         return label_log_probs(hidden, inputs.labels, self.lm_head, temperature)
 
     @torch.no_grad()
     def prefix(self, inputs: VLMInputs) -> Prefix:
-        """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
-        cache = DynamicCache(config=self.text_model.config)
+        """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient.
+
+        All keys are kept, those behind a sliding window too: what comes later may stand in the place of earlier tokens.
+        """
+        cache = DynamicCache()
         with evaluation_mode(self):
-            hidden = self.run(inputs.embeddings, inputs.mask, inputs.position_ids, cache)  # [B, L, D]
+            hidden = self.run_whole(inputs, cache)  # [B, L, D]
         places = torch.arange(hidden.shape[1], device=hidden.device)
         last = (inputs.attention_mask * places).argmax(dim=1)  # [B], last real token of either padding
         last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        return Prefix(cache, inputs.attention_mask, last_position(inputs.position_ids) + 1, last_hidden, inputs.padded)
+        next_position, plain = last_position(inputs.position_ids) + 1, inputs.position_ids.ndim == 2
+        return Prefix(cache, inputs.attention_mask, next_position, last_hidden, inputs.padded, plain)
 
     # -- answers -------------------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from umm_zoo.backbones.frozen import rest_unused
 from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
 from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
 from umm_zoo.backbones.square_vlm import SquareVLM
@@ -46,7 +47,7 @@ class LlavaBackbone(SquareVLM):
         vision: Any = model.config.vision_config
         statistics = pixel_statistics(vision.model_type, source)
         super().__init__(model, parts, statistics, tokenizer, template or ChatML(), max_length, gradient_checkpointing)
-        self._rest_unused_layers()
+        rest_unused(self.vision_tower, self._feature_layers)
 
     # -- construction --------------------------------------------------------------------------------------------------------
 
@@ -103,7 +104,7 @@ class LlavaBackbone(SquareVLM):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
         """
-        source = find_source(source)
+        source = find_source(source, LlavaForConditionalGeneration)
         tokenizer = tokenizer_source(source, tokenizer)
         if on_meta_device():
             if config is None:
@@ -154,16 +155,6 @@ class LlavaBackbone(SquareVLM):
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
     # -- structure -----------------------------------------------------------------------------------------------------------
-
-    def _rest_unused_layers(self) -> None:
-        """Take the gradient from tower parameters that cannot reach the features: DistributedDataParallel would wait for them."""
-        layers = cast(nn.ModuleList, cast(Any, self.vision_tower).encoder.layers)
-        used = max(layer % (len(layers) + 1) for layer in self._feature_layers)
-        for layer in layers[used:]:
-            layer.requires_grad_(False)
-        for name in ("post_layernorm", "head"):  # they make the pooled vector
-            if hasattr(self.vision_tower, name):
-                getattr(self.vision_tower, name).requires_grad_(False)
 
     @property
     def _feature_layers(self) -> list[int]:

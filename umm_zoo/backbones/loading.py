@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
 from umm_zoo.backbones.stored_config import assert_model_type, complete_transformers, config_of
-from umm_zoo.backbones.weight_files import assert_readable
+from umm_zoo.backbones.weight_files import assert_readable, damage_of
 
 
 def on_meta_device() -> bool:
@@ -21,13 +22,25 @@ def on_meta_device() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def find_source(source: str | Path) -> str:
+def find_source(source: str | Path, kind: Any = None) -> str:
     """A name or folder of weights; a relative folder that is not below the current one is looked for beside this package.
 
     The experiment files of the repository name the shipped parts by their path in it, and may be a ``base:`` of a file elsewhere.
+
+    Args:
+        source: the name or folder.
+        kind: class of transformers whose weights they should be: the ``model_type`` in the ``config.json`` of a folder is looked
+            at, on the meta device too.
+
+    Raises:
+        ValueError: the folder holds another kind of model.
     """
     beside = Path(__file__).resolve().parents[2] / source
-    return str(beside) if not Path(source).exists() and beside.is_dir() else str(source)
+    found = str(beside) if not Path(source).exists() and beside.is_dir() else str(source)
+    config = Path(found, "config.json")
+    if kind is not None and config.is_file() and damage_of(config) is None:
+        assert_model_type(found, json.loads(config.read_text(encoding="utf-8")), kind)
+    return found
 
 
 def image_processor_of(source: str) -> dict[str, Any]:

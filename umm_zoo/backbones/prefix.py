@@ -32,6 +32,7 @@ class Prefix:
 
     Attributes:
         padded: whether rows may hold padding, see ``VLMInputs``.
+        plain_positions: whether positions are the running index, also those of an image's tokens: the model has no M-RoPE.
     """
 
     cache: DynamicCache
@@ -39,6 +40,7 @@ class Prefix:
     next_position: Tensor
     last_hidden: Tensor
     padded: bool = True
+    plain_positions: bool = False
 
     def copy(self) -> Prefix:
         """One that can be appended to without this one growing."""
@@ -71,6 +73,8 @@ class Prefix:
 
     def grid_positions(self, grid: Grid) -> Tensor:
         """M-RoPE ids ``[3, B, h*w]`` of a token grid behind the prompt, as if one more image stood there."""
+        if self.plain_positions:
+            return self.text_positions(grid.num_cells)
         device = self.next_position.device
         rows = torch.arange(grid.h, device=device).repeat_interleave(grid.w)
         columns = torch.arange(grid.w, device=device).repeat(grid.h)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from umm_zoo.backbones.adapters import assert_no_adapter
+from umm_zoo.backbones.decoder_stack import DecoderStack
+from umm_zoo.backbones.encoding import special_id
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_layout, read_config
 from umm_zoo.backbones.qwen_images import PatchLayout
-from umm_zoo.backbones.qwen_stack import QwenStack
-from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat, special_id
+from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat
 from umm_zoo.backbones.tokenizer import is_here, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Grid, Images
 
@@ -134,7 +135,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             FileNotFoundError: nothing there.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the expected one.
         """
-        source = find_source(source)
+        source = find_source(source, Qwen2_5_VLForConditionalGeneration)
         if on_meta_device():
             if config is None:
                 built: Any = checked_config(Qwen2_5_VLForConditionalGeneration, source) or Qwen2_5_VLConfig.from_pretrained(source)
@@ -218,10 +219,10 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         merge = self.layout.merge_size
         return torch.tensor([[1, grid.h * merge, grid.w * merge] for grid in grids], dtype=torch.long).view(-1, 3)
 
-    def language_stack(self, copied: bool) -> QwenStack:
+    def language_stack(self, copied: bool) -> DecoderStack:
         """The layers and final norm of the language model, or a trainable copy of them without the token embeddings."""
         language = self.model.model.language_model
-        stack = QwenStack(language.layers, language.norm, language.rotary_emb)
+        stack = DecoderStack(language.layers, language.norm, language.rotary_emb)
         return stack.copied() if copied else stack
 
 

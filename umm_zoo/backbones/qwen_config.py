@@ -9,9 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
+from umm_zoo.backbones.encoding import special_id
 from umm_zoo.backbones.loading import assert_known
 from umm_zoo.backbones.qwen_images import PatchLayout
-from umm_zoo.backbones.templates import QwenChat, special_id
+from umm_zoo.backbones.templates import QwenChat
 from umm_zoo.backbones.tokenizer import assert_vocabulary
 
 #: Keys of published files that the library reads, or leaves unread, though its classes do not declare them.

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from umm_zoo.backbones.adapters import assert_no_adapter
-from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, is_here, load_tokenizer
-from umm_zoo.batch import Conversation, Grid, Images, stacked
+from umm_zoo.batch import Grid, Images, stacked
 from umm_zoo.errors import UserError
 
 
@@ -160,32 +159,18 @@ class SquareVLM(LibraryVLM):
         """The running index."""
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
-    def embed(
-        self,
-        conversations: list[Conversation],
-        images: Images | None,
-        image_counts: list[int],
-        for_generation: bool = False,
-        opening: str = "",
-    ) -> VLMInputs:
-        """As the base class; a batch without images touches the same parameters, for ranks wait for each other's gradients."""
-        inputs = super().embed(conversations, images, image_counts, for_generation, opening)
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.projector.parameters())
-        if trained and not sum(image_counts):
-            blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-            inputs.embeddings = inputs.embeddings + 0 * self.encode_images(blank)[0].sum().to(inputs.embeddings.dtype)
-        return inputs
-
     @cached_property
     def _is_plain(self) -> bool:
         """Whether every layer attends to all that stands before."""
         return set(getattr(self.text_model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
-    def run(self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def run(
+        self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None, **extras: Any
+    ) -> Tensor:
         """As the base class."""
         if mask is None and cache is None and not self.gradient_checkpointing and self._is_plain:
             cache = _KeepsNothing()  # without one the library looks for packed rows, and a GPU must be waited for
         if self.gradient_checkpointing:
             for layer in self.text_model.layers:  # the library recomputes in training mode only, which a frozen one never is in
                 layer.training = cache is None and torch.is_grad_enabled()
-        return super().run(embeddings, mask, position_ids, cache)
+        return super().run(embeddings, mask, position_ids, cache, **extras)

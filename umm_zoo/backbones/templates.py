@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
@@ -37,6 +34,10 @@ class ChatTemplate(ABC):
 
     end: str
     around_image: tuple[Piece, ...] = ()
+
+    def first_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens before every conversation that does not open with the tokenizer's first token itself."""
+        return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
     @abstractmethod
     def render(self, conversation: Conversation, for_generation: bool = False) -> list[Piece]:
@@ -184,71 +185,3 @@ def split_images(text: str, *around: Piece) -> list[Piece]:
     first, *others = text.split(IMAGE_MARKER)
     image = [*around[:1], Piece("image"), *around[1:]]
     return [Piece("text", first), *(piece for part in others for piece in (*image, Piece("text", part)))]
-
-
-def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Id of a special token.
-
-    Raises:
-        ValueError: the tokenizer has no such token.
-    """
-    found = tokenizer.convert_tokens_to_ids(token)  # get_vocab would copy the whole vocabulary for every turn
-    if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
-        own = f"its end token is '{tokenizer.eos_token}', its special tokens are {tokenizer.all_special_tokens}"
-        raise ValueError(f"template: found '{token}', expected a token of the tokenizer ({own})")
-    return found
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> list[int]:
-    """Tokens that close an answer: the tokenizer's own end token, and ``end`` or, where that is plain text, all that contain it."""
-    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if end in tokenizer.all_special_tokens:
-        return sorted({*own, special_id(tokenizer, end)})
-    return sorted({*own, *(index for index in tokenizer.get_vocab().values() if end in tokenizer.decode([index]))})
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], image_token_id: int, lengths: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one conversation, with as many image tokens for each image as ``lengths`` says.
-
-    Neighbouring texts are tokenised together, so that the border between prompt and answer does not change the tokens; a token is
-    trained if it shares a character with a trained piece. Text is read as text: one that spells a special token forges nothing.
-
-    Args:
-        tokenizer: a fast one, which can tell the characters of a token.
-        pieces: from ``ChatTemplate.render``.
-        image_token_id: stands at the places of image tokens.
-        lengths: tokens of each image.
-    """
-    ids: list[int] = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    labels, left = [IGNORE] * len(ids), iter(lengths)
-    for kind, group in groupby(pieces, key=lambda piece: piece.kind):
-        for found, trained in _texts(tokenizer, list(group)) if kind == "text" else _others(tokenizer, group, image_token_id):
-            count = next(left) if kind == "image" else 1
-            ids += [found] * count
-            labels += [found if trained else IGNORE] * count
-    return ids, labels
-
-
-def _texts(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> Iterator[tuple[int, bool]]:
-    text, spans = "", []
-    for piece in pieces:
-        if piece.trained:
-            spans.append((len(text), len(text) + len(piece.text)))
-        text += piece.text
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        yield token, any(start < last and stop > first for first, last in spans)
-
-
-def _others(tokenizer: PreTrainedTokenizerBase, pieces: Iterator[Piece], image_token_id: int) -> Iterator[tuple[int, bool]]:
-    for piece in pieces:
-        yield (image_token_id if piece.kind == "image" else special_id(tokenizer, piece.text)), piece.trained
-
-
-def pad(rows: list[list[int]], value: int, left: bool) -> Tensor:
-    """Rows of different lengths as one ``[B, L]`` tensor."""
-    length = max(len(row) for row in rows)
-    gaps = [[value] * (length - len(row)) for row in rows]
-    return torch.tensor([gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)], dtype=torch.long)

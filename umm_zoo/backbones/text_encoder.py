@@ -73,9 +73,9 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the weights do not fill the network exactly.
         """
+        found = find_source(source, T5EncoderModel)
         if config is not None and on_meta_device():
             return cls.from_config(config, max_length, dtype)
-        found = find_source(source)
         model = load_checkpoint(T5EncoderModel, found, dtype, ("decoder.", "lm_head."), config)
         return cls(model, TextEncoding(tokenizer_source(found)), max_length)
 

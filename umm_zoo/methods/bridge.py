@@ -21,7 +21,7 @@ from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
-from umm_zoo.methods.encoded_prompt import EncodedPrompt, encode_prompt, query_attention
+from umm_zoo.methods.encoded_prompt import EncodedPrompt, assert_grid, encode_prompt, query_attention
 from umm_zoo.methods.requests import request_batch, row_seeds
 from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch
@@ -104,6 +104,7 @@ class Bridge(Method):
 
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
+        assert_grid(self.vlm, self.detail, inputs)
         latents = self.codec.encode(targets)
         grid = Grid(*latents.shape[-2:])
         queries = self.queries(Tokens(latents.new_zeros(1, 1, self.vlm.width)), grid)

@@ -16,6 +16,7 @@ from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Images, Tokens, map_by_size
 from umm_zoo.blocks.details import DetailBranch, Details
 from umm_zoo.blocks.pathways import QueryPathway
+from umm_zoo.errors import UserError
 from umm_zoo.outputs import QueryAttention
 
 
@@ -68,6 +69,8 @@ def encode_details(
     if detail is None or not batch.images:
         unused = None if detail is None else 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum()
         return Details.none(inputs.embeddings, unused)
+    for image in batch.images:
+        assert_grid(vlm, detail, image)
     latents = aligned_latents(vlm, codec, [image.to(device) for image in batch.images])
     tokens = map_by_size(detail, latents)  # [n, D] of each image, n by its own grid
     lengths, left = [], iter(len(own) for own in tokens)
@@ -77,11 +80,25 @@ def encode_details(
     totals = torch.tensor([len(own) for own in owners], device=device)
     real = torch.arange(max(map(len, owners)), device=device) < totals[:, None]  # [B, K]
     details = tokens[0].new_zeros(*real.shape, width).masked_scatter(real[..., None], torch.cat(tokens))
-    ids = inputs.position_ids[:, inputs.image_mask]  # [3, tokens]; images of a row follow each other in the prompt too
+    places = inputs.position_ids.expand(3, *inputs.image_mask.shape)  # the running index three times, where there is no M-RoPE
+    ids = places[:, inputs.image_mask]  # [3, tokens]; images of a row follow each other in the prompt too
     positions, numbers = ids.new_zeros(3, *real.shape), torch.full(real.shape, -1, device=device)
     positions[:, real] = ids
     numbers[real] = torch.tensor([number for own in owners for number in own], device=device)
     return Details(details, positions, numbers)
+
+
+def assert_grid(vlm: PrefixBackbone, detail: DetailBranch | None, image: Tensor) -> None:
+    """Refuse detail tokens for an image whose tokens in the model form no grid to put them on.
+
+    Raises:
+        UserError: they form none.
+    """
+    height, width = image.shape[-2:]
+    if detail is not None and not vlm.forms_grid(height, width):
+        found = f"a detail branch beside a model that makes an image of {width} x {height} px no grid of tokens, but tiles"
+        hint = "detail: null, or settings of method.vlm.image_processor without tiles"
+        raise UserError("method.detail", found, "one token per place", hint)
 
 
 @torch.no_grad()

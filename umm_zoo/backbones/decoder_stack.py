@@ -1,8 +1,9 @@
-"""Qwen2.5-VL's decoder layers as a block of their own, run on tokens that attend to a cached prompt."""
+"""Decoder layers of a library's language model as a block of their own, run on tokens that attend to a cached prompt."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,21 +16,24 @@ from transformers import DynamicCache
 from umm_zoo.backbones.prefix import LanguageStack, Prefix
 
 
-class QwenStack(LanguageStack):
+class DecoderStack(LanguageStack):
     """A loop over the library's layers.
 
     The library's own loop cannot be used here: its cache grows at every call, and its gradient checkpointing throws it away.
+    Layers with a sliding window attend to what stands less than the window away, counted in tokens as the library does, in both
+    directions.
 
     Args:
         layers, norm, rotary: of the library's text model.
+        plain_positions: the model has no M-RoPE: of the three position ids, which are equal, it takes one.
 
     Raises:
         ValueError: its attention takes no mask of one's own (``flash_attention_2``).
     """
 
-    def __init__(self, layers: nn.ModuleList, norm: nn.Module, rotary: nn.Module) -> None:
+    def __init__(self, layers: nn.ModuleList, norm: nn.Module, rotary: nn.Module, plain_positions: bool = False) -> None:
         super().__init__()
-        self.layers, self.norm, self.rotary = layers, norm, rotary
+        self.layers, self.norm, self.rotary, self.plain_positions = layers, norm, rotary, plain_positions
         self.width = int(cast(Tensor, norm.weight).shape[0])
         if (found := self._config._attn_implementation) not in ("sdpa", "eager"):
             raise ValueError(f"attention: found '{found}', expected 'sdpa' or 'eager', which take a mask among the queries")
@@ -38,7 +42,12 @@ class QwenStack(LanguageStack):
     def _config(self) -> Any:
         return cast(Any, self.layers[0]).self_attn.config
 
-    def copied(self) -> QwenStack:
+    @property
+    def _kinds(self) -> list[str]:
+        """Of the attention of each layer."""
+        return list(getattr(self._config, "layer_types", None) or ["full_attention"] * len(self.layers))
+
+    def copied(self) -> DecoderStack:
         """A copy that shares nothing and is trained."""
         twin = copy.deepcopy(self).requires_grad_(True)
         for layer in twin.layers:
@@ -50,15 +59,14 @@ class QwenStack(LanguageStack):
     ) -> Tensor:
         """See ``LanguageStack``."""
         tokens = tokens.to(cast(Tensor, self.norm.weight).dtype)
-        allowed = self._allowed(tokens, prefix, mask)
-        places = self.rotary(tokens, position_ids)
+        settings = self._settings(tokens, prefix, position_ids, mask)
         hidden = tokens
-        for layer, keys in zip(self.layers, prefix.cache.layers, strict=True):
-            settings = {**allowed, "position_embeddings": places, "past_key_values": _ConstantKeys(keys)}
+        for layer, kind, keys in zip(self.layers, self._kinds, prefix.cache.layers, strict=True):
+            own = {**settings[kind], "past_key_values": _ConstantKeys(keys)}
             if gradient_checkpointing and torch.is_grad_enabled():
-                hidden = cast(Tensor, checkpoint(layer, hidden, use_reentrant=False, **settings))
+                hidden = cast(Tensor, checkpoint(layer, hidden, use_reentrant=False, **own))
             else:
-                hidden = layer(hidden, **settings)
+                hidden = layer(hidden, **own)
         return cast(Tensor, self.norm(hidden))
 
     @torch.no_grad()
@@ -66,14 +74,13 @@ class QwenStack(LanguageStack):
         """See ``LanguageStack``; one layer at a time, so that only one layer's weights are ever held."""
         tokens = tokens.to(cast(Tensor, self.norm.weight).dtype)
         with self._eager():
-            allowed = self._allowed(tokens, prefix, mask)
-        places = self.rotary(tokens, position_ids)
+            settings = self._settings(tokens, prefix, position_ids, mask)
         hidden, seen = tokens, []
-        for layer, keys in zip(self.layers, prefix.cache.layers, strict=True):
+        for layer, kind, keys in zip(self.layers, self._kinds, prefix.cache.layers, strict=True):
             hook = cast(Any, layer).self_attn.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
             try:
                 with self._eager():
-                    hidden = layer(hidden, **allowed, position_embeddings=places, past_key_values=_ConstantKeys(keys))
+                    hidden = layer(hidden, **settings[kind], past_key_values=_ConstantKeys(keys))
             finally:
                 hook.remove()
             yield seen.pop()
@@ -81,23 +88,41 @@ class QwenStack(LanguageStack):
     def example_prefix(self, batch_size: int, length: int) -> Prefix:
         """Random keys and values for every layer; the first place of the first row is padding."""
         config, weight = self._config, cast(Tensor, self.norm.weight)
-        shape = (batch_size, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
-        cache = DynamicCache(config=config)
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape, cache = (batch_size, config.num_key_value_heads, length, head), DynamicCache()
         for index in range(len(self.layers)):
             keys, values = (torch.randn(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
             cache.update(keys, values, index)
         mask = torch.ones(batch_size, length, dtype=torch.bool, device=weight.device)
         mask[0, 0] = False
         places = torch.full((batch_size,), length, device=weight.device)
-        return Prefix(cache, mask, places, torch.randn(batch_size, config.hidden_size, dtype=weight.dtype, device=weight.device))
+        last = torch.randn(batch_size, config.hidden_size, dtype=weight.dtype, device=weight.device)
+        return Prefix(cache, mask, places, last, plain_positions=self.plain_positions)
 
-    def _allowed(self, tokens: Tensor, prefix: Prefix, mask: Tensor | None) -> dict[str, Any]:
+    def _settings(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor | None) -> dict[str, dict[str, Any]]:
+        """Rotations and masks by the kind of a layer's attention."""
+        ids = position_ids[0] if self.plain_positions else position_ids
+        by_kind = "layer_type" in inspect.signature(self.rotary.forward).parameters  # Gemma 3: a base frequency for each kind
+        settings = {}
+        for kind in set(self._kinds):
+            places = self.rotary(tokens, ids, kind) if by_kind else self.rotary(tokens, ids)
+            settings[kind] = {**self._allowed(tokens, prefix, mask, kind), "position_embeddings": places}
+        return settings
+
+    def _allowed(self, tokens: Tensor, prefix: Prefix, mask: Tensor | None, kind: str) -> dict[str, Any]:
         """The mask ``[B, 1, N, L + N]`` as the attention in use takes it: booleans, or numbers to be added; None where it is of
         no use."""
-        if mask is None and not prefix.padded:
-            return {"attention_mask": None, "is_causal": False}
         size, count = tokens.shape[:2]
+        window = self._config.sliding_window if kind == "sliding_attention" else None
+        if window is not None and prefix.attention_mask.shape[1] + count <= window:
+            window = None
+        if mask is None and window is None and not prefix.padded:
+            return {"attention_mask": None, "is_causal": False}
         whole = prefix.mask_with(prefix.attention_mask.new_ones(size, count, count) if mask is None else mask)
+        if window is not None:
+            new = prefix.attention_mask.new_ones(size, count)
+            numbers = torch.cat([prefix.attention_mask, new], dim=1).cumsum(dim=1)  # [B, L + N], without padding
+            whole = whole & ((numbers[:, -count:, None] - numbers[:, None]).abs() < window)[:, None]
         if self._config._attn_implementation == "sdpa":
             return {"attention_mask": whole}
         added = torch.zeros(whole.shape, dtype=tokens.dtype, device=whole.device)
