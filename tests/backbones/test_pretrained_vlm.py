@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from library_checkpoints import library, write
+from library_checkpoints import checkpoint, library, wrapped
 from PIL import Image
 from torch.testing import assert_close
 
@@ -26,9 +26,9 @@ ROWS = [[*turns, {"role": "assistant", "text": answer}] for turns, answer in zip
 
 
 @pytest.fixture(scope="module", params=list(PROVEN))
-def loaded(request, tmp_path_factory):
-    folder = write(tmp_path_factory.mktemp(request.param), request.param)
-    return request.param, folder, *library(folder), PretrainedVLM.from_pretrained(str(folder)).eval()
+def loaded(request):
+    folder = checkpoint(request.param)
+    return request.param, folder, *library(folder), wrapped(request.param)
 
 
 def theirs(processor, rows, **settings):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +23,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
+from umm_zoo.backbones.pretrained_vlm import PretrainedVLM
 from umm_zoo.backbones.tokenizer import SHIPPED
 
 TEXT = {
@@ -243,3 +247,23 @@ def library(folder: Path) -> tuple[Any, Any]:
     if model.config.model_type == "gemma3":
         processor = kind(processor.image_processor, words, processor.chat_template, model.config.mm_tokens_per_image)
     return model, processor
+
+
+_FOLDERS: dict[str, TemporaryDirectory[str]] = {}
+
+
+@cache
+def checkpoint(kind: str) -> Path:
+    """The folder of a family, written once per process."""
+    _FOLDERS[kind] = TemporaryDirectory()
+    return write(Path(_FOLDERS[kind].name), kind)
+
+
+@cache
+def _wrapped(kind: str) -> PretrainedVLM:
+    return PretrainedVLM.from_pretrained(str(checkpoint(kind))).eval()
+
+
+def wrapped(kind: str) -> PretrainedVLM:
+    """Our wrapper of a family's folder, a copy of its own."""
+    return copy.deepcopy(_wrapped(kind))
