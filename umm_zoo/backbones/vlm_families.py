@@ -18,7 +18,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.row_tokeniser import ImageLayout
-from umm_zoo.backbones.vlm_family import VLMFamily, Llava, Qwen2VL, Qwen3VL
+from umm_zoo.backbones.vlm_family import Llava, Qwen2VL, Qwen3VL, VLMFamily
 from umm_zoo.batch import Grid
 
 
