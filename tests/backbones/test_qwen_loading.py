@@ -148,6 +148,6 @@ def test_frozen_model_with_gradient_checkpointing_keeps_no_graph():
 
 def test_built_on_meta_cannot_be_run():
     with torch.device("meta"):
-        vlm = Qwen25VL.from_config(QWEN)
+        vlm = Qwen25VL.from_config(QWEN, tokenizer="some-one/elsewhere")
     with pytest.raises(RuntimeError, match="meta device"):
         vlm.tokenizer  # noqa: B018

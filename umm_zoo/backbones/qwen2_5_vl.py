@@ -35,7 +35,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     Args:
         model: the library's model.
-        tokenizer: None only on the meta device, where nothing is run and one that is elsewhere is not read.
+        tokenizer: None only on the meta device, where one that is elsewhere is not read.
         layout: how images are resized and cut.
         system_prompt: put before a conversation without a system turn; None puts none.
         gradient_checkpointing: recompute the layers of trained parts in the backward pass instead of storing them.
@@ -104,8 +104,6 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         if is_here(tokenizer) or not on_meta_device():
             reader = load_tokenizer(tokenizer)
             match_tokenizer(built, reader, config)
-        if on_meta_device():
-            reader = None
         layout = patch_layout(built, min_pixels, max_pixels)
         return cls(_new_model(built, dtype, attention), reader, layout, system_prompt, gradient_checkpointing)
 
@@ -142,9 +140,11 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             else:
                 built = read_config(config)
             layout, words = patch_layout(built, min_pixels, max_pixels), tokenizer_source(source, tokenizer)
+            reader = None
             if is_here(words):
-                match_tokenizer(built, load_tokenizer(words), built.to_dict() if config is None else config)
-            return cls(_new_model(built, dtype, attention), None, layout, system_prompt, gradient_checkpointing)
+                reader = load_tokenizer(words)
+                match_tokenizer(built, reader, built.to_dict() if config is None else config)
+            return cls(_new_model(built, dtype, attention), reader, layout, system_prompt, gradient_checkpointing)
         model = load_checkpoint(Qwen2_5_VLForConditionalGeneration, source, dtype, (), config, attn_implementation=attention)
         assert_stated(source, config, model.config, UNDECLARED)
         reader = load_tokenizer(tokenizer_source(source, tokenizer))
@@ -166,7 +166,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         """The tokenizer.
 
         Raises:
-            RuntimeError: the model was built on the meta device.
+            RuntimeError: the model was built on the meta device, without one that is on this machine.
         """
         if self._tokenizer is None:
             raise RuntimeError("Qwen25VL was built on the meta device, where no tokenizer is read; it can be counted but not run")

@@ -17,6 +17,7 @@ from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
 from umm_zoo.training.changes import Changes
+from umm_zoo.training.dry_step import try_step
 from umm_zoo.training.memory import activation_bytes, counting
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
@@ -54,9 +55,10 @@ def print_check(experiment: Experiment, runs: str | None = None, ckpt: str | Non
     _check_shares(built.data, experiment)
     console = Console(soft_wrap=False, width=None if Console().is_terminal else 120, markup=False)
     console.print(_parameter_table(experiment, built.method))
-    for line in _memory_lines(built.method, *_activations(built, numbers, experiment)):
+    warnings = _data_warnings(built, experiment)
+    for line in _memory_lines(built, experiment, numbers, has_data=not warnings):
         console.print(line, highlight=False)
-    for line in _data_warnings(built, experiment):
+    for line in warnings:
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
     console.print(printable(f"run folder: {folder.path}"), highlight=False, soft_wrap=True)
     console.print("the experiment with everything filled in:", highlight=False)
@@ -92,19 +94,26 @@ def _counts(parameters: Iterable[nn.Parameter]) -> tuple[str, str, str]:
     return f"{trained:,}", f"{frozen:,}", _bytes(sum(_size(p) for p in parameters))
 
 
-def _activations(built: Built, numbers: Mapping[int, int], experiment: Experiment) -> tuple[int, int]:
-    """Bytes of activations by rule of thumb and for how many rows; 0 where the data module does not say what is needed."""
-    rows, shapes = getattr(built.data, "batch_size", None), getattr(getattr(built.data, "transform", None), "shapes", None)
-    if not isinstance(rows, int) or shapes is None:
-        return 0, 0
-    sizes = [(height, width) for (width, height), _ in shapes()]
-    given = experiment.trainer
+def _rows(data: Any, experiment: Experiment) -> int:
+    """Rows of a micro-batch of one process; 0 where the data module does not say."""
+    given, rows = experiment.trainer, getattr(data, "batch_size", 0)
+    if not isinstance(rows, int):
+        return 0
     devices, nodes = (given.get(name, 1) if isinstance(given.get(name, 1), int) else 1 for name in ("devices", "num_nodes"))
-    rows = -(-rows // max(1, devices * nodes * given.get("accumulate_grad_batches", 1)))
-    return activation_bytes(built.method, numbers, sizes, rows, str(given.get("precision", 32))), rows
+    return -(-rows // max(1, devices * nodes * given.get("accumulate_grad_batches", 1)))
 
 
-def _memory_lines(method: Method, activations: int, rows: int) -> list[str]:
+def _by_rule(built: Built, numbers: Mapping[int, int], rows: int, precision: str) -> int:
+    """Bytes of activations by rule of thumb; 0 where the data module does not say of which sizes its images are."""
+    shapes = getattr(getattr(built.data, "transform", None), "shapes", None)
+    if shapes is None:
+        return 0
+    sizes = [(height, width) for (width, height), _ in shapes()]
+    return activation_bytes(built.method, numbers, sizes, rows, precision)
+
+
+def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, int], has_data: bool) -> list[str]:
+    method, rows, precision = built.method, _rows(built.data, experiment), str(experiment.trainer.get("precision", 32))
     by_type: Counter[str] = Counter()
     for tensor in {id(t): t for t in [*method.parameters(), *method.buffers()]}.values():
         by_type[str(tensor.dtype).removeprefix("torch.")] += _size(tensor)
@@ -116,13 +125,19 @@ def _memory_lines(method: Method, activations: int, rows: int) -> list[str]:
         f"  weights and buffers {_bytes(weights)} ({detail or 'none'})",
         f"  gradients and AdamW's two moments of the trained parameters {_bytes(trained)}",
     ]
-    uncounted = "the batch, what a library works with; sharded strategies need less"
+    activations, how = 0, "by a trial step without numbers on the first rows of the data"
+    rule = _by_rule(built, numbers, rows, precision)
+    if has_data and rows:
+        activations = try_step(method, built.data, rows, precision)
+    if not activations:
+        activations, how = rule, "by rule of thumb"
+    uncounted = "what a library works with, and an allocator leaves unused; sharded strategies need less"
     if not activations:
         return [*least, f"  not counted: activations, {uncounted}"]
     return [
         *least,
         f"memory, about: {_bytes(weights + trained + activations)} per process",
-        f"  activations of {rows} rows, by rule of thumb {_bytes(activations)} (umm_zoo/training/memory.py)",
+        f"  activations of {rows} rows, {how}: {_bytes(activations)}",
         f"  not counted: {uncounted}",
     ]
 
