@@ -224,6 +224,14 @@ def test_a_constant_of_another_width_is_refused() -> None:
         Flux(decoder_of("FLUX.1 dev").model, torch.zeros(5))
 
 
+def test_a_pipeline_without_text_encoders_gives_no_constant(tmp_path: Path) -> None:
+    decoder_of("SDXL").save(tmp_path)
+    with pytest.raises(
+        (ValueError, OSError), match=r"^found '.*', expected a pipeline with a tokenizer_2 and its text_encoder_2 .*$"
+    ):
+        StableDiffusionXL.from_pretrained(tmp_path, pooled_from=tmp_path)
+
+
 @torch.no_grad()
 def test_guidance_and_a_wide_condition_go_together() -> None:
     """Branches of unequal lengths are padded and masked: as if each ran alone."""

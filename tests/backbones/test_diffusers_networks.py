@@ -118,5 +118,5 @@ def test_a_pipeline_in_the_place_of_its_network_is_named(tmp_path: Path) -> None
     (tmp_path / "model_index.json").write_text(json.dumps(parts))
     with pytest.raises(ValueError, match=r"a whole pipeline \(SanaPipeline\), .*; subfolder: transformer"):
         Sana.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"it has a SanaTransformer2DModel in 'transformer'; use \S+\.Sana and a AutoencoderDC in"):
+    with pytest.raises(ValueError, match=r"it has SanaTransformer2DModel in 'transformer'; use \S+\.Sana and AutoencoderDC in"):
         StableDiffusion3.from_pretrained(tmp_path)

@@ -110,7 +110,7 @@ class DiffusersNetwork(nn.Module):
         elif (parts := stored_file(source, subfolder, "model_index.json")) is not None:
             networks = {place: part[1] for place, part in parts.items() if isinstance(part, list) and part[0] == "diffusers"}
             own = [place for place, name in networks.items() if name == cls.kind.__name__]
-            others = [f"a {name} in '{place}'{use(name)}" for place, name in networks.items() if use(name)]
+            others = [f"{name} in '{place}'{use(name)}" for place, name in networks.items() if use(name)]
             hint = f"; subfolder: {own[0]}" if own else f"; it has {' and '.join(others)}" if others else ""
             found = f"a whole pipeline ({parts.get('_class_name')})"
             raise ValueError(f"{source}: found {found}, expected the folder of a {cls.kind.__name__}{hint}")

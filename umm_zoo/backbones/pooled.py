@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
-from umm_zoo.backbones.loading import find_source, load_checkpoint, on_meta_device
+from umm_zoo.backbones.loading import find_source, load_checkpoint, on_meta_device, one_line
 
 
 class PooledDecoder(DiffusersDecoder):
@@ -85,7 +85,8 @@ def pooled_of_nothing(source: str | Path, parts: Sequence[tuple[str, bool]], var
     """
     source, found = find_source(source), []
     for suffix, projected in parts:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}", trust_remote_code=False)
+        with one_line(source, f"a pipeline with a tokenizer{suffix} and its text_encoder{suffix}"):
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}", trust_remote_code=False)
         where: dict[str, Any] = {"subfolder": f"text_encoder{suffix}"} | ({"variant": variant} if variant else {})
         kind = CLIPTextModelWithProjection if projected else CLIPTextModel
         encoder: Any = load_checkpoint(kind, source, "float32", **where)
