@@ -79,6 +79,11 @@ class TextEncoder(nn.Module):
         model = load_checkpoint(T5EncoderModel, found, dtype, ("decoder.", "lm_head."), config)
         return cls(model, TextEncoding(tokenizer_source(found)), max_length)
 
+    def save(self, folder: str | Path) -> None:
+        """Write weights and tokenizer in transformers' format, for ``from_pretrained`` here or there."""
+        self.model.save_pretrained(folder)
+        self.text.tokenizer.save_pretrained(folder)
+
     def forward(self, texts: list[str]) -> Tokens:
         """States of every token up to the end token."""
         ids = self.text(texts, self.max_length, trimmed=True)

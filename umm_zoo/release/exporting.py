@@ -18,10 +18,22 @@ from umm_zoo.errors import UserError, locating, several
 from umm_zoo.experiment.build import build
 from umm_zoo.experiment.trust import trusting
 from umm_zoo.method import Method
+from umm_zoo.methods.uae.readers import CaptionReader
 from umm_zoo.outputs import Draws
 from umm_zoo.release.card import write_card
 from umm_zoo.release.folder import new_folder
-from umm_zoo.release.parts import PARTS, LibraryPart, assert_same, assert_whole, cast, library_parts, rest_of, shrink, whole_node
+from umm_zoo.release.parts import (
+    PARTS,
+    LibraryPart,
+    assert_same,
+    assert_whole,
+    cast,
+    is_hub_name,
+    library_parts,
+    rest_of,
+    shrink,
+    whole_node,
+)
 from umm_zoo.release.processors import write_processor
 from umm_zoo.release.record import part_record, report_of, run_record, test_scores
 from umm_zoo.release.script import SCRIPT, write_script
@@ -157,12 +169,13 @@ class Export:
         return self._card(out.name, node, [part_record(part, ".")], folder), stored
 
     def _write_adapter(self, folder: Path, adapter: LoRA, name: str, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """An adapter in peft's format at the root, and its base model in ``base`` unless that is untouched elsewhere."""
+        """An adapter in peft's format at the root, and its base model in ``base`` unless that is untouched on the hub."""
         host = next((part for part in self.parts if adapter.is_in(part.module)), None)
         if host is None:
             raise UserError(f"--part {name}", "an adapter beside layers that no library's folder holds", "--merge-adapter")
         touched = any(key.startswith(f"{'.'.join(host.path)}.") for key in self.run.state)
-        base = host.source if host.source and not touched else f"{out.as_posix()}/base"
+        of_hub = host.source is not None and is_hub_name(host.source)
+        base = host.source if of_hub and not touched else f"{out.as_posix()}/base"
         adapter.save(folder, host.network, base)
         shrink(folder, self.dtype)
         if base != host.source:
@@ -176,6 +189,10 @@ class Export:
 
     def _write_whole(self, folder: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Every part in a folder of its own, the rest of the tensors, and a table of contents that ``Method.load`` reads."""
+        reader = getattr(getattr(self.method, "renderer", None), "reader", None)
+        if self.merged and isinstance(reader, CaptionReader) and not reader.with_adapter:
+            found = f"a {type(reader).__name__}, which reads by the model without the adapter"
+            raise UserError("--merge-adapter", found, "--part vlm beside it, or no merging")
         experiment = {key: value for key, value in self.run.checkpoint["experiment"].items() if key != "after"}
         experiment["method"] = self.node
         own, training = self.method.parts(), dict(experiment.get("training") or {})

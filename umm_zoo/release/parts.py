@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.errors import UserError
+from umm_zoo.experiment.shipped import PREFIX
 from umm_zoo.experiment.types import TARGET, is_node
 
 #: Parts by which a run that only trains one is known, in the order in which they are looked for.
@@ -111,6 +112,11 @@ def rest_of(method: nn.Module, parts: Sequence[LibraryPart]) -> dict[str, Tensor
     """Every tensor of a method that stands in none of the parts."""
     inside = {id(tensor) for part in parts for tensor in part.module.state_dict(keep_vars=True).values()}
     return {key: value for key, value in method.state_dict(keep_vars=True).items() if id(value) not in inside}
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source is a name that others can load too, and neither a folder of this machine nor what ships."""
+    return not source.startswith(PREFIX) and not Path(source).exists()
 
 
 def find_part(method: Any, source: str | Path, names: Sequence[str] = PARTS) -> tuple[str, Any]:

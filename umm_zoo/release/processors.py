@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
+from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, SigLIPFeatures, TextImageEncoder
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.square_vlm import SquareVLM
@@ -51,6 +53,12 @@ _PLAIN = """\
 {%- endfor -%}
 """
 
+#: Image processors of encoders that take images of their own size as they are, whatever the processor.
+_IMAGES: dict[type, str] = {
+    CLIPVisionFeatures: "CLIPImageProcessor",
+    CLIPFeatures: "CLIPImageProcessor",
+    SigLIPFeatures: "SiglipImageProcessor",
+}
 _BODIES: dict[type, str] = {ChatML: _CHATML, VicunaV1: _VICUNA, Plain: _PLAIN}
 
 
@@ -68,7 +76,9 @@ def jinja(template: ChatTemplate, image: str, bos: str) -> str | None:
 
 
 def write_processor(module: Any, folder: Path) -> None:
-    """Write what is missing beside the weights of a vision-language model; of other parts nothing."""
+    """Write what is missing beside the weights of a vision-language model or an encoder; of other parts nothing."""
+    if isinstance(module, LibraryEncoder):
+        _write_encoder(module, folder)
     if not isinstance(module, LibraryVLM):
         return
     tokenizer = module.tokenizer
@@ -100,6 +110,30 @@ def write_processor(module: Any, folder: Path) -> None:
         _update(folder / "preprocessor_config.json", **images)
     elif isinstance(module, Qwen25VL):
         _update(folder / "preprocessor_config.json", processor_class="Qwen2_5_VLProcessor")
+
+
+def _write_encoder(encoder: LibraryEncoder, folder: Path) -> None:
+    """The tokenizer of a text tower, and the image processor where none came with the weights.
+
+    It says what this class does with images of any size; one that takes images of its own size as they are has no such file.
+    """
+    if isinstance(encoder, TextImageEncoder):
+        encoder.text.tokenizer.save_pretrained(folder)
+    kind = next((name for base, name in _IMAGES.items() if isinstance(encoder, base)), None)
+    if kind is None or encoder.processor:
+        return
+    side = encoder.image_size
+    cut = encoder.crop_ratio is not None
+    _update(
+        folder / "preprocessor_config.json",
+        image_processor_type=kind,
+        do_center_crop=cut,
+        size={"shortest_edge": side} if cut else {"height": side, "width": side},
+        crop_size={"height": side, "width": side},
+        resample=3,
+        image_mean=list(encoder.mean),
+        image_std=list(encoder.std),
+    )
 
 
 def _update(file: Path, **values: Any) -> None:
