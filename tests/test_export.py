@@ -204,7 +204,7 @@ def test_the_library_s_chat_template_writes_the_prompts_of_training(kind: str) -
             for role, text in rows:
                 *images, words = text.split("\n")
                 items = [{"type": "image"} for _ in images]
-                asked.append({"role": role, "content": [*items, {"type": "text", "text": words}]})
+                asked.append({"role": role, "content": [*items, {"type": "text", "text": "\n" * bool(images and opens) + words}]})
             (said,), _ = render_jinja_template([asked], chat_template=form, add_generation_prompt=opens)
             assert said == "".join("<I>" if piece.kind == "image" else piece.text for piece in pieces)
 

@@ -174,8 +174,8 @@ class Export:
         if host is None:
             raise UserError(f"--part {name}", "an adapter beside layers that no library's folder holds", "--merge-adapter")
         touched = any(key.startswith(f"{'.'.join(host.path)}.") for key in self.run.state)
-        of_hub = host.source is not None and is_hub_name(host.source)
-        base = host.source if of_hub and not touched else f"{out.as_posix()}/base"
+        own = host.source
+        base = own if own is not None and is_hub_name(own) and not touched else f"{out.as_posix()}/base"
         adapter.save(folder, host.network, base)
         shrink(folder, self.dtype)
         if base != host.source:

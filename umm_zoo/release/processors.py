@@ -11,16 +11,22 @@ from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, SigLIPF
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.square_vlm import SquareVLM
+from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.templates import ChatML, ChatTemplate, Plain, VicunaV1
 from umm_zoo.errors import note
 
-#: Contents of a turn, its items line by line as ``Method.ask`` writes them; IMAGE stands for an image's tokens.
+#: Contents of a turn, an image on a line of its own as ``Method.ask`` writes it; IMAGE stands for an image's tokens.
 _CONTENT = """\
 {%- macro content(message) -%}
 {%- if message.content is string -%}{{- message.content -}}
-{%- else -%}{%- for item in message.content -%}
-{{- "" if loop.first else "\\n" -}}
-{%- if item.type == "image" -%}{{- IMAGE -}}{%- else -%}{{- item.text -}}{%- endif -%}
+{%- else -%}{%- set last = namespace(image = false, text = "\\n") -%}
+{%- for item in message.content -%}
+{%- if item.type == "image" -%}
+{{- "" if last.text.endswith("\\n") else "\\n" -}}{{- IMAGE -}}{%- set last.image = true -%}{%- set last.text = "." -%}
+{%- elif item.text -%}
+{{- "\\n" if last.image and not item.text.startswith("\\n") else "" -}}{{- item.text -}}
+{%- set last.image = false -%}{%- set last.text = item.text -%}
+{%- endif -%}
 {%- endfor -%}{%- endif -%}
 {%- endmacro -%}
 {{- BOS -}}
@@ -84,7 +90,9 @@ def write_processor(module: Any, folder: Path) -> None:
     tokenizer = module.tokenizer
     image = tokenizer.convert_ids_to_tokens(module.image_token_id) if module.image_token_id < len(tokenizer) else None
     text = None if image is None else jinja(module.template, str(image), tokenizer.bos_token or "")
-    if text is None:
+    if isinstance(module.template, StoredTemplate):
+        pass  # it came with the weights, and went with them
+    elif text is None:
         note(f"{type(module).__name__}: its prompts have no form in transformers, so no chat template is written")
     else:
         (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
