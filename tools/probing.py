@@ -204,7 +204,7 @@ def probe(
 
 def load_part(source: str) -> nn.Module | None:
     """A part of an exported folder, a run folder, a checkpoint, an experiment file (untrained), ``CLASS:FOLDER``, or ``pixels``."""
-    from umm_zoo.experiment.build import build, build_embedded
+    from umm_zoo.experiment.build import build, build_embedded, build_method
     from umm_zoo.experiment.check import check
     from umm_zoo.experiment.file import load_experiment
     from umm_zoo.method import Method
@@ -222,7 +222,7 @@ def load_part(source: str) -> nn.Module | None:
     elif source.endswith((".yaml", ".yml")):
         check(experiment := load_experiment(source))
         torch.manual_seed(experiment.seed)
-        part = find_part(build(experiment.method), source, PROBED)[1]
+        part = find_part(build_method(experiment.method_tree), source, PROBED)[1]
     else:
         part = find_part(Method.load(source), source, PROBED)[1]
     return part.eval()

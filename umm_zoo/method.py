@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from umm_zoo.backbones.frozen import freeze
+from umm_zoo.backbones.parts import NamedParts
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint, weights_of
 from umm_zoo.errors import UserError, did_you_mean, several
-from umm_zoo.experiment.build import build_embedded
+from umm_zoo.experiment.build import build_method
 from umm_zoo.generation.from_python import FromPython
 from umm_zoo.objectives.step import StepMeans, check_finite
 from umm_zoo.outputs import Outputs, TokenCounts, Wanted
@@ -26,7 +27,7 @@ from umm_zoo.outputs import Outputs, TokenCounts, Wanted
 MakeOptimizer = Callable[[Mapping[str, Sequence[nn.Parameter]]], Any]
 
 
-class Method(FromPython, ABC):
+class Method(NamedParts, FromPython, ABC):
     """Paper as a LightningModule over built blocks.
 
     A subclass implements ``parts``, ``training_losses`` and ``validation_step``. It knows no optimiser, no trainer and no file:
@@ -49,7 +50,6 @@ class Method(FromPython, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False  # frozen parts are absent on purpose; on_load_checkpoint compares the keys itself
-        self.trained: list[str] = []
         self.wanted = Wanted()
         self.token_counts: TokenCounts | None = None
         self.step = StepMeans()
@@ -61,10 +61,6 @@ class Method(FromPython, ABC):
     def makes(self) -> Collection[str] | None:
         """Names of what ``validation_step`` makes; None where the method does not say."""
         return None
-
-    @abstractmethod
-    def parts(self) -> dict[str, nn.Module]:
-        """The named parts; together they hold every parameter of the method exactly once."""
 
     @abstractmethod
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -100,38 +96,18 @@ class Method(FromPython, ABC):
         """Outputs that ``data_pipelines.precompute`` may store, by their names in ``Batch.extras``; frozen parts only."""
         return {}
 
-    def check_trained(self, trained: Sequence[str]) -> None:
-        """Refuse parts that this method never trains.
-
-        Raises:
-            UserError: ``training.trained`` names one.
-        """
-
     def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
         """Freeze every part not named in ``trained``; ``make_optimizer`` is called when a training starts.
 
         Raises:
-            UserError: a name is not a part, or one that this method never trains.
-            ValueError: a parameter stands in no part or in two.
+            UserError, ValueError: see ``choose_trained``.
         """
         several("training.trained", trained)
-        parts = self.parts()
-        for name in trained:
-            if name not in parts:
-                raise UserError("training.trained", f"'{name}'", f"{sorted(parts)}", did_you_mean(name, parts))
-        self.check_trained(trained)
-        seen: dict[int, str] = {}
-        for name, part in parts.items():
-            for parameter in part.parameters():
-                if seen.setdefault(id(parameter), name) != name:
-                    raise ValueError(f"{type(self).__name__}.parts: '{seen[id(parameter)]}' and '{name}' share a parameter")
-        for key, parameter in self.named_parameters():
-            if id(parameter) not in seen:
-                raise ValueError(f"{type(self).__name__}.parts: parameter '{key}' stands in no part")
+        parts = self.choose_trained(trained)
         for name, part in parts.items():
             if name not in trained:
                 freeze(part)
-        self.trained, self._make_optimizer = list(trained), make_optimizer
+        self._make_optimizer = make_optimizer
         state = self.state_dict(keep_vars=True)
         for name, part in parts.items():
             inside = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
@@ -167,7 +143,7 @@ class Method(FromPython, ABC):
         """
         if self._make_optimizer is None:
             raise UserError("training", "nothing", "the trained parts and an optimizer")
-        parts = self.parts()
+        parts = self.all_parts()
         return self._make_optimizer({name: [p for p in parts[name].parameters() if p.requires_grad] for name in self.trained})
 
     def configure_model(self) -> None:
@@ -182,6 +158,7 @@ class Method(FromPython, ABC):
 
         def closure() -> Any:
             result = optimizer_closure() if optimizer_closure is not None else None
+            self.check_reached()
             if self.step.skipping:
                 optimizer.zero_grad(set_to_none=True)  # an optimiser leaves alone, moments and all, what has no gradient
             return result
@@ -291,7 +268,7 @@ class Method(FromPython, ABC):
             TypeError: the checkpoint holds a method of another class than this one.
         """
         checkpoint = load_checkpoint(source, mapped=True)  # the optimiser's moments stay on the disk
-        method = build_embedded(checkpoint["experiment"]["method"], Method, "method", source, trust)
+        method: Method = build_method(checkpoint["experiment"], source, trust)
         if not isinstance(method, cls):
             raise TypeError(f"{source}: holds a {type(method).__name__}, expected a {cls.__name__}")
         method.load_weights(weights_of(checkpoint, raw_weights)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from umm_zoo.backbones.weight_files import assert_readable
 from umm_zoo.errors import Count, Positive
@@ -29,7 +30,7 @@ KEEP = "the file would hold the weights without it; use the run folder or its ch
 
 #: Settings of peft under which the same tensors are added in another way, and their plain values.
 _OTHERWISE: dict[str, Any] = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
-_OTHERWISE |= {"fan_in_fan_out": False, "lora_bias": False, "modules_to_save": None}
+_OTHERWISE |= {"lora_bias": False, "modules_to_save": None}
 
 
 class LowRank(nn.Module):
@@ -50,14 +51,46 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
 
 
+class _Beside:
+    """Forward hook of a layer that an addition stands beside; an object, so that a copy of a whole method has one of its own."""
+
+    def __init__(self, adapter: LoRA, addition: LowRank) -> None:
+        self.adapter, self.addition = adapter, addition
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        adapter = self.adapter
+        adapter.was_run = True
+        return output + (adapter.scale * self.addition(inputs[0])).to(output.dtype) if adapter.enabled else None
+
+
+def beside(network: nn.Module) -> Iterator[tuple[str, nn.Module, LowRank]]:
+    """Every layer of a network that an adapter stands beside: its name, itself, and the addition."""
+    for name, layer in network.named_modules():
+        for hook in layer._forward_hooks.values():
+            if isinstance(hook, _Beside):
+                yield name, layer, hook.addition
+
+
+def learns(network: nn.Module) -> bool:
+    """Whether a gradient must pass a network: it is trained itself, or additions beside its layers are."""
+    additions = (parameter for _, _, addition in beside(network) for parameter in addition.parameters())
+    return any(parameter.requires_grad for some in (network.parameters(), additions) for parameter in some)
+
+
+def hosts_of(parts: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The part that each adapter among some parts stands in, by their names."""
+    owners = {id(own): name for name, part in parts.items() if isinstance(part, LoRA) for own in part.layers.values()}
+    return {owners[id(own)]: name for name, part in parts.items() for _, _, own in beside(part) if id(own) in owners}
+
+
 def assert_no_adapter(network: nn.Module, what: str) -> None:
     """Refuse to write the weights of a network that computes with an adapter's additions: they would not be in the file.
 
     Raises:
         ValueError: an adapter is attached.
     """
-    adapted = [name for name, module in network.named_modules() if getattr(module, "has_adapter", False)]
-    if adapted:
+    hooks = [(name, hook) for name, layer in network.named_modules() for hook in layer._forward_hooks.values()]
+    if adapted := [name for name, hook in hooks if isinstance(hook, _Beside) and not hook.adapter.is_apart]:
         found = f"an adapter beside {len(adapted)} layers, such as '{adapted[0]}'"
         raise ValueError(f"{what}: found {found}, expected a network without one; {KEEP}")
 
@@ -95,27 +128,41 @@ class LoRA(nn.Module):
         self.rank, self.alpha = rank, alpha
         self.targets = None if targets is None else tuple(targets)
         self.layers = nn.ModuleDict()
-        self.enabled = True
-        self._beside: dict[str, nn.Linear] = {}  # the network's own layers, by the keys of ``layers``; registered nowhere
+        self.enabled, self.is_apart, self.was_run = True, False, False
+        self._beside: dict[str, nn.Module] = {}  # the network's own layers, by the keys of ``layers``; registered nowhere
+
+    @property
+    def scale(self) -> float:
+        """Weight of the additions."""
+        return self.alpha / self.rank
 
     def attach(self, network: nn.Module) -> None:
         """Stand beside the linear layers of ``network`` from now on, and freeze it.
 
+        Layers that the network itself leaves without gradient, such as those behind the last one of a vision tower that is looked
+        at, get no addition.
+
         Raises:
-            ValueError: it is attached already, or no layer has such a name.
+            ValueError: it is attached already, another one stands there, or no layer has such a name.
         """
         if len(self.layers):
             raise ValueError("LoRA.attach: found an adapter that is attached already, expected a new one")
-        found = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-        for name, layer in found.items():
+        if other := next(beside(network), None):
+            raise ValueError(f"LoRA.attach: found another adapter beside '{other[0]}', expected one adapter in a part")
+        sizes = {name: size for name, layer in network.named_modules() if (size := _size(layer)) is not None}
+        if not sizes:
+            raise ValueError(f"LoRA.attach: found a {type(network).__name__} without linear layers, expected one that has some")
+        resting = {name for name in sizes if _rests(network.get_submodule(name))}
+        for name in [name for name in sizes if name not in resting] or sizes:
             if self._takes(name):
-                addition = LowRank(layer.in_features, layer.out_features, self.rank).to(layer.weight.device)
+                layer = network.get_submodule(name)
+                held = next((tensor for some in (layer.parameters(), layer.buffers()) for tensor in some), None)
+                addition = LowRank(*sizes[name], self.rank).to(None if held is None else held.device)
                 self.layers[name.replace(".", "/")] = addition
-                layer.register_forward_hook(self._hook(addition))
-                layer.has_adapter = True  # type: ignore[assignment]
+                layer.register_forward_hook(_Beside(self, addition))
                 self._beside[name.replace(".", "/")] = layer
         if not len(self.layers):
-            some = sorted({name.rpartition(".")[2] for name in found})
+            some = sorted({name.rpartition(".")[2] for name in sizes})
             raise ValueError(f"LoRA.targets: found {list(self.targets or ())}, expected ends of layer names such as {some}")
         network.requires_grad_(False)
 
@@ -124,12 +171,6 @@ class LoRA(nn.Module):
             return name == ending or name.endswith(f".{ending}")
 
         return not ends("lm_head") and (self.targets is None or any(map(ends, self.targets)))
-
-    def _hook(self, addition: LowRank) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return output + (self.alpha / self.rank * addition(inputs[0])).to(output.dtype) if self.enabled else None
-
-        return add
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -142,24 +183,34 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add it to the network's own weights, which then say the same without it; it is not used again."""
+        """Add it to the network's own weights, which then say the same without it; it stands there no more.
+
+        Sums are formed in float32 and rounded once to the dtype of the weights.
+
+        Raises:
+            ValueError: weights that are quantised.
+        """
         for key, layer in self._beside.items():
-            addition = cast(LowRank, self.layers[key])
-            added = self.alpha / self.rank * addition.up.float() @ addition.down.float()
-            layer.weight.copy_((layer.weight.float() + added).to(layer.weight.dtype))
-            layer.has_adapter = False  # type: ignore[assignment]
-        self.enabled = False
+            if not _is_plain(weight := getattr(layer, "weight", None)):
+                found = f"'{key.replace('/', '.')}', whose weights are a {type(weight).__name__}"
+                raise ValueError(f"LoRA.merge: found {found}, expected weights that are not quantised; {KEEP}")
+        for key, layer in self._beside.items():
+            addition, weight = cast(LowRank, self.layers[key]), cast(Tensor, layer.weight)
+            added = self.scale * (addition.up.float() @ addition.down.float()).to(weight.device)
+            weight.copy_(weight.float() + (added if isinstance(layer, nn.Linear) else added.T))
+            for number, hook in list(layer._forward_hooks.items()):
+                if isinstance(hook, _Beside) and hook.addition is addition:
+                    del layer._forward_hooks[number]
+        self._beside.clear()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Let the network be written without it, for the length of a block, by someone who writes both."""
-        for layer in self._beside.values():
-            layer.has_adapter = False  # type: ignore[assignment]
+        self.is_apart = True
         try:
             yield
         finally:
-            for layer in self._beside.values():
-                layer.has_adapter = True  # type: ignore[assignment]
+            self.is_apart = False
 
     def is_in(self, network: nn.Module) -> bool:
         """Whether it stands beside layers of a network."""
@@ -225,3 +276,25 @@ class LoRA(nn.Module):
             raise ValueError(f"{folder}: found {different[0]} missing or without a place, expected the layers of this adapter")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def _size(layer: nn.Module) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer, quantised ones and those of GPT-2 included; None of any other module."""
+    if isinstance(layer, NonDynamicallyQuantizableLinear):  # inside torch's attention, which reads its weights and never calls it
+        return None
+    weight = getattr(layer, "weight", None)
+    if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:
+        return weight.shape[0], weight.shape[1]
+    found = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    return cast(tuple[int, int], found) if all(isinstance(number, int) for number in found) else None
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether weights are numbers as torch has them, and not a library's quantised ones."""
+    return type(weight) is nn.Parameter and weight.is_floating_point()
+
+
+def _rests(layer: nn.Module) -> bool:
+    """Whether a layer has plain weights, and none of them with a gradient."""
+    weights = list(layer.parameters(recurse=False))
+    return bool(weights) and all(_is_plain(weight) and not weight.requires_grad for weight in weights)

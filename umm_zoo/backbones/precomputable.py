@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.adapters import beside
 from umm_zoo.batch import Batch
 
 
@@ -40,9 +41,11 @@ class Precomputable:
 
 @torch.no_grad()
 def weights_hash(part: nn.Module) -> str:
-    """SHA-256 of names, types, shapes and bytes of all parameters and buffers, those that checkpoints leave out included."""
+    """SHA-256 of names, types, shapes and bytes of all parameters and buffers, those that checkpoints leave out included, and of
+    an adapter's additions beside them."""
     digest = hashlib.sha256()
-    for name, tensor in sorted([*part.named_parameters(), *part.named_buffers()]):
+    added = [(f"{name}+{own}", tensor) for name, _, more in beside(part) for own, tensor in more.named_parameters()]
+    for name, tensor in sorted([*part.named_parameters(), *part.named_buffers(), *added]):
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a sharded one
         digest.update(f"{name} {whole.dtype} {list(whole.shape)}".encode())
         digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from umm_zoo.backbones.adapters import assert_no_adapter
-from umm_zoo.backbones.frozen import FrozenBackbone
+from umm_zoo.backbones.adapters import assert_no_adapter, learns
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.templates import ChatTemplate
@@ -150,8 +149,7 @@ class SquareVLM(LibraryVLM):
             if image.shape[-2:] != (self.image_size, self.image_size):
                 found, side = "x".join(map(str, image.shape[-2:])), self.image_size
                 raise UserError("data.image_size", f"images of {found} pixels", f"the vision tower's {side}x{side}")
-        frozen = isinstance(self.vision_tower, FrozenBackbone)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.vision_tower)):
             features = self.tower_features(self.normalise(stacked(images)))
         return list(self.projector(features.to(next(self.projector.parameters()).dtype)))
 

@@ -10,13 +10,13 @@ from typing import Any, get_args, get_origin
 from huggingface_hub.errors import StrictDataclassError
 
 from umm_zoo.errors import REFUSALS, UserError, locating, several
-from umm_zoo.experiment.check import check_node
+from umm_zoo.experiment.check import check_node, slot_class
 from umm_zoo.experiment.file import interpolated_embedded
 from umm_zoo.experiment.reach import say_fetched
 from umm_zoo.experiment.shipped import PREFIX, located
 from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust, trusting
-from umm_zoo.experiment.types import TARGET, branch_for, is_named_tuple, is_node, mismatches
+from umm_zoo.experiment.types import TARGET, branch_for, describe, is_named_tuple, is_node, mismatches
 
 #: Parts of an experiment whose classes are other people's, with errors of their own classes.
 LIBRARIES = ("callbacks.", "metrics.", "trainer.")
@@ -85,6 +85,30 @@ def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: 
             return build(node, path)
         finally:
             _open.reset(token)
+
+
+def build_method(tree: Mapping[str, Any], source: str | Path | None = None, trust: Sequence[str] = ()) -> Any:
+    """The method of an experiment, with its adapters in its parts: whatever makes a method again makes it here.
+
+    Args:
+        tree: the keys ``method`` and ``adapters`` (in weights of an earlier version there is none) of an experiment.
+        source: the weights that hold it, which may be a stranger's: it is checked first; None where that has been done.
+        trust: see ``build_embedded``.
+
+    Raises:
+        UserError: see ``build``; or an adapter has no place.
+    """
+
+    def made(node: Any, path: str) -> Any:
+        return build(node, path) if source is None else build_embedded(node, slot_class(path), path, source, trust)
+
+    method = made(tree["method"], "method")
+    if not isinstance(adapters := tree.get("adapters") or {}, Mapping):
+        raise UserError("adapters", describe(adapters), "a map from parts to nodes")
+    for part, node in adapters.items():
+        with locating(place=f"adapters.{part}", refusals=REFUSALS):
+            method.adapt(part, made(node, f"adapters.{part}"))
+    return method
 
 
 def build_arguments(target: Target, node: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, nearest
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.experiment.layers import NAMED
 from umm_zoo.experiment.moved import GONE, Moved, where_now
 from umm_zoo.experiment.targets import Target, find_target
 from umm_zoo.experiment.trust import Trust
@@ -109,17 +110,30 @@ def _refuse(problems: list[Problem], file: str | Path) -> None:
         raise UserError(file, problems)
 
 
+#: Classes of the envelope's own slots and maps of named nodes, by name: with them comes torch, and methods know this package.
+_SLOTS = {
+    "method": "umm_zoo.method.Method",
+    "adapters": "umm_zoo.backbones.adapters.LoRA",
+    "data": "lightning.LightningDataModule",
+    "callbacks": "lightning.Callback",
+    "metrics": "torchmetrics.Metric",
+}
+
+
+def slot_class(path: str) -> type:
+    """The class that a slot of the envelope must make."""
+    module, _, name = _SLOTS[path.partition(".")[0]].rpartition(".")
+    kind: type = getattr(importlib.import_module(module), name)
+    return kind
+
+
 def slots_of(experiment: Experiment) -> Iterable[tuple[str, Any, type]]:
     """(path, node, class it must be) of the envelope's own slots."""
-    from lightning import Callback, LightningDataModule
-    from torchmetrics import Metric
-
-    yield "method", experiment.method, importlib.import_module("umm_zoo.method").Method  # by name: methods know this package
-    yield "data", experiment.data, LightningDataModule
-    for name, node in experiment.callbacks.items():
-        yield f"callbacks.{name}", node, Callback
-    for name, node in experiment.metrics.items():
-        yield f"metrics.{name}", node, Metric
+    for name in _SLOTS:
+        if name in NAMED:
+            yield from ((f"{name}.{key}", node, slot_class(name)) for key, node in getattr(experiment, name).items())
+        else:
+            yield name, getattr(experiment, name), slot_class(name)
 
 
 class _Checker:

@@ -1,12 +1,14 @@
 """The experiment file: a typed envelope, inheritance with ``base:``, overrides from the command line, interpolation.
 
-Nothing here imports torch, so that ``--help`` and errors of the envelope answer at once. What stands inside ``method``, ``data``,
-``callbacks``, ``metrics`` and ``trainer`` is checked by ``check.py`` against the signatures of the classes it names.
+Nothing here imports torch, so that ``--help`` and errors of the envelope answer at once. What stands inside ``method``,
+``adapters``, ``data``, ``callbacks``, ``metrics`` and ``trainer`` is checked by ``check.py`` against the signatures of the classes
+it names.
 
 Layers, each over the one before: the files of ``base`` in order, the file itself, the ``key=value`` pairs of the command line.
 Maps merge key by key; a node whose ``_target_`` changes is replaced whole; lists and plain values are replaced. ``null`` removes an
-entry of ``callbacks``, ``metrics`` and every other map of named objects; as an argument it is Python's None. ``name`` is the only
-key that is not inherited: it defaults to the file's own stem, so that a child never writes into the run folder of its base.
+entry of ``adapters``, ``callbacks``, ``metrics`` and every other map of named objects; as an argument it is Python's None. ``name``
+is the only key that is not inherited: it defaults to the file's own stem, so that a child never writes into the run folder of its
+base.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Experiment:
         seed: seeds the weights, and with the rank added the noise of training.
         vars: free values for interpolation, ``${vars.steps}``.
         method: node of a ``umm_zoo.method.Method``.
+        adapters: name of a part -> node of a ``umm_zoo.backbones.adapters.LoRA`` that stands in it, as the part ``<part>_adapter``.
         training: which parts are trained, and how: arguments of ``umm_zoo.training.setup.TrainingSetup``.
         data: node of a ``LightningDataModule``.
         callbacks: name -> node of a Lightning callback; ``checkpoint`` and ``progress`` replace the built-in ones.
@@ -61,6 +64,7 @@ class Experiment:
     seed: int = 0
     vars: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +87,11 @@ class Experiment:
         """Modules of the user's that weights which are loaded on the way may name too."""
         return sorted(users_modules(self.resolved())) if self.trusted is None else self.trusted
 
+    @property
+    def method_tree(self) -> dict[str, Any]:
+        """What the method is made of, for ``build_method``."""
+        return {"method": self.method, "adapters": self.adapters}
+
     def resolved(self) -> dict[str, Any]:
         """The experiment as a plain dict, as it is written to ``experiment.yaml`` and into every checkpoint."""
         return {key: self.stored.get(key, value) for key, value in asdict(self).items() if key not in _ASIDE}
@@ -94,7 +103,7 @@ class Experiment:
 
 #: Keys of an experiment file.
 ENVELOPE = (*(f.name for f in fields(Experiment) if f.name not in _ASIDE), "base")
-_MAPS = ("vars", "method", "training", "data", "callbacks", "metrics", "trainer")
+_MAPS = ("vars", "method", "adapters", "training", "data", "callbacks", "metrics", "trainer")
 
 
 def use_folders(folders: Iterable[str]) -> None:

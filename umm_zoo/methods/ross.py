@@ -83,7 +83,7 @@ class ROSS(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``reconstruction_target``: what the target is made of, where a frozen network computes it."""
-        if "target" in self.trained or not self.target.worth_storing:
+        if "target" in self.changing or not self.target.worth_storing:
             return {}
         target = self.target
         settings = {"kind": type(target).__name__.removeprefix("Frozen"), "image_size": target.image_size}

@@ -67,7 +67,7 @@ class TextToImage(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate, while the codec is frozen."""
-        if "codec" in self.trained:
+        if "codec" in self.changing:
             return {}
         return {"latents": Precomputable(self.codec, lambda batch: stacked(self.codec.target_latents(batch)), "row")}
 

@@ -72,7 +72,8 @@ class Export:
         self.report = report_of(self.run, self.source)
         self.method: Method = self.run.load_method()
         self.node = whole_node(self.run.experiment.method)
-        self.adapters = {name: module for name, module in self.method.named_modules() if isinstance(module, LoRA)}
+        found = {name: module for name, module in self.method.named_modules() if isinstance(module, LoRA)}
+        self.adapters = {_part_name(name): module for name, module in found.items()}
         self.merged = False
         if merge_adapter:
             if not self.adapters:
@@ -85,6 +86,9 @@ class Export:
         for name, adapter in self.adapters.items():
             adapter.merge()
             *above, last = name.split(".")
+            if (part := last.removesuffix("_adapter")) in self.method.adapters and not above:
+                del self.method.adapters[part]
+                continue
             node_at(self.node, above).pop(last, None)
             setattr(self.method.get_submodule(".".join(above)), last, None)
         self.adapters, self.merged = {}, True
@@ -195,7 +199,8 @@ class Export:
             raise UserError("--merge-adapter", found, "--part vlm beside it, or no merging")
         experiment = {key: value for key, value in self.run.checkpoint["experiment"].items() if key != "after"}
         experiment["method"] = self.node
-        own, training = self.method.parts(), dict(experiment.get("training") or {})
+        experiment["adapters"] = {} if self.merged else experiment.get("adapters") or {}
+        own, training = self.method.all_parts(), dict(experiment.get("training") or {})
         training["trained"] = [name for name in training.get("trained", ()) if name in own]  # no adapter that is merged
         experiment["training"] = training
         rest = rest_of(self.method, self.parts)
@@ -244,3 +249,8 @@ class Export:
         part.module.save(folder)
         shrink(folder, self.dtype)
         write_processor(part.module, folder)
+
+
+def _part_name(module: str) -> str:
+    """The part that an adapter is, by the module's name: ``adapters.decoder`` is ``decoder_adapter``."""
+    return f"{module.removeprefix('adapters.')}_adapter" if module.startswith("adapters.") else module

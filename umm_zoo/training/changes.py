@@ -73,7 +73,7 @@ class Changes:
         problems, kind = [], f"method.{TARGET}"  # another class explains all that is different inside
         for key, (was, now) in ({kind: self.values[kind]} if kind in self.values else self.values).items():
             moved = isinstance(was, str) and isinstance(now, str) and Path(was).name == Path(now).name
-            meaning = key.startswith("method.") and not (moved and TARGET not in key)
+            meaning = key.startswith(("method.", "adapters")) and not (moved and TARGET not in key)
             if meaning or key in _REFUSED:
                 hint = f"a new run may start from these weights: name=… after={checkpoint}"
                 problems.append(Problem(key, _shown(now), f"{_shown(was)}, with which this run was trained so far", hint))

@@ -45,11 +45,11 @@ class FinishedRun:
         Raises:
             UserError: a constructor refused its arguments, or the weights do not fit.
         """
-        from umm_zoo.experiment.build import build
+        from umm_zoo.experiment.build import build_method
         from umm_zoo.experiment.trust import trusting
 
         with locating(self.path), trusting(self.experiment.named_modules):
-            method: Method = build(self.experiment.method, "method")
+            method: Method = build_method(self.experiment.method_tree)
             method.load_weights(self.state)
         method.use_data_of({"data": self.experiment.data}, self.path, self.experiment.named_modules)
         return method.eval()
@@ -105,7 +105,7 @@ def load_run(
     most = {"data.num_workers": os.cpu_count() or 1, "trainer.num_nodes": launched_ranks()}
     leave_out({"data": experiment.data, "trainer": experiment.trainer}, source, overrides, most)
     check(experiment)
-    say_fetched({"method": experiment.method, "data": {"val": experiment.data.get("val")}, "metrics": experiment.metrics}, source)
+    say_fetched({**experiment.method_tree, "data": {"val": experiment.data.get("val")}, "metrics": experiment.metrics}, source)
     is_folder = "exported" in checkpoint or (Path(source) / "checkpoints").is_dir()
     folder = Path(source) if is_folder else checkpoint_path(source).parent
     state, weights = weights_of(checkpoint, raw_weights)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.adapters import hosts_of
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
@@ -31,8 +32,6 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 _ASIDE = (LatentCodec, FeatureEncoder, ReconstructionTarget, Reward, Method)
 #: What is left of a block's activations where they are computed again: its input, about a sixteenth.
 _INPUT = 1 / 16
-#: The part that an adapter stands in.
-_HOSTS = {"adapter": "language_model", "decoder_adapter": "decoder"}
 
 
 @contextmanager
@@ -79,10 +78,11 @@ def activation_bytes(method: Method, found: Mapping[int, int], sizes: Sequence[t
 def _passed(method: Method) -> dict[str, nn.Module]:
     """Parts that a gradient passes: the trained ones, and what stands behind the first of them but makes no target."""
     parts = method.parts()
-    hosts = {_HOSTS.get(name, name) for name in method.trained}
+    within = hosts_of(method.all_parts())
+    hosts = {within.get(name, name) for name in method.trained}
     first = min((place for place, name in enumerate(parts) if name in hosts), default=len(parts))
     behind = list(parts.items())[first:]
-    return {name: part for name, part in behind if name in hosts or (not isinstance(part, _ASIDE) and name not in _HOSTS)}
+    return {name: part for name, part in behind if name in hosts or (not isinstance(part, _ASIDE) and name not in within)}
 
 
 def _bytes(layer: nn.Module, numbers: int | None, tokens: int | None, precision: str) -> float:

@@ -79,7 +79,7 @@ def _parameter_table(experiment: Experiment, method: Method) -> Table:
     table.add_column("part")
     for column in ("trained", "frozen", "weights"):
         table.add_column(column, justify="right")
-    rows = {name: list(part.parameters()) for name, part in method.parts().items()}
+    rows = {name: list(part.parameters()) for name, part in method.all_parts().items()}
     for name, parameters in rows.items():
         table.add_row(printable(name), *_counts(parameters))
     table.add_section()

@@ -149,14 +149,20 @@ def load_weights(method: Method, source: str | Path, file: str, raw: bool = Fals
         if "exported" in checkpoint:  # what libraries keep is not among its tensors
             raise UserError(source, "an exported method", "the run that it was made from", "or name its folders as parts")
         left = set(checkpoint.get("stage_only", ()))
+        state, which = weights_of(checkpoint, raw)
+        state = {key: value for key, value in state.items() if key not in left}
         own = adapters_of(method)
         for name, earlier in _adapters_in(checkpoint).items():
-            if name in own and earlier != own[name] and any(key.startswith(f"{name}.") for key in checkpoint["state_dict"]):
-                said = [f"rank {meaning['rank']:g} and alpha {meaning['alpha']:g}" for meaning in (own[name], earlier)]
-                raise UserError(f"method.{name}", said[0], f"{said[1]}, with which the weights of {source} were trained")
-        state, which = weights_of(checkpoint, raw)
-        method.load_weights({key: value for key, value in state.items() if key not in left})
+            if earlier != own.get(name) and any(key.startswith(f"{name}.") for key in state):
+                place = name if name.startswith("adapters.") else f"method.{name}"
+                found = _meaning(own[name]) if name in own else "no adapter"
+                raise UserError(place, found, f"{_meaning(earlier)}, with which the weights of {source} were trained")
+        method.load_weights(state)
     return which
+
+
+def _meaning(adapter: Mapping[str, float]) -> str:
+    return f"rank {adapter['rank']:g} and alpha {adapter['alpha']:g}"
 
 
 def _adapters_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from umm_zoo.errors import REFUSALS, Natural, UserError, did_you_mean, locating, note
-from umm_zoo.experiment.build import build
+from umm_zoo.experiment.build import build, build_method
 from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.trust import trusting
@@ -161,7 +161,7 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
         UserError: a constructor refused its arguments, a metric reads what the method does not make; the line names the node.
     """
     with locating(experiment.file), trusting(experiment.named_modules):
-        method: Method = build(experiment.method, "method")
+        method: Method = build_method(experiment.method_tree)
         built = Built(
             method,
             data if data is not None else build_data(experiment),

@@ -77,6 +77,14 @@ class UAEBase(Method):
         if others := sorted(set(trained) - set(self.trainable)):
             raise UserError("training.trained", f"'{others[0]}'", f"parts that this stage trains: {', '.join(self.trainable)}")
 
+    def adapt(self, part: str, adapter: LoRA) -> None:
+        """An adapter that the stage's policy can be without, as its reference, is an argument of the stage."""
+        own = {"language_model": "adapter", "decoder": "decoder_adapter"}.get(part)
+        if own in self.trainable:
+            found, expected = f"an adapter of '{part}'", f"method.{own}: without it, {part} is the reference policy"
+            raise UserError(f"adapters.{part}", found, expected)
+        super().adapt(part, adapter)
+
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images, where the renderer's decoder is trained on them or judged by them."""
         if not isinstance(self.renderer, CaptionRenderer):

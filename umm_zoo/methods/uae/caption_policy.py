@@ -169,7 +169,7 @@ class CaptionPolicy(UAEBase, Reinforcement[C], ABC, Generic[C]):
 
     def _prompts(self, rollout: C, groups: Tensor) -> VLMInputs:
         """The prompts of some rows; with a graph where an embedding or the tower is trained, otherwise as they were encoded."""
-        if {"vision_tower", "projector", "language_model"} & set(self.trained):
+        if {"vision_tower", "projector", "language_model"} & self.changing:
             return self._questions([rollout.images[row] for row in groups.tolist()])
         return take_rows(rollout.inputs, groups)
 

@@ -1,0 +1,118 @@
+"""Named parts of a method, and adapters that stand beside some of them as parts of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import nn
+
+from umm_zoo.backbones.adapters import LoRA, hosts_of
+from umm_zoo.errors import UserError, did_you_mean
+
+
+class NamedParts(nn.Module, ABC):
+    """Mixin of methods: what their parts are, which of them are trained, and which have an adapter.
+
+    Attributes:
+        trained: names of the trained parts.
+        adapters: by the names of the parts that they stand in, see ``adapt``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[str] = []
+        self.adapters = nn.ModuleDict()
+        self._unreached: list[str] = []  # trained adapters that have had no gradient so far
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The named parts; together they hold every parameter of the method exactly once."""
+
+    def all_parts(self) -> dict[str, nn.Module]:
+        """``parts``, and the adapter of a part as ``<part>_adapter``: what may be trained, and what a checkpoint may hold."""
+        return {**self.parts(), **{f"{name}_adapter": adapter for name, adapter in self.adapters.items()}}
+
+    def check_trained(self, trained: Sequence[str]) -> None:
+        """Refuse parts that this method never trains.
+
+        Raises:
+            UserError: ``training.trained`` names one.
+        """
+
+    def adapt(self, part: str, adapter: LoRA) -> None:
+        """Let an adapter stand in a part, which stays as it is from now on; before anything is trained.
+
+        method.adapt("language_model", LoRA(rank=16))
+
+        Raises:
+            UserError: there is no such part, or this method never trains it.
+            ValueError: the part has an adapter, or no such layers.
+        """
+        where, parts = f"adapters.{part}", self.parts()
+        if part not in parts:
+            raise UserError(where, f"an adapter of '{part}'", f"one of {', '.join(parts)}", did_you_mean(part, parts))
+        if self.trained:
+            raise ValueError(f"{where}: found a method whose trained parts are chosen, expected adapt before train_only")
+        try:
+            self.check_trained([part])
+        except UserError as error:
+            found = f"an adapter of '{part}', which {type(self).__name__} never trains"
+            raise UserError(where, found, error.problems[0].expected, error.problems[0].hint) from error
+        adapter.attach(parts[part])
+        if f"{part}_adapter" in parts:
+            raise UserError(where, f"an adapter of '{part}', where '{part}_adapter' is a part already", "one of the two")
+        self.adapters[part] = adapter
+
+    @property
+    def changing(self) -> set[str]:
+        """Names of the parts whose outputs a training changes: trained ones, and those with a trained adapter."""
+        return {*self.trained, *(part for part in self.adapters if f"{part}_adapter" in self.trained)}
+
+    def choose_trained(self, trained: Sequence[str]) -> dict[str, nn.Module]:
+        """All parts, once those to be trained may be.
+
+        Raises:
+            UserError: a name is not a part, one that this method never trains, or a part that has an adapter.
+            ValueError: a parameter stands in no part or in two.
+        """
+        parts = self.all_parts()
+        for name in trained:
+            if name not in parts:
+                raise UserError("training.trained", f"'{name}'", f"{sorted(parts)}", did_you_mean(name, parts))
+        within = {f"{part}_adapter": part for part in self.adapters}
+        self.check_trained([within.get(name, name) for name in trained])
+        for adapter, host in hosts_of(parts).items():
+            if host in trained:
+                expected = f"'{adapter}' alone, or no adapter: the part that it stands in stays as it is"
+                raise UserError("training.trained", f"'{host}', which has an adapter", expected)
+        seen: dict[int, str] = {}
+        for name, part in parts.items():
+            for parameter in part.parameters():
+                if seen.setdefault(id(parameter), name) != name:
+                    raise ValueError(f"{type(self).__name__}.parts: '{seen[id(parameter)]}' and '{name}' share a parameter")
+        for key, parameter in self.named_parameters():
+            if id(parameter) not in seen:
+                raise ValueError(f"{type(self).__name__}.parts: parameter '{key}' stands in no part")
+        self.trained = list(trained)
+        self._unreached = [name for name in trained if isinstance(parts[name], LoRA)]
+        return parts
+
+    def check_reached(self) -> None:
+        """Refuse an adapter whose part has run in a training step without a gradient: it would never learn.
+
+        Raises:
+            UserError: names it.
+        """
+        if not self._unreached:
+            return
+        parts, left = self.all_parts(), list[str]()
+        for name in self._unreached:
+            adapter = parts[name]
+            without = all(parameter.grad is None for parameter in adapter.parameters())
+            if without and isinstance(adapter, LoRA) and adapter.was_run:
+                part = hosts_of(parts)[name]
+                found = f"'{name}', which no gradient reaches: {type(self).__name__} runs '{part}' without"
+                raise UserError("training.trained", found, "an adapter of a part that is trained on")
+            left += [name] if without else []
+        self._unreached = left
