@@ -52,13 +52,13 @@ class NamedParts(nn.Module, ABC):
         where, parts = f"adapters.{part}", self.parts()
         if part not in parts:
             raise UserError(where, f"an adapter of '{part}'", f"one of {', '.join(parts)}", did_you_mean(part, parts))
-        if self.trained:
-            raise ValueError(f"{where}: found a method whose trained parts are chosen, expected adapt before train_only")
         try:
             self.check_trained([part])
         except UserError as error:
             found = f"an adapter of '{part}', which {type(self).__name__} never trains"
             raise UserError(where, found, error.problems[0].expected, error.problems[0].hint) from error
+        if self.trained:
+            raise ValueError(f"{where}: found a method whose trained parts are chosen, expected adapt before train_only")
         adapter.attach(parts[part])
         if f"{part}_adapter" in parts:
             raise UserError(where, f"an adapter of '{part}', where '{part}_adapter' is a part already", "one of the two")
