@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
+from transformers import BloomConfig, GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from tests.backbones.test_codecs import KL
 from tests.backbones.test_features import VISION
@@ -94,12 +94,16 @@ def test_files_that_are_not_read_may_be_pointers(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Models by type, and those of which only the configuration is there: nothing else is read."""
-    made = {name: tmp_path_factory.mktemp(name) for name in ("llava", "qwen2_5_vl", "clip_vision_model", "gpt2", "opt", "original")}
+    made = {
+        name: tmp_path_factory.mktemp(name)
+        for name in ("llava", "qwen2_5_vl", "clip_vision_model", "gpt2", "opt", "bloom", "original")
+    }
     LlavaBackbone.from_config(LLAVA).save(made["llava"])
     Qwen25VL.from_config(QWEN).save(made["qwen2_5_vl"])
     CLIPVisionFeatures.from_config(VISION).save(made["clip_vision_model"])
     GPT2Config().save_pretrained(made["gpt2"])
     OPTConfig().save_pretrained(made["opt"])
+    BloomConfig().save_pretrained(made["bloom"])
     original = {
         "model_type": "llava",
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -128,7 +132,7 @@ def test_another_model_is_refused_by_its_type(kind: Any, name: str, message: str
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2_5_vl", "clip_vision_model", "original"])
+@pytest.mark.parametrize("name", ["bloom", "qwen2_5_vl", "clip_vision_model", "original"])
 def test_a_language_model_that_cannot_stand_in_a_llava_is_refused(name: str, folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"found .*(a model of type|original layout)") as raised:
         LlavaBackbone.from_parts(CLIP, str(folders[name]))

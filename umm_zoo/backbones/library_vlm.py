@@ -56,7 +56,7 @@ class LibraryVLM(RowTokeniser):
     @property
     def token_embeddings(self) -> Tensor:
         """The embedding matrix, ``[vocabulary, D]``."""
-        return cast(Tensor, self.text_model.embed_tokens.weight)
+        return cast(Tensor, self.text_model.get_input_embeddings().weight)
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +93,7 @@ class LibraryVLM(RowTokeniser):
         token_ids, labels, attention_mask, image_mask, position_ids = (
             tensor.to(self.device) for tensor in (token_ids, labels, attention_mask, image_mask, position_ids)
         )
-        embeddings = self.text_model.embed_tokens(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
+        embeddings = self.text_model.get_input_embeddings()(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
         deepstack = None
         if len(shown):
             there = shown.to(self.device) if isinstance(shown, Tensor) else [image.to(self.device) for image in shown]
@@ -181,7 +181,7 @@ class LibraryVLM(RowTokeniser):
         def step(tokens: Tensor) -> Tensor:
             nonlocal mask, position
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            embeddings, places = self.text_model.embed_tokens(tokens[:, None]), position.expand(*axes, -1, -1)
+            embeddings, places = self.text_model.get_input_embeddings()(tokens[:, None]), position.expand(*axes, -1, -1)
             position = position + 1
             known = mask if prefix.padded else None
             return cast(Tensor, self.lm_head(self.run(embeddings, known, places, prefix.cache)[:, -1]))
@@ -234,4 +234,4 @@ class LibraryVLM(RowTokeniser):
             inputs: B prompts.
             tokens, mask: ``[B * G, T]`` of ``Samples``.
         """
-        return append_answers(inputs, tokens, mask, self.text_model.embed_tokens(tokens))
+        return append_answers(inputs, tokens, mask, self.text_model.get_input_embeddings()(tokens))

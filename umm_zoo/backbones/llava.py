@@ -9,7 +9,16 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from umm_zoo.backbones.frozen import rest_unused
-from umm_zoo.backbones.llava_loading import Dtype, assemble, llava_config, load_llava, new_llava, pixel_statistics, read_config
+from umm_zoo.backbones.language_models import assert_positions, shape_logits
+from umm_zoo.backbones.llava_loading import (
+    Dtype,
+    assemble,
+    llava_config,
+    load_llava,
+    new_llava,
+    pixel_statistics,
+    read_config,
+)
 from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
@@ -31,6 +40,9 @@ class LlavaBackbone(SquareVLM):
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
         source: whose processor says the mean and deviation of pixels; None, or one without a processor, is what the kind of tower
             was trained with.
+
+    Raises:
+        UserError: rows may be longer than the language model has learned positions (GPT-2, OPT).
     """
 
     def __init__(
@@ -46,7 +58,9 @@ class LlavaBackbone(SquareVLM):
         parts = (whole.vision_tower, whole.multi_modal_projector, whole.language_model, model.lm_head)
         vision: Any = model.config.vision_config
         statistics = pixel_statistics(vision.model_type, source)
+        assert_positions(model.config.text_config, max_length)
         super().__init__(model, parts, statistics, tokenizer, template or ChatML(), max_length, gradient_checkpointing)
+        shape_logits(model.lm_head, model.config.text_config)
         rest_unused(self.vision_tower, self._feature_layers)
 
     # -- construction --------------------------------------------------------------------------------------------------------
@@ -70,7 +84,7 @@ class LlavaBackbone(SquareVLM):
                 token where there is one, and the vocabulary is the shipped tokenizer's if that is the one used.
             tokenizer, template, max_length, gradient_checkpointing: see the class.
             dtype: of the weights.
-            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
+            attention: ``sdpa`` (``eager`` for a language model that has none), ``eager``, ``flash_attention_2`` …
 
         Raises:
             ValueError: an unknown field, or a tower whose features are not a grid.

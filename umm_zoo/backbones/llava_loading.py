@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -19,9 +18,11 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from umm_zoo.backbones.language_models import assert_decoder, attention_by_part, attention_of, llava_class
 from umm_zoo.backbones.loading import (
     assert_known,
     assert_stated,
+    checked_config,
     image_processor_of,
     load_checkpoint,
     on_meta_device,
@@ -123,7 +124,8 @@ def read_config(source: str) -> PreTrainedConfig:
 def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights; ``auto`` is float32."""
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
-    return LlavaForConditionalGeneration._from_config(config, dtype=precision, attn_implementation=attention)
+    chosen = attention_by_part(attention, config.text_config)
+    return llava_class(config.text_config)._from_config(config, dtype=precision, attn_implementation=chosen)
 
 
 def load_llava(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> LlavaForConditionalGeneration:
@@ -133,7 +135,9 @@ def load_llava(source: str, dtype: Dtype, attention: str, stated: Mapping[str, A
         FileNotFoundError: nothing there.
         ValueError: tensors are missing, unexpected or of another shape.
     """
-    loaded = load_checkpoint(LlavaForConditionalGeneration, source, dtype, (), stated, attn_implementation=attention)
+    found: Any = checked_config(LlavaForConditionalGeneration, source, stated) or read_config(source)
+    kind, chosen = llava_class(found.text_config), attention_by_part(attention, found.text_config)
+    loaded = load_checkpoint(kind, source, dtype, (), stated, attn_implementation=chosen)
     return cast(LlavaForConditionalGeneration, loaded.train())
 
 
@@ -165,26 +169,6 @@ def assert_tower(where: str, kind: str) -> None:
         raise ValueError(f"{where}: found '{kind}', expected {sorted(TOWERS)}")
 
 
-def assert_decoder(where: str, config: Any) -> None:
-    """Refuse a language model that cannot stand in a LLaVA, before its weights are read.
-
-    Raises:
-        ValueError: it is no causal language model, or has no decoder whose token embeddings may be replaced.
-    """
-    expected = "a decoder with rotary positions and token embeddings of its own, such as llama, mistral or qwen2"
-    error = ValueError(f"{where}: found a model of type '{config.model_type}', expected {expected}")
-    try:
-        with torch.device("meta"):
-            decoder = AutoModelForCausalLM.from_config(config).base_model
-    except Exception as refused:  # the library has many ways to say that it has no such class, or that sizes do not fit
-        if type(config) in AutoModelForCausalLM._model_mapping:
-            raise ValueError(f"{where}: {str(refused).splitlines()[0]}") from refused
-        raise error from refused
-    takes = inspect.signature(decoder.forward).parameters
-    if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "rotary_emb")) or "position_ids" not in takes:
-        raise error
-
-
 def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> tuple[Any, Any, int | None]:
     """A decoder, its output layer and, from the checkpoint of a LLaVA, the id of its image token.
 
@@ -197,7 +181,8 @@ def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str,
         whole = load_llava(source, dtype, attention, {"text_config": stated or {}})
         return whole.model.language_model, whole.lm_head, int(whole.config.image_token_id)
     assert_decoder(f"language_model: {source}", found)
-    language = load_checkpoint(AutoModelForCausalLM, source, dtype, (), stated, attn_implementation=attention).train()
+    chosen = attention_of(attention, found)
+    language = load_checkpoint(AutoModelForCausalLM, source, dtype, (), stated, attn_implementation=chosen).train()
     return language.base_model, language.get_output_embeddings(), None
 
 
@@ -245,10 +230,12 @@ def assemble(
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
     tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=attention)
     if decoder is None:
-        language = AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=attention)
+        chosen = attention_of(attention, config.text_config)
+        language = AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=chosen)
         decoder, head = language.base_model, language.get_output_embeddings()
     with torch.device("meta"):  # the frame only: its parts are replaced
-        model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+        parts = attention_by_part(attention, config.text_config)
+        model = llava_class(config.text_config)._from_config(config, attn_implementation=parts)
     model.model.vision_tower = tower
     model.model.language_model, model.lm_head = decoder, head
     model.model.multi_modal_projector = LlavaMultiModalProjector(config)
