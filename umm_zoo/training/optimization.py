@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -25,6 +25,10 @@ class OptimizerFactory(ABC):
     @abstractmethod
     def build(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> Optimizer:
         """Args: parts: name of each trained part and its parameters. Returns: one optimiser with a named group per part."""
+
+    def state_bytes(self, parameter: nn.Parameter) -> float:
+        """Bytes that the optimiser keeps for a parameter between steps: two moments of its own dtype, unless a subclass says so."""
+        return 2.0 * parameter.numel() * parameter.element_size()
 
 
 class AdamW(OptimizerFactory):
@@ -73,7 +77,37 @@ class AdamW(OptimizerFactory):
                 groups.append({"params": matrices, "lr": lr, "weight_decay": self.weight_decay, "name": name})
             if vectors:
                 groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0, "name": f"{name} (vectors)"})
+        return self.make(groups)
+
+    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimiser of finished groups."""
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
+
+
+class AdamW8bit(AdamW):
+    """AdamW with both moments in 8 bit, in blocks with a scale each, by bitsandbytes (Dettmers et al., 2022, arXiv 2110.02861).
+
+    Arguments are those of ``AdamW``. Tensors of fewer than 4,096 numbers keep moments of 32 bit, as the library has it. Needs the
+    package: ``pip install bitsandbytes``.
+
+    Raises:
+        UserError: the package is missing.
+    """
+
+    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The library's."""
+        try:
+            from bitsandbytes.optim import AdamW8bit as Library
+        except ImportError as error:
+            found = f"no package bitsandbytes for {type(self).__name__} ({error})"
+            raise UserError("training.optimizer", found, "it to be installed", "pip install bitsandbytes") from error
+        made: Optimizer = Library(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
+        return made
+
+    def state_bytes(self, parameter: nn.Parameter) -> float:
+        """A byte per number and moment, and a scale of 32 bit per block of 256."""
+        each = 1 + 4 / 256 if parameter.numel() >= 4096 else 4
+        return 2.0 * parameter.numel() * each
 
 
 class Schedule(ABC):

@@ -23,9 +23,6 @@ from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
 from umm_zoo.training.trial import try_experiment
 
-#: Bytes per trained parameter beside the weight itself, in units of the weight: the gradient and AdamW's two moments.
-_TRAINED_COPIES = 3
-
 
 def print_check(experiment: Experiment, runs: str | None = None, ckpt: str | None = None) -> None:
     """Check, build on the meta device (no memory, no weights read), and print the report.
@@ -117,13 +114,15 @@ def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, in
     by_type: Counter[str] = Counter()
     for tensor in {id(t): t for t in [*method.parameters(), *method.buffers()]}.values():
         by_type[str(tensor.dtype).removeprefix("torch.")] += _size(tensor)
-    trained = _TRAINED_COPIES * sum(_size(p) for p in method.parameters() if p.requires_grad)
+    optimizer = None if built.setup is None else built.setup.optimizer
+    learning = [p for p in method.parameters() if p.requires_grad]
+    trained = sum(map(_size, learning)) + (0 if optimizer is None else round(sum(map(optimizer.state_bytes, learning))))
     weights = sum(by_type.values())
     detail = ", ".join(f"{name} {_bytes(size)}" for name, size in by_type.most_common())
     least = [
         f"memory, at least: {_bytes(weights + trained)} per process",
         f"  weights and buffers {_bytes(weights)} ({detail or 'none'})",
-        f"  gradients and AdamW's two moments of the trained parameters {_bytes(trained)}",
+        f"  gradients of the trained parameters, and what {type(optimizer).__name__} keeps of them, {_bytes(trained)}",
     ]
     activations, how = 0, "by a trial step without numbers on the first rows of the data"
     rule = _by_rule(built, numbers, rows, precision)

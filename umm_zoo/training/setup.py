@@ -79,6 +79,7 @@ class Built:
     data: LightningDataModule
     callbacks: dict[str, Callback]
     metrics: dict[str, Metric]
+    setup: TrainingSetup | None = None
 
     def owners(self) -> dict[str, Any]:
         """Callbacks and metrics by their places in the experiment."""
@@ -170,7 +171,8 @@ def build_experiment(experiment: Experiment, data: LightningDataModule | None = 
         )
         if experiment.training:
             with locating(place="training"):
-                build({TARGET: TRAINING, **experiment.training}, "training").prepare(method)
+                built.setup = build({TARGET: TRAINING, **experiment.training}, "training")
+                built.setup.prepare(method)
         check_outputs(method, built.metrics)
     with locating(experiment.file):
         check_monitors(built)
