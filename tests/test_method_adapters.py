@@ -12,7 +12,7 @@ from toy_parts import Body, Head, Toy, toy_experiment, write_yaml
 
 from tests.backbones.test_sana import inputs as sana_inputs
 from tests.backbones.test_sana import sana
-from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, llava, random_images
+from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, llava, qwen, random_images
 from tests.methods.uae_parts import second_stage
 from umm_zoo.backbones.adapters import LoRA, adapters_of, learns
 from umm_zoo.backbones.precomputable import weights_hash
@@ -211,6 +211,22 @@ def test_a_frozen_tower_with_an_adapter_has_a_gradient_and_its_unused_layers_non
     batch = Batch(keys=["a"], conversations=CONVERSATIONS[:1], images=random_images(method.vlm, 1), image_counts=[1])
     method.training_losses(batch)["loss"].backward()
     assert all(p.grad is not None for p in method.adapters.parameters())
+
+
+def test_layers_beside_an_adapter_are_computed_again_where_that_is_asked_for() -> None:
+    found = []
+    for again in (False, True):
+        method, calls = LLaVA(qwen(gradient_checkpointing=again)), list[int]()
+        method.adapt("language_model", LoRA(2))
+        shaken(method.adapters["language_model"])  # type: ignore[arg-type]
+        method.train_only(["language_model_adapter"])
+        method.train()
+        method.vlm.text_model.layers[0].self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        batch = Batch(keys=["a"], conversations=CONVERSATIONS[:1], images=random_images(method.vlm, 1), image_counts=[1])
+        method.training_losses(batch)["loss"].backward()
+        found.append([p.grad for p in method.adapters.parameters()])
+        assert len(calls) == 1 + again
+    torch.testing.assert_close(*found)
 
 
 # -- stages --------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from umm_zoo.backbones.adapters import learns
 from umm_zoo.backbones.base import VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.encoding import pad, stop_ids
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
@@ -102,7 +104,7 @@ class LibraryVLM(RowTokeniser):
             if behind is not None:
                 rows_of = embeddings.new_zeros(*image_mask.shape, *behind.shape[1:])
                 deepstack = rows_of.masked_scatter(image_mask[..., None, None], behind.to(embeddings.dtype))
-        elif torch.is_grad_enabled() and any(p.requires_grad for p in self.parts()["projector"].parameters()):
+        elif torch.is_grad_enabled() and any(learns(self.parts()[name]) for name in ("vision_tower", "projector")):
             # a batch without images touches the same parameters, for ranks wait for each other's gradients
             side = self.image_size or 64
             made = self.image_features([torch.zeros(3, side, side, device=self.device)], [1])
@@ -112,6 +114,10 @@ class LibraryVLM(RowTokeniser):
 
     # -- the language model --------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _layers(self) -> list[Any]:
+        return [layer for layer in self.text_model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
     def run(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None, **extras: Any
     ) -> Tensor:
@@ -119,6 +125,9 @@ class LibraryVLM(RowTokeniser):
 
         ``extras`` are further arguments of the library's decoder.
         """
+        for layer in self._layers:  # the library recomputes in training mode only, which a frozen one never is in
+            if layer.gradient_checkpointing:
+                layer.training = cache is None and torch.is_grad_enabled()
         states = self.text_model(
             inputs_embeds=embeddings,
             attention_mask=mask,

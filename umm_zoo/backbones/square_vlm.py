@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from umm_zoo.backbones.adapters import assert_no_adapter, learns
 from umm_zoo.backbones.library_vlm import LibraryVLM
@@ -163,17 +162,10 @@ class SquareVLM(LibraryVLM):
         """Whether every layer attends to all that stands before."""
         return set(getattr(self.text_model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
-    @cached_property
-    def _layers(self) -> list[nn.Module]:
-        return [layer for layer in self.text_model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-
     def run(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: DynamicCache | None = None, **extras: Any
     ) -> Tensor:
         """As the base class."""
         if mask is None and cache is None and not self.gradient_checkpointing and self._is_plain:
             cache = _KeepsNothing()  # without one the library looks for packed rows, and a GPU must be waited for
-        if self.gradient_checkpointing:
-            for layer in self._layers:  # the library recomputes in training mode only, which a frozen one never is in
-                layer.training = cache is None and torch.is_grad_enabled()
         return super().run(embeddings, mask, position_ids, cache, **extras)
