@@ -1,5 +1,7 @@
 """Checkpoints that the library wrote, in our wrapper and in the library's own model and processor."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,14 @@ from library_checkpoints import checkpoint, library, wrapped
 from PIL import Image
 from torch.testing import assert_close
 
+from tests.backbones.vlm_parts import QWEN
 from umm_zoo.backbones.pretrained_vlm import PretrainedVLM
-from umm_zoo.backbones.templates import IGNORE
+from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
+from umm_zoo.backbones.templates import IGNORE, VicunaV1
 from umm_zoo.backbones.vlm_uses import PROVEN, proven
+from umm_zoo.errors import UserError
+from umm_zoo.experiment.build import build
+from umm_zoo.training.trial import try_part
 
 SIZES = [(20, 30), (9, 12), (33, 17)]  # height and width
 PIXELS = [np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8) for seed, size in enumerate(SIZES)]
@@ -137,3 +144,60 @@ def test_saved_is_loaded_again_here_and_there(loaded, tmp_path):
 
 def test_the_list_of_proven_uses_is_whole():
     assert set(proven("logits")) == set(PROVEN)
+
+
+def test_on_the_meta_device_sizes_are_known_and_nothing_is_run(loaded):
+    _, folder, _, _, vlm = loaded
+    node = {"_target_": "umm_zoo.backbones.pretrained_vlm.PretrainedVLM.from_pretrained", "source": str(folder)}
+    with torch.device("meta"):
+        shape = build(node)
+    assert shape.image_grid(33, 17) == vlm.image_grid(33, 17) and shape.device.type == "meta"
+    assert {name: own.shape for name, own in shape.state_dict().items()} == {n: own.shape for n, own in vlm.state_dict().items()}
+    try_part(shape, [torch.empty(1, 3, 20, 30, device="meta")] * 2, "vlm", "e.yaml")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_folder_of_another_family_is_refused_by_its_name(device):
+    with torch.device(device):
+        with pytest.raises(ValueError, match=r"found a model of type 'qwen3_vl', expected 'qwen2_5_vl'; use .*PretrainedVLM$"):
+            Qwen25VL.from_pretrained(str(checkpoint("qwen3_vl")), QWEN)
+        with pytest.raises(UserError, match=r"found a model of type 'clip', expected one of .*; use .*CLIPFeatures"):
+            PretrainedVLM.from_pretrained("experiments/tiny/weights/clip")
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    plain = wrapped("qwen3_vl").train()
+    other = PretrainedVLM.from_pretrained(str(checkpoint("qwen3_vl")), gradient_checkpointing=True).train()
+    first, second = (
+        torch.autograd.grad(own(own.embed(ROWS, IMAGES, COUNTS)).loss, list(own.parts()["vision_tower"].parameters()))
+        for own in (plain, other)
+    )
+    assert_close(second, first, rtol=0, atol=1e-6)
+
+
+def test_half_precision_keeps_the_frequencies():
+    vlm = wrapped("gemma3").to(torch.bfloat16)
+    kinds = {name.rsplit(".", 1)[1]: own.dtype for name, own in vlm.named_buffers() if "inv_freq" in name}
+    assert len(kinds) == 4 and set(kinds.values()) == {torch.float32}
+    assert vlm(vlm.embed(ROWS, IMAGES, COUNTS)).loss.isfinite()
+
+
+def test_settings_of_the_image_processor():
+    folder = str(checkpoint("qwen2_vl"))
+    assert PretrainedVLM.from_pretrained(folder, image_processor={"max_pixels": 400}).image_grid(99, 99) == (2, 2)
+    with pytest.raises(
+        UserError, match=r"found 'max_pixel', expected a setting of Qwen2VLImageProcessorPil; did you mean 'max_pixels'"
+    ):
+        PretrainedVLM.from_pretrained(folder, image_processor={"max_pixel": 400})
+
+
+def test_what_a_folder_lacks_is_said(tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(checkpoint("llava") / name, tmp_path)
+    with pytest.raises(FileNotFoundError, match="image processor"):
+        PretrainedVLM.from_pretrained(str(tmp_path))
+    shutil.copy(checkpoint("llava") / "preprocessor_config.json", tmp_path)
+    with pytest.raises(UserError, match="no chat template, expected chat_template.jinja beside the weights; state one"):
+        PretrainedVLM.from_pretrained(str(tmp_path))
+    vlm = PretrainedVLM.from_pretrained(str(tmp_path), template=VicunaV1(end="<|im_end|>"))
+    assert vlm.generate(PROMPTS[:1], IMAGES[:1], [1], 3)

@@ -234,7 +234,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
 
     def image_features(self, images: Images, image_counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """As the base class."""
-        made = processed(images, image_counts, self.family.images, self._settings)
+        made = processed(images, image_counts, self.family.images, self.family.settings)
         dtype = next(self._parts["vision_tower"].parameters()).dtype
         there = {name: own.to(self.device, dtype if own.is_floating_point() else None) for name, own in made.items()}
         features, behind = self.family.features(there)

@@ -49,6 +49,9 @@ class VLMFamily:
     takes: ClassVar[tuple[str, ...]] = ("pixel_values",)
     defaults: ClassVar[dict[str, Any]] = {}
 
+    def __post_init__(self) -> None:
+        """Look at what is given."""
+
     # -- structure -----------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -147,13 +150,18 @@ class Qwen2VL(VLMFamily):
             "language_model": nn.ModuleDict({"model": model.model.language_model, "lm_head": model.lm_head}),
         }
 
+    def __post_init__(self) -> None:
+        own = dict(self.settings)
+        size = {name: own.get("size", self.images.size)[name] for name in ("shortest_edge", "longest_edge")}
+        for short, name in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):  # the library's older words
+            size[name] = own.pop(short, None) or size[name]
+        self.settings = {**own, "size": size}
+
     @cached_property
     def _patches(self) -> PatchLayout:
-        own = {**{name: getattr(self.images, name, None) for name in ("size", "min_pixels", "max_pixels")}, **self.settings}
-        size = own["size"] or {}
-        smallest, largest = own["min_pixels"] or size["shortest_edge"], own["max_pixels"] or size["longest_edge"]
-        images = self.images
-        return PatchLayout(images.patch_size, images.merge_size, images.temporal_patch_size, smallest, largest)
+        images, size = self.images, self.settings["size"]
+        areas = size["shortest_edge"], size["longest_edge"]
+        return PatchLayout(images.patch_size, images.merge_size, images.temporal_patch_size, *areas)
 
     def grid(self, height: int, width: int, count: int = 1) -> Grid:
         """Of whole groups of patches."""

@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from umm_zoo.backbones.loading import on_meta_device, one_line
 from umm_zoo.backbones.tokenizer import assert_vocabulary, load_tokenizer
-from umm_zoo.errors import UserError
+from umm_zoo.errors import UserError, did_you_mean
 
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json")
 
@@ -42,8 +42,8 @@ def load_images(source: str, kind: str, settings: Mapping[str, Any]) -> Any:
         images = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
     known = {*images.valid_kwargs.__annotations__, *images.to_dict()}
     if unknown := sorted(set(settings) - known):
-        expected = f"a setting of {type(images).__name__}: {', '.join(sorted(known))}"
-        raise UserError("image_processor", f"'{unknown[0]}'", expected)
+        hint = did_you_mean(unknown[0], known) or f"it has {', '.join(sorted(images.valid_kwargs.__annotations__))}"
+        raise UserError("image_processor", f"'{unknown[0]}'", f"a setting of {type(images).__name__}", hint)
     return images
 
 
