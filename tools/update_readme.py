@@ -2,8 +2,8 @@
 
 A block between ``<!-- results: PATH -->`` and ``<!-- end results -->`` is replaced by the tables of that comparison (PATH.json, of
 ``umm_zoo.compare``) or by that text (PATH.md, of ``tools/probe_parts.py``), so that no number can be older than the file it came
-from; the matrix of checkpoints comes from the list that the tests run over (umm_zoo/backbones/families.py). PATH starts from the
-root, wherever the README lies. ``--check`` changes nothing and exits with 1 if a block is stale.
+from; the matrix of checkpoints comes from the lists that the tests run over (umm_zoo/backbones/families.py and vlm_uses.py). PATH
+starts from the root, wherever the README lies. ``--check`` changes nothing and exits with 1 if a block is stale.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from umm_zoo.backbones import families
+from umm_zoo.backbones import families, vlm_uses
 from umm_zoo.comparison.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def tables(root: Path, path: str, folder: Path) -> str:
     What a ``.md`` file says is taken as it is.
     """
     if path == "umm_zoo/backbones/families.py":
-        return families.markdown()
+        return f"{families.markdown()}\n{vlm_uses.table()}"
     if path.endswith(".md"):
         return (root / path).read_text(encoding="utf-8").rstrip("\n") + "\n"
     text = Results.read(root / path).markdown().split("\n", 2)[2]
