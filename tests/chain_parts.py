@@ -129,6 +129,7 @@ def chain_experiment(folder: Path, trained: list[str] | None = None, **method: A
             "train": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "train"}},
             "val": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "val"}},
             "batch_size": 4,
+            "image_size": 8,
             "val_batch_size": 2,
             "window": 2,
         },

@@ -290,6 +290,9 @@ def test_command_exits_with_2_and_no_traceback(folder: Path) -> None:
         ("data_pipeline.tasks.Edit", "did you mean 'data_pipelines'?"),
         ("torchmetric.Metric", "did you mean 'torchmetrics'?"),
         ("my_blokcs.Body", "did you mean 'my_blocks'?"),
+        ("data_pipelines.transforms.Square", "did you mean 'data_pipelines.transforms.resize.Square'?"),
+        ("data_pipelines.transforms.Sqare", "did you mean 'data_pipelines.transforms.resize.Square'?"),
+        ("umm_zoo.methods.ross.WeMMU.load", "did you mean 'umm_zoo.methods.wemmu.WeMMU.load'?"),
     ],
 )
 def test_a_module_is_suggested_where_a_user_can_mean_it(path: str, hint: str, tmp_path: Any, monkeypatch: Any) -> None:

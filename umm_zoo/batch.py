@@ -93,10 +93,8 @@ class Batch:
             per row is taken apart, and without any no row asks for one.
         crops: per row what the loader cut away of the image that it asks for; None where it asks for none, or nobody knows.
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
-        tasks: what each row asks for; where it is not given, what its images say: without a target a question, with one
-            text-to-image, an edit or a composition by the number of input images.
-        extras: precomputed members of the shards by name, one entry per row, or as many as ``entries`` says; lists where their
-            shapes differ.
+        tasks: what each row asks for; not given, a question, or with a target text-to-image, edit or composition by its images.
+        extras: precomputed members of shards by name, an entry per row, or as many as ``entries`` says; lists where shapes differ.
         entries: by the name of an extra, entries of each row (of its images, of its target) where that is not one.
         stands_in: whether the rows repeat others, where a micro-batch had no good one: they weigh nothing in training.
         ahead: where gradients are accumulated, on the first micro-batch of an optimiser step: the others, as the loader gives them.
@@ -174,11 +172,8 @@ class Batch:
             counts = self.entries.get(name, [1] * len(self))
             if sum(counts) == len(values):
                 ends = list(accumulate(counts))
-                own = [slice(ends[row] - counts[row], ends[row]) for row in rows]
-                if isinstance(values, Tensor):
-                    extras[name] = torch.cat([values[:0], *(values[part] for part in own)])
-                else:
-                    extras[name] = [value for part in own for value in values[part]]
+                own = [place for row in rows for place in range(ends[row] - counts[row], ends[row])]
+                extras[name] = values[own] if isinstance(values, Tensor) else [values[place] for place in own]
         per_row = ("keys", "conversations", "image_counts", "targets", "crops", "meta", "tasks")
         chosen: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in per_row}
         return Batch(
@@ -235,9 +230,9 @@ def image_of_each_row(batch: Batch) -> list[Tensor]:
     return chosen
 
 
-#: Places of some images of equal size, and their stack.
+#: Places of some images of equal size, and their stack; no places where it stands in for images of which a rank has too few.
 Group = tuple[list[int], Tensor]
-#: Set while weights are shared out over ranks: splits the groups of a rank, so that all ranks have as many.
+#: Set while weights are shared out over ranks: splits the groups of a rank and adds stand-ins, so that all ranks have as many.
 regroup: ContextVar[Callable[[list[Group]], list[Group]]] = ContextVar("regroup", default=list)
 
 
@@ -262,17 +257,19 @@ def stacked(images: Images, where: str = "") -> Tensor:
     if len(sizes) > 1:
         found = ", ".join(" x ".join(map(str, size[-2:])) for size in sizes[:3]) + (", …" if len(sizes) > 3 else "")
         raise UserError(where, f"images of {found} px in one batch", "images of one size")
-    first = images[0]
     if not _neighbours(images) or len({image.stride() for image in images}) > 1:
         return torch.stack(list(images))
-    return first.as_strided((len(images), *first.shape), (first.numel(), *first.stride()))  # whatever the order of its axes
+    return images[0].as_strided((len(images), *sizes[0]), (images[0].numel(), *images[0].stride()))  # whatever its axes' order
 
 
 def map_by_size(function: Callable[[Tensor], Tensor], images: Images) -> list[Tensor]:
     """What ``function`` makes of each image, in their order; it is called once per size, with a stack ``[m, 3, H, W]``."""
     results = dict[int, Tensor]()
     for places, stack in by_size(images):
-        results.update(zip(places, function(stack), strict=True))
+        made = function(stack)
+        results.update(zip(places, made, strict=bool(places)))
+        if not places and made.requires_grad:  # the way back is every rank's too
+            results[0] = results[0] + 0 * made.sum()
     return [results[place] for place in range(len(images))]
 
 

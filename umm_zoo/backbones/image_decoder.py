@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Grid, Tokens
+from umm_zoo.batch import Grid, Group, Tokens
 from umm_zoo.blocks.denoisers import Denoiser
 from umm_zoo.objectives.schedules import ReleaseSchedule
 
@@ -71,6 +73,21 @@ class ImageDecoder(Denoiser):
         dtype: torch.dtype = self.model.dtype
         moment = time if time.dtype == torch.float64 else time.float()  # 1000 values of t do not fit into bfloat16
         return noisy.to(dtype), moment, condition.values.to(dtype), condition.mask
+
+    def conditioned(self, groups: Sequence[Group], condition: Callable[[list[int], Tensor], Tokens]) -> list[tuple[Tensor, Tokens]]:
+        """Latents of each group and their ``condition``, for an objective; stand-ins run through the network here, for nothing.
+
+        Args:
+            groups: of latents, as ``by_size`` gives them.
+            condition: of the rows and latents of a group; those of a stand-in have no rows.
+        """
+        made = [(latents, condition(rows, latents)) for rows, latents in groups]
+        kept = [own for own, (rows, _) in zip(made, groups, strict=True) if rows]
+        for latents, own in made[len(kept) :]:  # stand-ins come last
+            unused = 0 * self(latents, latents.new_zeros(1), own).sum()
+            first = kept[0][1]
+            kept[0] = (kept[0][0], replace(first, values=first.values + unused.to(first.values.dtype)))
+        return kept
 
     def takes(self, grid: Grid) -> bool:
         """Whether the network takes latents of so many cells."""

@@ -20,6 +20,7 @@ from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.row_tokeniser import RowTokeniser
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.batch import Conversation, Grid, Images
+from umm_zoo.objectives.step import blocks_are_sharded
 
 
 class LibraryVLM(RowTokeniser):
@@ -104,13 +105,17 @@ class LibraryVLM(RowTokeniser):
             if behind is not None:
                 rows_of = embeddings.new_zeros(*image_mask.shape, *behind.shape[1:])
                 deepstack = rows_of.masked_scatter(image_mask[..., None, None], behind.to(embeddings.dtype))
-        elif torch.is_grad_enabled() and any(learns(self.parts()[name]) for name in ("vision_tower", "projector")):
-            # a batch without images touches the same parameters, for ranks wait for each other's gradients
+        elif blocks_are_sharded() or (torch.is_grad_enabled() and self._learns_to_see):
+            # a batch without images touches the same parameters, for ranks wait for each other's gradients and weights
             side = self.image_size or 64
             made = self.image_features([torch.zeros(3, side, side, device=self.device)], [1])
             embeddings = embeddings + sum(0 * part.sum().to(embeddings.dtype) for part in made if part is not None)
         padded = len({len(ids) for ids, _ in rows}) > 1
         return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
+
+    @property
+    def _learns_to_see(self) -> bool:
+        return any(learns(self.parts()[name]) for name in ("vision_tower", "projector"))
 
     # -- the language model --------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import sysconfig
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from umm_zoo.errors import UserError, did_you_mean, nearest
@@ -20,6 +23,8 @@ from umm_zoo.experiment.types import describe_slot
 
 #: Packages whose classes experiments name.
 NAMED_LIBRARIES = ("umm_zoo", "data_pipelines", "lightning", "torch", "torchmetrics")
+#: Files of a package that are looked through for a class which stands elsewhere in it; torch has more.
+_FEW_FILES = 1000
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,40 @@ def find_target(path: str) -> Target:
     for index, part in enumerate(rest):
         if not hasattr(here, part):
             owner = ".".join(parts[: len(parts) - len(rest) + index])
-            names = [name for name in dir(here) if not name.startswith("_")]
-            if inspect.ismodule(here) and hasattr(here, "__path__"):
-                names += [info.name for info in pkgutil.iter_modules(here.__path__)]
-            meant = nearest(part, names)
-            hint = did_you_mean(f"{owner}.{meant}") if meant else ""
+            hint = did_you_mean(_meant(here, owner, rest[index:]))
             raise UserError("", f"'{path}', but {owner} has no '{part}'", expected, hint)
         here = getattr(here, part)
     return _target_of(here, path)
+
+
+def _meant(here: Any, owner: str, rest: Sequence[str]) -> str | None:
+    """What may be meant by ``rest`` behind ``owner``, which has no such thing: first of all the same class in another module."""
+    names = [name for name in dir(here) if not name.startswith("_")]
+    if inspect.ismodule(here) and hasattr(here, "__path__"):
+        names += [info.name for info in pkgutil.iter_modules(here.__path__)]
+    near, inside = nearest(rest[0], names), _classes_of(owner.split(".")[0]) if inspect.ismodule(here) else {}
+    for place, name in enumerate(rest):
+        found = [module for module in inside.get(name, ()) if module != owner]
+        if found and f"{owner}.{near}" not in found:
+            module = next((own for own in found if own.startswith(f"{owner}.")), found[0])
+            return ".".join([module, *rest[place:]])
+    if near:
+        return f"{owner}.{near}"
+    below = {name: own for name, modules in inside.items() for own in modules if own.startswith(f"{owner}.")}
+    return f"{below[meant]}.{meant}" if (meant := nearest(rest[0], below)) else None
+
+
+def _classes_of(package: str) -> dict[str, list[str]]:
+    """Modules that define a class, by its name, of a package whose files are few; they are read and not imported."""
+    found = dict[str, list[str]]()
+    for root in map(Path, getattr(importlib.import_module(package), "__path__", ())):
+        files = list(islice(root.rglob("*.py"), _FEW_FILES + 1))
+        for file in sorted(files) if len(files) <= _FEW_FILES else ():
+            inside = [package, *file.relative_to(root).with_suffix("").parts]
+            module = ".".join(inside[:-1] if inside[-1] == "__init__" else inside)
+            for name in re.findall(r"^class (\w+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+                found.setdefault(name, []).append(module)
+    return found
 
 
 def _import_longest(parts: list[str]) -> tuple[Any, list[str]]:

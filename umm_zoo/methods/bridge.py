@@ -138,14 +138,16 @@ class Bridge(Method):
 
         ``token_counts`` become ``text`` and ``image`` of the requests, detail tokens (``image`` too) and ``query``.
         """
-        groups, detail = [], prompt.details.mask
         counts = [sequence_counts(prompt.prefix.attention_mask, prompt.image_mask)]
-        counts.append({"image": TokenCount(detail.sum(), detail.numel())})
-        for rows, latents in by_size(self.codec.target_latents(batch)):
-            own, grid = prompt.select(rows), Grid(*latents.shape[-2:])
+        counts.append({"image": TokenCount(prompt.details.mask.sum(), prompt.details.mask.numel())})
+
+        def condition(rows: list[int], latents: Tensor) -> Tokens:
+            own, grid = prompt.select(rows or [0]), Grid(*latents.shape[-2:])
             queries = self.draw_queries(own, grid)  # [m, N, D]
-            counts.append({"query": TokenCount.of(Tokens(queries))})
-            groups.append((latents, replace(self.condition(own, queries, grid), crops=[batch.crops[row] for row in rows])))
+            counts.append({"query": TokenCount(queries.shape[:2].numel() * bool(rows), queries.shape[:2].numel())})
+            return replace(self.condition(own, queries, grid), crops=[batch.crops[row] for row in rows or [0]])
+
+        groups = self.decoder.conditioned(by_size(self.codec.target_latents(batch)), condition)
         self.token_counts = add_counts(*counts)
         return groups
 
@@ -253,10 +255,8 @@ class Bridge(Method):
         made = dict[int, Tensor]()
         for places, stack in by_size(images):
             batch = request_batch([""] * len(places), [[image] for image in stack]).to(self.device)
-            sampling = Sampling(size=(stack.shape[-2], stack.shape[-1]))
-            made.update(
-                zip(places, self._generate(batch, [seed + place for place in places], self.guidance, sampling), strict=True)
-            )
+            seeds, sampling = [seed + place for place in places], Sampling(size=(stack.shape[-2], stack.shape[-1]))
+            made.update(zip(places, self._generate(batch, seeds, self.guidance, sampling), strict=True))
         return [made[place] for place in range(len(images))]
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from umm_zoo.batch import Batch, Grid, Images, Tokens, map_by_size
 from umm_zoo.blocks.details import DetailBranch, Details
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.errors import UserError
+from umm_zoo.objectives.step import blocks_are_sharded
 from umm_zoo.outputs import QueryAttention
 
 
@@ -66,9 +67,13 @@ def encode_details(
 ) -> Details:
     """Tokens of the input images' own latents, at the places of the vision tower's tokens."""
     width, device = inputs.embeddings.shape[-1], inputs.embeddings.device
-    if detail is None or not batch.images:
-        unused = None if detail is None else 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum()
-        return Details.none(inputs.embeddings, unused)
+    if detail is None:
+        return Details.none(inputs.embeddings)
+    if not batch.images and blocks_are_sharded():  # the codec's blocks are called by every rank
+        (blank,) = map_by_size(detail, aligned_latents(vlm, codec, [torch.zeros(3, 64, 64, device=device)]))
+        return Details.none(inputs.embeddings, 0 * blank.sum())
+    if not batch.images:
+        return Details.none(inputs.embeddings, 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum())
     for image in batch.images:
         assert_grid(vlm, detail, image)
     latents = aligned_latents(vlm, codec, [image.to(device) for image in batch.images])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from umm_zoo.conversation import Turn
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.requests import request_batch
+from umm_zoo.objectives.step import blocks_are_sharded
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
@@ -115,8 +117,9 @@ class Janus(Method):
 
     def _image_inputs(self, rows: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
         """Prompts and image tokens ``[T, N]`` of image rows; of one without content where there are none."""
+        stored = {name: own for name, own in rows.extras.items() if name == PRECOMPUTED}
         if not len(rows):
-            rows, dropped = request_batch([""]), torch.tensor([True])
+            rows, dropped = replace(request_batch([""]), extras=stored), torch.tensor([True])
         ids = self.codes(rows)[..., 0].long().to(self.device)
         ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells)
         return self._prompts(rows, dropped), ids
@@ -134,9 +137,12 @@ class Janus(Method):
         Raises:
             UserError: an image has another size than the model generates.
         """
-        if PRECOMPUTED in batch.extras:
-            return stacked(batch.extras[PRECOMPUTED])
+        stored = batch.extras.get(PRECOMPUTED)
+        if stored is not None and len(stored):
+            return stacked(stored)
         if not batch.requested:
+            if stored is None and blocks_are_sharded():  # other ranks have images, and call the codec's blocks
+                self.vlm.codec.codes(torch.zeros(1, 3, *[self.vlm.generated_size] * 2, device=self.device))
             return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
         for target in batch.requested:
             self.vlm.assert_generates(target.shape[-2:], "data.target_size")

@@ -164,8 +164,8 @@ class ROSS(Method):
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
         stored = batch.extras.get(PRECOMPUTED)
         given = None if stored is None else stacked(stored).to(has_image.device)
-        if stored is None and batch.images:
-            given = torch.stack(map_by_size(self.target.prepare, batch.images))
+        if stored is None and batch.images:  # no weights here, so ranks need not have as many sizes
+            given = torch.cat([self.target.prepare(image[None]) for image in batch.images])
         if given is None or not has_image.all():
             mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
             flat = (2 * mean - 1).expand(1, 3, self.target.image_size, self.target.image_size)

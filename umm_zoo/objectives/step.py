@@ -172,22 +172,34 @@ class StepMeans:
         raise UserError(f"step {last.number}", f"{found}{allowed}", "finite losses", hint)
 
 
+def blocks_are_sharded() -> bool:
+    """Whether every rank must call each block as often as the others, on a blank image where it has none."""
+    return regroup.get() is as_many_groups
+
+
 def as_many_groups(groups: list[Group]) -> list[Group]:
     """Groups of images split until all ranks, which call this together, have as many.
 
     Where weights are shared out every call of a network gathers them from all ranks. A rank with fewer images than another has
-    groups takes some twice (``map_by_size`` gives the same results; a loss counts them twice).
+    groups adds stand-ins: an image of its smallest size, which counts for nothing.
+
+    Raises:
+        ValueError: there is no image to stand in.
     """
+    if not groups:
+        raise ValueError("images: found none on a rank while weights are shared out, expected a blank one in their place")
     most = torch.tensor(len(groups), device=groups[0][1].device)
     if num_ranks() > 1:
         dist.all_reduce(most, dist.ReduceOp.MAX)
     split = list(groups)
-    for _ in range(int(most) - len(groups)):
+    while len(split) < int(most):
         number = max(range(len(split)), key=lambda own: len(split[own][0]))
         places, stack = split[number]
-        half = max(1, len(places) // 2)
-        rest = (places[half:], stack[half:]) if len(places) > 1 else (places, stack)
-        split[number : number + 1] = [(places[:half], stack[:half]), rest]
+        if len(places) < 2:
+            smallest = min((stack for _, stack in split), key=lambda stack: stack[0].numel())
+            return split + [([], smallest[:1])] * (int(most) - len(split))
+        half = len(places) // 2
+        split[number : number + 1] = [(places[:half], stack[:half]), (places[half:], stack[half:])]
     return split
 
 

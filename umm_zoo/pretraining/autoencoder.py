@@ -70,15 +70,24 @@ class Autoencoder(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch, inputs and targets."""
         moments, groups, images = torch.zeros(3, device=self.device), [], [*batch.images, *batch.requested]
-        for places, stack in by_size(images):
+        for places, stack in by_size(images or self._blank()):
             mean, log_variance = self.codec.posterior(stack)
-            moments = moments + self.codec.moments(mean)
+            moments = moments + self.codec.moments(mean) * bool(images and places)
             groups.append((len(places), self._losses(stack, mean, log_variance, draw(mean, log_variance))))
         moments = moments * (not self.step.weightless)
         self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
         if not self.step.running:
             self.codec.track_moments(moments, self.statistics_momentum)
-        return self.over_step(mean_over_groups(groups), "images", len(images))
+        return self._over_images(groups, len(images))
+
+    def _blank(self) -> list[Tensor]:
+        """An image where a batch has none: all ranks call the same networks."""
+        side = self.codec.downsampling * -(-64 // self.codec.downsampling)
+        return [torch.zeros(3, side, side, device=self.device, dtype=next(self.codec.parameters()).dtype)]
+
+    def _over_images(self, groups: list[tuple[int, dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
+        """Means over all images of the step, zeros of a batch without any."""
+        return self.over_step({name: mean * (count > 0) for name, mean in mean_over_groups(groups).items()}, "images", count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Move the codec's statistics once for all latents of the step."""
@@ -161,9 +170,9 @@ class DecoderTuning(Autoencoder):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch from its latents and a little noise."""
         groups, images = [], [*batch.images, *batch.requested]
-        for places, stack in by_size(images):
+        for places, stack in by_size(images or self._blank()):
             with torch.no_grad():
                 mean, log_variance = self.codec.posterior(stack)
                 noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
             groups.append((len(places), self._losses(stack, mean, log_variance, noisy)))
-        return self.over_step(mean_over_groups(groups), "images", len(images))
+        return self._over_images(groups, len(images))

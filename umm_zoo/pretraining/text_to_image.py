@@ -88,7 +88,7 @@ class TextToImage(Method):
         condition = self.condition(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
         condition = replace(condition, crops=batch.crops)
         self.token_counts = {"text": TokenCount.of(condition)}
-        conditioned = [(latents, condition.select(rows)) for rows, latents in groups]
+        conditioned = self.decoder.conditioned(groups, lambda rows, _: condition.select(rows or [0]))
         return self.over_step(self.objective.over_sizes(self.decoder, conditioned), "rows", len(batch))
 
     @property

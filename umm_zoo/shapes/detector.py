@@ -68,7 +68,8 @@ class ShapesDetector:
         """
         found = dict[int, Scene]()
         for places, stack in by_size(images):
-            found.update(zip(places, self._detect(stack.detach().float().clamp(-1, 1)), strict=True))
+            if places:  # no stand-in
+                found.update(zip(places, self._detect(stack.detach().float().clamp(-1, 1)), strict=True))
         return [found[place] for place in range(len(images))]
 
     def _detect(self, images: Tensor) -> list[Scene]:

@@ -32,8 +32,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     temporary name, verified, renamed. It can be resumed with any number of ranks and without sharding, and a single file can be
     resumed with it; ``tools/consolidate.py`` makes one file of weights.
 
-    Ranks call a network equally often, however many sizes of images each has (``as_many_groups``). Not so where a rank has no image
-    at all and others have: it would leave out the calls of the tower.
+    Ranks call a network equally often, however many sizes of images each has, and whether it has any: see ``as_many_groups``, and
+    ``blocks_are_sharded`` for a method of one's own that leaves out calls of a block where there is nothing to call it on.
 
     While validation goes on the weights are whole on every rank (ranks may differ in their numbers of batches and generated tokens,
     and must not wait for each other): they must fit beside the optimiser's slices.
@@ -165,7 +165,7 @@ def sharded_blocks(module: nn.Module) -> list[nn.Module]:
     """Modules whose weights are gathered only while they compute; everything else is gathered for the whole step.
 
     Elements of the outermost ``ModuleList``s, such as the layers of a transformer, that share no parameter with the rest. They must
-    be called through their ``forward``.
+    be called through their ``forward``; of elements without one the elements of their own lists.
     """
     owners: Counter[int] = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     blocks: list[nn.Module] = []
@@ -173,8 +173,10 @@ def sharded_blocks(module: nn.Module) -> list[nn.Module]:
     for candidate in module.modules():  # parents come first
         if not isinstance(candidate, nn.ModuleList) or id(candidate) in inside:
             continue
-        inside |= {id(child) for child in candidate.modules()}
         for block in candidate:
+            if type(block).forward is nn.Module.forward and not isinstance(block, nn.ModuleList):
+                continue  # holds the lists of one level, and is never called itself
+            inside |= {id(child) for child in block.modules()}
             parameters = list(block.parameters())
             if parameters and all(owners[id(p)] == 1 for p in parameters) and not isinstance(block, nn.ModuleList):
                 blocks.append(block)

@@ -178,7 +178,7 @@ class CaptionRenderer(Renderer):
 
     def losses(self, batch: Batch, condition: Tokens, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The objective's terms over all rows, from their condition ``[B, N, E]``."""
-        groups = [(latents, condition.select(rows)) for rows, latents in by_size(self.latents(batch))]
+        groups = self.decoder.conditioned(by_size(self.latents(batch)), lambda rows, _: condition.select(rows or [0]))
         return dict(self.objective.over_sizes(self.decoder, groups, generator))
 
     @torch.no_grad()
