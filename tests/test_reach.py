@@ -42,7 +42,7 @@ def shard(folder: Path) -> Path:
 
 
 def test_a_cache_of_weights_is_left_out(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = {"_target_": "data_pipelines.shards.data.ShardData", "cache": "victim"}
+    data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8, "cache": "victim"}
     run = write_run(at_home / "run", ONE, data=data)
     assert "cache" not in load_run(run, trust=["toy_parts"]).experiment.data
     assert "data.cache 'victim' of its experiment is left out" in capsys.readouterr().err
@@ -55,7 +55,7 @@ def test_weights_start_no_more_processes_than_the_machine_bears(
     part: str, key: str, value: int, at_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    parts = {"data": {"_target_": "data_pipelines.shards.data.ShardData"}, "trainer": {"max_steps": 1}}
+    parts = {"data": {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8}, "trainer": {"max_steps": 1}}
     parts[part] = {**parts[part], key: value}
     run = write_run(at_home / "run", ONE, **parts)  # type: ignore[arg-type]
     assert key not in getattr(load_run(run, trust=["toy_parts"]).experiment, part)
@@ -75,7 +75,7 @@ def test_nothing_is_written_beside_the_data_of_weights(at_home: Path) -> None:
 def test_an_evaluation_leaves_its_own_file_alone(at_home: Path, state: Any) -> None:
     tar = shard(at_home / "victim")
     source = {"_target_": "data_pipelines.shards.data.ShardSource", "shards": str(tar)}
-    data = {"_target_": "data_pipelines.shards.data.ShardData", "val": {"v": source}, "val_batch_size": 2}
+    data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8, "val": {"v": source}, "val_batch_size": 2}
     grid = {"samples": {"_target_": "umm_zoo.callbacks.SampleGrid"}}
     run = write_run(at_home / "run", ONE, data=data, callbacks=grid)
     stored = torch.load(run / "checkpoints" / "last.ckpt")

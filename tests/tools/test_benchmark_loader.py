@@ -43,7 +43,7 @@ def test_what_workers_have_ready_is_not_timed():
             yield None
 
     rates = measure({name: lambda name=name: stream(name) for name in taken}, rounds=2, batches=3)
-    assert taken == {"pil 0 workers": [1 + 3] * 2, "ours 2 workers": [1 + 4 + 6] * 2}
+    assert taken == {"pil 0 workers": [1 + 6 + 3] * 2, "ours 2 workers": [1 + 2 * 6 + 2 * 3] * 2}  # six buffers to a worker
     assert all(len(found) == 2 for clock in rates.values() for found in clock.values())
 
 
