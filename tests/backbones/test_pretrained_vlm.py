@@ -134,8 +134,9 @@ def test_tokens_of_many_sizes_are_as_many_as_features(loaded):
         assert vlm.forms_grid(height, width) or grid.h == 1
 
 
-def test_saved_is_loaded_again_here_and_there(loaded, tmp_path):
-    vlm = loaded[-1]
+@pytest.mark.parametrize("kind", ["qwen3_vl", "smolvlm"])
+def test_saved_is_loaded_again_here_and_there(kind, tmp_path):
+    vlm = wrapped(kind)
     vlm.save(tmp_path)
     again = PretrainedVLM.from_pretrained(str(tmp_path)).eval()
     with torch.no_grad():
