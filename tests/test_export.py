@@ -335,9 +335,9 @@ def test_an_exported_method_has_the_scores_of_the_run(run: Path, tmp_path: Path)
     shards = f"{run.parents[2]}/world/val/text_to_image-*.tar"
     data = {"_target_": "data_pipelines.shards.data.ShardData", "image_size": 8, "val": {"a": {**source, "shards": shards}}}
     metrics = {"held_out": {"_target_": "umm_zoo.metrics.Means", "names": ["flow"]}}
-    drawing = finished(tmp_path / "run", WEMMU, data=data, metrics=metrics)
-    Export(drawing).write(tmp_path / "out")
-    scores = [json.loads(evaluate(source).read_text())["metrics"] for source in (drawing, tmp_path / "out")]
+    bridge = finished(tmp_path / "run", WEMMU, data=data, metrics=metrics)
+    Export(bridge).write(tmp_path / "out")
+    scores = [json.loads(evaluate(source).read_text())["metrics"] for source in (bridge, tmp_path / "out")]
     assert scores[0] == scores[1] and scores[0]["val/held_out/flow"] > 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
@@ -113,13 +113,17 @@ class Method(NamedParts, FromPython, ABC):
             inside = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
             self._keys[name] = {key for key, tensor in state.items() if id(tensor) in inside}
 
+    def moved(self, batch: Any) -> Batch:
+        """A micro-batch that the loader has read ahead, on the device, as ``training_step`` gets it in its own turn."""
+        return cast(Batch, self._apply_batch_transfer_handler(self._on_before_batch_transfer(batch)))
+
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; behind the last one of an optimiser step, log the terms of the whole step."""
         trainer, count = self.trainer, self.trainer.accumulate_grad_batches
         if batch.ahead is not None:
-            moved = [self._apply_batch_transfer_handler(self._on_before_batch_transfer(other)) for other in batch.ahead]
+            moved = [self.moved(other) for other in batch.ahead]
             self.step.begin(count, self.begin_step([batch, *moved]), self.device)
         elif count == 1 or trainer.fit_loop.epoch_loop.batch_progress.current.ready % count == 1:
             self.step.begin(count, None, self.device)

@@ -2,7 +2,9 @@ from types import SimpleNamespace
 
 import torch
 
-from umm_zoo.batch import Batch, stacked
+from data_pipelines.shards.batches import RawBatch
+from data_pipelines.shards.buffers import PackedImages
+from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
 from umm_zoo.objectives.step import whole_steps
 
@@ -37,11 +39,20 @@ def test_the_callback_changes_the_batch_and_repeats_itself():
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
+def raw(key, *sizes):
+    images = [torch.randint(256, (*size, 3), dtype=torch.uint8) for size in sizes]
+    packed = PackedImages(torch.cat([image.flatten() for image in images]), list(sizes)) if images else None
+    return RawBatch([key], [[]], packed, [len(images)], has_target=[False], tasks=[Task.QUESTION], meta=[{}], crops=[None])
+
+
 def test_micro_batches_that_are_looked_at_ahead_are_changed_as_on_their_own_turn():
-    batches = [Batch([key], [[]], torch.rand(1, 3, 8, 8), [1]) for key in "abc"]
-    turns = [batch.to("cpu") for batch in whole_steps([*batches, Batch(["d"], [[]])], 4)]
+    """As the loader gives them, images of unequal sizes packed in bytes."""
+    given = [raw("a", (8, 8)), raw("b", (8, 6), (4, 10)), raw("c", (8, 8)), raw("d")]
+    batches = [one.batch() for one in given]
+    turns = [one.batch() for one in whole_steps(given, 4)]
+    module = SimpleNamespace(moved=lambda other: other.batch())
     for index, batch in enumerate(turns, start=5):
-        ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=1), None, batch, index)
+        ShiftAndFlip(max_shift=2).on_train_batch_start(SimpleNamespace(global_rank=1), module, batch, index)
     assert [len(batch.ahead or ()) for batch in turns] == [3, 0, 0, 0] and turns[3].images == []
     for ahead, own, given in zip(turns[0].ahead, turns[1:3], batches[1:], strict=False):
         assert torch.equal(ahead.images[0], own.images[0]) and not torch.equal(own.images[0], given.images[0])

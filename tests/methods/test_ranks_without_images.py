@@ -58,7 +58,7 @@ def autoencoder() -> Method:
     return method
 
 
-def pictures() -> Batch:
+def images_alone() -> Batch:
     generator = torch.Generator().manual_seed(0)
     sizes = ((8, 8), (8, 16), (16, 8), (8, 8), (8, 16))
     images = [torch.rand(3, *size, generator=generator) * 2 - 1 for size in sizes]
@@ -72,8 +72,8 @@ FAMILIES: dict[str, tuple[Callable[[], Method], Callable[[], Batch], tuple[list[
     "wemmu": (lambda: bridge("wemmu"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
     "metaquery": (lambda: bridge("metaquery"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
     "janus, one kind of rows each": (janus, janus_parts.rows, ([0, 2, 4], [1, 3, 5])),
-    "autoencoder, none": (autoencoder, pictures, ([0, 1, 2, 3, 4], [5])),
-    "autoencoder, two sizes beside three": (autoencoder, pictures, ([0, 1, 2], [3, 4])),
+    "autoencoder, none": (autoencoder, images_alone, ([0, 1, 2, 3, 4], [5])),
+    "autoencoder, two sizes beside three": (autoencoder, images_alone, ([0, 1, 2], [3, 4])),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 from umm_zoo.batch import Batch, Images
@@ -32,12 +32,12 @@ class ShiftAndFlip(Callback):
     def __init__(self, max_shift: Natural, flip: bool = True, seed: Natural = 0) -> None:
         self.max_shift, self.flip, self.seed = max_shift, flip, seed
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Replace the input images of the batch, and of those ahead of it."""
         if isinstance(batch, Batch):
             batch.images = self._changed(batch, trainer.global_rank, batch_idx)
             if batch.ahead is not None:  # copies: each is changed once more, in the same way, when its own turn comes
-                ahead = enumerate(batch.ahead, start=batch_idx + 1)
+                ahead = enumerate(map(pl_module.moved, batch.ahead), start=batch_idx + 1)
                 batch.ahead = [replace(other, images=self._changed(other, trainer.global_rank, place)) for place, other in ahead]
 
     def _changed(self, batch: Batch, rank: int, number: int) -> list[Tensor]:
