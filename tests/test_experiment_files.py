@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from umm_zoo.comparison import plan as plans
 from umm_zoo.comparison.plan import load_plan, refuse_unknown_metrics
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
@@ -55,9 +56,11 @@ def test_experiment_passes_the_check(file: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("file", COMPARISONS or [pytest.param("", marks=pytest.mark.skip("no compare files"))])
 def test_comparison_is_a_plan_of_experiments_that_pass_the_check(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    tree = plans._read(ROOT / file)
+    monkeypatch.setattr(plans, "_read", lambda _: {**tree, "seeds": tree["seeds"][:2]})  # others change nothing, and take seconds
     plan = load_plan(file)
     refuse_unknown_metrics(plan)
-    seed = plan.runs[0].seed  # other seeds change nothing that the check looks at
+    seed = plan.runs[0].seed
     for run in plan.runs:
         if run.seed == seed:
             for step in run.steps:

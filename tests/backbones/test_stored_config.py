@@ -102,9 +102,10 @@ def without(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_key_that_is_left_out_is_refused_or_changes_nothing(kind: Any, tmp_path: Path) -> None:
+def test_a_key_that_is_left_out_is_refused_or_changes_nothing(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = saved(kind, tmp_path)
     whole, refused = output(kind.from_pretrained(str(tmp_path))), 0
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *_, **__: self)  # of the library's own sizes, for weights not there
     for path in keys(stored):
         (tmp_path / "config.json").write_text(json.dumps(without(stored, path)))
         try:
