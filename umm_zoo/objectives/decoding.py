@@ -10,8 +10,9 @@ from torch import Tensor
 
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.base import Objective, Predictor, Shape
-from umm_zoo.objectives.guidance import Branch
+from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
 from umm_zoo.objectives.schedules import ReleaseSchedule
+from umm_zoo.objectives.times import exact
 
 
 class DecoderObjective(Objective):
@@ -63,3 +64,19 @@ class DecoderObjective(Objective):
         Raises:
             ValueError: the weights of the branches do not add up to one.
         """
+
+    @staticmethod
+    def begin(
+        denoiser: Predictor,
+        shape: Shape,
+        condition: Tokens | Sequence[Branch],
+        generator: torch.Generator | None,
+        noise: Tensor | None,
+    ) -> tuple[Predictor, Tokens, Tensor]:
+        """Network, condition and noise that ``sample`` starts with: branches become one network under one condition."""
+        if not isinstance(condition, Tokens):
+            denoiser = GuidedDenoiser(denoiser, condition)
+            condition = denoiser.condition
+        device = condition.values.device
+        x = torch.randn(shape, generator=generator, device=device, dtype=exact()) if noise is None else noise.to(device)
+        return denoiser, condition, x

@@ -16,9 +16,8 @@ from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count, UserError
 from umm_zoo.objectives.base import Predictor, Shape, at_least_float32
 from umm_zoo.objectives.decoding import DecoderObjective
-from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
+from umm_zoo.objectives.guidance import Branch
 from umm_zoo.objectives.schedules import ReleaseSchedule, assert_steps
-from umm_zoo.objectives.times import exact
 
 _WHERE = "scheduler_config.json"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -161,11 +160,8 @@ class DiscreteDiffusion(DecoderObjective):
         num_steps: int | None = None,
     ) -> Tensor:
         """See ``DecoderObjective``."""
-        if not isinstance(condition, Tokens):
-            denoiser = GuidedDenoiser(denoiser, condition)
-            condition = denoiser.condition
-        device = condition.values.device
-        x = torch.randn(shape, generator=generator, device=device, dtype=exact()) if noise is None else noise.to(device)
+        denoiser, condition, x = self.begin(denoiser, shape, condition, generator, noise)
+        device = x.device
         scheduler = self.known.steps(num_steps or self.num_steps, device, self.sampler)
         drawn: dict[str, Any] = {}
         if "generator" in inspect.signature(scheduler.step).parameters:

@@ -14,7 +14,7 @@ from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count, Natural, Weight
 from umm_zoo.objectives.base import Predictor, Shape, at_least_float32
 from umm_zoo.objectives.decoding import DecoderObjective
-from umm_zoo.objectives.guidance import Branch, GuidedDenoiser
+from umm_zoo.objectives.guidance import Branch
 from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, ReleaseSchedule, Schedule, TimeSchedule, assert_steps
 from umm_zoo.objectives.solvers import DPMSolver, Solver
 from umm_zoo.objectives.times import TimeSampler, UniformTimes, exact
@@ -122,11 +122,8 @@ class FlowMatching(DecoderObjective):
         num_steps: int | None = None,
     ) -> Tensor:
         """See ``DecoderObjective``."""
-        if not isinstance(condition, Tokens):
-            denoiser = GuidedDenoiser(denoiser, condition)
-            condition = denoiser.condition
-        device = condition.values.device
-        x = torch.randn(shape, generator=generator, device=device, dtype=exact()) if noise is None else noise.to(device)
+        denoiser, condition, x = self.begin(denoiser, shape, condition, generator, noise)
+        device = x.device
         fixed, steps = condition, self.sampling_times(num_steps, *shape[-2:])
         network_time = dict(zip(steps.times, steps.network_times, strict=False))
 
