@@ -112,6 +112,21 @@ class Conversations(SampleTask):
         return Sample(conversation, input_images(members), target, meta)
 
 
+class WithoutImages(Conversations):
+    """Task of a conversation of which the images are taken away, with their markers: what a model answers by the text alone."""
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """As ``Conversations``, without images."""
+        sample = super().sample(key, members)
+        for turn in sample.conversation:
+            turn["text"] = turn["text"].replace(f"{IMAGE_MARKER}\n", "").replace(IMAGE_MARKER, "")
+        return Sample(sample.conversation, [], None, sample.meta)
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """None."""
+        return [], None
+
+
 class TextToImage(Conversations):
     """Task of a prompt and the image to generate for it.
 

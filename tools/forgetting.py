@@ -4,7 +4,7 @@
 
 Scores are those of each run's ``metrics.json``, which every run writes when it ends; ``python -m umm_zoo.evaluate`` scores a run on
 other data. A score that a stage did not measure is left empty. ``forgotten`` is the highest score of any earlier stage minus that
-of the last one: positive is a loss. Scores for which lower is better (copy_index, flow) are turned round.
+of the last one: positive is a loss. Scores for which lower is better (copy_index, flow, perplexity) are turned round.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from umm_zoo.errors import UserError, locating, user_errors
 
-LOWER_IS_BETTER = ("copy_index", "flow", "loss", "frechet", "/extra")
+LOWER_IS_BETTER = ("copy_index", "flow", "loss", "frechet", "/extra", "perplexity")
 
 
 def main(arguments: list[str] | None = None) -> int:

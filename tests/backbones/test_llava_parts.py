@@ -1,5 +1,7 @@
 """Parts of LLaVA from elsewhere, and the public sizes on the meta device."""
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -72,6 +74,21 @@ def test_the_halves_of_a_llava_with_a_new_projector(sources, tmp_path):
         parts = LlavaBackbone.from_parts(str(tmp_path), str(tmp_path)).parts()
     for name, part in own.parts().items():
         assert sum(p.numel() for p in parts[name].parameters()) == sum(p.numel() for p in part.parameters())
+
+
+def test_no_word_of_a_strangers_tokenizer_stands_for_an_image(sources, tmp_path):
+    words = json.loads((sources / "llama" / "tokenizer.json").read_text())
+    words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] != "<image>"]
+    words["model"]["vocab"]["<unused>"] = words["model"]["vocab"].pop("<image>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}')
+    config = {"vision_config": TOWER | {"model_type": "clip_vision_model"}, "text_config": TEXT | {"model_type": "llama"}}
+    config["text_config"]["vocab_size"] = 32_001  # the library's own number of an image token, 32000, is a word of such a model
+    without, own = (LlavaBackbone.from_config(config, tokenizer=str(folder)) for folder in (tmp_path, sources / "llama"))
+    assert without.image_token_id == 32_001 and own.image_token_id == own.tokenizer.convert_tokens_to_ids("<image>")
+    turns = [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "a"}]
+    inputs = without.embed([turns], torch.rand(1, 3, 8, 8), [1])
+    assert inputs.image_mask.sum() == 4 and without(inputs).loss.isfinite()
 
 
 def test_a_towers_own_pixel_statistics_are_used(sources):

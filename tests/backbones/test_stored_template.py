@@ -1,11 +1,12 @@
 """Chat templates of checkpoints, as pieces: what is trained, what stands for images, and what texts cannot forge."""
 
 import pytest
+import torch
 from library_checkpoints import CHATML, GEMMA, QWEN_IMAGE, VICUNA, tokenizer
 
 from umm_zoo.backbones.encoding import encode
 from umm_zoo.backbones.stored_template import StoredTemplate
-from umm_zoo.backbones.templates import IGNORE
+from umm_zoo.backbones.templates import IGNORE, ChatML
 from umm_zoo.errors import UserError
 
 TOKENIZER = tokenizer({"image_token": "<image>", "boi_token": "<start_of_image>"})
@@ -28,6 +29,19 @@ def test_answers_and_their_end_are_trained():
     assert trained == "a dot<|im_end|>yes<|im_end|>"
     assert text.endswith("<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\na dot<|im_end|>\n"
                          "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n")  # fmt: skip
+
+
+def test_a_language_models_own_template_by_its_folder(tmp_path):
+    chat = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no chat template"):
+        StoredTemplate.from_pretrained(str(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text(chat)
+    own, turns = StoredTemplate.from_pretrained(str(tmp_path)), conversation(*TURNS)
+    found, wanted = (encode(TOKENIZER, kind.render(turns), IMAGE, [3]) for kind in (own, ChatML()))
+    assert found == wanted and found[0].count(IMAGE) == 3
+    with torch.device("meta"):  # a check reads nothing that is elsewhere
+        assert isinstance(StoredTemplate.from_pretrained("somebody/elsewhere"), ChatML)
 
 
 def test_an_answer_that_the_template_leaves_open_is_closed():

@@ -1,11 +1,13 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.buffers import PackedImages
 from umm_zoo.batch import Batch, Task, stacked
-from umm_zoo.callbacks.augment import ShiftAndFlip, shift_and_flip
+from umm_zoo.callbacks.augment import OtherImages, ShiftAndFlip, shift_and_flip
+from umm_zoo.errors import UserError
 from umm_zoo.objectives.step import whole_steps
 
 
@@ -56,3 +58,13 @@ def test_micro_batches_that_are_looked_at_ahead_are_changed_as_on_their_own_turn
     assert [len(batch.ahead or ()) for batch in turns] == [3, 0, 0, 0] and turns[3].images == []
     for ahead, own, given in zip(turns[0].ahead, turns[1:3], batches[1:], strict=False):
         assert torch.equal(ahead.images[0], own.images[0]) and not torch.equal(own.images[0], given.images[0])
+
+
+def test_each_row_is_shown_the_images_of_the_next():
+    images = torch.rand(6, 3, 4, 4)
+    batch = Batch(keys=["a", "b", "c"], conversations=[[]] * 3, images=images, image_counts=[2, 2, 2])
+    OtherImages().on_validation_batch_start(None, None, batch, 0)
+    assert torch.equal(stacked(batch.images), images[[2, 3, 4, 5, 0, 1]])
+    uneven = Batch(keys=["a", "b"], conversations=[[]] * 2, images=images[:3], image_counts=[2, 1])
+    with pytest.raises(UserError, match="rows of 1 and 2 images in one batch"):
+        OtherImages().on_validation_batch_start(None, None, uneven, 0)

@@ -7,7 +7,7 @@ from test_shards import data_of, png, write_tar, write_world
 
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.shards.data import ShardData, ShardSource
-from data_pipelines.tasks import Captions, Conversations, Editing, TextToImage
+from data_pipelines.tasks import Captions, Conversations, Editing, TextToImage, WithoutImages
 from umm_zoo.batch import stacked
 
 
@@ -35,6 +35,11 @@ def test_llava_turns_and_several_images_keep_their_order():
 def test_a_prompt_and_its_image_in_every_layout(members):
     sample = TextToImage()("k", members)
     assert sample.conversation == [{"role": "user", "text": "A red dot."}] and (sample.images, sample.target) == ([], b"X")
+
+
+def test_a_conversation_without_its_images():
+    sample = WithoutImages()("k", {"json": turns("<image>\nWhich?", "a", "And <image>?", "b"), "0.png": b"A", "1.png": b"B"})
+    assert [turn["text"] for turn in sample.conversation] == ["Which?", "a", "And ?", "b"] and sample.images == []
 
 
 def test_an_edit_without_markers_gets_them():

@@ -89,7 +89,7 @@ class LlavaBackbone(SquareVLM):
         Raises:
             ValueError: an unknown field, or a tower whose features are not a grid.
         """
-        built = llava_config(config, shipped_tokenizer=tokenizer is None)
+        built = llava_config(config, tokenizer)
         return cls(new_llava(built, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
 
     @classmethod
@@ -124,7 +124,7 @@ class LlavaBackbone(SquareVLM):
             if config is None:
                 found: Any = checked_config(LlavaForConditionalGeneration, source) or read_config(source)
             else:
-                found = llava_config(config, shipped_tokenizer=tokenizer is None)
+                found = llava_config(config, tokenizer)
             return cls(new_llava(found, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
         model = load_llava(source, dtype, attention, config)
         assert_stated(source, config, model.config)
@@ -164,7 +164,7 @@ class LlavaBackbone(SquareVLM):
         )
         if tokenizer is None and isinstance(language_model, str):
             tokenizer = language_model
-        model = assemble(vision_tower, language_model, config or {}, dtype, attention, shipped_tokenizer=tokenizer is None)
+        model = assemble(vision_tower, language_model, config or {}, dtype, attention, tokenizer)
         source = vision_tower if isinstance(vision_tower, str) and not on_meta_device() else None
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 

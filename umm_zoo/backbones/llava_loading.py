@@ -30,7 +30,7 @@ from umm_zoo.backbones.loading import (
     torch_dtype,
 )
 from umm_zoo.backbones.stored_config import assert_model_type
-from umm_zoo.backbones.tokenizer import load_tokenizer
+from umm_zoo.backbones.tokenizer import is_here, load_tokenizer
 from umm_zoo.backbones.weight_files import assert_readable
 from umm_zoo.batch import IMAGE_MARKER
 
@@ -46,8 +46,11 @@ TOWERS: dict[str, tuple[bool, list[float], list[float]]] = {
 TEXT_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 
 
-def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaConfig:
+def llava_config(fields: Mapping[str, Any], tokenizer: str | None) -> LlavaConfig:
     """The library's configuration from plain fields, refused where the library would ignore or misread one.
+
+    Where nothing says which token stands for an image, it is the tokenizer's ``<image>`` or, of one without, the first number
+    beyond the vocabulary: the library's own 32000 is a word of most.
 
     Raises:
         ValueError: a part is missing or of an unknown type, a field is unknown, or the features would not be a grid.
@@ -56,9 +59,10 @@ def llava_config(fields: Mapping[str, Any], shipped_tokenizer: bool) -> LlavaCon
     assert_known("config", fields, [*known, "image_token_id"])
     values = dict(fields)
     for name in ("vision_config", "text_config"):
-        values[name] = part_config(f"config.{name}", values.get(name), shipped_tokenizer and name == "text_config")
-    if shipped_tokenizer:
-        values.setdefault("image_token_index", load_tokenizer().get_vocab()[IMAGE_MARKER])
+        values[name] = part_config(f"config.{name}", values.get(name), tokenizer is None and name == "text_config")
+    if "image_token_id" not in values and "image_token_index" not in values:
+        words = load_tokenizer(tokenizer).get_vocab() if is_here(tokenizer) or not on_meta_device() else {}
+        values["image_token_index"] = words.get(IMAGE_MARKER, values["text_config"].vocab_size)
     kind = values["vision_config"].model_type
     assert_tower("config.vision_config.model_type", kind)
     assert_decoder("config.text_config.model_type", values["text_config"])
@@ -192,7 +196,7 @@ def assemble(
     fields: Mapping[str, Any],
     dtype: Dtype,
     attention: str,
-    shipped_tokenizer: bool,
+    tokenizer: str | None,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA of two given parts and a new projector, whose layers start as torch makes them, as in the official code.
 
@@ -202,7 +206,7 @@ def assemble(
         vision_tower, language_model: a source or a configuration.
         fields: of the library's ``LlavaConfig``; what it says of a part is compared with what is loaded, and used in its place on
             the meta device.
-        dtype, attention, shipped_tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
+        dtype, attention, tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
     """
     tower, decoder, head, values = None, None, None, dict(fields)
     for name, part in (("vision_config", vision_tower), ("text_config", language_model)):
@@ -215,7 +219,7 @@ def assemble(
             found = read_config(part)
             values[name] = getattr(found, name, found)  # the vision half of a contrastive model
     if on_meta_device():
-        return new_llava(llava_config(values, shipped_tokenizer), dtype, attention)
+        return new_llava(llava_config(values, tokenizer), dtype, attention)
     if isinstance(vision_tower, str):
         tower = load_tower(vision_tower, dtype, attention, values.get("vision_config"))
         assert_stated(vision_tower, values.get("vision_config"), tower.config, where="config.vision_config")
@@ -226,7 +230,7 @@ def assemble(
         values["text_config"] = decoder.config
         if image_token is not None:
             values.setdefault("image_token_index", image_token)
-    config = llava_config(values, shipped_tokenizer)
+    config = llava_config(values, tokenizer)
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
     tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=attention)
     if decoder is None:

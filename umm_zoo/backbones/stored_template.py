@@ -10,7 +10,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from umm_zoo.backbones.templates import ChatTemplate, Piece
+from umm_zoo.backbones.loading import find_source, on_meta_device
+from umm_zoo.backbones.templates import ChatML, ChatTemplate, Piece
+from umm_zoo.backbones.tokenizer import is_here, load_tokenizer
+from umm_zoo.backbones.vlm_processor import stored_template
 from umm_zoo.batch import IMAGE_MARKER, Conversation, Turn
 from umm_zoo.errors import UserError
 
@@ -57,6 +60,25 @@ class StoredTemplate(ChatTemplate):
         self.end = trained[-1].text
         whole, bare = (tokenizer("a", add_special_tokens=own)["input_ids"] for own in (True, False))
         self._first = [int(number) for number in whole[: len(whole) - len(bare)]] if whole[-len(bare) :] == bare else []
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> ChatTemplate:
+        """The template of a language model, beside its tokenizer, with ``<image>`` where an image stands.
+
+        On the meta device (``--check``) one that is not on this machine is not read, and ``ChatML`` stands in its place.
+
+        Args:
+            source: name or folder.
+
+        Raises:
+            FileNotFoundError: no tokenizer there.
+            UserError: it has no template.
+        """
+        source = find_source(source)
+        if on_meta_device() and not is_here(source):
+            return ChatML()
+        tokenizer = load_tokenizer(source)
+        return cls(stored_template(source, tokenizer), tokenizer, IMAGE_MARKER)
 
     def first_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """What the tokenizer itself puts in front."""

@@ -1,4 +1,4 @@
-"""Random changes to training images that leave their answers true."""
+"""Changes to input images: random ones in training that leave answers true, and others' images in validation, as a control."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from umm_zoo.batch import Batch, Images
-from umm_zoo.errors import Natural
+from umm_zoo.errors import Natural, UserError
 
 
 class ShiftAndFlip(Callback):
@@ -44,6 +44,29 @@ class ShiftAndFlip(Callback):
         place = (self.seed * 1_000_003 + rank) * 1_000_003 + number
         generator = torch.Generator().manual_seed(place)
         return shift_and_flip(batch.images, self.max_shift, self.flip, generator)
+
+
+class OtherImages(Callback):
+    """Callback of a control: in validation each row is shown the images of the next row of its batch.
+
+    What a method scores like that, it owes to its texts; how much more it scores otherwise, to its images. Rows must have as many
+    images as their neighbours, so a source of rows without images is left alone.
+
+    Raises:
+        UserError: rows of a batch differ in how many images they have.
+    """
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Move the input images of the batch on by a row."""
+        if isinstance(batch, Batch) and len(batch.images):
+            if len(counts := set(batch.image_counts)) > 1:
+                found = f"rows of {' and '.join(map(str, sorted(counts)))} images in one batch"
+                raise UserError("callbacks.OtherImages", found, "as many images in each row")
+            own = list(batch.images)
+            count = batch.image_counts[0]
+            batch.images = own[count:] + own[:count]
 
 
 def shift_and_flip(images: Images, max_shift: int, flip: bool, generator: torch.Generator) -> list[Tensor]:
