@@ -1,10 +1,13 @@
 """Parts of LLaVA from elsewhere, and the public sizes on the meta device."""
 
-import json
+import logging.handlers
+import queue
+import shutil
 
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     CLIPConfig,
     CLIPModel,
     LlamaConfig,
@@ -17,7 +20,9 @@ from transformers import (
 
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.llava_loading import pixel_statistics
+from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.tokenizer import load_tokenizer
+from umm_zoo.release.processors import write_processor
 
 TOWER = {
     "hidden_size": 16,
@@ -46,7 +51,11 @@ def sources(tmp_path_factory):
 
 
 def test_the_vision_half_of_clip_and_a_language_model_with_a_new_projector(sources):
+    said, logger = queue.Queue(), logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(handler := logging.handlers.QueueHandler(said))
     own = LlavaBackbone.from_parts(str(sources / "clip"), str(sources / "llama"))
+    logger.removeHandler(handler)
+    assert said.empty()  # no table of the text half, which is left out on purpose
     clip, llama = (kind.from_pretrained(sources / name) for kind, name in ((CLIPModel, "clip"), (LlamaForCausalLM, "llama")))
     for part, theirs in ((own.vision_tower, clip.vision_model), (own.language_model, llama)):
         for (name, one), (other_name, other) in zip(part.state_dict().items(), theirs.state_dict().items(), strict=True):
@@ -76,19 +85,52 @@ def test_the_halves_of_a_llava_with_a_new_projector(sources, tmp_path):
         assert sum(p.numel() for p in parts[name].parameters()) == sum(p.numel() for p in part.parameters())
 
 
-def test_no_word_of_a_strangers_tokenizer_stands_for_an_image(sources, tmp_path):
-    words = json.loads((sources / "llama" / "tokenizer.json").read_text())
-    words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] != "<image>"]
-    words["model"]["vocab"]["<unused>"] = words["model"]["vocab"].pop("<image>")
-    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}')
-    config = {"vision_config": TOWER | {"model_type": "clip_vision_model"}, "text_config": TEXT | {"model_type": "llama"}}
-    config["text_config"]["vocab_size"] = 32_001  # the library's own number of an image token, 32000, is a word of such a model
-    without, own = (LlavaBackbone.from_config(config, tokenizer=str(folder)) for folder in (tmp_path, sources / "llama"))
-    assert without.image_token_id == 32_001 and own.image_token_id == own.tokenizer.convert_tokens_to_ids("<image>")
-    turns = [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "a"}]
-    inputs = without.embed([turns], torch.rand(1, 3, 8, 8), [1])
-    assert inputs.image_mask.sum() == 4 and without(inputs).loss.isfinite()
+@pytest.fixture
+def stranger(sources, tmp_path):
+    """The Llama with a tokenizer that knows no images and fills its vocabulary, and a chat template for texts."""
+    shutil.copytree(sources / "llama", tmp_path / "stranger")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = tmp_path / "stranger" / name
+        file.write_text(file.read_text().replace("<image>", "<unused>"))
+    chat = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    (tmp_path / "stranger" / "chat_template.jinja").write_text(chat)
+    return str(tmp_path / "stranger")
+
+
+def test_no_word_of_a_strangers_tokenizer_stands_for_an_image(sources, stranger):
+    own = LlavaBackbone.from_parts(str(sources / "clip"), stranger, dtype="float32")
+    theirs = LlamaForCausalLM.from_pretrained(stranger).state_dict()
+    assert (own.image_token_id, own.tokenizer.convert_tokens_to_ids("<image>"), own.config.text_config.vocab_size) == (
+        1024,
+        1024,
+        1025,
+    )
+    for name, rows in own.language_model.state_dict().items():
+        grown = name in ("model.embed_tokens.weight", "lm_head.weight")
+        assert torch.equal(rows[:-1] if grown else rows, theirs[name])
+        assert not grown or torch.allclose(rows[-1], theirs[name].mean(dim=0), atol=1e-7)
+    words = sorted(own.tokenizer.get_vocab().values())
+    assert words == list(range(1025))  # 32000, the library's own number, would have been a word of a larger one
+
+
+def test_a_language_model_that_knew_no_images_leaves_as_a_llava_of_the_library(sources, stranger, tmp_path):
+    template = StoredTemplate.from_pretrained(stranger)
+    own = LlavaBackbone.from_parts(str(sources / "clip"), stranger, template=template, dtype="float32").eval()
+    own.save(tmp_path / "out")
+    write_processor(own, tmp_path / "out")
+    turns = [{"role": "user", "text": "<image>\nWhich?"}, {"role": "assistant", "text": "red"}]
+    images = torch.rand(1, 3, 8, 8) * 2 - 1
+    inputs, words = own.embed([turns], images, [1]), AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+    text = words.apply_chat_template([*asked, {"role": "assistant", "content": "red"}], tokenize=False)
+    ids = words(text.replace("<image>", "<image>" * 4), add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == inputs.token_ids.tolist()
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    logits = model(input_ids=ids, pixel_values=own.normalise(images)).logits
+    assert torch.allclose(logits, own.lm_head(own(inputs).hidden), atol=1e-5)
+    kept = StoredTemplate.from_pretrained(str(tmp_path / "out"))
+    again = LlavaBackbone.from_pretrained(str(tmp_path / "out"), template=kept).eval()
+    assert torch.equal(again.embed([turns], images, [1]).token_ids, ids)
 
 
 def test_a_towers_own_pixel_statistics_are_used(sources):

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from umm_zoo.errors import UserError
@@ -72,6 +72,20 @@ def llava_class(config: Any) -> type[LlavaForConditionalGeneration]:
     tied = {"lm_head.weight": f"model.language_model.{name}.weight"}
     own = {"_tied_weights_keys": tied, "__module__": LlavaForConditionalGeneration.__module__}
     return type(LlavaForConditionalGeneration.__name__, (LlavaForConditionalGeneration,), own)
+
+
+@torch.no_grad()
+def grow_vocabulary(decoder: Any, lm_head: Any, size: int) -> None:
+    """Give a decoder and its output layer, tied or not, ``size`` rows if they have fewer: new ones are the mean of the others."""
+    embeddings = decoder.get_input_embeddings()
+    tied = lm_head.weight is embeddings.weight
+    for layer in (embeddings, lm_head) if len(embeddings.weight) < size else ():
+        for name, rows in list(layer.named_parameters(recurse=False)):
+            more = rows.float().mean(dim=0).to(rows.dtype).expand(size - len(rows), *rows.shape[1:])
+            setattr(layer, name, nn.Parameter(torch.cat([rows, more]), rows.requires_grad))
+        setattr(layer, "num_embeddings" if layer is embeddings else "out_features", size)
+    if tied:
+        lm_head.weight = embeddings.weight
 
 
 def shape_logits(lm_head: Any, config: Any) -> None:

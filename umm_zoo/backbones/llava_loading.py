@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from umm_zoo.backbones.language_models import assert_decoder, attention_by_part, attention_of, llava_class
+from umm_zoo.backbones.language_models import assert_decoder, attention_by_part, attention_of, grow_vocabulary, llava_class
 from umm_zoo.backbones.loading import (
     assert_known,
     assert_stated,
@@ -30,9 +30,8 @@ from umm_zoo.backbones.loading import (
     torch_dtype,
 )
 from umm_zoo.backbones.stored_config import assert_model_type
-from umm_zoo.backbones.tokenizer import is_here, load_tokenizer
+from umm_zoo.backbones.tokenizer import image_token, is_here, load_tokenizer
 from umm_zoo.backbones.weight_files import assert_readable
-from umm_zoo.batch import IMAGE_MARKER
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -49,8 +48,8 @@ TEXT_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_sca
 def llava_config(fields: Mapping[str, Any], tokenizer: str | None) -> LlavaConfig:
     """The library's configuration from plain fields, refused where the library would ignore or misread one.
 
-    Where nothing says which token stands for an image, it is the tokenizer's ``<image>`` or, of one without, the first number
-    beyond the vocabulary: the library's own 32000 is a word of most.
+    Where nothing says which token stands for an image, it is ``<image>``, which a tokenizer without one is given; the vocabulary
+    grows by a row if it has none to spare. The library's own number, 32000, is a word of most tokenizers.
 
     Raises:
         ValueError: a part is missing or of an unknown type, a field is unknown, or the features would not be a grid.
@@ -61,8 +60,11 @@ def llava_config(fields: Mapping[str, Any], tokenizer: str | None) -> LlavaConfi
     for name in ("vision_config", "text_config"):
         values[name] = part_config(f"config.{name}", values.get(name), tokenizer is None and name == "text_config")
     if "image_token_id" not in values and "image_token_index" not in values:
-        words = load_tokenizer(tokenizer).get_vocab() if is_here(tokenizer) or not on_meta_device() else {}
-        values["image_token_index"] = words.get(IMAGE_MARKER, values["text_config"].vocab_size)
+        text = values["text_config"]
+        values["image_token_index"] = text.vocab_size
+        if is_here(tokenizer) or not on_meta_device():
+            values["image_token_index"] = image_token(load_tokenizer(tokenizer))
+            text.vocab_size = max(text.vocab_size, values["image_token_index"] + 1)
     kind = values["vision_config"].model_type
     assert_tower("config.vision_config.model_type", kind)
     assert_decoder("config.text_config.model_type", values["text_config"])
@@ -231,6 +233,8 @@ def assemble(
         if image_token is not None:
             values.setdefault("image_token_index", image_token)
     config = llava_config(values, tokenizer)
+    if decoder is not None:
+        grow_vocabulary(decoder, head, cast(Any, config.text_config).vocab_size)
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
     tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=attention)
     if decoder is None:

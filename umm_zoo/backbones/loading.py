@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,10 +88,25 @@ def load_checkpoint(
     found = checked_config(kind, source, stated, settings.get("subfolder") or "", settings.get("variant"))
     if found is not None:
         settings["config"] = found
-    with one_line(source, f"a name or folder with weights of {kind.__name__}"):
+    with one_line(source, f"a name or folder with weights of {kind.__name__}"), _unreported():
         model, info = kind.from_pretrained(source, output_loading_info=True, **settings)
     assert_complete(source, info, optional)
     return model
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Without the library's table of unused tensors: ``assert_complete`` refuses those that are not left out on purpose."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def kept(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
 
 
 def checked_config(

@@ -16,8 +16,8 @@ from umm_zoo.backbones.adapters import assert_no_adapter, learns
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.templates import ChatTemplate
-from umm_zoo.backbones.tokenizer import assert_vocabulary, is_here, load_tokenizer
-from umm_zoo.batch import Grid, Images, stacked
+from umm_zoo.backbones.tokenizer import assert_vocabulary, image_token, is_here, load_tokenizer
+from umm_zoo.batch import IMAGE_MARKER, Grid, Images, stacked
 from umm_zoo.errors import UserError
 
 
@@ -108,6 +108,8 @@ class SquareVLM(LibraryVLM):
         """
         found = load_tokenizer(self._tokenizer_source)
         assert_vocabulary(found, self.config.text_config.vocab_size)
+        if IMAGE_MARKER not in found.get_vocab() and image_token(found) != self.image_token_id:
+            found = load_tokenizer(self._tokenizer_source)  # another token, or a row that no text uses, stands for an image
         return found
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from umm_zoo.conversation import IMAGE_MARKER
 from umm_zoo.errors import several
 
 #: The tokenizer that is shipped with the package (see the card beside it).
@@ -44,6 +45,13 @@ def load_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:  # Llama and Vicuna have none; padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of ``<image>``, which is added to a tokenizer that has none."""
+    if IMAGE_MARKER not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_MARKER]}, replace_extra_special_tokens=False)
+    return tokenizer.get_vocab()[IMAGE_MARKER]
 
 
 def is_here(source: str | None) -> bool:

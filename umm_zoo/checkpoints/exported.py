@@ -48,7 +48,10 @@ def read_exported(folder: Path) -> dict[str, Any]:
     for path, name in own["parts"].items():
         if Path(name).name != name or name in ("", ".", ".."):
             raise UserError(folder, f"a part in '{name}'", "a folder inside")
-        node_at(experiment["method"], path.split("."))["source"] = str(folder / name)
+        node = node_at(experiment["method"], path.split("."))
+        node["source"] = str(folder / name)
+        if isinstance(template := node.get("template"), Mapping) and "source" in template:
+            node["template"] = {**template, "source": str(folder / name)}
     kept = {key: own[key] for key in ("adapters", "global_step", "weights", "version") if key in own}
     return {**kept, "experiment": experiment, "exported": True, "state_dict": load_file(folder / REST)}
 

@@ -57,6 +57,8 @@ class LibraryPart:
         kind = type(self.module)
         known = set(inspect.signature(kind.from_pretrained).parameters) - {*_IN_FOLDER}
         kept = {name: self.node[name] for name in self.node if name in known}
+        if isinstance(template := kept.get("template"), Mapping) and "source" in template:
+            kept["template"] = {**template, "source": source}  # it is written beside the weights
         return {TARGET: f"{kind.__module__}.{kind.__qualname__}.from_pretrained", "source": source, **kept}
 
 

@@ -16,7 +16,7 @@ from umm_zoo.backbones.templates import ChatML, ChatTemplate, Plain, VicunaV1
 from umm_zoo.errors import note
 
 #: Contents of a turn, an image on a line of its own as ``Method.ask`` writes it; IMAGE stands for an image's tokens.
-_CONTENT = """\
+_MACRO = """\
 {%- macro content(message) -%}
 {%- if message.content is string -%}{{- message.content -}}
 {%- else -%}{%- set last = namespace(image = false, text = "\\n") -%}
@@ -29,9 +29,18 @@ _CONTENT = """\
 {%- endif -%}
 {%- endfor -%}{%- endif -%}
 {%- endmacro -%}
+"""
+_OWN = """\
 {{- BOS -}}
 {%- set own = messages | selectattr("role", "equalto", "system") | list -%}
 """
+#: In front of the template of a language model, whose contents are plain texts.
+_PLAIN_TEXTS = """\
+{%- set ns = namespace(texts = []) -%}
+{%- for message in messages -%}
+{%- set ns.texts = ns.texts + [{"role": message.role, "content": content(message)}] -%}
+{%- endfor -%}
+{%- set messages = ns.texts %}"""
 _CHATML = """\
 {%- if SYSTEM is not none and not own -%}{{- "<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n" -}}{%- endif -%}
 {%- for message in messages -%}
@@ -78,7 +87,7 @@ def jinja(template: ChatTemplate, image: str, bos: str) -> str | None:
     if body is None:
         return None
     head = "".join(f"{{%- set {name} = {'none' if value is None else json.dumps(value)} -%}}\n" for name, value in values.items())
-    return head + _CONTENT + body
+    return head + _MACRO + _OWN + body
 
 
 def write_processor(module: Any, folder: Path) -> None:
@@ -91,7 +100,10 @@ def write_processor(module: Any, folder: Path) -> None:
     image = tokenizer.convert_ids_to_tokens(module.image_token_id) if module.image_token_id < len(tokenizer) else None
     text = None if image is None else jinja(module.template, str(image), tokenizer.bos_token or "")
     if isinstance(module.template, StoredTemplate):
-        pass  # it came with the weights, and went with them
+        stored = module.template
+        if stored.as_text and isinstance(module, SquareVLM):  # a whole model's came with the weights, and went with them
+            head = f'{{%- set IMAGE = "{stored.marker}" -%}}\n{_MACRO}{_PLAIN_TEXTS}'
+            (folder / "chat_template.jinja").write_text(head + stored.source, encoding="utf-8")
     elif text is None:
         note(f"{type(module).__name__}: its prompts have no form in transformers, so no chat template is written")
     else:
