@@ -80,7 +80,8 @@ def test_the_halves_of_a_llava_with_a_new_projector(sources, tmp_path):
     images, turns = torch.rand(1, 3, 8, 8), [{"role": "user", "text": "<image>?"}, {"role": "assistant", "text": "red"}]
     assert mixed(mixed.embed([turns], images, [1])).loss.isfinite()
     with torch.device("meta"):
-        parts = LlavaBackbone.from_parts(str(tmp_path), str(tmp_path)).parts()
+        parts = LlavaBackbone.from_parts(str(tmp_path), str(tmp_path), dtype="bfloat16").parts()
+    assert parts["projector"].linear_1.weight.dtype is torch.float32  # as it is off the meta device
     for name, part in own.parts().items():
         assert sum(p.numel() for p in parts[name].parameters()) == sum(p.numel() for p in part.parameters())
 

@@ -22,6 +22,14 @@ def test_a_setup_freezes_the_rest_and_makes_the_optimiser() -> None:
     assert sum(len(group["params"]) for group in method.configure_optimizers().param_groups) == 2
 
 
+def test_weights_too_coarse_for_small_updates_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    method = Toy(Body(4, 3).bfloat16(), Head(3))
+    TrainingSetup(["head"], AdamW(lr=0.1)).prepare(method)
+    assert not capsys.readouterr().err
+    TrainingSetup(["body", "head"], AdamW(lr=0.1)).prepare(Toy(Body(4, 3).bfloat16(), Head(3)))
+    assert "note: training.trained: body in half precision" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_metric_must_read_what_the_method_makes() -> None:
     method = Toy(Body(4, 3), Head(3))
     check_outputs(method, {"loss": Means(["loss"]), "all": Means()})

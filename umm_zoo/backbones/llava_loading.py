@@ -221,7 +221,9 @@ def assemble(
             found = read_config(part)
             values[name] = getattr(found, name, found)  # the vision half of a contrastive model
     if on_meta_device():
-        return new_llava(llava_config(values, tokenizer), dtype, attention)
+        whole = new_llava(llava_config(values, tokenizer), dtype, attention)
+        whole.model.multi_modal_projector.float()
+        return whole
     if isinstance(vision_tower, str):
         tower = load_tower(vision_tower, dtype, attention, values.get("vision_config"))
         assert_stated(vision_tower, values.get("vision_config"), tower.config, where="config.vision_config")

@@ -23,6 +23,8 @@ from umm_zoo.objectives.step import whole_steps
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 from umm_zoo.training.ranks import is_main_process
 
+#: Weights that rounding holds where they are: an update under a 256th (bfloat16) or 2,048th (float16) of one changes nothing.
+_COARSE = (torch.bfloat16, torch.float16)
 #: First parts of the names under which a run logs.
 _PREFIXES = ("val", "train", "rollout", "throughput")
 
@@ -52,13 +54,20 @@ class TrainingSetup:
         self.skips = max_skipped_steps if on_nan == "skip" else None
 
     def prepare(self, method: Method) -> None:
-        """Freeze what is not trained, and let the method ask here for its optimiser.
+        """Freeze what is not trained, and let the method ask here for its optimiser; note weights too coarse for small updates.
 
         Raises:
             UserError: a name is not a part, or one that this method never trains.
         """
         method.train_only(self.trained, self.build)
         method.step.skips_left = self.skips
+        parts = method.all_parts()
+        coarse = [name for name in self.trained if any(p.dtype in _COARSE and p.requires_grad for p in parts[name].parameters())]
+        if coarse and is_main_process():
+            kept = "dtype: float32 keeps them, and trainer.precision: bf16-mixed the speed"
+            note(
+                f"training.trained: {', '.join(coarse)} in half precision, where updates far smaller than a weight are lost; {kept}"
+            )
 
     def build(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> Any:
         """Optimiser and schedule (stepped per update) over the parameters of each trained part, as Lightning wants them."""
