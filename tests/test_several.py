@@ -14,7 +14,8 @@ from data_pipelines.overlap import PromptIndex, find_overlaps
 from tests.methods.bridge_parts import wemmu
 from umm_zoo.backbones.tokenizer import TextEncoding
 from umm_zoo.batch import Batch
-from umm_zoo.benchmarks.judge import LocalJudge, compare_captions
+from umm_zoo.benchmarks.judging.captions import compare_captions
+from umm_zoo.benchmarks.judging.local import LocalJudge
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method

@@ -32,6 +32,10 @@ NAMES = {
 }
 #: The same for what has moved together: former room and new room below ``umm_zoo``, and names.
 _MOVES = (
+    ("benchmarks.judge", "benchmarks.judging.captions", "Comparison compare_captions verdict"),
+    ("benchmarks.judge", "benchmarks.judging.endpoint", "EndpointJudge"),
+    ("benchmarks.judge", "benchmarks.judging.judge", "Judge"),
+    ("benchmarks.judge", "benchmarks.judging.local", "LocalJudge"),
     ("methods", "pretraining", "autoencoder contrastive self_supervised supervised_tower text_to_image vision_warmup"),
     ("methods.rendering", "methods.uae.readers", "AnswerStatesReader BaseTextReader TextOnlyReader"),
     ("metrics", "shapes.editing_metrics", "EditPixels EditSuccess InstructionSensitivity"),

@@ -1,0 +1,1 @@
+"""Judges, and the benchmarks whose verdicts are a judge's."""
