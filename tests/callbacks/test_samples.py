@@ -98,6 +98,9 @@ def test_clauses_of_a_caption_may_stand_in_any_order(answer: str, right: bool) -
 def test_a_caption_in_free_words_is_neither_right_nor_wrong() -> None:
     rows = replace(batch(["caption"], ["A dog runs ."]), tasks=[Task.CAPTION])
     assert card_of(0, Outputs(answers=["A brown dog ."]), rows, title="caption").right is None
+    of_a_table = replace(rows, tasks=[Task.QUESTION], meta=[{"task": "caption"}])
+    text = batch(["text"], [" ".join("word" for _ in range(17))])
+    assert all(card_of(0, Outputs(answers=["x"]), own, title="").right is None for own in (of_a_table, text))
 
 
 def test_columns_take_the_place_of_input_and_target() -> None:

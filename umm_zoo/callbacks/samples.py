@@ -20,14 +20,17 @@ from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import kind_of
 from umm_zoo.outputs import Outputs
 
+#: Words of an answer that is still marked right or wrong (our choice: longer ones are texts).
+LONGEST_JUDGED = 16
+
 
 class SampleGrid(Callback):
     """Callback that saves fixed samples with images, question, answer and truth: ``<run folder>/samples/step-XXXXXX.png``.
 
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
-    answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``, but not a caption in free words. The images of a
-    sample are ``Outputs.columns`` where the method makes them (such as original, round trip, reconstruction); otherwise its input
-    images, the generated one and the target. Small images are enlarged without smoothing. Rank 0 saves its own samples.
+    answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``, but not a caption or a text in free words. The
+    images of a sample are ``Outputs.columns`` where the method makes them (such as original, round trip, reconstruction); otherwise
+    its input images, the generated one and the target. Small images are enlarged without smoothing. Rank 0 saves its own samples.
 
     Args:
         num_samples: cards in a grid.
@@ -83,8 +86,9 @@ def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:
     answer = None if outputs.answers is None else outputs.answers[row]
     answer = None if not answer and not truth else answer  # the row asks for an image
     right = same_answer(answer, truth) if answer is not None and truth else None
-    if batch.tasks[row] is Task.CAPTION and ";" not in truth:
-        right = None  # one caption of many that are true: another one is not wrong
+    caption = batch.tasks[row] is Task.CAPTION or batch.meta[row].get("task") == "caption"
+    if (caption or len(truth.split()) > LONGEST_JUDGED) and ";" not in truth:
+        right = None  # one of many that are true: another one is not wrong
     columns: dict[str, Tensor] = {name: column[row] for name, column in (outputs.columns or {}).items()}
     if not columns:
         images = batch.images_of(row)
