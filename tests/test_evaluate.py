@@ -61,4 +61,4 @@ def test_a_validation_is_of_the_size_that_the_experiment_says(run: Path) -> None
 
 def test_words_behind_a_validation_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), *TRUSTED, "validation", "images"]) == 2
-    assert "found 'images' behind the suite" in capsys.readouterr().err
+    assert "found 'validation' behind the run, expected key=value" in capsys.readouterr().err

@@ -301,7 +301,7 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
     assert main([file, "trainer.max_steps=2"]) == 0
     assert evaluate(["runs/toy", *TRUSTED]) == 0
     Path("runs/toy/evaluation-1-kept.json").write_text("{}")  # a user's copy is no number
-    assert evaluate(["runs/toy/checkpoints/step-00000002.ckpt", "validation", "data.size=20", "method.bias=2.0", *TRUSTED]) == 0
+    assert evaluate(["runs/toy/checkpoints/step-00000002.ckpt", "data.size=20", "method.bias=2.0", *TRUSTED]) == 0
     first, second = (json.loads(Path(f"runs/toy/evaluation-{i}.json").read_text()) for i in (1, 2))
     assert first["metrics"]["val/loss"] == pytest.approx(report()["metrics"]["val/loss"], rel=1e-6)
     assert second["metrics"]["val/loss"] > first["metrics"]["val/loss"]
@@ -316,7 +316,9 @@ def test_evaluate_scores_a_finished_run_on_other_data(file: str, capsys: pytest.
             ["runs/none"],
             "step-*.ckpt), expected a run folder or a checkpoint that umm_zoo.fit has written",
         ),
-        (["runs/toy", "validatoin"], "unknown suite 'validatoin', expected validation, unified-bench; did you mean 'validation'?"),
+        (["runs/toy", "validatoin"], "found 'validatoin' behind the run, expected key=value"),
+        (["runs/toy", "unified-bench"], "expected key=value; a benchmark is --benchmark unified-bench"),
+        (["runs/toy", "--benchmark", "unified-bensh"], "or the path of a class; did you mean 'unified-bench'?"),
         (["runs/toy", "data.sise=3"], "data.sise: found an unknown argument 'sise'"),
         (["runs/toy", "vars.width=4"], "vars.width: found a key that has done its work"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -62,25 +63,33 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sizes = {"hidden_size": 12, "image_size": 8, "patch_size": 4}
     config = {**sizes, "num_hidden_layers": 1, "num_attention_heads": 2}
     node = {"_target_": "umm_zoo.backbones.features.DINOv2Features.from_config", "config": config}
-    (tmp_path / "encoders.yaml").write_text(yaml.safe_dump({"a": node, "b": node}))
+    (tmp_path / "encoders.yaml").write_text(yaml.safe_dump({"encoders": {"a": node, "b": node}}))
     return tmp_path / "runs" / "painter"
 
 
+WORDS = ["--benchmark", "unified-bench", "images=images", "encoders.yaml"]
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    [file] = (run / "benchmarks" / "unified-bench").glob("scored-*/verdicts.csv")
+    return list(csv.DictReader(file.open(encoding="utf-8")))
+
+
+def image_of(run: Path, name: str) -> Image.Image:
+    [file] = (run / "benchmarks" / "unified-bench").glob(f"made-*/{name}-42.png")
+    return Image.open(file)
+
+
 def test_scores_captions_and_images_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0, capsys.readouterr().err
+    assert evaluate([str(run), *TRUSTED, *WORDS]) == 0, capsys.readouterr().err
     report = json.loads((run / "evaluation-1.json").read_text())
     scores = report["metrics"]
     assert set(scores) == {"a", "b", "unified"}
     assert scores["unified"] == pytest.approx((scores["a"] + scores["b"]) / 2)
-    rows = [json.loads(line) for line in (run / "unified-bench-1" / "captions.jsonl").read_text().splitlines()]
-    assert [(row["image"], row["caption"]) for row in rows] == [("one.png", "red"), ("two.png", "other")]
-    assert scores["a"] == pytest.approx(50 * (rows[0]["a"] + rows[1]["a"]), abs=1e-2)
-    painted = Image.open(run / "unified-bench-1" / "one.png")
-    assert painted.getpixel((0, 0)) == (191, 128, 128)  # the stored weight of a half
-    assert (run / "unified-bench-1" / "grid.png").is_file()
-    (run / "unified-bench-7-old").mkdir()  # a user's own
-    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
-    assert (run / "unified-bench-2").is_dir()
+    rows = rows_of(run)
+    assert [(row["key"], row["answer"]) for row in rows] == [("one", "red"), ("two", "other")]
+    assert scores["a"] == pytest.approx(50 * (float(rows[0]["a"]) + float(rows[1]["a"])), abs=1e-2)
+    assert image_of(run, "one").getpixel((0, 0)) == (191, 128, 128)  # the stored weight of a half
 
 
 def test_files_are_described_and_scored_in_their_own_shapes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,15 +102,14 @@ def test_files_are_described_and_scored_in_their_own_shapes(run: Path, monkeypat
     encoder = DINOv3Features.from_config(DINO3).eval()
     encoder.save("dino3")
     node = {"_target_": "umm_zoo.backbones.features.DINOv3Features.from_pretrained", "source": "dino3"}
-    Path("encoders.yaml").write_text(yaml.safe_dump({"a": node}))
+    Path("encoders.yaml").write_text(yaml.safe_dump({"encoders": {"a": node}}))
     pixels = np.random.default_rng(0).integers(0, 256, (6, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("images/wide.png")
-    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
+    assert evaluate([str(run), *TRUSTED, *WORDS]) == 0
     assert seen == [(2, 3, 7, 10), (1, 3, 4, 18)]  # the run's images are 8 px squares, so at most 64 pixels are seen
-    kept = from_pil(Image.open(run / "unified-bench-1" / "wide.png"))[None]
+    kept = from_pil(image_of(run, "wide"))[None]
     expected = UnifiedScore({"a": encoder}).cosines(kept, from_pil(Image.fromarray(pixels))[None])
-    rows = [json.loads(line) for line in (run / "unified-bench-1" / "captions.jsonl").read_text().splitlines()]
-    assert rows[-1]["image"] == "wide.png" and rows[-1]["a"] == pytest.approx(expected.item(), abs=1e-5)
+    assert rows_of(run)[-1]["key"] == "wide" and float(rows_of(run)[-1]["a"]) == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_every_file_is_looked_at_first_and_those_that_cannot_be_read_are_named_in_one_line(run, capsys, monkeypatch) -> None:
@@ -109,38 +117,39 @@ def test_every_file_is_looked_at_first_and_those_that_cannot_be_read_are_named_i
     whole = Path("images/one.png").read_bytes()
     for name, content in (("a.png", b""), ("cut.png", whole[:-30]), ("z.jpg", b"<html>")):
         Path("images", name).write_bytes(content)
-    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 2
+    assert evaluate([str(run), *TRUSTED, *WORDS]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "found 3 of 5 images that cannot be read: a.png (no readable image" in line
-    assert "cut.png (" in line and "z.jpg (" in line and not (run / "unified-bench-1").exists()
+    assert "cut.png (" in line and "z.jpg (" in line and not (run / "benchmarks").exists()
 
 
 def test_other_files_are_named_and_animations_are_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (12, 8), (255, 0, 0)).save("images/moves.gif", save_all=True, append_images=[Image.new("RGB", (12, 8))])
     for name in ("notes.txt", "x.heic", ".DS_Store"):
         Path("images", name).write_text("x")
-    assert evaluate([str(run), *TRUSTED, "unified-bench", "images", "encoders.yaml"]) == 0
+    assert evaluate([str(run), *TRUSTED, *WORDS]) == 0
     printed = capsys.readouterr()
     assert "note: images: 3 of 6 are no images by their suffix and are left out: .DS_Store, notes.txt, x.heic" in printed.err
-    rows = [json.loads(line) for line in (run / "unified-bench-1" / "captions.jsonl").read_text().splitlines()]
-    assert [row["image"] for row in rows] == ["moves.gif", "one.png", "two.png"]
+    assert [row["key"] for row in rows_of(run)] == ["moves", "one", "two"]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "0 words behind the suite"),
-        (["nowhere"], "found no images"),
-        (["images"], "found no UnifiedScore among the metrics"),
-        (["images", "nothing.yaml"], "nothing.yaml: found no readable map"),
-        (["images", "list.yaml"], "list.yaml: encoders: found a list"),
-        (["images", "latin.yaml"], "latin.yaml: found no readable map (UnicodeDecodeError)"),
-        (["images", "deep.yaml"], "deep.yaml: found no readable map (RecursionError)"),
+        (["encoders.yaml"], "images: found no images in '', expected images=FOLDER with"),
+        (["encoders.yaml", "images=nowhere"], "images: found no images in 'nowhere'"),
+        (["images=images"], "encoders: "),
+        (["images=images", "nothing.yaml"], "nothing.yaml: found no readable map"),
+        (["images=images", "list.yaml"], "list.yaml: found no map of settings"),
+        (["images=images", "latin.yaml"], "latin.yaml: found no readable map (UnicodeDecodeError)"),
+        (["images=images", "deep.yaml"], "deep.yaml: found no readable map (RecursionError)"),
+        (["images=images", "encoders.yaml", "stepz=3"], "found a setting that UnifiedBench does not have"),
+        (["images=images", "encoders.yaml", "guidance=3"], "guidance: found a setting that this benchmark does not have"),
     ],
 )
 def test_what_is_refused(run: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("list.yaml").write_text("[1, 2]")
     Path("latin.yaml").write_bytes(b"a: caf\xe9")
     Path("deep.yaml").write_text("[" * 3000)
-    assert evaluate([str(run), *TRUSTED, "unified-bench", *words]) == 2
+    assert evaluate([str(run), *TRUSTED, "--benchmark", "unified-bench", *words]) == 2
     assert expected in capsys.readouterr().err

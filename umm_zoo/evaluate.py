@@ -1,17 +1,21 @@
-"""``python -m umm_zoo.evaluate RUN [SUITE] [key=value …]``: scores of a finished run, on its own validation shards or on others."""
+"""``python -m umm_zoo.evaluate RUN [--benchmark NAME] [key=value …]``: scores of a finished run.
+
+On its validation data, or on a benchmark.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from umm_zoo.benchmarks import SUITES
+from umm_zoo.benchmarks import BENCHMARKS
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole, writing
-from umm_zoo.errors import UserError, did_you_mean, say, several, user_errors
-from umm_zoo.training.finished_run import add_raw_weights, add_trust, load_run
+from umm_zoo.errors import UserError, say, several, user_errors
+from umm_zoo.training.finished_run import FinishedRun, add_raw_weights, add_trust, load_run
 from umm_zoo.training.ranks import ending_together, is_main_process
 from umm_zoo.training.report import circumstances, recorded
 from umm_zoo.training.run_folder import runs_folder
@@ -20,10 +24,12 @@ HELP = """examples:
   python -m umm_zoo.evaluate runs/llava                                   the run's own validation shards
   python -m umm_zoo.evaluate runs/llava data.val.photos.shards=/data/test  other shards
   python -m umm_zoo.evaluate runs/llava trainer.limit_val_batches=10       a part of them
-  python -m umm_zoo.evaluate runs/uae/toy/stage2 unified-bench images [encoders.yaml]   caption, reconstruct, compare
+  python -m umm_zoo.evaluate runs/uae/toy/stage2 --benchmark unified-bench images=photos   a benchmark, with its settings
+  torchrun --nproc-per-node 4 -m umm_zoo.evaluate runs/wemmu --benchmark geneval guidance=4  the same over processes
 
 The method is rebuilt from the experiment inside the checkpoint; key=value changes it. Scores are printed and written to
-evaluation-<n>.json in the run folder."""
+evaluation-<n>.json in the run folder; of a benchmark every image, verdict and a page are kept below benchmarks/NAME there, and a
+command that was stopped goes on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,23 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
-    parser.add_argument("words", nargs="*", metavar="SUITE | key=value", help=f"what to score ({', '.join(SUITES)}) and overrides")
+    words = "overrides of the experiment; settings of the benchmark, or a YAML file of them"
+    parser.add_argument("words", nargs="*", metavar="key=value", help=words)
+    parser.add_argument("--benchmark", metavar="NAME", help=f"{', '.join(BENCHMARKS)}, or the path of a class of yours")
     add_trust(parser)
     add_raw_weights(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     arguments = parser.parse_intermixed_args(argv)
     with user_errors(arguments.traceback) as outcome, ending_together(runs_folder(), arguments.traceback):
-        overrides = [word for word in arguments.words if "=" in word]
-        suite, *rest = [word for word in arguments.words if "=" not in word] or ["validation"]
-        evaluate(arguments.run, suite, rest, overrides, arguments.trust, arguments.raw_weights)
+        evaluate(arguments.run, arguments.words, arguments.benchmark, arguments.trust, arguments.raw_weights)
     return outcome.code
 
 
 def evaluate(
     source: str | Path,
-    suite: str = "validation",
     words: Sequence[str] = (),
-    overrides: Sequence[str] = (),
+    benchmark: str | None = None,
     trust: Sequence[str] = (),
     raw_weights: bool = False,
 ) -> Path:
@@ -59,29 +64,32 @@ def evaluate(
 
     Args:
         source: run folder or checkpoint.
-        suite: name in ``umm_zoo.benchmarks.SUITES``.
-        words: arguments of the suite.
-        overrides: ``key=value`` over the experiment of the run.
+        words: ``key=value`` over the experiment of the run, and settings of the benchmark.
+        benchmark: name in ``umm_zoo.benchmarks.BENCHMARKS``, or the path of a class; None is the run's own validation.
         trust, raw_weights: see ``load_run``.
 
     Raises:
-        UserError: no such run or suite, or an override that does not fit.
+        UserError: no such run or benchmark, or a word that does not fit.
     """
     several("words", words)
-    if suite not in SUITES:
-        raise UserError(source, f"an unknown suite '{suite}'", ", ".join(SUITES), did_you_mean(suite, SUITES))
-    run = load_run(source, overrides, trust, raw_weights)
     began = time.monotonic()
-    scores = {name: float(value) for name, value in SUITES[suite](run, words).items()}
-    report = {
+    if benchmark is None:
+        if plain := [word for word in words if "=" not in word]:
+            named = f"--benchmark {plain[0]}" if plain[0] in BENCHMARKS else ""
+            raise UserError(source, f"'{plain[0]}' behind the run", "key=value", named and f"a benchmark is {named}")
+        run = load_run(source, words, trust, raw_weights)
+        found: Mapping[str, Any]
+        what, found = "validation", recorded(_validation(run))
+    else:
+        run, what, found = _on_benchmark(source, words, benchmark, trust, raw_weights)
+    report: dict[str, Any] = {
         "run": run.experiment.name,
-        "suite": suite,
+        "suite": what,
         "step": run.checkpoint.get("global_step"),
         "weights": run.weights,
-        "arguments": list(words),
-        "overrides": list(overrides),
+        "overrides": list(words),
         "seconds": round(time.monotonic() - began, 2),
-        **recorded(scores),
+        **found,
         **circumstances(),
     }
     taken = [path.stem.partition("-")[2] for path in run.path.glob("evaluation-*.json")]
@@ -90,11 +98,34 @@ def evaluate(
     if is_main_process():
         from umm_zoo.callbacks.metrics import print_scores
 
-        print_scores(f"{run.experiment.name}, step {report['step']}, {suite}", scores)  # first: scoring may have taken hours
+        scores = {name: float("nan") if value is None else value for name, value in report["metrics"].items()}
+        print_scores(f"{run.experiment.name}, step {report['step']}, {what}", scores)  # first: scoring may have taken hours
         with writing(run.path, "a run folder that can be written"):
             write_whole(file, strict_json(report, indent=2) + "\n")
         say(f"written to {file}")
     return file
+
+
+def _validation(run: FinishedRun) -> dict[str, float]:
+    from umm_zoo.training.validation import validate
+
+    return validate(run)
+
+
+def _on_benchmark(
+    source: str | Path, words: Sequence[str], name: str, trust: Sequence[str], raw_weights: bool
+) -> tuple[FinishedRun, str, Mapping[str, Any]]:
+    """The run, the benchmark's name, and its scores with their card's folder."""
+    from umm_zoo.benchmarks.building import build_benchmark, sort_words
+    from umm_zoo.benchmarks.running import run_benchmark
+
+    sorted_words = sort_words(name, words)
+    run = load_run(source, sorted_words.overrides, trust, raw_weights)
+    found = build_benchmark(sorted_words, run.experiment)
+    card = run_benchmark(run, found, sorted_words.given, sorted_words.overrides)
+    kept = {key: card[key] for key in ("interval", "overlap", "warnings", "folder") if key in card}
+    scores: dict[str, Any] = dict(recorded(card.get("scores", {})))
+    return run, found.name, scores | kept
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from umm_zoo.batch import Batch
+from umm_zoo.experiment.file import Experiment
 from umm_zoo.generation.base import Command
 from umm_zoo.metrics.rows import RowMetric
 from umm_zoo.outputs import Outputs
@@ -36,7 +37,7 @@ class Item:
 class Verdict(NamedTuple):
     """What became of one row."""
 
-    record: list[int]  #: what ``values_of`` needs of it, as many numbers for every row
+    record: Sequence[float]  #: what ``values_of`` needs of it, as many numbers for every row
     score: float  #: 1 right, 0 wrong, or between; NaN where the protocol leaves the row out
     kind: str  #: group of the benchmark, by which its card and its interval go
     reason: str = ""  #: in words; empty where there is nothing to say
@@ -60,6 +61,11 @@ class Benchmark(RowMetric):
     per_item: ClassVar[int] = 1
     headline: ClassVar[str] = "overall"
 
+    @classmethod
+    def of_run(cls, experiment: Experiment) -> dict[str, Any]:
+        """Settings that a run gives where the command line does not: values and nodes by argument."""
+        return {}
+
     @abstractmethod
     def items(self) -> list[Item]:
         """All items in their order.
@@ -74,7 +80,7 @@ class Benchmark(RowMetric):
 
     @abstractmethod
     def verdicts(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[int, Verdict]]:
-        """(row, verdict) of the rows that count.
+        """(row, verdict) of the rows that count: of every row, where rows are items.
 
         Args:
             outputs: with ``generated`` or ``answers``, as the command makes them.
@@ -82,9 +88,17 @@ class Benchmark(RowMetric):
                 size of their files.
         """
 
+    def unit(self, item: Item) -> str:
+        """Name of what an interval draws as one: items that count together, such as a pair, share it."""
+        return item.key
+
     def protocol(self) -> dict[str, Any]:
         """What the scores depend on beside the images, for the card: thresholds, the detector and its digest, the judge."""
         return {}
 
-    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
+    def warnings(self) -> list[str]:
+        """What a reader of the score must know, such as that another judge has made it."""
+        return []
+
+    def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[Any]:
         return (verdict.record for _, verdict in self.verdicts(outputs, batch))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning import Trainer, seed_everything
 
 from umm_zoo.callbacks import MetricCallback, Validation
-from umm_zoo.errors import UserError, locating
+from umm_zoo.errors import locating
 from umm_zoo.experiment.build import build_arguments
 from umm_zoo.experiment.reach import untouched
 from umm_zoo.experiment.targets import find_target
@@ -33,19 +32,16 @@ TRAINER_KEYS = (
 )
 
 
-def validate(run: FinishedRun, words: Sequence[str] = ()) -> dict[str, float]:
+def validate(run: FinishedRun) -> dict[str, float]:
     """The experiment's metrics over its validation data, as in training, with the run's weights (see ``weights_of``).
 
     Args:
         run: the run.
-        words: behind the name of the suite; there are none.
 
     Raises:
-        UserError: words, weights that do not fit, or what is wrong with experiment and data.
+        UserError: weights that do not fit, or what is wrong with experiment and data.
     """
     experiment = run.experiment
-    if words:
-        raise UserError(run.path, f"'{words[0]}' behind the suite", "validation, without any words")
     quieten()
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment)  # that opens no shard yet
