@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from finished_runs import write_run
+from lightning import Callback, LightningModule, Trainer
 from toy_parts import OneWeight
 
 from umm_zoo.batch import Batch
@@ -57,6 +59,18 @@ def test_a_validation_is_of_the_size_that_the_experiment_says(run: Path) -> None
     first, second = (json.loads((run / f"evaluation-{number}.json").read_text())["metrics"] for number in (1, 2))
     assert first == {"val/m/longest": 7.0, "val/m/made": 0.75}
     assert second == {"val/m/longest": 5.0, "val/m/made": 1.0}
+
+
+class Longer(Callback):
+    """Wants longer answers."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.wanted = replace(pl_module.wanted, max_new_tokens=9)
+
+
+def test_a_callback_takes_part_where_an_override_names_it(run: Path) -> None:
+    assert main([str(run), *TRUSTED, f"callbacks.longer={{_target_: {Path(__file__).stem}.Longer}}"]) == 0
+    assert json.loads((run / "evaluation-1.json").read_text())["metrics"]["val/m/longest"] == 9.0
 
 
 def test_words_behind_a_validation_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

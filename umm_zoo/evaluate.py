@@ -27,7 +27,8 @@ HELP = """examples:
   python -m umm_zoo.evaluate runs/uae/toy/stage2 --benchmark unified-bench images=photos   a benchmark, with its settings
   torchrun --nproc-per-node 4 -m umm_zoo.evaluate runs/wemmu --benchmark geneval guidance=4  the same over processes
 
-The method is rebuilt from the experiment inside the checkpoint; key=value changes it. Scores are printed and written to
+The method is rebuilt from the experiment inside the checkpoint; key=value changes it. Of its callbacks those take part that scores
+depend on, and those that a key names (callbacks.samples.num_samples=24 writes sample cards). Scores are printed and written to
 evaluation-<n>.json in the run folder; of a benchmark every image, verdict and a page are kept below benchmarks/NAME there, and a
 command that was stopped goes on."""
 

@@ -35,6 +35,8 @@ TRAINER_KEYS = (
 def validate(run: FinishedRun) -> dict[str, float]:
     """The experiment's metrics over its validation data, as in training, with the run's weights (see ``weights_of``).
 
+    Of its callbacks those take part that scores depend on, and those that an override names.
+
     Args:
         run: the run.
 
@@ -50,11 +52,13 @@ def validate(run: FinishedRun) -> dict[str, float]:
     record = RunRecord(experiment)
     record.owners = built.owners()
     callbacks: list[Any] = [record, MetricCallback(built.metrics, show_table=False)]
-    for callback in built.callbacks.values():
+    keys = [text.partition("=")[0].split(".") for text in experiment.overrides]
+    asked = {key[1] for key in keys if key[0] == "callbacks" and len(key) > 1}
+    for name, callback in built.callbacks.items():
         state = run.checkpoint.get("callbacks", {}).get(callback.state_key)
-        if isinstance(callback, Validation):
+        if isinstance(callback, Validation) or (name in asked and not state):
             callbacks.append(callback)
-        elif state and is_of_users(type(callback)):  # no score depends on others, and some write files
+        elif state and (name in asked or is_of_users(type(callback))):  # no score depends on others, and some write files
             callback.load_state_dict(state)
             callbacks.append(callback)
     kept = {key: value for key, value in experiment.trainer.items() if key in TRAINER_KEYS}
