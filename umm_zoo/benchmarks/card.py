@@ -69,16 +69,11 @@ def _page(
     results: Results, about: Mapping[str, Any], rows: Sequence[Row], made: Mapping[str, Made], verdicts: Mapping[str, Verdict]
 ) -> str:
     title = f"{about['benchmark']} of {about['run']}"
-    shown = {
-        "Wrong, or not wholly right": [row for row in rows if verdicts[row.id].score < 1],
-        "Right": [row for row in rows if verdicts[row.id].score >= 1],
-    }
     parts = [f"<h1>{_text(title)}</h1>", *_headline(about), "<h2>Scores</h2>", _scores(about["scores"])]
-    for name, own in shown.items():
-        some = _spread(own, verdicts)
+    for name, own, some in _sections(rows, verdicts):
         cards = "".join(_figure(results, row, made[row.id], verdicts[row.id]) for row in some)
-        heading = f'<h2>{name} <span class="faint">({len(some)} of {len(own):,})</span></h2>'
-        parts += [heading, f'<div class="cards">{cards}</div>'] if own else []
+        heading = f'<h2>{name} <span class="faint">({len(some)} of {own:,})</span></h2>'
+        parts += [heading, f'<div class="cards">{cards}</div>'] if some else []
     parts += ["<h2>How it was measured</h2>", _table({key: value for key, value in about.items() if key not in ("scores",)})]
     style = Path(__file__).with_name("card.css").read_text(encoding="utf-8")
     sight = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -96,6 +91,22 @@ def _headline(about: Mapping[str, Any]) -> Iterator[str]:
         yield f'<p class="warning">{_text(warning)}</p>'
 
 
+def _sections(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, int, list[Row]]]:
+    """(heading, how many there are, those that are shown): wrong and right, or where scores lie between, low and high."""
+    scored = [row for row in rows if not math.isnan(verdicts[row.id].score)]
+    if any(verdicts[row.id].score not in (0, 1) for row in scored):
+        ordered = sorted(scored, key=lambda row: verdicts[row.id].score)
+        half = (len(ordered) + 1) // 2
+        yield "Lowest scores", len(ordered), ordered[: min(SHOWN, half)]
+        yield "Highest scores", len(ordered), ordered[half:][-SHOWN:][::-1]
+    else:
+        wrong, right = ([row for row in scored if verdicts[row.id].score == score] for score in (0, 1))
+        yield "Wrong", len(wrong), _spread(wrong, verdicts)
+        yield "Right", len(right), _spread(right, verdicts)
+    if left := [row for row in rows if math.isnan(verdicts[row.id].score)]:
+        yield "Left out", len(left), _spread(left, verdicts)
+
+
 def _spread(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> list[Row]:
     """Some of the rows, of all kinds in turn."""
     kinds: dict[str, list[Row]] = {}
@@ -107,12 +118,12 @@ def _spread(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> list[Row]:
 def _figure(results: Results, row: Row, made: Made, verdict: Verdict) -> str:
     files = [*row.item.images, *([] if made.file is None else [results.images / made.file])]
     images = "".join(f'<img alt="" src="{_embedded(file)}">' for file in files)
-    said = "" if made.answer is None else f"<br>{_text(made.answer)}"
+    said = [_text(text) for text in (row.item.text, made.answer or "") if text]
     group = f'<span class="faint">{_text(verdict.kind)}, seed {row.seed}</span>' if verdict.kind else ""
     reason = f"<br><b>{_text(verdict.reason)}</b>" if verdict.reason else ""
-    mark = "right" if verdict.score >= 1 else "wrong" if verdict.score <= 0 else ""
+    mark = "wrong" if verdict.score == 0 else "right" if verdict.score == 1 else ""
     score = "" if mark or math.isnan(verdict.score) else f"<br>{verdict.score:.3g}"
-    caption = f"{_text(row.item.text)}{said}{reason}{score}<br>{group}"
+    caption = f"{'<br>'.join(said)}{reason}{score}<br>{group}"
     return f'<figure class="{mark}">{images}<figcaption>{caption}</figcaption></figure>'
 
 
