@@ -40,6 +40,7 @@ class Greys(OneWeight):
     def __init__(self) -> None:
         super().__init__()
         nn.init.zeros_(self.layer.weight)
+        self.guidance = 4.5
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
         prompts = [turns[0]["text"] for turns in batch.conversations]
@@ -144,6 +145,13 @@ def test_a_killed_evaluation_goes_on(run: Path) -> None:
     Greys.painted.clear()
     assert put(run, Levels())["scores"] == whole["scores"]
     assert Greys.painted == [("50 dark", 0), ("101 <b>light</b>", 0), ("101 <b>light</b>", 1)]
+
+
+def test_the_card_says_how_images_were_generated(run: Path) -> None:
+    card = put(run, Levels())
+    assert card["generation"] == {"guidance": 4.5} and card["image_sizes"] == {"4 x 4": 6}  # the method's own
+    assert put(run, Levels(above=1))["generation"] == {"guidance": 4.5}  # with no model loaded
+    assert put(run, Levels(), guidance="3", steps="2")["generation"] == {"guidance": 3.0, "steps": 2}
 
 
 def test_a_changed_prompt_is_put_again(run: Path) -> None:

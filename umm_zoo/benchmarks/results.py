@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from umm_zoo.benchmarks.base import Item, Verdict
 from umm_zoo.checkpoints.folder import PARTIAL
-from umm_zoo.checkpoints.plain_files import strict_json, writing
+from umm_zoo.checkpoints.plain_files import strict_json, write_json, writing
 
 INSTEAD = "a run folder that can be written"
 
@@ -121,6 +122,25 @@ class Results:
     def verdicts(self) -> dict[str, Verdict]:
         """Those that are there already."""
         return {id: Verdict(**{**row, "score": _number(row["score"])}) for id, row in self._judged.read().items()}
+
+    def keep_settings(self, settings: Mapping[str, Any]) -> None:
+        """Keep what the method itself says of how it generates, plain values."""
+        with writing(self.images, INSTEAD):
+            write_json(self.images / "settings.json", settings, indent=1)
+
+    def settings(self) -> dict[str, Any]:
+        """What was kept; empty where nothing was."""
+        file = self.images / "settings.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    def image_sizes(self, made: Iterable[Made]) -> dict[str, int]:
+        """How many images there are of each size, "height x width"."""
+        counts = Counter[str]()
+        for own in made:
+            if own.file is not None:
+                with Image.open(self.images / own.file) as image:
+                    counts[f"{image.height} x {image.width}"] += 1
+        return dict(counts.most_common())
 
     def add_made(self, rows: Sequence[Row], answers: Sequence[str | None], images: Sequence[Image.Image | None]) -> list[Made]:
         """Keep results, images first."""

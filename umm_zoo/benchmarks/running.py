@@ -19,6 +19,7 @@ from umm_zoo.benchmarks.interval import interval
 from umm_zoo.benchmarks.leakage import said, training_overlap
 from umm_zoo.benchmarks.results import Made, Results, Row
 from umm_zoo.errors import UserError, did_you_mean, printable, say
+from umm_zoo.generation.abilities import own_sampling
 from umm_zoo.generation.base import Command
 from umm_zoo.generation.images import open_image
 from umm_zoo.generation.options import Option, whole
@@ -112,7 +113,8 @@ def run_benchmark(
     seconds = _do(run, benchmark, rows, settings, results, batch_size)
     if not is_main_process():
         return {}
-    verdicts = _all_verdicts(benchmark, rows, results)
+    verdicts, made = _all_verdicts(benchmark, rows, results), results.made()
+    said_so = {name: value for name, value in settings.items() if value is not None}
     about = {
         "run": run.experiment.name,
         "benchmark": benchmark.name,
@@ -120,7 +122,8 @@ def run_benchmark(
         **_scored(benchmark, rows, verdicts),
         "items": len(some),
         "seeds": list(range(first, first + count)),
-        "generation": settings,
+        "generation": {**results.settings(), **said_so},
+        "image_sizes": results.image_sizes(made[row.id] for row in rows),
         "protocol": protocol,
         "weights": weights,
         "overrides": list(overrides),
@@ -135,7 +138,7 @@ def run_benchmark(
     partial = f"{len(some)} of {len(items)} items: not the benchmark's score" if len(some) < len(items) else ""
     marked = f"{len(found)} prompts stand in training texts of the run" if found else ""
     about["warnings"] = [text for text in (partial, marked, *benchmark.warnings()) if text]
-    write_card(results, about, rows, results.made(), verdicts)
+    write_card(results, about, rows, made, verdicts)
     return {**about, "folder": str(results.path)}
 
 
@@ -154,7 +157,9 @@ def _do(
         for some in _groups(benchmark, missing, made, batch_size):
             began = time.monotonic()
             if some[0].id not in made:
-                model = model or _model(run)
+                if model is None:
+                    model = _model(run)
+                    results.keep_settings(own_sampling(model.method))
                 made |= dict(zip([row.id for row in some], _make(run, benchmark, model, some, settings, results), strict=True))
             middle = time.monotonic()
             _judge(benchmark, some, made, results)

@@ -30,6 +30,18 @@ def lacking(method: Any, action: str, expected: str) -> UserError:
     return UserError("method", found, f"a method that can ({expected})", hint)
 
 
+def own_sampling(method: Any) -> dict[str, Any]:
+    """Settings of generation that a method has of its own: steps, scales of guidance, temperature, as far as there are any."""
+    found: dict[str, Any] = {}
+    for holder in (getattr(method, "renderer", None), method):
+        steps = getattr(getattr(holder, "objective", None), "num_steps", None)
+        scales = getattr(holder, "guidance", None)
+        scales = scales if scales is None or isinstance(scales, int | float) else vars(scales)
+        values = {"steps": steps, "guidance": scales, "temperature": getattr(holder, "temperature", None)}
+        found |= {name: value for name, value in values.items() if value is not None}
+    return found
+
+
 def _parts(method: Any) -> tuple[FeatureEncoder | None, LibraryVLM | None, LatentCodec | None]:
     """The method's own encoder, vision-language model and codec."""
     kinds = (FeatureEncoder, LibraryVLM, LatentCodec)
