@@ -93,7 +93,8 @@ class ZImage(DiffusersDecoder):
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, whose time runs from noise to data, and its velocity too; rows are given one by one."""
         rows = [row if mask is None else row[own] for row, own in zip(values, values if mask is None else mask, strict=True)]
-        predicted = self.model(list(noisy[:, :, None]), 1 - time, rows, patch_size=self.patch, return_dict=False)[0]
+        moment = 1 - time * (self.num_train_times / 1000)  # the pipeline's thousand is fixed
+        predicted = self.model(list(noisy[:, :, None]), moment, rows, patch_size=self.patch, return_dict=False)[0]
         return -torch.stack(list(predicted))[:, :, 0]
 
 

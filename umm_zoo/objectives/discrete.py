@@ -21,6 +21,8 @@ from umm_zoo.objectives.schedules import ReleaseSchedule, assert_steps
 
 _WHERE = "scheduler_config.json"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+#: Settings under which a network is told, or its latents are mixed, in another way than training does here.
+_REFUSED = {"timestep_type": "continuous", "use_flow_sigmas": True}
 
 
 class DiscreteSchedule(ReleaseSchedule):
@@ -54,7 +56,8 @@ class DiscreteSchedule(ReleaseSchedule):
             name: of its class; None is the release's.
 
         Raises:
-            UserError: no such class, one without discrete steps, or one of a network that predicts something else.
+            UserError: no such class, one without discrete steps or with others than the release's, one that does not lead from
+                noise to data, or one of a network that predicts something else.
         """
         where, name = ("objective.sampler", name) if name else (_WHERE, str(self.config.get("_class_name")))
         kind: Any = getattr(diffusers.schedulers, name, None)
@@ -63,8 +66,13 @@ class DiscreteSchedule(ReleaseSchedule):
                 scheduler: Any = None if kind is None else kind.from_config(self.config)
         except Exception as error:  # whatever the library makes of numbers that are none
             raise UserError(where, f"{self.config} ({type(error).__name__}: {error})", "settings that make a scheduler") from error
-        if getattr(scheduler, "alphas_cumprod", None) is None:
-            raise UserError(where, f"'{name}'", "a scheduler of diffusers with discrete steps, such as DDIMScheduler")
+        if getattr(scheduler, "alphas_cumprod", None) is None or "Inverse" in name:
+            raise UserError(
+                where, f"'{name}'", "a scheduler of diffusers with discrete steps from noise to data, such as DDIMScheduler"
+            )
+        for key, value in _REFUSED.items():
+            if scheduler.config.get(key) == value:
+                raise UserError(where, f"{key} {value!r} of a {name}", "discrete steps, as the network is trained on them")
         scheduler.register_to_config(**{key: value for key, value in self.fixed.items() if key in scheduler.config})
         if (found := scheduler.config.prediction_type) not in _PREDICTIONS:
             raise UserError(_WHERE, f"prediction_type '{found}'", " or ".join(map(repr, _PREDICTIONS)))
@@ -72,10 +80,14 @@ class DiscreteSchedule(ReleaseSchedule):
 
     @cached_property
     def training(self) -> Any:
-        """The library's ``DDPMScheduler`` of the same settings, by whose tables everybody trains."""
-        self.scheduler()
+        """The library's ``DDPMScheduler`` of the same settings, by whose tables everybody trains.
+
+        What the file leaves out is the default of the release's class, not of this one.
+        """
+        settings = dict(self.scheduler().config)
+        settings.pop("_use_default_values", None)  # from_config would take its own class's defaults for these
         with torch.device("cpu"):
-            return DDPMScheduler.from_config(self.config)
+            return DDPMScheduler.from_config(settings)
 
     def steps(self, num_steps: int, device: torch.device, name: str | None = None) -> Any:
         """A scheduler of the library with the times of ``num_steps`` steps.
@@ -93,6 +105,26 @@ class DiscreteSchedule(ReleaseSchedule):
             ) from error
         return scheduler
 
+    def check(self, num_steps: int, name: str | None = None) -> None:
+        """Take one step on a blank latent: some schedulers refuse a prediction, or want more than it, only there.
+
+        Raises:
+            UserError: there is no such step, or it goes along other noise than the network is trained with.
+        """
+        where = "objective.sampler" if name else _WHERE
+        with torch.device("cpu"):
+            scheduler, table = self.steps(num_steps, torch.device("cpu"), name), self.training.alphas_cumprod
+            own, blank = scheduler.alphas_cumprod, torch.zeros(1, 1, 2, 2)
+            # the last one aside, at which some schedulers keep away from pure noise
+            if len(own) != len(table) or not torch.allclose(own[:-1].to(table.dtype), table[:-1], atol=1e-5):
+                found = f"{type(scheduler).__name__} with {len(own)} steps of noise of its own"
+                raise UserError(where, found, f"the {len(table)} that the network is trained with", "state its `beta` settings")
+            try:
+                take_step(scheduler, blank, scheduler.timesteps[0], blank, drawn_for(scheduler, blank))
+            except Exception as error:
+                found = f"a {type(scheduler).__name__} that makes no step ({type(error).__name__}: {error})"
+                raise UserError(where, found, f"one for a network that predicts '{scheduler.config.prediction_type}'") from error
+
 
 class DiscreteDiffusion(DecoderObjective):
     """Denoising diffusion with the steps, the noise and the prediction of the decoder's release, as the library trains and samples.
@@ -107,8 +139,8 @@ class DiscreteDiffusion(DecoderObjective):
 
     Args:
         num_steps: of sampling, 50 as in the pipelines of Stable Diffusion.
-        sampler: class of the library's schedulers to sample with (``DDIMScheduler``, ``DPMSolverMultistepScheduler`` …); None is
-            the release's own.
+        sampler: class of the library's schedulers to sample with (``DDIMScheduler``, ``DPMSolverMultistepScheduler`` …), on the
+            release's noise; None is the release's own. Where ``eta`` is a choice, it is 0 as in the library's pipelines.
         schedule: None is the decoder's own, that of its release.
 
     Raises:
@@ -124,7 +156,7 @@ class DiscreteDiffusion(DecoderObjective):
         if not isinstance(own, DiscreteSchedule | None):
             raise own.refused_by(self)
         self.schedule = self.schedule or own
-        self.known.steps(self.num_steps, torch.device("cpu"), self.sampler)  # now, and not in the first validation
+        self.known.check(self.num_steps, self.sampler)  # now, and not in the first validation
 
     @property
     def known(self) -> DiscreteSchedule:
@@ -163,15 +195,29 @@ class DiscreteDiffusion(DecoderObjective):
         denoiser, condition, x = self.begin(denoiser, shape, condition, generator, noise)
         device = x.device
         scheduler = self.known.steps(num_steps or self.num_steps, device, self.sampler)
-        drawn: dict[str, Any] = {}
-        if "generator" in inspect.signature(scheduler.step).parameters:
-            drawn["generator"] = [torch.Generator().manual_seed(_seed_of(row)) for row in x]
+        drawn = drawn_for(scheduler, x)
         x = x * scheduler.init_noise_sigma
         for step in scheduler.timesteps:
             seen = scheduler.scale_model_input(x, step)
             predicted = denoiser(seen, step.expand(len(x)), condition).to(x.dtype)
-            x = scheduler.step(predicted, step, x, **drawn, return_dict=False)[0]
+            x = take_step(scheduler, predicted, step, x, drawn)
         return x
+
+
+def drawn_for(scheduler: Any, noise: Tensor) -> dict[str, Any]:
+    """What a scheduler's steps draw their noise by: a generator of each row, and no noise at all (``eta``) where that is a choice.
+
+    The library's pipelines pass ``eta`` 0 unless they are told another.
+    """
+    taken = inspect.signature(scheduler.step).parameters
+    rows = [torch.Generator().manual_seed(_seed_of(row)) for row in noise]
+    return {key: value for key, value in (("generator", rows), ("eta", 0.0)) if key in taken}
+
+
+def take_step(scheduler: Any, predicted: Tensor, step: Tensor, x: Tensor, drawn: Mapping[str, Any]) -> Tensor:
+    """The next latent ``[B, C, h, w]``."""
+    after: Tensor = scheduler.step(predicted, step, x, **drawn, return_dict=False)[0]
+    return after
 
 
 def _seed_of(noise: Tensor) -> int:

@@ -112,6 +112,7 @@ class LibrarySchedule(TimeSchedule, ReleaseSchedule):
             "use_exponential_sigmas": (False,),
             "use_beta_sigmas": (False,),
             "use_lu_lambdas": (False,),
+            "use_dynamic_shifting": (False,),
         },
     }
 
