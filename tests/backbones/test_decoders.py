@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.methods.bridge_parts import metaquery, requests, wemmu
 from tests.tiny_configs import codec
 from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.discrete_decoders import PixArt, StableDiffusion, StableDiffusionXL
+from umm_zoo.backbones.flow_decoders import QwenImage, ZImage
 from umm_zoo.backbones.flux import Flux
 from umm_zoo.backbones.sana import Sana
 from umm_zoo.backbones.sd3 import StableDiffusion3
@@ -192,12 +195,48 @@ def test_a_bridge_hands_the_crops_on() -> None:
         (StableDiffusion, "SD 1.5", {"in_channels": 9}, "in_channels 9 and out_channels 4 .inpainting"),
         (StableDiffusion, "SD 1.5", {"time_cond_proj_dim": 4}, "time_cond_proj_dim 4"),
         (StableDiffusion, "SD 1.5", {"cross_attention_dim": [10, 12]}, r"cross_attention_dim \[10, 12\], expected one width"),
+        (StableDiffusionXL, "SDXL", {"time_cond_proj_dim": 4}, "time_cond_proj_dim 4"),
+        (
+            StableDiffusionXL,
+            "SDXL",
+            {"projection_class_embeddings_input_dim": 2560, "addition_time_embed_dim": 256, "cross_attention_dim": 1280},
+            "SDXL's refiner, .*, expected the base",
+        ),
         (Flux, "FLUX.1 dev", {"in_channels": 24, "out_channels": 16}, "in_channels 24 and out_channels 16 .FLUX.1-Fill"),
+        (StableDiffusion3, "SD 3", {"in_channels": 9}, "in_channels 9 and out_channels 4"),
+        (Sana, "Sana", {"guidance_embeds": True}, "guidance_embeds"),
+        (ZImage, "Z-Image", {"siglip_feat_dim": 8}, "siglip_feat_dim 8"),
+        (QwenImage, "Qwen-Image", {"zero_cond_t": True}, "zero_cond_t"),
+        (PixArt, "PixArt-Sigma", {"norm_type": "ada_norm_zero"}, "norm_type 'ada_norm_zero' .DiT"),
     ],
 )
-def test_relatives_that_need_more_are_refused(kind: Any, name: str, change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_relatives_that_need_more_are_told_by_their_config_alone(
+    kind: Any, name: str, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """``fit --check`` builds on the meta device what the experiment states, and looks into the folder first."""
+    fit = next(config for own, config, _ in DECODERS.values() if own is kind)
+    defaults = {key: value.default for key, value in list(inspect.signature(kind.kind.__init__).parameters.items())[1:]}
+    stored = {"_class_name": kind.kind.__name__, **defaults, **DECODERS[name][1], **change}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    for stated in (None, fit):
+        with torch.device("meta"), pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: {kind.__name__}: .*{words}"):
+            kind.from_pretrained(tmp_path, config=stated)
+    with torch.device("meta"), pytest.raises(ValueError, match=r"\w"):
         kind.from_config({**DECODERS[name][1], **change})
+
+
+def test_the_pipeline_of_a_refiner_says_so(tmp_path: Path) -> None:
+    decoder_of("SDXL").save(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text(json.dumps({"requires_aesthetics_score": True}))
+    for source, subfolder in ((tmp_path, "unet"), (tmp_path / "unet", None)):
+        with pytest.raises(ValueError, match="found SDXL's refiner"):
+            StableDiffusionXL.from_pretrained(source, subfolder=subfolder)
+
+
+def test_a_stated_config_is_compared_with_the_stored_one_before_the_weights(tmp_path: Path) -> None:
+    decoder_of("SD 1.5").save(tmp_path)
+    with torch.device("meta"), pytest.raises(ValueError, match=r"config.cross_attention_dim: found 768, expected 10 as in"):
+        StableDiffusion.from_pretrained(tmp_path, config={"cross_attention_dim": 768})
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -168,11 +169,16 @@ class KLCodec(LibraryCodec):
 
     def __init__(self, model: AutoencoderKL) -> None:
         config: Any = model.config
-        if config.latents_mean is not None or config.latents_std is not None:
-            raise ValueError("KLCodec: found a config with latents_mean or latents_std, expected scaling_factor and shift_factor")
+        self.assert_fit(config)
         factor = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(config.latent_channels, factor, config.scaling_factor, config.shift_factor or 0.0)
         self.model = model
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        if config["latents_mean"] is not None or config["latents_std"] is not None:
+            raise ValueError("KLCodec: found a config with latents_mean or latents_std, expected scaling_factor and shift_factor")
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log variance (clamped by the library to [-30, 20])."""
@@ -219,14 +225,20 @@ class TinyCodec(LibraryCodec):
 
     def __init__(self, model: AutoencoderTiny) -> None:
         config: Any = model.config
+        self.assert_fit(config)
         factor = 2 ** (len(config.num_encoder_blocks) - 1)
-        if (back := config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)) != factor:
-            raise ValueError(
-                f"TinyCodec: found a network that shrinks by {factor} and enlarges by {back}, expected the same factor"
-            )
         super().__init__(config.latent_channels, factor, config.scaling_factor, config.shift_factor)
         model.encoder.gradient_checkpointing = False  # the library's forgets to bring images to [0, 1] there
         self.model = model
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        factor = 2 ** (len(config["num_encoder_blocks"]) - 1)
+        if (back := config["upsampling_scaling_factor"] ** (len(config["num_decoder_blocks"]) - 1)) != factor:
+            raise ValueError(
+                f"TinyCodec: found a network that shrinks by {factor} and enlarges by {back}, expected the same factor"
+            )
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The latent itself; there is no variance."""

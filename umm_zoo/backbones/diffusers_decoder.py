@@ -31,11 +31,21 @@ class DiffusersDecoder(DiffusersNetwork, ImageDecoder):
         release_scheduler: the scheduler of the network's first release.
         scheduler: that of the folder the weights came from, where it holds one.
         schedule_kind: how the pipeline calls its scheduler.
+        relatives: networks of the same class that also take an image.
     """
 
     schedule_kind: ClassVar[type[LibrarySchedule]] = LibrarySchedule
     release_scheduler: ClassVar[Mapping[str, Any]]
     scheduler: Mapping[str, Any] | None = None
+    relatives: ClassVar[str] = "inpainting or editing"
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``: as many channels come out as go in."""
+        found = config["in_channels"]
+        if (made := config.get("out_channels") or found) != found:
+            both = f"in_channels {found} and out_channels {made} ({cls.relatives})"
+            raise ValueError(f"{cls.__name__}: found {both}, expected as many of both")
 
     @classmethod
     def loaded(cls, model: Any, source: str, subfolder: str | None) -> Self:

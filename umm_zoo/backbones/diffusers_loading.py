@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from umm_zoo.backbones.loading import (
     one_line,
     torch_dtype,
 )
-from umm_zoo.backbones.stored_config import assert_class_name, complete_diffusers
+from umm_zoo.backbones.stored_config import complete_diffusers
 from umm_zoo.backbones.weight_files import assert_readable, stored_file
 
 
@@ -80,14 +81,15 @@ class DiffusersNetwork(nn.Module):
             FileNotFoundError: nothing there.
             ValueError: the weights do not fill the network exactly, or ``config`` differs from the one stored with them.
         """
-        cls.look(find_source(source), subfolder)
+        filled = cls.look(find_source(source), subfolder, config)
         if config is not None and on_meta_device():
             return cls.from_config(config, dtype, gradient_checkpointing)
         source, weights = find_source(source), torch_dtype(dtype)
         assert_readable(Path(source, subfolder or ""), variant)
-        with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
-            stored = cls.kind.load_config(source, subfolder=subfolder)
-        filled = complete_diffusers(cls.kind, source, stored, config or {}, cls.legacy_names)
+        if filled is None:
+            with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
+                stored = cls.kind.load_config(source, subfolder=subfolder)
+            filled = complete_diffusers(cls.kind, source, stored, config or {}, cls.legacy_names)
         with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
             settings = {"subfolder": subfolder, "torch_dtype": weights, "variant": variant}
             model, info = cls.kind.from_pretrained(source, output_loading_info=True, **settings, **filled)
@@ -98,15 +100,26 @@ class DiffusersNetwork(nn.Module):
         return cls.loaded(model, source, subfolder)
 
     @classmethod
-    def look(cls, source: str, subfolder: str | None) -> None:
+    def look(cls, source: str, subfolder: str | None, config: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Refuse a local folder with another kind of network, by its ``config.json`` alone; ``fit --check`` comes here too.
 
+        Returns:
+            What ``config`` gives that the folder's leaves open, see ``complete_diffusers``; None where there is no such folder.
+
         Raises:
-            ValueError: another network, or a whole pipeline where one of its folders is meant.
+            ValueError: another network, one that needs more or is not what ``config`` says, or a whole pipeline where one of its
+                folders is meant.
         """
-        stored = stored_file(source, subfolder)
+        stored, stated = stored_file(source, subfolder), config or {}
         if stored is not None:
-            assert_class_name(cls.kind.__name__, source, stored, cls.legacy_names)
+            filled = complete_diffusers(cls.kind, source, stored, stated, cls.legacy_names)
+            defaults = {key: value.default for key, value in inspect.signature(cls.kind.__init__).parameters.items()}
+            try:
+                cls.assert_fit({**defaults, **filled, **stored})
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+            assert_stated(source, {key: value for key, value in stated.items() if key in stored}, stored)
+            return filled
         elif (parts := stored_file(source, subfolder, "model_index.json")) is not None:
             networks = {place: part[1] for place, part in parts.items() if isinstance(part, list) and part[0] == "diffusers"}
             own = [place for place, name in networks.items() if name == cls.kind.__name__]
@@ -114,6 +127,15 @@ class DiffusersNetwork(nn.Module):
             hint = f"; subfolder: {own[0]}" if own else f"; it has {' and '.join(others)}" if others else ""
             found = f"a whole pipeline ({parts.get('_class_name')})"
             raise ValueError(f"{source}: found {found}, expected the folder of a {cls.kind.__name__}{hint}")
+        return None
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """Refuse a network of ``kind`` that cannot be used, by its configuration; constructors and ``look`` come here.
+
+        Raises:
+            ValueError: it needs more than it would get, or gives something else.
+        """
 
     @classmethod
     def loaded(cls, model: Any, source: str, subfolder: str | None) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers.models import PixArtTransformer2DModel, UNet2DConditionModel
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.diffusers_decoder import DiscreteDecoder, SizedDecoder
 from umm_zoo.backbones.pooled import PooledDecoder
+from umm_zoo.backbones.weight_files import stored_file
 from umm_zoo.objectives.discrete import DiscreteSchedule
 from umm_zoo.objectives.schedules import ReleaseSchedule
 
@@ -33,11 +36,19 @@ class StableDiffusion(DiscreteDecoder):
 
     def __init__(self, model: UNet2DConditionModel) -> None:
         super().__init__()
-        if model.config["addition_embed_type"] == "text_time":
+        config: Any = model.config
+        self.assert_fit(config)
+        self.model = model
+        self.condition_dim, self.latent_channels = _widths(config)[0], config.in_channels
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        if config["addition_embed_type"] == "text_time":
             hint = "umm_zoo.backbones.discrete_decoders.StableDiffusionXL reads that one"
             raise ValueError(f"StableDiffusion: found a network that is told sizes (SDXL), expected one without; {hint}")
-        self.model = model
-        self.condition_dim, self.latent_channels = _plain_unet(self, model.config, "addition_embed_type")
+        super().assert_fit(config)
+        _assert_plain(cls.__name__, config, "addition_embed_type")
 
     @property
     def schedule(self) -> ReleaseSchedule:
@@ -79,13 +90,32 @@ class StableDiffusionXL(PooledDecoder, SizedDecoder):
 
     def __init__(self, model: UNet2DConditionModel, pooled: Tensor | None = None) -> None:
         config: Any = model.config
-        if config.addition_embed_type != "text_time":
-            hint = "umm_zoo.backbones.discrete_decoders.StableDiffusion reads that one"
-            found = f"addition_embed_type {config.addition_embed_type!r}"
-            raise ValueError(f"StableDiffusionXL: found a network with {found}, expected 'text_time'; {hint}")
+        self.assert_fit(config)
         super().__init__(config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim, pooled)
         self.model = model
-        self.condition_dim, self.latent_channels = _plain_unet(self, config)
+        self.condition_dim, self.latent_channels = _widths(config)[0], config.in_channels
+
+    @classmethod
+    def look(cls, source: str, subfolder: str | None, config: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """See ``DiffusersNetwork``; the pipeline of a refiner says so."""
+        filled = super().look(source, subfolder, config)
+        whole = Path(source) if subfolder else Path(source).resolve().parent
+        if (stored_file(whole, None, "model_index.json") or {}).get("requires_aesthetics_score"):
+            raise ValueError(f"{source}: {_REFINER}")
+        return filled
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        if config["addition_embed_type"] != "text_time":
+            hint = "umm_zoo.backbones.discrete_decoders.StableDiffusion reads that one"
+            found = f"addition_embed_type {config['addition_embed_type']!r}"
+            raise ValueError(f"StableDiffusionXL: found a network with {found}, expected 'text_time'; {hint}")
+        # alone, its five numbers of size, cut and beauty cannot be told from the base's six by shapes
+        if (config["projection_class_embeddings_input_dim"], _widths(config)) == (2560, [1280]):
+            raise ValueError(f"{cls.__name__}: {_REFINER}")
+        super().assert_fit(config)
+        _assert_plain(cls.__name__, config)
 
     def predict_sized(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None, sizes: Tensor) -> Tensor:
         """The library's forward."""
@@ -123,9 +153,18 @@ class PixArt(SizedDecoder):
     def __init__(self, model: PixArtTransformer2DModel) -> None:
         super().__init__()
         config: Any = model.config
+        self.assert_fit(config)
         self.model = model
         self.condition_dim = config.caption_channels or config.cross_attention_dim
         self.latent_channels, self.patch = config.in_channels, config.patch_size
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``; the variance makes twice as many channels."""
+        if config["out_channels"] != 2 * config["in_channels"]:
+            super().assert_fit(config)
+        if config["norm_type"] != "ada_norm_single":
+            raise ValueError(f"PixArt: found norm_type '{config['norm_type']}' (DiT and others), expected 'ada_norm_single'")
 
     def predict_sized(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None, sizes: Tensor) -> Tensor:
         """The library's forward; the mean alone."""
@@ -143,21 +182,23 @@ class PixArt(SizedDecoder):
         return predicted[:, : self.latent_channels]
 
 
-def _plain_unet(decoder: DiscreteDecoder, config: Any, *also: str) -> tuple[int, int]:
-    """Width of the condition and channels of the latent of a U-Net that takes nothing else.
+_REFINER = "found SDXL's refiner, which is also told how beautiful the image is to be, expected the base"
+
+
+def _widths(config: Mapping[str, Any]) -> list[int]:
+    """The widths of the condition in the blocks of a U-Net."""
+    width = config["cross_attention_dim"]
+    return [width] if isinstance(width, int) else sorted(set(width))
+
+
+def _assert_plain(name: str, config: Mapping[str, Any], *also: str) -> None:
+    """Refuse a U-Net that takes more than latent, step and a condition of one width.
 
     Raises:
         ValueError: it does.
     """
-    name, width = type(decoder).__name__, config["cross_attention_dim"]
-    if config["in_channels"] != config["out_channels"]:
-        found = f"in_channels {config['in_channels']} and out_channels {config['out_channels']}"
-        raise ValueError(f"{name}: found {found} (inpainting or editing), expected as many of both")
     for key in ("class_embed_type", "encoder_hid_dim", "time_cond_proj_dim", "num_class_embeds", *also):
         if config[key] is not None:
             raise ValueError(f"{name}: found {key} {config[key]!r}, expected a network of latent, step and text")
-    if not isinstance(width, int):
-        if len(set(width)) != 1:
-            raise ValueError(f"{name}: found cross_attention_dim {list(width)}, expected one width")
-        width = width[0]
-    return width, config["in_channels"]
+    if len(_widths(config)) != 1:
+        raise ValueError(f"{name}: found cross_attention_dim {list(config['cross_attention_dim'])}, expected one width")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ class Lumina2(DiffusersDecoder):
     def __init__(self, model: Lumina2Transformer2DModel) -> None:
         super().__init__()
         config: Any = model.config
+        self.assert_fit(config)
         self.model = model
         self.condition_dim, self.latent_channels, self.patch = config.cap_feat_dim, config.in_channels, config.patch_size
 
@@ -84,11 +86,16 @@ class ZImage(DiffusersDecoder):
     def __init__(self, model: ZImageTransformer2DModel) -> None:
         super().__init__()
         config: Any = model.config
-        if config.siglip_feat_dim is not None or self.patch not in config.all_patch_size:
-            found = f"siglip_feat_dim {config.siglip_feat_dim} and all_patch_size {list(config.all_patch_size)}"
-            raise ValueError(f"ZImage: found {found}, expected a network of text alone, in patches of {self.patch}")
+        self.assert_fit(config)
         self.model = model
         self.condition_dim, self.latent_channels = config.cap_feat_dim, config.in_channels
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        if config["siglip_feat_dim"] is not None or cls.patch not in config["all_patch_size"]:
+            found = f"siglip_feat_dim {config['siglip_feat_dim']} and all_patch_size {list(config['all_patch_size'])}"
+            raise ValueError(f"ZImage: found {found}, expected a network of text alone, in patches of {cls.patch}")
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, whose time runs from noise to data, and its velocity too; rows are given one by one."""
@@ -129,11 +136,17 @@ class QwenImage(DiffusersDecoder):
     def __init__(self, model: QwenImageTransformer2DModel) -> None:
         super().__init__()
         config: Any = model.config
+        self.assert_fit(config)
+        self.model = model
+        self.condition_dim, self.latent_channels = config.joint_attention_dim, config.in_channels // 4
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``; out come cells, in go 2 x 2 of them."""
+        super().assert_fit({**config, "in_channels": config["in_channels"] // cls.patch**2})
         for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
             if config[key]:
                 raise ValueError(f"QwenImage: found a config with {key}, expected a network of text and latent alone")
-        self.model = model
-        self.condition_dim, self.latent_channels = config.joint_attention_dim, config.in_channels // 4
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, as its pipeline calls it."""

@@ -30,11 +30,15 @@ class Flux(PooledDecoder):
         model: the library's network.
         pooled: ``[pooled_projection_dim]``, the constant; None is zeros.
         guidance: the scale that dev is told; 3.5 in its pipeline and in the library's training scripts.
+
+    Raises:
+        ValueError: a network that also takes an image (Fill, Depth, Canny).
     """
 
     kind = FluxTransformer2DModel
     condition_rms = 1.0  #: our choice: no published number is known
     pooled_parts = (("", False),)
+    relatives = "FLUX.1-Fill, Depth or Canny"
     schedule_kind = EvenLibrarySchedule
     release_scheduler: ClassVar[dict[str, Any]] = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -48,9 +52,7 @@ class Flux(PooledDecoder):
 
     def __init__(self, model: FluxTransformer2DModel, pooled: Tensor | None = None, guidance: Weight = 3.5) -> None:
         config: Any = model.config
-        if config.in_channels != (config.out_channels or config.in_channels):
-            found = f"in_channels {config.in_channels} and out_channels {config.out_channels}"
-            raise ValueError(f"Flux: found {found} (FLUX.1-Fill, Depth or Canny), expected as many of both")
+        self.assert_fit(config)
         super().__init__(config.pooled_projection_dim, pooled)
         self.model, self.guidance = model, guidance
         self.condition_dim, self.latent_channels = config.joint_attention_dim, config.in_channels // 4
@@ -125,6 +127,7 @@ class Flux2(DiffusersDecoder):
     def __init__(self, model: Flux2Transformer2DModel, guidance: Weight = 4.0) -> None:
         super().__init__()
         config: Any = model.config
+        self.assert_fit(config)
         self.model, self.guidance = model, guidance
         self.condition_dim, self.latent_channels = config.joint_attention_dim, config.in_channels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,15 @@ class RAECodec(NormedCodec):
 
     def __init__(self, model: AutoencoderRAE) -> None:
         config: Any = model.config
-        if not config.reshape_to_2d:
-            raise ValueError("RAECodec: found a config with reshape_to_2d false, expected a network whose latents are maps")
+        self.assert_fit(config)
         super().__init__(config.encoder_hidden_size, config.patch_size)
         self.model, self.image_size = model, model.decoder_image_size
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        if not config["reshape_to_2d"]:
+            raise ValueError("RAECodec: found a config with reshape_to_2d false, expected a network whose latents are maps")
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The latent itself; there is no variance."""

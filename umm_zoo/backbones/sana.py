@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffusers.models import SanaTransformer2DModel
@@ -40,10 +41,16 @@ class Sana(DiffusersDecoder):
     def __init__(self, model: SanaTransformer2DModel) -> None:
         super().__init__()
         config: Any = model.config
-        if config.guidance_embeds:
-            raise ValueError("Sana: found a config with guidance_embeds (Sana-Sprint), expected a network without")
+        self.assert_fit(config)
         self.model = model
         self.condition_dim, self.latent_channels, self.patch = config.caption_channels, config.in_channels, config.patch_size
+
+    @classmethod
+    def assert_fit(cls, config: Mapping[str, Any]) -> None:
+        """See ``DiffusersNetwork``."""
+        super().assert_fit(config)
+        if config["guidance_embeds"]:
+            raise ValueError("Sana: found a config with guidance_embeds (Sana-Sprint), expected a network without")
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, with the time as its own pipeline gives it (0 to 1000, times the config's factor)."""

@@ -70,6 +70,7 @@ class StableDiffusion3(PooledDecoder):
 
     def __init__(self, model: SD3Transformer2DModel, pooled: Tensor | None = None) -> None:
         config: Any = model.config
+        self.assert_fit(config)
         super().__init__(config.pooled_projection_dim, pooled)
         processor: Any = MaskedJointAttention()  # the library's hints list its own classes only
         model.set_attn_processor(processor)

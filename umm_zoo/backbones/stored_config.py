@@ -96,7 +96,8 @@ def assert_class_name(name: str, source: str | Path, stored: Mapping[str, Any], 
     Raises:
         ValueError: the class has another name.
     """
-    if (found := stored.get("_class_name", name)) not in (name, *legacy):
+    found = stored.get("_class_name") or stored.get("model_type", name)  # the latter is transformers' word
+    if found not in (name, *legacy):
         raise ValueError(f"{source}: found weights of a {found}, expected those of a {name}{use(found)}")
 
 
@@ -146,6 +147,8 @@ def assert_model_type(source: str | Path, stored: Mapping[str, Any], kind: Any) 
         ValueError: another model's, or the original layout of LLaVA or Janus.
     """
     own, found = getattr(kind, "config_class", None), stored.get("model_type")
+    if found is None and (network := stored.get("_class_name")) is not None:
+        raise ValueError(f"{source}: found weights of a {network}, expected a model of transformers{use(network)}")
     if "mm_vision_tower" in stored or "mm_projector_type" in stored:
         hint = "such as llava-hf/llava-1.5-7b-hf, or this one converted with transformers' convert_llava_weights_to_hf.py"
         raise ValueError(f"{source}: found LLaVA's original layout (model_type '{found}'), expected the library's, {hint}")
