@@ -88,9 +88,10 @@ class TextImageEncoder(LibraryEncoder):
         Raises:
             ValueError: the weights do not fill the network exactly, or the tokenizer is not the text tower's.
         """
+        found = find_source(source, cls.kind)
         if config is not None and on_meta_device():
             return cls.from_config(config, image_size, dtype)
-        text = TextEncoding(tokenizer_source(find_source(source)))
+        text = TextEncoding(tokenizer_source(found))
         return cls._processed(source, config, dtype, image_size, text=text)
 
     @classmethod

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, LlavaForConditionalGeneration
 
+from umm_zoo.backbones.families import use
 from umm_zoo.errors import UserError
 
 #: What a decoder must take, beside rows of tokens.
@@ -24,7 +25,11 @@ def assert_decoder(where: str, config: Any) -> None:
         ValueError: it is no causal language model, or has no decoder that takes embeddings in place of tokens, and positions.
     """
     expected = "a decoder that takes inputs_embeds and position_ids, such as llama, qwen3, gemma2, phi3, gpt2 or opt"
-    error = ValueError(f"{where}: found a model of type '{config.model_type}', expected {expected}")
+    error = ValueError(f"{where}: found a model of type '{config.model_type}', expected {expected}{use(config.model_type)}")
+    if "vision_config" in config.sub_configs:  # a whole one, some of which the library also calls causal language models
+        raise error
+    if type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False):
+        raise error  # BERT and the like, which look both ways
     try:
         with torch.device("meta"):
             decoder = AutoModelForCausalLM.from_config(config).base_model

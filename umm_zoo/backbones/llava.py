@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModel, LlavaForConditionalGeneration
 
 from umm_zoo.backbones.frozen import rest_unused
 from umm_zoo.backbones.language_models import assert_positions, shape_logits
@@ -149,7 +149,8 @@ class LlavaBackbone(SquareVLM):
             vision_tower: name or folder (a CLIP or SigLIP model's vision half is taken, or a LLaVA's), or a configuration for
                 random weights.
             language_model: the same for the language model; a LLaVA's is taken without its projector.
-            config: fields of ``LlavaConfig``; with ``vision_config`` and ``text_config`` nothing is read on the meta device.
+            config: fields of ``LlavaConfig``; with ``vision_config`` and ``text_config`` no name is read on the meta device
+                (of a folder its ``config.json``).
             tokenizer: None is the language model's own, the shipped one for random weights.
             template, max_length, gradient_checkpointing: see the class.
             dtype: ``auto`` is each part's own.
@@ -160,7 +161,7 @@ class LlavaBackbone(SquareVLM):
             ValueError: tensors are missing, unexpected or of another shape; a configuration is not the one stated.
         """
         vision_tower, language_model = (
-            find_source(part) if isinstance(part, str) else part for part in (vision_tower, language_model)
+            find_source(part, AutoModel) if isinstance(part, str) else part for part in (vision_tower, language_model)
         )
         if tokenizer is None and isinstance(language_model, str):
             tokenizer = language_model

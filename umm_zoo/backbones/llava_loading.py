@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from umm_zoo.backbones.families import use
 from umm_zoo.backbones.language_models import assert_decoder, attention_by_part, attention_of, grow_vocabulary, llava_class
 from umm_zoo.backbones.loading import (
     assert_known,
@@ -31,8 +33,9 @@ from umm_zoo.backbones.loading import (
 )
 from umm_zoo.backbones.stored_config import assert_model_type
 from umm_zoo.backbones.tokenizer import image_token, is_here, load_tokenizer
-from umm_zoo.backbones.weight_files import assert_readable
+from umm_zoo.backbones.weight_files import assert_readable, stored_file
 
+PartName = Literal["vision_config", "text_config"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 #: Vision towers by the library's model type: has a class token in front, mean and std of its pixels.
@@ -154,15 +157,31 @@ def load_tower(source: str, dtype: Dtype, attention: str, stated: Mapping[str, A
         FileNotFoundError: nothing there.
         ValueError: another kind of model; tensors are missing, unexpected or of another shape.
     """
-    found = read_config(source)
+    found, vision = read_config(source), read_part(source, "vision_config")
     if isinstance(found, LlavaConfig):
         return load_llava(source, dtype, attention, {"vision_config": stated or {}}).model.vision_tower
-    vision = getattr(found, "vision_config", found)
-    assert_tower(f"vision_tower: {source}", vision.model_type)
     with torch.device("meta"):
         kind = type(AutoModel.from_config(vision))
     inside = stated if vision is found else {"vision_config": stated or {}}
     return load_checkpoint(kind, source, dtype, TEXT_HALF, inside, attn_implementation=attention).train()
+
+
+def read_part(source: str, name: PartName) -> Any:
+    """The configuration of a vision tower or language model: of its own checkpoint, a contrastive model's or a LLaVA's.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: another kind of model.
+    """
+    found: Any = read_config(source)
+    if isinstance(found, LlavaConfig):
+        return getattr(found, name)
+    if name == "text_config":
+        assert_decoder(f"language_model: {source}", found)
+        return found
+    vision = found.vision_config if found.model_type in ("clip", "siglip") else found
+    assert_tower(f"vision_tower: {source}", vision.model_type)
+    return vision
 
 
 def assert_tower(where: str, kind: str) -> None:
@@ -172,7 +191,7 @@ def assert_tower(where: str, kind: str) -> None:
         ValueError: it is another one.
     """
     if kind not in TOWERS:
-        raise ValueError(f"{where}: found '{kind}', expected {sorted(TOWERS)}")
+        raise ValueError(f"{where}: found '{kind}', expected {sorted(TOWERS)}{use(kind)}")
 
 
 def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> tuple[Any, Any, int | None]:
@@ -186,7 +205,7 @@ def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str,
     if isinstance(found, LlavaConfig):
         whole = load_llava(source, dtype, attention, {"text_config": stated or {}})
         return whole.model.language_model, whole.lm_head, int(whole.config.image_token_id)
-    assert_decoder(f"language_model: {source}", found)
+    read_part(source, "text_config")
     chosen = attention_of(attention, found)
     language = load_checkpoint(AutoModelForCausalLM, source, dtype, (), stated, attn_implementation=chosen).train()
     return language.base_model, language.get_output_embeddings(), None
@@ -211,15 +230,20 @@ def assemble(
         dtype, attention, tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
     """
     tower, decoder, head, values = None, None, None, dict(fields)
-    for name, part in (("vision_config", vision_tower), ("text_config", language_model)):
+    parts: dict[PartName, Any] = {"vision_config": vision_tower, "text_config": language_model}
+    for name, part in parts.items():
         if not isinstance(part, str):
             if name in values:
                 whose = "vision_tower" if name == "vision_config" else "language_model"
                 raise ValueError(f"config.{name}: found beside a {whose} that is a configuration itself, expected one of the two")
             values[name] = part
-        elif on_meta_device() and name not in values:
-            found = read_config(part)
-            values[name] = getattr(found, name, found)  # the vision half of a contrastive model
+        elif on_meta_device() and (name not in values or Path(part, "config.json").is_file()):
+            found, raw = read_part(part, name), stored_file(part) or {}
+            own = raw.get(name, raw)  # what the file leaves open, the experiment may say
+            assert_stated(
+                part, {key: value for key, value in values.get(name, {}).items() if key in own}, found, where=f"config.{name}"
+            )
+            values.setdefault(name, found)
     if on_meta_device():
         whole = new_llava(llava_config(values, tokenizer), dtype, attention)
         whole.model.multi_modal_projector.float()
@@ -244,8 +268,8 @@ def assemble(
         language = AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=chosen)
         decoder, head = language.base_model, language.get_output_embeddings()
     with torch.device("meta"):  # the frame only: its parts are replaced
-        parts = attention_by_part(attention, config.text_config)
-        model = llava_class(config.text_config)._from_config(config, attn_implementation=parts)
+        by_part = attention_by_part(attention, config.text_config)
+        model = llava_class(config.text_config)._from_config(config, attn_implementation=by_part)
     model.model.vision_tower = tower
     model.model.language_model, model.lm_head = decoder, head
     model.model.multi_modal_projector = LlavaMultiModalProjector(config)

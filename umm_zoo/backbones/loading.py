@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
 from umm_zoo.backbones.stored_config import assert_model_type, complete_transformers, config_of
-from umm_zoo.backbones.weight_files import assert_readable, damage_of
+from umm_zoo.backbones.weight_files import assert_readable, damage_of, stored_file
 
 
 def on_meta_device() -> bool:
@@ -41,7 +41,28 @@ def find_source(source: str | Path, kind: Any = None) -> str:
     config = Path(found, "config.json")
     if kind is not None and config.is_file() and damage_of(config) is None:
         assert_model_type(found, json.loads(config.read_text(encoding="utf-8")), kind)
+    elif kind is not None and not config.is_file():
+        assert_own_folder(found, kind.__name__)
     return found
+
+
+def assert_own_folder(source: str | Path, name: str) -> None:
+    """Refuse a folder without a ``config.json`` that holds something else than a model of the library.
+
+    Args:
+        source: name or folder.
+        name: of the class that is to be loaded.
+
+    Raises:
+        ValueError: a whole pipeline of diffusers, or an adapter of peft.
+    """
+    if (parts := stored_file(source, None, "model_index.json")) is not None:
+        own = [place for place, part in parts.items() if isinstance(part, list) and part[0] == "transformers"]
+        found = f"a whole pipeline ({parts.get('_class_name')}) of {', '.join(own)} and others"
+        raise ValueError(f"{source}: found {found}, expected the folder of one model, a {name}")
+    if (adapter := stored_file(source, None, "adapter_config.json")) is not None:
+        found = f"an adapter of {adapter.get('base_model_name_or_path')} alone"
+        raise ValueError(f"{source}: found {found}, expected the weights of a {name}; merge the two with peft first")
 
 
 def image_processor_of(source: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
             UserError: a model of a family that is not known here, or a folder without a processor.
             ValueError: tensors are missing, unexpected or of another shape; the configuration is not the one stated.
         """
-        source = find_source(source)
+        source = find_source(source, AutoModelForImageTextToText)
         elsewhere = on_meta_device() and config is not None and not Path(source).is_dir()
         with one_line(source, "a name or folder with a model configuration"):
             stored = config if elsewhere else PreTrainedConfig.get_config_dict(source)[0]

@@ -155,10 +155,13 @@ def assert_model_type(source: str | Path, stored: Mapping[str, Any], kind: Any) 
     if found == "multi_modality":
         hint = "such as deepseek-community/Janus-Pro-1B, or this one converted with transformers' convert_janus_weights_to_hf.py"
         raise ValueError(f"{source}: found Janus's original layout (model_type '{found}'), expected the library's, {hint}")
-    if own is None or found is None or found == own.model_type or getattr(own, "base_config_key", None) in stored:
+    if own is None or found is None or found == own.model_type:
         return
-    if any(isinstance(value, Mapping) and value.get("model_type") == own.model_type for value in stored.values()):
-        return
+    declared = CONFIG_MAPPING[found].sub_configs if found in CONFIG_MAPPING else {}
+    for name, value in stored.items():
+        kind = getattr(declared.get(name), "model_type", None)
+        if isinstance(value, Mapping) and value.get("model_type", kind) == own.model_type:
+            return
     raise ValueError(f"{source}: found a model of type '{found}', expected '{own.model_type}'{use(found)}")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.t5 import T5Config, T5EncoderModel
 
-from umm_zoo.backbones.loading import assert_known, find_source, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import assert_known, checked_config, find_source, load_checkpoint, on_meta_device, torch_dtype
 from umm_zoo.backbones.tokenizer import TextEncoding, assert_vocabulary, tokenizer_source
 from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count
@@ -74,8 +74,11 @@ class TextEncoder(nn.Module):
             ValueError: the weights do not fill the network exactly.
         """
         found = find_source(source, T5EncoderModel)
-        if config is not None and on_meta_device():
-            return cls.from_config(config, max_length, dtype)
+        if on_meta_device():
+            if config is not None:
+                return cls.from_config(config, max_length, dtype)
+            stored = checked_config(T5EncoderModel, found) or T5Config.from_pretrained(found)
+            return cls(T5EncoderModel._from_config(stored), TextEncoding(tokenizer_source(found)), max_length)
         model = load_checkpoint(T5EncoderModel, found, dtype, ("decoder.", "lm_head."), config)
         return cls(model, TextEncoding(tokenizer_source(found)), max_length)
 
