@@ -188,8 +188,8 @@ def assert_complete(source: str | Path, info: Mapping[str, Any], optional: Colle
     unexpected = [
         key
         for key in info.get("unexpected_keys", ())
-        # old files hold 0, 1, 2 … as "position_ids"; newer libraries compute it
-        if not str(key).startswith(tuple(optional)) and not str(key).endswith("position_ids")
+        # old files hold 0, 1, 2 … as "position_ids", and Swin's table of offsets; newer libraries compute them
+        if not str(key).startswith(tuple(optional)) and not str(key).endswith(("position_ids", "relative_position_index"))
     ]
     found = {
         "missing": sorted(map(str, info.get("missing_keys", ()))),

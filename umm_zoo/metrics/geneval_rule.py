@@ -110,7 +110,9 @@ class GenEvalRule:
                 asked[clause["class"]] = own
         return asked
 
-    def judge(self, kept: Mapping[str, Sequence[Found]], wanted: Mapping[str, Any], colours: ColourNaming) -> Judgement:
+    def judge(
+        self, kept: Mapping[str, Sequence[Found]], wanted: Mapping[str, Any], colours: ColourNaming = lambda name, own: ()
+    ) -> Judgement:
         """Whether objects, the surest of each class first, are what is wanted.
 
         Raises:

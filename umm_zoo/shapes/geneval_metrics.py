@@ -6,16 +6,20 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
+from umm_zoo.metrics.geneval_rule import RELATIONS, Found, GenEvalRule
 from umm_zoo.metrics.rows import RowMetric, kind_of, name_to_words, rates_by_name
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes.detector import ShapesDetector
-from umm_zoo.shapes.relations import RELATIONS, relations
-from umm_zoo.shapes.scenes import Scene
+from umm_zoo.shapes.scenes import PLACES, Object, Scene
+
+#: Any offset is a direction.
+BY_CELLS = GenEvalRule(margin=0.0, direction=0.0)
 
 
 class ShapesMetric(RowMetric):
@@ -100,15 +104,29 @@ class SceneMatch(ShapesMetric):
 def fulfils(seen: Scene, requirement: Mapping[str, Any], cells: int) -> bool:
     """Whether an image fulfils a requirement; see ``umm_zoo.shapes.geneval`` for the requirement's form.
 
+    GenEval's rule with more leave: every object that is as wanted may be the one that is meant, a relation holds where any two of
+    them have it, and it goes by the rows and columns of their cells alone. ``umm_zoo.benchmarks`` has the official rule.
+
     Raises:
         UserError: an unknown relation.
     """
     included, relation = requirement["include"], requirement.get("relation")
-    matching = [seen.matching(**{name: wanted[name] for name in ("shape", "colour") if name in wanted}) for wanted in included]
-    for found, wanted in zip(matching, included, strict=True):
-        if len(found) < wanted["count"] or (wanted["exact"] and len(found) > wanted["count"]):
-            return False
+    kept: dict[str, list[Found]] = {}
+    include, exclude = [], []
+    for place, wanted in enumerate(included):
+        matching = seen.matching(**{name: wanted[name] for name in ("shape", "colour") if name in wanted})
+        kept[str(place)] = [Found(_cell(item, cells), 1.0) for item in matching]
+        include.append({"class": str(place), "count": wanted["count"]})
+        exclude += [{"class": str(place), "count": wanted["count"] + 1}] if wanted["exact"] else []
+    if not BY_CELLS.judge(kept, {"include": include, "exclude": exclude}).right:
+        return False
     if relation not in (None, *RELATIONS):
         raise UserError("requirement.relation", f"'{relation}'", ", ".join(RELATIONS))
-    pairs = itertools.product(matching[0], matching[-1])
-    return relation is None or any(relation in relations(cells, first, second) for first, second in pairs)
+    pairs = itertools.product(kept["0"], kept[str(len(included) - 1)])
+    return relation is None or any(relation in BY_CELLS.relations(first.box, second.box) for first, second in pairs)
+
+
+def _cell(item: Object, cells: int) -> np.ndarray:
+    """The cell of an object as a box whose sides are 1."""
+    row, column = divmod(PLACES[cells].index(item.cell), cells)
+    return np.array([column, row, column + 1, row + 1])
