@@ -77,7 +77,7 @@ def test_the_official_prompts_ship() -> None:
         "position": 100, "color_attr": 100, "two_object": 99, "colors": 94, "single_object": 80, "counting": 80}  # fmt: skip
     assert (items[0].key, items[0].text, items[-1].key) == ("00000", "a photo of a bench", "00552")
     assert isinstance(told().command(items[0]), TextToImage) and GenEval.per_item == 4
-    assert (SHIPPED.parent / "NOTICE").read_text().count("Copyright (c) 2023 Dhruba Ghosh") == 1
+    assert (SHIPPED.parent / "geneval.NOTICE").read_text().count("Copyright (c) 2023 Dhruba Ghosh") == 1
 
 
 def test_scores_by_task_image_and_prompt() -> None:

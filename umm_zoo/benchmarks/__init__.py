@@ -2,5 +2,7 @@
 
 #: Dotted path of each class; one's own is named by its path.
 BENCHMARKS: dict[str, str] = {
+    "geneval": "umm_zoo.benchmarks.geneval.GenEval",
+    "mini-geneval": "umm_zoo.benchmarks.geneval.MiniGenEval",
     "unified-bench": "umm_zoo.benchmarks.unified_bench.UnifiedBench",
 }
