@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 #: Characters of a topic: fewer say little, more are cut off.
 SHORTEST, LONGEST = 300, 1_200
@@ -38,19 +39,19 @@ def answers(source: str) -> dict[str, str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, words = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), AutoTokenizer.from_pretrained(source)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    words: Any = AutoTokenizer.from_pretrained(source)
+    words.padding_side = "left"
     names, said = list(texts()), dict[str, str]()
     for start in range(0, len(names), AT_ONCE):
         some = names[start : start + AT_ONCE]
         turns = [[{"role": "user", "content": question(name)}] for name in some]
-        asked = words.apply_chat_template(
-            turns, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
-        )
+        asked = words.apply_chat_template(turns, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
         with torch.no_grad():
             whole = model.generate(**asked, max_new_tokens=MOST_TOKENS, do_sample=False)[:, asked["input_ids"].shape[1] :]
         ended = {name: row for name, row in zip(some, whole, strict=True) if words.eos_token_id in row}
         said |= {name: words.decode(row, skip_special_tokens=True).strip() for name, row in ended.items()}
-    return said
+    return {name: text for name, text in said.items() if text}
 
 
 def rows(found: Mapping[str, str]) -> list[dict[str, object]]:
