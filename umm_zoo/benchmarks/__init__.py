@@ -2,7 +2,13 @@
 
 #: Dotted path of each class; one's own is named by its path.
 BENCHMARKS: dict[str, str] = {
+    "dpg": "umm_zoo.benchmarks.judging.dpg.DPGBench",
+    "gedit": "umm_zoo.benchmarks.judging.gedit.GEdit",
     "geneval": "umm_zoo.benchmarks.geneval.GenEval",
+    "geneval++": "umm_zoo.benchmarks.judging.geneval_pp.GenEvalPlusPlus",
+    "imgedit": "umm_zoo.benchmarks.judging.imgedit.ImgEdit",
     "mini-geneval": "umm_zoo.benchmarks.geneval.MiniGenEval",
     "unified-bench": "umm_zoo.benchmarks.unified_bench.UnifiedBench",
+    "wise": "umm_zoo.benchmarks.judging.wise.Wise",
+    "wise-legacy": "umm_zoo.benchmarks.judging.wise.WiseLegacy",
 }

@@ -42,6 +42,7 @@ class Verdict(NamedTuple):
     kind: str  #: group of the benchmark, by which its card and its interval go
     reason: str = ""  #: in words; empty where there is nothing to say
     columns: Mapping[str, Any] = {}  #: further columns of ``verdicts.csv``, such as what was detected
+    again: bool = False  #: whether the same command, called again, looks for another: a judge was out of reach
 
 
 class Benchmark(RowMetric):

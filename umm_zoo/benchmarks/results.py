@@ -77,10 +77,10 @@ class Lines:
                 stream.write("\n")
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Everything that all processes have written so far, by the rows' ids."""
+        """Everything that all processes have written so far, by the rows' ids; of a row's lines the latest."""
         found: dict[str, dict[str, Any]] = {}
-        for file in sorted(self.folder.glob(f"{self.name}-*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        for file in sorted(self.folder.glob(f"{self.name}-*.jsonl"), key=lambda file: (file.stat().st_mtime_ns, file.name)):
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):  # texts may hold other ends of lines
                 try:
                     row = json.loads(line)
                 except ValueError:
@@ -121,7 +121,8 @@ class Results:
 
     def verdicts(self) -> dict[str, Verdict]:
         """Those that are there already."""
-        return {id: Verdict(**{**row, "score": _number(row["score"])}) for id, row in self._judged.read().items()}
+        rows = {id: {name: row[name] for name in Verdict._fields if name in row} for id, row in self._judged.read().items()}
+        return {id: Verdict(**{**row, "score": _number(row["score"])}) for id, row in rows.items()}
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
         """Keep what the method itself says of how it generates, plain values."""

@@ -148,7 +148,8 @@ def _do(
     """Make and judge this process's share of what is missing; rows are dealt out by their place, whatever is there already."""
     rank, ranks = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))), launched_ranks()
     made, judged = results.made(), results.verdicts()
-    missing = [row for row in rows[rank::ranks] if row.id not in judged or row.id not in made]
+    there = {id for id, verdict in judged.items() if not verdict.again}
+    missing = [row for row in rows[rank::ranks] if row.id not in there or row.id not in made]
     if done := len(rows[rank::ranks]) - len(missing):
         say(f"{benchmark.name}: {done} of {len(rows[rank::ranks])} are there already", stderr=True)
     seconds = {"generating": 0.0, "judging": 0.0}

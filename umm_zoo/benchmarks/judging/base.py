@@ -104,7 +104,8 @@ class JudgedBenchmark(Benchmark):
         counted = 0.0 if value is None and self.failures_count else value
         record = [*name_to_words(kind), round((counted or 0.0) * PART), int(counted is not None), int(value is None)]
         score = float("nan") if counted is None else counted / self.highest
-        return Verdict(record, score, kind, failures or " ".join(text.split()), {**columns, "answer": text})
+        again = any(reply.unreached for reply in replies)
+        return Verdict(record, score, kind, failures or " ".join(text.split()), {**columns, "judge": text}, again)
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """Means by group and over them."""

@@ -135,6 +135,7 @@ class DPGBench(JudgedBenchmark):
             str(meta["kind"]),
             "; ".join(line for line in lines if line.endswith(" no")),
             {"answers": lines, "failures": [reply.failure for reply in replies if reply.failure]},
+            any(reply.unreached for reply in replies),
         )
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:

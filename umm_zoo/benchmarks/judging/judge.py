@@ -51,6 +51,11 @@ class Reply(NamedTuple, Generic[T]):
     text: str = ""  #: the answer
     failure: str = ""  #: why there is no value
 
+    @property
+    def unreached(self) -> bool:
+        """Whether the call failed, so that another one may not."""
+        return self.value is None and not self.text
+
 
 class Judge(ABC):
     """Model that answers questions about images in words.
