@@ -188,3 +188,12 @@ def test_the_prefix_is_read_and_not_written():
 
 def test_borrowed_layers_are_not_the_pathways_own():
     assert not list(attached(FrozenPathway).parameters()) and not attached(FrozenPathway).state_dict()
+
+
+def test_the_norm_of_a_position_mlp_is_exact_under_autocast() -> None:
+    connector = PositionMLP(8, 37)
+    connector.match_rms(3.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = connector(Tokens(torch.randn(2, 12, 8)), Grid(3, 4)).values
+    assert made.dtype == torch.float32
+    assert_close(made.square().mean(-1).sqrt(), torch.full((2, 12), 3.0), atol=1e-3, rtol=0)  # rounded to bfloat16: 4e-3 off

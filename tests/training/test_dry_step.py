@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.methods import bridge_parts
 from umm_zoo.batch import Batch
 from umm_zoo.training.dry_step import step_bytes
+from umm_zoo.training.memory import autocast_bytes
 
 WIDTH = 64
 
@@ -55,3 +57,32 @@ def test_layers_computed_again_keep_their_input_alone() -> None:
 
     network = nn.ModuleList(nn.Sequential(nn.Linear(192, 768), nn.GELU(), nn.Linear(768, 192)) for _ in range(6))
     assert step_of(50, network, losses(True)) < 0.5 * step_of(50, network, losses(False))
+
+
+def test_attention_that_is_computed_again_keeps_no_matrix_either() -> None:
+    def attend(tokens: Tensor) -> Tensor:
+        heads = tokens.view(1, 300, 2, WIDTH // 2).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads)
+
+    def losses(network: nn.Module, batch: Batch) -> Tensor:
+        tokens = network(batch.images[0].new_zeros(1, 300, WIDTH))
+        return torch.utils.checkpoint.checkpoint(attend, tokens, use_reentrant=False).sum()
+
+    assert step_of(1, nn.Linear(WIDTH, WIDTH), losses) < 12 * 300 * WIDTH * 4
+
+
+def test_numbers_from_python_decide_lengths() -> None:
+    def losses(network: nn.Module, batch: Batch) -> Tensor:
+        device = batch.images[0].device
+        real = torch.arange(5, device=device) < torch.tensor([3, 5], device=device)[:, None]
+        return network(batch.images[0].new_zeros(2, 5, WIDTH)[real]).sum()  # three and five
+
+    assert step_of(2, nn.Linear(WIDTH, 9, bias=False), losses) == 4 * WIDTH * (10 + 8)
+
+
+def test_autocast_keeps_copies_of_what_learns_and_of_what_a_gradient_passes() -> None:
+    method = bridge_parts.wemmu(["queries", "connector", "detail"])
+    parts = [method.pathway, method.connector, method.detail, method.decoder]  # the codec and the frozen model pass no gradient
+    weights = [own.weight for part in parts for own in part.modules() if isinstance(own, nn.Linear | nn.Conv2d)]
+    assert autocast_bytes(method, "bf16-mixed") == 2 * sum(weight.numel() for weight in weights)
+    assert autocast_bytes(method, "32-true") == autocast_bytes(method, "bf16-true") == 0

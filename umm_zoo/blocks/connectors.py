@@ -73,12 +73,13 @@ class PositionMLP(Connector):
         self.gate = nn.Linear(in_dim, hidden_dim)
         self.up = nn.Linear(in_dim, hidden_dim)
         self.down = nn.Linear(hidden_dim, out_dim)
-        self.norm: nn.Module = nn.RMSNorm(out_dim, eps=1e-6)
+        self.norm = nn.RMSNorm(out_dim, eps=1e-6)
 
     def forward(self, states: Tokens, grid: Grid) -> Tokens:
         """Position, gated MLP, norm."""
         x = self.positions(states.values, grid)  # [B, N, D]
-        return Tokens(self.norm(self.down(F.silu(self.gate(x)) * self.up(x))), states.mask)
+        made = self.down(F.silu(self.gate(x)) * self.up(x))
+        return Tokens(self.norm(made.to(self.norm.weight.dtype)), states.mask)  # two dtypes would be slow, and round
 
 
 class MLPConnector(Connector):

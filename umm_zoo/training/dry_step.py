@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import ExitStack, nullcontext
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -72,7 +71,9 @@ def step_bytes(method: Method, batch: Batch) -> int:
     trained = [p for p in method.parameters() if p.requires_grad]
     batch = batch.to(_META)
     there = [*method.parameters(), *method.buffers(), *batch.images, *batch.requested]
-    with _Shapes(there) as live, _FusedAttention(), patch.object(torch, "autocast", _autocast):
+    with _Shapes(there) as live, ExitStack() as stack:
+        for stand_in in _STAND_INS:
+            stack.enter_context(patch.object(*stand_in))
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         loss = method.training_losses(batch)["loss"]
@@ -163,21 +164,37 @@ def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
     return nullcontext() if device_type == "meta" else torch.amp.autocast(device_type, *args, **kwargs)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Mode in which attention keeps no matrix of weights, as its kernels on CPUs and GPUs do; on ``meta`` it would."""
+def _numbers(data: Any, *, make: Callable[..., Tensor] = torch.tensor, **kwargs: Any) -> Tensor:
+    """``torch.tensor``, whose integers keep their numbers: on ``meta`` they would have none."""
+    made = make(data, **kwargs)
+    if not made.is_meta or made.is_floating_point():
+        return made
+    return make(data, **{**kwargs, "device": "cpu"})
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention or not args[0].is_meta:
-            return func(*args, **kwargs)
-        named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
-        query, key, value = (named[name] for name in ("query", "key", "value"))
-        mask, groups = named.get("attn_mask"), query.shape[-3] // key.shape[-3]
-        if query.ndim != 4 or (mask is not None and mask.requires_grad):
-            return func(*args, **kwargs)
-        if groups > 1:
-            key, value = (tensor.repeat_interleave(groups, dim=-3) for tensor in (key, value))
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return fused(query, key, value, named.get("dropout_p", 0.0), named.get("is_causal", False), attn_mask=mask)[0]
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attend: Callable[..., Tensor] = F.scaled_dot_product_attention,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention that keeps no matrix of weights, as its kernels on CPUs and GPUs do; on ``meta`` it would."""
+    if not query.is_meta or query.ndim != 4 or (attn_mask is not None and attn_mask.requires_grad):
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+    if (groups := query.shape[-3] // key.shape[-3]) > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=-3) for tensor in (key, value))
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return cast(Tensor, fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask)[0])
+
+
+#: What stands in for functions of torch during the step, in its backward pass too, where a mode of functions would not be.
+_STAND_INS: tuple[tuple[Any, str, Any], ...] = (
+    (torch, "autocast", _autocast),
+    (torch, "tensor", _numbers),
+    (F, "scaled_dot_product_attention", _attention),
+)

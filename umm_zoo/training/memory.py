@@ -75,6 +75,22 @@ def activation_bytes(method: Method, found: Mapping[int, int], sizes: Sequence[t
     return int(rows * total)
 
 
+def autocast_bytes(method: Method, precision: str) -> int:
+    """Bytes of the 16-bit copies of float32 weights that autocast keeps until the backward pass is done with them.
+
+    They are those of the layers that learn, and those of frozen ones that a gradient passes and that are not computed again.
+    """
+    if "mixed" not in precision:
+        return 0
+    total = 0
+    for part in _passed(method).values():
+        again = _recomputed(part)
+        layers = {id(layer): layer for layer in part.modules() if isinstance(layer, _LAYERS)}
+        kept = [layer.weight for key, layer in layers.items() if layer.weight.requires_grad or key not in again]
+        total += sum(2 * weight.numel() for weight in kept if weight.dtype == torch.float32)
+    return total
+
+
 def _passed(method: Method) -> dict[str, nn.Module]:
     """Parts that a gradient passes: the trained ones, and what stands behind the first of them but makes no target."""
     parts = method.parts()

@@ -18,7 +18,7 @@ from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.method import Method
 from umm_zoo.training.changes import Changes
 from umm_zoo.training.dry_step import try_step
-from umm_zoo.training.memory import activation_bytes, counting
+from umm_zoo.training.memory import activation_bytes, autocast_bytes, counting
 from umm_zoo.training.run_folder import RunFolder
 from umm_zoo.training.setup import Built, build_experiment, check_data
 from umm_zoo.training.trial import try_experiment
@@ -124,6 +124,7 @@ def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, in
         f"  weights and buffers {_bytes(weights)} ({detail or 'none'})",
         f"  gradients of the trained parameters, and what {type(optimizer).__name__} keeps of them, {_bytes(trained)}",
     ]
+    copies = autocast_bytes(method, precision)  # before the trial, which casts the weights
     activations, how = 0, "by a trial step without numbers on the first rows of the data"
     rule = _by_rule(built, numbers, rows, precision)
     if has_data and rows:
@@ -135,8 +136,9 @@ def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, in
         return [*least, f"  not counted: activations, {uncounted}"]
     return [
         *least,
-        f"memory, about: {_bytes(weights + trained + activations)} per process",
+        f"memory, about: {_bytes(weights + trained + activations + copies)} per process",
         f"  activations of {rows} rows, {how}: {_bytes(activations)}",
+        *([f"  16-bit copies of float32 weights that autocast keeps: {_bytes(copies)}"] if copies else []),
         f"  not counted: {uncounted}",
     ]
 
