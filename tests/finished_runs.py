@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from umm_zoo.experiment.build import build
+from umm_zoo.experiment.build import build_method
 from umm_zoo.experiment.file import use_folders
 
 
@@ -25,7 +25,7 @@ def write_run(
         "trainer": {"max_steps": 1, "accelerator": "cpu"},
         **more,
     }
-    state = {"state_dict": build(method).state_dict(), "experiment": experiment, "folders": list(folders), "global_step": 1}
+    state = {"state_dict": build_method(experiment).state_dict(), "experiment": experiment, "folders": list(folders), "global_step": 1}
     (folder / "checkpoints").mkdir(parents=True)
     torch.save(state, folder / "checkpoints" / "last.ckpt")
     return folder

@@ -24,6 +24,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from data_pipelines.shapes import main as make_shapes
 from tools.probing import load_part
+from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.callbacks.samples import to_pil
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.evaluate import evaluate
@@ -33,6 +34,7 @@ from umm_zoo.method import Method
 from umm_zoo.release.card import world_commands
 from umm_zoo.release.exporting import Export
 from umm_zoo.release.folder import new_folder
+from umm_zoo.release.parts import is_of_run
 from umm_zoo.training.curriculum import run as fit
 
 VISION = {
@@ -239,13 +241,18 @@ LORA = {"_target_": "umm_zoo.backbones.adapters.LoRA", "rank": 2, "alpha": 6.0, 
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """UAE with an adapter that changes what its model says."""
     folder = finished(tmp_path_factory.mktemp("adapted") / "run", {**UAE, "adapter": LORA})
-    file = folder / "checkpoints" / "last.ckpt"
+    stir(folder)
+    return folder
+
+
+def stir(run: Path) -> None:
+    """Let the adapters of a run say something."""
+    file = run / "checkpoints" / "last.ckpt"
     state = torch.load(file, weights_only=True)
     for key, value in state["state_dict"].items():
         if key.endswith(".up"):
             value.normal_(generator=torch.Generator().manual_seed(len(key)))
     torch.save(state, file)
-    return folder
 
 
 def hidden(model: Any) -> Tensor:
@@ -281,6 +288,52 @@ def test_an_adapter_that_is_not_merged_stands_beside_its_base_in_a_whole_method(
     card = Export(adapted).write(tmp_path / "out")
     assert torch.equal(hidden(Method.load(adapted)), hidden(Method.load(tmp_path / "out")))
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").is_file() and "both together" in card["adapter"]
+
+
+CAPTIONER = {
+    "_target_": "umm_zoo.methods.uae.captioner_grpo.GenerationForUnderstanding",
+    "vlm": UAE["vlm"],
+    "adapter": LORA,
+    "reward": {
+        "_target_": "umm_zoo.rewards.ReconstructionReward",
+        "encoder": {"_target_": "umm_zoo.backbones.features.CLIPVisionFeatures.from_config", "config": VISION, "image_size": 32},
+    },
+    "objective": {"_target_": "umm_zoo.objectives.grpo.GRPO", "kl_weight": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """UAE with an adapter whose images a bridge makes that is loaded from a run with an adapter, both away from zero."""
+    folder = tmp_path_factory.mktemp("inside")
+    bridge = finished(folder / "bridge", WEMMU, adapters={"decoder": {**LORA, "targets": ["to_q"]}})
+    stir(bridge)
+    renderer = {"_target_": "umm_zoo.methods.uae.renderers.BridgeRenderer"}
+    renderer |= {"bridge": {"_target_": "umm_zoo.methods.wemmu.WeMMU.load", "source": str(bridge)}}
+    outer = finished(folder / "run", {**CAPTIONER, "renderer": renderer})
+    stir(outer)
+    return outer
+
+
+def test_a_method_inside_keeps_its_adapters(captioner: Path, tmp_path: Path) -> None:
+    Export(captioner).write(tmp_path / "out")
+    before, after = Method.load(captioner), Method.load(tmp_path / "out")
+    assert adapters_of(after) == adapters_of(before) and set(adapters_of(after)) == {"adapter", "renderer.bridge.adapters.decoder"}
+    assert equal(before.state_dict(), after.state_dict())
+    assert np.array_equal(*(np.asarray(model.generate("a", seed=1)) for model in (before, after)))
+
+
+def test_adapters_of_a_method_inside_are_merged_too(captioner: Path, tmp_path: Path) -> None:
+    Export(captioner, merge_adapter=True).write(tmp_path / "out")
+    before, after = Method.load(captioner), Method.load(tmp_path / "out")
+    assert not adapters_of(after) and torch.allclose(hidden(before), hidden(after), atol=1e-4)
+    images = [np.asarray(model.generate("a", seed=1)).astype(int) for model in (before, after)]
+    assert abs(images[0] - images[1]).max() <= 1 and images[0].std() > 5
+
+
+def test_what_came_with_another_run_may_have_been_trained_there() -> None:
+    node = {"renderer": {"_target_": "R", "bridge": {"_target_": "umm_zoo.methods.wemmu.WeMMU.load", "source": "runs/a"}}}
+    assert is_of_run(node, ["renderer", "bridge", "decoder"]) and not is_of_run(node, ["renderer", "decoder"])
 
 
 def test_what_would_be_wrong_is_refused(run: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassError
 
-from umm_zoo.errors import REFUSALS, UserError, locating, several
+from umm_zoo.errors import REFUSALS, UserError, did_you_mean, locating, several
 from umm_zoo.experiment.check import check_node, slot_class
 from umm_zoo.experiment.file import interpolated_embedded
 from umm_zoo.experiment.reach import say_fetched
@@ -90,6 +90,8 @@ def build_embedded(node: Any, kind: type, path: str, source: str | Path, trust: 
 def build_method(tree: Mapping[str, Any], source: str | Path | None = None, trust: Sequence[str] = ()) -> Any:
     """The method of an experiment, with its adapters in its parts: whatever makes a method again makes it here.
 
+    An export names the adapters of a method inside by its place, ``renderer.bridge.decoder``.
+
     Args:
         tree: the keys ``method`` and ``adapters`` (in weights of an earlier version there is none) of an experiment.
         source: the weights that hold it, which may be a stranger's: it is checked first; None where that has been done.
@@ -107,7 +109,14 @@ def build_method(tree: Mapping[str, Any], source: str | Path | None = None, trus
         raise UserError("adapters", describe(adapters), "a map from parts to nodes")
     for part, node in adapters.items():
         with locating(place=f"adapters.{part}", refusals=REFUSALS):
-            method.adapt(part, made(node, f"adapters.{part}"))
+            above, _, own = part.rpartition(".")
+            try:
+                owner = method.get_submodule(above)
+            except AttributeError:
+                owner = None
+            if not callable(getattr(owner, "adapt", None)):
+                raise UserError("", f"an adapter in '{above}'", "a part of the method", did_you_mean(part, method.parts()))
+            owner.adapt(own, made(node, f"adapters.{part}"))
     return method
 
 

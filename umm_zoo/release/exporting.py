@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
 import umm_zoo
 from umm_zoo.backbones.adapters import LoRA, adapters_of
@@ -29,10 +30,11 @@ from umm_zoo.release.parts import (
     assert_whole,
     cast,
     is_hub_name,
+    is_of_run,
     library_parts,
     rest_of,
     shrink,
-    whole_node,
+    whole_tree,
 )
 from umm_zoo.release.processors import write_processor
 from umm_zoo.release.record import part_record, report_of, run_record, test_scores
@@ -71,9 +73,9 @@ class Export:
         self.run: FinishedRun = load_run(source, (), trust, raw_weights)
         self.report = report_of(self.run, self.source)
         self.method: Method = self.run.load_method()
-        self.node = whole_node(self.run.experiment.method)
-        found = {name: module for name, module in self.method.named_modules() if isinstance(module, LoRA)}
-        self.adapters = {_part_name(name): module for name, module in found.items()}
+        self.node, self.adapter_nodes = whole_tree(self.run.experiment.method, self.run.experiment.adapters)
+        self.places = {_part_name(name): name for name, module in self.method.named_modules() if isinstance(module, LoRA)}
+        self.adapters: dict[str, Any] = {name: self.method.get_submodule(place) for name, place in self.places.items()}
         self.merged = False
         if merge_adapter:
             if not self.adapters:
@@ -85,13 +87,14 @@ class Export:
         """The method without its adapters, whose weights say the same."""
         for name, adapter in self.adapters.items():
             adapter.merge()
-            *above, last = name.split(".")
-            if (part := last.removesuffix("_adapter")) in self.method.adapters and not above:
-                del self.method.adapters[part]
-                continue
-            node_at(self.node, above).pop(last, None)
-            setattr(self.method.get_submodule(".".join(above)), last, None)
-        self.adapters, self.merged = {}, True
+            above, _, last = self.places[name].rpartition(".")
+            owner: Any = self.method.get_submodule(above)
+            if isinstance(owner, nn.ModuleDict):  # the adapters of a method
+                del owner[last]
+            else:
+                node_at(self.node, above.split(".") if above else ()).pop(last)
+                setattr(owner, last, None)
+        self.adapters, self.adapter_nodes, self.merged = {}, {}, True
 
     def write(self, out: str | Path, part: str | None = None, test: bool = False, again: bool = False) -> dict[str, Any]:
         """Write ``out``, whole or not at all; returns its card.
@@ -177,7 +180,8 @@ class Export:
         host = next((part for part in self.parts if adapter.is_in(part.module)), None)
         if host is None:
             raise UserError(f"--part {name}", "an adapter beside layers that no library's folder holds", "--merge-adapter")
-        touched = any(key.startswith(f"{'.'.join(host.path)}.") for key in self.run.state)
+        trained = any(key.startswith(f"{'.'.join(host.path)}.") for key in self.run.state)
+        touched = trained or is_of_run(self.run.experiment.method, host.path)
         own = host.source
         base = own if own is not None and is_hub_name(own) and not touched else f"{out.as_posix()}/base"
         adapter.save(folder, host.network, base)
@@ -199,7 +203,7 @@ class Export:
             raise UserError("--merge-adapter", found, "--part vlm beside it, or no merging")
         experiment = {key: value for key, value in self.run.checkpoint["experiment"].items() if key != "after"}
         experiment["method"] = self.node
-        experiment["adapters"] = {} if self.merged else experiment.get("adapters") or {}
+        experiment["adapters"] = self.adapter_nodes
         own, training = self.method.all_parts(), dict(experiment.get("training") or {})
         training["trained"] = [name for name in training.get("trained", ()) if name in own]  # no adapter that is merged
         experiment["training"] = training
@@ -251,6 +255,7 @@ class Export:
         write_processor(part.module, folder)
 
 
-def _part_name(module: str) -> str:
+def _part_name(place: str) -> str:
     """The part that an adapter is, by the module's name: ``adapters.decoder`` is ``decoder_adapter``."""
-    return f"{module.removeprefix('adapters.')}_adapter" if module.startswith("adapters.") else module
+    above, _, last = f".{place}".rpartition(".adapters.")
+    return f"{above}.{last}_adapter"[1:] if last != f".{place}" else place

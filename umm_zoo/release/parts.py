@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,34 @@ def _walk(node: Mapping[str, Any], module: nn.Module, path: tuple[str, ...]) -> 
             yield from _walk(own, part, (*path, name))
 
 
-def whole_node(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of a method without any that loads another run: that run's own node stands in its place."""
+def whole_tree(node: Mapping[str, Any], adapters: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The node of a method and its adapters, without any node that loads another run: that run's own stand in its place.
+
+    Adapters of a method inside are named by its place: ``renderer.bridge.decoder``.
+    """
     found: dict[str, Any] = {}
+    beside = dict(adapters or {})
     for name, value in node.items():
-        if is_node(value) and str(value[TARGET]).endswith(".load") and "source" in value:
-            value = load_checkpoint(value["source"], mapped=True)["experiment"]["method"]
-        found[name] = whole_node(value) if isinstance(value, Mapping) else copy.deepcopy(value)
-    return found
+        own: Mapping[str, Any] | None = None
+        if _is_run(value):
+            inside = load_checkpoint(value["source"], mapped=True)["experiment"]
+            value, own = inside["method"], inside.get("adapters")
+        if isinstance(value, Mapping):
+            found[name], below = whole_tree(value, own)
+            beside |= {f"{name}.{part}": adapter for part, adapter in below.items()}
+        else:
+            found[name] = copy.deepcopy(value)
+    return found, beside
+
+
+def is_of_run(node: Any, path: Sequence[str]) -> bool:
+    """Whether what stands below a method's node came with the weights of another run."""
+    places = accumulate(path, lambda above, name: above.get(name, {}), initial=node)
+    return any(map(_is_run, places))
+
+
+def _is_run(node: Any) -> bool:
+    return is_node(node) and str(node[TARGET]).endswith(".load") and "source" in node
 
 
 def assert_whole(node: Any, parts: Sequence[LibraryPart], path: tuple[str, ...] = ()) -> None:
