@@ -25,7 +25,12 @@ def write_run(
         "trainer": {"max_steps": 1, "accelerator": "cpu"},
         **more,
     }
-    state = {"state_dict": build_method(experiment).state_dict(), "experiment": experiment, "folders": list(folders), "global_step": 1}
+    state = {
+        "state_dict": build_method(experiment).state_dict(),
+        "experiment": experiment,
+        "folders": list(folders),
+        "global_step": 1,
+    }
     (folder / "checkpoints").mkdir(parents=True)
     torch.save(state, folder / "checkpoints" / "last.ckpt")
     return folder

@@ -23,6 +23,8 @@ from transformers import AutoTokenizer, CLIPVisionModel, LlavaForConditionalGene
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from data_pipelines.shapes import main as make_shapes
+from tests.backbones.decoder_parts import FLUX, SDXL_CONFIG
+from tests.methods import uae_parts
 from tools.probing import load_part
 from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.callbacks.samples import to_pil
@@ -336,6 +338,17 @@ def test_what_came_with_another_run_may_have_been_trained_there() -> None:
     assert is_of_run(node, ["renderer", "bridge", "decoder"]) and not is_of_run(node, ["renderer", "decoder"])
 
 
+def test_where_no_script_can_be_written_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lumpy = {
+        **UAE["renderer"],
+        **{key: FLUX_WEMMU[key] for key in ("decoder", "codec", "image_size")},
+    }  # it counts the text's tokens
+    lumpy["connector"] = {**lumpy["connector"], "out_dim": 10}
+    card = Export(finished(tmp_path / "run", {**UAE, "renderer": lumpy})).write(tmp_path / "out")
+    assert "no generate.py is written" in capsys.readouterr().err and "script" not in card
+    assert not [file.name for file in (tmp_path / "out").iterdir() if file.name.startswith(("generate", "bridge", "connector"))]
+
+
 def test_what_would_be_wrong_is_refused(run: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(source: Path, *options: str) -> str:
         assert main([str(source), str(tmp_path / "out"), *options]) == 2
@@ -395,21 +408,32 @@ def test_an_exported_method_has_the_scores_of_the_run(run: Path, tmp_path: Path)
 
 
 METAQUERY = {
-    **{key: WEMMU[key] for key in ("vlm", "decoder", "codec", "objective", "image_size")},
+    "vlm": WEMMU["vlm"],
+    "decoder": {"_target_": "umm_zoo.backbones.discrete_decoders.StableDiffusionXL.from_config", "config": SDXL_CONFIG},
+    "codec": {"_target_": "umm_zoo.backbones.codecs.KLCodec.from_config", "config": uae_parts.CODEC},
+    "objective": {"_target_": "umm_zoo.objectives.discrete.DiscreteDiffusion", "num_steps": 2},
+    "image_size": 16,
     "_target_": "umm_zoo.methods.metaquery.MetaQuery",
     "queries": {"_target_": "umm_zoo.blocks.queries.MarkedQueries", "width": 32, "num_queries": 6},
     "pathway": {"_target_": "umm_zoo.blocks.pathways.FrozenPathway"},
     "connector": {
         "_target_": "umm_zoo.blocks.metaquery_connector.MetaQueryConnector",
-        **{"in_dim": 32, "out_dim": 12, "depth": 1, "heads": 2},
+        **{"in_dim": 32, "out_dim": 10, "depth": 1, "heads": 2},
     },
+}
+FLUX_WEMMU = {
+    **WEMMU,
+    "decoder": {"_target_": "umm_zoo.backbones.flux.Flux.from_config", "config": {**FLUX, "guidance_embeds": True}},
+    "connector": {**WEMMU["connector"], "out_dim": 10},
+    "codec": METAQUERY["codec"],
+    "image_size": 16,
 }
 
 
 @pytest.mark.processes
-def test_a_bridge_makes_its_images_without_this_package(tmp_path: Path) -> None:
+def test_images_are_made_without_this_package(tmp_path: Path) -> None:
     calls = []
-    for name, node in (("wemmu", WEMMU), ("metaquery", METAQUERY)):
+    for name, node in (("wemmu", WEMMU), ("metaquery", METAQUERY), ("flux", FLUX_WEMMU), ("uae", UAE)):
         run = finished(tmp_path / name, node)
         file = run / "checkpoints" / "last.ckpt"
         state = torch.load(file, weights_only=True)

@@ -225,7 +225,7 @@ class Export:
             above[part.path[-1]] = part.load_node(part.folder)
         assert_whole(self.node, self.parts)
         save_file(cast(rest, self.dtype), folder / REST, metadata={"format": "pt"})
-        script = write_script(self.method, folder) if self.dtype is None and not self.adapters else False
+        script = self.dtype is None and write_script(self.method, self.parts, folder)
         contents[OWN] = {
             "experiment": experiment,
             "parts": {".".join(part.path): part.folder for part in self.parts},
