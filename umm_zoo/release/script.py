@@ -61,7 +61,8 @@ def condition(text, queries):
 def predict(noisy, time, tokens):
     """What the decoder predicts at a time under a condition."""
     size, given = table["pack"], {**tensors, "noisy": noisy, "tokens": tokens}
-    given |= {"time": torch.tensor([table["time"][0] * time + table["time"][1]]), "all": torch.ones(tokens.shape[:2], dtype=torch.bool)}
+    given["time"] = torch.tensor([table["time"][0] * time + table["time"][1]])
+    given["all"] = torch.ones(tokens.shape[:2], dtype=torch.bool)
     given["packed"] = None if size is None else torch.nn.functional.pixel_unshuffle(noisy, size).flatten(2).transpose(1, 2)
     fill = lambda node: {key: fill(value) for key, value in node.items()} if isinstance(node, dict) else given.get(str(node), node)
     made = decoder(**fill(table["call"]), return_dict=False)[0]

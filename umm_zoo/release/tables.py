@@ -113,8 +113,8 @@ class BridgeSource(Source):
         if not torch.equal(arranged, tokens):
             raise ValueError("its pathway changes the queries")
         count, kinds = tokens.shape[1], getattr(self.vlm.text_model.config, "layer_types", None)
-        if set(kinds or ["full_attention"]) != {"full_attention"}:
-            raise ValueError(f"it knows no layers of {', '.join(sorted(set(kinds)))}")
+        if others := set(kinds or ()) - {"full_attention"}:
+            raise ValueError(f"it knows no layers of {', '.join(sorted(others))}")
         if prefix.plain_positions:
             positions = positions[0]
         tensors = {
@@ -185,7 +185,8 @@ def tables_of(source: Source) -> Tables:
         raise ValueError(f"it cannot follow {type(source.connector).__name__}")
     call, constants = decoder_call(source)
     times, steps = sampler_table(source.objective, source.grid)
-    language = next(name for name, module in source.vlm.model.named_modules() if module is source.vlm.text_model)
+    network: Any = source.vlm.model
+    language = next(name for name, module in network.named_modules() if module is source.vlm.text_model)
     table = {
         "language": language,
         **asked,
