@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.parts import NamedParts
 from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.backbones.quantized import is_quantized
 from umm_zoo.batch import Batch
 from umm_zoo.checkpoints.files import load_checkpoint, weights_of
 from umm_zoo.errors import UserError, did_you_mean, several
@@ -250,9 +251,13 @@ class Method(NamedParts, FromPython, ABC):
             UserError: a tensor has no place here or another shape.
         """
         own = self.state_dict()
+        quantized = {name for name, parameter in self.named_parameters() if is_quantized(parameter)}
         for key, value in state.items():
             if key not in own:
                 raise UserError("", f"tensor '{key}' of the earlier stage has no place in this method", hint=did_you_mean(key, own))
+            if key in quantized:
+                hint = "umm_zoo.export writes the part of that run as a folder, which can be loaded quantised"
+                raise UserError("", f"'{key}', trained in an earlier stage", "a part that is not quantised", hint)
             if own[key].shape != value.shape:
                 raise UserError("", f"'{key}' is {list(value.shape)} in the earlier stage, {list(own[key].shape)} here")
         self.load_state_dict(dict(state), strict=False)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from umm_zoo.backbones.quantized import is_quantized
 from umm_zoo.backbones.weight_files import assert_readable
 from umm_zoo.errors import Count, Positive
 
@@ -191,7 +192,7 @@ class LoRA(nn.Module):
             ValueError: weights that are quantised.
         """
         for key, layer in self._beside.items():
-            if not _is_plain(weight := getattr(layer, "weight", None)):
+            if is_quantized(weight := getattr(layer, "weight", None)):
                 found = f"'{key.replace('/', '.')}', whose weights are a {type(weight).__name__}"
                 raise ValueError(f"LoRA.merge: found {found}, expected weights that are not quantised; {KEEP}")
         for key, layer in self._beside.items():
@@ -289,12 +290,9 @@ def _size(layer: nn.Module) -> tuple[int, int] | None:
     return cast(tuple[int, int], found) if all(isinstance(number, int) for number in found) else None
 
 
-def _is_plain(weight: Any) -> bool:
-    """Whether weights are numbers as torch has them, and not a library's quantised ones."""
-    return type(weight) is nn.Parameter and weight.is_floating_point()
-
-
 def _rests(layer: nn.Module) -> bool:
-    """Whether a layer has plain weights, and none of them with a gradient."""
+    """Whether no loss reaches a layer, or none of its weights has a gradient though they could have one."""
+    if getattr(layer, "rests", False):
+        return True
     weights = list(layer.parameters(recurse=False))
-    return bool(weights) and all(_is_plain(weight) and not weight.requires_grad for weight in weights)
+    return bool(weights) and all(not is_quantized(weight) and not weight.requires_grad for weight in weights)

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from umm_zoo.backbones.prefix import LanguageStack, Prefix
+from umm_zoo.backbones.quantized import find_quantized
+from umm_zoo.errors import UserError
 
 
 class DecoderStack(LanguageStack):
@@ -49,6 +51,9 @@ class DecoderStack(LanguageStack):
 
     def copied(self) -> DecoderStack:
         """A copy that shares nothing and is trained."""
+        if (found := find_quantized(self)) is not None:
+            expected = "weights that are not, or a pathway through the frozen model (FrozenPathway)"
+            raise UserError("", f"quantised weights ('{found}') of which a trained copy is to be made", expected)
         twin = copy.deepcopy(self).requires_grad_(True)
         for layer in twin.layers:
             cast(Any, layer).gradient_checkpointing = False  # the library's would drop the prompt's keys

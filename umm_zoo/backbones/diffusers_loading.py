@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.families import use
 from umm_zoo.backbones.loading import (
     assert_complete,
@@ -20,6 +19,7 @@ from umm_zoo.backbones.loading import (
     one_line,
     torch_dtype,
 )
+from umm_zoo.backbones.quantization import assert_writable, loading, quantization_of, settle
 from umm_zoo.backbones.stored_config import complete_diffusers
 from umm_zoo.backbones.weight_files import assert_readable, stored_file
 
@@ -67,6 +67,7 @@ class DiffusersNetwork(nn.Module):
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
         variant: str | None = None,
+        quantization: dict[str, Any] | None = None,
     ) -> Self:
         """A folder in the library's format or a name on the hub. On the meta device with ``config`` given nothing is read.
 
@@ -76,6 +77,7 @@ class DiffusersNetwork(nn.Module):
             subfolder: of the network inside a whole pipeline, such as ``transformer`` or ``vae``.
             dtype, gradient_checkpointing: see ``from_config``.
             variant: of the files, such as ``fp16`` for ``diffusion_pytorch_model.fp16.safetensors``.
+            quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -83,18 +85,27 @@ class DiffusersNetwork(nn.Module):
         """
         filled = cls.look(find_source(source), subfolder, config)
         if config is not None and on_meta_device():
-            return cls.from_config(config, dtype, gradient_checkpointing)
+            network = cls.from_config(config, dtype, gradient_checkpointing)
+            stored = stored_file(find_source(source), subfolder)
+            if (chosen := quantization_of(str(source), stored, quantization, "diffusers")) is not None:
+                chosen.mark(network.model)
+            return network
         source, weights = find_source(source), torch_dtype(dtype)
         assert_readable(Path(source, subfolder or ""), variant)
-        if filled is None:
+        stored = stored_file(source, subfolder)
+        if stored is None:
             with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
-                stored = cls.kind.load_config(source, subfolder=subfolder)
+                stored = dict(cls.kind.load_config(source, subfolder=subfolder))
+        if filled is None:
             filled = complete_diffusers(cls.kind, source, stored, config or {}, cls.legacy_names)
+        chosen = quantization_of(source, stored, quantization, "diffusers")
         with one_line(source, f"a name or folder with weights of {cls.kind.__name__}"):
-            settings = {"subfolder": subfolder, "torch_dtype": weights, "variant": variant}
+            settings = {"subfolder": subfolder, "torch_dtype": weights, "variant": variant} | loading(chosen, quantization)
             model, info = cls.kind.from_pretrained(source, output_loading_info=True, **settings, **filled)
         assert_complete(source, info)
         assert_stated(source, config, model.config)
+        if chosen is not None:
+            settle(model)
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         return cls.loaded(model, source, subfolder)
@@ -144,5 +155,5 @@ class DiffusersNetwork(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``, as the library and ``from_pretrained`` read them."""
-        assert_no_adapter(self.model, f"{type(self).__name__}.save")
+        assert_writable(self.model, f"{type(self).__name__}.save")
         self.model.save_pretrained(folder)

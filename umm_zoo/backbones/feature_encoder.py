@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.loading import (
     assert_known,
     checked_config,
@@ -27,6 +26,7 @@ from umm_zoo.backbones.loading import (
     torch_dtype,
 )
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
+from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.batch import Grid, Images, map_by_size
 from umm_zoo.errors import Count
@@ -240,7 +240,7 @@ class LibraryEncoder(FeatureEncoder):
 
     def save(self, folder: str | Path) -> None:
         """transformers' format: ``config.json`` and ``model.safetensors``, and the image processor that came with the weights."""
-        assert_no_adapter(self.model, f"{type(self).__name__}.save")
+        assert_writable(self.model, f"{type(self).__name__}.save")
         self.model.save_pretrained(folder)
         if self.processor:
             text = json.dumps(dict(self.processor), indent=2) + "\n"

@@ -75,11 +75,13 @@ class Flux(PooledDecoder):
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
         variant: str | None = None,
+        quantization: dict[str, Any] | None = None,
         pooled_from: str | Path | None = None,
         guidance: Weight = 3.5,
     ) -> Self:
         """As ``PooledDecoder.from_pretrained``; ``guidance`` as in the class."""
-        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant, pooled_from)
+        stated = (config, subfolder, dtype, gradient_checkpointing, variant, quantization)
+        decoder = super().from_pretrained(source, *stated, pooled_from)
         decoder.guidance = guidance
         return decoder
 
@@ -149,10 +151,11 @@ class Flux2(DiffusersDecoder):
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
         variant: str | None = None,
+        quantization: dict[str, Any] | None = None,
         guidance: Weight = 4.0,
     ) -> Self:
         """As ``DiffusersDecoder.from_pretrained``; ``guidance`` as in the class."""
-        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant)
+        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant, quantization)
         decoder.guidance = guidance
         return decoder
 

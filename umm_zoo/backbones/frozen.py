@@ -23,8 +23,15 @@ class FrozenBackbone(nn.Module):
         return super().train(False)
 
 
+def rest(module: nn.Module) -> None:
+    """Take the gradient from a module that no loss reaches, and keep adapters away: DistributedDataParallel would wait for them."""
+    module.requires_grad_(False)
+    for layer in module.modules():
+        layer.rests = True  # type: ignore[assignment]
+
+
 def rest_unused(tower: nn.Module, feature_layers: Sequence[int]) -> None:
-    """Take the gradient from parameters of a tower that no state of these layers depends on: DistributedDataParallel would wait.
+    """Let what no state of these layers of a tower depends on rest, see ``rest``.
 
     Args:
         tower: a CLIP's or SigLIP's.
@@ -32,10 +39,10 @@ def rest_unused(tower: nn.Module, feature_layers: Sequence[int]) -> None:
     """
     layers = cast(Any, tower).encoder.layers
     for layer in layers[max(number % (len(layers) + 1) for number in feature_layers) :]:
-        layer.requires_grad_(False)
+        rest(layer)
     for name in ("post_layernorm", "head"):  # they make the pooled vector
         if hasattr(tower, name):
-            getattr(tower, name).requires_grad_(False)
+            rest(getattr(tower, name))
 
 
 @cache

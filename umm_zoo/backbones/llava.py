@@ -19,7 +19,7 @@ from umm_zoo.backbones.llava_loading import (
     pixel_statistics,
     read_config,
 )
-from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
+from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, mark_quantized, on_meta_device
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import tokenizer_source
@@ -103,6 +103,7 @@ class LlavaBackbone(SquareVLM):
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        quantization: dict[str, Any] | None = None,
     ) -> LlavaBackbone:
         """A whole model in the library's format.
 
@@ -113,6 +114,7 @@ class LlavaBackbone(SquareVLM):
             template, max_length, gradient_checkpointing: see the class.
             dtype: ``auto`` is the checkpoint's own.
             attention: see ``from_config``.
+            quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -125,8 +127,9 @@ class LlavaBackbone(SquareVLM):
                 found: Any = checked_config(LlavaForConditionalGeneration, source) or read_config(source)
             else:
                 found = llava_config(config, tokenizer)
-            return cls(new_llava(found, dtype, attention), tokenizer, template, max_length, gradient_checkpointing)
-        model = load_llava(source, dtype, attention, config)
+            model = mark_quantized(new_llava(found, dtype, attention), source, quantization)
+            return cls(model, tokenizer, template, max_length, gradient_checkpointing)
+        model = load_llava(source, dtype, attention, config, quantization)
         assert_stated(source, config, model.config)
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 
@@ -142,6 +145,7 @@ class LlavaBackbone(SquareVLM):
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        quantization: dict[str, Any] | None = None,
     ) -> LlavaBackbone:
         """A vision tower, a language model and a new projector: where LLaVA's stage 1 starts.
 
@@ -155,6 +159,7 @@ class LlavaBackbone(SquareVLM):
             template, max_length, gradient_checkpointing: see the class.
             dtype: ``auto`` is each part's own.
             attention: see ``from_config``.
+            quantization: of the language model: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -165,7 +170,7 @@ class LlavaBackbone(SquareVLM):
         )
         if tokenizer is None and isinstance(language_model, str):
             tokenizer = language_model
-        model = assemble(vision_tower, language_model, config or {}, dtype, attention, tokenizer)
+        model = assemble(vision_tower, language_model, config or {}, dtype, attention, tokenizer, quantization)
         source = vision_tower if isinstance(vision_tower, str) and not on_meta_device() else None
         return cls(model, tokenizer, template, max_length, gradient_checkpointing, source)
 

@@ -27,6 +27,7 @@ from umm_zoo.backbones.loading import (
     checked_config,
     image_processor_of,
     load_checkpoint,
+    mark_quantized,
     on_meta_device,
     one_line,
     torch_dtype,
@@ -34,6 +35,7 @@ from umm_zoo.backbones.loading import (
 from umm_zoo.backbones.stored_config import assert_model_type
 from umm_zoo.backbones.tokenizer import image_token, is_here, load_tokenizer
 from umm_zoo.backbones.weight_files import assert_readable, stored_file
+from umm_zoo.errors import UserError
 
 PartName = Literal["vision_config", "text_config"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -137,7 +139,13 @@ def new_llava(config: LlavaConfig, dtype: Dtype, attention: str) -> LlavaForCond
     return llava_class(config.text_config)._from_config(config, dtype=precision, attn_implementation=chosen)
 
 
-def load_llava(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> LlavaForConditionalGeneration:
+def load_llava(
+    source: str,
+    dtype: Dtype,
+    attention: str,
+    stated: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+) -> LlavaForConditionalGeneration:
     """A whole LLaVA; ``stated`` fills in what the stored configuration leaves open.
 
     Raises:
@@ -146,7 +154,7 @@ def load_llava(source: str, dtype: Dtype, attention: str, stated: Mapping[str, A
     """
     found: Any = checked_config(LlavaForConditionalGeneration, source, stated) or read_config(source)
     kind, chosen = llava_class(found.text_config), attention_by_part(attention, found.text_config)
-    loaded = load_checkpoint(kind, source, dtype, (), stated, attn_implementation=chosen)
+    loaded = load_checkpoint(kind, source, dtype, (), stated, quantization, attn_implementation=chosen)
     return cast(LlavaForConditionalGeneration, loaded.train())
 
 
@@ -194,7 +202,13 @@ def assert_tower(where: str, kind: str) -> None:
         raise ValueError(f"{where}: found '{kind}', expected {sorted(TOWERS)}{use(kind)}")
 
 
-def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str, Any] | None = None) -> tuple[Any, Any, int | None]:
+def load_decoder(
+    source: str,
+    dtype: Dtype,
+    attention: str,
+    stated: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any, int | None]:
     """A decoder, its output layer and, from the checkpoint of a LLaVA, the id of its image token.
 
     Raises:
@@ -203,11 +217,12 @@ def load_decoder(source: str, dtype: Dtype, attention: str, stated: Mapping[str,
     """
     found = read_config(source)
     if isinstance(found, LlavaConfig):
-        whole = load_llava(source, dtype, attention, {"text_config": stated or {}})
+        whole = load_llava(source, dtype, attention, {"text_config": stated or {}}, quantization)
         return whole.model.language_model, whole.lm_head, int(whole.config.image_token_id)
     read_part(source, "text_config")
     chosen = attention_of(attention, found)
-    language = load_checkpoint(AutoModelForCausalLM, source, dtype, (), stated, attn_implementation=chosen).train()
+    kind = AutoModelForCausalLM
+    language = load_checkpoint(kind, source, dtype, (), stated, quantization, attn_implementation=chosen).train()
     return language.base_model, language.get_output_embeddings(), None
 
 
@@ -218,6 +233,7 @@ def assemble(
     dtype: Dtype,
     attention: str,
     tokenizer: str | None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA of two given parts and a new projector, whose layers start as torch makes them, as in the official code.
 
@@ -227,7 +243,7 @@ def assemble(
         vision_tower, language_model: a source or a configuration.
         fields: of the library's ``LlavaConfig``; what it says of a part is compared with what is loaded, and used in its place on
             the meta device.
-        dtype, attention, tokenizer: see ``LlavaBackbone.from_parts`` and ``llava_config``.
+        dtype, attention, tokenizer, quantization: see ``LlavaBackbone.from_parts`` and ``llava_config``.
     """
     tower, decoder, head, values = None, None, None, dict(fields)
     parts: dict[PartName, Any] = {"vision_config": vision_tower, "text_config": language_model}
@@ -244,16 +260,22 @@ def assemble(
                 part, {key: value for key, value in values.get(name, {}).items() if key in own}, found, where=f"config.{name}"
             )
             values.setdefault(name, found)
+    if quantization is not None and not isinstance(language_model, str):
+        raise UserError("quantization", "an argument beside a language_model with random weights", "one that is loaded")
     if on_meta_device():
         whole = new_llava(llava_config(values, tokenizer), dtype, attention)
         whole.model.multi_modal_projector.float()
+        if isinstance(language_model, str):
+            language: Any = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.lm_head.weight.dtype)
+            mark_quantized(language, language_model, quantization)
+            whole.model.language_model, whole.lm_head = language.base_model, language.get_output_embeddings()
         return whole
     if isinstance(vision_tower, str):
         tower = load_tower(vision_tower, dtype, attention, values.get("vision_config"))
         assert_stated(vision_tower, values.get("vision_config"), tower.config, where="config.vision_config")
         values["vision_config"] = tower.config
     if isinstance(language_model, str):
-        decoder, head, image_token = load_decoder(language_model, dtype, attention, values.get("text_config"))
+        decoder, head, image_token = load_decoder(language_model, dtype, attention, values.get("text_config"), quantization)
         assert_stated(language_model, values.get("text_config"), decoder.config, where="config.text_config")
         values["text_config"] = decoder.config
         if image_token is not None:

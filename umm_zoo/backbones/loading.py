@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
+from umm_zoo.backbones.quantization import loading, quantization_of, settle
 from umm_zoo.backbones.stored_config import assert_model_type, complete_transformers, config_of
 from umm_zoo.backbones.weight_files import assert_readable, damage_of, stored_file
 
@@ -86,7 +87,13 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def load_checkpoint(
-    kind: Any, source: str, dtype: str, optional: Collection[str] = (), stated: Mapping[str, Any] | None = None, **settings: Any
+    kind: Any,
+    source: str,
+    dtype: str,
+    optional: Collection[str] = (),
+    stated: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Any:
     """``kind.from_pretrained`` of transformers, refusing weights that do not fill the model exactly.
 
@@ -98,20 +105,26 @@ def load_checkpoint(
         dtype: of the weights; ``auto`` is the checkpoint's own.
         optional: prefixes of tensors in the file that this model leaves out on purpose.
         stated: configuration in the experiment; it fills in what the stored one leaves open.
+        quantization: see ``Quantization.read``; weights stored in such a form need none.
         settings: further arguments of ``from_pretrained``.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: tensors are missing, unexpected or of another shape; a file or the configuration is not fit for it.
+        UserError: a quantisation that cannot be.
     """
     settings |= {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), "ignore_mismatched_sizes": True}
     settings["trust_remote_code"] = False  # unsaid, it would ask on a terminal
     found = checked_config(kind, source, stated, settings.get("subfolder") or "", settings.get("variant"))
     if found is not None:
         settings["config"] = found
+    chosen = quantization_of(source, _stored(source, settings.get("subfolder") or ""), quantization, "transformers")
+    settings |= loading(chosen, quantization)
     with one_line(source, f"a name or folder with weights of {kind.__name__}"), _unreported():
         model, info = kind.from_pretrained(source, output_loading_info=True, **settings)
     assert_complete(source, info, optional)
+    if chosen is not None:
+        settle(model)
     return model
 
 
@@ -121,13 +134,30 @@ def _unreported() -> Iterator[None]:
     logger = logging.getLogger("transformers.modeling_utils")
 
     def kept(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        return "LOAD REPORT" not in (said := record.getMessage()) or "CONVERSION" in said  # a weight that cannot be quantised
 
     logger.addFilter(kept)
     try:
         yield
     finally:
         logger.removeFilter(kept)
+
+
+def mark_quantized(model: Any, source: str, quantization: Mapping[str, Any] | None) -> Any:
+    """A model of transformers on the meta device whose weights say what they would take, were they loaded; nothing else is read
+    than the ``config.json`` of a folder.
+
+    Raises:
+        UserError: a quantisation that cannot be.
+    """
+    stored = _stored(source) if Path(source).is_dir() else None
+    if (chosen := quantization_of(source, stored, quantization, "transformers")) is not None:
+        chosen.mark(model)
+    return model
+
+
+def _stored(source: str, subfolder: str = "") -> dict[str, Any]:
+    return dict(PreTrainedConfig.get_config_dict(source, **({"subfolder": subfolder} if subfolder else {}))[0])
 
 
 def checked_config(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from umm_zoo.backbones.adapters import LoRA, hosts_of
+from umm_zoo.backbones.quantized import find_quantized
 from umm_zoo.errors import UserError, did_you_mean
 
 
@@ -73,7 +74,7 @@ class NamedParts(nn.Module, ABC):
         """All parts, once those to be trained may be.
 
         Raises:
-            UserError: a name is not a part, one that this method never trains, or a part that has an adapter.
+            UserError: a name is not a part, one that this method never trains, a part that has an adapter, or a quantised one.
             ValueError: a parameter stands in no part or in two.
         """
         parts = self.all_parts()
@@ -86,6 +87,11 @@ class NamedParts(nn.Module, ABC):
             if host in trained:
                 expected = f"'{adapter}' alone, or no adapter: the part that it stands in stays as it is"
                 raise UserError("training.trained", f"'{host}', which has an adapter", expected)
+        for name in trained:
+            if (weight := find_quantized(parts[name])) is not None:
+                expected = "a part that is not (its layers among those that the quantisation skips)"
+                hint = f"an adapter of it can be trained: adapters.{name}"
+                raise UserError("training.trained", f"'{name}', whose '{weight}' is quantised", expected, hint)
         seen: dict[int, str] = {}
         for name, part in parts.items():
             for parameter in part.parameters():

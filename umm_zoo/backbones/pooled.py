@@ -50,18 +50,19 @@ class PooledDecoder(DiffusersDecoder):
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
         variant: str | None = None,
+        quantization: dict[str, Any] | None = None,
         pooled_from: str | Path | None = None,
     ) -> Self:
         """As ``DiffusersDecoder.from_pretrained``.
 
         Args:
-            source, config, subfolder, dtype, gradient_checkpointing, variant: see there.
+            source, config, subfolder, dtype, gradient_checkpointing, variant, quantization: see there.
             pooled_from: the pipeline whose text encoders give the constant, that of the empty string; None is zeros.
 
         Raises:
             ValueError: they give a vector of another width.
         """
-        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant)
+        decoder = super().from_pretrained(source, config, subfolder, dtype, gradient_checkpointing, variant, quantization)
         if pooled_from is not None and not on_meta_device():
             found = pooled_of_nothing(pooled_from, cls.pooled_parts, variant)
             if found.shape != decoder.pooled.shape:

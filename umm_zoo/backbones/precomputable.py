@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import beside
+from umm_zoo.backbones.quantized import held, is_quantized
 from umm_zoo.batch import Batch
 
 
@@ -45,7 +46,9 @@ def weights_hash(part: nn.Module) -> str:
     an adapter's additions beside them."""
     digest = hashlib.sha256()
     added = [(f"{name}+{own}", tensor) for name, _, more in beside(part) for own, tensor in more.named_parameters()]
-    for name, tensor in sorted([*part.named_parameters(), *part.named_buffers(), *added]):
+    own = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    plain = {name: tensor for name, tensor in own.items() if not is_quantized(tensor)}
+    for name, tensor in sorted([*{**plain, **dict(held(part))}.items(), *added]):
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a sharded one
         digest.update(f"{name} {whole.dtype} {list(whole.shape)}".encode())
         digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

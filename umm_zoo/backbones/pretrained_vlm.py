@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.families import use
@@ -29,11 +28,13 @@ from umm_zoo.backbones.loading import (
     checked_config,
     find_source,
     load_checkpoint,
+    mark_quantized,
     on_meta_device,
     one_line,
     torch_dtype,
 )
 from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.row_tokeniser import ImageLayout
 from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.templates import ChatTemplate
@@ -112,6 +113,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        quantization: dict[str, Any] | None = None,
     ) -> PretrainedVLM:
         """A whole model in the library's format.
 
@@ -122,6 +124,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
             tokenizer, template, image_processor, max_length, gradient_checkpointing: see the class.
             dtype: ``auto`` is the checkpoint's own.
             attention: ``sdpa``, ``eager``, ``flash_attention_2`` …; a bridge needs one of the first two.
+            quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -140,14 +143,16 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
             built = built or AutoConfig.for_model(**cast(Any, stored))
             precision = torch_dtype("float32" if dtype == "auto" else dtype)
             model = AutoModelForImageTextToText.from_config(built, dtype=precision, attn_implementation=attention)
+            mark_quantized(model, source, quantization)
         else:
-            model = load_checkpoint(AutoModelForImageTextToText, source, dtype, (), config, attn_implementation=attention)
+            kind = AutoModelForImageTextToText
+            model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attention)
         assert_stated(source, config, model.config)
         return cls(model.train(), source, tokenizer, template, image_processor, max_length, gradient_checkpointing)
 
     def save(self, folder: str | Path) -> None:
         """Write weights and processor in the library's format, for ``from_pretrained`` here or in the library."""
-        assert_no_adapter(self.model, "PretrainedVLM.save")
+        assert_writable(self.model, "PretrainedVLM.save")
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         copy_processor(self.source, self.family.images, folder)

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from umm_zoo.backbones.adapters import assert_no_adapter
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.encoding import special_id
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import (
+    assert_stated,
+    checked_config,
+    find_source,
+    load_checkpoint,
+    mark_quantized,
+    on_meta_device,
+    torch_dtype,
+)
 from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_layout, read_config
 from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat
@@ -119,6 +127,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         dtype: str = "float32",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        quantization: dict[str, Any] | None = None,
     ) -> Qwen25VL:
         """Weights of a model name or folder in the library's format. On the meta device with ``config`` nothing is read from disk.
 
@@ -128,6 +137,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             tokenizer: name or folder; None is the checkpoint's own, or the shipped one where a folder has none.
             min_pixels, max_pixels: None is the checkpoint's own bound.
             system_prompt, dtype, attention, gradient_checkpointing: see ``from_config``.
+            quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -144,8 +154,10 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             if is_here(words):
                 reader = load_tokenizer(words)
                 match_tokenizer(built, reader, built.to_dict() if config is None else config)
-            return cls(_new_model(built, dtype, attention), reader, layout, system_prompt, gradient_checkpointing)
-        model = load_checkpoint(Qwen2_5_VLForConditionalGeneration, source, dtype, (), config, attn_implementation=attention)
+            model = mark_quantized(_new_model(built, dtype, attention), source, quantization)
+            return cls(model, reader, layout, system_prompt, gradient_checkpointing)
+        kind = Qwen2_5_VLForConditionalGeneration
+        model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attention)
         assert_stated(source, config, model.config, UNDECLARED)
         reader = load_tokenizer(tokenizer_source(source, tokenizer))
         match_tokenizer(model.config, reader, model.config.to_dict())
@@ -154,7 +166,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     def save(self, folder: str | Path) -> None:
         """Write weights, tokenizer and preprocessor in the library's format, for ``from_pretrained`` here or in the library."""
-        assert_no_adapter(self.model, "Qwen25VL.save")
+        assert_writable(self.model, "Qwen25VL.save")
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.layout.save(Path(folder))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from umm_zoo.backbones.adapters import assert_no_adapter, learns
+from umm_zoo.backbones.adapters import learns
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
+from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, image_token, is_here, load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER, Grid, Images, stacked
@@ -93,7 +94,7 @@ class SquareVLM(LibraryVLM):
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in the library's format, for ``from_pretrained`` here or there."""
-        assert_no_adapter(self._whole[0], f"{type(self).__name__}.save")
+        assert_writable(self._whole[0], f"{type(self).__name__}.save")
         self._whole[0].save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -63,6 +63,7 @@ _OF_TRAINING = ("dropout", "drop_path", "dropped", "initializer", "use_cache", "
 _HOLDS = {"clip_vision_model": "clip", "clip_text_model": "clip", "siglip_vision_model": "siglip", "janus_vqgan": "janus"}
 #: What every configuration may hold beside its class's own keys.
 _COMMON = frozenset(PreTrainedConfig().to_dict()) | {"torch_dtype", "auto_map", "text_config", "rope_scaling", "rope_theta"}
+_COMMON |= {"quantization_config"}
 
 
 def complete_diffusers(
@@ -84,7 +85,7 @@ def complete_diffusers(
     assert_class_name(name, source, stored, legacy)
     known = list(inspect.signature(kind.__init__).parameters)[1:]
     written = _version(stored.get("_diffusers_version"))
-    _refuse_unknown(source, stored, known, written, Version(diffusers.__version__), "diffusers")
+    _refuse_unknown(source, stored, [*known, "quantization_config"], written, Version(diffusers.__version__), "diffusers")
     missing = [key for key in known if key not in stored and name not in HARMLESS.get(key, ())]
     if written is not None:
         missing = [key for key in missing if Version(SINCE.get(name, {}).get(key, "0")) <= written]

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.t5 import T5Config, T5EncoderModel
 
-from umm_zoo.backbones.loading import assert_known, checked_config, find_source, load_checkpoint, on_meta_device, torch_dtype
+from umm_zoo.backbones.loading import (
+    assert_known,
+    checked_config,
+    find_source,
+    load_checkpoint,
+    mark_quantized,
+    on_meta_device,
+    torch_dtype,
+)
+from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.tokenizer import TextEncoding, assert_vocabulary, tokenizer_source
 from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count
@@ -60,7 +69,12 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, config: dict[str, Any] | None = None, max_length: Count = 64, dtype: str = "float32"
+        cls,
+        source: str | Path,
+        config: dict[str, Any] | None = None,
+        max_length: Count = 64,
+        dtype: str = "float32",
+        quantization: dict[str, Any] | None = None,
     ) -> Self:
         """A folder in transformers' format or a name on the hub. On the meta device with ``config`` given no weights are read.
 
@@ -69,6 +83,7 @@ class TextEncoder(nn.Module):
                 or the shipped one where a folder holds none.
             config: for the meta device; elsewhere it fills in what the stored configuration leaves open.
             max_length, dtype: see ``from_config``.
+            quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
             ValueError: the weights do not fill the network exactly.
@@ -76,14 +91,18 @@ class TextEncoder(nn.Module):
         found = find_source(source, T5EncoderModel)
         if on_meta_device():
             if config is not None:
-                return cls.from_config(config, max_length, dtype)
-            stored = checked_config(T5EncoderModel, found) or T5Config.from_pretrained(found)
-            return cls(T5EncoderModel._from_config(stored), TextEncoding(tokenizer_source(found)), max_length)
-        model = load_checkpoint(T5EncoderModel, found, dtype, ("decoder.", "lm_head."), config)
+                encoder = cls.from_config(config, max_length, dtype)
+            else:
+                stored = checked_config(T5EncoderModel, found) or T5Config.from_pretrained(found)
+                encoder = cls(T5EncoderModel._from_config(stored), TextEncoding(tokenizer_source(found)), max_length)
+            mark_quantized(encoder.model, found, quantization)
+            return encoder
+        model = load_checkpoint(T5EncoderModel, found, dtype, ("decoder.", "lm_head."), config, quantization)
         return cls(model, TextEncoding(tokenizer_source(found)), max_length)
 
     def save(self, folder: str | Path) -> None:
         """Write weights and tokenizer in transformers' format, for ``from_pretrained`` here or there."""
+        assert_writable(self.model, "TextEncoder.save")
         self.model.save_pretrained(folder)
         self.text.tokenizer.save_pretrained(folder)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMInputs
-from umm_zoo.backbones.frozen import rest_unused
+from umm_zoo.backbones.frozen import rest, rest_unused
 from umm_zoo.backbones.llava_loading import TOWERS, assert_tower
 from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.row_tokeniser import ImageLayout
@@ -71,7 +71,7 @@ class VLMFamily:
     def rest(cls, model: Any) -> None:
         """Take the gradient from what no loss reaches: of SigLIP what makes a pooled vector."""
         if (head := getattr(getattr(model.model, cls.tower), "head", None)) is not None:
-            head.requires_grad_(False)
+            rest(head)
 
     @property
     def config(self) -> Any:

@@ -86,7 +86,8 @@ class Export:
     def _merge(self) -> None:
         """The method without its adapters, whose weights say the same."""
         for name, adapter in self.adapters.items():
-            adapter.merge()
+            with locating(self.source, "--merge-adapter", (ValueError,)):
+                adapter.merge()
             above, _, last = self.places[name].rpartition(".")
             owner: Any = self.method.get_submodule(above)
             if isinstance(owner, nn.ModuleDict):  # the adapters of a method
@@ -250,7 +251,8 @@ class Export:
         return card, dict(again.state_dict()) if self.dtype else {}
 
     def _save(self, part: LibraryPart, folder: Path) -> None:
-        part.module.save(folder)
+        with locating(self.source, part.folder, (ValueError,)):
+            part.module.save(folder)
         shrink(folder, self.dtype)
         write_processor(part.module, folder)
 

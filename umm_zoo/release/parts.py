@@ -22,7 +22,7 @@ from umm_zoo.experiment.types import TARGET, is_node
 #: Parts by which a run that only trains one is known, in the order in which they are looked for.
 PARTS = ("encoder", "tower", "decoder", "codec", "vlm")
 #: Arguments of ``from_pretrained`` that its folder answers.
-_IN_FOLDER = ("source", "config", "tokenizer", "subfolder", "variant", "gradient_checkpointing")
+_IN_FOLDER = ("source", "config", "tokenizer", "subfolder", "variant", "gradient_checkpointing", "quantization")
 
 
 @dataclass
@@ -134,7 +134,8 @@ def assert_whole(node: Any, parts: Sequence[LibraryPart], path: tuple[str, ...] 
 def rest_of(method: nn.Module, parts: Sequence[LibraryPart]) -> dict[str, Tensor]:
     """Every tensor of a method that stands in none of the parts."""
     inside = {id(tensor) for part in parts for tensor in part.module.state_dict(keep_vars=True).values()}
-    return {key: value for key, value in method.state_dict(keep_vars=True).items() if id(value) not in inside}
+    own = {".".join((*part.path, key)) for part in parts for key in part.module.state_dict()}  # quantised ones are made anew
+    return {key: value for key, value in method.state_dict(keep_vars=True).items() if id(value) not in inside and key not in own}
 
 
 def is_hub_name(source: str) -> bool:

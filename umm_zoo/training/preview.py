@@ -12,6 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from torch import nn
 
+from umm_zoo.backbones.quantized import stored_as, stored_bytes
 from umm_zoo.errors import UserError, locating, printable
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import Experiment, earlier_stages
@@ -88,7 +89,7 @@ def _counts(parameters: Iterable[nn.Parameter]) -> tuple[str, str, str]:
     parameters = list(parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    return f"{trained:,}", f"{frozen:,}", _bytes(sum(_size(p) for p in parameters))
+    return f"{trained:,}", f"{frozen:,}", _bytes(sum(map(stored_bytes, parameters)))
 
 
 def _rows(data: Any, experiment: Experiment) -> int:
@@ -113,10 +114,10 @@ def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, in
     method, rows, precision = built.method, _rows(built.data, experiment), str(experiment.trainer.get("precision", 32))
     by_type: Counter[str] = Counter()
     for tensor in {id(t): t for t in [*method.parameters(), *method.buffers()]}.values():
-        by_type[str(tensor.dtype).removeprefix("torch.")] += _size(tensor)
+        by_type[stored_as(tensor)] += stored_bytes(tensor)
     optimizer = None if built.setup is None else built.setup.optimizer
     learning = [p for p in method.parameters() if p.requires_grad]
-    trained = sum(map(_size, learning)) + (0 if optimizer is None else round(sum(map(optimizer.state_bytes, learning))))
+    trained = sum(map(stored_bytes, learning)) + (0 if optimizer is None else round(sum(map(optimizer.state_bytes, learning))))
     weights = sum(by_type.values())
     detail = ", ".join(f"{name} {_bytes(size)}" for name, size in by_type.most_common())
     least = [
@@ -149,10 +150,6 @@ def _data_warnings(built: Built, experiment: Experiment) -> list[str]:
     except UserError as error:
         return [f"{line} (fit will refuse this)" for line in error.lines()]
     return []
-
-
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _bytes(size: int) -> str:

@@ -15,10 +15,12 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.backbones.adapters import adapters_of
+from umm_zoo.backbones.quantized import assert_castable, assert_not_quantized
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
@@ -225,6 +227,11 @@ def make_trainer(
         trainer = Trainer(**given | asked, callbacks=[*callbacks.values(), *more], default_root_dir=folder.path)
     if given.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
         raise UserError("trainer.sync_batchnorm", "true on the CPU", "false: torch synchronises statistics on GPUs alone")
+    with locating(experiment.file):
+        assert_castable(built.method, str(given.get("precision", "")))
+        if isinstance(trainer.strategy, FullyShardedStrategy | FSDPStrategy):
+            found = "weights shared out over the ranks"
+            assert_not_quantized(built.method, "trainer.strategy", found, "ddp, or weights that are not")
     if every > 0:
         validate_every(trainer, every)
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
             return
         assert module.device_mesh is not None
         mesh = module.device_mesh["data_parallel"]
-        for block in sharded_blocks(module):
+        assert_one_dtype(module, blocks := sharded_blocks(module))
+        for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         register_fsdp_forward_method(module, "training_step")
@@ -181,6 +182,25 @@ def sharded_blocks(module: nn.Module) -> list[nn.Module]:
             if parameters and all(owners[id(p)] == 1 for p in parameters) and not isinstance(block, nn.ModuleList):
                 blocks.append(block)
     return blocks
+
+
+def assert_one_dtype(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Refuse trained weights of two dtypes that are gathered together, which torch asserts in the first step.
+
+    Raises:
+        UserError: names a weight of each.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    root = [parameter for parameter in module.parameters() if id(parameter) not in inside]
+    for group in [*(list(block.parameters()) for block in blocks), root]:
+        first: dict[torch.dtype, str] = {}
+        for parameter in group:
+            if parameter.requires_grad:
+                first.setdefault(parameter.dtype, names[id(parameter)])
+        if len(first) > 1:
+            said = " and ".join(f"'{name}' in {str(dtype).removeprefix('torch.')}" for dtype, name in first.items())
+            raise UserError("trainer.strategy", f"trained weights that are gathered together, {said}", "one dtype, or ddp")
 
 
 def gather_weights(module: nn.Module | None, whole: bool) -> None:
