@@ -140,6 +140,11 @@ class Method(NamedParts, FromPython, ABC):
             self.log("loss", means["loss"], prog_bar=True, logger=False, batch_size=len(batch))
         return losses["loss"]
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Let the last part that waits on the CPU leave the device."""
+        if self.offloaded is not None:
+            self.offloaded.leave()
+
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule that the ``training`` map of the experiment makes.
 

@@ -96,11 +96,12 @@ class LibraryVLM(RowTokeniser):
         token_ids, labels, attention_mask, image_mask, position_ids = (
             tensor.to(self.device) for tensor in (token_ids, labels, attention_mask, image_mask, position_ids)
         )
-        embeddings = self.text_model.get_input_embeddings()(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
-        deepstack = None
-        if len(shown):
+        features, behind, deepstack = None, None, None
+        if len(shown):  # the tower comes first, so that a language model that waits on the CPU comes once
             there = shown.to(self.device) if isinstance(shown, Tensor) else [image.to(self.device) for image in shown]
             features, behind = self.image_features(there, image_counts)  # [image tokens, D]
+        embeddings = self.text_model.get_input_embeddings()(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
+        if features is not None:
             embeddings = embeddings.masked_scatter(image_mask[..., None], features.to(embeddings.dtype))
             if behind is not None:
                 rows_of = embeddings.new_zeros(*image_mask.shape, *behind.shape[1:])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import LoRA, hosts_of
-from umm_zoo.backbones.quantized import find_quantized
+from umm_zoo.backbones.offload import Offload
+from umm_zoo.backbones.quantized import find_quantized, is_quantized
 from umm_zoo.errors import UserError, did_you_mean
 
 
@@ -18,12 +20,14 @@ class NamedParts(nn.Module, ABC):
     Attributes:
         trained: names of the trained parts.
         adapters: by the names of the parts that they stand in, see ``adapt``.
+        offloaded: the parts that wait on the CPU, see ``offload``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.trained: list[str] = []
         self.adapters = nn.ModuleDict()
+        self.offloaded: Offload | None = None
         self._unreached: list[str] = []  # trained adapters that have had no gradient so far
 
     @abstractmethod
@@ -122,3 +126,34 @@ class NamedParts(nn.Module, ABC):
                 raise UserError("training.trained", found, "an adapter of a part that is trained on")
             left += [name] if without else []
         self._unreached = left
+
+    def offload(self, names: Sequence[str]) -> None:
+        """Let frozen parts wait on the CPU while they do not compute, see ``Offload``; once the trained parts are chosen.
+
+        Raises:
+            UserError: a name is not a part, is trained, has an adapter that is, or is quantised.
+        """
+        parts = self.all_parts()
+        for name in names:
+            where, expected = "training.offload", f"frozen ones of {', '.join(sorted(parts))}"
+            if name not in parts:
+                raise UserError(where, f"'{name}'", expected, did_you_mean(name, parts))
+            if name in self.changing:
+                raise UserError(where, f"'{name}', through which a training goes", expected)
+            if (weight := find_quantized(parts[name])) is not None:
+                raise UserError(where, f"'{name}', whose '{weight}' is quantised", "parts with plain weights")
+        if names and not any(parameter.is_meta for name in names for parameter in parts[name].parameters()):
+            self.offloaded = Offload({name: parts[name] for name in names})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self.offloaded is None:
+            return super()._apply(fn, recurse)
+        with self.offloaded.moving(fn):
+            return super()._apply(fn, recurse)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Names of weights that DistributedDataParallel does not send from rank to rank: every rank has read them itself."""
+        waiting: Any = [] if self.offloaded is None else self.offloaded.weights()
+        apart = {id(parameter) for parameter in waiting}
+        return [name for name, own in self.named_parameters() if id(own) in apart or is_quantized(own)]

@@ -118,11 +118,14 @@ def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, in
     optimizer = None if built.setup is None else built.setup.optimizer
     learning = [p for p in method.parameters() if p.requires_grad]
     trained = sum(map(stored_bytes, learning)) + (0 if optimizer is None else round(sum(map(optimizer.state_bytes, learning))))
-    weights = sum(by_type.values())
+    away = {name: _held(method.all_parts()[name]) for name in (built.setup.offload if built.setup else ())}
+    waiting = sum(away.values()) - max(away.values(), default=0)
+    weights = sum(by_type.values()) - waiting
     detail = ", ".join(f"{name} {_bytes(size)}" for name, size in by_type.most_common())
     least = [
         f"memory, at least: {_bytes(weights + trained)} per process",
-        f"  weights and buffers {_bytes(weights)} ({detail or 'none'})",
+        f"  weights and buffers {_bytes(weights + waiting)} ({detail or 'none'})",
+        *([f"  less {_bytes(waiting)}: of {', '.join(away)} one at a time is on the device"] if away else []),
         f"  gradients of the trained parameters, and what {type(optimizer).__name__} keeps of them, {_bytes(trained)}",
     ]
     copies = autocast_bytes(method, precision)  # before the trial, which casts the weights
@@ -150,6 +153,10 @@ def _data_warnings(built: Built, experiment: Experiment) -> list[str]:
     except UserError as error:
         return [f"{line} (fit will refuse this)" for line in error.lines()]
     return []
+
+
+def _held(part: nn.Module) -> int:
+    return sum(map(stored_bytes, part.parameters()))
 
 
 def _bytes(size: int) -> str:

@@ -232,6 +232,8 @@ def make_trainer(
         if isinstance(trainer.strategy, FullyShardedStrategy | FSDPStrategy):
             found = "weights shared out over the ranks"
             assert_not_quantized(built.method, "trainer.strategy", found, "ddp, or weights that are not")
+            if built.method.offloaded is not None:
+                raise UserError("training.offload", f"parts that wait on the CPU and {found}", "one of the two")
     if every > 0:
         validate_every(trainer, every)
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from lightning import Callback, LightningDataModule
 from torch import nn
 from torchmetrics import Metric
 
-from umm_zoo.errors import REFUSALS, Natural, UserError, did_you_mean, locating, note
+from umm_zoo.errors import REFUSALS, Natural, UserError, did_you_mean, locating, note, several
 from umm_zoo.experiment.build import build, build_method
 from umm_zoo.experiment.check import TRAINING
 from umm_zoo.experiment.file import Experiment
@@ -39,6 +39,8 @@ class TrainingSetup:
         on_nan: what becomes of a step with a loss that is not finite: ``stop`` ends the run, ``skip`` makes no update.
         max_skipped_steps: steps that may be skipped before the run ends all the same.
         weights: of the stage that this one comes ``after``: its averages where it keeps them, or the raw ones all the same.
+        offload: names of frozen parts that no gradient passes: they wait on the CPU, and are on the device one at a time, while
+            they compute.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class TrainingSetup:
         on_nan: Literal["stop", "skip"] = "stop",
         max_skipped_steps: Natural = 10,
         weights: Literal["averaged", "raw"] = "averaged",
+        offload: Sequence[str] = (),
     ) -> None:
-        self.trained, self.optimizer, self.schedule = list(trained), optimizer, schedule
+        several("training.offload", offload)
+        self.trained, self.optimizer, self.schedule, self.offload = list(trained), optimizer, schedule, list(offload)
         self.skips = max_skipped_steps if on_nan == "skip" else None
 
     def prepare(self, method: Method) -> None:
@@ -60,6 +64,7 @@ class TrainingSetup:
             UserError: a name is not a part, or one that this method never trains.
         """
         method.train_only(self.trained, self.build)
+        method.offload(self.offload)
         method.step.skips_left = self.skips
         parts = method.all_parts()
         coarse = [name for name in self.trained if any(p.dtype in _COARSE and p.requires_grad for p in parts[name].parameters())]
