@@ -12,15 +12,20 @@ gives per split ``OUT/val2017/captions-*.tar``, ``exists-*.tar`` and ``count-*.t
 2023, arXiv 2305.10355): images with more than three kinds of objects; for each of the settings random, popular and adversarial
 as many questions about present objects as about absent ones, the absent ones drawn at random, the most frequent of the split, or
 those seen most often together with what is there. Every question is a sample with its own copy of the image, hence the limits.
+``OUT/val2017/pope_random.jsonl`` and so on are the same questions as POPE publishes its own, for a finished run::
+
+    python -m umm_zoo.evaluate RUN --benchmark pope questions=shards/coco/val2017 images=coco/val2017
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +36,10 @@ from data_pipelines.converters.files import image_members
 from data_pipelines.converters.texts import with_article
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, question_and_answer
+from umm_zoo.checkpoints.plain_files import write_whole
 
 _PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep"}
+_ANSWERS = ("yes", "no")
 _PLURALS |= {"scissors": "pairs of scissors", "skis": "pairs of skis", "broccoli": "pieces of broccoli"}
 
 
@@ -47,8 +54,8 @@ def caption_samples(
         yield _sample(split, image, f"captions-{_key(image)}-{place}", row, size)
 
 
-def exists_samples(split: Split, objects: Objects, image: Id, size: int | None, seed: int, pairs: int) -> Iterator[dict[str, Any]]:
-    """For each of POPE's settings ``pairs`` questions about present objects and as many about absent ones."""
+def exists_questions(objects: Objects, image: Id, seed: int, pairs: int) -> Iterator[tuple[str, int, str]]:
+    """(setting, place, object) of an image's questions; those at even places are about what is there."""
     chance = random.Random(f"{seed} {image}")
     present = sorted(objects.present(image))
     positives = chance.sample(present, min(pairs, len(present)))
@@ -62,11 +69,34 @@ def exists_samples(split: Split, objects: Objects, image: Id, size: int | None, 
     }
     for setting, others in negatives.items():
         asked = [question for pair in zip(positives, others, strict=True) for question in pair]
-        for place, name in enumerate(asked):
-            answer = ("yes", "no")[place % 2]
-            turns = question_and_answer(f"Is there {article(name)} in the image?", answer)
-            row = {"task": "questions", "kind": "exists", "conversations": turns, "negative": setting, "object": name}
-            yield _sample(split, image, f"exists-{_key(image)}-{setting}-{place}", row, size)
+        yield from ((setting, place, name) for place, name in enumerate(asked))
+
+
+def exists_samples(split: Split, objects: Objects, image: Id, size: int | None, seed: int, pairs: int) -> Iterator[dict[str, Any]]:
+    """For each of POPE's settings ``pairs`` questions about present objects and as many about absent ones."""
+    for setting, place, name in exists_questions(objects, image, seed, pairs):
+        turns = question_and_answer(_exists(name), _ANSWERS[place % 2])
+        row = {"task": "questions", "kind": "exists", "conversations": turns, "negative": setting, "object": name}
+        yield _sample(split, image, f"exists-{_key(image)}-{setting}-{place}", row, size)
+
+
+def pope_files(split: Split, objects: Objects, images: list[Id], seed: int, pairs: int) -> dict[str, str]:
+    """The same questions as the files that POPE publishes, by setting; images that are not there are left out."""
+    lines: dict[str, list[str]] = {}
+    for image in images:
+        with suppress(BadSampleError):
+            folder, file = split.find(image)
+            if not (folder / file).is_file():
+                continue
+            for setting, place, name in exists_questions(objects, image, seed, pairs):
+                own = lines.setdefault(setting, [])
+                row = {"question_id": len(own) + 1, "image": file, "text": _exists(name), "label": _ANSWERS[place % 2]}
+                own.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return {setting: "".join(own) for setting, own in lines.items()}
+
+
+def _exists(name: str) -> str:
+    return f"Is there {article(name)} in the image?"
 
 
 def article(name: str) -> str:
@@ -165,7 +195,14 @@ def main(arguments: argparse.Namespace) -> None:
     """Convert and report."""
     splits = find_splits(arguments.source, arguments.images, arguments.splits)
     refused = {label: reason for split in splits for label, reason in split.refused.items()}
-    convert(arguments, [part for split in splits for part in plan(split, arguments)], refused)
+    plans = [(split, plan(split, arguments)) for split in splits]
+    convert(arguments, [part for _, parts in plans for part in parts], refused)
+    for split, parts in plans:
+        exists = next((part for part in parts if part.name == f"{split.name}/exists"), None)
+        if exists is not None and split.objects is not None and arguments.part.number == 1:
+            files = pope_files(split, split.objects, list(exists.items), arguments.seed, arguments.pairs)
+            for setting, lines in files.items():
+                write_whole(arguments.out / split.name / f"pope_{setting}.jsonl", lines)
 
 
 if __name__ == "__main__":

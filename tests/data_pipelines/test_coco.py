@@ -214,3 +214,14 @@ def test_an_annotation_that_stands_twice_counts_once(tmp_path):
     annotations = [{"id": number, "image_id": 1, "category_id": 1} for number in (5, 5, 6)]
     objects = objects_of(tmp_path, [{"id": 1, "name": "dog"}], annotations)
     assert objects.counts[1] == {"dog": 2}
+
+
+def test_existence_questions_are_pope_s_files_too(tmp_path):
+    coco(tmp_path / "in", captions=False)
+    (tmp_path / "in/val2017/000000000008.jpg").unlink()
+    convert(command, tmp_path / "in", tmp_path / "out", "--pairs", 2, "--without", "count")
+    asked = [row for row in samples_in(tmp_path / "out/val2017/exists-*.tar") if row["negative"] == "popular"]
+    rows = [json.loads(line) for line in (tmp_path / "out/val2017/pope_popular.jsonl").read_text().splitlines()]
+    assert [row["question_id"] for row in rows] == list(range(1, 13))  # of 3 images, 4 each
+    found = [(row["image"], f"<image>\n{row['text']}", row["label"]) for row in rows]
+    assert found == [(row["file"], *row["turns"]) for row in asked]

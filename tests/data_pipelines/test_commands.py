@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ["shapes", "image_folder", "llava_json", "blip3o", "img2dataset", "coco", "editing", "table"]
-COMMANDS += ["overlap", "index", "inspect", "precompute"]
+COMMANDS += ["benchmark", "overlap", "index", "inspect", "precompute"]
 SCRIPT = """
 import runpy, sys
 for name in sys.argv[1:]:

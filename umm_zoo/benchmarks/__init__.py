@@ -8,6 +8,8 @@ BENCHMARKS: dict[str, str] = {
     "geneval++": "umm_zoo.benchmarks.judging.geneval_pp.GenEvalPlusPlus",
     "imgedit": "umm_zoo.benchmarks.judging.imgedit.ImgEdit",
     "mini-geneval": "umm_zoo.benchmarks.geneval.MiniGenEval",
+    "mmvp": "umm_zoo.benchmarks.mmvp.MMVP",
+    "pope": "umm_zoo.benchmarks.pope.POPE",
     "unified-bench": "umm_zoo.benchmarks.unified_bench.UnifiedBench",
     "wise": "umm_zoo.benchmarks.judging.wise.Wise",
     "wise-legacy": "umm_zoo.benchmarks.judging.wise.WiseLegacy",

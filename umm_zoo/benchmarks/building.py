@@ -88,8 +88,8 @@ def sort_words(name: str, words: Sequence[str]) -> Words:
     return Words(tree[PLACE], given, overrides)
 
 
-def build_benchmark(words: Words, experiment: Experiment) -> Any:
-    """The benchmark, with what the run gives where the command line says nothing.
+def build_benchmark(words: Words, experiment: Experiment | None = None) -> Any:
+    """The benchmark, with what a run gives where the command line says nothing.
 
     Raises:
         UserError: a setting does not fit, or is missing.
@@ -99,9 +99,10 @@ def build_benchmark(words: Words, experiment: Experiment) -> Any:
     from umm_zoo.experiment.check import check_node
 
     kind = benchmark_class(words.settings[TARGET])
-    from_run = {name: value for name, value in kind.of_run(experiment).items() if name not in words.settings}
+    given = {} if experiment is None else kind.of_run(experiment)
+    from_run = {name: value for name, value in given.items() if name not in words.settings}
     node = {**words.settings, **from_run}
-    check_node(node, Benchmark, "", experiment.trust if from_run else Trust())  # a run may be a stranger's
+    check_node(node, Benchmark, "", experiment.trust if experiment and from_run else Trust())  # a run may be a stranger's
     return build(node, PLACE)
 
 

@@ -44,6 +44,8 @@ def rows_in(name: str, path: Path, keys: Sequence[str]) -> list[tuple[str, dict[
         UserError: the file cannot be read, is of another form, holds no rows, or a row lacks a key.
     """
     found = json_in(name, path)
+    if isinstance(found, dict) and all(key in found for key in keys) and keys:
+        found = [found]  # a file of a single line
     if isinstance(found, list):
         found = {str(number): row for number, row in enumerate(found, 1)}
     if not isinstance(found, dict) or not found:
@@ -62,12 +64,29 @@ def json_in(name: str, path: Path) -> Any:
         UserError: it cannot be read.
     """
     text = text_of(name, path)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    as_lines = path.suffix.lower() == ".jsonl"
     try:
-        if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
+        if not as_lines:
+            return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: {path}", f"no JSON ({printable(str(error))})", "the file of the release") from error
+        as_lines = len(lines) > 1 and _is_row(lines[0][1])  # releases call files of lines .json, too
+        if not as_lines:
+            raise UserError(f"{name}: {path}", f"no JSON ({printable(str(error))})", "the file of the release") from error
+    found = []
+    for number, line in lines:
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}: {path}: line {number}", f"no JSON ({printable(str(error))})", "an object per line") from error
+    return found
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def csv_rows(name: str, path: Path, keys: Sequence[str]) -> list[dict[str, str]]:

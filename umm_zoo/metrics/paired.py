@@ -14,6 +14,19 @@ from umm_zoo.metrics.rows import RowMetric, digest, required
 from umm_zoo.outputs import Outputs
 
 
+def pair_rates(pairs: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """``paired``, ``single`` and ``incomplete`` of rows ``[rows]``, by their pair and whether they are right.
+
+    A pair that comes several times with both of its rows, as a bootstrap draws it, counts as often.
+    """
+    _, pair, sizes = torch.unique(pairs, return_inverse=True, return_counts=True)
+    rights = torch.zeros_like(sizes).index_add(0, pair, right.to(sizes.dtype))
+    complete = sizes % 2 == 0
+    rows = sizes[complete].sum().double()
+    paired, single = sizes[complete & (rights == sizes)].sum() / rows, rights[complete].sum() / rows
+    return {"incomplete": (~complete).sum().double(), "paired": paired, "single": single}
+
+
 class PairedAccuracy(RowMetric):
     """MMVP's accuracy (Tong et al., 2024, arXiv 2401.06209, section 2): a pair is right when both of its rows are.
 
@@ -39,10 +52,6 @@ class PairedAccuracy(RowMetric):
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """``paired``, ``single``, ``incomplete``; the accuracies are NaN without a complete pair."""
-        _, pair, sizes = torch.unique(records[:, 0], return_inverse=True, return_counts=True)
-        if (sizes > 2).any():
+        if (sizes := torch.unique(records[:, 0], return_counts=True)[1]).gt(2).any():
             raise UserError("metrics.PairedAccuracy", f"{int((sizes > 2).sum())} pairs of more than two rows", "two")
-        right = torch.zeros_like(sizes).index_add(0, pair, records[:, 1])
-        complete = sizes == 2
-        paired, single = (right[complete] == 2).double().mean(), right[complete].double().mean() / 2
-        return {"incomplete": (~complete).sum().double(), "paired": paired, "single": single}
+        return pair_rates(records[:, 0], records[:, 1])

@@ -22,6 +22,28 @@ def parse_yes_no(answer: str) -> int:
     return {"yes": _YES, "no": _NO}.get(first, _UNPARSED)
 
 
+def negative_of(batch: Batch, row: int) -> str:
+    """How the absent objects of a row's questions were chosen; empty where nobody says."""
+    return str(batch.meta[row].get("negative") or "")
+
+
+def yes_no_rates(truth: Tensor, answer: Tensor, unparsed: Tensor) -> dict[str, Tensor]:
+    """POPE's five numbers over rows ``[rows]``, and the sum of ``unparsed``; a ratio without cases is 0."""
+    hits = truth == answer
+    true_positives = (hits & (truth == _YES)).sum().double()
+    said_yes, were_yes = (answer == _YES).sum(), (truth == _YES).sum()
+    precision = true_positives / said_yes.clamp(min=1)
+    recall = true_positives / were_yes.clamp(min=1)
+    return {
+        "accuracy": hits.double().mean(),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny),
+        "yes_ratio": said_yes.double() / len(truth),
+        "unparsed": unparsed.sum().double(),
+    }
+
+
 class YesNo(RowMetric):
     """POPE's five numbers for object hallucination (Li et al., 2023, arXiv 2305.10355), "yes" being positive.
 
@@ -43,13 +65,21 @@ class YesNo(RowMetric):
         super().__init__(["exists"] if kinds is None else kinds, tasks)
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
-        answers, truths = required(outputs, "answers", self), batch.answers()
-        for row in self.chosen(batch):
-            truth = parse_yes_no(truths[row])
-            if truth == _UNPARSED:
-                raise UserError("", f"the true answer '{truths[row]}'", "yes or no", row=row)
-            negative = str(batch.meta[row].get("negative") or "")
-            yield [truth, *self.judge(answers[row]), *name_to_words(negative)]
+        answers = required(outputs, "answers", self)
+        for row, truth in self.truths(batch).items():
+            yield [truth, *self.judge(answers[row]), *name_to_words(negative_of(batch, row))]
+
+    def truths(self, batch: Batch) -> dict[int, int]:
+        """1 for yes and 0 for no, by row that counts.
+
+        Raises:
+            UserError: the true answer of one is neither.
+        """
+        answers = batch.answers()
+        found = {row: parse_yes_no(answers[row]) for row in self.chosen(batch)}
+        if (odd := next((row for row, truth in found.items() if truth == _UNPARSED), None)) is not None:
+            raise UserError("", f"the true answer '{answers[odd]}'", "yes or no", row=odd)
+        return found
 
     def judge(self, answer: str) -> tuple[int, bool]:
         """What an answer counts as (1 for yes, 0 for no, -1 for a wrong one), and whether it is neither yes nor no."""
@@ -57,23 +87,10 @@ class YesNo(RowMetric):
         return said, said == _UNPARSED
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
-        """The five and ``unparsed``; a ratio without cases is 0."""
-        truth, answer, unparsed = records[:, :3].unbind(dim=1)
-        hits = truth == answer
-        true_positives = (hits & (truth == _YES)).sum().double()
-        said_yes, were_yes = (answer == _YES).sum(), (truth == _YES).sum()
-        precision = true_positives / said_yes.clamp(min=1)
-        recall = true_positives / were_yes.clamp(min=1)
-        values = {
-            "accuracy": hits.double().mean(),
-            "precision": precision,
-            "recall": recall,
-            "f1": 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny),
-            "yes_ratio": said_yes.double() / len(records),
-            "unparsed": unparsed.sum().double(),
-        }
-        by_negative = rates_by_name(hits, records[:, 3:])
-        return values | {f"accuracy_{negative}": rate for negative, rate in by_negative.items() if negative}
+        """The five and ``unparsed``, and the accuracy of each negative."""
+        by_negative = rates_by_name(records[:, 0] == records[:, 1], records[:, 3:])
+        named = {f"accuracy_{negative}": rate for negative, rate in by_negative.items() if negative}
+        return yes_no_rates(*records[:, :3].unbind(dim=1)) | named
 
 
 class POPE(YesNo):
