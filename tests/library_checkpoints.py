@@ -189,10 +189,11 @@ def tokenizer(names: dict[str, str]) -> PreTrainedTokenizerFast:
     return built
 
 
-def write(folder: Path, kind: str) -> Path:
-    """A folder with random weights that are large enough for a wrong mask or position to show."""
+def write(folder: Path, kind: str, **change: Any) -> Path:
+    """A folder with random weights that are large enough for a wrong mask or position to show; ``change`` of its configuration."""
     torch.manual_seed(0)
     config, settings, template, names = FAMILIES[kind]
+    config = {**config, **{key: {**config[key], **own} if isinstance(own, dict) else own for key, own in change.items()}}
     words = tokenizer(names)
     own = {"image_token_id": words.convert_tokens_to_ids(names["image_token"]), "tie_word_embeddings": False}
     if kind in ("llava", "llava_next", "llava_onevision"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from library_checkpoints import checkpoint, library, wrapped
+from library_checkpoints import checkpoint, library, wrapped, write
 from PIL import Image
 from torch.testing import assert_close
 
@@ -121,6 +121,22 @@ def test_parts_hold_each_parameter_once_and_get_gradients(loaded):
     lacking = [name for name, own in vlm.named_parameters() if own.requires_grad and own.grad is None]
     vlm.eval()
     assert not lacking
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("llava", {"text_config": {"model_type": "mistral", "sliding_window": 6}}),  # a window without a list of layers
+        ("llava", {"text_config": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 6}}),  # no attention but eager
+        ("internvl", {"vision_feature_layer": -2}),  # layers that no loss reaches
+    ],
+)
+def test_odd_relatives_are_as_the_library_runs_them(kind, change, tmp_path):
+    folder = write(tmp_path, kind, **change)
+    odd = (kind, folder, *library(folder), PretrainedVLM.from_pretrained(str(folder)).eval())
+    test_logits_and_loss_are_the_librarys(odd)
+    test_prefix_and_continuation_are_one_pass(odd, True)
+    test_parts_hold_each_parameter_once_and_get_gradients(odd)
 
 
 def test_tokens_of_many_sizes_are_as_many_as_features(loaded):

@@ -46,8 +46,9 @@ class DecoderStack(LanguageStack):
 
     @property
     def _kinds(self) -> list[str]:
-        """Of the attention of each layer."""
-        return list(getattr(self._config, "layer_types", None) or ["full_attention"] * len(self.layers))
+        """Of the attention of each layer; a window without a list of them, as Mistral's, is that of all layers."""
+        everywhere = "full_attention" if getattr(self._config, "sliding_window", None) is None else "sliding_attention"
+        return list(getattr(self._config, "layer_types", None) or [everywhere] * len(self.layers))
 
     def copied(self) -> DecoderStack:
         """A copy that shares nothing and is trained."""

@@ -34,10 +34,11 @@ def rest_unused(tower: nn.Module, feature_layers: Sequence[int]) -> None:
     """Let what no state of these layers of a tower depends on rest, see ``rest``.
 
     Args:
-        tower: a CLIP's or SigLIP's.
+        tower: a CLIP's, SigLIP's or InternVL's.
         feature_layers: numbers of its states, 0 before the first layer, negative from behind.
     """
-    layers = cast(Any, tower).encoder.layers
+    encoder = cast(Any, tower).encoder
+    layers = encoder.layer if hasattr(encoder, "layer") else encoder.layers
     for layer in layers[max(number % (len(layers) + 1) for number in feature_layers) :]:
         rest(layer)
     for name in ("post_layernorm", "head"):  # they make the pooled vector

@@ -21,6 +21,7 @@ from transformers import (
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.families import use
+from umm_zoo.backbones.language_models import attention_by_part
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.llava_loading import Dtype
 from umm_zoo.backbones.loading import (
@@ -123,7 +124,8 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
                 on the meta device, where a name is not read.
             tokenizer, template, image_processor, max_length, gradient_checkpointing: see the class.
             dtype: ``auto`` is the checkpoint's own.
-            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …; a bridge needs one of the first two.
+            attention: ``sdpa`` (``eager`` for a language model that has none), ``eager``, ``flash_attention_2`` …; a bridge needs
+                one of the first two.
             quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
@@ -138,15 +140,16 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         if (kind := (stored or {}).get("model_type")) not in VLM_FAMILIES:
             hint = use(kind).removeprefix("; ") or "umm_zoo/backbones/README.md says how to add one"
             raise UserError(source, f"a model of type '{kind}'", f"one of {', '.join(VLM_FAMILIES)}", hint)
+        attends = attention_by_part(attention, AutoConfig.for_model(**cast(Any, stored)).get_text_config())
         if on_meta_device():
             built = None if elsewhere else checked_config(AutoModelForImageTextToText, source, config)
             built = built or AutoConfig.for_model(**cast(Any, stored))
             precision = torch_dtype("float32" if dtype == "auto" else dtype)
-            model = AutoModelForImageTextToText.from_config(built, dtype=precision, attn_implementation=attention)
+            model = AutoModelForImageTextToText.from_config(built, dtype=precision, attn_implementation=attends)
             mark_quantized(model, source, quantization)
         else:
             kind = AutoModelForImageTextToText
-            model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attention)
+            model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attends)
         assert_stated(source, config, model.config)
         return cls(model.train(), source, tokenizer, template, image_processor, max_length, gradient_checkpointing)
 

@@ -17,6 +17,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import get_resize_
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.frozen import rest_unused
 from umm_zoo.backbones.row_tokeniser import ImageLayout
 from umm_zoo.backbones.vlm_family import Llava, Qwen2VL, Qwen3VL, VLMFamily
 from umm_zoo.batch import Grid
@@ -67,6 +68,14 @@ class InternVL(VLMFamily):
     """InternVL3 (arXiv 2504.10479): tiles and a thumbnail, four patches of each joined into one token."""
 
     defaults = dict(InternVLProcessor.images_kwargs)
+
+    @classmethod
+    def rest(cls, model: Any) -> None:
+        """As the base class, and what lies behind the features, the last norm too."""
+        super().rest(model)
+        if (layer := model.config.vision_feature_layer) != -1:
+            rest_unused(model.model.vision_tower, [layer])
+            model.model.vision_tower.layernorm.requires_grad_(False)
 
     @property
     def _tile(self) -> Grid:
