@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from data_pipelines.converters.texts import with_article
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, Images
 from umm_zoo.benchmarks.base import Verdict
 from umm_zoo.benchmarks.geneval.benchmark import GenEval
-from umm_zoo.benchmarks.geneval.detector import coco_name
+from umm_zoo.benchmarks.geneval.detector import Detector, coco_name
 from umm_zoo.benchmarks.geneval.onnx_detector import ONNXDetector
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.samples import from_pil, to_pil
@@ -109,6 +109,27 @@ def _clause(name: str, count: int = 1) -> dict[str, Any]:
     return {"class": name, "count": count}
 
 
+class Remembered(Detector):
+    """A detector that looks at every photograph once, however many prompts it is put to."""
+
+    def __init__(self, detector: Detector, photos: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.found = {id(photo): detector([photo])[0] for photo in photos}
+
+    def forward(self, images: Images, least: float = 0.0) -> list[Detections]:
+        """What was found before."""
+        return [self.found[id(image)] for image in images]
+
+    def detect(self, images: Tensor, least: float) -> list[Detections]:
+        """Anew."""
+        return self.detector.detect(images, least)
+
+    def digest(self) -> str:
+        """Of the detector."""
+        return self.detector.digest()
+
+
 def verdicts_of(benchmark: GenEval, rows: Sequence[dict[str, Any]], images: Sequence[Tensor]) -> list[Verdict]:
     """Of each row on its image."""
     batch = Batch([f"{number:05d}" for number in range(len(rows))], [[] for _ in rows], meta=[dict(row) for row in rows])
@@ -182,10 +203,10 @@ def evaluate(coco: Path, detector: Path, out: Path, least: float, seed: int) -> 
     rows = [row for _, row in pairs]
     others = dealt([path for path, _ in pairs], rows)
     photos = {path: from_pil(open_image(path)) for path in truth}
-    benchmark = GenEval(out / "metadata.jsonl", ONNXDetector(detector))
     began = time.monotonic()
-    mine = verdicts_of(benchmark, rows, [photos[path] for path, _ in pairs])
+    benchmark = GenEval(out / "metadata.jsonl", Remembered(ONNXDetector(detector), list(photos.values())))
     seconds = time.monotonic() - began
+    mine = verdicts_of(benchmark, rows, [photos[path] for path, _ in pairs])
     theirs = verdicts_of(benchmark, rows, [photos[path] for path in others])
     patient = GenEval(benchmark.prompts, benchmark.detector, rule=GenEvalRule(counting_threshold=benchmark.rule.threshold))
     counted = [place for place, row in enumerate(rows) if row["tag"] == "counting"]
@@ -196,7 +217,7 @@ def evaluate(coco: Path, detector: Path, out: Path, least: float, seed: int) -> 
         "true": scores_of(benchmark, mine),
         "mismatched": scores_of(benchmark, theirs),
         "mismatched, by the annotations": share(holds(truth[path], row) for path, row in zip(others, rows, strict=True)),
-        "seconds per image": round(seconds / len(rows), 3),
+        "seconds per image": round(seconds / len(photos), 3),
         "detector": benchmark.detector.digest(),
     }
     for name, paths in (("true", [path for path, _ in pairs]), ("mismatched", others)):  # surer than most detectors are

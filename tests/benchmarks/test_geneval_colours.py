@@ -59,13 +59,15 @@ def test_likeness_is_that_of_a_mean_of_three_texts(colours: CLIPColours) -> None
     image, encoder = torch.rand(3, 12, 12) * 2 - 1, colours.encoder
     (told,) = colours([subject(image, (0, 0, 12, 12), name="wine glass")])
     seen = encoder(((image[None] + 1) * 127.5).round() / 127.5 - 1)[0]
-    likeness = []
+    likeness, means = [], []
     for colour in COLOURS:
         texts = [f"a photo of a {colour} wine glass", f"a photo of a {colour}-colored wine glass", f"a photo of a {colour} object"]
         vectors = [encoder.encode_text([text])[0] for text in texts]
         mean = sum(vector / vector.norm() for vector in vectors) / 3
+        means.append(mean / mean.norm())
         likeness.append(float(F.cosine_similarity(mean, seen, dim=0)))
     assert told == COLOURS[int(np.argmax(likeness))] and np.ptp(likeness) > 1e-3
+    torch.testing.assert_close(colours._classifier("wine glass", torch.device("cpu")), torch.stack(means))
 
 
 def test_objects_together_as_alone(colours: CLIPColours) -> None:

@@ -208,7 +208,8 @@ def test_yolox_is_decoded_and_put_back_into_the_image(tmp_path: Path, batch: int
     # cell 6 is column 2, row 1 of the finest; cell 19 column 1, row 1 of the next; the image of 16 x 64 px is halved
     output = cells((6, 0.5, 0.25, np.log(2), 0, 16, 0.8), (19, 0.5, 0, 0, 0, 15, 0.6), (7, -0.5, 0.25, np.log(2), 0, 16, 0.7))
     detector = ONNXDetector(onnx_file(tmp_path / "x.onnx", output, batch=batch))
-    images = [torch.full((3, 16, 64), 114 / 127.5 - 1)] * 4
+    blue = torch.tensor([0, 0, 114])[:, None, None] / 127.5 - 1  # the network reads the first channel
+    images = [blue.expand(3, 16, 64)] * 4
     for found in copy.deepcopy(detector)(images):
         assert found.names == ["dog", "cat"] and found.scores.tolist() == pytest.approx([0.8, 0.6])
         assert np.allclose(found.boxes, [[24, 12, 56, 16], [32, 16, 64, 16]], atol=1e-4)  # cut at the lower edge
@@ -223,7 +224,8 @@ def test_yolox_that_decodes_itself_and_yolov8_in_the_middle(tmp_path: Path) -> N
     output = np.zeros((1, 84, 5))
     output[0, :4, 2], output[0, 4 + 16, 2] = (20, 18, 16, 4), 0.8
     eight = ONNXDetector(onnx_file(tmp_path / "eight.onnx", output * 255))  # the network divides by 114, its levels go up to 1
-    (found,) = eight([torch.full((3, 16, 64), 114 / 127.5 - 1)])  # 8 x 32 px at row 12
+    red = torch.tensor([114, 0, 0])[:, None, None] / 127.5 - 1  # but reads the grey above the image: 8 x 32 px at row 12
+    (found,) = eight([red.expand(3, 16, 64)])
     assert eight.layout == "yolov8" and found.names == ["dog"] and np.allclose(found.boxes, [[24, 8, 56, 16]], atol=0.2)
 
 

@@ -85,10 +85,11 @@ class ShapesColours(AttributeNamer):
 class MiniGenEval(GenEval):
     """GenEval over the shapes world: its prompts, its exact detector, and the official rule.
 
-    It differs from ``ShapesGenEval``, which has a rule of the world's own, where an image shows more than its prompt asks for: the
-    official rule looks at the surest objects of a class alone, and of equally sure ones at the last in reading order; where two
-    objects are two cells apart on one axis and one on the other, of which the official rule only sees the longer; and where the
-    board is 3 x 3.
+    It differs from ``ShapesGenEval``, which has a rule of the world's own, in two cases. Where an image shows more objects of a
+    class than its prompt asks for, the official rule looks at the surest alone, and of equally sure ones at the last in reading
+    order, where any will do for the other. And on a board of 3 x 3 cells it does not see the shorter of two offsets, one cell
+    beside two.
+    On 2 x 2 cells, images that show as many objects as their prompts name are judged alike.
 
     Args:
         world: of the prompts; None is the smaller one.
@@ -118,6 +119,10 @@ class MiniGenEval(GenEval):
         """Prompts of the shapes world's task ``geneval``."""
         samples = [make_sample(self.world, self.seed, self.split, "geneval", index) for index in range(self.num_prompts)]
         return [Item(sample.key, sample.row["conversations"][0]["text"], meta=sample.row) for sample in samples]
+
+    def protocol(self) -> dict[str, Any]:
+        """As GenEval's, with the world that the detector knows."""
+        return {**super().protocol(), "world": self.world.to_json()}
 
     def wanted(self, meta: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The row's requirement in GenEval's form."""
