@@ -372,6 +372,12 @@ def test_what_would_be_wrong_is_refused(run: Path, adapted: Path, tmp_path: Path
         report.write_text(kept)
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the folder that you are in"), new_folder(Path(".")):
+        pass
+
+
 def test_what_is_there_already_is_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
@@ -423,6 +429,8 @@ METAQUERY = {
 }
 FLUX_WEMMU = {
     **WEMMU,
+    "vlm": {**WEMMU["vlm"], "dtype": "bfloat16"},
+    "pathway": {**WEMMU["pathway"], "dtype": "float32"},
     "decoder": {"_target_": "umm_zoo.backbones.flux.Flux.from_config", "config": {**FLUX, "guidance_embeds": True}},
     "connector": {**WEMMU["connector"], "out_dim": 10},
     "codec": METAQUERY["codec"],
@@ -432,8 +440,9 @@ FLUX_WEMMU = {
 
 @pytest.mark.processes
 def test_images_are_made_without_this_package(tmp_path: Path) -> None:
-    calls = []
-    for name, node in (("wemmu", WEMMU), ("metaquery", METAQUERY), ("flux", FLUX_WEMMU), ("uae", UAE)):
+    prompts, calls = ["a red circle", "b", "two", "a star; background: grey"], []
+    nodes = {"wemmu": WEMMU, "metaquery": METAQUERY, "flux": FLUX_WEMMU, "uae": UAE}
+    for prompt, (name, node) in zip(prompts, nodes.items(), strict=True):
         run = finished(tmp_path / name, node)
         file = run / "checkpoints" / "last.ckpt"
         state = torch.load(file, weights_only=True)
@@ -442,7 +451,7 @@ def test_images_are_made_without_this_package(tmp_path: Path) -> None:
                 value.normal_(std=value[0].numel() ** -0.5, generator=torch.Generator().manual_seed(len(key)))
         torch.save(state, file)
         assert Export(run).write(tmp_path / f"{name}-out")["script"] == "generate.py"
-        calls += [["generate.py", prompt, f"{name}-{prompt[:1]}.png", "3"] for prompt in ("a red circle", "b")]
+        calls.append(["generate.py", prompt, f"{name}-image.png", "3"])
     code = f"""
 import runpy, sys
 sys.modules["umm_zoo"] = None

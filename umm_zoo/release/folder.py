@@ -33,6 +33,8 @@ def new_folder(out: Path, again: bool = False) -> Iterator[Path]:
     if out.is_symlink() or (out.exists() and not empty and not (again and (out / "card.json").is_file())):
         hint = "--again puts an export in the place of an earlier one" if (out / "card.json").is_file() else "name another one"
         raise UserError(out, "something that is there already", "a new folder", hint)
+    if out.is_dir() and out.samefile(Path.cwd()):
+        raise UserError(out, "the folder that you are in, which another one would replace", "a new folder")
     partial = out.with_name(out.name + PARTIAL)
     with writing(out, "a folder that can be written"):
         if partial.exists():

@@ -59,6 +59,12 @@ class Source(ABC):
     def queries(self) -> tuple[dict[str, Any], dict[str, Tensor], Grid | None]:
         """Table and tensors of the queries, and their grid; None where the states of the text itself are the condition."""
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of the weights, by part; ``stack`` is what runs on the queries."""
+        parts = {"vlm": self.vlm.text_model, "connector": self.connector, "decoder": self.decoder.model, "codec": self.codec}
+        found = {name: next(part.parameters()).dtype for name, part in parts.items()}
+        return {**found, "stack": found["vlm"]}
+
     def predict(self, noisy: Tensor, time: float, tokens: Tensor) -> Tensor:
         """The decoder's prediction ``[1, C, h, w]``."""
         predicted: Tensor = self.decoder(noisy, torch.tensor([time]), Tokens(tokens))
@@ -93,6 +99,11 @@ class BridgeSource(Source):
             (turns,) = self.bridge.dropout.prompts.apply(request_batch(["{}"]), [mode]).conversations
             found.append((self.text(turns, self.bridge.queries.opening), weight))
         return found
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """See ``Source``."""
+        own = next(self.bridge.pathway.parameters(), None)
+        return super().dtypes() if own is None else {**super().dtypes(), "stack": own.dtype}
 
     def queries(self) -> tuple[dict[str, Any], dict[str, Tensor], Grid | None]:
         """See ``Source``; what is drawn is added to ``queries``."""
@@ -177,7 +188,8 @@ def tables_of(source: Source) -> Tables:
     """The table, its tensors and the connector's program; a ``ValueError`` where there is no such table."""
     asked, tensors, grid = source.queries()
     weights = {key: value.detach() for key, value in source.connector.state_dict().items()}
-    states = torch.randn(1, grid.num_cells if grid else 7, source.vlm.width)
+    dtypes = source.dtypes()
+    states = torch.randn(1, grid.num_cells if grid else 7, source.vlm.width).to(dtypes["connector"])
     lengths = None if grid else {"weights": dict.fromkeys(weights), "states": {1: torch.export.Dim("length", min=2)}}
     program = torch.export.export(_Connector(source.connector, grid), (weights, states), dynamic_shapes=lengths, strict=False)
     expected = source.connector(Tokens(states), grid or Grid(1, states.shape[1]))
@@ -189,6 +201,7 @@ def tables_of(source: Source) -> Tables:
     language = next(name for name, module in network.named_modules() if module is source.vlm.text_model)
     table = {
         "language": language,
+        "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
         **asked,
         "latent": [1, source.decoder.latent_channels, *source.grid],
         "branches": source.branches(),
@@ -246,7 +259,7 @@ def decoder_call(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     made = network(**{**seen[0], "return_dict": False})[0]
     if sizes:
         made = F.pixel_shuffle(made.transpose(1, 2).unflatten(2, (source.grid.h // sizes[0], source.grid.w // sizes[0])), sizes[0])
-    sign = -1 if torch.allclose(-made[:, : noisy.shape[1]], expected, atol=1e-5) else 1
+    sign = -1 if torch.allclose(-made[:, : noisy.shape[1]].to(expected.dtype), expected, atol=1e-5) else 1
     time = [slope, early - 0.25 * slope]
     return {"call": call, "time": time, "pack": sizes[0] if sizes else None, "sign": sign}, used
 
@@ -258,7 +271,7 @@ def _time_of(call: dict[str, Any]) -> Tensor:
 
 
 def _equal(value: Tensor, other: Tensor) -> bool:
-    return value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other)
+    return value.shape == other.shape and torch.equal(value, other.to(value.dtype))
 
 
 def sampler_table(objective: DecoderObjective, grid: Grid) -> tuple[list[float], list[list[float]]]:
