@@ -17,7 +17,8 @@ from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.renderers import BridgeRenderer, CaptionRenderer
 from umm_zoo.release.parts import LibraryPart
-from umm_zoo.release.tables import BridgeSource, CaptionSource, Source, tables_of
+from umm_zoo.release.sources import BridgeSource, CaptionSource, Source
+from umm_zoo.release.tables import tables_of
 
 SCRIPT, TABLE, TENSORS, CONNECTOR = "generate.py", "bridge.json", "bridge.safetensors", "connector.pt2"
 
