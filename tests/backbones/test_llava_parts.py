@@ -1,11 +1,13 @@
 """Parts of LLaVA from elsewhere, and the public sizes on the meta device."""
 
+import json
 import logging.handlers
 import queue
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
@@ -22,6 +24,9 @@ from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.llava_loading import pixel_statistics
 from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.tokenizer import load_tokenizer
+from umm_zoo.checkpoints.exported import OWN, REST, read_exported
+from umm_zoo.checkpoints.folder import CONTENTS
+from umm_zoo.release.parts import LibraryPart
 from umm_zoo.release.processors import write_processor
 
 TOWER = {
@@ -132,6 +137,18 @@ def test_a_language_model_that_knew_no_images_leaves_as_a_llava_of_the_library(s
     kept = StoredTemplate.from_pretrained(str(tmp_path / "out"))
     again = LlavaBackbone.from_pretrained(str(tmp_path / "out"), template=kept).eval()
     assert torch.equal(again.embed([turns], images, [1]).token_ids, ids)
+
+
+def test_a_template_that_was_loaded_comes_from_where_the_release_is(sources, stranger, tmp_path):
+    own = LlavaBackbone.from_parts(str(sources / "clip"), stranger, dtype="float32")
+    template = {"_target_": "umm_zoo.backbones.stored_template.StoredTemplate.from_pretrained", "source": stranger}
+    node = LibraryPart(("vlm",), "vlm", own, {"template": template, "max_length": 9}).load_node("out")
+    assert (node["source"], node["template"]["source"], node["max_length"]) == ("out", "out", 9)
+    contents = {"experiment": {"method": {"vlm": node}}, "parts": {"vlm": "vlm"}, "files": {}}
+    (tmp_path / CONTENTS).write_text(json.dumps({OWN: contents}))
+    save_file({}, tmp_path / REST)
+    found = read_exported(tmp_path)["experiment"]["method"]["vlm"]
+    assert found["source"] == found["template"]["source"] == str(tmp_path / "vlm")
 
 
 def test_a_towers_own_pixel_statistics_are_used(sources):
