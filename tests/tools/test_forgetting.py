@@ -20,5 +20,6 @@ def test_best_earlier_score_minus_the_last_and_turned_round_where_lower_is_bette
     assert "| pixels/copy_index | 0.200 | 0.300 | 0.400 | 0.200 |" in lines
     assert "| loss | 3.000 |  |  |  |" in lines and not any("train" in line for line in lines)
     assert forgetting.forgotten("scenes/extra", [0.1, 0.3, 0.5]) == 0.4 and forgetting.forgotten("flow/flow", [0.2, 0.1]) == -0.1
+    assert forgetting.forgotten("text_perplexity", [17.5, 18.0]) == 0.5
     assert forgetting.main([*runs, "--metrics", "copy"]) == 0 and len(capsys.readouterr().out.splitlines()) == 3
     assert forgetting.main([str(tmp_path)]) == 2 and "metrics.json" in capsys.readouterr().err
