@@ -122,6 +122,7 @@ def test_a_row_that_no_detector_could_judge_is_named() -> None:
         ({}, "found neither include nor exclude"),
         ({"include": {"class": "dog"}}, "found include {'class': 'dog'}, expected a list"),
         ({"include": [{"class": "dgo", "count": 1}]}, "did you mean 'dog'"),
+        ({"include": [{"class": "mouse", "count": 1}]}, "did you mean 'computer mouse'"),
         ({"include": [{"class": "dog", "count": 0}]}, "count 0, expected a whole number"),
         ({"include": [{"class": "dog", "count": True}]}, "count True"),
         ({"include": [{**DOG, "colour": "red"}]}, "'colour', expected class, color, count, position; did you mean 'color'"),
@@ -138,6 +139,14 @@ def test_lines_that_cannot_be_judged(line: Any, message: str, tmp_path: Path) ->
         told(prompts=tmp_path / "own.jsonl").items()
     with pytest.raises(UserError, match="found no file"):
         told(prompts=tmp_path / "none.jsonl").items()
+
+
+def test_what_names_colours_is_needed_where_a_prompt_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps({"tag": "a", "prompt": "x", "include": [DOG]}) + "\n")
+    metric = GenEval(tmp_path / "own.jsonl", Told({1: found(("dog", 0.95, 0))}))
+    assert len(metric.items()) == 1 and scored(metric, step((wanted("a", DOG), 1)))["a"] == 1 and "colours" not in metric.protocol()
+    with pytest.raises(UserError, match=r"colours: .*found 'openai/clip-vit-large-patch14'"):
+        GenEval(detector=Told({})).items()
 
 
 def test_requirements_of_the_shapes_world_in_genevals_form() -> None:

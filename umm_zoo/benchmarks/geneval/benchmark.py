@@ -17,7 +17,7 @@ from umm_zoo.benchmarks.geneval.colours import AttributeNamer, CLIPColours, Subj
 from umm_zoo.benchmarks.geneval.detector import Detector
 from umm_zoo.benchmarks.geneval.mask2former import Mask2Former
 from umm_zoo.benchmarks.geneval.metadata import SHIPPED, check_wanted, read_metadata
-from umm_zoo.errors import UserError, printable
+from umm_zoo.errors import REFUSALS, UserError, locating, printable
 from umm_zoo.generation.base import Command
 from umm_zoo.generation.generating import TextToImage
 from umm_zoo.metrics.geneval_rule import COLOURS, Found, GenEvalRule
@@ -124,7 +124,8 @@ class GenEval(Benchmark):
     def _namer(self) -> AttributeNamer:
         """What names colours, loaded."""
         if self.colours is None:
-            self.colours = CLIPColours.from_pretrained().to(self.device)
+            with locating(place="colours", refusals=REFUSALS):
+                self.colours = CLIPColours.from_pretrained().to(self.device)
         return self.colours
 
     def _counts(self, wanted: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from umm_zoo.benchmarks.geneval.detector import SPELLINGS
 from umm_zoo.errors import UserError, did_you_mean, locating
 from umm_zoo.metrics.geneval_rule import RELATIONS
 
@@ -72,7 +73,9 @@ def _check_clause(where: str, clause: dict[str, Any], place: int, classes: Colle
     for key, known in (("class", classes), ("color", colours)):
         if (key in clause or key == "class") and (word := clause.get(key)) not in known:
             kind = "the detector's classes" if key == "class" else ", ".join(colours)
-            raise UserError("", f"{where}: {key} {word!r}", f"one of {kind}", did_you_mean(str(word), known))
+            meant = SPELLINGS.get(str(word))
+            hint = did_you_mean(meant) if meant in known else did_you_mean(str(word), known)
+            raise UserError("", f"{where}: {key} {word!r}", f"one of {kind}", hint)
     count = clause.get("count")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError("", f"{where}: count {count!r}", "a whole number of 1 or more")
