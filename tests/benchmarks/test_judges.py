@@ -14,11 +14,14 @@ from PIL import Image
 from tests.finished_runs import write_run
 from tests.judge_server import Told, images_of, serving, slowly, text_of
 from tests.test_generate import METHOD
+from umm_zoo.benchmarks.base import Benchmark
 from umm_zoo.benchmarks.judging.endpoint import EndpointJudge
 from umm_zoo.benchmarks.judging.judge import HOPELESS, Judge, NoAnswerError, Question
 from umm_zoo.benchmarks.judging.local import LocalJudge
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
+from umm_zoo.experiment.check import check_node
+from umm_zoo.experiment.trust import Trust
 
 RED, BLUE = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (3, 5), "blue")
 
@@ -202,3 +205,10 @@ def test_local_judge_needs_one_model(vlm: Any) -> None:
     for models in ({}, {"vlm": vlm, "run": "runs/x"}):
         with pytest.raises(UserError, match=r"(neither|both) 'vlm'"):
             LocalJudge(**models)
+
+
+def test_setting_of_a_judge_that_does_not_fit_is_named_by_its_word() -> None:
+    node = {"_target_": "umm_zoo.benchmarks.judging.wise.Wise", "judge": {"_target_": f"{EndpointJudge.__module__}.EndpointJudge"}}
+    with pytest.raises(UserError) as raised:
+        check_node(node, Benchmark, "", Trust())
+    assert {problem.where for problem in raised.value.problems} == {"judge.url", "judge.model"}

@@ -136,6 +136,11 @@ def slots_of(experiment: Experiment) -> Iterable[tuple[str, Any, type]]:
             yield name, getattr(experiment, name), slot_class(name)
 
 
+def under(path: str) -> str:
+    """What stands before a key of the node at ``path``; nothing where that is the whole."""
+    return f"{path}." if path else ""
+
+
 class _Checker:
     """The nodes of one experiment, against signatures and against what they may name."""
 
@@ -154,15 +159,15 @@ class _Checker:
             return [p for i, item in enumerate(value) for p in self.inside(item, f"{path}[{i}]")]
         if not isinstance(value, Mapping):
             return []
-        below = [p for key, item in value.items() if key != TARGET for p in self.inside(item, f"{path}.{key}")]
+        below = [p for key, item in value.items() if key != TARGET for p in self.inside(item, f"{under(path)}{key}")]
         if TARGET not in value:
             return below
         if not isinstance(value[TARGET], str):
-            return [Problem(f"{path}.{TARGET}", describe(value[TARGET]), "the dotted path of a class or classmethod"), *below]
+            return [Problem(f"{under(path)}{TARGET}", describe(value[TARGET]), "the dotted path of a class or classmethod"), *below]
         return self._target(value, path) + below
 
     def _target(self, node: Mapping[str, Any], path: str) -> list[Problem]:
-        where, name, in_trainer = f"{path}.{TARGET}", str(node[TARGET]), path.startswith("trainer.")
+        where, name, in_trainer = f"{under(path)}{TARGET}", str(node[TARGET]), path.startswith("trainer.")
         if refusal := self.trust.refusal(name):
             return [replace(refusal, where=where)]
         try:
@@ -180,7 +185,7 @@ class _Checker:
     def arguments(self, target: Target, node: Mapping[str, Any], path: str) -> list[Problem]:
         problems = self.trust.passed_on(node, path)
         name = class_name(target.call) if inspect.isclass(target.call) else str(node[TARGET])
-        below = f"{path}." if path else ""
+        below = under(path)
         known, misspelt = list(target.hints), set()
         for key, value in node.items():
             if key == TARGET:
