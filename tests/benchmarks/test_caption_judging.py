@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
 from tests.judge_server import Told
+from umm_zoo.batch import Batch, Turn
+from umm_zoo.benchmarks.judging.caption_duel import CaptionDuel
 from umm_zoo.benchmarks.judging.captions import compare_captions, verdict
-from umm_zoo.benchmarks.judging.judge import Question
+from umm_zoo.benchmarks.judging.judge import Judge, Question
+from umm_zoo.errors import UserError
+from umm_zoo.outputs import Outputs
 
 IMAGES = torch.zeros(3, 3, 8, 8)
 
@@ -50,3 +58,37 @@ def test_verdict_is_the_last_line(answer: str, found: str):
 def test_last_line_without_a_letter_is_no_verdict(answer: str):
     with pytest.raises(ValueError, match="no letter"):
         verdict(answer)
+
+
+def duel(folder: Path, judge: Judge, others: dict[str, str]) -> CaptionDuel:
+    for name in ("a", "b 1", "c"):
+        Image.new("RGB", (9, 7)).save(folder / f"{name}.png")
+    rows = [json.dumps({"key": key, "caption": caption}) for key, caption in others.items()]
+    (folder / "others.jsonl").write_text("\n".join(rows))
+    return CaptionDuel(judge, str(folder), str(folder / "others.jsonl"))
+
+
+def test_captions_of_a_run_meet_those_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    found = duel(tmp_path, Told(longer), {"a": "a long one", "b_1": "short", "c": "same"})
+    items = found.items()
+    assert [(item.key, item.text) for item in items] == [(key, "Describe the image in detail.") for key in ("a", "b_1", "c")]
+    batch = Batch(
+        keys=["a", "b_1", "c"],
+        conversations=[[Turn(role="user", text=item.text)] for item in items],
+        images=list(IMAGES),
+        image_counts=[1] * 3,
+        meta=[dict(item.meta) for item in items],
+    )
+    verdicts = [verdict for _, verdict in found.verdicts(Outputs(answers=["brief", "a long one", "size"]), batch)]
+    assert [verdict.score for verdict in verdicts] == [0, 1, 0.5]
+    values = found.values_of(torch.tensor([list(verdict.record) for verdict in verdicts]))
+    assert [float(values[name]) for name in ("win_rate", "wins", "ties", "losses", "failed")] == [0.5, 1, 1, 1, 0]
+    assert float(values["first_share"]) == 0.5
+    missed = duel(tmp_path, Told(lambda _: None), {"a": "x", "b_1": "y", "c": "z"})
+    [(_, first), *_] = missed.verdicts(Outputs(answers=["x"] * 3), batch)
+    assert first.score != first.score and first.again and first.reason == "told so"
+
+
+def test_every_image_needs_a_caption_of_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match="no caption of b_1; 2 of 3 are missing"):
+        duel(tmp_path, Told(longer), {"a": "x", "c": " "}).items()

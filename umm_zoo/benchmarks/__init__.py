@@ -2,6 +2,7 @@
 
 #: Dotted path of each class; one's own is named by its path.
 BENCHMARKS: dict[str, str] = {
+    "caption-duel": "umm_zoo.benchmarks.judging.caption_duel.CaptionDuel",
     "dpg": "umm_zoo.benchmarks.judging.dpg.DPGBench",
     "gedit": "umm_zoo.benchmarks.judging.gedit.GEdit",
     "geneval": "umm_zoo.benchmarks.geneval.GenEval",

@@ -88,19 +88,7 @@ class UnifiedBench(Benchmark):
 
     def items(self) -> list[Item]:
         """One per image, in alphabetical order."""
-        source = Path(self.folder or "")
-        found = sorted(source.iterdir()) if self.folder and source.is_dir() else []
-        files = [path for path in found if path.suffix.lower() in TYPES]
-        if not files:
-            raise UserError("images", f"no images in '{self.folder or ''}'", f"images=FOLDER with {', '.join(TYPES)}")
-        keys = {path: re.sub(r"[^\w-]+", "_", path.stem, flags=re.ASCII) for path in files}
-        if twice := [a for a, b in pairwise(sorted(files, key=keys.__getitem__)) if keys[a] == keys[b]]:
-            found_twice = f"two images of one name ('{twice[0].stem}')"
-            raise UserError(source, found_twice, "different names: what is made of them is kept under their names")
-        _check_images(source, files)
-        if others := [path.name for path in found if path not in files]:
-            note(f"{source}: {len(others)} of {len(found)} are no images by their suffix and are left out: {_few(others)}")
-        return [Item(keys[path], "", (path,)) for path in files]
+        return image_items(self.folder)
 
     def command(self, item: Item) -> CaptionAndReconstruct:
         """See there."""
@@ -121,6 +109,27 @@ class UnifiedBench(Benchmark):
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
         """One score per encoder and their mean, ``unified``."""
         return self.score.values_of(records)
+
+
+def image_items(folder: str | None) -> list[Item]:
+    """An item without a text for each image of a folder, in alphabetical order; files of other suffixes are named.
+
+    Raises:
+        UserError: there is no image, two have one name, or one cannot be read.
+    """
+    source = Path(folder or "")
+    found = sorted(source.iterdir()) if folder and source.is_dir() else []
+    files = [path for path in found if path.suffix.lower() in TYPES]
+    if not files:
+        raise UserError("images", f"no images in '{folder or ''}'", f"images=FOLDER with {', '.join(TYPES)}")
+    keys = {path: re.sub(r"[^\w-]+", "_", path.stem, flags=re.ASCII) for path in files}
+    if twice := [a for a, b in pairwise(sorted(files, key=keys.__getitem__)) if keys[a] == keys[b]]:
+        found_twice = f"two images of one name ('{twice[0].stem}')"
+        raise UserError(source, found_twice, "different names: what is made of them is kept under their names")
+    _check_images(source, files)
+    if others := [path.name for path in found if path not in files]:
+        note(f"{source}: {len(others)} of {len(found)} are no images by their suffix and are left out: {_few(others)}")
+    return [Item(keys[path], "", (path,)) for path in files]
 
 
 def _check_images(source: Path, files: Sequence[Path]) -> None:
