@@ -13,16 +13,24 @@ from toy_parts import Body, Head, Toy, toy_experiment, write_yaml
 from tests.backbones.test_sana import inputs as sana_inputs
 from tests.backbones.test_sana import sana
 from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, llava, qwen, random_images
+from tests.methods.bridge_parts import CODEC, SANA, requests, tiny_vlm
 from tests.methods.uae_parts import second_stage
 from umm_zoo.backbones.adapters import LoRA, adapters_of, learns
+from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.precomputable import weights_hash
+from umm_zoo.backbones.sana import Sana
 from umm_zoo.batch import Batch
+from umm_zoo.blocks.metaquery_connector import MetaQueryConnector
+from umm_zoo.blocks.pathways import FrozenPathway
+from umm_zoo.blocks.queries import LearnedQueries
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build_method
 from umm_zoo.experiment.check import check
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.method import Method
 from umm_zoo.methods.llava import LLaVA
+from umm_zoo.methods.metaquery import MetaQuery
+from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.run import load_weights
 from umm_zoo.training.setup import TrainingSetup
@@ -256,3 +264,40 @@ def test_stored_outputs_are_of_a_part_and_its_adapter() -> None:
     plain, before = weights_hash(toy().body), weights_hash(method.body)
     step(method, ROWS)
     assert len({plain, before, weights_hash(method.body)}) == 3
+
+
+def test_additions_in_float32_learn_beside_weights_in_bfloat16_and_merged_they_say_the_same() -> None:
+    vlm = llava(dtype="bfloat16")
+    method = LLaVA(vlm)
+    method.adapt("language_model", LoRA(2, 4.0))
+    method.train_only(["language_model_adapter"])
+    before = {name: value.clone() for name, value in vlm.state_dict().items()}
+    batch = Batch(keys=["a", "b", "c"], conversations=CONVERSATIONS, images=random_images(vlm), image_counts=COUNTS)
+    step(method, batch)
+    additions = list(method.adapters.parameters())
+    assert {p.dtype for p in additions} == {torch.float32} and all(p.grad is not None for p in additions)
+    assert all(torch.equal(value, before[name]) for name, value in vlm.state_dict().items())
+    vlm.float()
+    adapted = method.training_losses(batch)["loss"]
+    method.adapters["language_model"].merge()  # type: ignore[operator]
+    torch.testing.assert_close(method.training_losses(batch)["loss"], adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_metaquery_learns_by_an_adapter_of_its_decoder() -> None:
+    method = MetaQuery(
+        tiny_vlm(),
+        LearnedQueries(32, 3),
+        FrozenPathway(),
+        MetaQueryConnector(32, 12, 1, 2),
+        Sana.from_config(SANA),
+        KLCodec.from_config(CODEC),
+        FlowMatching(num_steps=2),
+        image_size=8,
+    )
+    method.adapt("decoder", LoRA(2, 4.0))
+    method.train_only(["queries", "connector", "decoder_adapter"])
+    before = copy.deepcopy(method.decoder.state_dict())
+    step(method, requests(1, 0))
+    assert all(torch.equal(value, before[key]) for key, value in method.decoder.state_dict().items())
+    ups = [own for name, own in method.adapters.named_parameters() if name.endswith("up")]
+    assert ups and all(own.any() for own in ups)

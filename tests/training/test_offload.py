@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import groupby
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from umm_zoo.backbones.offload import Offload
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW
+from umm_zoo.training.preview import _bytes, _memory_lines
 from umm_zoo.training.setup import TrainingSetup
 
 ROWS = Batch(keys=["a", "bb"], conversations=[[], []])
@@ -76,6 +79,18 @@ def test_a_bridge_trains_alike_while_all_but_its_decoder_wait(monkeypatch: pytes
     assert len(gradients[0]) == len(gradients[1]) > 10 and all(map(torch.equal, *gradients))
     assert [name for name, _ in groupby(came)] == [*waiting]
     assert all(weight.isnan().all() for weight in method.offloaded.weights())  # type: ignore[union-attr]
+
+
+def test_a_check_counts_the_largest_of_the_parts_that_wait() -> None:
+    method = wemmu()
+    setup = SimpleNamespace(offload=["codec", "language_model"], optimizer=None)
+    built: Any = SimpleNamespace(method=method, data=None, setup=setup)
+    held = {name: sum(4 * p.numel() for p in method.parts()[name].parameters()) for name in setup.offload}
+    everything = sum(4 * tensor.numel() for tensor in [*method.parameters(), *method.buffers()])
+    trained = sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
+    at_least, weights, less, *_ = _memory_lines(built, cast(Any, SimpleNamespace(trainer={})), {}, False)
+    assert f"{_bytes(everything + trained - min(held.values()))} per process" in at_least and _bytes(everything) in weights
+    assert f"less {_bytes(min(held.values()))}: of codec, language_model one at a time" in less
 
 
 def test_a_frozen_pathway_passes_a_gradient_through_the_language_model() -> None:

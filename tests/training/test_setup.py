@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import toy_parts
+from torch import nn
 from toy_parts import Body, Head, Toy
 
 from umm_zoo.errors import UserError
@@ -13,6 +14,7 @@ from umm_zoo.fit import main
 from umm_zoo.metrics import PSNR, Means
 from umm_zoo.training.optimization import AdamW
 from umm_zoo.training.setup import TrainingSetup, check_outputs
+from umm_zoo.training.sharding import assert_one_dtype
 
 
 def test_a_setup_freezes_the_rest_and_makes_the_optimiser() -> None:
@@ -67,3 +69,14 @@ def test_an_experiment_of_an_earlier_version_says_how_to_mend_it(
         "error: old.yaml: found 4 keys or classes of an earlier version, such as method.trained (it is training.trained now)"
     )
     assert line.endswith("; python tools/migrate_experiment.py FILE rewrites a file")
+
+
+def test_trained_weights_of_two_dtypes_in_one_sharded_block_are_one_line() -> None:
+    layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2).bfloat16()])
+    whole = nn.ModuleDict({"layers": layers, "head": nn.Linear(2, 1)})
+    assert_one_dtype(whole, list(layers))
+    layers[0].weight.data = layers[0].weight.bfloat16()
+    with pytest.raises(UserError, match=r"gathered together, 'layers.0.weight' in bfloat16 and 'layers.0.bias' in float32"):
+        assert_one_dtype(whole, list(layers))
+    layers[0].weight.requires_grad_(False)
+    assert_one_dtype(whole, list(layers))
