@@ -85,7 +85,7 @@ def test_what_is_wrong_is_one_line(stated: object, message: str, monkeypatch: py
 def test_a_missing_library_is_one_line_in_a_check_too(monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(checkpoint("qwen2_5_vl"))
     monkeypatch.setattr("umm_zoo.backbones.quantization.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"no package bitsandbytes.*umm_zoo\[quantization\]"), torch.device("meta"):
+    with pytest.raises(ValueError, match=r"no package bitsandbytes.*umm_zoo\[quantization\]"), torch.device("meta"):
         PretrainedVLM.from_pretrained(source, quantization=EIGHT)
 
 
@@ -120,7 +120,7 @@ def test_an_adapter_learns_beside_weights_that_stay_bit_for_bit(stated: dict[str
     vlm = PretrainedVLM.from_pretrained(source, quantization=stated, dtype="float32")
     vlm.save(tmp_path)
     assert weights_hash(PretrainedVLM.from_pretrained(str(tmp_path), dtype="float32")) == weights_hash(vlm)
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(ValueError, match="quantised already"):
         PretrainedVLM.from_pretrained(str(tmp_path), quantization=stated)
 
 

@@ -90,7 +90,7 @@ def test_a_check_counts_the_largest_of_the_parts_that_wait() -> None:
     trained = sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
     at_least, weights, less, *_ = _memory_lines(built, cast(Any, SimpleNamespace(trainer={})), {}, False)
     assert f"{_bytes(everything + trained - min(held.values()))} per process" in at_least and _bytes(everything) in weights
-    assert f"less {_bytes(min(held.values()))}: of codec, language_model one at a time" in less
+    assert f"less {_bytes(min(held.values()))}: codec, language_model wait on the CPU" in less
 
 
 def test_a_frozen_pathway_passes_a_gradient_through_the_language_model() -> None:

@@ -185,15 +185,18 @@ def quantization_of(
     """How the weights of a checkpoint are quantised when they are loaded: as the experiment states it, or as they are stored.
 
     Raises:
-        UserError: both say something; or see ``Quantization.read``.
+        ValueError: both say something; or see ``Quantization.read``. Whoever knows the part's place in an experiment adds it.
     """
     kept: Any = (stored or {}).get("quantization_config")
     if kept and stated is not None:
         found = f"an argument beside weights of {source} that are quantised already ({kept.get('quant_method')})"
-        raise UserError(WHERE, found, "none, or weights that are not")
-    if kept:
-        return Quantization.read(kept, library, f"{source}: config.json: quantization_config")
-    return None if stated is None else Quantization.read(stated, library)
+        raise ValueError(f"{WHERE}: found {found}, expected none, or weights that are not")
+    try:
+        if kept:
+            return Quantization.read(kept, library, f"{source}: config.json: quantization_config")
+        return None if stated is None else Quantization.read(stated, library)
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def loading(chosen: Quantization | None, stated: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _memory_lines(built: Built, experiment: Experiment, numbers: Mapping[int, in
     least = [
         f"memory, at least: {_bytes(weights + trained)} per process",
         f"  weights and buffers {_bytes(weights + waiting)} ({detail or 'none'})",
-        *([f"  less {_bytes(waiting)}: of {', '.join(away)} one at a time is on the device"] if away else []),
+        *([f"  less {_bytes(waiting)}: {', '.join(away)} wait on the CPU, the largest is counted for its calls"] if away else []),
         f"  gradients of the trained parameters, and what {type(optimizer).__name__} keeps of them, {_bytes(trained)}",
     ]
     copies = autocast_bytes(method, precision)  # before the trial, which casts the weights
