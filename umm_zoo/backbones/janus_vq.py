@@ -109,7 +109,8 @@ class JanusVQ(TokenCodec):
     @property
     def codebook(self) -> Tensor:
         """The codes as unit vectors, ``[K, E]``."""
-        return F.normalize(self.model.quantize.embedding.weight, dim=-1)
+        book = self.model.quantize.embedding  # called, not read: it may be one that waits on the CPU until it is
+        return F.normalize(book(torch.arange(book.num_embeddings, device=book.weight.device)), dim=-1)
 
     def latents(self, images: Tensor) -> Tensor:
         """Unit vectors of the cells, ``[M, E, h, w]``, before they are rounded to codes."""
