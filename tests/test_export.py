@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -116,6 +116,14 @@ def test_weights_are_stored_in_the_precision_asked_for(run: Path, tmp_path: Path
     for key, value in Method.load(run).tower.state_dict().items():
         if value.is_floating_point():
             assert loaded[key].dtype == torch.float32 and torch.equal(loaded[key], value.half().float()), key
+
+
+def test_a_codec_in_half_precision_keeps_its_scaling(tmp_path: Path) -> None:
+    method = {"_target_": "umm_zoo.pretraining.autoencoder.Autoencoder", "codec": WEMMU["codec"]}
+    run = finished(tmp_path / "run", method)
+    Export(run, dtype="float16").write(tmp_path / "out")
+    own, loaded = (cast(Any, part).scaling for part in (Method.load(run).codec, load_part(str(tmp_path / "out"))))
+    assert torch.equal(own, loaded) and own != own.half()  # it stands in the config, whole
 
 
 def test_the_card_says_how_the_part_was_made_and_what_it_scores(run: Path, tmp_path: Path, capsys) -> None:

@@ -129,7 +129,7 @@ def test_a_strangers_method_draws_texts_as_it_is(tmp_path):
         (lambda model: model.ask(None, 7), "text: found a int, expected a text, or a list"),
         (lambda model: model.ask(["one.png"], ["a", "b"]), "image: found 1 in a list for 2 texts"),
         (lambda model: model.ask(None, "?", temperature=-1), "temperature: found -1, expected a number"),
-        (lambda model: model.generate("a", n=0), "num: found 0, expected a positive"),
+        (lambda model: model.generate("a", n=0), "^n: found 0, expected a positive"),
         (lambda model: model.generate("a", size=(8, 0)), "size: found '8x0', expected 512 or"),
         (lambda model: model.generate("a", size=9), "9"),
         (lambda model: model.edit([], "Make it green."), "image: found none for 'Make it green.'"),

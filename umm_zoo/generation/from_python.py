@@ -196,7 +196,11 @@ class FromPython(LightningModule):
         from umm_zoo.generation.model import Model
         from umm_zoo.generation.running import run_batch
 
-        own = {name: None if value is None else command.options[name].read(value, name) for name, value in settings.items()}
+        called = {"num": "n"}  # here
+        own = {
+            name: None if value is None else command.options[name].read(value, called.get(name, name))
+            for name, value in settings.items()
+        }
         batch_size = whole("", 1, 100_000).read(batch_size, "batch_size")
         requests = [
             request
