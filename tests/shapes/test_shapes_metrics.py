@@ -72,6 +72,13 @@ def test_requirements(wanted, objects, right: bool) -> None:
     assert fulfils(found(*objects), {"include": [{"shape": "circle", **wanted}]}, 2) is right
 
 
+def test_a_relation_holds_between_any_two_by_their_cells() -> None:
+    seen = found(("top left", "circle", "red"), ("middle right", "circle", "red"), ("bottom centre", "square", "red"))
+    wanted = [{"shape": shape, "count": 1, "exact": False} for shape in ("circle", "square")]
+    for relation, right in {"left of": True, "right of": True, "above": True, "below": False}.items():
+        assert fulfils(seen, {"include": wanted, "relation": relation}, 3) is right
+
+
 @pytest.mark.parametrize(("relation", "right"), [("left of", True), ("right of", False), ("above", True), ("below", False)])
 def test_relations_go_by_row_and_column(relation: str, right: bool) -> None:
     seen = found(("top left", "circle", "red"), ("bottom right", "square", "red"))

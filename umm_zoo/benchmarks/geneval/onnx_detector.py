@@ -127,13 +127,14 @@ class ONNXDetector(Detector):
             raise UserError(self.file, "no file", "a detector in ONNX")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
-                     if name in onnxruntime.get_available_providers()]  # fmt: skip
+        gpu = {"device_id": torch.cuda.current_device()} if torch.cuda.is_available() else {}
+        known = {"CUDAExecutionProvider": gpu, "CPUExecutionProvider": {}}
+        providers = [(name, own) for name, own in known.items() if name in onnxruntime.get_available_providers()]
         with one_line(self.file, "a detector in ONNX"):
             self._session = onnxruntime.InferenceSession(str(self.file), options, providers=providers)
         if names := self._session.get_modelmeta().custom_metadata_map.get("names"):  # ultralytics writes a dict
-            known = ast.literal_eval(names)
-            assert_coco_order(str(self.file), list(known.values()) if isinstance(known, dict) else list(known))
+            labels = ast.literal_eval(names)
+            assert_coco_order(str(self.file), list(labels.values()) if isinstance(labels, dict) else list(labels))
         wanted = self._session.get_inputs()
         sides = [side if isinstance(side, int) else None for side in wanted[0].shape]
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
