@@ -15,6 +15,7 @@ from PIL import Image
 from tests.judge_server import Told
 from umm_zoo.batch import Batch, Turn
 from umm_zoo.benchmarks.base import Benchmark, Item, Verdict
+from umm_zoo.benchmarks.interval import interval
 from umm_zoo.benchmarks.judging.dpg import DPGBench
 from umm_zoo.benchmarks.judging.gedit import GEdit
 from umm_zoo.benchmarks.judging.geneval_pp import GenEvalPlusPlus, checklist
@@ -301,6 +302,8 @@ def test_dpg_counts_a_child_wrong_where_a_parent_is(tmp_path: Path) -> None:
     assert scores["entity"] == scores["entity - whole"] == pytest.approx(3 / 4)  # as answered, whatever their parents
     assert scores["attribute - color"] == pytest.approx(2 / 4) and scores["relation"] == 1 and scores["failed"] == 1
     assert len(judge.asked) == 10
+    doubled = torch.tensor([list(verdicts[row].record) for row in (0, 1, 0, 1, 2, 3)])  # as an interval draws prompts
+    assert float(benchmark.values_of(doubled)["overall"]) == pytest.approx((2 * (0 + 1 / 3) / 2 + (1 + 1 / 2) / 2) / 3)
 
 
 def test_dpg_as_released_lacks_its_first_question_and_prompts_that_failed(tmp_path: Path) -> None:
@@ -375,3 +378,8 @@ def test_card_says_whose_words_the_judge_was_told() -> None:
     about = GenEvalPlusPlus(said([])).protocol()
     assert about["judge"] == {"model": "told"}
     assert "Apache-2.0" in about["judge_prompt"]["text"] and len(about["judge_prompt"]["digest"]) == 8
+
+
+def test_score_of_nothing_has_no_interval(recwarn: pytest.WarningsRecorder) -> None:
+    ends = interval(lambda rows: {"overall": torch.tensor(math.nan)}, torch.zeros(2, 1), ["a", "b"], ["", ""], "overall")
+    assert all(map(math.isnan, ends)) and not recwarn.list

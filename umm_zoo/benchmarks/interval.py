@@ -38,5 +38,7 @@ def interval(
     for _ in range(DRAWINGS):
         drawn = [own[place] for own in by_kind.values() for place in generator.integers(len(own), size=len(own))]
         found.append(float(values_of(records[[row for unit in drawn for row in rows[unit]]])[name]))
+    if np.isnan(found).all():
+        return float("nan"), float("nan")
     low, high = np.nanquantile(found, [(1 - INSIDE) / 2, (1 + INSIDE) / 2])
     return float(low), float(high)

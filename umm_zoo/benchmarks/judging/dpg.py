@@ -27,9 +27,9 @@ class DPGBench(JudgedBenchmark):
     """DPG-Bench (ELLA): 1,065 prompts, four images each; a share of questions answered yes, from 0 to 1.
 
     An image's score is the mean over its prompt's questions, where one counts 0 if one that it depends on does; ``overall`` is the
-    mean over prompts of the mean over images. The four images of a prompt are judged one by one: the release stores them as a grid
-    of 2 x 2 and cuts that apart again. Categories (``entity``, ``entity - whole`` …) are shares of yes by themselves, over all
-    images; the release takes the last of each prompt.
+    mean over prompts of the mean over images, which are as many for each. The four images of a prompt are judged one by one: the
+    release stores them as a grid of 2 x 2 and cuts that apart again. Categories (``entity``, ``entity - whole`` …) are shares of
+    yes by themselves, over all images; the release takes the last of each prompt.
 
     The release asks mPLUG-large, which exists nowhere else: scores by another judge are not on the published scale. A question
     without an answer counts as no.
@@ -50,6 +50,7 @@ class DPGBench(JudgedBenchmark):
     judge_text = "dpg_judge.json"
     judge_names = {"user": ("question",)}
     official = "by mPLUG-large, times 100"
+    scores = ("overall", "failed", "*")
 
     def __init__(
         self,
@@ -139,18 +140,14 @@ class DPGBench(JudgedBenchmark):
         )
 
     def values_of(self, records: Tensor) -> dict[str, Tensor]:
-        """Means over prompts, and over the questions of categories."""
+        """Mean over images, and over the questions of categories."""
         failed = records[:, 3].sum().double()
         if self.as_released:
             records = records[~torch.isin(records[:, 0], records[records[:, 2] == 0, 0])]
-        scores, items = records[:, 1].double() / PART, torch.unique(records[:, 0], return_inverse=True)[1]
-        sums, sizes = (torch.zeros(len(records), dtype=torch.float64, device=records.device) for _ in range(2))
-        sums.index_add_(0, items, scores)
-        sizes.index_add_(0, items, torch.ones_like(scores))
         yes, asked = records[:, 4:].sum(dim=0).double().unflatten(0, (-1, 2)).unbind(dim=1)
         shares = {name: yes[place] / asked[place] for place, name in enumerate(self.categories) if asked[place]}
-        overall = (sums[sizes > 0] / sizes[sizes > 0]).mean()
-        return {"overall": overall, "mean": scores.mean(), "failed": failed, **shares}
+        overall = (records[:, 1].double() / PART).mean()  # of as many images of each prompt; an interval counts some prompts twice
+        return {"overall": overall, "failed": failed, **shares}
 
 
 def _categories(text: str) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ class Judge(ABC):
         Raises:
             UserError: no question will be answered, or the cache's folder cannot be written.
         """
+        if not questions:
+            return []
         keys = [self._key(question) for question in questions]
         different = dict(zip(keys, questions, strict=True))
         workers = min(self.parallel, len(different))
