@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -29,7 +30,7 @@ class LocalJudge(Judge):
         vlm: backbone.
         run: a run folder, or a checkpoint, in place of it; images become inputs as by the run's data.
         max_new_tokens: longest answer.
-        device: where it runs; CUDA where there is one.
+        device: where it runs; the process's own GPU where there is one.
         trust: modules beside this package whose classes the run may name.
         cache: folder of kept answers; empty keeps none.
 
@@ -49,7 +50,7 @@ class LocalJudge(Judge):
         if (vlm is None) == (run is None):
             raise UserError("judge", "neither 'vlm' nor 'run'" if vlm is None else "both 'vlm' and 'run'", "one of them")
         self.max_new_tokens, self.cache = max_new_tokens, cache
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
         self._vlm = None if vlm is None else vlm.eval().to(self.device)
         self._model: Model | None = None
         if run is not None:
