@@ -229,11 +229,22 @@ def test_yolox_that_decodes_itself_and_yolov8_in_the_middle(tmp_path: Path) -> N
     assert eight.layout == "yolov8" and found.names == ["dog"] and np.allclose(found.boxes, [[24, 8, 56, 16]], atol=0.2)
 
 
+def test_yolov5_and_yolov10_are_read_as_they_are(tmp_path: Path) -> None:
+    five = np.zeros((1, 63, 85))
+    five[0, 7, :5], five[0, 7, 5 + 16], five[0, 8] = (20, 18, 16, 4, 0.5), 0.8, five[0, 7] * 0.9
+    ten = np.zeros((1, 300, 6))
+    ten[0, :3] = [[12, 16, 28, 20, 0.3, 16], [12, 16, 28, 20, 0.4, 16], [0, 0, 9, 9, 0.001, 1]]
+    for name, output, scores in (("yolov5", five, [0.4]), ("yolov10", ten, [0.4, 0.3])):
+        detector = ONNXDetector(onnx_file(tmp_path / f"{name}.onnx", output))
+        detector._run = lambda inputs, output=output: np.repeat(output.astype(np.float32), len(inputs), axis=0)  # levels 0 to 1
+        (found,) = detector([torch.zeros(3, 16, 64)])
+        assert detector.layout == name and found.names == ["dog"] * len(scores)
+        assert np.allclose(found.scores, scores) and np.allclose(found.boxes, [[24, 8, 56, 16]] * len(scores), atol=1e-4)
+
+
 def test_files_that_are_no_detector_end_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"found the outputs \[1, 300, 6\], expected \[B, 21, 85\] of YOLOX or \[B, 84, N\] of YOLOv8"
-    ):
-        ONNXDetector(onnx_file(tmp_path / "other.onnx", np.zeros((1, 300, 6))))
+    with pytest.raises(UserError, match=r"found the outputs \[1, 300, 7\], expected \[B, 21, 85\] of YOLOX, or those of"):
+        ONNXDetector(onnx_file(tmp_path / "other.onnx", np.zeros((1, 300, 7))))
     with pytest.raises(UserError, match=r"none\.onnx: found no file"):
         ONNXDetector(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("no")

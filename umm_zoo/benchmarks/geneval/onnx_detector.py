@@ -1,4 +1,4 @@
-"""Detectors of COCO's classes in ONNX files: YOLOX, and those that give what YOLOv8 gives."""
+"""Detectors of COCO's classes in ONNX files: YOLOX and its relatives."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ _MOST = 1000
 _LEAST = 0.01
 
 
+Layout = Literal["yolox", "yolox, decoded", "yolov5", "yolov8", "yolov10"]
+#: Those with objectness before the classes.
+_JUDGED = ("yolox", "yolox, decoded", "yolov5")
+
+
 class _Input(NamedTuple):
     """What a file takes; None where any number will do."""
 
@@ -38,10 +43,11 @@ class _Input(NamedTuple):
 class ONNXDetector(Detector):
     """Detector of boxes from an ONNX file with COCO's 80 classes, run by ``onnxruntime``; without masks.
 
-    Two layouts are known by the shape of what the file gives. ``[B, N, 85]`` with a cell per stride of 8, 16 and 32 is YOLOX (Ge et
+    Layouts are known by the shape of what the file gives. ``[B, N, 85]`` with a cell per stride of 8, 16 and 32 is YOLOX (Ge et
     al., 2021, arXiv 2107.08430): image in the upper left corner on grey 114, blue first, levels 0 to 255; cells are decoded here
-    unless the file does (tried on a grey image). ``[B, 84, N]`` is YOLOv8's: image in the middle, red first, 0 to 1. Boxes of one
-    class that overlap a surer one are left out, and all are cut at the edges of the image.
+    unless the file does (tried on a grey image). ``[B, 84, N]`` is YOLOv8's: image in the middle, red first, 0 to 1; so are
+    YOLOv5's ``[B, 3 N, 85]`` and YOLOv10's ``[B, 300, 6]``. Boxes of one class that overlap a surer one are left out, but for the
+    last, whose boxes are final; all are cut at the edges of the image.
 
     Args:
         file: in ONNX.
@@ -57,7 +63,7 @@ class ONNXDetector(Detector):
         super().__init__(batch_size)
         self.file, self.max_overlap, self.image_size = Path(file), max_overlap, image_size
         self._session: Any = None
-        self.layout: Literal["yolox", "yolox, decoded", "yolov8"]
+        self.layout: Layout
         self.input = self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class ONNXDetector(Detector):
         """Network inputs, the factor by which the images were resized, and the left upper corner where they lie."""
         height, width = images.shape[-2:]
         factor = min(self.input.height / height, self.input.width / width)
-        centred = self.layout == "yolov8"
+        centred = not self.layout.startswith("yolox")
         size = [max(1, round(side * factor) if centred else int(side * factor)) for side in (height, width)]
         free = self.input.height - size[0], self.input.width - size[1]
         top, left = (round(side / 2 - 0.1) for side in free) if centred else (0, 0)
@@ -92,7 +98,7 @@ class ONNXDetector(Detector):
         return values.numpy().astype(self.input.dtype), factor, (left, top)
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
-        """``[n, cells, 84 or 85]`` float32."""
+        """``[n, cells, 84 or 85]`` float32; of YOLOv10 ``[n, boxes, 6]``."""
         if self._session is None:
             self._open()
         missing = (self.input.batch or len(inputs)) - len(inputs)
@@ -103,18 +109,23 @@ class ONNXDetector(Detector):
     def _read(
         self, cells: np.ndarray, factor: float, corner: tuple[int, int], original: tuple[int, int], least: float
     ) -> Detections:
-        classes = cells[:, 4:] if self.layout == "yolov8" else cells[:, 5:] * cells[:, 4:5]
-        scores, which = classes.max(axis=1), classes.argmax(axis=1)
-        middles, sizes = cells[:, :2], cells[:, 2:4]
-        if self.layout == "yolox":
-            places, strides = _grid(self.input.height, self.input.width)
-            middles, sizes = (middles + places) * strides, np.exp(sizes) * strides
-        boxes = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1) - np.tile(np.array(corner, np.float32), 2)
+        if self.layout == "yolov10":
+            boxes, scores, which = cells[:, :4], cells[:, 4], cells[:, 5].astype(int)
+        else:
+            classes = cells[:, 5:] * cells[:, 4:5] if self.layout in _JUDGED else cells[:, 4:]
+            scores, which = classes.max(axis=1), classes.argmax(axis=1)
+            middles, sizes = cells[:, :2], cells[:, 2:4]
+            if self.layout == "yolox":
+                places, strides = _grid(self.input.height, self.input.width)
+                middles, sizes = (middles + places) * strides, np.exp(sizes) * strides
+            boxes = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
         height, width = original
-        boxes = (boxes / factor).clip(0, [width, height, width, height]).astype(np.float32)
+        boxes = (
+            ((boxes - np.tile(np.array(corner, np.float32), 2)) / factor).clip(0, [width, height, width, height]).astype(np.float32)
+        )
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] > least][:_MOST]
-        chosen = order[_distinct(boxes[order], which[order], self.max_overlap)]
+        chosen = order if self.layout == "yolov10" else order[_distinct(boxes[order], which[order], self.max_overlap)]
         return Detections([self.names[place] for place in which[chosen]], scores[chosen], boxes[chosen])
 
     def _open(self) -> _Input:
@@ -147,7 +158,7 @@ class ONNXDetector(Detector):
         self.layout = self._layout()
         return self.input
 
-    def _layout(self) -> Literal["yolox", "yolox, decoded", "yolov8"]:
+    def _layout(self) -> Layout:
         """By what the file makes of a grey image."""
         grey = np.full((self.input.batch or 1, 3, self.input.height, self.input.width), _GREY, self.input.dtype)
         with one_line(self.file, "a detector in ONNX"):
@@ -156,10 +167,16 @@ class ONNXDetector(Detector):
         number = len(_grid(self.input.height, self.input.width)[0])
         if len(outputs) == 1 and shape[1:] == (number, 85):
             return "yolox, decoded" if outputs[0][..., :2].max() > min(self.input[2:4]) / 2 else "yolox"
-        if len(outputs) == 1 and len(shape) == 3 and shape[1] == 84:
-            return "yolov8"
+        fitting: dict[Layout, bool] = {
+            "yolov5": shape[1:] == (3 * number, 85),
+            "yolov8": shape[1:2] == (84,),
+            "yolov10": shape[2:] == (6,),
+        }
+        for layout, fits in fitting.items():
+            if len(outputs) == 1 and len(shape) == 3 and fits:
+                return layout
         found = ", ".join(str(list(np.shape(output))) for output in outputs)
-        raise UserError(self.file, f"the outputs {found}", f"[B, {number}, 85] of YOLOX or [B, 84, N] of YOLOv8")
+        raise UserError(self.file, f"the outputs {found}", f"[B, {number}, 85] of YOLOX, or those of YOLOv5, v8 or v10")
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
