@@ -34,7 +34,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_of(url: str, **more: Any) -> EndpointJudge:
-    return EndpointJudge(url, **{"model": "some-model", "wait": 0.001, "cache": "", **more})
+    return EndpointJudge(url, **{"model": "some-model", "wait": 0.001, "cache": None, **more})
 
 
 def test_request_has_texts_and_images_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class EndpointJudge(Judge):
         max_image_size: long side in pixels to which larger images are shrunk; None sends them as they are.
         extra: further keys of a request's body, such as ``{chat_template_kwargs: {enable_thinking: false}}``; a null takes one
             out, such as ``{max_tokens: null, max_completion_tokens: 1024}``.
-        cache: folder of kept answers; empty keeps none.
+        cache: folder of kept answers; null, or nothing behind ``cache=``, keeps none.
 
     Raises:
         UserError: the address is none.
@@ -64,7 +64,7 @@ class EndpointJudge(Judge):
         parallel: Count = 8,
         max_image_size: Count | None = None,
         extra: dict[str, Any] | None = None,
-        cache: str = CACHE,
+        cache: str | None = CACHE,
     ) -> None:
         self.url = url.strip().rstrip("/").removesuffix("/chat/completions")
         if not re.match(r"https?://[^/\s]+", self.url):

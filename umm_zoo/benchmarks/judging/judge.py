@@ -66,12 +66,12 @@ class Judge(ABC):
     Attributes:
         tries: how often a question is asked whose answer cannot be read.
         parallel: questions at a time.
-        cache: folder of kept answers; empty keeps none.
+        cache: folder of kept answers; None keeps none.
     """
 
     tries: int = 1
     parallel: int = 1
-    cache: str = ""
+    cache: str | None = None
     _answered, _failures = False, 0
 
     @property
@@ -161,7 +161,7 @@ class Judge(ABC):
 
     def _keep(self, key: str, text: str, kept: str | None) -> None:
         if self.cache and kept is None:
-            with writing(self.cache, "a folder that can be written (the judge's 'cache'; an empty one keeps nothing)"):
+            with writing(self.cache, "a folder that can be written (the judge's 'cache'; null keeps nothing)"):
                 write_json(_file(self.cache, key), {"answer": text, "judge": dict(self.identity)})
 
     def __deepcopy__(self, memo: Any) -> Self:

@@ -32,7 +32,7 @@ class LocalJudge(Judge):
         max_new_tokens: longest answer.
         device: where it runs; the process's own GPU where there is one.
         trust: modules beside this package whose classes the run may name.
-        cache: folder of kept answers; empty keeps none.
+        cache: folder of kept answers; null, or nothing behind ``cache=``, keeps none.
 
     Raises:
         UserError: not one of ``vlm`` and ``run`` is given, or the run's method does not answer.
@@ -45,7 +45,7 @@ class LocalJudge(Judge):
         max_new_tokens: Count = 512,
         device: str | None = None,
         trust: list[str] | None = None,
-        cache: str = CACHE,
+        cache: str | None = CACHE,
     ) -> None:
         if (vlm is None) == (run is None):
             raise UserError("judge", "neither 'vlm' nor 'run'" if vlm is None else "both 'vlm' and 'run'", "one of them")
