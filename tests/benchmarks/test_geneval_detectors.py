@@ -176,8 +176,7 @@ def onnx_file(path: Path, output: np.ndarray, side: int = 32, batch: int | str =
     """A network that gives ``output`` times the first pixel of its input over 114, whatever it sees."""
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
+    helper, numpy_helper, kind = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
     constants = {"output": output.astype(np.float32), "start": np.array([0, 0, 0, 0]), "end": np.array([2**31, 1, 1, 1]),
                  "shape": np.array([-1, 1, 1]), "level": np.array([114], np.float32)}  # fmt: skip
     nodes = [
@@ -187,8 +186,8 @@ def onnx_file(path: Path, output: np.ndarray, side: int = 32, batch: int | str =
         helper.make_node("Mul", ["output", "factor"], ["found"]),
     ]
     graph = helper.make_graph(
-        nodes, "tiny", [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, side, side])],
-        [helper.make_tensor_value_info("found", TensorProto.FLOAT, None)],
+        nodes, "tiny", [helper.make_tensor_value_info("images", kind, [batch, 3, side, side])],
+        [helper.make_tensor_value_info("found", kind, None)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)

@@ -76,10 +76,10 @@ def sort_words(name: str, words: Sequence[str]) -> Words:
         top = key.split(".")[0]
         if not equals:
             tree[PLACE] |= _settings_in(Path(word))
-        elif top in own:
-            tree = overridden(tree, f"{PLACE}.{word}", "", [PLACE], Trust())
         elif key in generation:
             given[key] = value
+        elif top in own:
+            tree = overridden(tree, f"{PLACE}.{word}", "", [PLACE], Trust())
         elif top in ENVELOPE and "." in key:
             overrides.append(word)
         else:

@@ -120,7 +120,7 @@ def _figure(results: Results, row: Row, made: Made, verdict: Verdict) -> str:
     images = "".join(f'<img alt="" src="{_embedded(file)}">' for file in files)
     said = [_text(text) for text in (row.item.text, made.answer or "") if text]
     group = f'<span class="faint">{_text(verdict.kind)}, seed {row.seed}</span>' if verdict.kind else ""
-    reason = f"<br><b>{_text(verdict.reason)}</b>" if verdict.reason else ""
+    reason = "".join(f"<br><b>{_text(line)}</b>" for line in verdict.reason.splitlines())
     mark = "wrong" if verdict.score == 0 else "right" if verdict.score == 1 else ""
     score = "" if mark or math.isnan(verdict.score) else f"<br>{verdict.score:.3g}"
     caption = f"{'<br>'.join(said)}{reason}{score}<br>{group}"

@@ -93,7 +93,7 @@ class MiniGenEval(GenEval):
 
     Args:
         world: of the prompts; None is the smaller one.
-        seed, split: of the prompts.
+        world_seed, split: of the prompts.
         num_prompts: how many, category after category.
         kinds: count rows of these categories only.
     """
@@ -104,7 +104,7 @@ class MiniGenEval(GenEval):
     def __init__(
         self,
         world: World | None = None,
-        seed: Natural = 0,
+        world_seed: Natural = 0,
         split: str = "test",
         num_prompts: Count = 162,
         kinds: list[str] | None = None,
@@ -113,11 +113,11 @@ class MiniGenEval(GenEval):
         look = self.world.cells, self.world.num_colours, self.world.num_shapes, self.world.detail, self.world.max_jitter
         shapes = ShapesDetector(*look)
         super().__init__(None, ShapesObjects(shapes), ShapesColours(shapes), GenEvalRule(), kinds)
-        self.seed, self.split, self.num_prompts = seed, split, num_prompts
+        self.world_seed, self.split, self.num_prompts = world_seed, split, num_prompts
 
     def items(self) -> list[Item]:
         """Prompts of the shapes world's task ``geneval``."""
-        samples = [make_sample(self.world, self.seed, self.split, "geneval", index) for index in range(self.num_prompts)]
+        samples = [make_sample(self.world, self.world_seed, self.split, "geneval", index) for index in range(self.num_prompts)]
         return [Item(sample.key, sample.row["conversations"][0]["text"], meta=sample.row) for sample in samples]
 
     def protocol(self) -> dict[str, Any]:
