@@ -101,7 +101,7 @@ class POPE(Benchmark):
         return [
             Item(
                 plain_key(f"{name}-{row['question_id']}"),
-                row["text"] if self.suffix is None else f"{row['text']}\n{self.suffix}",
+                row["text"] if not self.suffix else f"{row['text']}\n{self.suffix}",
                 (files[row["image"]],),
                 row["label"].strip().lower(),
                 {"task": "questions", "kind": "exists", "negative": name},
