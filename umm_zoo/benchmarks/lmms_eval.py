@@ -5,7 +5,7 @@ lmms-eval (0.7.3) is no extra of this package: it pins wandb and av, wants some 
 
     pip install -c tools/constraints.txt -e . && pip install lmms-eval==0.7.3 'filelock<4'
     python -m lmms_eval --model umm_zoo --model_args run=RUN,trust=my_method --tasks pope,mmvp --batch_size 16
-    torchrun --nproc-per-node 4 -m lmms_eval … --distributed_executor_backend torchrun
+    torchrun --nproc-per-node 4 -m lmms_eval …        (or accelerate launch)
     pytest tests/benchmarks/test_lmms_eval.py
 
 The last line is the test with lmms-eval's own classes, which is skipped where they are not installed.
