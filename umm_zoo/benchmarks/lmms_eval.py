@@ -1,6 +1,6 @@
 """lmms-eval's tasks put to a finished run, several requests at a time.
 
-lmms-eval (0.7.3) is no extra of this package: it pins wandb and av, wants some fifty packages more, and does not start with filelock
+lmms-eval (0.7.3) is no extra of this package: it pins wandb and av, wants fifty packages more, and does not start with filelock
 4. In an environment of its own, with this package beside it (its entry point in ``lmms_eval.models`` names ``manifest``)::
 
     pip install -c tools/constraints.txt -e . && pip install lmms-eval==0.7.3 'filelock<4'
