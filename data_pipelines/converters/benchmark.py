@@ -100,4 +100,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, parser().parse_args()))
+    raise SystemExit(run(main, parser().parse_intermixed_args()))
