@@ -18,6 +18,7 @@ from toy_parts import OneWeight
 from data_pipelines.command import run as command
 from data_pipelines.converters import benchmark as shards
 from umm_zoo.batch import Batch, Turn
+from umm_zoo.benchmarks import running
 from umm_zoo.benchmarks.base import Benchmark, Item
 from umm_zoo.benchmarks.interval import interval
 from umm_zoo.benchmarks.mmvp import MMVP, letter_of, strict_letter_of
@@ -25,6 +26,7 @@ from umm_zoo.benchmarks.pope import FILES, POPE
 from umm_zoo.benchmarks.running import run_benchmark
 from umm_zoo.errors import UserError
 from umm_zoo.generation.generating import TextToImage
+from umm_zoo.generation.images import open_image
 from umm_zoo.outputs import Outputs
 from umm_zoo.training.finished_run import load_run
 from umm_zoo.training.validation import validate
@@ -67,7 +69,7 @@ def questions(tmp_path: Path) -> Path:
     (tmp_path / "val2014").mkdir()
     for name, rows in ASKED.items():
         lines = [
-            {"question_id": number, "image": f"{number}.jpg", "text": f"A {what}? [{answer}]", "label": label}
+            {"question_id": number, "image": f"{number}.jpg", "text": f"<image>\nA {what}? [{answer}]", "label": label}
             for number, (what, label, answer) in enumerate(rows, 1)
         ]
         (folder / f"coco_pope_{name}.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -81,8 +83,13 @@ def pope(questions: Path, **more: Any) -> POPE:
     return POPE(questions=str(questions), images=str(images), **more)
 
 
-def test_pope_reads_sentences_as_its_release_and_words_beside_it(run: Path, questions: Path) -> None:
+def test_pope_reads_sentences_as_its_release_and_words_beside_it(
+    run: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(running, "open_image", lambda path: opened.append(path) or open_image(path))
     card = put(run, pope(questions))
+    assert len(opened) == 4  # each image once before the start, and none for verdicts
     scores = card["scores"]
     # read by the release: yes no yes | no no | yes no yes yes
     f1 = {"random": 2 / 3, "popular": 0.0, "adversarial": 1.0}  # 1 of 2 said and 1 of 1 there; none of 1; 3 of 3
@@ -102,8 +109,8 @@ def test_pope_draws_images_with_all_their_questions(questions: Path) -> None:
     benchmark = pope(questions)
     items = benchmark.items()
     assert [benchmark.unit(item) for item in items] == [f"{n}.jpg" for n in (1, 2, 3, 1, 2, 1, 2, 3, 4)]
-    assert items[3].text == "A dog? [It is not. Yes.]\nAnswer the question using a single word or phrase."
-    assert pope(questions, suffix=None).items()[0].text == "A dog? [Yes.]"
+    assert items[3].text == "<image>\nA dog? [It is not. Yes.]\nAnswer the question using a single word or phrase."
+    assert pope(questions, suffix=None).items()[0].text == "<image>\nA dog? [Yes.]"
 
 
 def test_pope_s_own_questions_ship() -> None:

@@ -56,11 +56,13 @@ class Benchmark(RowMetric):
         name: on the command line.
         per_item: images made of each item, seed after seed, where the command does not say.
         headline: the score that the card is about, a name that ``values_of`` gives.
+        sees_inputs: whether verdicts look at input images, which are opened again for them.
     """
 
     name: ClassVar[str]
     per_item: ClassVar[int] = 1
     headline: ClassVar[str] = "overall"
+    sees_inputs: ClassVar[bool] = True
 
     @classmethod
     def of_run(cls, experiment: Experiment) -> dict[str, Any]:

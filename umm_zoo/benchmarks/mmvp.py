@@ -79,6 +79,7 @@ class MMVP(Benchmark):
 
     name = "mmvp"
     headline = "paired"
+    sees_inputs = False
     reads = ("answers",)
     scores = (
         *("paired", "single", "corrected/paired", "corrected/single", "incomplete", "unparsed"),

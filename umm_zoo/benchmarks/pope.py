@@ -51,6 +51,7 @@ class POPE(Benchmark):
 
     name = "pope"
     headline = "mean_f1"
+    sees_inputs = False
     reads = ("answers",)
     scores = ("mean_f1", "accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed", "*")
 

@@ -197,12 +197,13 @@ def _judge(benchmark: Benchmark, rows: list[Row], made: Mapping[str, Made], resu
     """Verdicts over what was made of some rows, kept."""
     import torch
 
-    from umm_zoo.batch import Turn
+    from umm_zoo.batch import IMAGE_MARKER, Turn
     from umm_zoo.callbacks.samples import from_pil
     from umm_zoo.methods.requests import request_batch
     from umm_zoo.outputs import Outputs
 
-    texts, shown = [row.item.text for row in rows], [[from_pil(open_image(path)) for path in row.item.images] for row in rows]
+    texts = [row.item.text if benchmark.sees_inputs else row.item.text.replace(IMAGE_MARKER, "") for row in rows]
+    shown = [[from_pil(open_image(path)) for path in row.item.images if benchmark.sees_inputs] for row in rows]
     batch = request_batch(texts, shown)
     batch.keys, batch.meta = [row.item.key for row in rows], [dict(row.item.meta) for row in rows]
     for row, turns in zip(rows, batch.conversations, strict=True):
