@@ -200,9 +200,10 @@ def test_mmvp_asks_as_lmms_eval_or_as_the_release(tmp_path: Path) -> None:
     item = MMVP(folder).items()[0]
     assert item.text == "Open? [A]\nA. Open\nB. Shut\nAnswer with the option's letter from the given choices directly."
     assert item.answer == "A" and item.images == (tmp_path / "MMVP Images/1.jpg",)
-    assert MMVP(folder, prompt="{question} {choices}").items()[1].text == "Open? [(b) shut] (a) Open (b) Shut"
-    with pytest.raises(UserError, match=r"a text with {question}, and {options} or {choices}"):
-        MMVP(folder, prompt="{question}")
+    assert MMVP(folder, prompt="<question> <choices>").items()[1].text == "Open? [(b) shut] (a) Open (b) Shut"
+    assert MMVP(folder, prompt=r"<question>\n<choices>").items()[0].text == "Open? [A]\n(a) Open (b) Shut"
+    with pytest.raises(UserError, match=r"a text with <question>, and <options> or <choices>"):
+        MMVP(folder, prompt="<question>")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from umm_zoo.metrics.rows import required
 from umm_zoo.outputs import Outputs
 
 #: The prompt of lmms-eval 0.7.3.
-PROMPT = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+PROMPT = "<question>\n<options>\nAnswer with the option's letter from the given choices directly."
 #: Rows whose labels lmms-eval takes the other way round, with a word of their questions and the labels of the release.
 CORRECTED = {99: ("tusks", "a"), 100: ("tusks", "b"), 279: ("standing", "a"), 280: ("standing", "b")}
 _COLUMNS = ("Question", "Options", "Correct Answer")
@@ -70,8 +70,8 @@ class MMVP(Benchmark):
 
     Args:
         folder: of the release, with ``Questions.csv`` and ``MMVP Images``; needed to put questions to a run.
-        prompt: what is asked: ``{question}``, ``{options}`` (a line for each, "A. Open") and ``{choices}`` ("(a) Open (b) Closed")
-            are filled in. The released script asks ``{question} {choices}``.
+        prompt: what is asked: ``<question>``, ``<options>`` (a line for each, "A. Open") and ``<choices>`` ("(a) Open (b) Closed")
+            are filled in, and ``\\n`` is a new line. The released script asks ``<question> <choices>``.
 
     Raises:
         UserError: the prompt lacks the question or its options.
@@ -88,9 +88,9 @@ class MMVP(Benchmark):
 
     def __init__(self, folder: str | None = None, prompt: str = PROMPT) -> None:
         super().__init__()
-        self.folder, self.prompt = folder, prompt
-        if "{question}" not in prompt or not ("{options}" in prompt or "{choices}" in prompt):
-            raise UserError("prompt", f"'{prompt}'", "a text with {question}, and {options} or {choices}")
+        self.folder, self.prompt = folder, prompt.replace("\\n", "\n")
+        if "<question>" not in prompt or not ("<options>" in prompt or "<choices>" in prompt):
+            raise UserError("prompt", f"'{prompt}'", "a text with <question>, and <options> or <choices>")
 
     def questions(self) -> list[dict[str, str]]:
         """Rows of ``Questions.csv``."""
@@ -117,9 +117,9 @@ class MMVP(Benchmark):
             assert match is not None  # rows are checked
             options = {"a": match[1], "b": match[2]}
             texts = {
-                "{question}": row["Question"].strip(),
-                "{options}": "\n".join(f"{letter.upper()}. {option}" for letter, option in options.items()),
-                "{choices}": row["Options"].strip(),
+                "<question>": row["Question"].strip(),
+                "<options>": "\n".join(f"{letter.upper()}. {option}" for letter, option in options.items()),
+                "<choices>": row["Options"].strip(),
             }
             asked = re.sub("|".join(map(re.escape, texts)), lambda found, texts=texts: texts[found[0]], self.prompt)  # type: ignore[misc]
             released, corrected = _labels(number, row)
