@@ -179,6 +179,7 @@ def test_counts_of_random_rows_add_up_and_the_loader_takes_what_is_written(tmp_p
 def test_commands_of_all_converters_are_tried():
     folder = Path(llava_json.__file__).parent
     commands = {path.stem for path in folder.glob("*.py") if "raise SystemExit(run(main" in path.read_text()}
+    commands.remove("benchmark")  # it leaves no row out: one that cannot be written ends it
     assert commands == {name.split()[0] for name in CASES}
 
 
