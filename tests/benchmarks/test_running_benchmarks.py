@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toy_parts import OneWeight
 
+from umm_zoo.backbones.devices import own_device
 from umm_zoo.batch import Batch
 from umm_zoo.benchmarks.base import Benchmark, Item, Verdict
 from umm_zoo.benchmarks.interval import interval
@@ -172,6 +173,27 @@ def test_two_processes_give_the_score_of_one(run: Path, monkeypatch: pytest.Monk
         Greys.painted.clear()
         assert put(run, Levels(), seed="5", steps="2").get("scores", {}) == expected
         assert len(Greys.painted) == 3
+
+
+def test_networks_of_a_benchmark_run_on_the_device_of_the_process(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr("umm_zoo.benchmarks.running.own_device", lambda: "cpu")
+    monkeypatch.setattr(Levels, "to", lambda self, device: moved.append(device))
+    put(run, Levels())
+    assert moved == ["cpu"]
+
+
+@pytest.mark.parametrize(("told", "gpus", "expected"), [("LOCAL_RANK", 4, 3), ("SLURM_LOCALID", 4, 3), ("SLURM_LOCALID", 1, 0)])
+def test_each_process_of_a_node_has_its_own_device(monkeypatch: pytest.MonkeyPatch, told: str, gpus: int, expected: int) -> None:
+    current = [0]
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv(told, "3")
+    assert own_device() == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: current.insert(0, place))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    assert own_device() == f"cuda:{expected}"
 
 
 def test_answers_are_compared_with_the_true_ones(run: Path) -> None:

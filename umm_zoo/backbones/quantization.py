@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,6 +21,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from umm_zoo.backbones.adapters import assert_no_adapter
+from umm_zoo.backbones.devices import own_device
 from umm_zoo.backbones.quantized import find_quantized
 from umm_zoo.errors import UserError, did_you_mean
 
@@ -205,7 +205,7 @@ def loading(chosen: Quantization | None, stated: Mapping[str, Any] | None) -> di
         return {}
     given = {} if stated is None else {"quantization_config": chosen.config}
     if torch.cuda.is_available() and chosen.method == "bitsandbytes":  # it quantises there, each process on its own
-        given["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
+        given["device_map"] = {"": own_device()}
     return given
 
 

@@ -25,6 +25,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 
+from umm_zoo.backbones.devices import own_device
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Task, Turn
 from umm_zoo.conversation import repeat_markers
 from umm_zoo.errors import UserError
@@ -64,11 +65,10 @@ class FinishedRun(lmms):
         self, run: str, batch_size: int | str = 16, device: str | None = None, trust: str = "", max_batch_size: Any = None
     ) -> None:
         super().__init__()
-        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 16
         self._rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         method = Method.load(run, trust=[name for name in trust.split(";") if name])
-        self.answering = Model.of(method, method.run_data, device if device and device != "cuda" else own)
+        self.answering = Model.of(method, method.run_data, device if device and device != "cuda" else own_device())
         self.device = torch.device(self.answering.device)
         if not isinstance(method, Answers):
             raise self.answering.cannot("answer", Answers)

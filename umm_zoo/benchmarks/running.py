@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umm_zoo.backbones.devices import own_device
 from umm_zoo.benchmarks.base import Benchmark, Item, Verdict
 from umm_zoo.benchmarks.card import write_card
 from umm_zoo.benchmarks.interval import interval
@@ -110,6 +111,7 @@ def run_benchmark(
     if looks and is_main_process():
         overlap = training_overlap(run, some, folder)
         say(said(overlap, len({item.text for item in some})), stderr=True)
+    benchmark.to(own_device())
     seconds = _do(run, benchmark, rows, settings, results, batch_size)
     if not is_main_process():
         return {}
@@ -252,13 +254,10 @@ def _scored(benchmark: Benchmark, rows: Sequence[Row], verdicts: Mapping[str, Ve
 
 def _model(run: FinishedRun) -> Model:
     """The run's method, ready for use on this process's device."""
-    import torch
-
     from umm_zoo.generation.model import Model
 
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     method = run.load_method()
-    return Model.of(method, method.run_data, device)
+    return Model.of(method, method.run_data, own_device())
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.backbones.devices import own_device
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Task, Turn
 from umm_zoo.benchmarks.judging.judge import CACHE, Judge, Question
 from umm_zoo.errors import Count, UserError
@@ -50,7 +50,7 @@ class LocalJudge(Judge):
         if (vlm is None) == (run is None):
             raise UserError("judge", "neither 'vlm' nor 'run'" if vlm is None else "both 'vlm' and 'run'", "one of them")
         self.max_new_tokens, self.cache = max_new_tokens, cache
-        self.device = device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+        self.device = device or own_device()
         self._vlm = None if vlm is None else vlm.eval().to(self.device)
         self._model: Model | None = None
         if run is not None:
