@@ -76,7 +76,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 
 
 def image_of(run: Path, name: str) -> Image.Image:
-    [file] = (run / "benchmarks" / "unified-bench").glob(f"made-*/{name}-42.png")
+    [file] = (run / "benchmarks" / "unified-bench").glob(f"made-*/{name}-42-*.png")
     return Image.open(file)
 
 

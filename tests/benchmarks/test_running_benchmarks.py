@@ -143,7 +143,7 @@ def test_a_killed_evaluation_goes_on(run: Path) -> None:
     [made], [judged] = ((run / "benchmarks").rglob(f"{name}-*.jsonl") for name in ("made", "verdicts"))
     made.write_text("".join(made.read_text().splitlines(keepends=True)[:4]) + '{"id": "2-0-')
     judged.write_text("".join(judged.read_text().splitlines(keepends=True)[:3]) + '{"id"')
-    next((run / "benchmarks").rglob("1-0.png")).unlink()
+    next((run / "benchmarks").rglob("1-0-*.png")).unlink()
     Greys.painted.clear()
     assert put(run, Levels())["scores"] == whole["scores"]
     assert Greys.painted == [("50 dark", 0), ("101 <b>light</b>", 0), ("101 <b>light</b>", 1)]
@@ -161,6 +161,7 @@ def test_a_changed_prompt_is_put_again(run: Path) -> None:
     Greys.painted.clear()
     assert put(run, Levels(prompts=["104 dark"]))["scores"]["level"] == 103.5
     assert Greys.painted == [("104 dark", 0), ("104 dark", 1)]
+    assert put(run, Levels(above=5, prompts=["103 dark"]))["scores"]["level"] == 102.5  # its own images are still there
 
 
 def test_two_processes_give_the_score_of_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

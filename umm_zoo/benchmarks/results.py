@@ -49,8 +49,8 @@ class Row:
 
     @property
     def file(self) -> str:
-        """Name of its image."""
-        return f"{self.item.key}-{self.seed}.png"
+        """Name of its image: another prompt under the same key has another."""
+        return f"{self.id}.png"
 
 
 @dataclass(frozen=True)
