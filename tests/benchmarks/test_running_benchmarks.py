@@ -22,6 +22,7 @@ from umm_zoo.batch import Batch
 from umm_zoo.benchmarks.base import Benchmark, Item, Verdict
 from umm_zoo.benchmarks.interval import interval
 from umm_zoo.benchmarks.running import run_benchmark
+from umm_zoo.errors import UserError
 from umm_zoo.evaluate import main as evaluate
 from umm_zoo.generation.answering import Ask
 from umm_zoo.generation.base import Command
@@ -195,6 +196,13 @@ def test_each_process_of_a_node_has_its_own_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "set_device", lambda place: current.insert(0, place))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     assert own_device() == f"cuda:{expected}"
+
+
+def test_an_image_that_is_not_finite_is_no_black_image(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = lambda self, batch, seeds, sampling: [torch.full((3, 4, 4), [0.0, torch.inf][row % 2]) for row in range(len(seeds))]  # noqa: E731
+    monkeypatch.setattr(Greys, "generate", seen)
+    with pytest.raises(UserError, match="levels 0: found a generated image with NaN or an infinity, expected finite numbers"):
+        put(run, Levels())
 
 
 def test_answers_are_compared_with_the_true_ones(run: Path) -> None:

@@ -17,7 +17,7 @@ from umm_zoo.benchmarks.base import Benchmark, Item, Verdict
 from umm_zoo.errors import UserError, note
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.types import TARGET
-from umm_zoo.generation.generating import Reconstruct
+from umm_zoo.generation.generating import Reconstruct, finite_pil
 from umm_zoo.generation.images import open_image
 from umm_zoo.generation.options import MAX_SEED, whole
 from umm_zoo.generation.requests import Request, Result
@@ -41,19 +41,18 @@ class CaptionAndReconstruct(Reconstruct):
 
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """A file is described in its own shape, where the model takes any; images of one shape together."""
-        from umm_zoo.callbacks.samples import to_pil
         from umm_zoo.outputs import ReconstructsFromCaptions
 
         if not isinstance(model.method, ReconstructsFromCaptions):
             raise model.cannot("reconstruct images from captions", ReconstructsFromCaptions)
-        results = []
+        results: list[Result] = []
         seen = [(request, model.load_shaped(request.images[0])) for request in requests]
         for _, group in groupby(seen, lambda pair: pair[1].shape):
             asked, images = zip(*group, strict=True)
             seeds = [request.settings["seed"] for request in asked]
             captions, made = model.method.reconstruct_from_captions(torch.stack(images).to(model.device), seeds)
-            found = zip(asked, captions, made, strict=True)
-            results += [Result(request, caption, {"reconstruction": to_pil(image)}) for request, caption, image in found]
+            for request, caption, image in zip(asked, captions, made, strict=True):
+                results.append(Result(request, caption, {"reconstruction": finite_pil(image, len(results))}))
         return results
 
 

@@ -12,7 +12,23 @@ from umm_zoo.generation.options import MAX_SEED, number, size, whole
 from umm_zoo.generation.requests import Request, Result
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
     from umm_zoo.generation.model import Model
+
+
+def finite_pil(image: Tensor, row: int) -> Image.Image:
+    """An image that a method has made, opened.
+
+    Raises:
+        UserError: it holds NaN or an infinity, which 8 bits would show as black or white.
+    """
+    from umm_zoo.callbacks.samples import to_pil
+
+    if not image.isfinite().all():
+        raise UserError("", "a generated image with NaN or an infinity", "finite numbers", "look at weights and precision", row=row)
+    return to_pil(image)
 
 
 class Reconstruct(Command):
@@ -33,7 +49,6 @@ class Reconstruct(Command):
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """Reconstruct one by one, each from its own seed; beside each image what codec or patches alone would give."""
         from umm_zoo.batch import stacked
-        from umm_zoo.callbacks.samples import to_pil
         from umm_zoo.outputs import Reconstructs
 
         if not isinstance(model.method, Reconstructs):
@@ -47,7 +62,7 @@ class Reconstruct(Command):
                 error.row = row
                 raise
             columns = {"round trip": model.method.round_trip(images), "reconstruction": made}
-            results.append(Result(request, None, {name: to_pil(column[0]) for name, column in columns.items()}))
+            results.append(Result(request, None, {name: finite_pil(column[0], row) for name, column in columns.items()}))
         return results
 
 
@@ -71,7 +86,6 @@ class Generate(Command):
         """
         from dataclasses import replace
 
-        from umm_zoo.callbacks.samples import to_pil
         from umm_zoo.outputs import Draws, Sampling
 
         if not isinstance(model.method, Draws):
@@ -90,7 +104,7 @@ class Generate(Command):
                 error.row = None if error.row is None else rows[error.row]
                 raise
             made = zip(rows, asked, images, strict=True)
-            results.update({row: Result(request, None, {"generated": to_pil(image)}) for row, request, image in made})
+            results.update({row: Result(request, None, {"generated": finite_pil(image, row)}) for row, request, image in made})
         return [results[row] for row in range(len(requests))]
 
 

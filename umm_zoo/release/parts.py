@@ -134,7 +134,7 @@ def assert_whole(node: Any, parts: Sequence[LibraryPart], path: tuple[str, ...] 
 def rest_of(method: nn.Module, parts: Sequence[LibraryPart]) -> dict[str, Tensor]:
     """Every tensor of a method that stands in none of the parts."""
     inside = {id(tensor) for part in parts for tensor in part.module.state_dict(keep_vars=True).values()}
-    own = {".".join((*part.path, key)) for part in parts for key in part.module.state_dict()}  # quantised ones are made by their library
+    own = {".".join((*part.path, key)) for part in parts for key in part.module.state_dict()}  # quantised: the library's
     return {key: value for key, value in method.state_dict(keep_vars=True).items() if id(value) not in inside and key not in own}
 
 
