@@ -56,7 +56,7 @@ class Scripted(Ranges):
                 self.send_header(name, value)
             self.end_headers()
         elif act == "hang":
-            time.sleep(1)
+            time.sleep(addresses.TIMEOUT + 1)
         elif act == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -116,25 +116,28 @@ FAULTS = {
 
 @pytest.mark.parametrize("act", FAULTS)
 def test_a_transient_fault_is_tried_again_and_counted_in_the_ledger(tmp_path, act, monkeypatch):
+    times = 2
     if act == "hang":
-        monkeypatch.setattr(addresses, "TIMEOUT", 0.5)
+        times = 1  # which takes the whole time-out: long enough that a busy machine's answers are in time
+        monkeypatch.setattr(addresses, "TIMEOUT", 3.0)
     near = next(iter(data_of(world(tmp_path), batch_size=11, window=2).train_dataloader()))
-    with scripted(tmp_path / "w", act, act) as (address, _):
+    with scripted(tmp_path / "w", *[act] * times) as (address, _):
         data = far(address)
         model = fit(data, tmp_path / "run", 1)
     assert model.seen == near.keys
     [(what, count)] = json.loads((tmp_path / "run/data.json").read_text())["tried again"].items()
-    assert what.startswith(f"{address}: {FAULTS[act]}") and 2 - (act == "reset") <= count <= 2  # aiohttp tries a reset once itself
+    least = times - (act == "reset")  # aiohttp tries a reset once itself
+    assert what.startswith(f"{address}: {FAULTS[act]}") and least <= count <= times
 
 
-@pytest.mark.parametrize("value", ["1", lambda: formatdate(time.time() + 2, usegmt=True)])
-def test_a_server_that_says_when_to_come_back_is_believed(tmp_path, value):
+@pytest.mark.parametrize("form", [lambda when: "1", lambda when: formatdate(when, usegmt=True)])
+def test_a_server_that_says_when_to_come_back_is_believed(tmp_path, form):
     world(tmp_path)
-    after = value if isinstance(value, str) else value()
-    with scripted(tmp_path / "w", (429, {"Retry-After": after})) as (address, _):
+    with scripted(tmp_path / "w") as (address, handler):
         loader = iter(far(address).train_dataloader())
-        began = time.monotonic()
-        assert len(next(loader).keys) == 11 and time.monotonic() - began > 0.9
+        when = int(time.time()) + 2
+        handler.script = [(429, {"Retry-After": form(when)})]
+        assert len(next(loader).keys) == 11 and time.time() > when - 1.1
 
 
 def test_the_faults_of_a_resumed_run_are_added_to_those_before(tmp_path):

@@ -87,7 +87,7 @@ def losses_of(method: Method, batch: Batch, sharded: bool) -> dict[str, Tensor]:
 
 def work_of_rank(rank: int, family: str, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=120))
     make, rows, shares = FAMILIES[family]
     method, mesh = make(), init_device_mesh("cpu", (2,))
     for block in (blocks := sharded_blocks(method)):
