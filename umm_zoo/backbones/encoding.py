@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from umm_zoo.backbones.templates import IGNORE, Piece
+
+#: Token ids or labels, ``[L]``.
+Numbers = NDArray[np.int32]
+Flags = NDArray[np.bool_]
 
 
 def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -42,77 +49,130 @@ def encode(
     lengths: Sequence[int],
     first: Sequence[int] = (),
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one conversation, with as many image tokens for each image as ``lengths`` says.
+    """``encode_all`` of one conversation."""
+    [(ids, labels)] = encode_all(tokenizer, [pieces], image_token_id, [lengths], first)
+    return ids.tolist(), labels.tolist()
 
-    All is tokenised as one text, as the library does, so that no border between pieces changes a token; a token is trained if it
-    shares a character with a trained piece. Text is read as text: one that spells a special token forges nothing.
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[Piece]],
+    image_token_id: int,
+    lengths: Sequence[Sequence[int]],
+    first: Sequence[int] = (),
+) -> list[tuple[Numbers, Numbers]]:
+    """Token ids and labels of conversations, with as many image tokens for each image as ``lengths`` says.
+
+    All of a row is tokenised as one text, as the library does, so that no border between pieces changes a token; a token is trained
+    if it shares a character with a trained piece. Text is read as text: one that spells a special token forges nothing. The texts
+    of all rows go through the tokenizer in one call; in a second one where some must be read word by word.
 
     Args:
         tokenizer: a fast one, which can tell the characters of a token.
-        pieces: from ``ChatTemplate.render``.
+        rows: pieces of each, from ``ChatTemplate.render``.
         image_token_id: stands at the places of image tokens.
-        lengths: tokens of each image piece.
+        lengths: tokens of each image piece of a row.
         first: tokens before the others (``ChatTemplate.first_ids``), left out where these open with the tokenizer's first one.
     """
-    start = list(first)
-    if pieces and pieces[0].kind == "special" and pieces[0].text == tokenizer.bos_token:
-        start = []
-    ids, labels, left = start, [IGNORE] * len(start), iter(lengths)
-    for found, trained, is_image in _tokens(tokenizer, pieces, image_token_id):
-        count = next(left) if is_image else 1
-        ids += [found] * count
-        labels += [found if trained else IGNORE] * count
-    return ids, labels
+    plans = [list(_plan(tokenizer, pieces, image_token_id)) for pieces in rows]
+    read = {}
+    for split in (False, True):
+        texts = [part for plan in plans for part in plan if isinstance(part, _Text) and part.split is split]
+        read[split] = _read(tokenizer, texts, image_token_id)
+    return [
+        _row([_start(tokenizer, pieces, first), *plan], read, own) for plan, pieces, own in zip(plans, rows, lengths, strict=True)
+    ]
+
+
+class _Tokens(NamedTuple):
+    """Ids ``[L]``, which of them are trained, and which stand for an image."""
+
+    ids: Numbers
+    trained: Flags
+    is_image: Flags
+
+    @classmethod
+    def of(cls, ids: Sequence[int], trained: bool = False, is_image: bool = False) -> _Tokens:
+        """All of one kind."""
+        return cls(np.array(ids, dtype=np.int32), np.full(len(ids), trained), np.full(len(ids), is_image))
+
+
+class _Text(NamedTuple):
+    """A text with its trained spans; special tokens in it are such where it is not to be ``split``."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    split: bool
+
+    @classmethod
+    def of(cls, pieces: list[Piece], split: bool) -> _Text:
+        """Some pieces, joined."""
+        ends = accumulate(len(piece.text) for piece in pieces)
+        spans = [(end - len(piece.text), end) for piece, end in zip(pieces, ends, strict=True) if piece.trained]
+        return cls("".join(piece.text for piece in pieces), spans, split)
 
 
 @lru_cache(maxsize=8)
-def _forgeable(tokenizer: PreTrainedTokenizerBase, size: int, image_token_id: int) -> tuple[dict[int, str], re.Pattern[str]]:
-    """Special tokens and the image token of a tokenizer of that ``size``, by their ids, and what finds them in a text."""
+def _forgeable(tokenizer: PreTrainedTokenizerBase, size: int, image_token_id: int) -> tuple[dict[str, int], re.Pattern[str]]:
+    """Ids of a tokenizer's special tokens and image token by their names, and what finds them in a text; ``size`` is its number of
+    tokens, for it may grow."""
     known = {
-        number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special or number == image_token_id
+        str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special or number == image_token_id
     }
-    longest_first = sorted(map(re.escape, known.values()), key=len, reverse=True)
+    longest_first = sorted(map(re.escape, known), key=len, reverse=True)
     return known, re.compile("|".join(longest_first) or "(?!)")
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], image_token_id: int) -> Iterator[tuple[int, bool, bool]]:
-    """Id of each token, whether it is trained, and whether it stands for an image piece."""
+def _plan(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], image_token_id: int) -> Iterator[_Text | _Tokens]:
+    """A row as texts to be tokenised, and tokens between them."""
     known, forged = _forgeable(tokenizer, len(tokenizer), image_token_id)
+    image = next((name for name, number in known.items() if number == image_token_id), None)
     runs = [(kind, list(group)) for kind, group in groupby(pieces, key=lambda piece: piece.kind)]
-    for piece in pieces:
-        if piece.kind == "special":
-            special_id(tokenizer, piece.text)
-    named = all(
-        image_token_id in known if kind == "image" else all(piece.text in known.values() for piece in group)
-        for kind, group in runs
-        if kind != "text"
-    )
+    named = all(image is not None if piece.kind == "image" else piece.text in known for piece in pieces if piece.kind != "text")
     if named and not any(kind == "text" and forged.search("".join(piece.text for piece in group)) for kind, group in runs):
-        image = known.get(image_token_id, "")
-        whole = [Piece("text", image if piece.kind == "image" else piece.text, piece.trained) for piece in pieces]
-        yield from ((found, trained, found == image_token_id) for found, trained in _texts(tokenizer, whole, split=False))
+        yield _Text.of([piece._replace(text=image or "") if piece.kind == "image" else piece for piece in pieces], split=False)
         return
     for kind, group in runs:
         if kind == "text":
-            yield from ((found, trained, False) for found, trained in _texts(tokenizer, group, split=True))
+            yield _Text.of(group, split=True)
         for piece in group if kind != "text" else ():
             number = image_token_id if kind == "image" else special_id(tokenizer, piece.text)
-            yield number, piece.trained, kind == "image"
+            yield _Tokens.of([number], piece.trained, kind == "image")
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], split: bool) -> Iterator[tuple[int, bool]]:
-    text, spans = "", []
-    for piece in pieces:
-        if piece.trained:
-            spans.append((len(text), len(text) + len(piece.text)))
-        text += piece.text
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=split, return_offsets_mapping=True)
-    for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        yield token, any(start < last and stop > first for first, last in spans)
+def _start(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], first: Sequence[int]) -> _Tokens:
+    return _Tokens.of([] if pieces and pieces[0].kind == "special" and pieces[0].text == tokenizer.bos_token else first)
 
 
-def pad(rows: list[list[int]], value: int, left: bool) -> Tensor:
+def _read(tokenizer: PreTrainedTokenizerBase, parts: Sequence[_Text], image_token_id: int) -> Iterator[_Tokens]:
+    """Tokens of each text in its turn."""
+    if not parts:
+        return
+    split, unread = parts[0].split, {"return_attention_mask": False, "return_token_type_ids": False}
+    read = tokenizer([part.text for part in parts], add_special_tokens=False, split_special_tokens=split, **unread)
+    for part, own in zip(parts, read.encodings or [], strict=True):
+        ids, trained = np.array(own.ids, dtype=np.int32), np.zeros(len(own), dtype=bool)
+        if part.spans:  # of one text at a time: the tuples of all would set off Python's search for garbage
+            starts, stops = np.array(own.offsets).reshape(-1, 2).T
+            for first, last in part.spans:
+                trained |= (starts < last) & (stops > first)
+        yield _Tokens(ids, trained, (ids == image_token_id) & (not split))
+
+
+def _row(
+    plan: Sequence[_Text | _Tokens], read: Mapping[bool, Iterator[_Tokens]], lengths: Sequence[int]
+) -> tuple[Numbers, Numbers]:
+    """Ids and labels of a row, its texts taken in turn from what was ``read`` of all."""
+    parts = [next(read[part.split]) if isinstance(part, _Text) else part for part in plan]
+    ids, trained, is_image = (np.concatenate(own) for own in zip(*parts, strict=True))
+    counts = np.ones(len(ids), dtype=np.int64)
+    counts[is_image] = lengths[: is_image.sum()]
+    return np.repeat(ids, counts), np.repeat(np.where(trained, ids, np.int32(IGNORE)), counts)
+
+
+def pad(rows: Sequence[Sequence[int] | NDArray[np.int32]], value: int, left: bool) -> Tensor:
     """Rows of different lengths as one ``[B, L]`` tensor."""
-    length = max(len(row) for row in rows)
-    gaps = [[value] * (length - len(row)) for row in rows]
-    return torch.tensor([gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)], dtype=torch.long)
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for own, row in zip(padded, rows, strict=True):
+        own[padded.shape[1] - len(row) if left else 0 :][: len(row)] = row
+    return torch.from_numpy(padded)

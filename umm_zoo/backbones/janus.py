@@ -12,7 +12,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from umm_zoo.backbones.base import VLMInputs
-from umm_zoo.backbones.encoding import encode, pad
+from umm_zoo.backbones.encoding import encode_all, pad
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
 from umm_zoo.backbones.image_sampling import Step, distinct, draw, in_turn, put, take, uniforms
@@ -192,14 +192,12 @@ class Janus(SquareVLM, UnifiedAR):
 
     def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         limit, length = self.config.text_config.max_position_embeddings, self.generated_grid.num_cells
-        rows = []
-        for row, text in enumerate(texts):
-            pieces, first = self.template.image_prompt(text), self.template.first_ids(self.tokenizer)
-            ids, _ = encode(self.tokenizer, pieces, self.image_token_id, (), first)
+        pieces, first = [self.template.image_prompt(text) for text in texts], self.template.first_ids(self.tokenizer)
+        rows = [ids.tolist() for ids, _ in encode_all(self.tokenizer, pieces, self.image_token_id, [()] * len(texts), first)]
+        for row, ids in enumerate(rows):
             if len(ids) + length > limit:
                 found, places = f"{len(ids)} tokens", f"{limit} positions of the language model and {length} image tokens"
                 raise UserError("", found, f"at most {limit - length} in a prompt for an image ({places})", row=row)
-            rows.append(ids)
         return rows
 
     def unconditional(self, inputs: VLMInputs) -> VLMInputs:

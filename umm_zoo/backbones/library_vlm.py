@@ -88,9 +88,9 @@ class LibraryVLM(RowTokeniser):
             expected = f"{len(conversations)} numbers (conversations) with the sum {len(shown)} (images)"
             raise ValueError(f"image_counts: found {image_counts}, expected {expected}")
         rows = self.encode_rows(conversations, self.image_layouts(shown, image_counts), for_generation, opening)
-        token_ids = pad([ids for ids, _ in rows], self.pad_id, for_generation)
-        labels = pad([labels for _, labels in rows], IGNORE, for_generation)
-        attention_mask = pad([[1] * len(ids) for ids, _ in rows], 0, for_generation).bool()
+        token_ids = pad([row.ids for row in rows], self.pad_id, for_generation)
+        labels = pad([row.labels for row in rows], IGNORE, for_generation)
+        attention_mask = pad([[1] * len(row.ids) for row in rows], 0, for_generation).bool()
         image_mask = (token_ids == self.image_token_id) & attention_mask
         position_ids = self.position_ids(token_ids, attention_mask, image_mask, self.image_grids(shown))
         token_ids, labels, attention_mask, image_mask, position_ids = (
@@ -111,7 +111,7 @@ class LibraryVLM(RowTokeniser):
             side = self.image_size or 64
             made = self.image_features([torch.zeros(3, side, side, device=self.device)], [1])
             embeddings = embeddings + sum(0 * part.sum().to(embeddings.dtype) for part in made if part is not None)
-        padded = len({len(ids) for ids, _ in rows}) > 1
+        padded = len({len(row.ids) for row in rows}) > 1
         return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
 
     @property

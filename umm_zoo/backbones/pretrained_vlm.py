@@ -20,6 +20,7 @@ from transformers import (
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.decoder_stack import DecoderStack
+from umm_zoo.backbones.encoded_rows import ImageLayout
 from umm_zoo.backbones.families import use
 from umm_zoo.backbones.language_models import attention_by_part
 from umm_zoo.backbones.library_vlm import LibraryVLM
@@ -36,7 +37,6 @@ from umm_zoo.backbones.loading import (
 )
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.backbones.quantization import assert_writable
-from umm_zoo.backbones.row_tokeniser import ImageLayout
 from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import tokenizer_source

@@ -17,8 +17,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import get_resize_
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.encoded_rows import ImageLayout
 from umm_zoo.backbones.frozen import rest_unused
-from umm_zoo.backbones.row_tokeniser import ImageLayout
 from umm_zoo.backbones.vlm_family import Llava, Qwen2VL, Qwen3VL, VLMFamily
 from umm_zoo.batch import Grid
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.encoded_rows import ImageLayout
 from umm_zoo.backbones.frozen import rest, rest_unused
 from umm_zoo.backbones.llava_loading import TOWERS, assert_tower
 from umm_zoo.backbones.qwen_images import PatchLayout
-from umm_zoo.backbones.row_tokeniser import ImageLayout
 from umm_zoo.backbones.stored_template import Cutter
 from umm_zoo.batch import Grid
 
