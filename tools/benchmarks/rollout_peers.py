@@ -1,9 +1,10 @@
-"""The other arms of benchmark_rollout.py: the library's own calls, and TRL's GRPOTrainer, on the same model, images and reward."""
+"""Peers of our rollouts: the library's own calls, and TRL's GRPOTrainer, on the same model, images and reward."""
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
+
+from tools.benchmarks.base import Options
 
 RANK, ALPHA, LEARNING_RATE = 8, 16, 1e-5
 
@@ -104,7 +105,7 @@ def trl_processor(vlm: Any) -> Any:
     return Processor(cutter, vlm.tokenizer, CHAT_TEMPLATE)
 
 
-def trl_trainer(options: argparse.Namespace, method: Any, batch: Any, folder: str) -> Any:
+def trl_trainer(options: Options, method: Any, batch: Any, folder: str) -> Any:
     """TRL's trainer of the method's captioner, which generates and rewards with the method and measures its phases."""
     import torch
     from datasets import Dataset

@@ -1,64 +1,43 @@
-"""Cost of sampling image tokens: ours and a loop over the library's layers, as ratios to the matrix products alone.
-
-    python tools/benchmark_image_tokens.py [--rows 96] [--prompts 96] [--width 96] [--layers 3] [--steps 20] [--repeats 3]
+"""Sampling of image tokens, ours and a loop over the library's layers, against the matrix products alone.
 
 ``products`` makes the matrix products of a plain loop and nothing else: those of the prompts, of each token's layers with keys and
 values that lie in memory, of the head and of the projector. ``ours`` is ``Janus.sample_image``; ``library`` decodes with the
 library's layers and its growing cache, and draws with ``torch.multinomial``. With guidance there are two rows per image; ours
 encodes equal prompts once, the others do not.
-
-Every arm runs in a process of its own, in turns, so that other load on the machine meets all of them. A call's time is the least of
-its turn, of the processor (on an accelerator of the clock); the numbers are medians over the turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool may use another, from any folder
+from tools.benchmarks import base
+from tools.benchmarks.base import Numbers, Options
 
-from tools import timing
-from umm_zoo.release.card import markdown_table
-
-ARMS = ("products", "ours", "library")
-SCALES = (1.0, 3.0)
+UNIT, OWN = "call", ("ours",)
+#: ``rows`` images of a call on ``prompts`` prompts, a divisor; ``inner`` is the width inside a layer.
+SIZES = {"rows": 96, "prompts": 96, "width": 96, "layers": 3, "heads": 4, "inner": 256, "steps": 20}
+SMALLEST = {"rows": 4, "prompts": 2, "width": 16, "layers": 1, "heads": 2, "inner": 24, "steps": 1}
 #: Sizes of the toy beside those that are options: side of the image, of a patch, and number of codes.
 SIDE, PATCH, CODES = 32, 8, 260
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command: all turns and their table."""
-    options = parser().parse_args(arguments)
-    print(table(timing.in_turns(measure, options, [(scale, arm) for scale in SCALES for arm in ARMS]), options))
-    return 0
+def cases(options: Options) -> list[tuple[str, str]]:
+    """Without guidance and with it."""
+    return [(f"guidance {scale}", arm) for scale in (1, 3) for arm in ("ours", "products", "library")]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    return timing.parser(
-        __doc__,
-        steps=(20, "timed calls of a turn, after two that are not timed"),
-        rows=(96, "images of a call"),
-        prompts=(96, "prompts of a call, a divisor of the images"),
-        width=(96, "width of the language model"),
-        layers=(3, "layers of the language model"),
-        heads=(4, "heads of the language model"),
-        inner=(256, "width inside its layers"),
-    )
+def missing(options: Options, arm: str) -> str:
+    """Nothing is needed."""
+    return ""
 
 
-def measure(options: argparse.Namespace, case: tuple[float, str]) -> timing.Numbers:
-    """Least milliseconds of a call of one arm, in this process."""
+def measure(options: Options, setting: str, arm: str) -> Numbers:
+    """A call of one arm, in this process."""
     import torch
 
-    scale, arm = case
     torch.manual_seed(0)
-    model = build_model(options).to(options.device).eval()
+    scale, model = float(setting.split()[1]), build(options).to(options.device).eval()
     texts = [f"{number} large circles at the top left" + ", one square" * (number % 4) for number in range(options.prompts)]
     inputs = model.image_prompt(texts)
     calls: dict[str, Callable[[], Any]] = {
@@ -66,17 +45,11 @@ def measure(options: argparse.Namespace, case: tuple[float, str]) -> timing.Numb
         "ours": lambda: model.sample_image(inputs, range(options.rows), scale),
         "library": lambda: grown(model, inputs, options.rows, scale),
     }
-    clock = time.process_time if options.device == "cpu" else lambda: timing.now(options.device)
-    took = []
     with torch.no_grad():
-        for _ in range(options.steps + 2):
-            start = clock()
-            calls[arm]()
-            took.append(clock() - start)
-    return {"milliseconds": 1000 * min(took[2:])}
+        return {"seconds": base.timed(calls[arm], options.steps, options.device), "gflop": base.gflop(calls[arm])}
 
 
-def build_model(options: argparse.Namespace) -> Any:
+def build(options: Options) -> Any:
     """A Janus of random weights with a codebook of random patches."""
     import torch
 
@@ -153,20 +126,3 @@ def grown(model: Any, inputs: Any, rows: int, scale: float) -> None:
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         if step + 1 < model.generated_grid.num_cells:
             hidden = model.run(model.embed_image(drawn), mask, place + step, prefix.cache)[:, -1]
-
-
-def table(found: dict[tuple[float, str], timing.Numbers], options: argparse.Namespace) -> str:
-    """Medians over the turns, as Markdown."""
-    rows = []
-    for scale in SCALES:
-        took = [found[scale, arm]["milliseconds"] for arm in ARMS]
-        rows.append([f"{scale:g}", *(f"{one:.1f}" for one in took), *(f"{one / took[0]:.2f}" for one in took[1:])])
-    head = ["guidance", *(f"{arm}, ms" for arm in ARMS), *(f"{arm} / products" for arm in ARMS[1:])]
-    images = f"{options.rows} images of {(SIDE // PATCH) ** 2} tokens of {CODES} codes on {options.prompts} prompts"
-    model = f"language model {options.width} x {options.layers}, {options.heads} heads"
-    setting = f"{options.device}, {images}, {model}; {options.repeats} turns of {options.steps} calls"
-    return "\n".join([setting, "", *markdown_table(head, rows)])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
