@@ -7,8 +7,10 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from umm_zoo.backbones.adapters import LoRA
 
@@ -122,3 +124,34 @@ def test_files_of_an_adapter_that_are_none_are_one_line(name, tmp_path):
     (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=f"{name}: found a Git-LFS pointer"):
         attached()[1].load(tmp_path)
+
+
+class Casts(TorchDispatchMode):
+    """Counts tensors that are widened."""
+
+    def __init__(self):
+        super().__init__()
+        self.widened = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and made.dtype == torch.float32 and args[0].dtype == torch.bfloat16:
+            self.widened += 1
+        return made
+
+
+def test_under_autocast_no_input_is_widened_to_be_narrowed_again():
+    network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).bfloat16()
+    adapter = LoRA(rank=2)
+    adapter.attach(network)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(3, 6).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        made = network(x)
+    assert casts.widened == 0
+    narrow, states = copy.deepcopy(adapter).bfloat16(), x
+    for layer, key in zip(network, ("0", "1"), strict=True):
+        up, down = narrow.layers[key].up, narrow.layers[key].down
+        states = F.linear(states, layer.weight, layer.bias) + adapter.scale * F.linear(F.linear(states, down), up)
+    assert torch.equal(made, states)

@@ -48,8 +48,9 @@ class LowRank(nn.Module):
         nn.init.normal_(self.down, std=1 / rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Down, then up."""
-        return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
+        """Down, then up; autocast brings both to its own dtype, and to widen the input for it would be two casts for nothing."""
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
+        return F.linear(F.linear(x, self.down), self.up)
 
 
 class _Beside:

@@ -95,7 +95,8 @@ class LatentCodec(ExactBuffers, ABC):
             expected = f"multiples of {self.downsampling}, as {type(self).__name__} needs them"
             raise UserError("data.image_size", f"images of {list(images.shape[-2:])} pixels", expected)
         mean, log_variance = self.posterior(images)
-        return self.normalise(draw(mean, log_variance, generator) if sample else mean).to(images.dtype)
+        made = draw(mean, log_variance, generator) if sample else mean
+        return self.normalise(made.to(images.dtype))  # what a network of narrower weights made is not rounded once more
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images of normalised latents, in about [-1, 1]."""

@@ -41,6 +41,8 @@ class AdamW(OptimizerFactory):
         weight_decay: applied to tensors of two or more dimensions; to all of them if ``decay_vectors``.
         part_lr: learning rate by part name, for instance ``{denoiser: 1.0e-4}``.
         decay_vectors: also decay biases and norm scales (our default is not to; with weight_decay 0 it does not matter).
+        fused: one kernel for the whole update: the same but for rounding, in a quarter of the time on a CPU (not measured on GPUs).
+            A checkpoint of either is continued with the other.
 
     Raises:
         ValueError: ``part_lr`` names a part that is not trained.
@@ -55,9 +57,10 @@ class AdamW(OptimizerFactory):
         weight_decay: Weight = 0.0,
         part_lr: dict[str, Weight] | None = None,
         decay_vectors: bool = False,
+        fused: bool = True,
     ) -> None:
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.part_lr, self.decay_vectors = dict(part_lr or {}), decay_vectors
+        self.part_lr, self.decay_vectors, self.fused = dict(part_lr or {}), decay_vectors, fused
 
     def build(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> Optimizer:
         """One group per part, split in two where biases and norms are not decayed."""
@@ -81,14 +84,25 @@ class AdamW(OptimizerFactory):
 
     def make(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimiser of finished groups."""
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
+        there = {parameter.device.type for group in groups for parameter in group["params"]}
+        fused = self.fused and there <= {"cpu", "cuda"}  # on the meta device nothing is updated
+        made = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=fused or None)
+        made._step_supports_amp_scaling = False  # it would, but gradients could not be clipped then
+        made.register_load_state_dict_pre_hook(_keep_kernel)
+        return made
+
+
+def _keep_kernel(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to be loaded, with this optimiser's own kernels: which ones wrote it says nothing about the machine at hand."""
+    own = {name: optimizer.param_groups[0].get(name) for name in ("fused", "foreach")}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
 
 
 class AdamW8bit(AdamW):
     """AdamW with both moments in 8 bit, in blocks with a scale each, by bitsandbytes (Dettmers et al., 2022, arXiv 2110.02861).
 
-    Arguments are those of ``AdamW``. Tensors of fewer than 4,096 numbers keep moments of 32 bit, as the library has it. Needs the
-    package: ``pip install bitsandbytes``.
+    Arguments are those of ``AdamW``; ``fused`` changes nothing, for the library's always is. Tensors of fewer than 4,096 numbers
+    keep moments of 32 bit, as the library has it. Needs the package: ``pip install bitsandbytes``.
 
     Raises:
         UserError: the package is missing.

@@ -33,6 +33,7 @@ from umm_zoo.experiment.targets import find_target
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.training.changes import ChangedSettings, Changes
+from umm_zoo.training.compilation import CompiledParts
 from umm_zoo.training.continuation import Continuation, ContinuedFitLoop
 from umm_zoo.training.ema import EMA
 from umm_zoo.training.intervals import validate_every
@@ -213,6 +214,9 @@ def make_trainer(
     callbacks: dict[str, Any] = {"changes": ChangedSettings(record.changes, built.callbacks)}  # it may refuse; then all stays
     callbacks |= {"record": record, "continuation": continuation}
     callbacks |= {"metrics": MetricCallback(built.metrics)} if built.metrics else {}
+    if built.setup is not None:
+        built.setup.set_products()
+        callbacks |= {} if built.setup.compilation is None else {"compile": CompiledParts(built.setup.compilation)}
     standing = _standing(given, folder)
     if not isinstance(built.callbacks.get("checkpoint", standing.get("checkpoint")), LastCheckpoint | None):
         standing["last_checkpoint"] = standing.pop("checkpoint")  # one of the user's own may keep the best, and never the last

@@ -20,6 +20,7 @@ from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
 from umm_zoo.metrics.scores import logged_names, unknown_score
 from umm_zoo.objectives.step import whole_steps
+from umm_zoo.training.compilation import Compilation
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 from umm_zoo.training.ranks import is_main_process
 
@@ -41,6 +42,9 @@ class TrainingSetup:
         weights: of the stage that this one comes ``after``: its averages where it keeps them, or the raw ones all the same.
         offload: names of frozen parts that no gradient passes: they wait on the CPU, and are on the device one at a time, while
             they compute.
+        compile: names of parts that torch compiles for training steps, see ``Compilation``, which has options.
+        tf32: products of float32 matrices on GPUs round their inputs to 10 bits, as the released trainings of LLaVA, ROSS,
+            MetaQuery and Flow-GRPO set it; on a CPU, and for matrices in half precision, nothing changes.
     """
 
     def __init__(
@@ -52,10 +56,14 @@ class TrainingSetup:
         max_skipped_steps: Natural = 10,
         weights: Literal["averaged", "raw"] = "averaged",
         offload: Sequence[str] = (),
+        compile: Sequence[str] | Compilation = (),
+        tf32: bool = True,
     ) -> None:
         several("training.offload", offload)
         self.trained, self.optimizer, self.schedule, self.offload = list(trained), optimizer, schedule, list(offload)
         self.skips = max_skipped_steps if on_nan == "skip" else None
+        self.tf32 = tf32
+        self.compilation = compile if isinstance(compile, Compilation) else Compilation(compile) if compile else None
 
     def prepare(self, method: Method) -> None:
         """Freeze what is not trained, and let the method ask here for its optimiser; note weights too coarse for small updates.
@@ -65,6 +73,8 @@ class TrainingSetup:
         """
         method.train_only(self.trained, self.build)
         method.offload(self.offload)
+        if self.compilation is not None:
+            self.compilation.check(method, self.offload)
         method.step.skips_left = self.skips
         parts = method.all_parts()
         coarse = [name for name in self.trained if any(p.dtype in _COARSE and p.requires_grad for p in parts[name].parameters())]
@@ -73,6 +83,10 @@ class TrainingSetup:
             note(
                 f"training.trained: {', '.join(coarse)} in half precision, where updates far smaller than a weight are lost; {kept}"
             )
+
+    def set_products(self) -> None:
+        """Let this process compute with ``tf32`` or without."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
 
     def build(self, parameters: Mapping[str, Sequence[nn.Parameter]]) -> Any:
         """Optimiser and schedule (stepped per update) over the parameters of each trained part, as Lightning wants them."""
