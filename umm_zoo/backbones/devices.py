@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 
 def local_rank() -> int:
@@ -18,3 +19,11 @@ def own_device() -> str:
         return "cpu"
     torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # a job may see its own GPU alone
     return f"cuda:{torch.cuda.current_device()}"
+
+
+def send(values: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device, without waiting for what the device has to do before; ``values`` must not change then."""
+    device = torch.device(device)
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # only from page-locked memory does a copy not wait
+    return values.to(device, non_blocking=True)

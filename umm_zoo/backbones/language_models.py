@@ -59,10 +59,16 @@ def attention_of(attention: str, config: Any) -> str:
     return "eager" if attention == "sdpa" and not getattr(kind, "_supports_sdpa", True) else attention
 
 
-def attention_by_part(attention: str, text: Any) -> str | dict[str, str]:
-    """Attention of a whole LLaVA: where its parts differ, by part, as the library takes it."""
-    own = attention_of(attention, text)
-    return attention if own == attention else {"": attention, "vision_config": attention, "text_config": own}
+def attention_by_part(attention: str, text: Any, tower: str | None = None) -> str | dict[str, str]:
+    """Attention of a whole vision-language model: where its parts differ, by part, as the library takes it.
+
+    Args:
+        attention: of the whole.
+        text: configuration of the language model, which may have less.
+        tower: the vision tower's; None is the whole's.
+    """
+    own, tower = attention_of(attention, text), tower or attention
+    return attention if own == tower == attention else {"": attention, "vision_config": tower, "text_config": own}
 
 
 def llava_class(config: Any) -> type[LlavaForConditionalGeneration]:

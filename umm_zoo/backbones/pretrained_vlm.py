@@ -20,6 +20,7 @@ from transformers import (
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.decoder_stack import DecoderStack
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoded_rows import ImageLayout
 from umm_zoo.backbones.families import use
 from umm_zoo.backbones.language_models import attention_by_part
@@ -113,6 +114,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         max_length: Count | None = None,
         dtype: Dtype = "auto",
         attention: str = "sdpa",
+        tower_attention: str | None = None,
         gradient_checkpointing: bool = False,
         quantization: dict[str, Any] | None = None,
     ) -> PretrainedVLM:
@@ -126,6 +128,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
             dtype: ``auto`` is the checkpoint's own.
             attention: ``sdpa`` (``eager`` for a language model that has none), ``eager``, ``flash_attention_2`` …; a bridge needs
                 one of the first two.
+            tower_attention: the vision tower's; None is ``attention``, see ``Qwen25VL``.
             quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
@@ -140,7 +143,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         if (kind := (stored or {}).get("model_type")) not in VLM_FAMILIES:
             hint = use(kind).removeprefix("; ") or "umm_zoo/backbones/README.md says how to add one"
             raise UserError(source, f"a model of type '{kind}'", f"one of {', '.join(VLM_FAMILIES)}", hint)
-        attends = attention_by_part(attention, AutoConfig.for_model(**cast(Any, stored)).get_text_config())
+        attends = attention_by_part(attention, AutoConfig.for_model(**cast(Any, stored)).get_text_config(), tower_attention)
         if on_meta_device():
             built = None if elsewhere else checked_config(AutoModelForImageTextToText, source, config)
             built = built or AutoConfig.for_model(**cast(Any, stored))
@@ -244,7 +247,8 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         """As the base class."""
         made = processed(images, image_counts, self.family.images, self.family.settings)
         dtype = next(self._parts["vision_tower"].parameters()).dtype
-        there = {name: own.to(self.device, dtype if own.is_floating_point() else None) for name, own in made.items()}
+        sent = {name: own.to(dtype) if own.is_floating_point() else own for name, own in made.items()}
+        there = {name: own if name in self.family.on_host else send(own, self.device) for name, own in sent.items()}
         features, behind = self.family.features(there)
         expected = sum(run for row in self.image_layouts(images, image_counts) for image in row for run in image.runs)
         if len(features) != expected:

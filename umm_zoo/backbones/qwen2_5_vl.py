@@ -28,6 +28,7 @@ from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_layout, read_config
 from umm_zoo.backbones.qwen_images import PatchLayout
+from umm_zoo.backbones.qwen_tower import batch_segments, encode
 from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat
 from umm_zoo.backbones.tokenizer import is_here, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Grid, Images
@@ -72,6 +73,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         # The merger lives inside the library's vision tower and lm_head outside its language model, so a part is a group of
         # modules. The groups are kept in a plain dict: registered, every tensor would stand twice in the state dict.
         visual, language = self.model.model.visual, self.model.model.language_model
+        batch_segments(visual)
         self._parts: dict[str, nn.Module] = {
             "vision_tower": nn.ModuleDict({"patch_embed": visual.patch_embed, "blocks": visual.blocks}),
             "projector": visual.merger,
@@ -90,6 +92,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         system_prompt: str | None = SYSTEM_PROMPT,
         dtype: str = "float32",
         attention: str = "sdpa",
+        tower_attention: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> Qwen25VL:
         """Random weights of any size. On the meta device nothing is read but a tokenizer that is on this machine.
@@ -101,7 +104,9 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             min_pixels, max_pixels: images of a smaller and a larger area are resized; None is 4 and 16,384 tokens.
             system_prompt: put before a conversation without a system turn; None puts none.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
-            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
+            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …; a bridge needs one of the first two.
+            tower_attention: the vision tower's; None is ``attention``. With ``sdpa`` windows of one size share a call, and on a GPU
+                in half precision a flash kernel takes all at once.
             gradient_checkpointing: see the class.
 
         Raises:
@@ -113,7 +118,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             reader = load_tokenizer(tokenizer)
             match_tokenizer(built, reader, config)
         layout = patch_layout(built, min_pixels, max_pixels)
-        return cls(_new_model(built, dtype, attention), reader, layout, system_prompt, gradient_checkpointing)
+        return cls(_new_model(built, dtype, attention, tower_attention), reader, layout, system_prompt, gradient_checkpointing)
 
     @classmethod
     def from_pretrained(
@@ -126,6 +131,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         system_prompt: str | None = SYSTEM_PROMPT,
         dtype: str = "float32",
         attention: str = "sdpa",
+        tower_attention: str | None = None,
         gradient_checkpointing: bool = False,
         quantization: dict[str, Any] | None = None,
     ) -> Qwen25VL:
@@ -136,7 +142,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             config: what the checkpoint is expected to be, for building without it; compared with what is found when loading.
             tokenizer: name or folder; None is the checkpoint's own, or the shipped one where a folder has none.
             min_pixels, max_pixels: None is the checkpoint's own bound.
-            system_prompt, dtype, attention, gradient_checkpointing: see ``from_config``.
+            system_prompt, dtype, attention, tower_attention, gradient_checkpointing: see ``from_config``.
             quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 
         Raises:
@@ -154,10 +160,11 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             if is_here(words):
                 reader = load_tokenizer(words)
                 match_tokenizer(built, reader, built.to_dict() if config is None else config)
-            model = mark_quantized(_new_model(built, dtype, attention), source, quantization)
+            model = mark_quantized(_new_model(built, dtype, attention, tower_attention), source, quantization)
             return cls(model, reader, layout, system_prompt, gradient_checkpointing)
         kind = Qwen2_5_VLForConditionalGeneration
-        model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attention)
+        attends = _by_part(attention, tower_attention)
+        model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attends)
         assert_stated(source, config, model.config, UNDECLARED)
         reader = load_tokenizer(tokenizer_source(source, tokenizer))
         match_tokenizer(model.config, reader, model.config.to_dict())
@@ -216,9 +223,10 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     def encode_images(self, images: Images) -> list[Tensor]:
         """As the base class; any sizes, packed behind one another."""
-        patches = self.layout.patches(images)
-        sizes = self._patches(self.image_grids(images)).to(patches.device)
-        return list(self.model.model.get_image_features(patches, image_grid_thw=sizes).pooler_output)
+        grids, merge = self.image_grids(images), self.layout.merge_size
+        sizes = [(grid.h * merge, grid.w * merge) for grid in grids]
+        made = encode(self.model.model.visual, self.layout.patches(images), sizes).pooler_output
+        return list(made.split([grid.num_cells for grid in grids]))
 
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """M-RoPE's time, row and column, ``[3, B, L]``."""
@@ -238,5 +246,10 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         return stack.copied() if copied else stack
 
 
-def _new_model(config: Qwen2_5_VLConfig, dtype: str, attention: str) -> Qwen2_5_VLForConditionalGeneration:
-    return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch_dtype(dtype), attn_implementation=attention)
+def _new_model(config: Qwen2_5_VLConfig, dtype: str, attention: str, tower: str | None) -> Qwen2_5_VLForConditionalGeneration:
+    attends = _by_part(attention, tower)
+    return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch_dtype(dtype), attn_implementation=attends)
+
+
+def _by_part(attention: str, tower: str | None) -> str | dict[str, str]:
+    return attention if tower is None else {"": attention, "vision_config": tower, "text_config": attention}

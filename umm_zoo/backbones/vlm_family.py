@@ -16,6 +16,7 @@ from umm_zoo.backbones.encoded_rows import ImageLayout
 from umm_zoo.backbones.frozen import rest, rest_unused
 from umm_zoo.backbones.llava_loading import TOWERS, assert_tower
 from umm_zoo.backbones.qwen_images import PatchLayout
+from umm_zoo.backbones.qwen_tower import batch_segments, encode
 from umm_zoo.backbones.stored_template import Cutter
 from umm_zoo.batch import Grid
 
@@ -35,6 +36,7 @@ class VLMFamily:
         loose: parameters beside them, which go with the projector.
         takes: what ``get_image_features`` takes of what the image processor makes.
         defaults: settings that the library's processor gives the image processor, whatever is stored.
+        on_host: what of that is read there, as sizes are, and goes to no device.
     """
 
     model: Any
@@ -48,6 +50,7 @@ class VLMFamily:
     loose: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ("pixel_values",)
     defaults: ClassVar[dict[str, Any]] = {}
+    on_host: ClassVar[tuple[str, ...]] = ("image_grid_thw", "image_sizes", "batch_num_images")
 
     def __post_init__(self) -> None:
         """Look at what is given."""
@@ -150,6 +153,12 @@ class Qwen2VL(VLMFamily):
             "language_model": nn.ModuleDict({"model": model.model.language_model, "lm_head": model.lm_head}),
         }
 
+    @classmethod
+    def rest(cls, model: Any) -> None:
+        """As the base class; and images and windows share calls of attention."""
+        super().rest(model)
+        batch_segments(model.model.visual)
+
     def __post_init__(self) -> None:
         own = dict(self.settings)
         size = {name: own.get("size", self.images.size)[name] for name in ("shortest_edge", "longest_edge")}
@@ -167,6 +176,16 @@ class Qwen2VL(VLMFamily):
         """Of whole groups of patches."""
         return self._patches.grid(height, width)
 
+    def features(self, processed: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """As the base class."""
+        made = self._encoded(processed)
+        behind = getattr(made, "deepstack_features", None)
+        return made.pooler_output, torch.stack(list(behind), dim=1) if behind else None
+
+    def _encoded(self, processed: dict[str, Tensor]) -> Any:
+        sizes = [(h, w) for _, h, w in processed["image_grid_thw"].tolist()]
+        return encode(self.model.model.visual, processed["pixel_values"], sizes)
+
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """M-RoPE's time, row and column, ``[3, B, L]``."""
         merge = self._patches.merge_size
@@ -180,12 +199,6 @@ class Qwen3VL(Qwen2VL):
     """Qwen3-VL: features of several layers of the tower are added behind the first layers of the decoder (DeepStack)."""
 
     mergers = ("merger", "deepstack_merger_list")
-
-    def features(self, processed: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """As the base class."""
-        made = self._encoded(processed)
-        behind = [torch.cat(list(layer)) for layer in made.deepstack_features]
-        return torch.cat(list(made.pooler_output)), torch.stack(behind, dim=1) if behind else None
 
     def arguments(self, inputs: VLMInputs, cache: DynamicCache | None) -> dict[str, Any]:
         """As the base class."""
