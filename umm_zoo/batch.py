@@ -147,9 +147,10 @@ class Batch:
             extras={name: _moved(value, move) if isinstance(value, list) else move(value) for name, value in self.extras.items()},
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on ``device``; Lightning calls this."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
+        """The same batch with every tensor on ``device``; Lightning calls this, and CUDA is not waited for unless so said."""
+        alone = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+        return self._map(lambda tensor: tensor.to(device, non_blocking=alone))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; the DataLoader calls this when asked to pin."""

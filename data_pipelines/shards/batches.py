@@ -17,6 +17,7 @@ from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.remote import take_faults
 from data_pipelines.tasks import SampleTask
 from data_pipelines.transforms.image_transform import ImageTransform, SizedResize
+from umm_zoo.backbones.preparation import Preparation, Prepared
 from umm_zoo.batch import Batch, Crop
 from umm_zoo.conversation import Conversation, Task, repeat_markers, task_of
 from umm_zoo.errors import UserError
@@ -45,19 +46,31 @@ class RawBatch:
     skips: list[Skip] = field(default_factory=list)
     error: UserError | None = None
     faults: Counter[str] = field(default_factory=Counter)
+    prepared: Prepared | None = None  # what the method had prepared of it
     stands_in: bool = False  # see ``Batch.stands_in``
     ahead: list[RawBatch] | None = None  # see ``Batch.ahead``
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
-        """The same rows with every tensor on ``device``; Lightning calls this."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> RawBatch:
+        """The same rows with every tensor on ``device``; Lightning calls this, and CUDA is not waited for unless so said."""
+        alone = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+        return self._map(lambda tensor: tensor.to(device, non_blocking=alone))
 
-        def move(values: Any) -> Any:
+    def pin_memory(self) -> RawBatch:
+        """The same rows in page-locked memory of their own, which CUDA reads while the processor goes on."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> RawBatch:
+        def moved(values: Any) -> Any:
             if isinstance(values, list):
-                return [move(value) for value in values]
-            return values.to(device, non_blocking=non_blocking) if isinstance(values, Tensor | PackedImages) else values
+                return [moved(value) for value in values]
+            if isinstance(values, PackedImages):
+                return replace(values, pixels=move(values.pixels))
+            return move(values) if isinstance(values, Tensor) else values
 
-        extras = {name: move(value) for name, value in self.extras.items()}
-        return replace(self, images=move(self.images), targets=move(self.targets), extras=extras)
+        extras, prepared = {name: moved(value) for name, value in self.extras.items()}, self.prepared
+        if prepared is not None and prepared.images is not None:
+            prepared = replace(prepared, images=prepared.images.map(move))
+        return replace(self, images=moved(self.images), targets=moved(self.targets), extras=extras, prepared=prepared)
 
     def resolve(self, buffers: dict[Any, Tensor]) -> None:
         """Put images in the place of references to a worker's ``buffers``, which the caller keeps from one batch to the next."""
@@ -96,7 +109,14 @@ class RawBatch:
             targets=of_rows(self.targets, self.has_target) if any(changed["has_target"]) else None,
             extras={name: of_rows(values, self.entries.get(name, ones)) for name, values in self.extras.items()},
             entries={name: rows(counts) for name, counts in self.entries.items()},
+            prepared=self._prepared_without(refused),
         )
+
+    def _prepared_without(self, refused: set[int]) -> Prepared | None:
+        if self.prepared is None or self.prepared.images is None:
+            return self.prepared
+        kept = [row not in refused for row, count in enumerate(self.image_counts) if count]
+        return replace(self.prepared, images=self.prepared.images.only(kept))
 
     def outlines(self) -> Batch:
         """The rows with images of their size and without content, on the ``meta`` device."""
@@ -110,7 +130,10 @@ class RawBatch:
 
     def batch(self) -> Batch:
         """The rows as a method wants them: floats in [-1, 1], where the bytes are."""
-        return self._batch(to_signals)
+        batch = self._batch(to_signals)
+        if self.prepared is not None and self.prepared.images is not None:
+            self.prepared.images.keep_for(batch.images, batch.image_counts)
+        return batch
 
     def _batch(self, made: Callable[[PackedImages], list[Tensor]]) -> Batch:
         """The rows with what is ``made`` of their images, ``[3, H, W]`` each."""
@@ -123,8 +146,8 @@ class RawBatch:
 class RawBatchBuilder:
     """Rows of one raw batch after the other; each image is decoded straight into a buffer."""
 
-    def __init__(self, transform: ImageTransform) -> None:
-        self.transform = transform
+    def __init__(self, transform: ImageTransform, prepare: Preparation | None = None) -> None:
+        self.transform, self.prepare = transform, prepare
         self._images, self._targets = ImageBuffers(), ImageBuffers()
         self._raw = RawBatch()
         self._extras: list[dict[str, Tensor]] = []
@@ -180,15 +203,26 @@ class RawBatchBuilder:
         """The rows so far."""
         names = list(self._extras[0]) if self._extras else []
         counts = {name: [len(row[name]) for row in self._extras] for name in names}
-        return replace(
+        raw = replace(
             self._raw,
-            images=self._images.images(),
-            targets=self._targets.images(),
+            images=self._images.packed(),
+            targets=self._targets.packed(),
             extras={name: _joined([row[name] for row in self._extras]) for name in names},
             entries={name: own for name, own in counts.items() if set(own) != {1}},
             skips=skips,
             faults=take_faults(),
         )
+        prepared = None if self.prepare is None or not raw.keys else _prepared(raw, self.prepare)
+        return replace(raw, images=self._images.images(), targets=self._targets.images(), prepared=prepared)
+
+
+def _prepared(raw: RawBatch, prepare: Preparation) -> Prepared | None:
+    """What is prepared of the rows; None where that fails: the step, which then does it, says why in the process that trains."""
+    images = [image.numpy() for run in raw.images.runs() for image in run] if isinstance(raw.images, PackedImages) else []
+    try:
+        return prepare(raw.outlines(), images)
+    except Exception:
+        return None
 
 
 def _joined(rows: list[Tensor]) -> Tensor | list[Tensor]:

@@ -53,10 +53,6 @@ class PackedImages:
         pixels = torch.cat([part for part, keep in zip(parts, kept, strict=True) if keep])
         return PackedImages(pixels, [size for size, keep in zip(self.sizes, kept, strict=True) if keep])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedImages:
-        """The same images on ``device``, in one transfer."""
-        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
-
     def own(self) -> PackedImages:
         """The same images in memory of their own."""
         return replace(self, pixels=new_memory(self.pixels.numel(), np.uint8).copy_(self.pixels))
@@ -150,12 +146,14 @@ class ImageBuffers:
         del self._sizes[count:]
         self._end = num_bytes(self._sizes)
 
+    def packed(self) -> PackedImages | None:
+        """Those of this batch; None where there are none."""
+        return PackedImages(self._buffer[: self._end], self._sizes) if self._sizes else None
+
     def images(self) -> PackedImages | BufferReference | None:
         """Those of this batch, from a worker as a reference; None where there are none."""
-        if not self._sizes:
-            return None
-        if get_worker_info() is None:
-            return PackedImages(self._buffer[: self._end], self._sizes)
+        if not self._sizes or get_worker_info() is None:
+            return self.packed()
         buffer = None if self._number in self._sent else self._buffer
         self._sent.add(self._number)
         return BufferReference((os.getpid(), id(self)), self._number, self._sizes, buffer)

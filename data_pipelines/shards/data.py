@@ -152,7 +152,7 @@ class ShardData(ShardModule):
         self._reader = self.reader("train")
         loader = reading_loader(self._reader, sampler, self.num_workers)
         deliver = partial(self._deliver, stage="train")
-        return BatchLoader(loader, deliver, packed=self.trainer is not None, per_step=self._accumulation())
+        return BatchLoader(loader, deliver, None, self.trainer is not None, self._accumulation(), self._pinned())
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation sample once, shared out over the ranks; an empty list where there is no source."""
@@ -161,7 +161,8 @@ class ShardData(ShardModule):
             return []
         sampler = ValidationBatchSampler([len(source) for source in sources], self.val_batch_size, *self._ranks(), self._limit())
         loader = reading_loader(self.reader("val"), sampler, self.num_workers)
-        return BatchLoader(loader, partial(self._deliver, stage="val"), len(sampler), packed=self.trainer is not None)
+        deliver = partial(self._deliver, stage="val")
+        return BatchLoader(loader, deliver, len(sampler), packed=self.trainer is not None, pinned=self._pinned())
 
     def _limit(self) -> int | None:
         """Validation batches of a single rank that are read; None is all."""
@@ -173,7 +174,8 @@ class ShardData(ShardModule):
         sources, stored = self.open(stage), list[StoredOutputs]()
         if self.precomputed != "ignore" and isinstance(self.trainer, Trainer):
             stored = stored_for(self.trainer, stage, sources, self.transform, self.stored_folder())
-        return SampleReader(stage, sources, self.transform, stage == "train", self.shard_cache, stored)
+        prepare = self._preparation(stage)
+        return SampleReader(stage, sources, self.transform, stage == "train", self.shard_cache, stored, prepare)
 
     def stored_folder(self) -> str | None:
         """The folder of stored outputs; None is beside each shard."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
@@ -16,6 +17,9 @@ from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleRe
 from data_pipelines.shards.sources import in_data
 from umm_zoo.errors import UserError
 from umm_zoo.objectives.step import whole_steps
+
+#: The tokenizers library's variable that says whether it uses threads.
+_THREADS = "TOKENIZERS_PARALLELISM"
 
 
 class TrainingBatchSampler:
@@ -90,7 +94,23 @@ def reading_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH if num_workers > 0 else None,
+        worker_init_fn=alone(num_workers),
     )
+
+
+def alone(num_workers: int) -> Callable[[int], None]:
+    """What a worker begins with: it tokenises without threads.
+
+    The tokenizers library has threads of its own, which a forked process does not inherit: it would wait for them for ever. It
+    warns of that wherever a process that has used them is forked, so this process goes without too, unless the user says otherwise.
+    """
+    if num_workers:
+        os.environ.setdefault(_THREADS, "false")
+    return _begin_alone
+
+
+def _begin_alone(worker: int) -> None:
+    os.environ[_THREADS] = "false"
 
 
 class BatchLoader:
@@ -100,6 +120,7 @@ class BatchLoader:
         size: number of batches; None where they have no end, or nobody knows.
         packed: yield raw batches, with images in bytes: a quarter of what floats take on the way to a device, where
             ``RawBatch.batch`` then makes them floats. Those of workers lie in a buffer that is used again, see ``ImageBuffers``.
+        pinned: yield them in page-locked memory, for a copy to CUDA that nobody waits for.
         per_step: micro-batches of an optimiser step, which are read together, see ``Batch.ahead``; 1 is none.
     """
 
@@ -110,8 +131,10 @@ class BatchLoader:
         size: int | None = None,
         packed: bool = False,
         per_step: int = 1,
+        pinned: bool = False,
     ) -> None:
         self._loader, self._on_batch, self._size, self.packed, self.per_step = loader, on_batch, size, packed, per_step
+        self.pinned = pinned
 
     def __len__(self) -> int:
         if self._size is None:  # as torch's own loader of an endless data set
@@ -130,5 +153,7 @@ class BatchLoader:
                     raise raw.error
             raw.resolve(buffers)
             raw = self._on_batch(raw)
-            if raw.keys:
+            if raw.keys and self.pinned:
+                yield raw.pin_memory()
+            elif raw.keys:
                 yield raw.own() if self.per_step > 1 else raw  # a step holds more batches than a worker has buffers

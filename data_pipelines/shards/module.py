@@ -17,6 +17,7 @@ from data_pipelines.shards.remote import take_faults
 from data_pipelines.shards.sources import ShardSource
 from data_pipelines.transforms.image_transform import ImageTransform
 from data_pipelines.transforms.resize import Resize, Square
+from umm_zoo.backbones.preparation import Preparation, Prepares
 from umm_zoo.errors import Natural, UserError, printable
 from umm_zoo.method import Method
 from umm_zoo.outputs import RefusesRows
@@ -70,6 +71,7 @@ class ShardModule(LightningDataModule):
         target_size, resize = self.target_size or self.image_size, self.resize or Square()
         self.transform = ImageTransform(self.image_size, target_size, resize, self.target_resize)
         self.ledger = Ledger(self.max_skips)
+        self._preparations: dict[str, Preparation | None] = {}
 
     def check_shares(self, num_ranks: int, accumulation: int) -> None:
         """Refuse a batch that so many ranks and micro-batches cannot share out evenly."""
@@ -93,17 +95,30 @@ class ShardModule(LightningDataModule):
         share = self.trainer.distributed_sampler_kwargs  # knows of tensor parallelism, where several ranks read the same
         return (share["num_replicas"], share["rank"]) if share else (self.trainer.world_size, self.trainer.global_rank)
 
+    def _pinned(self) -> bool:
+        """Whether batches go to CUDA, which copies from page-locked memory while the processor goes on."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _accumulation(self) -> int:
         """Micro-batches per optimiser step."""
         return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
 
     def _deliver(self, raw: RawBatch, stage: str) -> RawBatch:
         """The rows of a raw batch that the method takes, after taking note of skips, and of faults on the way to it."""
+        if raw.prepared is not None and (prepare := self._preparations[stage]) is not None:
+            prepare.take(raw.prepared)
         raw = self._taken(raw, stage)
         self.ledger.count(raw.faults + take_faults())
         for skip in raw.skips:
             self._note(skip)
         return raw
+
+    def _preparation(self, stage: str) -> Preparation | None:
+        """What the method has prepared of the batches of ``train`` or ``val``."""
+        method = None if self.trainer is None else self.trainer.lightning_module
+        prepare = method.preparation(scoring=stage == "val") if isinstance(method, Prepares) else None
+        self._preparations[stage] = prepare
+        return prepare
 
     def _note(self, skip: Skip) -> None:
         if self.ledger.add(skip):

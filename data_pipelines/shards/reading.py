@@ -19,6 +19,7 @@ from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.sources import OpenSource
 from data_pipelines.shards.stored import StoredOutputs
 from data_pipelines.transforms.image_transform import ImageTransform
+from umm_zoo.backbones.preparation import Preparation
 from umm_zoo.errors import UserError
 
 #: Samples tried in place of a micro-batch that has no good sample, before the run is stopped.
@@ -44,7 +45,7 @@ class SampleReader(Dataset[RawBatch]):
 
     With ``substitute`` another sample stands in for a batch that has no good one (training: a rank cannot step on nothing), without
     weight in the step, which is then the same however it is shared out;
-    ``stored`` are outputs of frozen parts that were computed beforehand.
+    ``stored`` are outputs of frozen parts that were computed beforehand, ``prepare`` is run on every batch.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class SampleReader(Dataset[RawBatch]):
         substitute: bool,
         cache: ShardCache | None = None,
         stored: Sequence[StoredOutputs] = (),
+        prepare: Preparation | None = None,
     ) -> None:
         self.stage, self.substitute = stage, substitute
         self.shards = [(source, index) for source in sources for index in source.indexes]
         self._ends = np.cumsum([len(index) for _, index in self.shards]).tolist()
         self._files, self._stored = RangeReader(cache), list(stored)
-        self._builder = RawBatchBuilder(transform)
+        self._builder = RawBatchBuilder(transform, prepare)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0

@@ -25,11 +25,12 @@ from data_pipelines.shards.archive import Members, read_samples
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder
 from data_pipelines.shards.expanding import expand
 from data_pipelines.shards.ledger import Skip
-from data_pipelines.shards.loading import BatchLoader
+from data_pipelines.shards.loading import BatchLoader, alone
 from data_pipelines.shards.module import ShardModule, check_positive, refuse_another_order
 from data_pipelines.shards.order import permutation
 from data_pipelines.shards.sources import ShardSource, in_data
 from data_pipelines.transforms.image_transform import ImageTransform
+from umm_zoo.backbones.preparation import Preparation
 from umm_zoo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -88,11 +89,12 @@ class ShardStream(IterableDataset[StreamedBatch]):
     seed: int
     buffer: int
     start: Progress
+    prepare: Preparation | None = None
 
     def __post_init__(self) -> None:
         self.endless = self.stage == "train"
         self.buffer = self.buffer if self.endless else 1
-        self._builder = RawBatchBuilder(self.transform)
+        self._builder = RawBatchBuilder(self.transform, self.prepare)
 
     def __iter__(self) -> Iterator[StreamedBatch]:
         info = get_worker_info()
@@ -248,10 +250,12 @@ class StreamData(ShardModule):
         # every stream needs a shard of what is left of the epoch: some that were delivered come again
         start = Progress(start.epoch, min(start.shards, len(shards) - streams))
         sources = self.sources[stage]
-        stream = ShardStream(stage, shards, sources, self.transform, batch_size, ranks, self.seed, self.buffer, start)
+        prepare, shape = self._preparation(stage), (batch_size, ranks)
+        stream = ShardStream(stage, shards, sources, self.transform, *shape, self.seed, self.buffer, start, prepare)
         per_step = self._accumulation() if stage == "train" else 1
-        loader = DataLoader(stream, batch_size=None, num_workers=workers)
-        return BatchLoader(loader, partial(self._deliver, stage=stage), per_step=per_step)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=alone(workers))
+        deliver, packed = partial(self._deliver, stage=stage), self.trainer is not None
+        return BatchLoader(loader, deliver, packed=packed, per_step=per_step, pinned=self._pinned())
 
     def _shards(self, stage: str) -> list[tuple[str, str]]:
         with in_data():

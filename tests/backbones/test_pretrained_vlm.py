@@ -1,5 +1,6 @@
 """Checkpoints that the library wrote, in our wrapper and in the library's own model and processor."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image
 from torch.testing import assert_close
 
 from tests.backbones.vlm_parts import QWEN
+from umm_zoo.backbones.preparation import WholeRows
 from umm_zoo.backbones.pretrained_vlm import PretrainedVLM
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.templates import IGNORE, VicunaV1
 from umm_zoo.backbones.vlm_families import VLM_FAMILIES
 from umm_zoo.backbones.vlm_uses import PROVEN, proven
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.build import build
 from umm_zoo.training.trial import try_part
@@ -93,6 +96,19 @@ def test_greedy_answers_are_the_librarys(loaded):
     assert own.tokens.tolist() == expected[:, :length].tolist() and len(set(own.texts)) == 2
     scores, mask = vlm.log_probs(vlm.with_answers(inputs, own.tokens, own.mask))
     assert_close(scores[mask], own.log_probs[own.mask], rtol=0, atol=1e-5)
+
+
+def test_images_that_a_worker_has_processed_are_those_of_the_step(loaded, monkeypatch):
+    vlm, images = loaded[-1], [image.clone() for image in IMAGES]
+    made = pickle.dumps(vlm.preparation(WholeRows(answers=False)))
+    outlines = [torch.empty_like(image, device="meta") for image in IMAGES]
+    expected = vlm.embed(ROWS, images, COUNTS)
+    prepared = pickle.loads(made)(Batch(["a", "b", "c"], ROWS, outlines, COUNTS), PIXELS)
+    prepared.images.keep_for(images, COUNTS)
+    monkeypatch.setattr("umm_zoo.backbones.pretrained_vlm.processed", None)
+    found = vlm.embed(ROWS, images, COUNTS)
+    assert found.embeddings.equal(expected.embeddings) and len(made) < 200_000
+    assert [vlm.known_rows.get(key).ids.tolist() for key in prepared.rows] == [row.ids.tolist() for row in prepared.rows.values()]
 
 
 @pytest.mark.parametrize("for_generation", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.precision import ExactBuffers
+from umm_zoo.backbones.preparation import Asked, Preparation
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate
 from umm_zoo.batch import Batch, Conversation, Grid, Images
 from umm_zoo.outputs import TokenCount, sequence_counts
@@ -149,6 +150,10 @@ class VLMBackbone(ExactBuffers, ABC):
         self.check_rows(batch)
         if answers:
             self.check_rows(batch, for_generation=True)
+
+    def preparation(self, asked: Callable[[Batch], Iterable[Asked]]) -> Preparation | None:
+        """What can be prepared, ahead of its steps, of a batch that will be ``asked`` for these rows; None for nothing."""
+        return None
 
     def inputs_of(self, batch: Batch) -> VLMInputs:
         """``embed`` of a batch's own conversations and images, for training."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from umm_zoo.backbones.encoding import encode_all
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate, Piece
-from umm_zoo.batch import IMAGE_MARKER, Conversation, Images, Turn
+from umm_zoo.batch import IMAGE_MARKER, Conversation, Grid, Images, Turn
 from umm_zoo.errors import UserError
 
 
@@ -40,6 +40,35 @@ class ImageLayout(NamedTuple):
 Role = Literal["system", "user", "assistant"]
 #: The layout of an image of some height and width, in pixels, in a row of so many images.
 LayoutRule = Callable[[int, int, int], ImageLayout]
+
+
+class HasGrid(Protocol):
+    """Rule of how images become a grid of tokens."""
+
+    def grid(self, height: int, width: int) -> Grid:
+        """That of an image of so many pixels."""
+
+
+@dataclass(frozen=True)
+class WholePatches:
+    """Grid of the whole patches of an image, ``patch`` pixels a side."""
+
+    patch: int
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Rest is cut off."""
+        return Grid(height // self.patch, width // self.patch)
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """Layout of images as nothing but the tokens of their grids."""
+
+    images: HasGrid
+
+    def __call__(self, height: int, width: int, count: int) -> ImageLayout:
+        """Of one image."""
+        return ImageLayout((self.images.grid(height, width).num_cells,))
 
 
 class RowRequest(NamedTuple):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +23,7 @@ from transformers import (
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.devices import send
-from umm_zoo.backbones.encoded_rows import ImageLayout
+from umm_zoo.backbones.encoded_rows import ImageLayout, LayoutRule
 from umm_zoo.backbones.families import use
 from umm_zoo.backbones.language_models import attention_by_part
 from umm_zoo.backbones.library_vlm import LibraryVLM
@@ -37,13 +39,16 @@ from umm_zoo.backbones.loading import (
     torch_dtype,
 )
 from umm_zoo.backbones.prefix import PrefixBackbone
+from umm_zoo.backbones.preparation import Asked, Preparation
+from umm_zoo.backbones.processed_images import joined, waiting
 from umm_zoo.backbones.quantization import assert_writable
+from umm_zoo.backbones.row_preparation import ImagePreparation, RowPreparation
 from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import tokenizer_source
 from umm_zoo.backbones.vlm_families import VLM_FAMILIES, VLMFamily
 from umm_zoo.backbones.vlm_processor import copy_processor, load_images, load_words, processed, stored_template
-from umm_zoo.batch import Grid, Images
+from umm_zoo.batch import Batch, Grid, Images
 from umm_zoo.errors import Count, UserError
 
 
@@ -238,6 +243,11 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         """As the base class."""
         return self.family.layout(height, width, count)
 
+    @property
+    def layout_rule(self) -> LayoutRule:
+        """As the base class."""
+        return self.family.without_weights().layout
+
     def encode_images(self, images: Images) -> list[Tensor]:
         """As the base class; each the only one of its row."""
         features, _ = self.image_features(images, [1] * len(images))
@@ -245,8 +255,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
 
     def image_features(self, images: Images, image_counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """As the base class."""
-        made = processed(images, image_counts, self.family.images, self.family.settings)
-        dtype = next(self._parts["vision_tower"].parameters()).dtype
+        made, dtype = self._processed(images, image_counts), self._dtype
         sent = {name: own.to(dtype) if own.is_floating_point() else own for name, own in made.items()}
         there = {name: own if name in self.family.on_host else send(own, self.device) for name, own in sent.items()}
         features, behind = self.family.features(there)
@@ -255,6 +264,27 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
             found = f"{len(features)} features of {len(images)} images, where {expected} tokens stand for them"
             raise UserError(self.source, found, "an image processor with the sizes of config.json (tiles, image_size)")
         return features, behind
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self._parts["vision_tower"].parameters()).dtype
+
+    def preparation(self, asked: Callable[[Batch], Iterable[Asked]]) -> Preparation | None:
+        """As the base class; images too, for the library's image processors run on the processor."""
+        made = super().preparation(asked)
+        process = ImagePreparation(self.family.images, self.family.settings, self._dtype)
+        return replace(made, process=process) if isinstance(made, RowPreparation) else made
+
+    def _processed(self, images: Images, image_counts: Sequence[int]) -> dict[str, Tensor]:
+        """What the image processor makes: as a loader's worker has made it, or made now."""
+        left, how = iter(images), (self.family.images, self.family.settings)
+        rows = [list(islice(left, count)) for count in image_counts if count]
+        made = [waiting(row) for row in rows]
+        if all(own is None for own in made):
+            return processed(images, image_counts, *how)
+        whole = [processed(row, [len(row)], *how) if own is None else own for row, own in zip(rows, made, strict=True)]
+        there = [{name: own.to(self.device) if own.is_floating_point() else own for name, own in row.items()} for row in whole]
+        return joined(there)  # sizes and counts are read on the host
 
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """As the base class."""

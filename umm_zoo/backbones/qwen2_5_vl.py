@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from umm_zoo.backbones.decoder_stack import DecoderStack
+from umm_zoo.backbones.encoded_rows import GridLayout, LayoutRule
 from umm_zoo.backbones.encoding import special_id
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import (
@@ -218,6 +219,11 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
     def image_grid(self, height: int, width: int) -> Grid:
         """Grid of tokens that an image of that many pixels becomes."""
         return self.layout.grid(height, width)
+
+    @property
+    def layout_rule(self) -> LayoutRule:
+        """As the base class."""
+        return GridLayout(self.layout)
 
     # -- inputs ------------------------------------------------------------------------------------------------------------
 

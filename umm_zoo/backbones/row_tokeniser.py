@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.backbones.encoded_rows import EncodedRow, ImageLayout, RowCache, RowEncoder, RowRequest, layouts_of, requests_of
+from umm_zoo.backbones.encoded_rows import (
+    EncodedRow,
+    ImageLayout,
+    LayoutRule,
+    RowCache,
+    RowEncoder,
+    RowRequest,
+    layouts_of,
+    requests_of,
+)
+from umm_zoo.backbones.preparation import Asked, Preparation
+from umm_zoo.backbones.row_preparation import RowPreparation
 from umm_zoo.batch import Batch, Conversation, Grid, Images
 from umm_zoo.errors import UserError
 
@@ -86,6 +97,16 @@ class RowTokeniser(VLMBackbone):
         """What makes rows of conversations."""
         positions = getattr(self.text_model.config, "max_position_embeddings", None)
         return RowEncoder(self.tokenizer, self.template, self.image_token_id, self.max_length, positions)
+
+    @property
+    def layout_rule(self) -> LayoutRule | None:
+        """``image_layout`` without the model, for a loader's workers; None where there is no such rule."""
+        return None
+
+    def preparation(self, asked: Callable[[Batch], Iterable[Asked]]) -> Preparation | None:
+        """See ``VLMBackbone.preparation``: rows as tokens."""
+        rule = self.layout_rule
+        return None if rule is None else RowPreparation(self.row_encoder, rule, asked, self.known_rows)
 
     @cached_property
     def known_rows(self) -> RowCache:

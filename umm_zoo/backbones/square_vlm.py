@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from umm_zoo.backbones.adapters import learns
+from umm_zoo.backbones.encoded_rows import GridLayout, LayoutRule, WholePatches
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.quantization import assert_writable
@@ -135,8 +136,16 @@ class SquareVLM(LibraryVLM):
 
     def image_grid(self, height: int, width: int) -> Grid:
         """Whole patches."""
-        patch = cast(int, self.config.vision_config.patch_size)
-        return Grid(height // patch, width // patch)
+        return self._patches.grid(height, width)
+
+    @property
+    def layout_rule(self) -> LayoutRule:
+        """As the base class."""
+        return GridLayout(self._patches)
+
+    @property
+    def _patches(self) -> WholePatches:
+        return WholePatches(cast(int, self.config.vision_config.patch_size))
 
     @abstractmethod
     def tower_features(self, pixels: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,12 @@ from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.qwen_tower import batch_segments, encode
 from umm_zoo.backbones.stored_template import Cutter
 from umm_zoo.batch import Grid
+
+
+class _Configured(NamedTuple):
+    """A model of which there is the configuration alone."""
+
+    config: Any
 
 
 @dataclass
@@ -80,6 +86,10 @@ class VLMFamily:
     def config(self) -> Any:
         """The model's."""
         return self.model.config
+
+    def without_weights(self) -> Self:
+        """The same rules of images and texts, for another process."""
+        return replace(self, model=_Configured(self.config))
 
     # -- images --------------------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,11 @@ def processed(images: Sequence[Tensor] | Tensor, counts: Sequence[int], how: Any
     """
     left = iter([_picture(image) for image in images])
     rows = [[next(left) for _ in range(count)] for count in counts if count]
-    made = how(rows, return_tensors="pt", **settings)
+    return tensors_of(how(rows, return_tensors="pt", **settings))
+
+
+def tensors_of(made: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors among what an image processor gives."""
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
 

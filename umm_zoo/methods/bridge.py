@@ -22,13 +22,14 @@ from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, assert_grid, encode_prompt, query_attention
+from umm_zoo.methods.preparing import PreparesRequests
 from umm_zoo.methods.requests import request_batch, row_seeds
 from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, in_groups, sequence_counts
 
 
-class Bridge(Method):
+class Bridge(PreparesRequests, Method):
     """Method of a frozen vision-language model, queries that attend to its prompt, and an image decoder conditioned on them.
 
     The model encodes the request once, without gradients and keeping no activations; query tokens attend to its keys and values on
@@ -291,8 +292,7 @@ class Bridge(Method):
         queries: Tensor | None = None
         for mode, weight in sorted(weights.items(), key=lambda item: item[0] != "full"):  # queries may look at the full request
             prompt = self.encode_prompt(batch, [mode] * len(batch))
-            if queries is None:
-                queries = self.draw_queries(prompt, grid, generators)
+            queries = self.draw_queries(prompt, grid, generators) if queries is None else queries
             branches.append(Branch(self.condition(prompt, queries, grid), weight))
         return branches
 

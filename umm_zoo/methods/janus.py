@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.generation import choose_rows
 from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.backbones.preparation import Asked, Preparation, WholeRows
 from umm_zoo.backbones.unified import UnifiedAR
 from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.conversation import Turn
@@ -169,6 +170,10 @@ class Janus(Method):
                 error.row = None if error.row is None else rows[error.row]
                 raise
 
+    def preparation(self, scoring: bool) -> Preparation | None:
+        """See ``Prepares``: the answer rows."""
+        return self.vlm.preparation(_AnswerRows(scoring and self.wanted.max_new_tokens > 0))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics, of rows of one kind.
 
@@ -227,6 +232,17 @@ class Janus(Method):
         """
         batch = request_batch(prompts).to(self.device)
         return stacked(self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance)))
+
+
+@dataclass
+class _AnswerRows:
+    """``WholeRows`` of the rows that ask for no image."""
+
+    answers: bool
+
+    def __call__(self, batch: Batch) -> Iterable[Asked]:
+        rows = of_kind(batch, False)
+        return WholeRows(self.answers)(rows) if len(rows) else []
 
 
 def of_kind(batch: Batch, has_target: bool) -> Batch:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.backbones.preparation import Preparation, WholeRows
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
 from umm_zoo.outputs import Outputs
@@ -47,6 +48,10 @@ class LLaVA(Method):
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole."""
         self.vlm.check_conversations(batch, scoring and self.wanted.max_new_tokens > 0)
+
+    def preparation(self, scoring: bool) -> Preparation | None:
+        """See ``Prepares``: what the backbone reads."""
+        return self.vlm.preparation(WholeRows(scoring and self.wanted.max_new_tokens > 0))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Teacher-forced ``loss``, ``nll`` and ``num_tokens``, and greedy ``answers`` to the last question of each row."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.precomputable import Precomputable
+from umm_zoo.backbones.preparation import Preparation, WholeRows
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size, stacked
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.targets import ReconstructionTarget
@@ -187,6 +188,10 @@ class ROSS(Method):
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole."""
         self.vlm.check_conversations(batch, scoring and self.wanted.max_new_tokens > 0)
+
+    def preparation(self, scoring: bool) -> Preparation | None:
+        """See ``Prepares``: what the backbone reads."""
+        return self.vlm.preparation(WholeRows(scoring and self.wanted.max_new_tokens > 0))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """As LLaVA's; also both losses alone, under the same noise at every validation.
