@@ -14,7 +14,7 @@ LAYERS = (
     ("backbones", "blocks", "objectives", "rewards", "metrics", "shapes"),
     ("experiment", "checkpoints"),
     ("method", "methods", "pretraining", "callbacks", "generation"),
-    ("training",),
+    ("training", "report"),
     ("comparison", "benchmarks", "testing", "release"),
     ("fit", "evaluate", "generate", "compare", "export", "new"),
 )
@@ -46,6 +46,8 @@ def layer_of(module: str) -> int:
     package, _, rest = module.partition(".")
     if package != "umm_zoo":
         return len(LAYERS)  # whatever makes data may import the zoo, never the reverse
+    if rest.endswith("__main__"):
+        return len(LAYERS) - 1  # a command
     room = rest.partition(".")[0] or "errors"  # the package itself holds its version
     return next(number for number, layer in enumerate(LAYERS) if room in layer)
 

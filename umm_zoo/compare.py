@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from umm_zoo.comparison.page import write_comparison_page
 from umm_zoo.comparison.plan import Plan, Step, load_plan, refuse_unknown_metrics
 from umm_zoo.comparison.run import Children, collect, finished, log_file, made_runs, refuse_outdated, run_plan
 from umm_zoo.errors import UserError, say, user_errors
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"note: {len(rest)} steps were not started, for what ended others would end them too", stderr=True)
         if results := collect(plan, runs, [] if children.stopped else failed):
             paths = results.write(Path(arguments.out) if arguments.out else beside / "results")
+            paths.append(write_comparison_page(results, paths[0].with_suffix(".html"), runs))
             print(paths[0].read_text())
             say(f"written: {', '.join(str(path) for path in paths)}")
     return outcome.code

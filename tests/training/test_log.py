@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from umm_zoo.training.log import DAMAGED, NAME, MetricsLog, read_log
+from umm_zoo.training.log import DAMAGED, MetricsLog
+from umm_zoo.training.log_file import NAME, read_log
 
 
 def log_of(folder: Path, rows: int = 4) -> Path:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from umm_zoo.benchmarks.base import Verdict
 from umm_zoo.benchmarks.results import Made, Results, Row
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole, writing
-from umm_zoo.errors import printable
-from umm_zoo.generation.images import open_image
+from umm_zoo.report.html import Markup, element, embedded, number, page, table, text
 
 #: Rows on the page, of each of right and wrong; and the longest side of their images in pixels.
 SHOWN, SIDE = 24, 224
@@ -49,16 +43,16 @@ def write_card(
 def _csv(results: Results, rows: Sequence[Row], made: Mapping[str, Made], verdicts: Mapping[str, Verdict]) -> str:
     """A line per row, further columns of the benchmark behind the common ones."""
     more = list(dict.fromkeys(chain.from_iterable(verdicts[row.id].columns for row in rows)))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["key", "seed", "kind", "score", "reason", "text", "answer", "image", *more])
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["key", "seed", "kind", "score", "reason", "text", "answer", "image", *more])
     for row in rows:
         verdict, own = verdicts[row.id], made[row.id]
         score = "" if math.isnan(verdict.score) else f"{verdict.score:g}"
-        file = "" if own.file is None else f"../{results.images.name}/{own.file}"
-        cells = [row.item.key, row.seed, verdict.kind, score, verdict.reason, row.item.text, own.answer or "", file]
-        table.writerow([*cells, *(_cell(verdict.columns.get(name)) for name in more)])
-    return text.getvalue()
+        image = "" if own.file is None else f"../{results.images.name}/{own.file}"
+        cells = [row.item.key, row.seed, verdict.kind, score, verdict.reason, row.item.text, own.answer or "", image]
+        lines.writerow([*cells, *(_cell(verdict.columns.get(name)) for name in more)])
+    return file.getvalue()
 
 
 def _cell(value: Any) -> Any:
@@ -69,26 +63,24 @@ def _page(
     results: Results, about: Mapping[str, Any], rows: Sequence[Row], made: Mapping[str, Made], verdicts: Mapping[str, Verdict]
 ) -> str:
     title = f"{about['benchmark']} of {about['run']}"
-    parts = [f"<h1>{_text(title)}</h1>", *_headline(about), "<h2>Scores</h2>", _scores(about["scores"])]
+    parts: list[Any] = [element("h1", title), *_headline(about), element("h2", "Scores"), table(about["scores"].items())]
     for name, own, some in _sections(rows, verdicts):
-        cards = "".join(_figure(results, row, made[row.id], verdicts[row.id]) for row in some)
-        heading = f'<h2>{name} <span class="faint">({len(some)} of {own:,})</span></h2>'
-        parts += [heading, f'<div class="cards">{cards}</div>'] if some else []
-    parts += ["<h2>How it was measured</h2>", _table({key: value for key, value in about.items() if key not in ("scores",)})]
-    style = Path(__file__).with_name("card.css").read_text(encoding="utf-8")
-    sight = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = f"<head>{sight}<title>{_text(title)}</title><style>{style}</style></head>"
-    return f'<!doctype html>\n<html lang="en">{head}<body>{"".join(parts)}</body></html>\n'
+        if some:
+            parts.append(element("h2", f"{name} ", element("span", f"({len(some)} of {own:,})", class_="faint")))
+            cards = [_figure(results, row, made[row.id], verdicts[row.id]) for row in some]
+            parts.append(element("div", *cards, class_="cards"))
+    known = [[key, element("code", _plain(value))] for key, value in about.items() if key != "scores"]
+    return page(title, *parts, element("h2", "How it was measured"), table(known))
 
 
-def _headline(about: Mapping[str, Any]) -> Iterator[str]:
+def _headline(about: Mapping[str, Any]) -> Iterator[Markup]:
     name = about["headline"]
     score, ends = about["scores"].get(name, math.nan), about.get("interval")
-    yield f'<div><span class="headline">{_number(score)}</span> <span class="faint">{_text(name)}'
-    yield f"; 95 % interval over items {_number(ends[0])} to {_number(ends[1])}" if ends else ""
-    yield "</span></div>"
+    between = f"; 95 % interval over items {number(ends[0])} to {number(ends[1])}" if ends else ""
+    headline = element("span", number(score), class_="headline")
+    yield element("div", headline, " ", element("span", f"{name}{between}", class_="faint"))
     for warning in about.get("warnings", ()):
-        yield f'<p class="warning">{_text(warning)}</p>'
+        yield element("p", warning, class_="warning")
 
 
 def _sections(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, int, list[Row]]]:
@@ -115,50 +107,16 @@ def _spread(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> list[Row]:
     return [row for turn in zip_longest(*kinds.values()) for row in turn if row is not None][:SHOWN]
 
 
-def _figure(results: Results, row: Row, made: Made, verdict: Verdict) -> str:
+def _figure(results: Results, row: Row, made: Made, verdict: Verdict) -> Markup:
     files = [*row.item.images, *([] if made.file is None else [results.images / made.file])]
-    images = "".join(f'<img alt="" src="{_embedded(file)}">' for file in files)
-    said = [_text(text) for text in (row.item.text, made.answer or "") if text]
-    group = f'<span class="faint">{_text(verdict.kind)}, seed {row.seed}</span>' if verdict.kind else ""
-    reason = "".join(f"<br><b>{_text(line)}</b>" for line in verdict.reason.splitlines())
+    images = [element("img", alt="", src=embedded(file, SIDE, SIDE)) for file in files]
+    lines = [text(said) for said in (row.item.text, made.answer or "") if said]
+    lines += [element("b", line) for line in verdict.reason.splitlines()]
     mark = "wrong" if verdict.score == 0 else "right" if verdict.score == 1 else ""
-    score = "" if mark or math.isnan(verdict.score) else f"<br>{verdict.score:.3g}"
-    caption = f"{'<br>'.join(said)}{reason}{score}<br>{group}"
-    return f'<figure class="{mark}">{images}<figcaption>{caption}</figcaption></figure>'
-
-
-def _embedded(file: Path) -> str:
-    """An image file, shrunk, as an address that holds it; small ones are enlarged pixel by pixel."""
-    image = open_image(file)
-    if max(image.size) > SIDE:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        kind, options = "JPEG", {"quality": 85}
-    else:
-        times = max(1, SIDE // max(image.size))
-        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-        kind, options = "PNG", {}
-    stored = io.BytesIO()
-    image.save(stored, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stored.getvalue()).decode()}"
-
-
-def _scores(scores: Mapping[str, float]) -> str:
-    lines = "".join(f'<tr><td>{_text(name)}</td><td class="number">{_number(value)}</td></tr>' for name, value in scores.items())
-    return f'<div class="scroll"><table>{lines}</table></div>'
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    lines = "".join(f"<tr><td>{_text(key)}</td><td><code>{_text(_plain(value))}</code></td></tr>" for key, value in values.items())
-    return f'<div class="scroll"><table>{lines}</table></div>'
+    lines += [] if mark or math.isnan(verdict.score) else [text(f"{verdict.score:.3g}")]
+    lines += [element("span", f"{verdict.kind}, seed {row.seed}", class_="faint")] if verdict.kind else []
+    return element("figure", *images, element("figcaption", Markup("<br>".join(lines))), class_=mark or None)
 
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else strict_json(value, ensure_ascii=False)
-
-
-def _number(value: float) -> str:
-    return "none" if value is None or math.isnan(value) else f"{value:.4g}"
-
-
-def _text(value: str) -> str:
-    return html.escape(printable(str(value)))

@@ -21,10 +21,13 @@ COSTS = {
     "peak_memory_bytes": ("peak GiB", 2**-30),
 }
 
-_DIFFERENCES = (
-    "Paired differences (same seed, same data order), to `{first}` where no other choice is named, with their 95 % interval; "
+DIFFERENCES = (
+    "Paired differences (same seed, same data order), to {first} where no other choice is named, with their 95 % interval; "
     "t, the mean in standard errors; p of the paired t-test, Holm-adjusted per metric over this table."
 )
+
+#: Heads of columns, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
 
 #: Panels of a plot beside each other.
 _PANELS = 4
@@ -127,28 +130,44 @@ class Results:
 
     def markdown(self) -> str:
         """Question, table of means with intervals, table of paired differences, costs, provenance."""
-        first = self.choices()[0]
         lines = [f"# {self.name}", "", self.question.strip(), ""]
         if self.decision:
             lines += [f"**Decision rule, written before the final seeds ran.** {self.decision.strip()}", ""]
         lines += ["Mean over seeds ± half-width of the 95 % interval (Student's t).", ""]
-        lines += self._table(["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()])
+        lines += self._table(*self.mean_table())
         if self.unfinished:
             lines += ["", "Without scores:", ""]
             lines += [f"- {run.choice}, seed {run.seed}: {run}" for run in self.unfinished]
-        if pairs := self.differences():
-            lines += ["", _DIFFERENCES.format(first=first)]
-            adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
-            cells = [[self._difference_cell(pair, metric, adjusted[metric]) for metric in self.metrics] for pair in pairs]
-            rows = [[a if b == first else f"{a} - {b}", *row] for (a, b), row in zip(pairs, cells, strict=True)]
-            lines += ["", *self._table(["choice", *self.metrics], rows)]
-        present = [key for key in COSTS if self.cost(first, key) is not None]
-        if present:
-            cells = [[choice, *(self._cost_cell(choice, key) for key in present)] for choice in self.choices()]
-            lines += ["", *self._table(["choice", *(COSTS[key][0] for key in present)], cells)]
+        if self.differences():
+            lines += ["", DIFFERENCES.format(first=f"`{self.choices()[0]}`"), "", *self._table(*self.difference_table())]
+        if costs := self.cost_table():
+            lines += ["", *self._table(*costs)]
         lines += ["", f"![{self.name}]({self.name}.png)", "", f"Compare file: `{self.source}`."]
         lines += [f"- {key}: {value}" for key, value in self.provenance.items()]
         return "\n".join(lines) + "\n"
+
+    def mean_table(self) -> Table:
+        """Means over the seeds of every choice."""
+        return ["choice", "seeds", *self.metrics], [self._mean_cells(choice) for choice in self.choices()]
+
+    def difference_table(self) -> Table:
+        """Paired differences."""
+        first, adjusted = self.choices()[0], {metric: self._adjusted(metric) for metric in self.metrics}
+        rows = [
+            [
+                a if b == first else f"{a} - {b}",
+                *(self._difference_cell((a, b), metric, adjusted[metric]) for metric in self.metrics),
+            ]
+            for a, b in self.differences()
+        ]
+        return ["choice", *self.metrics], rows
+
+    def cost_table(self) -> Table | None:
+        """Mean costs of every choice; None where none was recorded."""
+        if not (present := [key for key in COSTS if self.cost(self.choices()[0], key) is not None]):
+            return None
+        rows = [[choice, *(self._cost_cell(choice, key) for key in present)] for choice in self.choices()]
+        return ["choice", *(COSTS[key][0] for key in present)], rows
 
     def _mean_cells(self, choice: str) -> list[str]:
         seeds = {row.seed for row in self.rows if row.choice == choice}

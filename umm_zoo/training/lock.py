@@ -101,6 +101,12 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def in_progress(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder, as far as can be seen from here."""
+    found = _read(folder / NAME)
+    return found is not None and found.ended() is not True
+
+
 class _Lock:
     def __init__(self, file: Path) -> None:
         self.file, self.own = file, Holder.this()

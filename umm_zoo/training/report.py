@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.experiment.sources import commit_of
+from umm_zoo.training.log_file import NAME, read_log
 from umm_zoo.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ def recorded(values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
 
 def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     """Size and price of the method: parameters, and where a ``Throughput`` callback watched, the median step and peak memory."""
-    from umm_zoo.training.log import NAME, read_log  # with Lightning, which the help of commands does without
-
     parameters = list(trainer.lightning_module.parameters())
     costs = {
         "parameters": float(sum(p.numel() for p in parameters)),

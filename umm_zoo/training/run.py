@@ -32,6 +32,8 @@ from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.method import Method
+from umm_zoo.report.callback import RunPage
+from umm_zoo.report.run_page import write_run_page
 from umm_zoo.training.changes import ChangedSettings, Changes
 from umm_zoo.training.compilation import CompiledParts
 from umm_zoo.training.continuation import Continuation, ContinuedFitLoop
@@ -132,7 +134,8 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
         }
         with writing(folder.path):
             folder.finish(experiment, report)
-        say(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}")
+            page = write_run_page(folder.path)
+        say(f"{folder.path}: {report['steps']} steps in {report['seconds']:.0f} s; scores in {folder.metrics_file}, page in {page}")
     return 0
 
 
@@ -217,7 +220,7 @@ def make_trainer(
     if built.setup is not None:
         built.setup.set_products()
         callbacks |= {} if built.setup.compilation is None else {"compile": CompiledParts(built.setup.compilation)}
-    standing = _standing(given, folder)
+    standing = _standing(given, experiment, folder)
     if not isinstance(built.callbacks.get("checkpoint", standing.get("checkpoint")), LastCheckpoint | None):
         standing["last_checkpoint"] = standing.pop("checkpoint")  # one of the user's own may keep the best, and never the last
     callbacks |= standing | built.callbacks
@@ -248,7 +251,7 @@ def make_trainer(
     return trainer
 
 
-def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+def _standing(trainer: dict[str, Any], experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
     """Callbacks that every run has unless the experiment names its own under the same key."""
     every = trainer.get("val_check_interval")
     if not isinstance(every, int) or isinstance(every, bool):
@@ -256,6 +259,7 @@ def _standing(trainer: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     standing: dict[str, Any] = {}
     if trainer.get("enable_checkpointing", True) is not False:
         standing["checkpoint"] = LastCheckpoint(every, folder=folder.checkpoints.path)
+    standing["page"] = RunPage(experiment, folder.path)
     if trainer.get("enable_progress_bar", True) is not False:
         standing["progress"] = Progress(refresh_rate=5)
     return standing

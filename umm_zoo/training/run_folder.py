@@ -160,7 +160,8 @@ class RunFolder:
     def clear(self, experiment: Experiment) -> None:
         """Begin, and first remove what an earlier run wrote; nothing else, for the folder may hold other runs or a user's notes."""
         # the experiment stays until the new one takes its place: without it the folder would be none of a run
-        for left in (self.metrics_file, self.history_file, *self.path.glob("evaluation-*.json")):
+        pages = [self.path / name for name in ("report.json", "report.html")]
+        for left in (self.metrics_file, self.history_file, *pages, *self.path.glob("evaluation-*.json")):
             left.unlink(missing_ok=True)
         for folder in ("checkpoints", "logs", "samples"):
             shutil.rmtree(self.path / folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Pages about runs and comparisons: one file each, that opens from the disk and needs nothing else."""
