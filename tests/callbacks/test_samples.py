@@ -27,7 +27,7 @@ def batch(kinds: list[str], truths: list[str]) -> Batch:
 
 
 def fake_trainer(folder: Path, sanity_checking: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(default_root_dir=str(folder), global_step=42, is_global_zero=True, sanity_checking=sanity_checking)
+    return SimpleNamespace(loggers=[], default_root_dir=str(folder), global_step=42, is_global_zero=True, sanity_checking=sanity_checking)
 
 
 def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[Outputs, Batch]) -> None:

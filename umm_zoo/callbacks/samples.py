@@ -15,6 +15,7 @@ from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch, Task
 from umm_zoo.callbacks.cards import Card, draw_cards
+from umm_zoo.callbacks.logged import log_image
 from umm_zoo.errors import Count
 from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import kind_of
@@ -27,10 +28,11 @@ LONGEST_JUDGED = 16
 class SampleGrid(Callback):
     """Callback that saves fixed samples with images, question, answer and truth: ``<run folder>/samples/step-XXXXXX.png``.
 
-    The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side. An
-    answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``, but not a caption or a text in free words. The
-    images of a sample are ``Outputs.columns`` where the method makes them (such as original, round trip, reconstruction); otherwise
-    its input images, the generated one and the target. Small images are enlarged without smoothing. Rank 0 saves its own samples.
+    The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side;
+    loggers that take images get them too. An answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``, but not a
+    caption or a text in free words. The images of a sample are ``Outputs.columns`` where the method makes them (such as original,
+    round trip, reconstruction); otherwise its input images, the generated one and the target. Small images are enlarged without
+    smoothing. Rank 0 saves its own samples.
 
     Args:
         num_samples: cards in a grid.
@@ -73,6 +75,8 @@ class SampleGrid(Callback):
         path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_cards(cards, self.image_size, self.cards_per_row).save(path)
+        for logger in trainer.loggers:
+            log_image(logger, path, trainer.global_step)
 
     def _in_turn(self) -> list[Card]:
         turns = zip_longest(*(cards for _, cards in sorted(self._cards.items())))

@@ -194,7 +194,7 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _comparable(experiment: Experiment) -> dict[str, Any]:
     """Everything that decides a run's outcome besides its place in the chain."""
-    return {key: value for key, value in experiment.resolved().items() if key not in ("name", "after", "vars")}
+    return {key: value for key, value in experiment.resolved().items() if key not in ("name", "after", "vars", "loggers")}
 
 
 def _refuse_other_differences(

@@ -19,7 +19,7 @@ from umm_zoo.experiment.trust import Trust, trusting
 from umm_zoo.experiment.types import TARGET, branch_for, describe, is_named_tuple, is_node, mismatches
 
 #: Parts of an experiment whose classes are other people's, with errors of their own classes.
-LIBRARIES = ("callbacks.", "metrics.", "trainer.")
+LIBRARIES = ("callbacks.", "metrics.", "loggers.", "trainer.")
 #: What torch says of a tensor that is too large, for which it has no class.
 _TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed")
 #: Weights whose experiment is being built, the outermost first.

@@ -117,6 +117,7 @@ _SLOTS = {
     "data": "lightning.LightningDataModule",
     "callbacks": "lightning.Callback",
     "metrics": "torchmetrics.Metric",
+    "loggers": "lightning.pytorch.loggers.Logger",
 }
 
 
@@ -167,7 +168,7 @@ class _Checker:
         return self._target(value, path) + below
 
     def _target(self, node: Mapping[str, Any], path: str) -> list[Problem]:
-        where, name, in_trainer = f"{under(path)}{TARGET}", str(node[TARGET]), path.startswith("trainer.")
+        where, name, in_trainer = f"{under(path)}{TARGET}", str(node[TARGET]), path.startswith(("trainer.", "loggers."))
         if refusal := self.trust.refusal(name):
             return [replace(refusal, where=where)]
         try:

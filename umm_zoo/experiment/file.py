@@ -1,14 +1,14 @@
 """The experiment file: a typed envelope, inheritance with ``base:``, overrides from the command line, interpolation.
 
 Nothing here imports torch, so that ``--help`` and errors of the envelope answer at once. What stands inside ``method``,
-``adapters``, ``data``, ``callbacks``, ``metrics`` and ``trainer`` is checked by ``check.py`` against the signatures of the classes
-it names.
+``adapters``, ``data``, ``callbacks``, ``metrics``, ``loggers`` and ``trainer`` is checked by ``check.py`` against the signatures
+of the classes it names.
 
 Layers, each over the one before: the files of ``base`` in order, the file itself, the ``key=value`` pairs of the command line.
 Maps merge key by key; a node whose ``_target_`` changes is replaced whole; lists and plain values are replaced. ``null`` removes an
-entry of ``adapters``, ``callbacks``, ``metrics`` and every other map of named objects; as an argument it is Python's None. ``name``
-is the only key that is not inherited: it defaults to the file's own stem, so that a child never writes into the run folder of its
-base.
+entry of ``adapters``, ``callbacks``, ``metrics``, ``loggers`` and every other map of named objects; as an argument it is Python's
+None. ``name`` is the only key that is not inherited: it defaults to the file's own stem, so that a child never writes into the run
+folder of its base.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Experiment:
         data: node of a ``LightningDataModule``.
         callbacks: name -> node of a Lightning callback; ``checkpoint`` and ``progress`` replace the built-in ones.
         metrics: name -> node of a torchmetrics metric, scored at every validation.
+        loggers: name -> node of a Lightning logger, beside ``logs/metrics.csv`` and TensorBoard's.
         trainer: arguments of ``lightning.Trainer``.
         after: the experiment file, run folder or checkpoint whose trained weights are the start.
         file: where it was read from; not part of the experiment itself.
@@ -69,6 +70,7 @@ class Experiment:
     data: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    loggers: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     after: str | None = None
     file: str = ""
@@ -103,7 +105,7 @@ class Experiment:
 
 #: Keys of an experiment file.
 ENVELOPE = (*(f.name for f in fields(Experiment) if f.name not in _ASIDE), "base")
-_MAPS = ("vars", "method", "adapters", "training", "data", "callbacks", "metrics", "trainer")
+_MAPS = ("vars", "method", "adapters", "training", "data", "callbacks", "metrics", "loggers", "trainer")
 
 
 def use_folders(folders: Iterable[str]) -> None:

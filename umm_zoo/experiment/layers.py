@@ -25,7 +25,7 @@ from umm_zoo.experiment.trust import Trust
 from umm_zoo.experiment.types import TARGET
 
 #: Maps from a free name to a node; ``null`` removes an entry.
-NAMED = ("adapters", "callbacks", "metrics")
+NAMED = ("adapters", "callbacks", "metrics", "loggers")
 
 
 def read_layers(

@@ -21,13 +21,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.backbones.quantized import assert_castable, assert_not_quantized
+from umm_zoo.callbacks.logged import Logged
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.progress import Progress
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
 from umm_zoo.checkpoints.plain_files import writing
 from umm_zoo.errors import REFUSALS, UserError, locating, say
-from umm_zoo.experiment.build import build_arguments
+from umm_zoo.experiment.build import build, build_arguments
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.experiment.targets import find_target
 from umm_zoo.experiment.types import TARGET
@@ -207,6 +208,11 @@ def make_trainer(
         given = build_arguments(find_target("lightning.Trainer"), experiment.trainer, "trainer")
     if given.get("logger", True) is True:
         given["logger"] = [MetricsLog(folder.logs), TensorBoardLogger(folder.path, name="", version="logs")]
+    with locating(experiment.file):
+        loggers = {name: build(node, f"loggers.{name}") for name, node in experiment.loggers.items()}
+    if loggers:
+        standing_loggers = given["logger"] or []
+        given["logger"] = [*(standing_loggers if isinstance(standing_loggers, list) else [standing_loggers]), *loggers.values()]
     if isinstance(given.get("strategy"), FullyShardedStrategy):
         given.setdefault("inference_mode", False)  # weights gathered in a validation are the buffers that training gathers into
     plugins = given.pop("plugins", None) or []
@@ -223,6 +229,7 @@ def make_trainer(
     standing = _standing(given, experiment, folder)
     if not isinstance(built.callbacks.get("checkpoint", standing.get("checkpoint")), LastCheckpoint | None):
         standing["last_checkpoint"] = standing.pop("checkpoint")  # one of the user's own may keep the best, and never the last
+    callbacks |= {"logged": Logged(experiment.resolved(), loggers)} if given.get("logger", True) else {}
     callbacks |= standing | built.callbacks
     given = DEFAULTS | given
     interval = given.get("val_check_interval")
@@ -246,7 +253,8 @@ def make_trainer(
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]
     if profiler.filename is None:  # else it only logs, which is silenced
         profiler.filename, profiler.dirpath = "profile", profiler.dirpath or folder.logs
-    record.owners = built.owners() | {f"trainer.logger.{number}": logger for number, logger in enumerate(trainer.loggers)}
+    record.owners = built.owners() | {f"loggers.{name}": logger for name, logger in loggers.items()}
+    record.owners |= {f"trainer.logger.{number}": logger for number, logger in enumerate(trainer.loggers)}
     ContinuedFitLoop.install(trainer, record, continuation)
     return trainer
 

@@ -200,7 +200,7 @@ def changed_modules(known: Mapping[str, str], now: Mapping[str, str]) -> list[st
 def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Through YAML and back, and ``after`` by its file name: the same project may lie elsewhere today."""
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
-    return {"adapters": {}, **plain, "after": Path(plain["after"]).name if plain.get("after") else None}
+    return {"adapters": {}, "loggers": {}, **plain, "after": Path(plain["after"]).name if plain.get("after") else None}
 
 
 def _differences(old: Any, new: Any, where: str) -> list[str]:
