@@ -27,7 +27,8 @@ def batch(kinds: list[str], truths: list[str]) -> Batch:
 
 
 def fake_trainer(folder: Path, sanity_checking: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(loggers=[], default_root_dir=str(folder), global_step=42, is_global_zero=True, sanity_checking=sanity_checking)
+    whose = {"loggers": [], "default_root_dir": str(folder), "is_global_zero": True}
+    return SimpleNamespace(global_step=42, sanity_checking=sanity_checking, **whose)
 
 
 def validate(grid: SampleGrid, trainer: SimpleNamespace, *steps: tuple[Outputs, Batch]) -> None:
