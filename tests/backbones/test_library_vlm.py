@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, PROMPTS, assistant, llava, qwen, random_images, user
+from umm_zoo.backbones.generation import take_rows
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.errors import UserError
 
@@ -97,6 +98,21 @@ def test_log_probs_reach_the_language_model(vlm, images):
     assert_close(-log_probs.sum() / mask.sum(), vlm(inputs).loss, rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(log_probs.sum(), list(vlm.parts()["language_model"].parameters()))
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_answers_have_the_gradient_of_whole_rows(again, vlm, images):
+    inputs, owners = vlm.embed(PROMPTS, images, COUNTS, for_generation=True), torch.tensor([2, 0, 2, 1])
+    tokens, mask = torch.randint(5, 20, (4, 3)), torch.arange(3) < torch.tensor([[3], [1], [2], [3]])
+    weights, whole = list(vlm.parts()["language_model"].parameters()), vlm.with_answers(take_rows(inputs, owners), tokens, mask)
+    expected = torch.autograd.grad(vlm.log_probs(whole)[0].square().sum(), weights, retain_graph=True)
+    if again:
+        vlm.text_model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        found = torch.autograd.grad(vlm.answer_log_probs(inputs, tokens, mask, owners).square().sum(), weights)
+    finally:
+        vlm.text_model.gradient_checkpointing_disable()
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_prompt_is_encoded_without_a_graph(vlm, images):

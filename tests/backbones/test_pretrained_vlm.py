@@ -12,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from tests.backbones.vlm_parts import QWEN
+from umm_zoo.backbones.generation import take_rows
 from umm_zoo.backbones.preparation import WholeRows
 from umm_zoo.backbones.pretrained_vlm import PretrainedVLM
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
@@ -109,6 +110,15 @@ def test_images_that_a_worker_has_processed_are_those_of_the_step(loaded, monkey
     found = vlm.embed(ROWS, images, COUNTS)
     assert found.embeddings.equal(expected.embeddings) and len(made) < 200_000
     assert [vlm.known_rows.get(key).ids.tolist() for key in prepared.rows] == [row.ids.tolist() for row in prepared.rows.values()]
+
+
+def test_answers_behind_a_prompt_that_is_run_once_are_scored_as_in_whole_rows(loaded):
+    vlm = loaded[-1]
+    inputs, owners = vlm.embed(PROMPTS[:2], IMAGES, COUNTS[:2], for_generation=True), torch.tensor([1, 0, 1])
+    tokens = vlm.sample_from(inputs, 2, max_new_tokens=5).tokens[:3]
+    mask = torch.arange(tokens.shape[1]) < torch.tensor([[5], [3], [1]])
+    scores, _ = vlm.log_probs(vlm.with_answers(take_rows(inputs, owners), tokens, mask), 0.7)
+    assert_close(vlm.answer_log_probs(inputs, tokens, mask, owners, 0.7), scores[:, -tokens.shape[1] :], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("for_generation", [False, True])

@@ -117,7 +117,7 @@ def test_trl_asks_scores_and_trains_what_ours_does(tmp_path: Path) -> None:
     scored, *_ = trainer._get_per_token_logps_and_entropies(
         trainer.model, whole, torch.ones_like(whole), 4, num_images=[1, 1], **fields
     )
-    torch.testing.assert_close(scored, method.log_probs(own, tokens, mask), rtol=0, atol=1e-4)
+    torch.testing.assert_close(scored, method.log_probs(own, tokens, mask, torch.arange(2)), rtol=0, atol=1e-4)
 
 
 # -- fit, on a method and data of a few numbers ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def library_loop() -> Any:
     from torch import Tensor
 
     from umm_zoo.backbones.base import VLMInputs
-    from umm_zoo.backbones.generation import Samples
+    from umm_zoo.backbones.generation import Samples, take_rows
     from umm_zoo.batch import stacked
     from umm_zoo.methods.uae.captioner_grpo import CaptionRollout, GenerationForUnderstanding
 
@@ -51,7 +51,7 @@ def library_loop() -> Any:
                 mask = (ended.cumsum(1) - ended) == 0
                 texts = vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # the padding is one of them
             with self.phases("score", self.device):
-                old = self.log_probs(inputs, tokens, mask)
+                old = self._scored(inputs, tokens, mask)
             samples = Samples(tokens, mask, texts, old)
             with self.phases("generate", self.device):
                 generated = self.images_of_samples(samples, batch.images, self.noise(len(images), group), torch.arange(size))
@@ -66,9 +66,18 @@ def library_loop() -> Any:
                 weights=self.objective.aggregation(mask),
             )
 
+        def _scored(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor) -> Tensor:
+            found, _ = self.vlm.log_probs(self.vlm.with_answers(prompts, tokens, mask), self.captions.temperature)
+            return found[:, -tokens.shape[1] :]  # the tokens are the last of the sequence
+
+        def log_probs(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor, owners: Tensor | None = None) -> Tensor:
+            return self._scored(prompts if owners is None else take_rows(prompts, owners * self.rollouts.group), tokens, mask)
+
         def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
+            if len(groups) < len(rollout.captions):  # older commits ask for a prompt per caption
+                groups = groups.repeat_interleave(self.rollouts.group)
             copies = [rollout.images[row] for row in groups.tolist()]
-            return self.vlm.embed(self.captions.conversations(len(groups)), copies, [1] * len(groups), for_generation=True)
+            return self.vlm.embed(self.captions.conversations(len(copies)), copies, [1] * len(copies), for_generation=True)
 
     return LibraryLoop
 

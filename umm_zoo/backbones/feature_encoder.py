@@ -28,7 +28,7 @@ from umm_zoo.backbones.loading import (
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.stock_processor import stock_processor
-from umm_zoo.batch import Grid, Images, map_by_size
+from umm_zoo.batch import Grid, Images, distinct, map_by_size
 from umm_zoo.errors import Count
 
 
@@ -91,8 +91,15 @@ class FeatureEncoder(ExactBuffers, ABC):
 
 
 def features_of(encoder: FeatureEncoder, images: Images) -> Tensor:
-    """Vectors ``[M, F]`` in float32 of M images of any sizes, which are clamped to [-1, 1]; the encoder runs once per size."""
-    return torch.stack(map_by_size(lambda stack: encoder(stack.clamp(-1, 1)).float(), images))
+    """Vectors ``[M, F]`` in float32 of M images of any sizes, which are clamped to [-1, 1]; the encoder runs once per size.
+
+    One and the same tensor that is there several times is encoded once.
+    """
+    shown = list(images)
+    firsts, places = distinct(map(id, shown))
+    once = images if len(firsts) == len(shown) else [shown[first] for first in firsts]
+    vectors = map_by_size(lambda stack: encoder(stack.clamp(-1, 1)).float(), once)
+    return torch.stack([vectors[place] for place in places])
 
 
 class LibraryEncoder(FeatureEncoder):

@@ -95,9 +95,22 @@ def label_log_probs(
     """
     targets = labels[:, 1:]
     mask = targets != IGNORE
-    logits = lm_head(hidden[:, :-1][mask]).float() / temperature  # [K, vocabulary]
-    chosen = logits.gather(1, targets[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
-    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen), mask
+    return token_log_probs(hidden[:, :-1], targets, mask, lm_head, temperature), mask
+
+
+def token_log_probs(
+    states: Tensor, tokens: Tensor, mask: Tensor, lm_head: Callable[[Tensor], Tensor], temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of each token from the state that predicts it, ``[B, L]``, 0 outside the mask; differentiable.
+
+    Args:
+        states: ``[B, L, D]`` that enter ``lm_head``.
+        tokens, mask: ``[B, L]``; logits are formed only where the mask is True.
+        lm_head, temperature: as in ``label_log_probs``.
+    """
+    logits = lm_head(states[mask]).float() / temperature  # [K, vocabulary]
+    chosen = logits.gather(1, tokens[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
+    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)
 
 
 def last_position(position_ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from umm_zoo.backbones.adapters import learns
 from umm_zoo.backbones.base import VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.encoding import pad, stop_ids
-from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position
+from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position, take_rows, token_log_probs
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.row_tokeniser import RowTokeniser
 from umm_zoo.backbones.templates import IGNORE
@@ -162,15 +162,42 @@ class LibraryVLM(RowTokeniser):
         hidden = self.run_whole(inputs)
         return label_log_probs(hidden, inputs.labels, self.lm_head, temperature)
 
+    def answer_log_probs(self, inputs: VLMInputs, tokens: Tensor, mask: Tensor, owners: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each token of R answers, ``[R, T]``, 0 outside the mask, differentiable.
+
+        A prompt is run once for all its answers, unless layers are computed again in the backward pass, which no cache outlives.
+
+        Args:
+            inputs: B prompts embedded ``for_generation``.
+            tokens, mask: ``[R, T]`` as in ``Samples``.
+            owners: ``[R]``, the prompt of each answer.
+            temperature: divides the logits, as sampling did.
+        """
+        if any(layer.gradient_checkpointing for layer in self._layers):
+            found, _ = self.log_probs(self.with_answers(take_rows(inputs, owners), tokens, mask), temperature)
+            return found[:, -tokens.shape[1] :]  # entry i is that of token i + 1, and the tokens are the last of the sequence
+        prefix = self._prefix(inputs).select(owners)
+        states = prefix.last_hidden[:, None]
+        if known := tokens.shape[1] - 1:
+            embeddings = self.text_model.get_input_embeddings()(tokens[:, :known])
+            places = prefix.text_positions(known) if inputs.position_ids.ndim == 3 else prefix.text_positions(known)[0]
+            seen = torch.cat([prefix.attention_mask, mask[:, :known]], dim=1)
+            states = torch.cat([states, self.run(embeddings, seen, places, prefix.cache)], dim=1)  # [R, T, D]
+        return token_log_probs(states, tokens, mask, self.lm_head, temperature)
+
     @torch.no_grad()
     def prefix(self, inputs: VLMInputs) -> Prefix:
         """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient.
 
         All keys are kept, those behind a sliding window too: what comes later may stand in the place of earlier tokens.
         """
-        cache = DynamicCache()
         with evaluation_mode(self):
-            hidden = self.run_whole(inputs, cache)  # [B, L, D]
+            return self._prefix(inputs)
+
+    def _prefix(self, inputs: VLMInputs) -> Prefix:
+        """``prefix`` in whatever mode the model is in; with a graph where there are gradients."""
+        cache = DynamicCache()
+        hidden = self.run_whole(inputs, cache)  # [B, L, D]
         places = torch.arange(hidden.shape[1], device=hidden.device)
         last = (inputs.attention_mask * places).argmax(dim=1)  # [B], last real token of either padding
         last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]

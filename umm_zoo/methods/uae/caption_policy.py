@@ -21,7 +21,7 @@ from umm_zoo.methods.uae.base import UAEBase
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.reinforcement import Reinforcement, Rollout, check_reference
 from umm_zoo.methods.uae.renderers import Renderer
-from umm_zoo.methods.uae.rollouts import GroupNoise, Phases, Rollouts
+from umm_zoo.methods.uae.rollouts import EqualSamples, GroupNoise, Phases, Rollouts, portions_of_equals
 from umm_zoo.objectives.grpo import GRPO
 from umm_zoo.rewards.base import Reward
 
@@ -120,17 +120,25 @@ class CaptionPolicy(UAEBase, Reinforcement[C], ABC, Generic[C]):
         """One part of the loss per portion of captions, whose advantages count ``weight`` times."""
         if self.rollouts.updates_per_rollout > 1 and rollout.old is None:
             rollout.old = torch.zeros_like(rollout.samples.log_probs)
-        rows = self.portions_of(self.scored(rollout.advantages))
-        return [partial(self._part, rollout, weight * rollout.advantages, some) for some in rows]
+        rows = self.scored(rollout.advantages).nonzero()[:, 0]
+        written = rollout.samples.tokens.masked_fill(~rollout.samples.mask, -1)[rows].tolist()
+        kinds = zip((rows // self.rollouts.group).tolist(), map(tuple, written), strict=True)
+        some = portions_of_equals(rows, kinds, self.rollouts.micro_batch)
+        return [partial(self._part, rollout, weight * rollout.advantages, own) for own in some]
 
-    def _part(self, rollout: C, advantages: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    def _part(self, rollout: C, advantages: Tensor, some: EqualSamples) -> dict[str, Tensor]:
         """The share of some captions in the loss."""
-        tokens, mask = rollout.samples.tokens[rows], rollout.samples.mask[rows]
+        tokens, mask = rollout.samples.tokens[some.firsts], rollout.samples.mask[some.firsts]
         length = int(mask.sum(dim=1).max())
         tokens, mask = tokens[:, :length], mask[:, :length]
-        prompts = self._prompts(rollout, rows // self.rollouts.group)
-        score = partial(self.log_probs, prompts, tokens, mask)
-        return self.surrogate(score, mask, advantages[rows], rollout.weights, rollout.old, rows, rollout.times_used == 0)
+        groups, owners = (some.firsts // self.rollouts.group).unique(return_inverse=True)
+        prompts, rows = self._prompts(rollout, groups), some.rows
+
+        def score() -> Tensor:
+            return self.log_probs(prompts, tokens, mask, owners)[some.places]
+
+        mask_of_all, first = mask[some.places], rollout.times_used == 0
+        return self.surrogate(score, mask_of_all, advantages[rows], rollout.weights, rollout.old, rows, first)
 
     def surrogate(
         self,
@@ -173,7 +181,6 @@ class CaptionPolicy(UAEBase, Reinforcement[C], ABC, Generic[C]):
             return self._questions([rollout.images[row] for row in groups.tolist()])
         return take_rows(rollout.inputs, groups)
 
-    def log_probs(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Of sampled tokens ``[R, T]`` behind their prompts: ``[R, T]``, 0 outside the mask."""
-        found, _ = self.vlm.log_probs(self.vlm.with_answers(prompts, tokens, mask), self.captions.temperature)
-        return found[:, -tokens.shape[1] :]  # entry i is that of token i + 1, and the tokens are the last of the sequence
+    def log_probs(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor, owners: Tensor) -> Tensor:
+        """Of sampled tokens ``[R, T]``, each behind the prompt that it is one of the ``owners`` ``[R]`` of: ``[R, T]``."""
+        return self.vlm.answer_log_probs(prompts, tokens, mask, owners, self.captions.temperature)

@@ -10,7 +10,7 @@ from torch import Tensor
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, image_of_each_row
+from umm_zoo.batch import Batch, distinct, image_of_each_row
 from umm_zoo.errors import Count
 from umm_zoo.methods.uae.caption_policy import CaptionPolicy, CaptionRollout
 from umm_zoo.methods.uae.captions import CaptionSampling
@@ -27,8 +27,9 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
     Each step: the images are encoded once and captioned G times with the KV cache; the frozen renderer generates from every
     caption, from noise that its group shares; the reward compares the image generated with the one described; the tokens are scored
     once with a gradient. With one update per rollout the log-probabilities under the policy that wrote are those of this very pass,
-    and nothing is scored twice. No gradient passes through the renderer, whose condition the paper lets drift with the policy
-    (``BaseTextReader`` does not).
+    and nothing is scored twice. Equal captions of an image that start from the same noise give one image, generated and rewarded
+    once; equal captions of an image are scored once, whatever their noise. No gradient passes through the renderer, whose condition
+    the paper lets drift with the policy (``BaseTextReader`` does not).
 
     In the paper's fourth and fifth versions this is the whole method, applied to existing models: the renderer is then a
     ``BridgeRenderer``.
@@ -85,8 +86,11 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
         inputs, samples = self.write(images)
         seeds = self.noise(len(images), self.rollouts.group)
         with self.phases("generate", self.device):
-            rows = portions(torch.arange(len(seeds)), self.rollouts.micro_batch)
-            generated = [image for some in rows for image in self.images_of_samples(samples, images, seeds, some)]
+            owners = [row for row in range(len(images)) for _ in range(self.rollouts.group)]
+            firsts, places = distinct(zip(owners, samples.texts, seeds, strict=True))
+            rows = portions(torch.tensor(firsts), self.rollouts.micro_batch)
+            once = [image for some in rows for image in self.images_of_samples(samples, images, seeds, some)]
+            generated = [once[place] for place in places]
         return CaptionRollout(
             batch=batch,
             images=images,

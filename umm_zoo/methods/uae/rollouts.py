@@ -1,17 +1,17 @@
-"""Settings of rollouts: groups, the noise of a group's samples, micro-batches; and the time of each phase."""
+"""Settings of rollouts: groups, the noise of a group's samples, micro-batches, equal samples; and the time of each phase."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Tokens
+from umm_zoo.batch import Tokens, distinct
 from umm_zoo.errors import Count
 
 
@@ -55,7 +55,7 @@ class Rollouts:
         noise: seeds of a group; None is the stage's own.
         updates_per_rollout: optimiser steps on the same samples; 1 is on-policy, of more the loader's steps in between are not
             looked at.
-        micro_batch: samples that are generated, or scored with a gradient, at a time; None is all.
+        micro_batch: different samples that are generated, or scored with a gradient, at a time; None is all.
 
     Raises:
         ValueError: a group of one, or no update.
@@ -76,6 +76,33 @@ class Rollouts:
 def portions(rows: Tensor, size: int | None) -> list[Tensor]:
     """Row numbers in portions of at most ``size``; None keeps them together."""
     return list(rows.split(size or max(1, len(rows)))) if len(rows) else []
+
+
+@dataclass(frozen=True)
+class EqualSamples:
+    """Samples that are scored together, those that are alike once.
+
+    Shape:
+        - rows: ``[r]``, numbers of the samples
+        - firsts: ``[u]``, numbers of those that differ
+        - places: ``[r]``, where each sample is among them
+    """
+
+    rows: Tensor
+    firsts: Tensor
+    places: Tensor
+
+
+def portions_of_equals(rows: Tensor, kinds: Iterable[Hashable], size: int | None) -> list[EqualSamples]:
+    """Samples of these numbers ``[r]`` in portions of at most ``size`` different ``kinds``, of which there is one per sample."""
+    firsts, places = distinct(kinds)
+    first, place = rows[firsts], rows.new_tensor(places)
+    found = []
+    for some in portions(torch.arange(len(firsts)), size):
+        begin, end = int(some[0]), int(some[-1]) + 1
+        own = (place >= begin) & (place < end)
+        found.append(EqualSamples(rows[own], first[begin:end], place[own] - begin))
+    return found
 
 
 def rows_of(tokens: Tokens, rows: Tensor) -> Tokens:
