@@ -8,7 +8,7 @@ they are stacked only inside the block that runs on them, in groups of equal siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -274,18 +274,6 @@ def map_by_size(function: Callable[[Tensor], Tensor], images: Images) -> list[Te
     return [results[place] for place in range(len(images))]
 
 
-def distinct(items: Iterable[Hashable]) -> tuple[list[int], list[int]]:
-    """Numbers of the items that differ, the first of each kind, and for every item its place among them."""
-    kinds: dict[Hashable, int] = {}
-    firsts, places = list[int](), list[int]()
-    for number, item in enumerate(items):
-        if item not in kinds:
-            kinds[item] = len(firsts)
-            firsts.append(number)
-        places.append(kinds[item])
-    return firsts, places
-
-
 def _neighbours(images: Sequence[Tensor]) -> bool:
     """Whether images lie one behind the other in one memory, and carry no gradient."""
     first, place = images[0], images[0].storage_offset()
@@ -307,4 +295,4 @@ def _moved(images: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[T
 
 
 __all__ = ["IMAGE_MARKER", "Batch", "Conversation", "Crop", "Grid", "Images", "Task", "Tokens", "Turn"]
-__all__ += ["by_size", "distinct", "image_of_each_row", "map_by_size", "stacked"]
+__all__ += ["by_size", "image_of_each_row", "map_by_size", "stacked"]

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from uae_parts import Redness, batch, second_stage
 
+from umm_zoo.backbones.equals import distinct
 from umm_zoo.backbones.feature_encoder import features_of
 from umm_zoo.backbones.generation import Samples
-from umm_zoo.batch import distinct
 from umm_zoo.methods.uae import caption_policy, captioner_grpo
 from umm_zoo.methods.uae.rollouts import IndependentNoise, Rollouts, portions_of_equals
 from umm_zoo.objectives.grpo import GRPO

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from umm_zoo.backbones.equals import distinct
 from umm_zoo.backbones.loading import (
     assert_known,
     checked_config,
@@ -28,7 +29,7 @@ from umm_zoo.backbones.loading import (
 from umm_zoo.backbones.precision import ExactBuffers, antialiased
 from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.stock_processor import stock_processor
-from umm_zoo.batch import Grid, Images, distinct, map_by_size
+from umm_zoo.batch import Grid, Images, map_by_size
 from umm_zoo.errors import Count
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.backbones.equals import distinct
 from umm_zoo.backbones.generation import Samples
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.batch import Batch, distinct, image_of_each_row
+from umm_zoo.batch import Batch, image_of_each_row
 from umm_zoo.errors import Count
 from umm_zoo.methods.uae.caption_policy import CaptionPolicy, CaptionRollout
 from umm_zoo.methods.uae.captions import CaptionSampling

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from umm_zoo.batch import Tokens, distinct
+from umm_zoo.backbones.equals import distinct
+from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count
 
 
