@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from umm_zoo.backbones.base import VLMInputs, VLMOutput, language_loss
 from umm_zoo.backbones.encoding import pad, stop_ids
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position, take_rows, token_log_probs
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
+from umm_zoo.backbones.roomy_cache import with_room
 from umm_zoo.backbones.row_tokeniser import RowTokeniser
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.batch import Conversation, Grid, Images
@@ -217,6 +219,7 @@ class LibraryVLM(RowTokeniser):
     ) -> Samples:
         """Sample ``num_samples`` answers to each prompt embedded ``for_generation``; it is encoded once for its whole group."""
         prefix = self.prefix(inputs).repeat(num_samples)
+        prefix = replace(prefix, cache=with_room(prefix.cache))
         axes = inputs.position_ids.shape[:-2]  # none, or the three of M-RoPE
         mask, position = prefix.attention_mask, prefix.next_position[:, None]  # [R, 1]
 
