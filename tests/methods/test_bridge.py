@@ -105,7 +105,7 @@ def test_gradient_checkpointing_runs_every_layer_again_and_changes_no_gradient(m
         torch.manual_seed(0)
         method = make(trained=trained, pathway=kind(gradient_checkpointing=checkpointing)).train()
         torch.manual_seed(1)
-        method.training_losses(requests(1, 0))["loss"].backward()
+        method.training_losses(requests(1, 1))["loss"].backward()
         assert len(again) == (len(method.pathway.stack.layers) if checkpointing else 0)
         gradients.append([p.grad for p in method.parameters() if p.grad is not None])
     assert sum(gradient.any().item() for gradient in gradients[0]) > 10

@@ -70,6 +70,7 @@ FAMILIES: dict[str, tuple[Callable[[], Method], Callable[[], Batch], tuple[list[
     "a frozen projector": (llava, lambda: test_ross.batch((1, 2, 0)), ([0, 1], [2])),
     "ross": (ross, lambda: test_ross.batch((1, 2, 0)), ([0, 1], [2])),
     "wemmu": (lambda: bridge("wemmu"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
+    "wemmu, one with both kinds": (lambda: bridge("wemmu"), test_unequal_bridge.unequal, ([0, 1, 2], [3])),
     "metaquery": (lambda: bridge("metaquery"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
     "janus, one kind of rows each": (janus, janus_parts.rows, ([0, 2, 4], [1, 3, 5])),
     "autoencoder, none": (autoencoder, images_alone, ([0, 1, 2, 3, 4], [5])),

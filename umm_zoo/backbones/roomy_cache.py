@@ -39,7 +39,9 @@ class RoomyLayer(DynamicLayer):
 def with_room(cache: DynamicCache) -> DynamicCache:
     """A cache with the same keys and values, to which tokens are appended without copying the others."""
     roomy = copy.copy(cache)
-    roomy.layers = [_with_room(layer) if type(layer) is DynamicLayer and layer.get_seq_length() else layer for layer in cache.layers]
+    roomy.layers = [
+        _with_room(layer) if type(layer) is DynamicLayer and layer.get_seq_length() else layer for layer in cache.layers
+    ]
     return roomy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,22 +24,29 @@ class Details:
         - positions: ``[3, B, K]``, those of the vision tower's tokens of the same places
         - images: ``[B, K]``, which image of the row a token belongs to, -1 on padding
         - unused: scalar zero that depends on the branch where no image does, for all ranks must touch the same parameters
+        - lengths: how many of a row's K are real, B numbers that nobody waits for a GPU to know; None where there is no branch
     """
 
     tokens: Tensor
     positions: Tensor
     images: Tensor
     unused: Tensor | None = None
+    lengths: Sequence[int] | None = None
 
     @classmethod
     def none(cls, like: Tensor, unused: Tensor | None = None) -> Details:
-        """No tokens, beside ``[B, *, D]`` of the same width and type."""
+        """No tokens, beside ``[B, *, D]`` of the same width and type; of a branch where something is ``unused``."""
         positions = torch.zeros(3, len(like), 0, dtype=torch.long, device=like.device)
-        return cls(like.new_zeros(len(like), 0, like.shape[-1]), positions, positions[0], unused)
+        lengths = None if unused is None else [0] * len(like)
+        return cls(like.new_zeros(len(like), 0, like.shape[-1]), positions, positions[0], unused, lengths)
 
-    def select(self, rows: Tensor) -> Details:
-        """The rows of these numbers ``[m]``."""
-        return Details(self.tokens[rows], self.positions[:, rows], self.images[rows], self.unused)
+    def select(self, rows: Sequence[int]) -> Details:
+        """The rows of these numbers, without what is padding in all of them where that is known."""
+        chosen = row_numbers(rows, self.tokens.device)
+        lengths = None if self.lengths is None else [self.lengths[row] for row in rows]
+        end = self.count if lengths is None else max(lengths)
+        tokens, positions, images = self.tokens[chosen, :end], self.positions[:, chosen, :end], self.images[chosen, :end]
+        return Details(tokens, positions, images, self.unused, lengths)
 
     @property
     def count(self) -> int:
@@ -49,6 +57,11 @@ class Details:
     def mask(self) -> Tensor:
         """``[B, K]`` bool, False on padding."""
         return self.images >= 0
+
+
+def row_numbers(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers of rows as a tensor ``[m]``; nobody waits for a GPU."""
+    return torch.tensor(rows).to(device, non_blocking=True)
 
 
 class DetailBranch(nn.Module, ABC):

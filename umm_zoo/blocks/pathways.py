@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.prefix import LanguageStack, Prefix, PrefixBackbone
-from umm_zoo.batch import Grid
-from umm_zoo.blocks.details import Details
+from umm_zoo.batch import Grid, regroup
+from umm_zoo.blocks.details import Details, row_numbers
+
+#: Share of padding from which on a second call of the layers is worth it (our choice).
+_WORTH = 0.1
 
 
 class QueryPathway(nn.Module, ABC):
@@ -65,7 +68,25 @@ class QueryPathway(nn.Module, ABC):
         return prefix.grid_positions(grid) if self.grid_positions else prefix.text_positions(grid.num_cells)
 
     def forward(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> Tensor:
-        """Run the layers."""
+        """Run the layers; on rows with and without detail tokens apart, where that saves enough padding."""
+        if details is None or details.lengths is None:  # of no rank: there is no branch that makes any
+            return self._run(prefix, details, queries, grid)
+        groups = regroup.get()([(rows, queries[:, 0]) for rows in apart(details.lengths, queries.shape[1])])
+        if len(groups) == 1:
+            return self._run(prefix, details, queries, grid)
+        made, unused = [], queries.new_zeros(())
+        for rows, _ in groups:
+            own = row_numbers(rows or [0], queries.device)
+            states = self._run(prefix.select(own), details.select(rows or [0]), queries[own], grid)
+            if rows:
+                made.append(states)
+            else:  # a stand-in, so that all ranks call the layers equally often
+                unused = unused + 0 * states.sum()
+        order = [row for rows, _ in groups for row in rows]
+        places = row_numbers(sorted(range(len(order)), key=order.__getitem__), queries.device)
+        return torch.cat(made)[places] + unused
+
+    def _run(self, prefix: Prefix, details: Details | None, queries: Tensor, grid: Grid) -> Tensor:
         tokens, positions, mask = self.arrange(prefix, details, queries, grid)
         states = self.stack(tokens, prefix, positions, mask, self.gradient_checkpointing)
         return states[:, tokens.shape[1] - grid.num_cells :]
@@ -108,6 +129,21 @@ class QueryPathway(nn.Module, ABC):
         width, positions = self.stack.width, torch.tensor([1, 2]).expand(3, 2, 2)
         details = Details(torch.randn(2, 2, width), positions, torch.tensor([[0, 0], [0, -1]]))
         return self.stack.example_prefix(2, 4), details, torch.randn(2, 6, width), Grid(2, 3)
+
+
+def apart(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Rows that are run together: those without detail tokens for themselves if their padding is a good part of all.
+
+    Args:
+        lengths: number of detail tokens of each row.
+        count: queries of each row.
+    """
+    rows = list(range(len(lengths)))
+    bare = [row for row in rows if not lengths[row]]
+    padding, whole = len(bare) * max(lengths), len(rows) * (max(lengths) + count)
+    if len(bare) == len(rows) or padding < _WORTH * whole:
+        return [rows]
+    return [bare, [row for row in rows if lengths[row]]]
 
 
 class ExpertPathway(QueryPathway):

@@ -14,7 +14,7 @@ from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.precision import antialiased
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Images, Tokens, map_by_size
-from umm_zoo.blocks.details import DetailBranch, Details
+from umm_zoo.blocks.details import DetailBranch, Details, row_numbers
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.errors import UserError
 from umm_zoo.objectives.step import blocks_are_sharded
@@ -41,9 +41,9 @@ class EncodedPrompt:
         """Some rows, in the given order."""
         if list(rows) == list(range(len(self.image_mask))):
             return self
-        chosen = torch.tensor(rows, device=self.image_mask.device)
+        chosen = row_numbers(rows, self.image_mask.device)
         return EncodedPrompt(
-            self.context.select(rows), self.prefix.select(chosen), self.image_mask[chosen], self.details.select(chosen)
+            self.context.select(rows), self.prefix.select(chosen), self.image_mask[chosen], self.details.select(rows)
         )
 
 
@@ -90,7 +90,7 @@ def encode_details(
     positions, numbers = ids.new_zeros(3, *real.shape), torch.full(real.shape, -1, device=device)
     positions[:, real] = ids
     numbers[real] = torch.tensor([number for own in owners for number in own], device=device)
-    return Details(details, positions, numbers)
+    return Details(details, positions, numbers, lengths=[len(own) for own in owners])
 
 
 def assert_grid(vlm: PrefixBackbone, detail: DetailBranch | None, image: Tensor) -> None:
