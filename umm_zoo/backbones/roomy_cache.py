@@ -30,7 +30,8 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     @staticmethod
-    def _with_room(known: Tensor, new: Tensor, end: int) -> Tensor:
+    def _with_room(known: Tensor | None, new: Tensor, end: int) -> Tensor:
+        assert known is not None
         buffer = new.new_empty(*new.shape[:-2], end + _ROOM, new.shape[-1])
         buffer[..., : known.shape[-2], :] = known
         return buffer
