@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.devices import send
 from umm_zoo.batch import Grid
 from umm_zoo.blocks.positions import PositionEmbedding
 from umm_zoo.blocks.transformer import as_tokens
@@ -61,7 +62,7 @@ class Details:
 
 def row_numbers(rows: Sequence[int], device: torch.device) -> Tensor:
     """Numbers of rows as a tensor ``[m]``; nobody waits for a GPU."""
-    return torch.tensor(rows).to(device, non_blocking=True)
+    return send(torch.tensor(rows), device)
 
 
 class DetailBranch(nn.Module, ABC):
