@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.folder = open_trees.enter_context(tempfile.TemporaryDirectory())  # data that several arms read
         for name in names:
             options = options_of(name, sizes, given)
-            own = arms_of(name, options, trees)
+            own = [arm for arm in arms_of(name, options, trees) if not given.arms or arm.arm in given.arms]
             arms.extend(own)
             in_turns(own, options, trees, partial(save, given, arms, machine, where))
         print(save(given, arms, machine, where))
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("words", nargs="*", metavar="NAME | [NAME.]SIZE=VALUE", help=f"of {', '.join(NAMES)}")
     made.add_argument("--repeats", type=int, default=3, help="turns of every arm (default 3)")
+    made.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="these alone (default all)")
     made.add_argument("--against", action="append", default=[], metavar="COMMIT_OR_PATH", help="another state of this package")
     made.add_argument("--ross", default="", metavar="CLONE", help="of github.com/Haochen-Wang409/ross")
     made.add_argument("--metaquery", default="", metavar="CLONE", help="of github.com/facebookresearch/metaquery")

@@ -6,6 +6,7 @@ constructors make. Written for ROSS at commit 20ffc6b and MetaQuery at 206f6de, 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from importlib.abc import Loader
@@ -139,7 +140,9 @@ def metaquery_loss(options: Options, ours: Any, batch: Any, recompute: bool) -> 
         torch.nn.Module.__init__(module)
     inputs = ours.vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
     # new ones, for ours are frozen by their type: they stay in evaluation, where the library recomputes nothing
-    vlm, transformer = type(ours.vlm.model)(ours.vlm.model.config), SanaTransformer2DModel(**ours.decoder.model.config)
+    config = copy.deepcopy(ours.vlm.model.config)
+    config._attn_implementation = "sdpa"
+    vlm, transformer = type(ours.vlm.model)(config), SanaTransformer2DModel(**ours.decoder.model.config)
     width, queries = ours.vlm.width, options.queries
     words = vlm.get_input_embeddings().num_embeddings
     vlm.resize_token_embeddings(words + queries + 2, mean_resizing=False)

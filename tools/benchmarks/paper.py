@@ -101,7 +101,7 @@ def rows(count: int, side: int, kind: str, words: int = 64) -> Any:
 
 
 def training_step(method: Any, batch: Any, device: str, steps: int, precision: str = "bf16-mixed", counts: bool = True) -> Numbers:
-    """A training step under autocast: seconds (the first is not timed, unless ``steps`` is 0), peak memory, operations."""
+    """A training step under autocast: seconds (the first is not timed; for 0 ``steps`` it is the only one), memory, operations."""
     before = base.memory_from_here(device)
     configured = method.configure_optimizers()
     optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
@@ -116,7 +116,10 @@ def training_step(method: Any, batch: Any, device: str, steps: int, precision: s
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds = base.timed(step, max(1, steps), device, warmup=int(steps > 0))
-    most = base.held(device)
+    if not steps:
+        began = base.processor_time(device)
+        counted = base.gflop(step)
+        return {"seconds": base.processor_time(device) - began, "memory": base.held(device) - before, "gflop": counted}
+    seconds, most = base.timed(step, steps, device, warmup=1), base.held(device)
     numbers = {"seconds": seconds, "memory": most if device.startswith("cuda") else most - before}
     return {**numbers, "gflop": base.gflop(step)} if counts else numbers
