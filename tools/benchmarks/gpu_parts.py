@@ -106,7 +106,8 @@ def train(name: str, device: str, done: Callable[[str], bool], tell: Tell) -> No
         wanted = {setting: sizes for setting, sizes in wanted.items() if not done(setting)}
         if not wanted:
             continue
-        if small and any("compile" in change for change in variant.changes):
+        is_compiled = any("compile" in change for change in variant.changes)  # operations in its graphs are not counted
+        if small and is_compiled:
             continue  # minutes of a C++ compiler
         torch.backends.cuda.matmul.allow_tf32 = variant.precision == "32-true"
         try:
@@ -126,13 +127,14 @@ def train(name: str, device: str, done: Callable[[str], bool], tell: Tell) -> No
                 words,
             )
             try:
-                numbers = paper.training_step(method, batch, device, 0 if small else own.steps, variant.precision, own.counts)
+                steps, counts = 0 if small else own.steps, own.counts and not is_compiled
+                numbers = paper.training_step(method, batch, device, steps, variant.precision, counts)
                 tell(setting, {"rows": float(len(batch)), **numbers})
             except Exception as problem:
                 tell(setting, failure(problem))
-                method.zero_grad()
-                if not small:
-                    torch.cuda.empty_cache()
+            method.zero_grad()  # behind the error, which held what the step had made
+            if not small:
+                torch.cuda.empty_cache()
         del method
         if not small:
             torch.cuda.empty_cache()

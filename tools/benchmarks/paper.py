@@ -36,13 +36,31 @@ def method_of(file: str, device: str, changes: Sequence[str] = (), layers: int =
 
     experiment = load_experiment(file, list(changes))
     tree = with_random_weights({"method": experiment.method, "adapters": experiment.adapters}, layers, recompute)
-    with torch.device(device), _NoDraws() if layers else nullcontext():
-        method = build_method(tree).to(device)
+    method = None
+    if device.startswith("cuda"):
+        try:  # the GPU draws billions of weights in no time
+            with torch.device(device):
+                method = build_method(tree).to(device)
+        except (RuntimeError, TypeError) as problem:  # a constructor that mixes devices
+            print(f"built on the CPU: {problem}")
+    if method is None:
+        with _NoDraws():
+            method = build_method(tree)
+        method = draw(method.to(device)) if not layers else method
     setup = build({TARGET: TRAINING, **experiment.training}, "training")
     setup.prepare(method)
     if compilation := getattr(setup, "compilation", None):
         compilation.apply(method)
     return method.train(), setup
+
+
+@torch.no_grad()
+def draw(method: Any) -> Any:
+    """Random values for all matrices."""
+    for parameter in method.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=0.02)
+    return method
 
 
 class _NoDraws(TorchFunctionMode):
