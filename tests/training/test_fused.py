@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.training import offloaded_optimizer
 from umm_zoo.training.optimization import AdamW
 
 
@@ -38,6 +39,21 @@ def test_either_kernel_goes_on_from_the_others_checkpoint_with_its_own(first: bo
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert [bool(group["fused"]) for group in resumed.param_groups] == [not first] * 2
     torch.testing.assert_close(steps(resumed, mine, 2), steps(expected, plain, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_moments_that_wait_make_the_same_updates_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offloaded_optimizer, "_AT_A_TIME", 8 * 40)
+    plain, mine = weights(), weights()
+    expected = AdamW(1e-2, weight_decay=0.1).build({"part": plain})
+    optimizer = offloaded_optimizer.OffloadedAdamW(1e-2, weight_decay=0.1).build({"part": mine})
+    assert [len(some) for some in offloaded_optimizer.in_rounds(mine, 8 * 42)] == [2, 1]
+    for own, theirs in zip(steps(optimizer, mine, 1), steps(expected, plain, 1), strict=True):
+        assert torch.equal(own, theirs)
+    optimizer.load_state_dict(copy.deepcopy(expected.state_dict()))
+    again = [nn.Parameter(weight.detach().clone()) for weight in mine]
+    other = AdamW(1e-2, weight_decay=0.1).build({"part": again})
+    other.load_state_dict(copy.deepcopy(expected.state_dict()))
+    assert all(torch.equal(*pair) for pair in zip(steps(optimizer, mine, 2), steps(other, again, 2), strict=True))
 
 
 def test_gradients_may_be_clipped_under_a_gradient_scaler() -> None:

@@ -15,8 +15,8 @@ from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.offload import Offload
 from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
+from umm_zoo.training.estimate import as_bytes, estimate
 from umm_zoo.training.optimization import AdamW
-from umm_zoo.training.preview import _bytes, _memory_lines
 from umm_zoo.training.setup import TrainingSetup
 
 ROWS = Batch(keys=["a", "bb"], conversations=[[], []])
@@ -88,9 +88,9 @@ def test_a_check_counts_the_largest_of_the_parts_that_wait() -> None:
     held = {name: sum(4 * p.numel() for p in method.parts()[name].parameters()) for name in setup.offload}
     everything = sum(4 * tensor.numel() for tensor in [*method.parameters(), *method.buffers()])
     trained = sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
-    at_least, weights, less, *_ = _memory_lines(built, cast(Any, SimpleNamespace(trainer={})), {}, False)
-    assert f"{_bytes(everything + trained - min(held.values()))} per process" in at_least and _bytes(everything) in weights
-    assert f"less {_bytes(min(held.values()))}: codec, language_model wait on the CPU" in less
+    at_least, weights, less, *_ = estimate(built, cast(Any, SimpleNamespace(trainer={})), {}, False).lines
+    assert f"{as_bytes(everything + trained - min(held.values()))} per process" in at_least and as_bytes(everything) in weights
+    assert f"less {as_bytes(min(held.values()))}: codec, language_model wait on the CPU" in less
 
 
 def test_a_frozen_pathway_passes_a_gradient_through_the_language_model() -> None:

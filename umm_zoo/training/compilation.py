@@ -74,7 +74,11 @@ class Compilation:
 
     def _compiled(self, name: str, block: nn.Module) -> _CompiledCall:
         run = torch.compile(block._call_impl, **self.settings)
-        block._compiled_call_impl = call = _CompiledCall(name, block._call_impl, run)
+        call = _CompiledCall(name, block._call_impl, run)
+        if getattr(block._compiled_call_impl, "recomputes", False):  # of checkpointing, which stands around it
+            block._compiled_call_impl.run = call  # type: ignore[union-attr]
+        else:
+            block._compiled_call_impl = call
         return call
 
 

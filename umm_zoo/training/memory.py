@@ -65,7 +65,7 @@ def activation_bytes(method: Method, found: Mapping[int, int], sizes: Sequence[t
     if isinstance(vlm := getattr(method, "vlm", None), VLMBackbone):
         tokens += max((vlm.image_grid(height, width).num_cells for height, width in sizes), default=0)
     total = 0.0
-    for name, part in _passed(method).items():
+    for name, part in passed_parts(method).items():
         layers = [layer for layer in part.modules() if isinstance(layer, _LAYERS)]
         reads = name == "language_model" or not any(id(layer) in found for layer in layers)
         again = _recomputed(part)
@@ -83,7 +83,7 @@ def autocast_bytes(method: Method, precision: str) -> int:
     if "mixed" not in precision:
         return 0
     total = 0
-    for part in _passed(method).values():
+    for part in passed_parts(method).values():
         again = _recomputed(part)
         layers = {id(layer): layer for layer in part.modules() if isinstance(layer, _LAYERS)}
         kept = [layer.weight for key, layer in layers.items() if layer.weight.requires_grad or key not in again]
@@ -91,8 +91,8 @@ def autocast_bytes(method: Method, precision: str) -> int:
     return total
 
 
-def _passed(method: Method) -> dict[str, nn.Module]:
-    """Parts that a gradient passes: the trained ones, and what stands behind the first of them but makes no target."""
+def passed_parts(method: Method) -> dict[str, nn.Module]:
+    """Parts that a gradient passes, by name: the trained ones, and what stands behind the first of them but makes no target."""
     parts = method.parts()
     within = hosts_of(method.all_parts())
     hosts = {within.get(name, name) for name in method.trained}
@@ -112,7 +112,7 @@ def _bytes(layer: nn.Module, numbers: int | None, tokens: int | None, precision:
 
 def _recomputed(part: nn.Module) -> dict[int, float]:
     """What stays of layers whose blocks are computed again, by ``id``: the inputs of the blocks, and one block whole."""
-    if not any(getattr(module, "gradient_checkpointing", False) for module in part.modules()):
-        return {}
     blocks = max((module for module in part.modules() if isinstance(module, nn.ModuleList)), key=len, default=nn.ModuleList())
-    return {id(layer): min(1.0, 1 / len(blocks) + _INPUT) for block in blocks for layer in block.modules()}
+    whole = any(getattr(module, "gradient_checkpointing", False) for module in part.modules())
+    again = [block for block in blocks if whole or getattr(block._compiled_call_impl, "recomputes", False)]
+    return {id(layer): min(1.0, 1 / len(blocks) + _INPUT) for block in again for layer in block.modules()}

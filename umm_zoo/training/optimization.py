@@ -84,15 +84,18 @@ class AdamW(OptimizerFactory):
 
     def make(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimiser of finished groups."""
-        there = {parameter.device.type for group in groups for parameter in group["params"]}
-        fused = self.fused and there <= {"cpu", "cuda"}  # on the meta device nothing is updated
-        made = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=fused or None)
+        made = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=self.kernel(groups))
         made._step_supports_amp_scaling = False  # it would, but gradients could not be clipped then
-        made.register_load_state_dict_pre_hook(_keep_kernel)
+        made.register_load_state_dict_pre_hook(keep_kernel)
         return made
 
+    def kernel(self, groups: list[dict[str, Any]]) -> bool | None:
+        """Torch's ``fused``: where it is wanted, and the weights stand where there is such a kernel; on ``meta`` there is none."""
+        there = {parameter.device.type for group in groups for parameter in group["params"]}
+        return (self.fused and there <= {"cpu", "cuda"}) or None
 
-def _keep_kernel(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+
+def keep_kernel(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """A state to be loaded, with this optimiser's own kernels: which ones wrote it says nothing about the machine at hand."""
     own = {name: optimizer.param_groups[0].get(name) for name in ("fused", "foreach")}
     return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}

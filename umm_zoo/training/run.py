@@ -39,10 +39,13 @@ from umm_zoo.training.changes import ChangedSettings, Changes
 from umm_zoo.training.compilation import CompiledParts
 from umm_zoo.training.continuation import Continuation, ContinuedFitLoop
 from umm_zoo.training.ema import EMA
+from umm_zoo.training.estimate import choose_checkpointing
 from umm_zoo.training.intervals import validate_every
 from umm_zoo.training.log import MetricsLog
+from umm_zoo.training.offloaded_optimizer import OffloadedAdamW
 from umm_zoo.training.places import place_of
 from umm_zoo.training.ranks import answering, is_main_process, join_ranks, leave
+from umm_zoo.training.recomputation import recompute
 from umm_zoo.training.record import RunRecord
 from umm_zoo.training.report import results
 from umm_zoo.training.run_folder import RunFolder
@@ -82,8 +85,13 @@ def train(experiment: Experiment, folder: RunFolder, resume: Path | None, start:
     data = build_data(experiment)
     if is_main_process():
         check_data(data, experiment.file)  # before a large model is built
+    again, said = choose_checkpointing(experiment) if experiment.training.get("checkpointing") == "auto" else (None, "")
     seed_everything(experiment.seed, workers=True, verbose=False)
     built = build_experiment(experiment, data)
+    if again is not None:
+        recompute(built.method, again)
+        if is_main_process():
+            say(said)
     if start:
         which = load_weights(built.method, start, experiment.file, experiment.training.get("weights") == "raw")
         if which == "averaged" and is_main_process():
@@ -243,9 +251,14 @@ def make_trainer(
         raise UserError("trainer.sync_batchnorm", "true on the CPU", "false: torch synchronises statistics on GPUs alone")
     with locating(experiment.file):
         assert_castable(built.method, str(given.get("precision", "")))
+        narrow, precision = getattr(trainer.strategy, "gathered", None), str(given.get("precision", "32-true"))
+        if narrow is not None and precision != "bf16-mixed":
+            raise UserError("trainer.strategy.gathered", f"{narrow} under trainer.precision {precision}", "precision bf16-mixed")
         if isinstance(trainer.strategy, FullyShardedStrategy | FSDPStrategy):
             found = "weights shared out over the ranks"
             assert_not_quantized(built.method, "trainer.strategy", found, "ddp, or weights that are not")
+            if built.setup is not None and isinstance(built.setup.optimizer, OffloadedAdamW):
+                raise UserError("training.optimizer", f"moments that wait on the CPU and {found}", "AdamW: they are shared out too")
             if built.method.offloaded is not None:
                 raise UserError("training.offload", f"parts that wait on the CPU and {found}", "one of the two")
     if every > 0:

@@ -23,6 +23,7 @@ from umm_zoo.objectives.step import whole_steps
 from umm_zoo.training.compilation import Compilation
 from umm_zoo.training.optimization import OptimizerFactory, Schedule
 from umm_zoo.training.ranks import is_main_process
+from umm_zoo.training.recomputation import recompute
 
 #: Weights that rounding holds where they are: an update under a 256th (bfloat16) or 2,048th (float16) of one changes nothing.
 _COARSE = (torch.bfloat16, torch.float16)
@@ -43,6 +44,9 @@ class TrainingSetup:
         offload: names of frozen parts that no gradient passes: they wait on the CPU, and are on the device one at a time, while
             they compute.
         compile: names of parts that torch compiles for training steps, see ``Compilation``, which has options.
+        checkpointing: which layers of the parts that a gradient passes are computed again in the backward pass, in place of what
+            the parts say themselves: 1 is every layer, 2 every second one, 0 none; ``auto`` takes the first of none, every second
+            and every one that ``--check``'s estimate finds to fit the device's memory.
         tf32: products of float32 matrices on GPUs round their inputs to 10 bits, as the released trainings of LLaVA, ROSS,
             MetaQuery and Flow-GRPO set it; on a CPU, and for matrices in half precision, nothing changes.
     """
@@ -57,12 +61,13 @@ class TrainingSetup:
         weights: Literal["averaged", "raw"] = "averaged",
         offload: Sequence[str] = (),
         compile: Sequence[str] | Compilation = (),
+        checkpointing: Natural | Literal["auto"] | None = None,
         tf32: bool = True,
     ) -> None:
         several("training.offload", offload)
         self.trained, self.optimizer, self.schedule, self.offload = list(trained), optimizer, schedule, list(offload)
         self.skips = max_skipped_steps if on_nan == "skip" else None
-        self.tf32 = tf32
+        self.checkpointing, self.tf32 = checkpointing, tf32
         self.compilation = compile if isinstance(compile, Compilation) else Compilation(compile) if compile else None
 
     def prepare(self, method: Method) -> None:
@@ -73,6 +78,8 @@ class TrainingSetup:
         """
         method.train_only(self.trained, self.build)
         method.offload(self.offload)
+        if isinstance(self.checkpointing, int):
+            recompute(method, self.checkpointing)
         if self.compilation is not None:
             self.compilation.check(method, self.offload)
         method.step.skips_left = self.skips

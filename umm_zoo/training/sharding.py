@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,15 +14,17 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 from torch.optim import Optimizer
 
+from umm_zoo.backbones.parts import NamedParts
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.checkpoints.folder import INDEX, PARTIAL, damage, remove, sync
 from umm_zoo.checkpoints.output import reason
 from umm_zoo.checkpoints.sharded import read_sharded, write_rest, write_slices
-from umm_zoo.errors import UserError
+from umm_zoo.errors import Natural, UserError
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -37,7 +40,25 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     While validation goes on the weights are whole on every rank (ranks may differ in their numbers of batches and generated tokens,
     and must not wait for each other): they must fit beside the optimiser's slices.
+
+    Args:
+        gathered: dtype in which weights are gathered and computed with. ``bfloat16`` halves what is sent, and what stands in memory
+            while a block computes; it asks for ``trainer.precision: bf16-mixed``, whose products are the same. Slices, gradients
+            (in their sum over the ranks too), moments and checkpoints keep their own dtype. None is the weights' own.
+        whole: frozen parts of up to so many MiB stay whole on every rank, for what gathering them costs is mostly waiting (our
+            choice).
+        process_group_backend, timeout: see ``ModelParallelStrategy``.
     """
+
+    def __init__(
+        self,
+        gathered: Literal["bfloat16"] | None = None,
+        whole: Natural = 256,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
+        self.gathered, self.whole = gathered, whole
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -60,10 +81,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
             return
         assert module.device_mesh is not None
         mesh = module.device_mesh["data_parallel"]
-        assert_one_dtype(module, blocks := sharded_blocks(module))
+        kept = small_frozen(module, self.whole)
+        blocks = [block for block in sharded_blocks(module) if not kept.issuperset(block.parameters())]
+        assert_one_dtype(module, blocks)
+        narrow = None if self.gathered is None else torch.bfloat16
+        # inputs stay as they are: of a time in bfloat16 there are but 256 values
+        policy = MixedPrecisionPolicy(narrow, narrow and torch.float32, cast_forward_inputs=False)
         for block in blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=kept)
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=kept)
         register_fsdp_forward_method(module, "training_step")
         register_fsdp_forward_method(module, "validation_step")
 
@@ -182,6 +208,18 @@ def sharded_blocks(module: nn.Module) -> list[nn.Module]:
             if parameters and all(owners[id(p)] == 1 for p in parameters) and not isinstance(block, nn.ModuleList):
                 blocks.append(block)
     return blocks
+
+
+def small_frozen(module: nn.Module, most: int) -> set[nn.Parameter]:
+    """Weights of a method's frozen parts of up to ``most`` MiB each, none where nothing says what its parts are."""
+    parts = module.all_parts().values() if isinstance(module, NamedParts) else ()
+    found: set[nn.Parameter] = set()
+    for part in parts:
+        weights = list(part.parameters())
+        size = sum(weight.numel() * weight.element_size() for weight in weights)
+        if size <= most * 2**20 and not any(weight.requires_grad for weight in weights):
+            found.update(weights)
+    return found
 
 
 def assert_one_dtype(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
