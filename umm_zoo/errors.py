@@ -146,6 +146,13 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def lasting(seconds: float) -> str:
+    """``2 h 05 min``, ``3 min 20 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def say(text: str, stderr: bool = False) -> None:
     """Print one line, at once, whatever paths and names of others it holds."""
     print(printable(text), file=sys.stderr if stderr else sys.stdout, flush=True)

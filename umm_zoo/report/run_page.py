@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
+from umm_zoo.errors import lasting
 from umm_zoo.report.curves import charts_of_run, charts_of_runs, shown
 from umm_zoo.report.html import Markup, block, command, element, embedded, folded, number, page, table
 from umm_zoo.report.run_files import RunFiles
@@ -213,6 +214,4 @@ def _duration(run: RunFiles) -> str:
     seconds = run.record.get("seconds")
     if not isinstance(seconds, int | float):
         return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return lasting(seconds)

@@ -23,7 +23,7 @@ from umm_zoo.backbones.adapters import adapters_of
 from umm_zoo.backbones.quantized import assert_castable, assert_not_quantized
 from umm_zoo.callbacks.logged import Logged
 from umm_zoo.callbacks.metrics import MetricCallback
-from umm_zoo.callbacks.progress import Progress
+from umm_zoo.callbacks.progress import progress_of_run
 from umm_zoo.checkpoints.callback import LastCheckpoint
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, load_checkpoint, weights_of
 from umm_zoo.checkpoints.plain_files import writing
@@ -282,5 +282,6 @@ def _standing(trainer: dict[str, Any], experiment: Experiment, folder: RunFolder
         standing["checkpoint"] = LastCheckpoint(every, folder=folder.checkpoints.path)
     standing["page"] = RunPage(experiment, folder.path)
     if trainer.get("enable_progress_bar", True) is not False:
-        standing["progress"] = Progress(refresh_rate=5)
+        interval = trainer.get("val_check_interval")
+        standing["progress"] = progress_of_run(interval if type(interval) is int else 0)
     return standing
