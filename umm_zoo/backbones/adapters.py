@@ -50,8 +50,7 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Down, then up; autocast brings both to its own dtype, and to widen the input for it would be two casts for nothing."""
         device = x.device.type  # `meta`, on which files are checked, has no autocast to ask
-        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        x = x if cast else x.to(self.down.dtype)
+        x = x if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x.to(self.down.dtype)
         return F.linear(F.linear(x, self.down), self.up)
 
 
