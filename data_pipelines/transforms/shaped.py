@@ -119,7 +119,7 @@ class Native(Resize):
 
     def fit(self, image: Image.Image, output: tuple[int, int]) -> Image.Image:
         """Resize; the aspect ratio changes by less than a patch."""
-        return image if image.size == output else image.resize(output, self.resample)
+        return self.resized(image, output)
 
     def images(self, image: Image.Image, size: int, full: tuple[int, int] | None = None) -> list[Image.Image]:
         """The one image.

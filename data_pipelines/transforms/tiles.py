@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from data_pipelines.transforms.resize import Resize, centred
+from data_pipelines.transforms.resize import Resize, centred, noted
 
 #: Columns and rows of tiles in LLaVA-1.6, in the order in which the first of two that are equally good is taken.
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
@@ -43,7 +43,7 @@ class Tiles(Resize):
 
     def fit(self, image: Image.Image, output: tuple[int, int]) -> Image.Image:
         """The overview."""
-        return image.resize(output, self.resample)
+        return self.resized(image, output)
 
     def grid(self, width: int, height: int, size: int) -> tuple[int, int]:
         """Columns and rows of the tiles of an image."""
@@ -55,8 +55,8 @@ class Tiles(Resize):
 
     def images(self, image: Image.Image, size: int, full: tuple[int, int] | None = None) -> list[Image.Image]:
         """Overview and tiles."""
-        columns, rows = self.grid(*(full or image.size), size)
-        inner = image.resize(self._inside(*(full or image.size), size), self.resample)
+        image, (columns, rows) = noted(image, full), self.grid(*(full or image.size), size)
+        inner = self.resized(image, self._inside(*(full or image.size), size))
         whole = centred(inner, (columns * size, rows * size), self.fill)
         corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
         tiles = [whole.crop((left, top, left + size, top + size)) for left, top in corners]

@@ -5,7 +5,9 @@ one behind the other, as they go to the device that makes floats of them, and th
 sizes are brought to aspect-ratio buckets, and ours are dealt out to batches of one bucket each. ``pil`` decodes bytes that lie in
 memory and transforms them, in a plain loop of PIL's own calls to the same pixels, in as many processes as the loaders have, and
 sends nothing: no loader that decodes the same way can be faster per process. ``pil-files`` reads each of those images from a file
-first. Both take the images in our order, for what an image costs depends on its size.
+first. Both take the images in our order, for what an image costs depends on its size. ``webdataset-whole`` decodes all pixels of a
+file before it is resized, as webdataset does; with all others the decoder shrinks large photographs on the way (``edge=2000
+image_size=512``), and their pixels agree with its to a few levels of 255.
 
 ``seconds`` is processor time of the processes that decode (the workers, or this one where there are none), which tells what a
 worker does with a core of its own also where cores are few or busy; ``images/s`` is on the clock, ``all`` milliseconds of all
@@ -141,15 +143,19 @@ def ours(paths: list[str], size: int, batch_size: int, workers: int, buckets: bo
         yield runs[0] if len(runs) == 1 else batch.images.pixels
 
 
-def plain(paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False) -> Iterator[Tensor]:
-    """The usual pipeline of webdataset's documentation, with our transform in place of torchvision's."""
+def plain(
+    paths: list[str], size: int, batch_size: int, workers: int, buckets: bool = False, whole: bool = False
+) -> Iterator[Tensor]:
+    """The usual pipeline of webdataset's documentation, with our transform in place of torchvision's, and perhaps its decoding."""
     import webdataset as wds
 
     data = (
         wds.WebDataset(paths, shardshuffle=len(paths), empty_check=False, nodesplitter=None)
         .shuffle(1000, initial=batch_size)
         .to_tuple("jpg", "txt", "__key__")
-        .map_tuple(decoder(size, buckets), bytes.decode, str)
+        .map_tuple(
+            partial(decoded_whole, size=size, resize=policy(size, buckets)) if whole else decoder(size, buckets), bytes.decode, str
+        )
         .batched(batch_size, collation_fn=collate, partial=False)
         .repeat()
     )
@@ -162,6 +168,12 @@ def decoder(size: int, buckets: bool) -> Callable[[bytes], NDArray[np.uint8]]:
     from data_pipelines.decoding import decode_image
 
     return partial(decode_image, size=size, resize=policy(size, buckets))
+
+
+def decoded_whole(content: bytes, size: int, resize: Any) -> NDArray[np.uint8]:
+    """Webdataset's decoding: all pixels of the file, whatever becomes of them."""
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(resize(image.convert("RGB"), size))
 
 
 class Files(Dataset[Any]):
@@ -273,6 +285,7 @@ def pil(
 LOADERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "ours": ours,
     "webdataset": plain,
+    "webdataset-whole": partial(plain, whole=True),
     "litdata": litdata,
     "folder": folder,
     "pil": pil,
