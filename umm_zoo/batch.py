@@ -90,7 +90,7 @@ class Batch:
         images: M of ``[3, H, W]`` in [-1, 1], of any sizes, the input images of all rows, row after row; a stack is taken apart.
         image_counts: number of images of each row, summing to M.
         targets: per row the image that it asks for (text-to-image, editing), ``[3, H, W]`` in [-1, 1], or None; a stack of one
-            per row is taken apart, and without any no row asks for one.
+            per row is taken apart, and without any no row asks for one. An input image again is best the same tensor.
         crops: per row what the loader cut away of the image that it asks for; None where it asks for none, or nobody knows.
         meta: one dict of ground truth per row (``task``, ``kind``, ``scene``, ``pair`` …), for metrics only.
         tasks: what each row asks for; not given, a question, or with a target text-to-image, edit or composition by its images.
@@ -139,11 +139,13 @@ class Batch:
         return len(self.keys)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        targets = iter(_moved(self.requested, move))
+        images = _moved(self.images, move)
+        again = dict(zip(map(id, self.images), images, strict=True))  # of rows that ask for an image which they show
+        targets = iter(_moved([target for target in self.requested if id(target) not in again], move))
         return replace(
             self,
-            images=_moved(self.images, move),
-            targets=[None if target is None else next(targets) for target in self.targets],
+            images=images,
+            targets=[again[id(own)] if id(own) in again else None if own is None else next(targets) for own in self.targets],
             extras={name: _moved(value, move) if isinstance(value, list) else move(value) for name, value in self.extras.items()},
         )
 

@@ -15,7 +15,7 @@ from data_pipelines.decoding import BadSampleError, Decoded, check_utf8, decode_
 from data_pipelines.shards.buffers import BufferReference, ImageBuffers, PackedImages, new_memory
 from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.remote import take_faults
-from data_pipelines.tasks import SampleTask
+from data_pipelines.tasks import Sample, SampleTask
 from data_pipelines.transforms.image_transform import ImageTransform, SizedResize
 from umm_zoo.backbones.preparation import Preparation, Prepared
 from umm_zoo.batch import Batch, Crop
@@ -40,6 +40,7 @@ class RawBatch:
     tasks: list[Task] = field(default_factory=list)
     extras: dict[str, Tensor | list[Tensor]] = field(default_factory=dict)
     has_target: list[bool] = field(default_factory=list)
+    again: list[bool] = field(default_factory=list)  # whether the image to generate is the one that is shown
     crops: list[Crop | None] = field(default_factory=list)
     entries: dict[str, list[int]] = field(default_factory=dict)
     rows: list[Skip] = field(default_factory=list)
@@ -99,7 +100,7 @@ class RawBatch:
 
         changed: dict[str, Any] = {
             name: rows(getattr(self, name))
-            for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target", "crops", "rows")
+            for name in ("keys", "conversations", "image_counts", "meta", "tasks", "has_target", "again", "crops", "rows")
         }
         ones = [1] * len(self.keys)
         return replace(
@@ -139,8 +140,13 @@ class RawBatch:
         """The rows with what is ``made`` of their images, ``[3, H, W]`` each."""
         content = {field.name: getattr(self, field.name) for field in fields(Batch)}
         images, targets = (made(packed) if isinstance(packed, PackedImages) else [] for packed in (self.images, self.targets))
-        own = iter(targets)
-        return Batch(**{**content, "images": images, "targets": [next(own) if there else None for there in self.has_target]})
+        own, first, asked = iter(targets), 0, list[Tensor | None]()
+        repeats = self.again or [False] * len(self.keys)
+        for count, there, again in zip(self.image_counts, self.has_target, repeats, strict=True):
+            target = next(own) if there else None
+            asked.append(images[first] if again else target)  # the same tensor: who has encoded one has encoded both
+            first += count
+        return Batch(**{**content, "images": images, "targets": asked})
 
 
 class RawBatchBuilder:
@@ -187,8 +193,15 @@ class RawBatchBuilder:
         raw.meta.append(sample.meta)
         raw.tasks.append(sample.task or task_of(len(parts), has_target))
         raw.has_target.append(has_target)
+        raw.again.append(has_target and parts == [1] and self._is_again(sample))
         raw.crops.append(crop)
         self._extras.append({**{name: value[None] for name, value in sample.extras.items()}, **(stored or {})})
+
+    def _is_again(self, sample: Sample) -> bool:
+        """Whether the image to generate is the one that is shown, in the same size and cut."""
+        own, asked = self.transform.inputs, self.transform.targets
+        alike = own.size == asked.size and type(own.resize) is type(asked.resize) and vars(own.resize) == vars(asked.resize)
+        return alike and sample.images[0] is sample.target
 
     def _put_target(self, content: bytes) -> Crop:
         """Decode an image to generate; what was cut away of it."""

@@ -16,6 +16,9 @@ from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.batch import Batch, Grid, map_by_size
 from umm_zoo.errors import Count, Finite, Positive, UserError
 
+#: Name in ``Batch.extras`` of stored latents of the input images; those of the images to generate are called ``latents``.
+SOURCE_LATENTS = "source_latents"
+
 
 class LatentCodec(ExactBuffers, ABC):
     """Map from images to normalised latents and back; scaling and shift live here and nowhere else.

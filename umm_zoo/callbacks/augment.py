@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from umm_zoo.backbones.codecs import SOURCE_LATENTS
 from umm_zoo.batch import Batch, Images
 from umm_zoo.errors import Natural, UserError
 
@@ -67,6 +68,7 @@ class OtherImages(Callback):
             own = list(batch.images)
             count = batch.image_counts[0]
             batch.images = own[count:] + own[:count]
+            batch.extras = {name: values for name, values in batch.extras.items() if name != SOURCE_LATENTS}
 
 
 def shift_and_flip(images: Images, max_shift: int, flip: bool, generator: torch.Generator) -> list[Tensor]:

@@ -24,6 +24,7 @@ from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Gui
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, assert_grid, encode_prompt, query_attention
 from umm_zoo.methods.preparing import PreparesRequests
 from umm_zoo.methods.requests import request_batch, row_seeds
+from umm_zoo.methods.source_latents import known_latents, storable
 from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, in_groups, sequence_counts
@@ -96,10 +97,8 @@ class Bridge(PreparesRequests, Method):
             raise UserError("training.trained", f"'{own[0]}'", "other parts than the vision-language model's")
 
     def precomputable(self) -> dict[str, Precomputable]:
-        """``latents`` of the images to generate, while the codec is frozen."""
-        if "codec" in self.changing:
-            return {}
-        return {"latents": Precomputable(self.codec, lambda batch: stacked(self.codec.target_latents(batch)), "row")}
+        """``latents`` of the images to generate, and ``source_latents`` where there are details, while the codec is frozen."""
+        return {} if "codec" in self.changing else storable(self.vlm, self.codec, self.detail)
 
     # -- from a request to a condition ---------------------------------------------------------------------------------------
 
@@ -111,10 +110,11 @@ class Bridge(PreparesRequests, Method):
         queries = self.queries(Tokens(latents.new_zeros(1, 1, self.vlm.width)), grid)
         self.decoder.try_latents(latents, self.connector(Tokens(queries), self.queries.grid_for(grid)))
 
-    def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode]) -> EncodedPrompt:
-        """Requests as the frozen model encodes them, in the given modes; detail tokens carry a gradient, nothing else."""
+    def encode_prompt(self, batch: Batch, modes: Sequence[ConditioningMode], targets: Images | None = None) -> EncodedPrompt:
+        """Requests as the frozen model encodes them; detail tokens carry a gradient, nothing else. ``targets``: their latents."""
         requests = self.dropout.prompts.apply(batch, modes)
-        return encode_prompt(self.vlm, self.codec, self.detail, requests, self.queries.opening)
+        known = {} if self.detail is None else known_latents(self.vlm, batch, targets)
+        return encode_prompt(self.vlm, self.codec, self.detail, requests, self.queries.opening, known)
 
     def draw_queries(self, prompt: EncodedPrompt, grid: Grid, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Queries ``[B, N, D]`` for a latent grid; with a generator per row a row does not depend on the others."""
@@ -134,8 +134,8 @@ class Bridge(PreparesRequests, Method):
         dtype = next(self.connector.parameters(), states).dtype
         return self.connector(Tokens(states.to(dtype)), own)
 
-    def conditioned_targets(self, batch: Batch, prompt: EncodedPrompt) -> list[tuple[Tensor, Tokens]]:
-        """Latents ``[m, C, h, w]`` of the targets of one size, for each size, and their condition; queries are drawn here.
+    def conditioned_targets(self, batch: Batch, prompt: EncodedPrompt, targets: Images) -> list[tuple[Tensor, Tokens]]:
+        """Latents ``[m, C, h, w]`` of ``targets`` of one size, for each size, and their condition; queries are drawn here.
 
         ``token_counts`` become ``text`` and ``image`` of the requests, detail tokens (``image`` too) and ``query``.
         """
@@ -148,7 +148,7 @@ class Bridge(PreparesRequests, Method):
             counts.append({"query": TokenCount(queries.shape[:2].numel() * bool(rows), queries.shape[:2].numel())})
             return replace(self.condition(own, queries, grid), crops=[batch.crops[row] for row in rows or [0]])
 
-        groups = self.decoder.conditioned(by_size(self.codec.target_latents(batch)), condition)
+        groups = self.decoder.conditioned(by_size(targets), condition)
         self.token_counts = add_counts(*counts)
         return groups
 
@@ -186,7 +186,7 @@ class Bridge(PreparesRequests, Method):
             return Outputs(nll=output.nll, num_tokens=output.num_tokens, answers=answers)
         latents = stacked(self.codec.target_latents(batch))
         grid = Grid(*latents.shape[-2:])
-        prompt = self.encode_prompt(batch, [mode_of(task) for task in batch.tasks])
+        prompt = self.encode_prompt(batch, [mode_of(task) for task in batch.tasks], latents)
         queries = self.draw_queries(prompt, grid, self._generators(row_seeds(batch)))
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         condition = replace(self.condition(prompt, queries, grid), crops=batch.crops)

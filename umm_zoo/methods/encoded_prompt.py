@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.codecs import LatentCodec
-from umm_zoo.backbones.precision import antialiased
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
-from umm_zoo.batch import Batch, Grid, Images, Tokens, map_by_size
+from umm_zoo.batch import Batch, Grid, Tokens, map_by_size
 from umm_zoo.blocks.details import DetailBranch, Details, row_numbers
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.errors import UserError
+from umm_zoo.methods.source_latents import aligned_latents, latents_of_sources
 from umm_zoo.objectives.step import blocks_are_sharded
 from umm_zoo.outputs import QueryAttention
 
@@ -48,22 +48,32 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch, opening: str = ""
+    vlm: PrefixBackbone,
+    codec: LatentCodec,
+    detail: DetailBranch | None,
+    batch: Batch,
+    opening: str = "",
+    known: Mapping[int, Tensor] | None = None,
 ) -> EncodedPrompt:
     """Encode the prompts of a batch up to the opening of an answer; only detail tokens carry a gradient.
 
     The prompt ends with the opening of an assistant turn and the queries' ``opening``: MetaQuery's have one; that WeMMU's have none
-    is our choice.
+    is our choice. Latents of input images that are ``known``, by the ``id`` of the image, are not computed again.
     """
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True, opening=opening)
         prefix = vlm.prefix(inputs)
     context = Tokens(inputs.embeddings, inputs.mask)
-    return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(vlm, codec, detail, batch, inputs))
+    return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(vlm, codec, detail, batch, inputs, known or {}))
 
 
 def encode_details(
-    vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch, inputs: VLMInputs
+    vlm: PrefixBackbone,
+    codec: LatentCodec,
+    detail: DetailBranch | None,
+    batch: Batch,
+    inputs: VLMInputs,
+    known: Mapping[int, Tensor],
 ) -> Details:
     """Tokens of the input images' own latents, at the places of the vision tower's tokens."""
     width, device = inputs.embeddings.shape[-1], inputs.embeddings.device
@@ -76,7 +86,7 @@ def encode_details(
         return Details.none(inputs.embeddings, 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum())
     for image in batch.images:
         assert_grid(vlm, detail, image)
-    latents = aligned_latents(vlm, codec, [image.to(device) for image in batch.images])
+    latents = latents_of_sources(vlm, codec, [image.to(device) for image in batch.images], known)
     tokens = map_by_size(detail, latents)  # [n, D] of each image, n by its own grid
     lengths, left = [], iter(len(own) for own in tokens)
     for count in batch.image_counts:
@@ -104,23 +114,6 @@ def assert_grid(vlm: PrefixBackbone, detail: DetailBranch | None, image: Tensor)
         found = f"a detail branch beside a model that makes an image of {width} x {height} px no grid of tokens, but tiles"
         hint = "detail: null, or settings of method.vlm.image_processor without tiles"
         raise UserError("method.detail", found, "one token per place", hint)
-
-
-@torch.no_grad()
-def aligned_latents(vlm: PrefixBackbone, codec: LatentCodec, images: Images) -> list[Tensor]:
-    """Latents ``[C, h, w]`` of each image, resized so that its grid is the vision tower's.
-
-    At Qwen2.5-VL's 28 px per token and a codec of factor 32 an image of 28 h x 28 w is encoded at 32 h x 32 w.
-    """
-
-    def aligned(stack: Tensor) -> Tensor:
-        grid = vlm.image_grid(*stack.shape[-2:])
-        size = (grid.h * codec.downsampling, grid.w * codec.downsampling)
-        if size != tuple(stack.shape[-2:]):
-            stack = antialiased(stack, size, "bicubic").clamp(-1, 1).to(stack.dtype)
-        return codec.encode(stack)
-
-    return map_by_size(aligned, images)
 
 
 @torch.no_grad()

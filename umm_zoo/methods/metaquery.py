@@ -70,7 +70,8 @@ class MetaQuery(Bridge):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Flow matching of the target's latent, conditioned on what the frozen model makes of the learned queries."""
-        prompt = self.encode_prompt(batch, self.dropout(batch.tasks))
-        groups = self.conditioned_targets(batch, prompt)
+        targets = self.codec.target_latents(batch)
+        prompt = self.encode_prompt(batch, self.dropout(batch.tasks), targets)
+        groups = self.conditioned_targets(batch, prompt, targets)
         losses = self.objective.over_sizes(self.decoder, groups)
         return self.over_step(losses, "rows", len(batch))
