@@ -139,9 +139,9 @@ class Batch:
         return len(self.keys)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        images = _moved(self.images, move)
-        again = dict(zip(map(id, self.images), images, strict=True))  # of rows that ask for an image which they show
-        targets = iter(_moved([target for target in self.requested if id(target) not in again], move))
+        shown = list(map(id, self.images))
+        targets = iter(_moved([target for target in self.requested if id(target) not in shown], move))
+        again = dict(zip(shown, images := _moved(self.images, move), strict=True))  # what a row shows and asks for stays one
         return replace(
             self,
             images=images,

@@ -11,6 +11,7 @@ from test_shards import write_tar
 from torch.nn.functional import avg_pool2d
 
 from data_pipelines.decoding import decode_image
+from data_pipelines.generation_tasks import Reconstruction
 from data_pipelines.precompute import parser
 from data_pipelines.shards.batches import RawBatch, RawBatchBuilder, to_signals
 from data_pipelines.shards.buffers import ImageBuffers, PackedImages
@@ -19,9 +20,9 @@ from data_pipelines.shards.ledger import Skip
 from data_pipelines.shards.reading import BatchRequest, SamplePosition, SampleReader
 from data_pipelines.shards.stored import stored_items
 from data_pipelines.shards.storing import _store
-from data_pipelines.tasks import Conversations
+from data_pipelines.tasks import Conversations, SampleTask
 from data_pipelines.transforms.image_transform import ImageTransform
-from data_pipelines.transforms.resize import Resize, Square
+from data_pipelines.transforms.resize import Resize, Square, Squeeze
 from data_pipelines.transforms.shaped import Bucket, Native
 from data_pipelines.transforms.tiles import Tiles
 from umm_zoo.backbones.precomputable import Precomputable
@@ -83,12 +84,23 @@ def sample(sizes: list[tuple[int, int]], target: tuple[int, int] | None = None) 
     return members
 
 
-def built(samples: list[dict[str, bytes]], resize: Resize, target: Resize | None = None, size: int = 32) -> RawBatch:
-    builder = RawBatchBuilder(ImageTransform(size, size, resize, target))
+def built(
+    samples: list[dict[str, bytes]], resize: Resize, target: Resize | None = None, task: SampleTask | None = None
+) -> RawBatch:
+    builder = RawBatchBuilder(ImageTransform(32, 32, resize, target))
     builder.start(len(samples))
     for number, members in enumerate(samples):
-        builder.add(Skip("train", "a", "a.tar", f"s{number}", "", number), Conversations(), members)
+        builder.add(Skip("train", "a", "a.tar", f"s{number}", "", number), task or Conversations(), members)
     return builder.build([])
+
+
+def test_an_image_that_is_shown_and_asked_for_in_one_way_is_one_tensor():
+    samples = [sample([(20, 90)]), sample([(50, 50)])]
+    one, apart = (built(samples, Square(), target, Reconstruction()) for target in (Square(), Squeeze()))
+    batch, moved, others = one.batch(), one.without({0}).batch().to("cpu"), apart.batch()
+    assert all(own is shown for own, shown in zip(batch.targets, batch.images, strict=True))
+    assert moved.targets[0] is moved.images[0] and torch.equal(moved.images[0], batch.images[1])
+    assert not any(own is shown for own, shown in zip(others.targets, others.images, strict=True))
 
 
 def test_tiles_are_images_of_the_row_with_a_marker_each_and_the_task_is_that_of_the_sample():

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.testing import assert_close
 
 from tests.methods import janus_parts
-from umm_zoo.backbones.codecs import DCCodec
+from umm_zoo.backbones.codecs import SOURCE_LATENTS, DCCodec
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
 from umm_zoo.methods.llava import LLaVA
@@ -58,6 +58,14 @@ def autoencoder() -> Method:
     return method
 
 
+def stored() -> Batch:
+    """Rows whose input images nobody need encode."""
+    batch, grids = test_unequal_bridge.unequal(), ((4, 4), (2, 5), (3, 3), (5, 2))
+    batch.extras[SOURCE_LATENTS] = [torch.arange(2.0 * h * w).sin().view(2, h, w) for h, w in grids]
+    batch.entries[SOURCE_LATENTS] = list(batch.image_counts)
+    return batch
+
+
 def images_alone() -> Batch:
     generator = torch.Generator().manual_seed(0)
     sizes = ((8, 8), (8, 16), (16, 8), (8, 8), (8, 16))
@@ -70,7 +78,7 @@ FAMILIES: dict[str, tuple[Callable[[], Method], Callable[[], Batch], tuple[list[
     "a frozen projector": (llava, lambda: test_ross.batch((1, 2, 0)), ([0, 1], [2])),
     "ross": (ross, lambda: test_ross.batch((1, 2, 0)), ([0, 1], [2])),
     "wemmu": (lambda: bridge("wemmu"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
-    "wemmu, one with both kinds": (lambda: bridge("wemmu"), test_unequal_bridge.unequal, ([0, 1, 2], [3])),
+    "wemmu, one with both kinds, sources stored": (lambda: bridge("wemmu"), stored, ([0, 1], [2, 3])),
     "metaquery": (lambda: bridge("metaquery"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
     "janus, one kind of rows each": (janus, janus_parts.rows, ([0, 2, 4], [1, 3, 5])),
     "autoencoder, none": (autoencoder, images_alone, ([0, 1, 2, 3, 4], [5])),

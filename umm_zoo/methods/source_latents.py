@@ -61,7 +61,7 @@ def latents_of_sources(
     if not missing and blocks_are_sharded():
         blank = torch.zeros(3, 64, 64, device=images[0].device)
         aligned_latents(vlm, codec, [blank])
-    made = iter(aligned_latents(vlm, codec, missing))
+    made = iter(aligned_latents(vlm, codec, missing) if missing else ())
     return [known[id(image)] if id(image) in known else next(made) for image in images]
 
 
