@@ -102,7 +102,9 @@ def train(name: str, device: str, done: Callable[[str], bool], tell: Tell) -> No
 
     own, small = TRAININGS[name], not device.startswith("cuda")
     for label, variant, settings in own.runs:
-        wanted = {f"{label}, {rows} rows, {words} words": (rows, words) for rows, words in (settings[:1] if small else settings)}
+        if small:
+            settings = ((2 if own.kind == "bridge" else 1, settings[0][1]),)
+        wanted = {f"{label}, {rows} rows, {words} words": (rows, words) for rows, words in settings}
         wanted = {setting: sizes for setting, sizes in wanted.items() if not done(setting)}
         if not wanted:
             continue
@@ -120,12 +122,7 @@ def train(name: str, device: str, done: Callable[[str], bool], tell: Tell) -> No
                 tell(setting, failure(problem))
             continue
         for setting, (rows, words) in wanted.items():
-            batch = paper.rows(
-                (2 if own.kind == "bridge" else 1) if small else rows,
-                128 if small and own.kind != "ross" else own.side,
-                own.kind,
-                words,
-            )
+            batch = paper.rows(rows, 128 if small and own.kind != "ross" else own.side, own.kind, words)
             try:
                 steps, counts = 0 if small else own.steps, own.counts and not is_compiled
                 numbers = paper.training_step(method, batch, device, steps, variant.precision, counts)
