@@ -74,7 +74,7 @@ class Tokens:
         """Some rows, in the given order."""
         if list(rows) == list(range(len(self.values))):
             return self
-        chosen = torch.as_tensor(rows, device=self.values.device)
+        chosen = torch.as_tensor(rows).to(self.values.device, non_blocking=True)
         mask = None if self.mask is None else self.mask[chosen]
         return Tokens(self.values[chosen], mask, [self.crops[row] for row in rows] if self.crops else ())
 

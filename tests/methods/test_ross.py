@@ -162,7 +162,7 @@ def test_nothing_after_an_image_is_felt_and_everything_before_is():
     method, rows = build(), batch((1,))
     inputs = method.vlm.inputs_of(rows)
     inputs.embeddings = inputs.embeddings.detach().requires_grad_()
-    method.reconstruction_loss(rows, method.vlm(inputs).hidden, inputs.image_mask).backward()
+    method.reconstruction_loss(rows, method.vlm(inputs).hidden, inputs).backward()
     touched = inputs.embeddings.grad[0].abs().sum(-1) > 0  # [L]
     last = int(inputs.image_mask[0].nonzero().max())
     assert touched[: last + 1].all() and not touched[last + 1 :].any()

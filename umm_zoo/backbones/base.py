@@ -29,6 +29,8 @@ class VLMInputs:
         - image_mask: ``[B, L]`` bool, True at image tokens (raster order, image after image).
         - deepstack: ``[B, L, K, D]``, what is added to the states behind each of the first K layers (DeepStack, arXiv 2406.04334),
           0 at text; None where nothing is.
+        - image_places, label_places: ``[image tokens]``, ``[K]``, numbers in ``[B * L]`` of the image tokens, and of what stands
+          before a label; None where only the device knows, and whoever asks has to wait for it.
 
     Attributes:
         padded: whether rows may hold padding; False only where their lengths are known to be equal.
@@ -42,6 +44,8 @@ class VLMInputs:
     image_mask: Tensor
     padded: bool = True
     deepstack: Tensor | None = None
+    image_places: Tensor | None = None
+    label_places: Tensor | None = None
 
     @property
     def mask(self) -> Tensor | None:
@@ -160,7 +164,29 @@ class VLMBackbone(ExactBuffers, ABC):
         return self.embed(batch.conversations, batch.images, batch.image_counts)
 
 
-def language_loss(hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def places_of(mask: Tensor) -> Tensor:
+    """Numbers in ``[B * L]`` of the places of a mask ``[B, L]`` where it is True; of a mask on a device one waits for it."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+def put(values: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """``[B, L, ...]`` with other rows ``[n, ...]`` at places ``[n]``, see ``places_of``; differentiable."""
+    return values.flatten(0, 1).index_copy(0, places, rows.to(values.dtype)).view(values.shape)
+
+
+def at(values: Tensor, mask: Tensor, places: Tensor | None) -> Tensor:
+    """Rows ``[n, ...]`` of ``[B, L, ...]`` where a mask ``[B, L]`` is True; with its ``places`` nothing waits for the device."""
+    return values.flatten(0, 1).index_select(0, places_of(mask) if places is None else places)
+
+
+def before_labels(labels: Tensor) -> Tensor:
+    """Mask ``[B, L]`` of the places whose states predict a label: of ``[B, L]``, unshifted, the places before them."""
+    return F.pad(labels[:, 1:] != IGNORE, (0, 1))
+
+
+def language_loss(
+    hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Tensor], places: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Next-token cross-entropy with logits formed only where there is a label.
 
     A vocabulary row per position is the largest tensor of a small model; most positions (prompt, image) have no label.
@@ -169,14 +195,15 @@ def language_loss(hidden: Tensor, labels: Tensor, lm_head: Callable[[Tensor], Te
         hidden: ``[B, L, D]`` states that enter ``lm_head``.
         labels: ``[B, L]``, unshifted: the state at position i predicts the label at i + 1.
         lm_head: maps ``[K, D]`` to ``[K, vocabulary]``.
+        places: ``VLMInputs.label_places``.
 
     Returns:
         (loss ``[]``, nll ``[B]``, num_tokens ``[B]``), the loss being ``nll.sum() / num_tokens.sum()``.
     """
-    targets = labels[:, 1:]  # [B, L-1]
-    mask = targets != IGNORE
-    logits = lm_head(hidden[:, :-1][mask])  # [K, vocabulary]
-    losses = F.cross_entropy(logits.float(), targets[mask], reduction="none")  # [K]
-    nll = losses.new_zeros(len(labels)).index_add(0, mask.nonzero()[:, 0], losses)
-    num_tokens = mask.sum(dim=1)
+    before = before_labels(labels)
+    places = places_of(before) if places is None else places
+    logits = lm_head(at(hidden, before, places))  # [K, vocabulary]
+    losses = F.cross_entropy(logits.float(), labels.flatten().index_select(0, places + 1), reduction="none")  # [K]
+    nll = losses.new_zeros(len(labels)).index_add(0, places // labels.shape[1], losses)
+    num_tokens = before.sum(dim=1)
     return nll.sum() / num_tokens.sum().clamp(min=1), nll, num_tokens

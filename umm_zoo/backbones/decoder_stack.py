@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from umm_zoo.backbones.decoder_attention import SDPA
 from umm_zoo.backbones.prefix import LanguageStack, Prefix
 from umm_zoo.backbones.quantized import find_quantized
 from umm_zoo.errors import UserError
@@ -37,7 +38,7 @@ class DecoderStack(LanguageStack):
         super().__init__()
         self.layers, self.norm, self.rotary, self.plain_positions = layers, norm, rotary, plain_positions
         self.width = int(cast(Tensor, norm.weight).shape[0])
-        if (found := self._config._attn_implementation) not in ("sdpa", "eager"):
+        if (found := self._config._attn_implementation) not in ("sdpa", SDPA, "eager"):
             raise ValueError(f"attention: found '{found}', expected 'sdpa' or 'eager', which take a mask among the queries")
 
     @property
@@ -129,7 +130,7 @@ class DecoderStack(LanguageStack):
             new = prefix.attention_mask.new_ones(size, count)
             numbers = torch.cat([prefix.attention_mask, new], dim=1).cumsum(dim=1)  # [B, L + N], without padding
             whole = whole & ((numbers[:, -count:, None] - numbers[:, None]).abs() < window)[:, None]
-        if self._config._attn_implementation == "sdpa":
+        if self._config._attn_implementation != "eager":
             return {"attention_mask": whole}
         added = torch.zeros(whole.shape, dtype=tokens.dtype, device=whole.device)
         return {"attention_mask": added.masked_fill(~whole, torch.finfo(tokens.dtype).min)}

@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.backbones.image_decoder import ImageDecoder
 from umm_zoo.backbones.loading import one_line
@@ -109,7 +110,7 @@ class SizedDecoder(DiscreteDecoder):
         made = tuple(side * self.pixels_per_cell for side in noisy.shape[-2:])
         whole = (*made, 0, 0, *made)
         rows = [whole if crop is None else (*crop.original, *crop.offset, *crop.kept) for crop in crops or [None] * len(noisy)]
-        return torch.tensor(rows, device=noisy.device, dtype=self.model.dtype)
+        return send(torch.tensor(rows, dtype=self.model.dtype), noisy.device)
 
 
 def read_scheduler(source: str, subfolder: str | None) -> dict[str, Any] | None:

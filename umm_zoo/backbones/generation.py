@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.errors import UserError
 
@@ -61,7 +62,7 @@ def decode(
     """
     if not temperature >= 0 or max_new_tokens < 1:
         raise ValueError(f"found temperature {temperature} and max_new_tokens {max_new_tokens}, expected 0 or more and 1 or more")
-    stops = torch.tensor(stop_ids, device=logits.device)
+    stops = send(torch.tensor(stop_ids), logits.device)
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     tokens, masks, scores = [], [], []
     while True:
@@ -122,8 +123,12 @@ def last_position(position_ids: Tensor) -> Tensor:
     return last if last.ndim == 1 else last.amax(0)
 
 
+#: Of all rows together: what has other rows knows them no more.
+_OF_WHOLE = ("padded", "image_places", "label_places")
+
+
 def _tensors(inputs: VLMInputs) -> dict[str, Tensor]:
-    values = {item.name: getattr(inputs, item.name) for item in fields(inputs) if item.name != "padded"}
+    values = {item.name: getattr(inputs, item.name) for item in fields(inputs) if item.name not in _OF_WHOLE}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -12,6 +12,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoding import encode_all, pad
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
@@ -184,7 +185,7 @@ class Janus(SquareVLM, UnifiedAR):
         rows = self._prompt_ids(texts)
         mask = pad([[1] * len(ids) for ids in rows], 0, left=True).bool()
         padded = not bool(mask.all())
-        return self._prompt(pad(rows, self.pad_id, left=True).to(self.device), mask.to(self.device), padded)
+        return self._prompt(send(pad(rows, self.pad_id, left=True), self.device), send(mask, self.device), padded)
 
     def check_image_prompts(self, texts: Sequence[str]) -> None:
         """As the base class."""

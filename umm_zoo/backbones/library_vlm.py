@@ -14,7 +14,9 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from umm_zoo.backbones.adapters import learns
-from umm_zoo.backbones.base import VLMInputs, VLMOutput, language_loss
+from umm_zoo.backbones.base import VLMInputs, VLMOutput, before_labels, language_loss, places_of, put
+from umm_zoo.backbones.decoder_attention import reads_no_masks, said
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoding import pad, stop_ids
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position, take_rows, token_log_probs
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
@@ -95,8 +97,10 @@ class LibraryVLM(RowTokeniser):
         attention_mask = pad([[1] * len(row.ids) for row in rows], 0, for_generation).bool()
         image_mask = (token_ids == self.image_token_id) & attention_mask
         position_ids = self.position_ids(token_ids, attention_mask, image_mask, self.image_grids(shown))
-        token_ids, labels, attention_mask, image_mask, position_ids = (
-            tensor.to(self.device) for tensor in (token_ids, labels, attention_mask, image_mask, position_ids)
+        image_places, label_places = places_of(image_mask), places_of(before_labels(labels))  # here, where nothing waits
+        token_ids, labels, attention_mask, image_mask, position_ids, image_places, label_places = (
+            send(tensor, self.device)
+            for tensor in (token_ids, labels, attention_mask, image_mask, position_ids, image_places, label_places)
         )
         features, behind, deepstack = None, None, None
         if len(shown):  # the tower comes first, so that a language model that waits on the CPU comes once
@@ -104,17 +108,17 @@ class LibraryVLM(RowTokeniser):
             features, behind = self.image_features(there, image_counts)  # [image tokens, D]
         embeddings = self.text_model.get_input_embeddings()(token_ids.masked_fill(image_mask, 0))  # [B, L, D]
         if features is not None:
-            embeddings = embeddings.masked_scatter(image_mask[..., None], features.to(embeddings.dtype))
+            embeddings = put(embeddings, image_places, features)
             if behind is not None:
-                rows_of = embeddings.new_zeros(*image_mask.shape, *behind.shape[1:])
-                deepstack = rows_of.masked_scatter(image_mask[..., None, None], behind.to(embeddings.dtype))
+                deepstack = put(embeddings.new_zeros(*image_mask.shape, *behind.shape[1:]), image_places, behind)
         elif blocks_are_sharded() or (torch.is_grad_enabled() and self._learns_to_see):
             # a batch without images touches the same parameters, for ranks wait for each other's gradients and weights
             side = self.image_size or 64
             made = self.image_features([torch.zeros(3, side, side, device=self.device)], [1])
             embeddings = embeddings + sum(0 * part.sum().to(embeddings.dtype) for part in made if part is not None)
         padded = len({len(row.ids) for row in rows}) > 1
-        return VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
+        made = VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
+        return replace(made, image_places=image_places, label_places=label_places)
 
     @property
     def _learns_to_see(self) -> bool:
@@ -136,14 +140,18 @@ class LibraryVLM(RowTokeniser):
         for layer in self._layers:  # the library recomputes in training mode only, which a frozen one never is in
             if layer.gradient_checkpointing:
                 layer.training = cache is None and torch.is_grad_enabled()
-        states = self.text_model(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **extras,
-        )
+        padded = mask is not None
+        if mask is None and cache is None and reads_no_masks(self.text_model):  # without any the library looks for packed rows
+            mask = embeddings.new_ones(embeddings.shape[:2], dtype=torch.bool)
+        with said(padded):
+            states = self.text_model(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **extras,
+            )
         return cast(Tensor, states.last_hidden_state)
 
     def run_whole(self, inputs: VLMInputs, cache: DynamicCache | None = None) -> Tensor:
@@ -153,7 +161,7 @@ class LibraryVLM(RowTokeniser):
     def forward(self, inputs: VLMInputs) -> VLMOutput:
         """Run the language model over the whole sequence; logits are formed only where there is a label."""
         hidden = self.run_whole(inputs)  # [B, L, D]
-        return VLMOutput(*language_loss(hidden, inputs.labels, self.lm_head), hidden)
+        return VLMOutput(*language_loss(hidden, inputs.labels, self.lm_head, inputs.label_places), hidden)
 
     def log_probs(self, inputs: VLMInputs, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probability of each labelled token, differentiable.

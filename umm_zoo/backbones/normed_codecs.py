@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderRAE
 from torch import Tensor
 
 from umm_zoo.backbones.codecs import LibraryCodec
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.batch import Grid
 from umm_zoo.errors import UserError
@@ -143,4 +145,6 @@ class QwenImageCodec(NormedCodec):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation, ``[1, C, 1, 1]``."""
         config = self.model.config
-        return like.new_tensor(config.latents_mean).view(1, -1, 1, 1), like.new_tensor(config.latents_std).view(1, -1, 1, 1)
+        own = (torch.tensor(values, dtype=like.dtype) for values in (config.latents_mean, config.latents_std))
+        mean, std = (send(values, like.device).view(1, -1, 1, 1) for values in own)
+        return mean, std

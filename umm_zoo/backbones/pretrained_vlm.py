@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.decoder_attention import read_no_masks
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoded_rows import ImageLayout, LayoutRule
@@ -102,6 +103,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.disable_input_require_grads()  # the library makes frozen embeddings require gradients, a graph nobody needs
         self._kind.rest(model)
+        read_no_masks(self.text_model)
         self._parts = self._kind.parts(model)  # a plain dict: registered, every tensor would stand twice in the state dict
         if Path(source).is_dir() or not on_meta_device():
             _ = self.family, self.template  # what is missing is missed here, and not in mid-training

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from umm_zoo.backbones.decoder_attention import read_no_masks
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.encoded_rows import GridLayout, LayoutRule
 from umm_zoo.backbones.encoding import special_id
@@ -75,6 +76,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         # modules. The groups are kept in a plain dict: registered, every tensor would stand twice in the state dict.
         visual, language = self.model.model.visual, self.model.model.language_model
         batch_segments(visual)
+        read_no_masks(language)
         self._parts: dict[str, nn.Module] = {
             "vision_tower": nn.ModuleDict({"patch_embed": visual.patch_embed, "blocks": visual.blocks}),
             "projector": visual.merger,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from umm_zoo.backbones.adapters import learns
+from umm_zoo.backbones.decoder_attention import read_no_masks
 from umm_zoo.backbones.encoded_rows import GridLayout, LayoutRule, WholePatches
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
@@ -76,6 +77,7 @@ class SquareVLM(LibraryVLM):
         self.vision_tower, self.projector = parts[:2]
         self.language_model = LanguageModel(*parts[2:])
         self.config: Any = model.config
+        read_no_masks(self.text_model)
         self.image_token_id = self.config.image_token_id
         self.image_size, self.width = self.config.vision_config.image_size, self.config.text_config.hidden_size
         self.grid = self.image_grid(self.image_size, self.image_size)

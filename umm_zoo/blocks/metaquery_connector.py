@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.decoder_attention import with_shared_keys
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.errors import Count
@@ -122,7 +123,7 @@ class RotaryAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
-        self.size, self.shared_by = width // heads, heads // kv_heads
+        self.size = width // heads
         self.q_proj = nn.Linear(width, heads * self.size)
         self.k_proj, self.v_proj = (nn.Linear(width, kv_heads * self.size) for _ in range(2))
         self.o_proj = nn.Linear(heads * self.size, width, bias=False)
@@ -132,8 +133,7 @@ class RotaryAttention(nn.Module):
         """Attend; a mask ``[B, N]`` is False at tokens that nobody attends to."""
         q, k, v = (project(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.q_norm(rotate(q, *rotation)), self.k_norm(rotate(k, *rotation))  # [B, heads, N, size]
-        k, v = (own.repeat_interleave(self.shared_by, dim=1) for own in (k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
+        attended = with_shared_keys(q, k, v, None if mask is None else mask[:, None, None])
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
 

@@ -9,8 +9,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.base import VLMInputs, places_of, put
 from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Tokens, map_by_size
 from umm_zoo.blocks.details import DetailBranch, Details, row_numbers
@@ -92,15 +93,15 @@ def encode_details(
     for count in batch.image_counts:
         lengths.append(list(islice(left, count)))
     owners = [[place for place, length in enumerate(own) for _ in range(length)] for own in lengths]  # the image of each token
-    totals = torch.tensor([len(own) for own in owners], device=device)
-    real = torch.arange(max(map(len, owners)), device=device) < totals[:, None]  # [B, K]
-    details = tokens[0].new_zeros(*real.shape, width).masked_scatter(real[..., None], torch.cat(tokens))
+    most = max(map(len, owners))
+    numbers = torch.tensor([own + [-1] * (most - len(own)) for own in owners])  # [B, K]
+    slots = send(places_of(numbers >= 0), device)  # of all detail tokens in [B * K], known on the host
+    details = put(tokens[0].new_zeros(*numbers.shape, width), slots, torch.cat(tokens))
+    seen = places_of(inputs.image_mask) if inputs.image_places is None else inputs.image_places
     places = inputs.position_ids.expand(3, *inputs.image_mask.shape)  # the running index three times, where there is no M-RoPE
-    ids = places[:, inputs.image_mask]  # [3, tokens]; images of a row follow each other in the prompt too
-    positions, numbers = ids.new_zeros(3, *real.shape), torch.full(real.shape, -1, device=device)
-    positions[:, real] = ids
-    numbers[real] = torch.tensor([number for own in owners for number in own], device=device)
-    return Details(details, positions, numbers, lengths=[len(own) for own in owners])
+    ids = places.flatten(1).index_select(1, seen)  # [3, tokens]; images of a row follow each other in the prompt too
+    positions = ids.new_zeros(3, numbers.numel()).index_copy(1, slots, ids).view(3, *numbers.shape)
+    return Details(details, positions, send(numbers, device), lengths=[len(own) for own in owners])
 
 
 def assert_grid(vlm: PrefixBackbone, detail: DetailBranch | None, image: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.generation import choose_rows
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.preparation import Asked, Preparation, WholeRows
@@ -103,7 +104,7 @@ class Janus(Method):
         output = self.vlm(inputs)
         text = output.loss * self.share("tokens", output.num_tokens.sum())
         image = self._image_loss(prompts, ids) * (num_ids > 0) * self.share("image_tokens", num_ids)
-        uniform = {name: torch.tensor(value, device=self.device) for name, value in self.uniform.items()}
+        uniform = {name: torch.full((), value, device=self.device) for name, value in self.uniform.items()}
         losses = {"loss": text + self.image_weight * image, "text_loss": text, "image_loss": image}
         return {**losses, **self.over_step(uniform, "rows", len(batch))}
 
@@ -129,7 +130,7 @@ class Janus(Method):
         """What stands before the image tokens of each row; of a dropped one the prompt that says nothing."""
         inputs = self.vlm.image_prompt(rows.user_texts())
         dropped = dropped | torch.tensor([task is Task.UNCONDITIONAL for task in rows.tasks])
-        return choose_rows(dropped.to(self.device), self.vlm.unconditional(inputs), inputs) if dropped.any() else inputs
+        return choose_rows(send(dropped, self.device), self.vlm.unconditional(inputs), inputs) if dropped.any() else inputs
 
     @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor:

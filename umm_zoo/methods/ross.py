@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.backbones.base import VLMBackbone, VLMInputs, at
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.preparation import Preparation, WholeRows
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Images, Tokens, map_by_size, stacked
@@ -106,7 +107,7 @@ class ROSS(Method):
         self.token_counts = inputs.token_counts
         output = self.vlm(inputs)
         language = output.loss * self.share("tokens", output.num_tokens.sum())
-        return self._losses(language, self.reconstruction_loss(batch, output.hidden, inputs.image_mask))
+        return self._losses(language, self.reconstruction_loss(batch, output.hidden, inputs))
 
     def units(self, batch: Batch) -> dict[str, float]:
         """Answer ``tokens``; ``images``, and ``samples`` that the reconstruction loss is a mean over."""
@@ -118,17 +119,17 @@ class ROSS(Method):
         return {"loss": loss, "language_loss": language, "reconstruction_loss": reconstruction}
 
     def reconstruction_loss(
-        self, batch: Batch, hidden: Tensor, image_mask: Tensor, generator: torch.Generator | None = None
+        self, batch: Batch, hidden: Tensor, inputs: VLMInputs, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The reconstruction loss from last states ``[B, L, D]`` and their image mask ``[B, L]``.
+        """The reconstruction loss from last states ``[B, L, D]`` of inputs.
 
         The generator is for posterior, steps and noise.
         """
         self._check_grids(batch.images)
-        has_image = self._samples(batch).to(hidden.device)  # [S], one entry per image, and per row without where those take part
-        states = self.image_states(hidden, image_mask)  # [M, N, D]
-        condition = states.new_zeros(len(has_image), *states.shape[1:]).masked_scatter(has_image[:, None, None], states)
-        targets = as_map(self._targets(batch, has_image, generator))
+        samples = self._samples(batch)  # [S], one entry per image, and per row without where those take part
+        has_image = send(samples, hidden.device)
+        condition = _among_others(self.image_states(hidden, inputs.image_mask, inputs.image_places), samples)  # [S, N, D]
+        targets = as_map(self._targets(batch, samples, hidden.device, generator))
         losses = self.objective.losses(self.target.predictor(self.head), targets, Tokens(condition), generator)
         num_images = self.step.total("images", has_image.sum(), has_image.device)
         return self.reduction(losses, has_image, num_images) * self.share("samples", self.reduction.count(has_image))
@@ -141,14 +142,14 @@ class ROSS(Method):
                 found = f"an image of {image.shape[-2]} x {image.shape[-1]} px, which is {grid.h} x {grid.w} tokens"
                 raise UserError("data.image_size", found, f"{side} x {side} tokens, the grid of method.target")
 
-    def image_states(self, hidden: Tensor, image_mask: Tensor) -> Tensor:
-        """The states at the image tokens, image after image, normalised: ``[M, N, D]`` in float32.
+    def image_states(self, hidden: Tensor, image_mask: Tensor, places: Tensor | None = None) -> Tensor:
+        """The states at the image tokens, image after image, normalised: ``[M, N, D]`` in float32; ``places`` are the mask's.
 
         Raises:
             ValueError: an image has another number of tokens than the target.
         """
         tokens = self.target.grid**2
-        states = hidden[image_mask]  # [M*N, D]
+        states = at(hidden, image_mask, places)  # [M*N, D]
         if len(states) % tokens:
             raise ValueError(f"{len(states)} image tokens in the batch are not a multiple of the target's {tokens}")
         states = states.unflatten(0, (-1, tokens)) if len(states) else hidden.new_zeros(0, tokens, hidden.shape[-1])
@@ -161,20 +162,18 @@ class ROSS(Method):
         # without any image the head still runs, on a flat image that is then masked: all ranks must touch the same parameters
         return torch.tensor([True] * sum(batch.image_counts) or [False])
 
-    def _targets(self, batch: Batch, has_image: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _targets(self, batch: Batch, samples: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Targets ``[S, N, F]``, those of a flat image in the tower's mean colour where there is no image."""
         stored = batch.extras.get(PRECOMPUTED)
-        given = None if stored is None else stacked(stored).to(has_image.device)
+        given = None if stored is None else stacked(stored).to(device)
         if stored is None and batch.images:  # no weights here, so ranks need not have as many sizes
             given = torch.cat([self.target.prepare(image[None]) for image in batch.images])
-        if given is None or not has_image.all():
-            mean = torch.as_tensor(getattr(self.vlm, "image_mean", 0.5), device=has_image.device).reshape(1, -1, 1, 1)
+        if given is None or not samples.all():
+            mean = getattr(self.vlm, "image_mean", torch.full((1,), 0.5, device=device)).reshape(1, -1, 1, 1)
             flat = (2 * mean - 1).expand(1, 3, self.target.image_size, self.target.image_size)
             flat = flat if stored is None else self.target.to_store(flat)
-            whole = flat.expand(len(has_image), *flat.shape[1:]).clone()
-            if given is not None:
-                whole[has_image] = given.to(whole)
-            given = whole
+            whole = flat.expand(len(samples), *flat.shape[1:])
+            given = whole.clone() if given is None else _among_others(given, samples, whole)
         return self.target(given, generator) if stored is None else self.target.of_stored(given, generator)
 
     # -- looking at it -------------------------------------------------------------------------------------------------------
@@ -202,12 +201,12 @@ class ROSS(Method):
         inputs = self.vlm.inputs_of(batch)
         output = self.vlm(inputs)
         generator = torch.Generator(output.hidden.device).manual_seed(batch_idx)
-        losses = self._losses(output.loss, self.reconstruction_loss(batch, output.hidden, inputs.image_mask, generator))
+        losses = self._losses(output.loss, self.reconstruction_loss(batch, output.hidden, inputs, generator))
         longest = self.wanted.max_new_tokens
         answers = self.answer(batch, longest) if longest else [""] * len(batch)
         outputs = Outputs(losses, nll=output.nll, num_tokens=output.num_tokens, answers=answers)
         if batch.images and self.target.has_images and self.wanted.generates(batch_idx):
-            made = self._generate(self.image_states(output.hidden, inputs.image_mask), generator)
+            made = self._generate(self.image_states(output.hidden, inputs.image_mask, inputs.image_places), generator)
             images = batch.images
             columns = {"original": images, "round trip": self.round_trip(images), "reconstruction": made}
             outputs.columns = {name: _first_of_each_row(column, batch.image_counts) for name, column in columns.items()}
@@ -234,7 +233,7 @@ class ROSS(Method):
         keys = [f"image {i}" for i in range(len(images))]
         conversations: list[Conversation] = [[{"role": "user", "text": IMAGE_MARKER}] for _ in keys]
         inputs = self.vlm.inputs_of(Batch(keys, conversations, list(images), [1] * len(keys)))
-        states = self.image_states(self.vlm(inputs).hidden, inputs.image_mask)
+        states = self.image_states(self.vlm(inputs).hidden, inputs.image_mask, inputs.image_places)
         return self._generate(states, torch.Generator(states.device).manual_seed(seed))
 
     def round_trip(self, images: Images) -> list[Tensor]:
@@ -245,6 +244,12 @@ class ROSS(Method):
     def _generate(self, states: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         shape = (len(states), self.target.channels, self.target.grid, self.target.grid)
         return list(self.target.images(self.objective.sample(self.target.predictor(self.head), shape, Tokens(states), generator)))
+
+
+def _among_others(values: Tensor, samples: Tensor, others: Tensor | None = None) -> Tensor:
+    """M values ``[M, ...]`` at those of S samples that have one, as a mask of the host says; the others have zeros, or theirs."""
+    others = values.new_zeros(len(samples), *values.shape[1:]) if others is None else others
+    return others.index_copy(0, send(samples.nonzero()[:, 0], values.device), values.to(others))
 
 
 def _first_of_each_row(images: list[Tensor], counts: list[int]) -> list[Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from umm_zoo.backbones.devices import send
 from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count, Weight
 from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
@@ -97,7 +98,7 @@ class GaussianProcess:
 def _at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
     """``table[t]``, shaped to multiply ``like``: gathered in float64, cast to float32 (float64 where ``like`` is)."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    values = torch.from_numpy(table).to(dtype).to(t.device)[t]  # [B]
+    values = send(torch.from_numpy(table).to(dtype), t.device)[t]  # [B]
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -29,7 +29,7 @@ class Reduction(ABC):
 
     def count(self, has_image: Tensor) -> Tensor:
         """Number of samples that the loss is a mean over, ``[]``."""
-        return has_image.new_tensor(len(has_image), dtype=torch.long) if self.counts_rows_without_image else has_image.sum()
+        return has_image.new_full((), len(has_image), dtype=torch.long) if self.counts_rows_without_image else has_image.sum()
 
     @abstractmethod
     def __call__(self, losses: Tensor, has_image: Tensor, num_images: Tensor | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class StepMeans:
         self.check()
         self._micro_batches, self._terms, self._totals, self.skipping = micro_batches, [], None, False
         if units is not None:
-            summed = sum_over_ranks(torch.tensor(list(units.values()), dtype=torch.float64).to(device, torch.float32))
+            summed = sum_over_ranks(torch.tensor(list(units.values())).float().to(device, non_blocking=True))
             self._totals = dict(zip(units, summed.unbind(), strict=True))
 
     def share(self, unit: str, count: float | Tensor, device: torch.device) -> Tensor:
@@ -93,7 +93,7 @@ class StepMeans:
         """
         if not self._open or (self._totals is None and num_ranks() == 1):
             return torch.full((), 0.0 if self.weightless else 1.0, device=device)
-        mine = torch.as_tensor(0 if self.weightless else count, dtype=torch.float32, device=device)
+        mine = _number(0 if self.weightless else count, device)
         shares = num_ranks() * (1 if self._totals is None else self._micro_batches)
         return shares * mine / self.total(unit, count, device).clamp(min=1e-12)
 
@@ -103,7 +103,7 @@ class StepMeans:
         Raises:
             ValueError: the step's units do not name this one.
         """
-        mine = torch.as_tensor(0 if self.weightless else count, dtype=torch.float32, device=device)
+        mine = _number(0 if self.weightless else count, device)
         if not self._open:
             return mine
         if self._totals is None:
@@ -172,6 +172,13 @@ class StepMeans:
         raise UserError(f"step {last.number}", f"{found}{allowed}", "finite losses", hint)
 
 
+def _number(value: float | Tensor, device: torch.device) -> Tensor:
+    """``[]`` in float32 on a device, for which nothing waits."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32, non_blocking=True)
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
 def blocks_are_sharded() -> bool:
     """Whether every rank must call each block as often as the others, on a blank image where it has none."""
     return regroup.get() is as_many_groups
@@ -188,7 +195,7 @@ def as_many_groups(groups: list[Group]) -> list[Group]:
     """
     if not groups:
         raise ValueError("images: found none on a rank while weights are shared out, expected a blank one in their place")
-    most = torch.tensor(len(groups), device=groups[0][1].device)
+    most = torch.full((), len(groups), device=groups[0][1].device)
     if num_ranks() > 1:
         dist.all_reduce(most, dist.ReduceOp.MAX)
     split = list(groups)

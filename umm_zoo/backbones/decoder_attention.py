@@ -1,0 +1,85 @@
+"""Attention of language models as the library calls it: heads share keys, and no mask is read, for which a host would wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+#: The library's name of it. Its own ``sdpa`` looks whether a mask hides anything, and whether rows are packed.
+SDPA = "sdpa_unread"
+#: Whether rows hold padding; None where nobody knows: then the mask is looked at.
+_padded: ContextVar[bool | None] = ContextVar("padded", default=None)
+
+
+def read_no_masks(decoder: Any) -> None:
+    """Let a decoder whose attention is ``sdpa`` take the caller's word for whether rows are padded; see ``said``."""
+    if decoder.config._attn_implementation == "sdpa" and getattr(decoder, "_supports_attention_backend", False):
+        decoder.config._attn_implementation = SDPA
+
+
+def reads_no_masks(decoder: Any) -> bool:
+    """Whether ``said`` means anything to a decoder."""
+    return bool(decoder.config._attn_implementation == SDPA)
+
+
+@contextmanager
+def said(padded: bool) -> Iterator[None]:
+    """The time in which masks are made of rows of which one knows whether they are padded."""
+    token = _padded.set(padded)
+    try:
+        yield
+    finally:
+        _padded.reset(token)
+
+
+def make_mask(*args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
+    """The library's function that makes masks: whole where rows are padded, and none where they are not and none is needed."""
+    padded = _padded.get()
+    if padded is not None:
+        attention_mask, allow_is_causal_skip = attention_mask if padded else None, allow_is_causal_skip and not padded
+    return sdpa_mask(*args, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
+
+
+def with_shared_keys(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **settings: Any) -> Tensor:
+    """Attention of heads ``[B, H, N, d]`` of which several share the keys and values of one of ``[B, G, L, d]``.
+
+    A CPU's kernel shares them (0.8 to 1.0 of the time, and no copy); a GPU's does without a mask alone, else they are repeated.
+    """
+    times = query.shape[1] // key.shape[1]
+    shared = times > 1 and (query.device.type == "cpu" or mask is None)
+    if times > 1 and not shared:
+        key, value = (part.repeat_interleave(times, dim=1) for part in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared, **settings)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The library's ``sdpa``; of more than one token on a CPU ``with_shared_keys``."""
+    several = query.shape[2] > 1 and query.device.type == "cpu" and query.shape[1] > key.shape[1]
+    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    unequal = causal and query.shape[2] != key.shape[2]
+    if not several or unequal or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache")):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+    mixed = with_shared_keys(query, key, value, attention_mask, dropout_p=dropout, scale=scaling, is_causal=causal)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SDPA, attend)
+AttentionMaskInterface.register(SDPA, make_mask)
