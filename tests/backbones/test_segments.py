@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from tests.backbones.vlm_parts import QWEN, qwen
 from umm_zoo.backbones import segments as under_test
+from umm_zoo.backbones.decoder_attention import SDPA
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL
 from umm_zoo.backbones.segments import SEGMENTED, Segments, attend, has_flash, segments
 
@@ -58,7 +59,7 @@ def test_one_call_per_layer_and_length(vlm, sizes, calls, monkeypatch):
 def test_attention_of_the_tower_is_chosen_apart():
     own = Qwen25VL.from_config(QWEN, tower_attention="eager")
     assert own.model.model.visual.config._attn_implementation == "eager"
-    assert own.language_stack(copied=False)._config._attn_implementation == "sdpa"
+    assert own.language_stack(copied=False)._config._attn_implementation == SDPA
 
 
 def test_no_flash_on_a_cpu_nor_in_single_precision():
@@ -69,8 +70,8 @@ def test_a_flash_kernel_takes_all_segments_at_once(monkeypatch):
     lengths = [3, 1, 4]
     own, calls = segments(lengths, torch.tensor([7, 0, 1, 5, 2, 6, 4, 3]), CPU, flash=True), []
 
-    def kernel(query, key, value, borders, same, longest, _, softmax_scale):
-        calls.append((borders.tolist(), longest))
+    def kernel(query, key, value, borders, same, longest, _, softmax_scale, causal):
+        calls.append((borders.tolist(), longest, causal))
         parts = zip(*(part.split(borders.diff().tolist()) for part in (query, key, value)), strict=True)
         heads = ([part.transpose(0, 1) for part in own] for own in parts)
         return torch.cat([F.scaled_dot_product_attention(*own, scale=softmax_scale).transpose(0, 1) for own in heads])
@@ -81,7 +82,7 @@ def test_a_flash_kernel_takes_all_segments_at_once(monkeypatch):
     made, _ = attend(None, query, key, value, cu_seq_lens_q=own, scaling=0.3)
     rows = Segments(own.lengths, own.order, own.back)
     assert_close(made, attend(None, query, key, value, cu_seq_lens_q=rows, scaling=0.3)[0], rtol=0, atol=1e-2)
-    assert calls == [([0, 3, 4, 8], 4)]
+    assert calls == [([0, 3, 4, 8], 4, False)]
 
 
 def test_borders_of_the_library_are_segments_too():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.preparation import Asked, Preparation
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate
 from umm_zoo.batch import Batch, Conversation, Grid, Images
+from umm_zoo.errors import UserError
 from umm_zoo.outputs import TokenCount, sequence_counts
 
 
@@ -34,6 +36,7 @@ class VLMInputs:
 
     Attributes:
         padded: whether rows may hold padding; False only where their lengths are known to be equal.
+        packed: how rows are packed where they are (``PackedRows``).
     """
 
     token_ids: Tensor
@@ -46,6 +49,7 @@ class VLMInputs:
     deepstack: Tensor | None = None
     image_places: Tensor | None = None
     label_places: Tensor | None = None
+    packed: Any = None
 
     @property
     def mask(self) -> Tensor | None:
@@ -54,8 +58,9 @@ class VLMInputs:
 
     @property
     def token_counts(self) -> dict[str, TokenCount]:
-        """Tokens of the sequences, ``text`` and ``image``."""
-        return sequence_counts(self.attention_mask, self.image_mask)
+        """Tokens of the sequences, ``text`` and ``image``; of packed ones no padding is computed."""
+        counts = sequence_counts(self.attention_mask, self.image_mask)
+        return counts if self.packed is None else {kind: TokenCount(own.useful, own.useful) for kind, own in counts.items()}
 
 
 @dataclass
@@ -136,6 +141,14 @@ class VLMBackbone(ExactBuffers, ABC):
         generator: torch.Generator | None = None,
     ) -> list[str]:
         """Answer B prompts (conversations that end with a user turn) with the KV cache; temperature 0 is greedy."""
+
+    def pack_rows(self) -> None:
+        """Pack the rows of training batches from now on: no padding is computed, each row attends to itself alone.
+
+        Raises:
+            UserError: the language model could not keep them apart.
+        """
+        raise UserError("method.packing", f"a {type(self).__name__}, which packs no rows", "packing: false")
 
     def count_labels(self, batch: Batch) -> int:
         """Tokens of a batch that the language loss is a mean over."""

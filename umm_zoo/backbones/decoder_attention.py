@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from umm_zoo.backbones.segments import inside
 
 #: The library's name of it. Its own ``sdpa`` looks whether a mask hides anything, and whether rows are packed.
 SDPA = "sdpa_unread"
@@ -40,12 +43,26 @@ def said(padded: bool) -> Iterator[None]:
         _padded.reset(token)
 
 
+def run_decoder(
+    decoder: Any, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Any = None, **extras: Any
+) -> Tensor:
+    """Last hidden states of the library's decoder; no mask where nothing is padded."""
+    padded = mask is not None
+    if mask is None and cache is None and reads_no_masks(decoder):  # without any the library looks for packed rows
+        mask = embeddings.new_ones(embeddings.shape[:2], dtype=torch.bool)
+    given = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": position_ids}
+    with said(padded):
+        made = decoder(**given, past_key_values=cache, use_cache=cache is not None, **extras)
+    return cast(Tensor, made.last_hidden_state)
+
+
 def make_mask(*args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """The library's function that makes masks: whole where rows are padded, and none where they are not and none is needed."""
     padded = _padded.get()
     if padded is not None:
         attention_mask, allow_is_causal_skip = attention_mask if padded else None, allow_is_causal_skip and not padded
-    return sdpa_mask(*args, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
+    kwargs |= {"attention_mask": attention_mask, "allow_is_causal_skip": allow_is_causal_skip}
+    return sdpa_mask(*args, **kwargs)
 
 
 def with_shared_keys(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **settings: Any) -> Tensor:
@@ -71,7 +88,10 @@ def attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The library's ``sdpa``; of more than one token on a CPU ``with_shared_keys``."""
+    """The library's ``sdpa``; of more than one token on a CPU ``with_shared_keys``, and of ``packed`` rows inside each."""
+    if (packed := kwargs.pop("packed", None)) is not None:
+        packed.met = True
+        return inside(packed.segments, query, key, value, scaling, dropout, causal=True), None
     several = query.shape[2] > 1 and query.device.type == "cpu" and query.shape[1] > key.shape[1]
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     unequal = causal and query.shape[2] != key.shape[2]

@@ -124,7 +124,7 @@ def last_position(position_ids: Tensor) -> Tensor:
 
 
 #: Of all rows together: what has other rows knows them no more.
-_OF_WHOLE = ("padded", "image_places", "label_places")
+_OF_WHOLE = ("padded", "image_places", "label_places", "packed")
 
 
 def _tensors(inputs: VLMInputs) -> dict[str, Tensor]:

@@ -15,10 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from umm_zoo.backbones.adapters import learns
 from umm_zoo.backbones.base import VLMInputs, VLMOutput, before_labels, language_loss, places_of, put
-from umm_zoo.backbones.decoder_attention import reads_no_masks, said
+from umm_zoo.backbones.decoder_attention import run_decoder
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoding import pad, stop_ids
 from umm_zoo.backbones.generation import Samples, append_answers, decode, label_log_probs, last_position, take_rows, token_log_probs
+from umm_zoo.backbones.packing import PackedRows, assert_packs
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
 from umm_zoo.backbones.roomy_cache import with_room
 from umm_zoo.backbones.row_tokeniser import RowTokeniser
@@ -31,7 +32,12 @@ class LibraryVLM(RowTokeniser):
     """A vision encoder whose tokens stand among the text embeddings of a causal language model.
 
     A subclass names the library's parts, and says how images become tokens and where tokens stand.
+
+    Attributes:
+        packs: whether rows of unequal lengths are packed, see ``pack_rows``.
     """
+
+    packs = False
 
     @property
     @abstractmethod
@@ -98,6 +104,8 @@ class LibraryVLM(RowTokeniser):
         image_mask = (token_ids == self.image_token_id) & attention_mask
         position_ids = self.position_ids(token_ids, attention_mask, image_mask, self.image_grids(shown))
         image_places, label_places = places_of(image_mask), places_of(before_labels(labels))  # here, where nothing waits
+        packs = self.packs and not for_generation and not bool(attention_mask.all())
+        packed = PackedRows.of(attention_mask, self.text_model, self.device) if packs else None
         token_ids, labels, attention_mask, image_mask, position_ids, image_places, label_places = (
             send(tensor, self.device)
             for tensor in (token_ids, labels, attention_mask, image_mask, position_ids, image_places, label_places)
@@ -117,8 +125,8 @@ class LibraryVLM(RowTokeniser):
             made = self.image_features([torch.zeros(3, side, side, device=self.device)], [1])
             embeddings = embeddings + sum(0 * part.sum().to(embeddings.dtype) for part in made if part is not None)
         padded = len({len(row.ids) for row in rows}) > 1
-        made = VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
-        return replace(made, image_places=image_places, label_places=label_places)
+        whole = VLMInputs(token_ids, embeddings, attention_mask, position_ids, labels, image_mask, padded, deepstack)
+        return replace(whole, image_places=image_places, label_places=label_places, packed=packed)
 
     @property
     def _learns_to_see(self) -> bool:
@@ -140,23 +148,24 @@ class LibraryVLM(RowTokeniser):
         for layer in self._layers:  # the library recomputes in training mode only, which a frozen one never is in
             if layer.gradient_checkpointing:
                 layer.training = cache is None and torch.is_grad_enabled()
-        padded = mask is not None
-        if mask is None and cache is None and reads_no_masks(self.text_model):  # without any the library looks for packed rows
-            mask = embeddings.new_ones(embeddings.shape[:2], dtype=torch.bool)
-        with said(padded):
-            states = self.text_model(
-                inputs_embeds=embeddings,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                **extras,
-            )
-        return cast(Tensor, states.last_hidden_state)
+        return run_decoder(self.text_model, embeddings, mask, position_ids, cache, **extras)
 
     def run_whole(self, inputs: VLMInputs, cache: DynamicCache | None = None) -> Tensor:
-        """``run`` over whole rows; a subclass adds what its decoder asks of the images in them."""
-        return self.run(inputs.embeddings, inputs.mask, inputs.position_ids, cache)
+        """``run`` over whole rows; packed, where they are to be, without their padding."""
+        if inputs.packed is None or cache is not None:
+            return self.run(inputs.embeddings, cache=cache, **self.arguments(inputs, cache))
+        packed: PackedRows = inputs.packed
+        one = packed.pack(inputs)
+        return packed.unpack(self.run(one.embeddings, **self.arguments(one, None), packed=packed), inputs)
+
+    def arguments(self, inputs: VLMInputs, cache: DynamicCache | None) -> dict[str, Any]:
+        """Of ``run`` over whole rows; a subclass adds what its decoder asks of the images in them."""
+        return {"mask": inputs.mask, "position_ids": inputs.position_ids}
+
+    def pack_rows(self) -> None:
+        """See ``VLMBackbone.pack_rows``."""
+        assert_packs(self.text_model)
+        self.packs = True
 
     def forward(self, inputs: VLMInputs) -> VLMOutput:
         """Run the language model over the whole sequence; logits are formed only where there is a label."""

@@ -292,7 +292,6 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         """As the base class."""
         return self.family.position_ids(token_ids, attention_mask, image_mask, grids)
 
-    def run_whole(self, inputs: VLMInputs, cache: DynamicCache | None = None) -> Tensor:
+    def arguments(self, inputs: VLMInputs, cache: DynamicCache | None) -> dict[str, Any]:
         """As the base class."""
-        given = self.family.arguments(inputs, cache)
-        return self.run(inputs.embeddings, given.pop("mask"), inputs.position_ids, cache, **given)
+        return {**super().arguments(inputs, cache), **self.family.arguments(inputs, cache)}

@@ -43,7 +43,7 @@ class Segments:
         object.__setattr__(self, "runs", runs)
 
 
-def segments(lengths: Sequence[int], places: Tensor | None, device: torch.device, flash: bool) -> Segments:
+def segments(lengths: Sequence[int], places: Tensor | None, device: torch.device, flash: bool, regroup: bool = True) -> Segments:
     """Segments of these lengths on a device.
 
     Args:
@@ -51,10 +51,11 @@ def segments(lengths: Sequence[int], places: Tensor | None, device: torch.device
         places: where in the sequence lies what the segments hold, ``[S]``; None is its own order.
         device: of the sequence.
         flash: whether all are attended to at once, see ``has_flash``; otherwise those of one length become neighbours.
+        regroup: False leaves those of one length where they are: no copy of the sequence, and more calls.
     """
     there = torch.arange(sum(lengths))
     own = there if places is None else places
-    if not flash:
+    if regroup and not flash:
         chosen = of_one_length(lengths)
         parts = own.split(list(lengths))
         own, lengths = torch.cat([parts[number] for number in chosen]), [lengths[number] for number in chosen]
@@ -100,35 +101,45 @@ def attend(
         lengths = [end - start for start, end in pairwise(borders)]
         cu_seq_lens_q = segments(lengths, None, query.device, flash=False)
     own = cu_seq_lens_q
+    return inside(own, query, key, value, scaling, dropout), None
+
+
+def inside(
+    own: Segments, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, causal: bool = False
+) -> Tensor:
+    """Attention inside segments, ``[1, heads, S, head dim]`` to ``[1, S, heads, head dim]``; heads may share keys."""
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]  # [S, heads, head dim]
     if own.order is not None:
         rows = [part.index_select(0, own.order) for part in rows]
-    if own.bounds is not None and query.dtype in _HALF:
-        mixed = _at_once(rows, own.bounds, max(own.lengths), scaling)
+    if own.bounds is not None and query.dtype in _HALF and not dropout:
+        mixed = _at_once(rows, own.bounds, max(own.lengths), scaling, causal)
     else:
-        mixed = _in_runs(rows, own, scaling, dropout)
-    return (mixed if own.back is None else mixed.index_select(0, own.back))[None], None
+        mixed = _in_runs(rows, own, scaling, dropout, causal)
+    return (mixed if own.back is None else mixed.index_select(0, own.back))[None]
 
 
-def _in_runs(rows: list[Tensor], own: Segments, scaling: float | None, dropout: float) -> Tensor:
+def _in_runs(rows: list[Tensor], own: Segments, scaling: float | None, dropout: float, causal: bool) -> Tensor:
     """One call per run of segments of one length: without a mask, for padding to the longest is up to twice as slow on a CPU."""
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "is_causal": causal}
+    settings["enable_gqa"] = rows[0].shape[1] > rows[1].shape[1]
     made = []
     for run, *parts in zip(own.runs, *(part.split([count * length for count, length in own.runs]) for part in rows), strict=True):
         query, key, value = (part.unflatten(0, run).transpose(1, 2) for part in parts)  # [count, heads, length, head dim]
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
+        mixed = F.scaled_dot_product_attention(query, key, value, **settings)
         made.append(mixed.transpose(1, 2).flatten(0, 1))
     return made[0] if len(made) == 1 else torch.cat(made)
 
 
-def _at_once(rows: list[Tensor], bounds: Tensor, longest: int, scaling: float | None) -> Tensor:
+def _at_once(rows: list[Tensor], bounds: Tensor, longest: int, scaling: float | None, causal: bool) -> Tensor:
     """One call of a kernel for segments of any lengths: flash-attn's where it is installed, else torch's own."""
     query, key, value = (part.contiguous() for part in rows)
     borders = bounds, bounds, longest, longest
     if is_flash_attn_2_available():
         kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
-        return cast(Tensor, kernel(query, key, value, *borders, softmax_scale=scaling))
+        return cast(Tensor, kernel(query, key, value, *borders, softmax_scale=scaling, causal=causal))
     kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn  # seconds to import
-    return cast(Tensor, kernel(query, key, value, *borders, scale=scaling))
+    settings = {"window_size": (-1, 0 if causal else -1), "enable_gqa": query.shape[1] > key.shape[1]}
+    return cast(Tensor, kernel(query, key, value, *borders, scale=scaling, **settings))
 
 
 AttentionInterface.register(SEGMENTED, attend)

@@ -22,13 +22,17 @@ class LLaVA(Method):
 
     Args:
         vlm: the model; its parts are the method's.
+        packing: rows of unequal lengths are trained on without their padding, each attending to itself alone; equal results, and
+            worth it where much of a batch is padding.
     """
 
     makes = ("loss", "nll", "num_tokens", "answers")
 
-    def __init__(self, vlm: VLMBackbone) -> None:
+    def __init__(self, vlm: VLMBackbone, packing: bool = False) -> None:
         super().__init__()
         self.vlm = vlm
+        if packing:
+            vlm.pack_rows()
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone."""

@@ -48,6 +48,7 @@ class ROSS(Method):
         objective: how the head is trained, and how a trained one samples.
         weight: of the reconstruction; 1 in the paper.
         reduction: how the losses of a batch become one; None is ``MeanOverImages``.
+        packing: see ``LLaVA``.
 
     Raises:
         ValueError: sizes of the blocks disagree, or the head is not of the kind that the objective calls.
@@ -61,10 +62,13 @@ class ROSS(Method):
         objective: Objective,
         weight: Weight = 1.0,
         reduction: Reduction | None = None,
+        packing: bool = False,
     ) -> None:
         super().__init__()
         self.vlm, self.target, self.head, self.objective = vlm, target, head, objective
         self.weight, self.reduction = weight, reduction or MeanOverImages()
+        if packing:
+            vlm.pack_rows()
         if isinstance(head, RegressionHead) != isinstance(objective, Regression):
             raise ValueError(
                 f"head and objective: a {type(objective).__name__} cannot train a {type(head).__name__}; "
