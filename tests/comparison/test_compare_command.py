@@ -115,7 +115,7 @@ def test_every_choice_is_trained_once_and_tabled(folder: Path, trained: list[lis
     rows = json.loads((folder / "results" / "dropout.json").read_text())["rows"]
     assert len(losses) == 2 and {row["metrics"]["val/loss"] for row in rows} == losses
     written = {path.name for path in (folder / "results").iterdir()}
-    assert written == {"dropout.md", "dropout.csv", "dropout.json", "dropout.png", "dropout.html"}
+    assert written == {"dropout.md", "dropout.csv", "dropout.json", "dropout.png", "dropout.tex", "dropout.html"}
     assert compare.main(["dropout.yaml"]) == 0
     assert len(trained) == 2  # the second call trained nothing
 

@@ -59,3 +59,18 @@ def test_samples_are_those_of_the_runs_that_are_here(tmp_path: Path) -> None:
     (run / "experiment.yaml").write_text("name: x\nmethod: {_target_: a.B}\n")
     Image.new("RGB", (40, 8)).save(run / "samples/step-000002.png")
     assert comparison_page(results(), tmp_path).count("<img") == 2 and "<img" not in comparison_page(results())
+
+
+def test_table_for_latex_has_intervals_numbers_of_seeds_and_nothing_that_it_would_obey() -> None:
+    found = results()
+    found.metrics = {"dB_1 & more": ("val/psnr", True)}
+    assert found.latex().splitlines()[1:] == [
+        r"\begin{tabular}{lrc}",
+        r"\toprule",
+        r"choice & $n$ & dB\_1 \& more \\",
+        r"\midrule",
+        r"plain & 2, 1 failed & 21.000 $\pm$ 12.706 \\",
+        r"<b onclick=alert(1)>choice</b> & 2 & 24.000 $\pm$ 12.706 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]

@@ -25,7 +25,7 @@ def test_table_states_mean_and_paired_difference():
 
 
 def test_all_files_are_written_from_the_same_rows(tmp_path: Path):
-    markdown, table, record, plot = example().write(tmp_path)
+    markdown, table, record, plot, _ = example().write(tmp_path)
     rows = list(csv.DictReader(table.open()))
     assert [(row["choice"], row["seed"], row["val/mark"]) for row in rows][3] == ("other", "0", "0.6") and len(rows) == 6
     assert Results.read(record).markdown() == markdown.read_text()

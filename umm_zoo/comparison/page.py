@@ -9,6 +9,7 @@ from typing import Any
 
 from umm_zoo.checkpoints.plain_files import write_whole
 from umm_zoo.comparison.results import DIFFERENCES, Results
+from umm_zoo.comparison.rule import BEFORE
 from umm_zoo.comparison.statistics import interval
 from umm_zoo.errors import UserError
 from umm_zoo.report.html import Markup, command, element, embedded, number, page, table
@@ -36,7 +37,9 @@ def comparison_page(results: Results, runs: Path = Path("runs")) -> str:
     """
     parts: list[Any] = [element("h1", results.name), element("p", results.question.strip())]
     if results.decision:
+        status = str(results.provenance.get("rule", ""))
         parts += [element("h2", "Rule"), element("p", results.decision.strip())]
+        parts += [element("p", status, class_="faint" if status == BEFORE else "warning")] if status else []
     parts += [element("h2", "Intervals"), element("p", "Mean and 95 % interval over seeds; ticks are single runs.", class_="faint")]
     parts += [element("div", *(_plot(results, metric) for metric in results.metrics), class_="charts")]
     parts += [_titled(*results.mean_table(), "Means ± half-width of the 95 % interval (Student's t)")]
@@ -53,7 +56,12 @@ def comparison_page(results: Results, runs: Path = Path("runs")) -> str:
         parts += [element("h2", "Samples"), *samples]
     known = results.provenance
     parts += [element("h2", "Made with"), command(str(known.get("command", "")))]
-    parts += [table([[key, str(value)] for key, value in known.items() if key != "command"] + [["compare file", results.source]])]
+    parts += [
+        table(
+            [[key, str(value)] for key, value in known.items() if key not in ("command", "rule")]
+            + [["compare file", results.source]]
+        )
+    ]
     return page(results.name, *parts, scripts=["page.js"])
 
 

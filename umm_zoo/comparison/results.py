@@ -108,13 +108,14 @@ class Results:
         return sum(values) / len(values) if values else None
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``<name>.md/.csv/.json/.png`` into ``folder`` and return their paths."""
+        """Write ``<name>.md/.csv/.json/.png/.tex`` into ``folder`` and return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{self.name}{suffix}" for suffix in (".md", ".csv", ".json", ".png")]
+        paths = [folder / f"{self.name}{suffix}" for suffix in (".md", ".csv", ".json", ".png", ".tex")]
         paths[0].write_text(self.markdown())
         self._write_csv(paths[1])
         paths[2].write_text(strict_json(asdict(self), indent=1, sort_keys=True) + "\n")
         self._plot(paths[3])
+        paths[4].write_text(self.latex())
         return paths
 
     @classmethod
@@ -132,7 +133,8 @@ class Results:
         """Question, table of means with intervals, table of paired differences, costs, provenance."""
         lines = [f"# {self.name}", "", self.question.strip(), ""]
         if self.decision:
-            lines += [f"**Decision rule, written before the final seeds ran.** {self.decision.strip()}", ""]
+            status = self.provenance.get("rule", "written before the final seeds ran")  # records of before it was looked up
+            lines += [f"**Decision rule, {status}.** {self.decision.strip()}", ""]
         lines += ["Mean over seeds ± half-width of the 95 % interval (Student's t).", ""]
         lines += self._table(*self.mean_table())
         if self.unfinished:
@@ -143,8 +145,17 @@ class Results:
         if costs := self.cost_table():
             lines += ["", *self._table(*costs)]
         lines += ["", f"![{self.name}]({self.name}.png)", "", f"Compare file: `{self.source}`."]
-        lines += [f"- {key}: {value}" for key, value in self.provenance.items()]
+        lines += [f"- {key}: {value}" for key, value in self.provenance.items() if key != "rule"]
         return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """Means with intervals as a table of LaTeX (package ``booktabs``), with the number of seeds."""
+        head, rows = self.mean_table()
+        lines = [" & ".join(map(_latex, row)) + r" \\" for row in (head, *rows)]
+        columns = "lr" + "c" * len(self.metrics)
+        caption = r"% Mean over n seeds $\pm$ half-width of the 95\,\% interval (Student's t)."
+        body = [r"\toprule", lines[0].replace("seeds", "$n$"), r"\midrule", *lines[1:], r"\bottomrule"]
+        return "\n".join([caption, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"]) + "\n"
 
     def mean_table(self) -> Table:
         """Means over the seeds of every choice."""
@@ -251,3 +262,10 @@ class Results:
         figure.suptitle(f"{self.name}: mean and 95 % interval over seeds (ticks: single runs)", fontsize=9)
         figure.savefig(path, dpi=130)
         plt.close(figure)
+
+
+def _latex(text: str) -> str:
+    """Text of a cell with what LaTeX would read as commands written out."""
+    odd = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", **{letter: f"\\{letter}" for letter in "&%$#_{}"}}
+    written = "".join(odd.get(letter, letter) for letter in text)
+    return written.replace("±", r"$\pm$").replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")

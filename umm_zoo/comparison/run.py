@@ -17,6 +17,7 @@ from threading import Event, RLock
 from typing import IO, TYPE_CHECKING, Any
 
 from umm_zoo.comparison.plan import Plan, Step
+from umm_zoo.comparison.rule import rule_status
 from umm_zoo.errors import Problem, UserError, did_you_mean, printable
 from umm_zoo.training.ranks import PARENT, answering
 from umm_zoo.training.run_folder import RunFolder, few
@@ -255,6 +256,7 @@ def collect(plan: Plan, runs: Path, failures: Sequence[Failure] = ()) -> Results
         "commit": _distinct(str(report["commit"]) for report in reports),
         "seeds": ", ".join(str(seed) for seed in dict.fromkeys(row.seed for row in rows)),
         "machine": _distinct(_listed(report["machine"]) for report in reports),
+        "rule": rule_status(Path(plan.file), plan.decision, (str(report["commit"]) for report in reports)),
         "versions": _distinct(_listed(report["versions"]) for report in reports),
     }
     order = list(dict.fromkeys(run.choice for run in plan.runs))
