@@ -19,8 +19,8 @@ def rule_status(file: Path, decision: str, commits: Iterable[str]) -> str:
     Args:
         file: the compare file.
         decision: the rule as it is now.
-        commits: of the runs, as ``metrics.json`` has them: of this package, with ``+`` where its tree had changes. They know nothing
-            of a file of another repository.
+        commits: of the runs, as ``metrics.json`` has them: of this package, with ``+`` where its tree had changes. They know
+            nothing of a file of another repository.
     """
     for commit in dict.fromkeys(commit.rstrip("+") for commit in commits):
         stored = _at(file, commit)
