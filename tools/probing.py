@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, image_of_each_row, stacked
 
 #: Of an encoder: counted from its end, or ``pooled`` for its one vector. Of a vision-language model: 0 or -1.

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that one tool
 
 from tools.probing import load_part
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.backbones.codecs import LatentCodec
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.batch import Batch, stacked
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.samples import card_of, to_pil

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from umm_zoo.errors import REFUSALS, locating, say, user_errors
+from umm_zoo.experiment.importing import importing
 from umm_zoo.experiment.trust import trusting
 from umm_zoo.training.finished_run import add_raw_weights, add_trust
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--traceback", action="store_true", help="show where an error line comes from")
     given = parser.parse_args(argv)
     with user_errors(given.traceback) as outcome, locating(refusals=REFUSALS), trusting(given.trust):
-        from umm_zoo.release.exporting import Export  # torch comes in here
+        with importing():
+            from umm_zoo.release.exporting import Export  # torch comes in here
 
         export = Export(given.run, given.merge_adapter, given.dtype, given.raw_weights, given.trust)
         card = export.write(given.out, given.part, given.test, given.again)

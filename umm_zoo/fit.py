@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from umm_zoo.errors import UserError, user_errors
 from umm_zoo.experiment.file import load_experiment
+from umm_zoo.experiment.importing import importing
 from umm_zoo.training.ranks import ending_together
 from umm_zoo.training.run_folder import runs_folder
 
@@ -38,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("ckpt", "nothing", "'last' or the path of a checkpoint")
         experiment = load_experiment(arguments.file, overrides)
         if arguments.check:
-            from umm_zoo.training.preview import print_check  # torch comes in here, after the errors of the file
-
+            with importing():  # torch comes in here, after the errors of the file
+                from umm_zoo.training.preview import print_check
             print_check(experiment, arguments.runs, ckpt)
         else:
-            from umm_zoo.training.curriculum import run
-
+            with importing():
+                from umm_zoo.training.curriculum import run
             outcome.code = run(experiment, arguments.runs, ckpt, arguments.again)
     return outcome.code
 

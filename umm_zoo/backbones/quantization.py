@@ -12,7 +12,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ class Quantization:
             raise UserError(f"{where}.quant_method", f"'{said}'", f"one of {', '.join(METHODS)}", hint)
         method = str(stated["quant_method"])
         assert_installed(method, where)
-        kind = getattr(transformers if library == "transformers" else diffusers, METHODS[method])
+        kind = getattr(import_module(library), METHODS[method])
         known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")]
         given = {key: value for key, value in stated.items() if key != "quant_method" and not key.startswith("_")}
         for key in given:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import transformers
 from packaging.version import InvalidVersion, Version
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -85,7 +85,7 @@ def complete_diffusers(
     assert_class_name(name, source, stored, legacy)
     known = list(inspect.signature(kind.__init__).parameters)[1:]
     written = _version(stored.get("_diffusers_version"))
-    _refuse_unknown(source, stored, [*known, "quantization_config"], written, Version(diffusers.__version__), "diffusers")
+    _refuse_unknown(source, stored, [*known, "quantization_config"], written, Version(version("diffusers")), "diffusers")
     missing = [key for key in known if key not in stored and name not in HARMLESS.get(key, ())]
     if written is not None:
         missing = [key for key in missing if Version(SINCE.get(name, {}).get(key, "0")) <= written]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from umm_zoo.backbones.codecs import LatentCodec, draw
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.latent_codec import LatentCodec, draw
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.transformer import as_map, as_tokens
 from umm_zoo.errors import Count

@@ -14,11 +14,10 @@ import yaml
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, locating, say
 from umm_zoo.experiment.file import Experiment, earlier_stages, load_experiment
+from umm_zoo.experiment.importing import importing
 from umm_zoo.experiment.layers import read_map
 from umm_zoo.experiment.shipped import located
-from umm_zoo.metrics.scores import logged_names, unknown_score
 from umm_zoo.training.run_folder import few
-from umm_zoo.training.setup import metrics_of
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("question", "decision", "base", "vary"), str),
@@ -163,6 +162,10 @@ def refuse_unknown_metrics(plan: Plan) -> None:
     Raises:
         UserError: names the metrics.
     """
+    with importing():  # torch comes in here, after the errors of the files
+        from umm_zoo.metrics.scores import logged_names, unknown_score
+        from umm_zoo.training.setup import metrics_of
+
     problems, scored = [], {run.choice: run.steps[-1].experiment for run in plan.runs}
     made = {choice: metrics_of(experiment) for choice, experiment in scored.items()}
     for printed, (key, _) in plan.metrics.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from umm_zoo.errors import UserError, did_you_mean, nearest
+from umm_zoo.experiment.importing import importing
 from umm_zoo.experiment.types import describe_slot
 
 #: Packages whose classes experiments name.
@@ -105,7 +106,8 @@ def _import_longest(parts: list[str]) -> tuple[Any, list[str]]:
     for end in range(1, len(parts) + 1):
         name = ".".join(parts[:end])
         try:
-            module = importlib.import_module(name)
+            with importing():
+                module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name == name:
                 return _or_no_module(module, parts, end - 1)

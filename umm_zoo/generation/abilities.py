@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder, features_of
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import Images, map_by_size
 from umm_zoo.errors import UserError

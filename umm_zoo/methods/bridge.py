@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Images, Task, Tokens, by_size, map_by_size, stacked

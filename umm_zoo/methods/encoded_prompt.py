@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs, places_of, put
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Tokens, map_by_size
 from umm_zoo.blocks.details import DetailBranch, Details, row_numbers

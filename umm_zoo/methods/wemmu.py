@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.batch import Batch
 from umm_zoo.blocks.connectors import Connector

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from umm_zoo.backbones.codecs import DCCodec, LatentCodec, draw
+from umm_zoo.backbones.codecs import DCCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.latent_codec import LatentCodec, draw
 from umm_zoo.batch import Batch, Images, by_size, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.text_encoder import TextEncoder
 from umm_zoo.batch import Batch, Grid, Tokens, by_size, stacked

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import Conversation, Grid, Task, Tokens
 from umm_zoo.blocks.connectors import Connector

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umm_zoo.checkpoints.folder import checkpoint_path
 from umm_zoo.errors import UserError, locating, say, several
 from umm_zoo.experiment.file import Experiment, experiment_from
+from umm_zoo.experiment.importing import importing
 from umm_zoo.experiment.reach import leave_out, say_fetched
 from umm_zoo.experiment.trust import users_modules
 from umm_zoo.experiment.types import TARGET
@@ -86,9 +88,9 @@ def load_run(
     Raises:
         UserError: no checkpoint there, or an override that does not fit.
     """
-    from umm_zoo.checkpoints.files import load_checkpoint, weights_of
-    from umm_zoo.checkpoints.folder import checkpoint_path
-    from umm_zoo.experiment.check import check
+    with importing():
+        from umm_zoo.checkpoints.files import load_checkpoint, weights_of
+        from umm_zoo.experiment.check import check
 
     several("overrides", overrides)
     several("trust", trust)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import hosts_of
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.backbones.codecs import LatentCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.method import Method
 from umm_zoo.rewards.base import Reward

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import LoRA
-from umm_zoo.backbones.codecs import LatentCodec, stored_latents
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.latent_codec import LatentCodec, stored_latents
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import IMAGE_MARKER, Batch, Grid, Images, Tokens, by_size, image_of_each_row, map_by_size
 from umm_zoo.blocks.connectors import Connector
