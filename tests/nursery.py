@@ -99,11 +99,11 @@ class Nursery:
 def _die_at(number: int) -> None:
     """SIGKILL this process at its ``number``-th step of writing a checkpoint; one checkpoint takes about a dozen.
 
-    A step is every 40th write, which is cut in half, and each flush, rename and removal.
+    A step is in the middle of every 16 KiB, and each flush, rename and removal.
     """
     from umm_zoo.checkpoints import output
 
-    done = writes = 0
+    done = 0
 
     def step() -> None:
         nonlocal done
@@ -120,20 +120,15 @@ def _die_at(number: int) -> None:
         return stepping
 
     os.replace, os.fsync, os.unlink = before(os.replace), before(os.fsync), before(os.unlink)
-    write = output._File.write
+    output._PIECE = 1 << 14
+    put = output.put
 
-    def half(self: Any, data: Any) -> int:
-        nonlocal writes
-        writes += 1
-        if writes % 40:
-            return write(self, data)
-        data = memoryview(data).cast("B") if not isinstance(data, (bytes, bytearray)) else data
-        written = write(self, data[: len(data) // 2])
-        self.flush()
+    def half(file: Any, piece: memoryview) -> None:
+        put(file, piece[: len(piece) // 2])
         step()
-        return written + write(self, data[len(data) // 2 :])
+        put(file, piece[len(piece) // 2 :])
 
-    output._File.write = half  # type: ignore[method-assign]
+    output.put = half
 
 
 def _die_in(number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -90,13 +90,13 @@ def test_what_was_half_written_or_half_removed_goes(tmp_path: Path) -> None:
 
 
 def test_the_word_of_the_disk_is_passed_on_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, begin = written(tmp_path, 1), output._File.__init__
+    checkpoints, put = written(tmp_path, 1), output.put
 
-    def on_a_full_disk(self: output._File, *arguments: Any) -> None:
-        begin(self, *arguments)
-        os.dup2(os.open("/dev/full", os.O_WRONLY), self.fileno())
+    def on_a_full_disk(file: BinaryIO, piece: memoryview) -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), file.fileno())
+        put(file, piece)
 
-    monkeypatch.setattr(output._File, "__init__", on_a_full_disk)
+    monkeypatch.setattr(output, "put", on_a_full_disk)
     with pytest.raises(UserError, match=r"00002.ckpt could not be written: no room on the disk \(No space left"):
         written(tmp_path, 2)
     assert names(checkpoints) == ["LATEST", "step-00000001.ckpt"] and load_checkpoint(tmp_path)["global_step"] == 1

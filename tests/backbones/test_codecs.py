@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from umm_zoo.backbones.codecs import DCCodec, KLCodec, LatentCodec, draw
+from umm_zoo.backbones.codecs import DCCodec, KLCodec
+from umm_zoo.backbones.latent_codec import LatentCodec, draw
 from umm_zoo.errors import UserError
 
 KL = {

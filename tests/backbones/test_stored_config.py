@@ -17,9 +17,10 @@ from tests.backbones.test_features import VISION
 from tests.backbones.test_sana import TINY as SANA
 from tests.backbones.test_sd3 import CONFIG as SD3
 from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, LLAVA, QWEN, random_images
-from umm_zoo.backbones.codecs import DCCodec, KLCodec, LatentCodec
+from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, DINOv2Features, DINOv3Features, SigLIPFeatures
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.qwen2_5_vl import Qwen25VL

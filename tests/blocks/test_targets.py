@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from umm_zoo.backbones.codecs import KLCodec, LatentCodec
+from umm_zoo.backbones.codecs import KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures, DINOv2Features
 from umm_zoo.backbones.frozen import freeze
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.denoisers import MLPRegressionHead
 from umm_zoo.blocks.targets import (

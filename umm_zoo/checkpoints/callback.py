@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from umm_zoo.checkpoints.folder import CheckpointFolder
+from umm_zoo.checkpoints.saving import finish, look, save
 
 
 class LastCheckpoint(Checkpoint):
@@ -37,16 +38,18 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
-        """Save every so many steps, and after the last one."""
+        """Save every so many steps, and after the last one; what the writing of an earlier one has met ends the run."""
+        look(trainer)
         step = trainer.global_step
         if step % self.every_n_train_steps == 0 or step == trainer.max_steps:
             self._save_if_new(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what a run that ended before ``max_steps`` has reached."""
+        """Save what a run that ended before ``max_steps`` has reached, and wait until it stands."""
         self._save_if_new(trainer)
+        finish(trainer)
 
     def _save_if_new(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:  # gradients may be accumulating
-            self.checkpoints.save(trainer)
+            save(trainer, self.checkpoints, behind=True)
             self._saved_step = trainer.global_step

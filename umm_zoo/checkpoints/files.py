@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from umm_zoo.checkpoints.background import Writer
 from umm_zoo.checkpoints.exported import is_exported, read_exported
 from umm_zoo.checkpoints.folder import PARTIAL, checkpoint_path, damage, remove, sync
-from umm_zoo.checkpoints.output import reason, write
+from umm_zoo.checkpoints.output import in_memory, reason, write
 from umm_zoo.checkpoints.seals import seal
 from umm_zoo.checkpoints.sharded import read_rest, read_sharded
 from umm_zoo.errors import UserError
@@ -25,30 +27,71 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Plug-in that writes under a temporary name, reads back, flushes, renames: what has a checkpoint's name is always whole.
 
     Every strategy writes single files through this plug-in; the sharded one does the same for its folders.
+
+    Attributes:
+        writer: the thread that does it while training goes on, where `begin` was asked to.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer = Writer()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint``; where it cannot be written or read back, it is removed again and a ``UserError``."""
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        path = Path(path)
-        partial = path.with_name(path.name + PARTIAL)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(checkpoint, partial)
-            seal(partial)
-            verify(partial, checkpoint)
-            os.replace(partial, path)
-            sync(path.parent)
-        except Exception as error:  # pickling may fail in any way
-            raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
-        finally:
-            remove(partial)  # Ctrl-C leaves none behind either
+        else:
+            self.writer.wait()
+            _copied(checkpoint, Path(path))()
+
+    def begin(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
+        """Copy ``checkpoint`` in memory now, and write the copy beside the training; ``then`` is called there once it stands.
+
+        Raises:
+            UserError: it cannot be copied, or the one before it could not be written.
+        """
+        self.writer.wait()  # before there is a second copy
+        write_copy = _copied(checkpoint, path)
+
+        def write_all() -> None:
+            write_copy()
+            then()
+
+        self.writer.start(write_all)
+
+    def teardown(self) -> None:
+        """Wait for the writer when the trainer ends; where that is by an error, it is the one that is said."""
+        with suppress(UserError, OSError):
+            self.writer.wait()
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint after its checksums; a sharded one is put together, a damaged one is a ``UserError``."""
         return load_checkpoint(path)
+
+
+def _copied(checkpoint: Mapping[str, Any], path: Path) -> Callable[[], None]:
+    """Copy a checkpoint in memory; what writes the copy, whole or not at all."""
+    try:
+        content = in_memory(checkpoint)
+        expected = {key: _empty(value) if key == "state_dict" else None for key, value in checkpoint.items()}
+    except Exception as error:  # pickling may fail in any way
+        raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
+
+    def write_copy() -> None:
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(content, partial)
+            seal(partial)
+            verify(partial, expected)
+            os.replace(partial, path)
+            sync(path.parent)
+        except Exception as error:
+            raise UserError("checkpoint", f"{path} could not be written: {reason(error)}") from error
+        finally:
+            remove(partial)  # Ctrl-C leaves none behind either
+
+    return write_copy
 
 
 def verify(path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -60,6 +103,10 @@ def verify(path: Path, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError(f"keys {sorted(found.keys() ^ checkpoint.keys())} are missing or too many")
     if _outline(found.get("state_dict", {})) != _outline(checkpoint.get("state_dict", {})):
         raise ValueError("the weights read back are not those written")
+
+
+def _empty(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to("meta") if isinstance(value, Tensor) else None for key, value in state.items()}
 
 
 def _outline(state: Mapping[str, Any]) -> dict[str, Any]:

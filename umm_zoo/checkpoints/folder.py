@@ -16,13 +16,10 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from umm_zoo.checkpoints.seals import damage_of_archive, damage_of_safetensors
 from umm_zoo.errors import UserError, note
-
-if TYPE_CHECKING:
-    from lightning import Trainer
 
 #: The marker: names of checkpoints, newest first, one per line.
 LATEST = "LATEST"
@@ -89,28 +86,8 @@ class CheckpointFolder:
         whole = all(re.fullmatch(r"[\w.-]+\.ckpt", line) for line in lines) and len({*lines}) == len(lines)
         return lines if whole else []
 
-    def save(self, trainer: Trainer) -> Path:
-        """Write the checkpoint of the current step, make it the latest, remove old ones; all ranks call it together.
-
-        Where it could not be written, every rank raises a ``UserError``, and the earlier checkpoints are untouched.
-        """
-        path: Path = trainer.strategy.broadcast(self._free(trainer.global_step))
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        problem = None
-        try:  # Trainer.save_checkpoint would leave the other ranks waiting where this one fails
-            trainer.strategy.save_checkpoint(checkpoint, path)
-            if trainer.is_global_zero:
-                self.publish(path)
-        except UserError as error:
-            problem = error.to_json()
-        except OSError as error:
-            problem = UserError("checkpoint", str(error)).to_json()
-        if problem := trainer.strategy.broadcast(problem):
-            raise UserError(message=problem)
-        return path
-
-    def _free(self, step: int) -> Path:
-        """A file of this name is replaced in one go; a folder cannot be, so another name is found."""
+    def free(self, step: int) -> Path:
+        """The path for a step: a file of this name is replaced in one go; a folder cannot be, so another name is found."""
         path, number = self.path / f"step-{step:08d}.ckpt", 1
         while path.is_dir():
             number += 1

@@ -1,4 +1,4 @@
-"""Output of ``torch.save`` whose errors are those of the disk: torch reports another in their place."""
+"""What ``torch.save`` makes, in memory first: to write it needs no more than the disk, and a thread can while training goes on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,35 @@ import errno
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 #: Errors that mean: no space left. EFBIG is a limit on the size of files, as some clusters set.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Bytes that are written in one go.
+_PIECE = 1 << 22
 
 
-def write(value: Any, path: Path) -> None:
-    """Write ``value`` as ``torch.save`` does and flush it to the disk; raises what the disk has said."""
-    file = _File(io.FileIO(path, "w"))
-    try:
-        with file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except Exception as error:
-        raise (file.error or error) from error
+def in_memory(value: Any) -> memoryview:
+    """The file that ``torch.save`` would write."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getbuffer()
+
+
+def write(content: memoryview, path: Path) -> None:
+    """Write a file and flush it to the disk; raises what the disk has said."""
+    with path.open("wb", buffering=0) as file:
+        for first in range(0, len(content), _PIECE):
+            put(file, content[first : first + _PIECE])
+        os.fsync(file.fileno())
+
+
+def put(file: BinaryIO, piece: memoryview) -> None:
+    """Write a piece, however many calls the system takes for it."""
+    while len(piece):
+        piece = piece[file.write(piece) :]
 
 
 def reason(error: BaseException) -> str:
@@ -31,16 +42,3 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"no room on the disk ({error.strerror})"
     return error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-
-
-class _File(io.BufferedWriter):
-    """File that remembers the first error of the disk."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
 from umm_zoo.checkpoints.folder import INDEX, checksum, damage, index_checksum, sync
-from umm_zoo.checkpoints.output import write
+from umm_zoo.checkpoints.output import in_memory, write
 
 REST = "rest.pt"
 
@@ -56,7 +56,7 @@ def write_slices(checkpoint: dict[str, Any], folder: Path, rank: int) -> tuple[d
 
 def write_rest(rest: dict[str, Any], folder: Path, files: dict[str, Any]) -> None:
     """Write everything else, and the index; a ``ValueError`` where a file is not what its rank wrote."""
-    write(rest, folder / REST)
+    write(in_memory(rest), folder / REST)
     index: dict[str, Any] = {"format": 2, "files": {**files, REST: _entry(folder / REST)}}
     index["crc32"] = index_checksum(index)
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")

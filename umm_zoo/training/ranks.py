@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from umm_zoo.checkpoints.background import wait_for_writers
 from umm_zoo.errors import UserError, print_error
 from umm_zoo.experiment.limits import too_many_processes
 
@@ -112,6 +113,7 @@ class _Rank:
         self._see_the_others_off()
         sys.stdout.flush()
         sys.stderr.flush()
+        wait_for_writers()
         for leave in before_exit:
             leave()
         for worker in multiprocessing.active_children():

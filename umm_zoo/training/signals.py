@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from umm_zoo.checkpoints.folder import CheckpointFolder
+from umm_zoo.checkpoints.saving import save
 from umm_zoo.training.ranks import answering
 
 
@@ -101,7 +102,7 @@ class StopOnSignal(Callback):
             else:
                 if trainer.validating:  # half a validation cannot be continued: its metrics would be partial
                     trainer.fit_loop.epoch_loop.val_loop.load_state_dict(self._val_progress)
-                exception.checkpoint = self.checkpoints.save(trainer)
+                exception.checkpoint = save(trainer, self.checkpoints)
             if exception.signum and exception.signum == self._requeue_signal and trainer.is_global_zero:
                 exception.requeued = requeue()
         self._handling.close()
