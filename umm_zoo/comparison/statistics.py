@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -21,6 +19,8 @@ class Interval:
     @property
     def half(self) -> float:
         """Half-width of the 95 % confidence interval (Student's t), ``t(.975, n-1) · error``; NaN for one seed."""
+        from scipy.stats import t as student_t  # seconds of a start that few commands need
+
         return self.error * float(student_t.ppf(0.975, self.num - 1))
 
     @property
@@ -33,6 +33,8 @@ class Interval:
     @property
     def p_value(self) -> float:
         """Two-sided p-value of a t-test against 0: of a difference of pairs, the paired one. NaN for one seed."""
+        from scipy.stats import t as student_t
+
         return float(2 * student_t.sf(abs(self.t), self.num - 1))
 
     def __str__(self) -> str:
