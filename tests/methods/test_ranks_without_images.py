@@ -19,7 +19,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.testing import assert_close
 
 from tests.methods import janus_parts
-from umm_zoo.backbones.codecs import SOURCE_LATENTS, DCCodec
+from umm_zoo.backbones.codecs import DCCodec
+from umm_zoo.backbones.latent_codec import SOURCE_LATENTS
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
 from umm_zoo.methods.llava import LLaVA

@@ -6,7 +6,8 @@ import pytest
 import torch
 from bridge_parts import CODEC, requests, wemmu
 
-from umm_zoo.backbones.codecs import SOURCE_LATENTS, KLCodec
+from umm_zoo.backbones.codecs import KLCodec
+from umm_zoo.backbones.latent_codec import SOURCE_LATENTS
 from umm_zoo.batch import Batch
 from umm_zoo.methods.conditioning import ConditionDropout, Prompts
 from umm_zoo.methods.wemmu import WeMMU

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from umm_zoo.backbones.codecs import SOURCE_LATENTS
+from umm_zoo.backbones.latent_codec import SOURCE_LATENTS
 from umm_zoo.batch import Batch, Images
 from umm_zoo.errors import Natural, UserError
 

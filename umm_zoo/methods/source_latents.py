@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from umm_zoo.backbones.codecs import SOURCE_LATENTS, LatentCodec
+from umm_zoo.backbones.latent_codec import SOURCE_LATENTS, LatentCodec
 from umm_zoo.backbones.precision import antialiased
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.prefix import PrefixBackbone
