@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,10 @@ def test_the_collector_waits_and_works_afterwards_also_where_an_import_fails() -
 
 def test_a_deferred_module_runs_once_a_name_of_it_is_used(package: str) -> None:
     defer(package, given=3)
-    import slow_package.inner
-
+    import_module(package)
+    slow_package = sys.modules["slow_package"]
     assert slow_package.inner.given == 3 and hasattr(slow_package.inner, "given") and not hasattr(slow_package, "runs")
-    from slow_package.inner.leaf import value
-
+    value = import_module("slow_package.inner.leaf").value
     assert (value, slow_package.inner.value, slow_package.inner.given, slow_package.runs) == (8, 7, 3, 1)
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         slow_package.inner.missing  # noqa: B018

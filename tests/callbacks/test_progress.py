@@ -68,3 +68,13 @@ def test_a_bar_is_for_a_terminal_that_can_show_one(terminal, encoding, kind, mon
 @pytest.mark.parametrize(("seconds", "words"), [(11.6, "12 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_times_are_said_as_people_do(seconds, words):
     assert lasting(seconds) == words
+
+
+def test_ranks_beside_the_first_say_nothing(capsys):
+    lines = ProgressLines(every=5, interval=0)
+    lines.setup(SimpleNamespace(is_global_zero=False), None, "fit")
+    lines.on_train_start(trainer_at(0), None)
+    trainer = trainer_at(1)
+    trainer.is_global_zero = False
+    lines.on_train_batch_end(trainer, None, None, None, 0)
+    assert capsys.readouterr().out == ""

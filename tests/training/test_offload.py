@@ -66,7 +66,7 @@ def test_a_state_and_a_cast_are_those_of_the_numbers_that_wait() -> None:
 
 def test_a_bridge_trains_alike_while_all_but_its_decoder_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Offload, "arrive", lambda self, name, own=Offload.arrive: (came.append(name), own(self, name)))
-    waiting, came, gradients = ["vision_tower", "projector", "language_model", "codec"], list[str](), list[list[torch.Tensor]]()
+    waiting, came, gradients = ["codec", "vision_tower", "projector", "language_model"], list[str](), list[list[torch.Tensor]]()
     for names in ([], waiting):
         method = wemmu()
         method.offload(names)

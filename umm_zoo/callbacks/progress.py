@@ -77,6 +77,12 @@ class ProgressLines(ProgressBar):
         self._pace, self._whole = Pace(), Pace()
         self._step = 0
 
+    def enable(self) -> None:
+        """Nothing: rank 0 alone says its lines."""
+
+    def disable(self) -> None:
+        """Nothing: see ``enable``."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._pace, self._whole, self._step = Pace(), Pace(), trainer.global_step

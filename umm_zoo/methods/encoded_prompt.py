@@ -61,33 +61,38 @@ def encode_prompt(
     The prompt ends with the opening of an assistant turn and the queries' ``opening``: MetaQuery's have one; that WeMMU's have none
     is our choice. Latents of input images that are ``known``, by the ``id`` of the image, are not computed again.
     """
+    latents = _latents(vlm, codec, detail, batch, known or {})  # before the model: the codec may have been at work for the targets
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True, opening=opening)
         prefix = vlm.prefix(inputs)
     context = Tokens(inputs.embeddings, inputs.mask)
-    return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(vlm, codec, detail, batch, inputs, known or {}))
+    return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(detail, batch, inputs, latents))
 
 
-def encode_details(
-    vlm: PrefixBackbone,
-    codec: LatentCodec,
-    detail: DetailBranch | None,
-    batch: Batch,
-    inputs: VLMInputs,
-    known: Mapping[int, Tensor],
-) -> Details:
+def _latents(
+    vlm: PrefixBackbone, codec: LatentCodec, detail: DetailBranch | None, batch: Batch, known: Mapping[int, Tensor]
+) -> list[Tensor]:
+    """Latents of the input images where a branch asks for them; without images one of a blank, or of nothing, for its gradients."""
+    if detail is None:
+        return []
+    device = next(detail.parameters()).device
+    if not batch.images and blocks_are_sharded():  # the codec's blocks are called by every rank
+        return aligned_latents(vlm, codec, [torch.zeros(3, 64, 64, device=device)])
+    if not batch.images:
+        return [torch.zeros(detail.latent_channels, 1, 1, device=device)]
+    for image in batch.images:
+        assert_grid(vlm, detail, image)
+    return latents_of_sources(vlm, codec, [image.to(device) for image in batch.images], known)
+
+
+def encode_details(detail: DetailBranch | None, batch: Batch, inputs: VLMInputs, latents: list[Tensor]) -> Details:
     """Tokens of the input images' own latents, at the places of the vision tower's tokens."""
     width, device = inputs.embeddings.shape[-1], inputs.embeddings.device
     if detail is None:
         return Details.none(inputs.embeddings)
-    if not batch.images and blocks_are_sharded():  # the codec's blocks are called by every rank
-        (blank,) = map_by_size(detail, aligned_latents(vlm, codec, [torch.zeros(3, 64, 64, device=device)]))
-        return Details.none(inputs.embeddings, 0 * blank.sum())
     if not batch.images:
-        return Details.none(inputs.embeddings, 0 * detail(torch.zeros(1, detail.latent_channels, 1, 1, device=device)).sum())
-    for image in batch.images:
-        assert_grid(vlm, detail, image)
-    latents = latents_of_sources(vlm, codec, [image.to(device) for image in batch.images], known)
+        (blank,) = map_by_size(detail, latents)
+        return Details.none(inputs.embeddings, 0 * blank.sum())
     tokens = map_by_size(detail, latents)  # [n, D] of each image, n by its own grid
     lengths, left = [], iter(len(own) for own in tokens)
     for count in batch.image_counts:
