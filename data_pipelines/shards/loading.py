@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_pipelines.shards.batches import RawBatch
 from data_pipelines.shards.buffers import PREFETCH
@@ -113,6 +115,14 @@ def _begin_alone(worker: int) -> None:
     os.environ[_THREADS] = "false"
 
 
+def _tell(done: Any, queues: list[Any]) -> None:
+    """Tell workers to end."""
+    done.set()
+    for queue in queues:
+        if not queue._closed:
+            queue.put(None)
+
+
 class BatchLoader:
     """Batches of raw batches, each of which goes through ``on_batch`` first.
 
@@ -135,6 +145,7 @@ class BatchLoader:
     ) -> None:
         self._loader, self._on_batch, self._size, self.packed, self.per_step = loader, on_batch, size, packed, per_step
         self.pinned = pinned
+        self._queues: list[Any] = []
 
     def __len__(self) -> int:
         if self._size is None:  # as torch's own loader of an endless data set
@@ -145,9 +156,21 @@ class BatchLoader:
         batches = (raw if self.packed else raw.batch() for raw in self._raw())
         return batches if self.per_step == 1 else whole_steps(batches, self.per_step)
 
+    def _started(self) -> Iterator[RawBatch]:
+        """An iterator of the loader, whose workers are told to end where this one is collected as garbage.
+
+        By then the iterator could not: its queues would have been closed before, nobody would tell the workers, and each would be
+        waited for five seconds, in the midst of whatever runs then.
+        """
+        iterator = iter(self._loader)
+        if isinstance(iterator, _MultiProcessingDataLoaderIter) and iterator._index_queues is not self._queues:
+            self._queues = iterator._index_queues
+            weakref.finalize(self, _tell, iterator._workers_done_event, self._queues).atexit = False
+        return iterator
+
     def _raw(self) -> Iterator[RawBatch]:
         buffers: dict[Any, Tensor] = {}
-        for raw in self._loader:
+        for raw in self._started():
             if raw.error is not None:
                 with in_data():
                     raise raw.error

@@ -1,7 +1,9 @@
+import gc
 import io
 import itertools
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +193,16 @@ def test_broken_shards_are_one_clear_line(tmp_path, monkeypatch, shards, message
     with pytest.raises(UserError, match=message) as caught:
         ShardData(train={"a": ShardSource(shards)}, image_size=8).check()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.processes
+def test_workers_of_a_loader_that_is_garbage_end_at_once(world):
+    loader = data_of(world, num_workers=1).train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    cycle = [loader, batches]
+    cycle.append(cycle)
+    del loader, batches, cycle
+    began = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - began < 4  # told, they take hundredths of a second; they look for an end by themselves after five
