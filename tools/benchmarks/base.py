@@ -44,7 +44,7 @@ def held(device: str, what: str = "VmHWM") -> float:
 
 
 def memory_from_here(device: str) -> float:
-    """What is held now, in MiB; the peak is counted anew where the system allows it, so that imports are no part of it."""
+    """What is held now, in MiB; the peak is counted again where the system allows it, so that imports are no part of it."""
     if device.startswith("cuda"):
         import torch
 

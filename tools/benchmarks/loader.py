@@ -38,7 +38,7 @@ from tools.benchmarks.base import Numbers, Options
 
 UNIT, OWN = "image", ("ours",)
 #: ``edge`` of the files in pixels, or least and largest; ``image_size`` of the batch, or of the square with a bucket's area; each
-#: of ``rounds`` starts anew and times ``batches`` per worker.
+#: of ``rounds`` starts again and times ``batches`` per worker.
 SIZES = {"samples": 512, "shards": 8, "edge": [256], "image_size": 224, "buckets": False, "batch_size": 32}
 SIZES |= {"rounds": 2, "batches": 4, "workers": [0, 2]}
 SMALLEST = {"samples": 24, "shards": 2, "edge": [40], "image_size": 32, "batch_size": 6, "rounds": 1, "batches": 1, "workers": [0]}

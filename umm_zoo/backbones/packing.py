@@ -40,7 +40,7 @@ class PackedRows:
         return cls(send(places_of(mask), device), segments(mask.sum(1).tolist(), None, device, flash, regroup=False))
 
     def pack(self, inputs: VLMInputs) -> VLMInputs:
-        """The inputs as one row ``[1, T]``; positions begin anew with each of theirs."""
+        """The inputs as one row ``[1, T]``; positions begin again with each of theirs."""
         names = ("token_ids", "embeddings", "labels", "image_mask", "attention_mask", "deepstack")
         rows = {name: own for name in names if (own := getattr(inputs, name)) is not None}
         packed = {name: own.flatten(0, 1).index_select(0, self.places)[None] for name, own in rows.items()}

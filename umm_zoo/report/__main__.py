@@ -12,7 +12,7 @@ from umm_zoo.comparison.page import comparison_page
 from umm_zoo.comparison.results import Results
 from umm_zoo.errors import UserError, say, user_errors
 from umm_zoo.report.run_files import RunFiles
-from umm_zoo.report.run_page import PAGE, run_page, runs_page
+from umm_zoo.report.run_page import run_page, runs_page
 
 HELP = """examples:
   python -m umm_zoo.report runs/llava/shapes                       its page, runs/llava/shapes/report.html, made again
@@ -43,7 +43,7 @@ def write(sources: Sequence[str], out: str | None = None) -> Path:
     if records:
         text, path = comparison_page(Results.read(Path(records[0]))), Path(out or Path(records[0]).with_suffix(".html"))
     elif len(sources) == 1:
-        text, path = run_page(RunFiles.read(sources[0])), Path(out or Path(sources[0]) / PAGE)
+        text, path = run_page(run := RunFiles.read(sources[0])), Path(out or run.folder.page_file)
     elif out is None:
         raise UserError("--out", "nothing", "the file to write, for a page of several runs")
     else:

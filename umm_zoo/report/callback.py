@@ -14,9 +14,9 @@ from umm_zoo.checkpoints.plain_files import write_json
 from umm_zoo.errors import UserError, note
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.method import Method
-from umm_zoo.report.run_files import FACTS
 from umm_zoo.report.run_page import write_run_page
 from umm_zoo.training.report import circumstances
+from umm_zoo.training.run_folder import RunFolder
 
 
 class RunPage(Callback):
@@ -46,7 +46,7 @@ class RunPage(Callback):
             "machine": made["machine"],
             "versions": made["versions"],
         }
-        write_json(self.folder / FACTS, facts, indent=1)
+        write_json(RunFolder(self.folder).facts_file, facts, indent=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""

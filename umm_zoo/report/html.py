@@ -15,6 +15,7 @@ from PIL import Image
 
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import printable
+from umm_zoo.generation.images import open_image
 
 STATIC = Path(__file__).parent / "static"
 
@@ -80,8 +81,6 @@ def command(line: str) -> Markup:
 
 @lru_cache(maxsize=256)
 def _stored(file: Path, changed: float, side: int, small: int) -> str:
-    from umm_zoo.generation.images import open_image
-
     image = open_image(file)
     if max(image.size) <= small:  # pixel by pixel: a blur would hide what is there
         times = max(1, small // max(image.size))

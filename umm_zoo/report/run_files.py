@@ -22,9 +22,6 @@ State = Literal["finished", "running", "stopped"]
 #: ``(step, value)`` in the order of the steps.
 Curve = list[tuple[int, float]]
 
-#: Plain facts of a run that its folder lacks otherwise: the command, the parts and their sizes, the steps there will be.
-FACTS = "report.json"
-
 _STEP = re.compile(r"step-(\d+)\.png")
 
 
@@ -44,7 +41,7 @@ class RunFiles:
         folder: where they are.
         experiment: the resolved one, plain.
         record: ``metrics.json``; empty while the run has not finished.
-        facts: see ``FACTS``.
+        facts: ``report.json``, what a folder lacks otherwise: the command, the parts and their sizes, the steps there will be.
         curves: by logged name.
 
     Raises:
@@ -72,7 +69,7 @@ class RunFiles:
             for name, value in row.items():
                 if value and name not in ("step", "epoch"):
                     curves.setdefault(name, []).append((int(row["step"]) + 1, float(value)))
-        return cls(folder, experiment, _json(folder.metrics_file), _json(folder.path / FACTS), curves)
+        return cls(folder, experiment, _json(folder.metrics_file), _json(folder.facts_file), curves)
 
     @property
     def name(self) -> str:

@@ -16,9 +16,6 @@ from umm_zoo.report.html import Markup, block, command, element, embedded, folde
 from umm_zoo.report.run_files import RunFiles
 from umm_zoo.training.run_folder import differences
 
-#: Name of the page in a run folder.
-PAGE = "report.html"
-
 #: Sample grids that a page holds at most, and the bytes that they may take together.
 GRIDS, ROOM = 24, 2_000_000
 
@@ -32,9 +29,9 @@ def write_run_page(folder: Path) -> Path:
     Raises:
         UserError: it is no run folder.
     """
-    path = folder / PAGE
-    write_whole(path, run_page(RunFiles.read(folder)))
-    return path
+    run = RunFiles.read(folder)
+    write_whole(run.folder.page_file, run_page(run))
+    return run.folder.page_file
 
 
 def run_page(run: RunFiles) -> str:

@@ -36,6 +36,8 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.json"
         self.experiment_file = self.path / "experiment.yaml"
         self.history_file = self.path / "history.json"
+        self.facts_file = self.path / "report.json"
+        self.page_file = self.path / "report.html"
 
     @classmethod
     def of(cls, experiment: Experiment, runs: str | Path | None = None) -> RunFolder:
@@ -160,8 +162,8 @@ class RunFolder:
     def clear(self, experiment: Experiment) -> None:
         """Begin, and first remove what an earlier run wrote; nothing else, for the folder may hold other runs or a user's notes."""
         # the experiment stays until the new one takes its place: without it the folder would be none of a run
-        pages = [self.path / name for name in ("report.json", "report.html")]
-        for left in (self.metrics_file, self.history_file, *pages, *self.path.glob("evaluation-*.json")):
+        own = (self.metrics_file, self.history_file, self.facts_file, self.page_file)
+        for left in (*own, *self.path.glob("evaluation-*.json")):
             left.unlink(missing_ok=True)
         for folder in ("checkpoints", "logs", "samples"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
