@@ -11,9 +11,14 @@ import pytest
 import yaml
 from finished_runs import write_run
 from PIL import Image, ImageChops
+from torch.nn.functional import cosine_similarity
 
 from tests.tools.test_import_ross import EXPERIMENT
+from umm_zoo.backbones.features import DINOv3Features
+from umm_zoo.callbacks.samples import from_pil
+from umm_zoo.experiment.build import build_method
 from umm_zoo.generate import main
+from umm_zoo.generation import COMMANDS, abilities_of
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 import uae_parts
@@ -50,6 +55,15 @@ UAE = {
         "objective": {"_target_": "umm_zoo.objectives.flow_matching.FlowMatching", "num_steps": 2},
         "image_size": 8,
     },
+}
+DINO3 = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_register_tokens": 2,
 }
 STRANGER = '''
 import torch
@@ -194,3 +208,34 @@ def test_the_vision_tower_decides_the_size_and_the_target_that_of_the_reconstruc
         f"{number:03d}-{name}.png" for number in (0, 1) for name in ("round-trip", "reconstruction")
     }
     assert Image.open(out / "000-reconstruction.png").size == (6, 6) and (out / "grid.png").is_file()
+
+
+WORDS = ["caption", "ask"]
+
+
+@pytest.mark.parametrize(
+    ("method", "abilities"),
+    [
+        (WEMMU, [*WORDS, "reconstruct", "text-to-image", "edit", "compose"]),
+        (UAE, [*WORDS, "reconstruct", "caption-and-reconstruct", "text-to-image"]),
+        (PRETRAINING, ["text-to-image"]),
+    ],
+    ids=["WeMMU", "UAE", "pretraining"],
+)
+def test_a_method_offers_the_commands_that_it_does_not_refuse(method: dict[str, Any], abilities: list[str]) -> None:
+    built = build_method({"method": method})
+    assert list(abilities_of(built)) == abilities
+    assert ("image_guidance" in abilities_of(built).get("edit", COMMANDS["ask"]).options_of(built)) == ("edit" in abilities)
+
+
+def test_an_image_made_of_its_caption_alone_says_how_alike_it_is(run, tmp_path, capsys):
+    encoder = DINOv3Features.from_config(DINO3).eval()
+    encoder.save(str(tmp_path / "dino3"))
+    node = {"_target_": "umm_zoo.backbones.features.DINOv3Features.from_pretrained", "source": str(tmp_path / "dino3")}
+    score = {"_target_": "umm_zoo.metrics.unified_score.UnifiedScore", "encoders": {"dino": node}}
+    folder, out = write_run(tmp_path / "run", UAE, metrics={"unified": score}), tmp_path / "out"
+    assert main([str(folder), "caption-and-reconstruct", str(run / "one.png"), "--out", str(out)]) == 0
+    row = json.loads((out / "results.jsonl").read_text())
+    made, original = (encoder(from_pil(Image.open(path))[None])[0] for path in (out / row["files"][0], run / "one.png"))
+    assert row["similarities"] == {"dino": pytest.approx(cosine_similarity(made, original, dim=0).item(), abs=1e-4)}
+    assert f"  dino {row['similarities']['dino']:.3f}" in capsys.readouterr().out.splitlines()

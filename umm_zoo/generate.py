@@ -22,15 +22,16 @@ HELP = """examples:
   python -m umm_zoo.generate runs/shapes ask one.png "What colour is the circle?"
   python -m umm_zoo.generate runs/shapes ask one.png two.png "Do the two images show the same scene?"
   python -m umm_zoo.generate runs/ross reconstruct one.png two.png --out reconstructed
+  python -m umm_zoo.generate runs/uae/toy/stage3 caption-and-reconstruct one.png two.png
   python -m umm_zoo.generate runs/shapes ask --batch questions.jsonl --out answers
   python -m umm_zoo.generate runs/wemmu/toy/stage4 text-to-image "top left: a small red circle" --num 4 --guidance 4 --steps 20
   python -m umm_zoo.generate runs/wemmu/toy/stage4 edit one.png "Make the circle green." --seed 3
   python -m umm_zoo.generate runs/wemmu/toy/stage4 compose one.png two.png "Put the star of the second image into the first."
 
-RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."} (caption and
-reconstruct need no question; where images are generated, the question is the prompt, and a .txt file holds a prompt per line); its
-paths start from the file's own folder. A line may have its own settings, named as the options of the command: "seed": 3,
-"steps": 20, "size": "512x768". An image depends on its request and seed alone, whatever else is asked for.
+RUN is a run folder or a checkpoint. A line of a --batch file is {"images": ["one.png", ...], "question": "..."}, where caption,
+reconstruct and caption-and-reconstruct need no question; where images are generated, the question is the prompt, and a .txt file
+holds a prompt per line. Its paths start from the file's own folder. A line may have its own settings, named as the options of the
+command: "seed": 3, "steps": 20, "size": "512x768". An image depends on its request and seed alone, whatever else is asked for.
 
 --out DIR also writes results.jsonl (of each result the request, its settings, its files, and what made it), grid.png, and every
 image that was made. Where DIR holds anything, a new folder is made beside it: DIR-2, DIR-3 ..."""
@@ -116,11 +117,9 @@ def generate(
     Raises:
         UserError: its method cannot do it, or a request does not suit it.
     """
-    from umm_zoo.generation.model import Model
     from umm_zoo.generation.running import run_batch
 
-    method = run.load_method()
-    model = Model.of(method, method.run_data, device)
+    model = run.load_model(device)
     with progress(len(requests), not command.out) as advance:
         for rows in model.batches(requests, batch_size):
             for result in run_batch(model, command, rows, run.path):
@@ -129,13 +128,15 @@ def generate(
 
 
 def _print(result: Result, with_question: bool) -> None:
-    """An answer, with what does not print as escapes: models say anything."""
+    """An answer, with what does not print as escapes: models say anything; below it similarities, where there are any."""
     if result.answer is None:
         return
     names = printable(" ".join(map(name_of, result.request.images)))
     answer = "\n".join(map(printable, result.answer.split("\n")))
     text = f"{printable(result.request.question)}\n  {answer}" if with_question else answer
     print(f"{names}: {text}" if names else text, flush=True)
+    if result.similarities:
+        print("  " + ", ".join(f"{name} {cosine:.3f}" for name, cosine in result.similarities.items()), flush=True)
 
 
 if __name__ == "__main__":

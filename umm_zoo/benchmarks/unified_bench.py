@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,16 @@ from umm_zoo.batch import Batch
 from umm_zoo.benchmarks.base import Benchmark, Item, Verdict
 from umm_zoo.errors import UserError, note
 from umm_zoo.experiment.file import Experiment
-from umm_zoo.experiment.types import TARGET
-from umm_zoo.generation.generating import Reconstruct, finite_pil
+from umm_zoo.generation.generating import CaptionAndReconstruct
 from umm_zoo.generation.images import open_image
 from umm_zoo.generation.options import MAX_SEED, whole
-from umm_zoo.generation.requests import Request, Result
+from umm_zoo.generation.similarities import encoder_nodes
 from umm_zoo.metrics.rows import required
 from umm_zoo.metrics.unified_score import UnifiedScore
 from umm_zoo.outputs import Outputs
 
 if TYPE_CHECKING:
-    from umm_zoo.generation.model import Model
+    pass
 
 #: Of every image's initial noise, as in the released demo.
 SEED = 42
@@ -34,26 +33,10 @@ TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp
 _LISTED = 20
 
 
-class CaptionAndReconstruct(Reconstruct):
-    """Likeliest caption of every image, and an image made of it alone."""
+class FromSeed42(CaptionAndReconstruct):
+    """The command from the seed of the released demo, where none is said."""
 
     options = {"seed": whole("of the noise", 0, MAX_SEED, SEED)}
-
-    def run(self, model: Model, requests: list[Request]) -> list[Result]:
-        """A file is described in its own shape, where the model takes any; images of one shape together."""
-        from umm_zoo.outputs import ReconstructsFromCaptions
-
-        if not isinstance(model.method, ReconstructsFromCaptions):
-            raise model.cannot("reconstruct images from captions", ReconstructsFromCaptions)
-        results: list[Result] = []
-        seen = [(request, model.load_shaped(request.images[0])) for request in requests]
-        for _, group in groupby(seen, lambda pair: pair[1].shape):
-            asked, images = zip(*group, strict=True)
-            seeds = [request.settings["seed"] for request in asked]
-            captions, made = model.method.reconstruct_from_captions(torch.stack(images).to(model.device), seeds)
-            for request, caption, image in zip(asked, captions, made, strict=True):
-                results.append(Result(request, caption, {"reconstruction": finite_pil(image, len(results))}))
-        return results
 
 
 class UnifiedBench(Benchmark):
@@ -82,16 +65,16 @@ class UnifiedBench(Benchmark):
     @classmethod
     def of_run(cls, experiment: Experiment) -> dict[str, Any]:
         """The encoders of its own Unified-Score."""
-        nodes = [node for node in experiment.metrics.values() if str(node.get(TARGET, "")).endswith(".UnifiedScore")]
-        return {"encoders": nodes[0]["encoders"]} if nodes else {}
+        nodes = encoder_nodes(experiment.metrics)
+        return {"encoders": nodes} if nodes else {}
 
     def items(self) -> list[Item]:
         """One per image, in alphabetical order."""
         return image_items(self.folder)
 
-    def command(self, item: Item) -> CaptionAndReconstruct:
+    def command(self, item: Item) -> FromSeed42:
         """See there."""
-        return CaptionAndReconstruct()
+        return FromSeed42()
 
     def verdicts(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[int, Verdict]]:
         """The cosines of each image and what was made of its caption; their mean is the score."""

@@ -42,6 +42,12 @@ def own_sampling(method: Any) -> dict[str, Any]:
     return found
 
 
+def refused(method: Any) -> frozenset[str]:
+    """What a method with a capability does not take all the same, see ``FromPython.refuses``; a stranger's takes everything."""
+    found: frozenset[str] = getattr(method, "refuses", frozenset())
+    return found
+
+
 def _parts(method: Any) -> tuple[FeatureEncoder | None, LibraryVLM | None, LatentCodec | None]:
     """The method's own encoder, vision-language model and codec."""
     kinds = (FeatureEncoder, LibraryVLM, LatentCodec)

@@ -6,7 +6,7 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError
 from umm_zoo.generation.base import Command
@@ -38,6 +38,12 @@ class Ask(Command):
             raise UserError("ask", "no question", "ask [IMAGE ...] QUESTION, the question last and in quotes")
         return [([Path(word) for word in words[:-1]], words[-1])]
 
+    def possible(self, method: Any) -> bool:
+        """Whether it answers."""
+        from umm_zoo.outputs import Answers
+
+        return isinstance(method, Answers)
+
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """Answer a batch of questions; drawn words depend on the request and its seed alone."""
         import torch
@@ -45,7 +51,7 @@ class Ask(Command):
         from umm_zoo.batch import Task
         from umm_zoo.outputs import Answers
 
-        if not isinstance(model.method, Answers):
+        if not self.possible(model.method):
             raise model.cannot("answer", Answers)
         longest, temperature = requests[0].settings["max_new_tokens"], requests[0].settings["temperature"]
         results = []

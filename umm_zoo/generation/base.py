@@ -100,6 +100,16 @@ class Command(ABC):
             raise UserError(f"{place}: images", f"{len(images)}", f"{expected} for {arguments.command}")
         return Request(images, question_in(row, self.default_question(arguments), place), {**settings, **own}, place)
 
+    def options_of(self, method: Any) -> dict[str, Option]:
+        """The settings that mean something to a method."""
+        from umm_zoo.generation.abilities import refused
+
+        return {name: option for name, option in self.options.items() if name not in refused(method)}
+
+    @abstractmethod
+    def possible(self, method: Any) -> bool:
+        """Whether a method can do it."""
+
     @abstractmethod
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """Results of a batch whose settings differ by their seeds alone.

@@ -64,6 +64,14 @@ class FromPython(LightningModule):
             raise CannotGenerateError("", lacking(self, "generate images", "umm_zoo.outputs.Draws").problems)
         return super().__getattr__(name)
 
+    @property
+    def refuses(self) -> frozenset[str]:
+        """What its capabilities do not take, so that nobody is offered it.
+
+        Settings by name (``steps``, ``size`` …), ``images`` where images are generated from words alone, and ``reconstruct``.
+        """
+        return frozenset()
+
     def use_data_of(self, experiment: Mapping[str, Any], source: str | Path, trust: Sequence[str] = ()) -> None:
         """Bring images to what the data of an experiment makes of them."""
         self.run_data = RunData.of(experiment.get("data") or {}, source, trust)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError
 from umm_zoo.generation.base import Command
@@ -46,6 +46,13 @@ class Reconstruct(Command):
             raise UserError("reconstruct", "no image", "reconstruct IMAGE ...")
         return [([Path(word)], "") for word in words]
 
+    def possible(self, method: Any) -> bool:
+        """Whether it reconstructs."""
+        from umm_zoo.generation.abilities import refused
+        from umm_zoo.outputs import Reconstructs
+
+        return isinstance(method, Reconstructs) and "reconstruct" not in refused(method)
+
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """Reconstruct one by one, each from its own seed; beside each image what codec or patches alone would give."""
         from umm_zoo.batch import stacked
@@ -66,6 +73,41 @@ class Reconstruct(Command):
         return results
 
 
+class CaptionAndReconstruct(Reconstruct):
+    """Likeliest caption of every image, and an image made of it alone."""
+
+    help = "describe images, and make them again from the captions alone: caption-and-reconstruct IMAGE ..."
+
+    def possible(self, method: Any) -> bool:
+        """Whether it reconstructs from captions."""
+        from umm_zoo.outputs import ReconstructsFromCaptions
+
+        return isinstance(method, ReconstructsFromCaptions)
+
+    def run(self, model: Model, requests: list[Request]) -> list[Result]:
+        """A file is described in its own shape, where the model takes any; images of one shape together."""
+        from itertools import groupby
+
+        import torch
+
+        from umm_zoo.generation.model import opened
+        from umm_zoo.outputs import ReconstructsFromCaptions
+
+        if not self.possible(model.method):
+            raise model.cannot("reconstruct images from captions", ReconstructsFromCaptions)
+        results: list[Result] = []
+        seen = [(request, model.load_shaped(request.images[0])) for request in requests]
+        for _, group in groupby(seen, lambda pair: pair[1].shape):
+            asked, images = zip(*group, strict=True)
+            seeds = [request.settings["seed"] for request in asked]
+            captions, made = model.method.reconstruct_from_captions(torch.stack(images).to(model.device), seeds)
+            for request, caption, image in zip(asked, captions, made, strict=True):
+                again = finite_pil(image, len(results))
+                alike = model.similarities(opened(request.images[0]), again)
+                results.append(Result(request, caption, {"reconstruction": again}, alike))
+        return results
+
+
 class Generate(Command):
     """Base class of the commands that generate images."""
 
@@ -77,6 +119,13 @@ class Generate(Command):
         "guidance": number("how strongly the request is followed; 1 is none; the run's own where none is said", 0, 1000),
         "size": size("in pixels, such as 512 or 512x768; the run's own where none is said", 8192),
     }
+
+    def possible(self, method: Any) -> bool:
+        """Whether it generates, and from images where a request has some."""
+        from umm_zoo.generation.abilities import refused
+        from umm_zoo.outputs import Draws
+
+        return isinstance(method, Draws) and not (self.num_images[1] and "images" in refused(method))
 
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
         """Generate a batch; an image depends on its request and seed alone.

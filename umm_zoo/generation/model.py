@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from umm_zoo.generation.abilities import lacking
 from umm_zoo.generation.images import open_image
 from umm_zoo.generation.requests import Request
 from umm_zoo.generation.run_data import RunData
+from umm_zoo.generation.similarities import Similarities
 from umm_zoo.methods.requests import request_batch
 
 #: An image of a user.
@@ -49,6 +50,7 @@ class Model:
     device: str
     target_size: Callable[[Source], tuple[int, int] | None] = lambda _: None
     """Height and width that the run's data gives an image to generate of the source's shape; None for squares, in the run's own."""
+    similarities: Similarities = field(default_factory=Similarities)  #: of an image and what was made of its caption
 
     @classmethod
     def of(cls, method: LightningModule, data: RunData, device: str) -> Model:

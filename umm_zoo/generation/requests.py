@@ -52,11 +52,12 @@ def name_of(image: Path | Image.Image) -> str:
 
 @dataclass
 class Result:
-    """Result of a request: a text, or images by name."""
+    """Result of a request: a text, or images by name; and how alike the first image and its input are, by encoder."""
 
     request: Request
     answer: str | None = None
     images: dict[str, Image.Image] = field(default_factory=dict)
+    similarities: dict[str, float] = field(default_factory=dict)
 
 
 def check_images(requests: list[Request]) -> None:

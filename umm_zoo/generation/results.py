@@ -61,6 +61,7 @@ class ResultsFolder:
             **request.settings,
             **({"size": f"{made.height}x{made.width}"} if made else {}),
             "answer": result.answer,
+            **({"similarities": result.similarities} if result.similarities else {}),
             "files": list(files.values()),
             **self.about,
         }

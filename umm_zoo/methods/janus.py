@@ -208,6 +208,11 @@ class Janus(Method):
         """Answers to a batch of prompts; a row's own last answer is not looked at."""
         return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
+    @property
+    def refuses(self) -> frozenset[str]:
+        """Image tokens come one by one, in one size, and from words alone."""
+        return frozenset({"images", "steps", "size"})
+
     @torch.no_grad()
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
         """Images of what the rows say, in the one size that the model generates; see ``outputs.Draws``.

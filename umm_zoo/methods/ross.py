@@ -224,6 +224,11 @@ class ROSS(Method):
         """Answers to a batch of prompts; a row's own last answer is not looked at, and neither head nor target is used."""
         return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
+    @property
+    def refuses(self) -> frozenset[str]:
+        """Reconstruction, where the target has no images."""
+        return frozenset() if self.target.has_images else frozenset({"reconstruct"})
+
     @torch.no_grad()
     def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
         """Images again from what the language model makes of them, at the target's size.

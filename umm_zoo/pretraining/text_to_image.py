@@ -116,6 +116,11 @@ class TextToImage(Method):
         """Refuse rows without a prompt."""
         prompts(batch)
 
+    @property
+    def refuses(self) -> frozenset[str]:
+        """Images to generate from."""
+        return frozenset({"images"})
+
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
         """Images of prompts in [-1, 1], in the decoder's own size where none is said; see ``outputs.Draws``.
 

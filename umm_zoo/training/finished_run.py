@@ -20,6 +20,7 @@ from umm_zoo.experiment.types import TARGET
 from umm_zoo.training.ranks import launched_ranks
 
 if TYPE_CHECKING:
+    from umm_zoo.generation.model import Model
     from umm_zoo.method import Method
 
 
@@ -55,6 +56,21 @@ class FinishedRun:
             method.load_weights(self.state)
         method.use_data_of({"data": self.experiment.data}, self.path, self.experiment.named_modules)
         return method.eval()
+
+    def load_model(self, device: str = "cpu") -> Model:
+        """Its method on a device, ready for requests, as every command puts them to it.
+
+        Raises:
+            UserError: see ``load_method``, or there is no such device.
+        """
+        from umm_zoo.generation.model import Model
+        from umm_zoo.generation.similarities import Similarities, encoder_nodes
+
+        method = self.load_method()
+        model = Model.of(method, method.run_data, device)
+        trust = self.experiment.named_modules
+        model.similarities = Similarities(encoder_nodes(self.experiment.metrics), self.path, trust, device)
+        return model
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

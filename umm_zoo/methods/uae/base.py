@@ -124,6 +124,11 @@ class UAEBase(Method):
             made.update(zip(rows, found, strict=True))
         return [made[row] for row in range(len(images))]
 
+    @property
+    def refuses(self) -> frozenset[str]:
+        """Images to generate from, and what the renderer does not take."""
+        return frozenset({"images"}) | self.renderer.refuses
+
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
         """Images of what the rows say, in the renderer's own size where none is said; see ``outputs.Draws``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,13 @@ NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, ca
 
 
 class Renderer(nn.Module, ABC):
-    """Base class of generators of images from captions; an image depends on its caption and its seed alone."""
+    """Base class of generators of images from captions; an image depends on its caption and its seed alone.
+
+    Attributes:
+        refuses: settings that it does not take (``steps``, ``size``).
+    """
+
+    refuses: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:

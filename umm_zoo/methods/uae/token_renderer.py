@@ -31,6 +31,8 @@ class TokenRenderer(Renderer):
         top_k: only that many of the likeliest tokens are drawn; None, all of them, in the release.
     """
 
+    refuses = frozenset({"steps", "size"})
+
     def __init__(self, guidance: Weight = 5.0, temperature: Weight = 1.0, top_k: Count | None = None) -> None:
         super().__init__()
         self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
