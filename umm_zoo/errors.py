@@ -190,6 +190,10 @@ def several(where: str, values: Any, kind: type = str) -> None:
         raise UserError(where, f"a {type(values if odd is None else odd).__name__}", f"a list of {kind.__name__}")
 
 
+#: Exit code of a command that a user's mistake has ended.
+USER_ERROR = 2
+
+
 class Outcome:
     """The exit code of a command."""
 
@@ -221,7 +225,7 @@ def user_errors(show_traceback: bool = False) -> Iterator[Outcome]:
         if isinstance(error, OSError):
             error = UserError(str(error.filename), f"no path of this system ({error.strerror})", "a file or folder")
         print_error(error)
-        outcome.code = 2
+        outcome.code = USER_ERROR
     except KeyboardInterrupt:
         print("stopped by SIGINT outside training; no checkpoint was saved", file=sys.stderr)
         outcome.code = 128 + signal.SIGINT

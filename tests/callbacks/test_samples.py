@@ -9,8 +9,10 @@ import torch
 from PIL import Image, ImageFont
 
 from umm_zoo.batch import Batch, Task
-from umm_zoo.callbacks.cards import BORDER, MARGIN, RIGHT, WRONG, Card, draw_cards, legible, resized, wrap
+from umm_zoo.callbacks.cards import BORDER, LINE, MARGIN, RIGHT, WRONG, Card, draw_cards, legible, resized, wrap
+from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.callbacks.samples import SampleGrid, card_of, to_pil
+from umm_zoo.metrics.rows import RowMetric
 from umm_zoo.outputs import Outputs
 
 
@@ -27,7 +29,7 @@ def batch(kinds: list[str], truths: list[str]) -> Batch:
 
 
 def fake_trainer(folder: Path, sanity_checking: bool = False) -> SimpleNamespace:
-    whose = {"loggers": [], "default_root_dir": str(folder), "is_global_zero": True}
+    whose = {"loggers": [], "callbacks": [], "default_root_dir": str(folder), "is_global_zero": True}
     return SimpleNamespace(global_step=42, sanity_checking=sanity_checking, **whose)
 
 
@@ -139,3 +141,21 @@ def test_letters_that_the_font_lacks_are_told_apart() -> None:
     assert legible("a dog … ~ «it»", font) == "a dog … ~ «it»"
     assert legible("hund ä 你", font) == r"hund \xe4 \u4f60"
     assert wrap("你好", 500, font) == [r"\u4f60\u597d"]
+
+
+def test_what_a_row_is_worth_alone_stands_on_its_card(tmp_path: Path) -> None:
+    likeness, nothing = RowMetric(), RowMetric()
+    likeness.of_rows = {1: {"clip": 83.14, "dino": 9.0}}
+    trainer = fake_trainer(tmp_path)
+    trainer.callbacks = [MetricCallback({"unified": likeness, "other": nothing})]
+    grid = SampleGrid()
+    outputs = Outputs(rewards=torch.tensor([0.25, 0.5]))
+    grid.on_validation_batch_end(trainer, None, outputs, batch(["a", "a"], ["x", "y"]), 0)  # type: ignore[arg-type]
+    assert [card.scores for card in grid._in_turn()] == [["reward: 0.250"], ["unified: clip 83.1, dino 9.0", "reward: 0.500"]]
+
+
+def test_a_line_more_makes_a_card_taller() -> None:
+    card = Card("a", "q", None, "", None, {"input": Image.new("RGB", (32, 32))})
+    before = draw_cards([card], 64, 1).height
+    card.scores = ["reward: 0.500"]
+    assert draw_cards([card], 64, 1).height == before + LINE

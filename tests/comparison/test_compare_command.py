@@ -335,6 +335,33 @@ def test_two_failures_of_one_choice_stop_its_rest_alone(
     assert "| bad | 0, 2 failed, 2 not run | - |" in (folder / "results" / "dropout.md").read_text()
 
 
+def test_a_users_mistake_before_the_training_stops_its_choice_at_once(
+    folder: Path, trained: list[list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    choices = {"bad": {"value": 1.5}, "good": {"value": 0.0}}  # torch refuses a dropout of 1.5 when it is built
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "choices": choices, "seeds": [4, 5, 6]})
+    assert compare.main(["dropout.yaml"]) == 1
+    assert [sum(f"/{name}-seed" in call[0] for call in trained) for name in choices] == [1, 3]
+    assert "note: 2 steps were not started" in capfd.readouterr().err
+
+
+def test_a_mistake_that_shows_in_training_may_be_that_of_one_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def call(self: Children, command: list[str], log: Any, environment: dict[str, str]) -> int:
+        experiment = load_experiment(command[3])
+        RunFolder.of(experiment, command[5]).begin(experiment, [{"commit": "abc"}])  # as at the first step
+        started.append(experiment.name)
+        log.write(f"error: loss: nan at step {len(started)}\n")
+        log.flush()
+        return 2
+
+    monkeypatch.setattr(Children, "call", call)
+    toy_parts.write_yaml(folder / "dropout.yaml", {**COMPARE, "seeds": [4, 5]})
+    assert compare.main(["dropout.yaml"]) == 1
+    assert len(started) == 4  # no two of them ended with one line
+
+
 def test_one_failure_of_two_choices_stops_everything(
     folder: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,3 +114,11 @@ def test_rates_over_captions():
     expected = {"precision": 2 / 3, "recall": 2 / 6, "small": 1 / 4, "large": 1 / 2, "faithful": 1 / 2, "background": 0.0}
     assert_close({name: found[name] for name in expected}, expected)
     assert found["mentioned"] == 1.5 and found["words"] == 9
+
+
+def test_each_row_of_the_last_batch_is_told_alone():
+    metric = score(kinds=["kind0", "kind2"])
+    metric.update(Outputs(generated=GENERATED, references=ORIGINALS), rows())
+    assert_close(metric.of_rows, {0: {"first": 100.0, "last": 0.0}, 2: {"first": 100 * 0.5**0.5, "last": 100.0}})
+    metric.update(Outputs(), rows())  # nothing was generated: those of an earlier batch are not taken for its own
+    assert metric.of_rows == {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,7 +19,10 @@ MAX_WIDTH = 1800
 
 @dataclass
 class Card:
-    """One sample: named images beside each other and the texts below. ``right`` is None where there is no verdict."""
+    """One sample: named images beside each other and the texts below. ``right`` is None where there is no verdict.
+
+    ``scores`` are lines of values of this sample alone, such as its reward.
+    """
 
     title: str
     question: str
@@ -27,6 +30,7 @@ class Card:
     truth: str
     right: bool | None
     images: dict[str, Image.Image]
+    scores: list[str] = field(default_factory=list)
 
 
 def legible(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
@@ -83,6 +87,7 @@ def _draw_card(card: Card, side: int, width: int) -> Image.Image:
         texts += [(line, verdict[1]) for line in wrap(verdict[0] + shown, inner, font)]
     if card.truth:
         texts += [(line, INK) for line in wrap("truth: " + card.truth, inner, font)]
+    texts += [(line, FAINT) for score in card.scores for line in wrap(score, inner, font)]
     top = BORDER + MARGIN + LINE
     images = {name: resized(image, side) for name, image in card.images.items()}
     image_height = max((image.height for image in images.values()), default=0)

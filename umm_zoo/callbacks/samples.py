@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 from umm_zoo.batch import IMAGE_MARKER, Batch, Task
 from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.logged import log_image
+from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.errors import Count
 from umm_zoo.metrics.answers import same_answer
-from umm_zoo.metrics.rows import kind_of
+from umm_zoo.metrics.rows import RowMetric, kind_of
 from umm_zoo.outputs import Outputs
 
 #: Words of an answer that is still marked right or wrong (our choice: longer ones are texts).
@@ -31,8 +33,9 @@ class SampleGrid(Callback):
     The samples are the first of each kind in turn, always the same ones, so that grids of two steps can be laid side by side;
     loggers that take images get them too. An answer is marked right or wrong by ``umm_zoo.metrics.answers.same_answer``, but not a
     caption or a text in free words. The images of a sample are ``Outputs.columns`` where the method makes them (such as original,
-    round trip, reconstruction); otherwise its input images, the generated one and the target. Small images are enlarged without
-    smoothing. Rank 0 saves its own samples.
+    round trip, reconstruction); otherwise its input images, the generated one and the target. What metrics say of a row alone
+    (``RowMetric.of_rows``: UAE's likenesses) and its reward stand below. Small images are enlarged without smoothing. Rank 0
+    saves its own samples.
 
     Args:
         num_samples: cards in a grid.
@@ -65,7 +68,9 @@ class SampleGrid(Callback):
         for row, meta in enumerate(batch.meta):
             kind = kind_of(meta)
             if len(self._cards[kind]) < self.num_samples:
-                self._cards[kind].append(card_of(row, outputs, batch, title=kind))
+                card = card_of(row, outputs, batch, title=kind)
+                card.scores = list(_scores_of(row, outputs, trainer))
+                self._cards[kind].append(card)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out and save."""
@@ -81,6 +86,16 @@ class SampleGrid(Callback):
     def _in_turn(self) -> list[Card]:
         turns = zip_longest(*(cards for _, cards in sorted(self._cards.items())))
         return [card for turn in turns for card in turn if card is not None][: self.num_samples]
+
+
+def _scores_of(row: int, outputs: Outputs, trainer: Trainer) -> Iterator[str]:
+    """A line for each metric that tells what a row is worth, and for its reward."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for name, metric in callback.metrics.items() if isinstance(callback, MetricCallback) else ():
+            if values := metric.of_rows.get(row) if isinstance(metric, RowMetric) else None:
+                yield f"{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in values.items())
+    if outputs.rewards is not None:
+        yield f"reward: {float(outputs.rewards[row]):.3f}"
 
 
 def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:

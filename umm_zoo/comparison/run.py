@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from umm_zoo.comparison.plan import Plan, Step
 from umm_zoo.comparison.rule import rule_status
-from umm_zoo.errors import Problem, UserError, did_you_mean, printable
+from umm_zoo.errors import USER_ERROR, Problem, UserError, did_you_mean, printable
 from umm_zoo.training.ranks import PARENT, answering
 from umm_zoo.training.run_folder import RunFolder, few
 
@@ -120,7 +120,9 @@ class Failure:
 def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Failure]:
     """Run what has not been run, ``jobs`` at a time, a process each; returns the steps that failed or were not run.
 
-    Where two runs of one choice end with the same line, its others are not started; where those of two choices do, no other is.
+    A user's mistake that ends a run before its training began has nothing to do with the seed: no other run of its choice is
+    started. Elsewhere that takes two runs of one choice that end with the same line; where those of two choices do, nothing more
+    is started.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -162,8 +164,10 @@ def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Fail
                 progress.update(task, description=printable(f"{plan.name}: {step.label}"))
                 if children.stopped or users[step.identity] <= hopeless:
                     failed[step.identity] = Failure(step)
-                elif _train(step, runs, jobs > 1, children, step.identity in again) != 0:
+                elif code := _train(step, runs, jobs > 1, children, step.identity in again):
                     failed[step.identity] = Failure(step, line := last_line(step, runs))
+                    if code == USER_ERROR and not RunFolder.of(step.experiment, runs).began():
+                        hopeless.update(users[step.identity])
                     before = lines.setdefault(_kind(line, step), set())
                     if before and not children.stopped:
                         common = before | users[step.identity]

@@ -151,6 +151,7 @@ class RowMetric(Metric):
         reads: names of what ``update`` needs of a batch's outputs, fields and scalars alike.
         scores: names of the values of a metric that gives several, with ``*`` for names that the data gives; None does not say.
         record_dtype: of the records.
+        of_rows: what the last batch alone is worth, ``row -> name -> value``, for sample grids; empty where a metric gives none.
     """
 
     reads: tuple[str, ...] = ()
@@ -161,6 +162,7 @@ class RowMetric(Metric):
 
     def __init__(self, kinds: list[str] | None = None, tasks: list[str] | None = None) -> None:
         super().__init__()
+        self.of_rows: dict[int, dict[str, float]] = {}
         self.kinds, self.tasks = checked_names("kinds", kinds), checked_names("tasks", tasks)
         self.add_state("rows", default=[], dist_reduce_fx=_join)
 

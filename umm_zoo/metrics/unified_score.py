@@ -55,11 +55,15 @@ class UnifiedScore(RowMetric):
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Compare the images with what they should be, row by row."""
+        self.of_rows = {}
         if (pairs := generated_pairs(outputs, batch, self, same_size=False)) is None:
             return
         images, references = required(outputs, self.images, self), pairs[1]
         if rows := self.chosen(batch):
-            self.add_rows(self.cosines([images[row] for row in rows], [references[row] for row in rows]).double().T)
+            records = self.cosines([images[row] for row in rows], [references[row] for row in rows]).double().T
+            self.add_rows(records)
+            of_rows = zip(rows, (100 * records).tolist(), strict=True)
+            self.of_rows = {row: dict(zip(self.encoders, values, strict=True)) for row, values in of_rows}
 
     @torch.no_grad()
     def cosines(self, images: Images, references: Images) -> Tensor:

@@ -53,6 +53,10 @@ class RunFolder:
         """Whether a run came to its end here."""
         return self.metrics_file.is_file()
 
+    def began(self) -> bool:
+        """Whether a training has come as far as its first step here."""
+        return self.history_file.is_file()
+
     def differences(self, experiment: Experiment) -> list[str]:
         """Dotted keys in which the stored experiment differs from ``experiment``."""
         try:
