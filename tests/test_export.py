@@ -27,11 +27,11 @@ from tests.backbones.decoder_parts import FLUX, SDXL_CONFIG
 from tests.methods import uae_parts
 from tools.probing import load_part
 from umm_zoo.backbones.adapters import adapters_of
-from umm_zoo.callbacks.samples import to_pil
 from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.evaluate import evaluate
 from umm_zoo.experiment.file import load_experiment
 from umm_zoo.export import main
+from umm_zoo.generation.tensors import to_pil
 from umm_zoo.method import Method
 from umm_zoo.release.card import world_commands
 from umm_zoo.release.exporting import Export

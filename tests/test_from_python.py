@@ -13,9 +13,9 @@ from PIL import Image
 from test_generate import METHOD
 from test_generate_images import PRETRAINING, STRANGER, WEMMU
 
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.errors import UserError
 from umm_zoo.generate import main
+from umm_zoo.generation.tensors import from_pil
 from umm_zoo.method import Method
 from umm_zoo.outputs import Draws
 

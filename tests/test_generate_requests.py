@@ -11,10 +11,10 @@ from PIL import Image
 from test_generate import METHOD
 from test_generate_images import PRETRAINING, VLM, WEMMU
 
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.generate import _parser, main
 from umm_zoo.generation import COMMANDS
 from umm_zoo.generation.progress import progress
+from umm_zoo.generation.tensors import from_pil
 from umm_zoo.methods.wemmu import WeMMU
 
 

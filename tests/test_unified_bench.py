@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from toy_parts import OneWeight
 
 from umm_zoo.backbones.features import DINOv3Features
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.evaluate import main as evaluate
+from umm_zoo.generation.tensors import from_pil
 from umm_zoo.metrics.unified_score import UnifiedScore
 
 DINO3 = {

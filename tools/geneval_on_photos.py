@@ -34,10 +34,10 @@ from umm_zoo.benchmarks.geneval.benchmark import GenEval
 from umm_zoo.benchmarks.geneval.detector import Detector, coco_name
 from umm_zoo.benchmarks.geneval.onnx_detector import ONNXDetector
 from umm_zoo.callbacks.cards import Card, draw_cards
-from umm_zoo.callbacks.samples import from_pil, to_pil
 from umm_zoo.checkpoints.plain_files import strict_json
 from umm_zoo.errors import UserError, say, user_errors
 from umm_zoo.generation.images import open_image
+from umm_zoo.generation.tensors import from_pil, to_pil
 from umm_zoo.metrics.geneval_rule import Detections, GenEvalRule
 from umm_zoo.outputs import Outputs
 

@@ -29,8 +29,9 @@ from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.batch import Batch, stacked
 from umm_zoo.callbacks.cards import Card, draw_cards
-from umm_zoo.callbacks.samples import card_of, to_pil
+from umm_zoo.callbacks.samples import card_of
 from umm_zoo.errors import REFUSALS, locating, user_errors
+from umm_zoo.generation.tensors import to_pil
 from umm_zoo.outputs import Outputs
 from umm_zoo.shapes import World, make_sample, render
 

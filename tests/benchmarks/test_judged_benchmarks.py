@@ -22,9 +22,9 @@ from umm_zoo.benchmarks.judging.geneval_pp import GenEvalPlusPlus, checklist
 from umm_zoo.benchmarks.judging.imgedit import ImgEdit
 from umm_zoo.benchmarks.judging.judge import Judge, Question
 from umm_zoo.benchmarks.judging.wise import Wise, WiseLegacy
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.errors import UserError
 from umm_zoo.generation.images import open_image
+from umm_zoo.generation.tensors import from_pil
 from umm_zoo.outputs import Outputs
 
 

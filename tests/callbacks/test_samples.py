@@ -11,7 +11,8 @@ from PIL import Image, ImageFont
 from umm_zoo.batch import Batch, Task
 from umm_zoo.callbacks.cards import BORDER, LINE, MARGIN, RIGHT, WRONG, Card, draw_cards, legible, resized, wrap
 from umm_zoo.callbacks.metrics import MetricCallback
-from umm_zoo.callbacks.samples import SampleGrid, card_of, to_pil
+from umm_zoo.callbacks.samples import SampleGrid, card_of
+from umm_zoo.generation.tensors import to_pil
 from umm_zoo.metrics.rows import RowMetric
 from umm_zoo.outputs import Outputs
 

@@ -200,7 +200,7 @@ def _judge(benchmark: Benchmark, rows: list[Row], made: Mapping[str, Made], resu
     import torch
 
     from umm_zoo.batch import IMAGE_MARKER, Turn
-    from umm_zoo.callbacks.samples import from_pil
+    from umm_zoo.generation.tensors import from_pil
     from umm_zoo.methods.requests import request_batch
     from umm_zoo.outputs import Outputs
 

@@ -8,10 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 
 from umm_zoo.batch import IMAGE_MARKER, Batch, Task
@@ -19,6 +16,7 @@ from umm_zoo.callbacks.cards import Card, draw_cards
 from umm_zoo.callbacks.logged import log_image
 from umm_zoo.callbacks.metrics import MetricCallback
 from umm_zoo.errors import Count
+from umm_zoo.generation.tensors import to_pil
 from umm_zoo.metrics.answers import same_answer
 from umm_zoo.metrics.rows import RowMetric, kind_of
 from umm_zoo.outputs import Outputs
@@ -124,14 +122,3 @@ def card_of(row: int, outputs: Outputs, batch: Batch, title: str) -> Card:
         right=right,
         images={name: to_pil(image) for name, image in columns.items()},
     )
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """An image [3, H, W] in [-1, 1] as 8-bit RGB; values outside are clamped."""
-    levels = (image.detach().float().clamp(-1, 1) + 1) * 127.5
-    return Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
-
-
-def from_pil(image: Image.Image) -> Tensor:
-    """An 8-bit image as ``[3, H, W]`` in [-1, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1

@@ -24,7 +24,7 @@ def finite_pil(image: Tensor, row: int) -> Image.Image:
     Raises:
         UserError: it holds NaN or an infinity, which 8 bits would show as black or white.
     """
-    from umm_zoo.callbacks.samples import to_pil
+    from umm_zoo.generation.tensors import to_pil
 
     if not image.isfinite().all():
         raise UserError("", "a generated image with NaN or an infinity", "finite numbers", "look at weights and precision", row=row)

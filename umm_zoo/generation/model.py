@@ -16,7 +16,6 @@ from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.batch import Batch
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.conversation import repeat_markers
 from umm_zoo.errors import UserError
 from umm_zoo.generation.abilities import lacking
@@ -24,6 +23,7 @@ from umm_zoo.generation.images import open_image
 from umm_zoo.generation.requests import Request
 from umm_zoo.generation.run_data import RunData
 from umm_zoo.generation.similarities import Similarities
+from umm_zoo.generation.tensors import from_pil
 from umm_zoo.methods.requests import request_batch
 
 #: An image of a user.

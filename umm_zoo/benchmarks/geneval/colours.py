@@ -17,8 +17,8 @@ from umm_zoo.backbones.features import CLIPFeatures
 from umm_zoo.backbones.frozen import FrozenBackbone, freeze
 from umm_zoo.backbones.precomputable import weights_hash
 from umm_zoo.benchmarks.geneval.detector import device_of, exact_arithmetic
-from umm_zoo.callbacks.samples import from_pil, to_pil
 from umm_zoo.errors import Count
+from umm_zoo.generation.tensors import from_pil, to_pil
 from umm_zoo.metrics.geneval_rule import COLOURS, Found
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")

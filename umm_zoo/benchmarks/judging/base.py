@@ -14,8 +14,8 @@ from umm_zoo.batch import Batch
 from umm_zoo.benchmarks.base import Benchmark, Verdict
 from umm_zoo.benchmarks.judging.judge import Judge, Question, Reply
 from umm_zoo.benchmarks.judging.texts import JudgeTexts
-from umm_zoo.callbacks.samples import to_pil
 from umm_zoo.errors import UserError
+from umm_zoo.generation.tensors import to_pil
 from umm_zoo.metrics.rows import NAME_WORDS, name_to_words, rates_by_name
 from umm_zoo.outputs import Outputs
 

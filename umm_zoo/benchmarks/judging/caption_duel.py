@@ -16,10 +16,10 @@ from umm_zoo.benchmarks.judging.base import JUDGES, MARK
 from umm_zoo.benchmarks.judging.captions import DECIDED, both_orders, outcome, verdict
 from umm_zoo.benchmarks.judging.judge import Judge
 from umm_zoo.benchmarks.unified_bench import image_items
-from umm_zoo.callbacks.samples import to_pil
 from umm_zoo.errors import UserError
 from umm_zoo.generation.answering import Ask
 from umm_zoo.generation.options import whole
+from umm_zoo.generation.tensors import to_pil
 from umm_zoo.metrics.rows import required
 from umm_zoo.outputs import Outputs
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from umm_zoo.benchmarks.judging.judge import Judge, Question
-from umm_zoo.callbacks.samples import to_pil
 from umm_zoo.errors import UserError, several
+from umm_zoo.generation.tensors import to_pil
 
 Choice = Literal["first", "second", "tie"]
 #: Outcomes by the choices with one's own caption first and second; every other pair of choices is a tie.
