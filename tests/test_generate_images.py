@@ -15,10 +15,10 @@ from torch.nn.functional import cosine_similarity
 
 from tests.tools.test_import_ross import EXPERIMENT
 from umm_zoo.backbones.features import DINOv3Features
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.experiment.build import build_method
 from umm_zoo.generate import main
 from umm_zoo.generation import COMMANDS, abilities_of
+from umm_zoo.generation.tensors import from_pil
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 import uae_parts

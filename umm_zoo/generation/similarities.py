@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from umm_zoo.callbacks.samples import from_pil
 from umm_zoo.experiment.build import build_embedded
 from umm_zoo.experiment.types import TARGET
+from umm_zoo.generation.tensors import from_pil
 from umm_zoo.metrics.unified_score import UnifiedScore
 
 
