@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,6 +13,10 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.errors import UserError
+
+#: Asked after every token: of the tokens ``[R]``, the rows whose answers they belong to, and the rows that would go on
+#: (``[R]`` bool each), it makes the rows that do go on.
+Watch = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -40,7 +44,9 @@ def decode(
     pad_id: int,
     max_new_tokens: int,
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    top_p: float = 1.0,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample up to ``max_new_tokens`` tokens for each row; a row stops at its first stop token, the loop when every row has.
 
@@ -51,7 +57,10 @@ def decode(
         pad_id: fills a row after its end.
         max_new_tokens: upper bound T.
         temperature: 0 takes the most likely token.
-        generator: source of randomness, on the device of ``logits``.
+        generator: source of randomness, on the device of ``logits``; or one of each row, which then draws as it does alone.
+        top_p: share of the probability that the likeliest tokens must reach together; the others are not drawn (nucleus sampling,
+            arXiv 1904.09751).
+        watch: may end rows early.
 
     Returns:
         (tokens ``[R, T]``, mask ``[R, T]``, log_probs ``[R, T]``), as in ``Samples``.
@@ -70,14 +79,37 @@ def decode(
         if log_probs.isnan().any():  # of which the likeliest would be a token like any other, and a draw ends in the library
             hint = "the learning rate of their training, or half precision, may be too much for them"
             raise UserError("weights", "a next token whose probability is nan", "finite weights and activations", hint)
-        drawn = log_probs.argmax(-1) if temperature == 0 else torch.multinomial(log_probs.exp(), 1, generator=generator)[:, 0]
+        if temperature == 0:
+            drawn = log_probs.argmax(-1)
+        else:
+            log_probs = log_probs if top_p >= 1 else nucleus(log_probs, top_p)
+            drawn = _draw(log_probs.exp(), generator)
         scores.append(log_probs.gather(1, drawn[:, None]).squeeze(1).where(running, 0.0))
         tokens.append(drawn.where(running, pad_id))
         masks.append(running)
         running = running & ~torch.isin(drawn, stops)
+        if watch is not None:
+            running = running & watch(tokens[-1], masks[-1], running)
         if len(tokens) == max_new_tokens or not running.any():
             return torch.stack(tokens, 1), torch.stack(masks, 1), torch.stack(scores, 1)
         logits = step(tokens[-1])
+
+
+def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """Log-probabilities ``[R, vocabulary]`` of the likeliest tokens alone, the fewest that reach ``top_p`` together."""
+    ordered, places = log_probs.sort(-1, descending=True)
+    probs = ordered.exp()
+    spare = probs.cumsum(-1) - probs >= top_p  # those before it reach it already; never the first
+    spare[:, 0] = False
+    return log_probs.masked_fill(spare.scatter(1, places, spare), -torch.inf).log_softmax(-1)
+
+
+def _draw(probs: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """A token of each row, ``[R]``."""
+    if isinstance(generator, Sequence):
+        rows = zip(probs.split(1), generator, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
 def label_log_probs(

@@ -232,9 +232,13 @@ class LibraryVLM(RowTokeniser):
         num_samples: int,
         max_new_tokens: int,
         temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        **further: Any,
     ) -> Samples:
-        """Sample ``num_samples`` answers to each prompt embedded ``for_generation``; it is encoded once for its whole group."""
+        """Sample ``num_samples`` answers to each prompt embedded ``for_generation``; it is encoded once for its whole group.
+
+        The arguments after the second are those of ``generation.decode``.
+        """
         prefix = self.prefix(inputs).repeat(num_samples)
         prefix = replace(prefix, cache=with_room(prefix.cache))
         axes = inputs.position_ids.shape[:-2]  # none, or the three of M-RoPE
@@ -249,18 +253,14 @@ class LibraryVLM(RowTokeniser):
             return cast(Tensor, self.lm_head(self.run(embeddings, known, places, prefix.cache)[:, -1]))
 
         with evaluation_mode(self):
-            tokens, kept, log_probs = decode(
-                step,
-                self.lm_head(prefix.last_hidden),
-                self.stop_ids,
-                self.pad_id,
-                max_new_tokens,
-                temperature,
-                generator,
-            )
-        rows = zip(tokens.cpu(), kept.cpu(), strict=True)
-        texts = [str(self.tokenizer.decode(row[own].tolist(), skip_special_tokens=True)).strip() for row, own in rows]
+            how = self.stop_ids, self.pad_id, max_new_tokens, temperature, generator
+            tokens, kept, log_probs = decode(step, self.lm_head(prefix.last_hidden), *how, **further)
+        texts = [self.text_of(row[own].tolist()) for row, own in zip(tokens.cpu(), kept.cpu(), strict=True)]
         return Samples(tokens, kept, texts, log_probs)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without special ones."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def sample(
         self,

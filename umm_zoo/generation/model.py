@@ -94,11 +94,14 @@ class Model:
     def batch_of(self, requests: Sequence[Request]) -> Batch:
         """A row per request, on the model's device; a ``UserError`` where a file is no image."""
         parts = [[self.load_images(image) for image in request.images] for request in requests]
-        asked = request_batch([request.question for request in requests], [[images[0] for images in own] for own in parts])
+        pairs = zip(requests, parts, strict=True)
+        own_images = [[images[0] for images in own[request.num_earlier_images :]] for request, own in pairs]
+        asked = request_batch([request.question for request in requests], own_images)
+        earlier = [[*request.earlier, *turns] for request, turns in zip(requests, asked.conversations, strict=True)]
         counts = [[len(images) for images in own] for own in parts]
         batch = replace(  # what was asked of an image is asked of all that is made of it
             asked,
-            conversations=[repeat_markers(turns, own) for turns, own in zip(asked.conversations, counts, strict=True)],
+            conversations=[repeat_markers(turns, own) for turns, own in zip(earlier, counts, strict=True)],
             images=[image for own in parts for images in own for image in images],
             image_counts=[sum(own) for own in counts],
         )

@@ -5,32 +5,51 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umm_zoo.conversation import IMAGE_MARKER, Conversation
 from umm_zoo.errors import UserError, did_you_mean, printable
 from umm_zoo.generation.options import MAX_SEED, shortened, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from umm_zoo.backbones.answers import Answer
+
 
 @dataclass
 class Request:
-    """Question or prompt, the images it is about, its settings by name, and where it stands."""
+    """Question or prompt, the images it is about, its settings by name, and where it stands.
+
+    Args:
+        images: of earlier turns first.
+        question: its text.
+        settings: by name.
+        place: where it stands, for messages.
+        earlier: turns before it, with a marker for each of their images.
+        watch: called with the answer so far, after each of its tokens; whether it shall go on.
+    """
 
     images: Sequence[Path | Image.Image]
     question: str
     settings: dict[str, Any] = field(default_factory=dict)
     place: str = ""
+    earlier: Conversation = field(default_factory=list)
+    watch: Callable[[Answer], bool] | None = None
 
     @property
     def name(self) -> str:
         """The line of the file, or the images and the question, for messages."""
         question = [f"'{shortened(self.question)}'"] if self.question or not self.images else []
         return self.place or " ".join([*(name_of(image) for image in self.images), *question])
+
+    @property
+    def num_earlier_images(self) -> int:
+        """Images of earlier turns."""
+        return sum(turn["text"].count(IMAGE_MARKER) for turn in self.earlier if turn["role"] == "user")
 
     def seed_after_seed(self) -> list[Request]:
         """The requests that one with a ``num`` stands for.
@@ -58,6 +77,7 @@ class Result:
     answer: str | None = None
     images: dict[str, Image.Image] = field(default_factory=dict)
     similarities: dict[str, float] = field(default_factory=dict)
+    tokens: Answer | None = None  #: of the answer, where the method tells
 
 
 def check_images(requests: list[Request]) -> None:

@@ -20,6 +20,7 @@ from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.queries import QuerySampler
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
+from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.conditioning import ConditionDropout, ConditioningMode, Guidance, mode_of
 from umm_zoo.methods.encoded_prompt import EncodedPrompt, assert_grid, encode_prompt, query_attention
 from umm_zoo.methods.preparing import PreparesRequests
@@ -30,7 +31,7 @@ from umm_zoo.objectives.guidance import Branch
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, in_groups, sequence_counts
 
 
-class Bridge(PreparesRequests, Method):
+class Bridge(AnswersWithVLM, PreparesRequests, Method):
     """Method of a frozen vision-language model, queries that attend to its prompt, and an image decoder conditioned on them.
 
     The model encodes the request once, without gradients and keeping no activations; query tokens attend to its keys and values on
@@ -207,11 +208,6 @@ class Bridge(PreparesRequests, Method):
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
-        """The frozen model's answers to a batch of prompts; a row's own last answer is not looked at."""
-        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     def sample(
         self,

@@ -21,6 +21,7 @@ from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.conversation import Turn
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
+from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.objectives.step import blocks_are_sharded
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
@@ -29,7 +30,7 @@ from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_
 PRECOMPUTED = "codes"
 
 
-class Janus(Method):
+class Janus(AnswersWithVLM, Method):
     """Method of next-token prediction on the words of answers and on the tokens of images, each with a head of its own.
 
     Of rows without a target, *answer rows*, it is the cross-entropy of their answers, as in LLaVA; of rows with one, *image rows*,
@@ -202,11 +203,6 @@ class Janus(Method):
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
-        """Answers to a batch of prompts; a row's own last answer is not looked at."""
-        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     @property
     def refuses(self) -> frozenset[str]:

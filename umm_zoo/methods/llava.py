@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
 from umm_zoo.backbones.preparation import Preparation, WholeRows
 from umm_zoo.batch import Batch
 from umm_zoo.method import Method
+from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.outputs import Outputs
 
 
-class LLaVA(Method):
+class LLaVA(AnswersWithVLM, Method):
     """Method of next-token prediction on the answers of conversations about images, and on nothing else.
 
     LLaVA-1.5 trains in two stages: the projector alone on captions (``trained: [projector]``), then projector and language model on
@@ -63,8 +63,3 @@ class LLaVA(Method):
         longest = self.wanted.max_new_tokens
         answers = self.answer(batch, longest) if longest else [""] * len(batch)
         return Outputs({"loss": output.loss}, nll=output.nll, num_tokens=output.num_tokens, answers=answers)
-
-    @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
-        """Answers to a batch of prompts; a row's own last answer is not looked at."""
-        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)

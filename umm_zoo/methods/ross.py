@@ -18,6 +18,7 @@ from umm_zoo.blocks.targets import ReconstructionTarget
 from umm_zoo.blocks.transformer import as_map
 from umm_zoo.errors import UserError, Weight
 from umm_zoo.method import Method
+from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
 from umm_zoo.objectives.regression import Regression
@@ -27,7 +28,7 @@ from umm_zoo.outputs import Outputs
 PRECOMPUTED = "reconstruction_target"
 
 
-class ROSS(Method):
+class ROSS(AnswersWithVLM, Method):
     """Method of next-token prediction plus reconstruction of the input image from the language model's states at its tokens.
 
     The last states after the final norm, at the image positions and unshifted, pass a LayerNorm without affine and are the
@@ -218,11 +219,6 @@ class ROSS(Method):
                 outputs.generated = outputs.columns["reconstruction"]
                 outputs.references = _first_of_each_row(map_by_size(self.target.prepare, images), batch.image_counts)
         return outputs
-
-    @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
-        """Answers to a batch of prompts; a row's own last answer is not looked at, and neither head nor target is used."""
-        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     @property
     def refuses(self) -> frozenset[str]:

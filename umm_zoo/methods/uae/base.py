@@ -17,6 +17,7 @@ from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch, Images, image_of_each_row, stacked
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
+from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.renderers import CaptionRenderer, Renderer
@@ -24,7 +25,7 @@ from umm_zoo.outputs import Outputs, Sampling, in_groups
 from umm_zoo.rewards.base import Reward
 
 
-class UAEBase(Method):
+class UAEBase(AnswersWithVLM, Method):
     """Method of captioner and renderer as an auto-encoder: the caption is the code, judged by the image generated from it.
 
     A stage's class adds its training step.
@@ -159,11 +160,6 @@ class UAEBase(Method):
     def round_trip(self, images: Images) -> list[Tensor]:
         """Images through the renderer's codec and back: the best that a reconstruction could be."""
         return self.renderer.round_trip(self.vlm, images)
-
-    @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
-        """Answers to a batch of prompts; a row's own last answer is not looked at."""
-        return self.vlm.generate(batch.prompts(), batch.images, batch.image_counts, max_new_tokens, temperature)
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
