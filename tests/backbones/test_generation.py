@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from umm_zoo.backbones.base import VLMInputs
-from umm_zoo.backbones.generation import append_answers, decode, label_log_probs
+from umm_zoo.backbones.generation import append_answers, decode, label_log_probs, nucleus
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.errors import UserError
 
@@ -98,3 +98,24 @@ def test_mistakes_are_named():
     inputs = VLMInputs(*(torch.zeros(2, 3, dtype=torch.long),) * 6)
     with pytest.raises(ValueError, match="found 3 answers, expected a multiple of 2"):
         append_answers(inputs, torch.zeros(3, 1), torch.ones(3, 1), torch.zeros(3, 1, 8))
+
+
+def test_the_nucleus_is_the_fewest_tokens_that_reach_the_share():
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]]))
+    kept = nucleus(logits, 0.7).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0, 2 / 3, 0, 1 / 3], [1.0, 0, 0, 0]]))
+    torch.testing.assert_close(nucleus(logits, 0.0).exp(), torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 0]]))
+
+
+def test_a_watch_ends_rows_and_sees_what_belongs_to_each():
+    seen = []
+
+    def watch(tokens, kept, running):
+        seen.append((tokens.tolist(), kept.tolist()))
+        return running & (tokens != 7)
+
+    logits = torch.full((2, 9), -1e9)
+    logits[0, 7], logits[1, 4] = 0, 0
+    tokens, mask, _ = decode(lambda last: logits, logits, [5], 0, 3, watch=watch)
+    assert tokens.tolist() == [[7, 0, 0], [4, 4, 4]] and mask.sum(1).tolist() == [1, 3]
+    assert seen == [([7, 4], [True, True]), ([0, 4], [False, True]), ([0, 4], [False, True])]
