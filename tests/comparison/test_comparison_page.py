@@ -6,8 +6,11 @@ import re
 from html import unescape
 from pathlib import Path
 
+import pytest
+
 from umm_zoo.comparison.page import comparison_page
 from umm_zoo.comparison.results import Results, Row, Unfinished
+from umm_zoo.report.__main__ import write
 
 HOSTILE = "<b onclick=alert(1)>choice</b>"
 
@@ -51,7 +54,7 @@ def test_names_of_choices_are_text() -> None:
     assert "<b onclick" not in comparison_page(results())
 
 
-def test_samples_are_those_of_the_runs_that_are_here(tmp_path: Path) -> None:
+def test_samples_are_those_of_the_runs_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     run = tmp_path / "compare/x/0"
@@ -59,6 +62,9 @@ def test_samples_are_those_of_the_runs_that_are_here(tmp_path: Path) -> None:
     (run / "experiment.yaml").write_text("name: x\nmethod: {_target_: a.B}\n")
     Image.new("RGB", (40, 8)).save(run / "samples/step-000002.png")
     assert comparison_page(results(), tmp_path).count("<img") == 2 and "<img" not in comparison_page(results())
+    monkeypatch.setenv("UMM_ZOO_RUNS", str(tmp_path))
+    record = results().write(tmp_path / "results")[2]
+    assert write([str(record)]).read_text().count("<img") == 2
 
 
 def test_table_for_latex_has_intervals_numbers_of_seeds_and_nothing_that_it_would_obey() -> None:

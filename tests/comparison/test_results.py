@@ -61,3 +61,22 @@ def test_contrasts_are_differences_between_the_named_choices(tmp_path: Path):
     # The own p is 1 - 4 / sqrt(18) = 0.0572, but Holm lets none fall below twice the next smaller one
     assert row == "| third - other | +0.400 ± 0.430 (t 4.0, p 0.075) |"
     assert Results.read(results.write(tmp_path)[2]).markdown() == text
+
+
+@pytest.mark.parametrize(
+    ("of_other", "higher", "word"),
+    [
+        ((0.6, 0.72, 0.8), True, "better"),  # +.1, +.12, +.1: t 16
+        ((0.6, 0.72, 0.8), False, "worse"),
+        ((0.3, 0.9, 0.9), True, "not resolved"),
+        ((0.9,), True, "one seed"),
+        ((), True, "-"),
+    ],
+)
+def test_differences_in_words(of_other: tuple[float, ...], higher: bool, word: str):
+    results = example()
+    results.metrics = {"mark": ("val/mark", higher)}
+    results.rows = [row for row in results.rows if row.choice == "base"]
+    results.rows += [Row("other", seed, {"val/mark": value}, {}, "runs/x", "cd") for seed, value in enumerate(of_other)]
+    results.rows += [] if of_other else [Row("other", 0, {}, {}, "runs/x", "cd")]
+    assert results.verdict_table() == (["", "mark"], [["other against base", word]])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from umm_zoo.checkpoints.plain_files import write_whole
-from umm_zoo.comparison.results import DIFFERENCES, Results
+from umm_zoo.comparison.results import DIFFERENCES, VERDICTS, Results
 from umm_zoo.comparison.rule import BEFORE
 from umm_zoo.comparison.statistics import interval
 from umm_zoo.errors import UserError
@@ -40,6 +40,12 @@ def comparison_page(results: Results, runs: Path = Path("runs")) -> str:
         status = str(results.provenance.get("rule", ""))
         parts += [element("h2", "Rule"), element("p", results.decision.strip())]
         parts += [element("p", status, class_="faint" if status == BEFORE else "warning")] if status else []
+    if results.differences():
+        head, rows = results.verdict_table()
+        marked = [
+            [name, *(element("span", word, class_=f"verdict {word.replace(' ', '-')}") for word in words)] for name, *words in rows
+        ]
+        parts += [element("h2", "Verdicts"), table(marked, head), element("p", VERDICTS, class_="faint")]
     parts += [element("h2", "Intervals"), element("p", "Mean and 95 % interval over seeds; ticks are single runs.", class_="faint")]
     parts += [element("div", *(_plot(results, metric) for metric in results.metrics), class_="charts")]
     parts += [_titled(*results.mean_table(), "Means ± half-width of the 95 % interval (Student's t)")]

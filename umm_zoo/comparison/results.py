@@ -26,6 +26,11 @@ DIFFERENCES = (
     "t, the mean in standard errors; p of the paired t-test, Holm-adjusted per metric over this table."
 )
 
+#: Adjusted p below which a difference is called resolved.
+LEVEL = 0.05
+
+VERDICTS = f"By the paired t-test alone (Holm-adjusted p below {LEVEL:g}); what that means for the question is for the rule to say."
+
 #: Heads of columns, and rows of cells.
 Table = tuple[list[str], list[list[str]]]
 
@@ -173,6 +178,15 @@ class Results:
         ]
         return ["choice", *self.metrics], rows
 
+    def verdict_table(self) -> Table:
+        """Differences in words: better, worse, or not resolved."""
+        adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
+        rows = [
+            [f"{a} against {b}", *(self._verdict((a, b), metric, adjusted[metric]) for metric in self.metrics)]
+            for a, b in self.differences()
+        ]
+        return ["", *self.metrics], rows
+
     def cost_table(self) -> Table | None:
         """Mean costs of every choice; None where none was recorded."""
         if not (present := [key for key in COSTS if self.cost(self.choices()[0], key) is not None]):
@@ -210,6 +224,14 @@ class Results:
             return text
         t = difference.t
         return f"{text} (t {t:.1f}, p {adjusted[pair]:.2g})" if abs(t) < 1000 else f"{text} (t above 1000)"
+
+    def _verdict(self, pair: tuple[str, str], metric: str, adjusted: Mapping[tuple[str, str], float]) -> str:
+        difference = self.difference(pair[0], metric, pair[1])
+        if difference is None or pair not in adjusted:
+            return "one seed" if difference else "-"
+        if not adjusted[pair] < LEVEL:
+            return "not resolved"
+        return "better" if (difference.mean > 0) is self.metrics[metric][1] else "worse"
 
     def _cost_cell(self, choice: str, key: str) -> str:
         value = self.cost(choice, key)

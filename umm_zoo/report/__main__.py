@@ -13,6 +13,7 @@ from umm_zoo.comparison.results import Results
 from umm_zoo.errors import UserError, say, user_errors
 from umm_zoo.report.run_files import RunFiles
 from umm_zoo.report.run_page import run_page, runs_page
+from umm_zoo.training.run_folder import runs_folder
 
 HELP = """examples:
   python -m umm_zoo.report runs/llava/shapes                       its page, runs/llava/shapes/report.html, made again
@@ -41,7 +42,10 @@ def write(sources: Sequence[str], out: str | None = None) -> Path:
     if records and len(sources) > 1:
         raise UserError(records[0], "a comparison beside other sources", "one comparison by itself, or run folders")
     if records:
-        text, path = comparison_page(Results.read(Path(records[0]))), Path(out or Path(records[0]).with_suffix(".html"))
+        text, path = (
+            comparison_page(Results.read(Path(records[0])), runs_folder()),
+            Path(out or Path(records[0]).with_suffix(".html")),
+        )
     elif len(sources) == 1:
         text, path = run_page(run := RunFiles.read(sources[0])), Path(out or run.folder.page_file)
     elif out is None:
