@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.by_shape import constants
 from umm_zoo.backbones.equals import distinct
 from umm_zoo.backbones.loading import (
     assert_known,
@@ -217,9 +217,7 @@ class LibraryEncoder(FeatureEncoder):
         as_is = images.shape[-2] == images.shape[-1] == self.image_size and (whole or self.image_size != self.stock_size)
         crop_from = None if as_is or self.crop_ratio is None else round(self.image_size * self.crop_ratio)
         images = resize_to(images, self.image_size, crop_from, self.interpolation)
-        mean, std = (
-            send(torch.tensor(values, dtype=images.dtype), images.device)[:, None, None] for values in (self.mean, self.std)
-        )
+        mean, std = (constants(images.device, tuple(values), images.dtype)[:, None, None] for values in (self.mean, self.std))
         return ((images * 0.5 + 0.5 - mean) / std).to(self.model.dtype)
 
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.models import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import Tensor
 
+from umm_zoo.backbones.by_shape import by_shape
 from umm_zoo.backbones.diffusers_decoder import DiffusersDecoder
 from umm_zoo.backbones.pooled import PooledDecoder
 from umm_zoo.errors import Weight
@@ -88,7 +89,7 @@ class Flux(PooledDecoder):
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, as its pipeline calls it."""
         tokens, grid = packed(noisy)
-        places = _places(noisy, 1, *grid)
+        places = _places(noisy.device, (1, *grid), noisy.dtype)
         predicted: Tensor = self.model(
             hidden_states=tokens,
             encoder_hidden_states=values,
@@ -167,8 +168,8 @@ class Flux2(DiffusersDecoder):
             hidden_states=tokens,
             encoder_hidden_states=values,
             timestep=time * (self.num_train_times / 1000),  # the network multiplies by 1000
-            img_ids=_places(noisy, 1, *grid, 1),
-            txt_ids=_places(noisy, 1, 1, 1, values.shape[1]),
+            img_ids=_places(noisy.device, (1, *grid, 1), noisy.dtype),
+            txt_ids=_places(noisy.device, (1, 1, 1, values.shape[1]), noisy.dtype),
             guidance=time.new_full(time.shape, self.guidance),
             joint_attention_kwargs=joint_mask(mask, tokens),
             return_dict=False,
@@ -184,9 +185,10 @@ def left_aligned(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | 
     return values.gather(1, order[..., None].expand_as(values)), mask.gather(1, order)
 
 
-def _places(like: Tensor, *counts: int) -> Tensor:
+@by_shape
+def _places(counts: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """All places of a box, ``[product, axes]``, the last axis fastest."""
-    return torch.cartesian_prod(*(torch.arange(count, device=like.device) for count in counts)).to(like)
+    return torch.cartesian_prod(*map(torch.arange, counts)).to(dtype)
 
 
 def packed(latents: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.by_shape import numbers
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.templates import IGNORE
 from umm_zoo.errors import UserError
@@ -201,8 +202,8 @@ def append_answers(inputs: VLMInputs, tokens: Tensor, mask: Tensor, embeddings: 
     group, rest = divmod(len(tokens), len(inputs.token_ids))
     if rest or not group:
         raise ValueError(f"append_answers: found {len(tokens)} answers, expected a multiple of {len(inputs.token_ids)} prompts")
-    inputs = take_rows(inputs, torch.arange(len(inputs.token_ids)).repeat_interleave(group))
-    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    inputs = take_rows(inputs, numbers(torch.device("cpu"), len(inputs.token_ids)).repeat_interleave(group))
+    steps = numbers(tokens.device, tokens.shape[1]) + 1
     places = (last_position(inputs.position_ids)[:, None] + steps).expand(*inputs.position_ids.shape[:-1], -1)
     return VLMInputs(
         token_ids=torch.cat([inputs.token_ids, tokens], 1),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from umm_zoo.backbones import by_shape
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoding import encode_all, pad
@@ -245,7 +246,7 @@ class Janus(SquareVLM, UnifiedAR):
             decoder = StaticDecoder(self.text_model, rows.attention_mask[numbers], places.repeat_interleave(group), length)
             first = decoder.encode(rows.embeddings[numbers])
             hidden = first.clone()
-            table = self.embed_image(torch.arange(codes, device=self.device)) if codes <= ids.numel() else None
+            table = self.embed_image(by_shape.numbers(self.device, codes)) if codes <= ids.numel() else None
 
             def advance(step: Step) -> None:
                 logits = self.image_head(hidden).float()

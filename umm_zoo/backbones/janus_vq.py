@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
+from umm_zoo.backbones.by_shape import numbers
 from umm_zoo.backbones.loading import (
     assert_known,
     assert_stated,
@@ -110,7 +111,7 @@ class JanusVQ(TokenCodec):
     def codebook(self) -> Tensor:
         """The codes as unit vectors, ``[K, E]``."""
         book = self.model.quantize.embedding  # called, not read: it may be one that waits on the CPU until it is
-        return F.normalize(book(torch.arange(book.num_embeddings, device=book.weight.device)), dim=-1)
+        return F.normalize(book(numbers(book.weight.device, book.num_embeddings)), dim=-1)
 
     def latents(self, images: Tensor) -> Tensor:
         """Unit vectors of the cells, ``[M, E, h, w]``, before they are rounded to codes."""

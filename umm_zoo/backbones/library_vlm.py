@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from umm_zoo.backbones.adapters import learns
 from umm_zoo.backbones.base import VLMInputs, VLMOutput, before_labels, language_loss, places_of, put
+from umm_zoo.backbones.by_shape import numbers
 from umm_zoo.backbones.decoder_attention import run_decoder
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoding import pad, stop_ids
@@ -100,7 +101,7 @@ class LibraryVLM(RowTokeniser):
         rows = self.encode_rows(conversations, self.image_layouts(shown, image_counts), for_generation, opening)
         token_ids = pad([row.ids for row in rows], self.pad_id, for_generation)
         labels = pad([row.labels for row in rows], IGNORE, for_generation)
-        attention_mask = pad([[1] * len(row.ids) for row in rows], 0, for_generation).bool()
+        attention_mask = pad([row.ids * 0 + 1 for row in rows], 0, for_generation).bool()
         image_mask = (token_ids == self.image_token_id) & attention_mask
         position_ids = self.position_ids(token_ids, attention_mask, image_mask, self.image_grids(shown))
         image_places, label_places = places_of(image_mask), places_of(before_labels(labels))  # here, where nothing waits
@@ -217,9 +218,9 @@ class LibraryVLM(RowTokeniser):
         """``prefix`` in whatever mode the model is in; with a graph where there are gradients."""
         cache = DynamicCache()
         hidden = self.run_whole(inputs, cache)  # [B, L, D]
-        places = torch.arange(hidden.shape[1], device=hidden.device)
+        places = numbers(hidden.device, hidden.shape[1])
         last = (inputs.attention_mask * places).argmax(dim=1)  # [B], last real token of either padding
-        last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        last_hidden = hidden[numbers(hidden.device, len(hidden)), last]
         next_position, plain = last_position(inputs.position_ids) + 1, inputs.position_ids.ndim == 2
         return Prefix(cache, inputs.attention_mask, next_position, last_hidden, inputs.padded, plain)
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderRAE
 from torch import Tensor
 
+from umm_zoo.backbones.by_shape import constants
 from umm_zoo.backbones.codecs import LibraryCodec
-from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.diffusers_loading import DiffusersNetwork
 from umm_zoo.batch import Grid
 from umm_zoo.errors import UserError
@@ -145,6 +144,6 @@ class QwenImageCodec(NormedCodec):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation, ``[1, C, 1, 1]``."""
         config = self.model.config
-        own = (torch.tensor(values, dtype=like.dtype) for values in (config.latents_mean, config.latents_std))
-        mean, std = (send(values, like.device).view(1, -1, 1, 1) for values in own)
+        own = (tuple(values) for values in (config.latents_mean, config.latents_std))
+        mean, std = (constants(like.device, values, like.dtype).view(1, -1, 1, 1) for values in own)
         return mean, std

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
+from umm_zoo.backbones.by_shape import numbers
+from umm_zoo.backbones.mrope import grid_places
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.batch import Grid
 
@@ -68,18 +70,13 @@ class Prefix:
 
     def text_positions(self, num_tokens: int) -> Tensor:
         """M-RoPE ids ``[3, B, N]`` of text behind the prompt: all three the running index."""
-        steps = torch.arange(num_tokens, device=self.next_position.device)
-        return (self.next_position[:, None] + steps).expand(3, -1, -1)
+        return (self.next_position[:, None] + numbers(self.next_position.device, num_tokens)).expand(3, -1, -1)
 
     def grid_positions(self, grid: Grid) -> Tensor:
         """M-RoPE ids ``[3, B, h*w]`` of a token grid behind the prompt, as if one more image stood there."""
         if self.plain_positions:
             return self.text_positions(grid.num_cells)
-        device = self.next_position.device
-        rows = torch.arange(grid.h, device=device).repeat_interleave(grid.w)
-        columns = torch.arange(grid.w, device=device).repeat(grid.h)
-        offsets = torch.stack([torch.zeros_like(rows), rows, columns])  # [3, h*w]
-        return self.next_position[:, None] + offsets[:, None]
+        return self.next_position[:, None] + grid_places(self.next_position.device, grid)[:, None]
 
     def mask_with(self, mask: Tensor) -> Tensor:
         """Which keys N new tokens may attend to: the whole prompt but its padding, and each other as ``mask`` says.

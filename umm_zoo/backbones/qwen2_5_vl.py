@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -26,6 +25,7 @@ from umm_zoo.backbones.loading import (
     on_meta_device,
     torch_dtype,
 )
+from umm_zoo.backbones.mrope import row_positions
 from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_layout, read_config
@@ -238,14 +238,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """M-RoPE's time, row and column, ``[3, B, L]``."""
-        sizes = self._patches(grids)
-        ids, _ = self.model.model.get_rope_index(token_ids, image_mask.int(), image_grid_thw=sizes, attention_mask=attention_mask)
-        return cast(Tensor, ids)
-
-    def _patches(self, grids: Sequence[Grid]) -> Tensor:
-        """Frames, rows and columns of patches of images of these grids, ``[M, 3]``."""
-        merge = self.layout.merge_size
-        return torch.tensor([[1, grid.h * merge, grid.w * merge] for grid in grids], dtype=torch.long).view(-1, 3)
+        return row_positions(attention_mask, image_mask, grids)
 
     def language_stack(self, copied: bool) -> DecoderStack:
         """The layers and final norm of the language model, or a trainable copy of them without the token embeddings."""

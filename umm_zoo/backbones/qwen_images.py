@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.by_shape import constants
 from umm_zoo.backbones.loading import image_processor_of
 from umm_zoo.backbones.precision import antialiased
 from umm_zoo.batch import Grid, Images, map_by_size
@@ -86,7 +86,9 @@ class PatchLayout:
         pixels = images.float() / 2 + 0.5
         if size != tuple(images.shape[-2:]):
             pixels = antialiased(pixels, size, "bicubic").clamp(0, 1)
-        mean, std = (send(torch.tensor(values), images.device).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        mean, std = (
+            constants(images.device, tuple(values), torch.float32).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
         pixels = (pixels - mean) / std  # [M, 3, H, W]
         m, p = self.merge_size, self.patch_size
         h, w = (side // self.factor for side in size)  # resizing the new size may give another: limits are passed by rounding

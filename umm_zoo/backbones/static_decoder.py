@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import diagonal, numbers, triangle
 from umm_zoo.backbones.image_sampling import Step, put, take
 
 #: Weights up to this size are joined into one: where the call of a product costs as much as the product (our choice).
@@ -42,7 +43,7 @@ class StaticDecoder:
         first = self.layers[0]
         repeated = whole[rows].repeat_interleave(first.groups, 0)[:, None]  # [R * groups, 1, L + length]
         self.mask = weight.new_zeros(repeated.shape).masked_fill(~repeated, -torch.inf)
-        self.columns = torch.arange(whole.shape[1], device=mask.device)
+        self.columns = numbers(mask.device, whole.shape[1])
         shape = (len(rows), first.groups, len(self.columns), first.width)
         # zeros: a CUDA graph looks at all places, and nothing times no number is no number
         self.keys, self.values = ([weight.new_zeros(shape) for _ in self.layers] for _ in range(2))
@@ -58,9 +59,8 @@ class StaticDecoder:
         count, length, groups, heads = len(states), self.start, self.layers[0].groups, self.layers[0].heads
         mine = (self.rows >= first) & (self.rows < first + count)
         prompts = self.rows[mine] - first
-        seen = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
-        seen = seen & self.prompt_mask[first : first + count, None]
-        seen = seen | torch.eye(length, dtype=torch.bool, device=seen.device)  # padding that saw nothing would be no number
+        seen = triangle(states.device, length) & self.prompt_mask[first : first + count, None]
+        seen = seen | diagonal(seen.device, length)  # padding that saw nothing would be no number
         mask = states.new_zeros(seen.shape).masked_fill(~seen, -torch.inf).repeat_interleave(groups, 0)
         mask = mask[:, None].repeat(1, heads // groups, 1, 1)  # [U * groups, heads of a group, L, L]
 

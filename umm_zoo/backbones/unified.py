@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMBackbone, VLMInputs
+from umm_zoo.backbones.by_shape import numbers
 from umm_zoo.backbones.generation import join_rows
 from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.batch import Grid
@@ -87,7 +88,7 @@ class NullPrompt(Unconditional):
 
 def _ends(mask: Tensor, with_first: bool) -> Tensor:
     """True at the last token of left-padded rows and, if asked for, at the first, ``[B, L]``."""
-    places = torch.arange(mask.shape[1], device=mask.device)
+    places = numbers(mask.device, mask.shape[1])
     first = mask.int().argmax(1)[:, None]  # [B, 1]
     return (places == mask.shape[1] - 1) | (places == first if with_first else torch.zeros_like(mask))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.encoded_rows import ImageLayout
 from umm_zoo.backbones.frozen import rest, rest_unused
 from umm_zoo.backbones.llava_loading import TOWERS, assert_tower
+from umm_zoo.backbones.mrope import row_positions
 from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.qwen_tower import batch_segments, encode
 from umm_zoo.backbones.stored_template import Cutter
@@ -198,11 +199,7 @@ class Qwen2VL(VLMFamily):
 
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """M-RoPE's time, row and column, ``[3, B, L]``."""
-        merge = self._patches.merge_size
-        sizes = torch.tensor([[1, grid.h * merge, grid.w * merge] for grid in grids], dtype=torch.long).view(-1, 3)
-        whole = self.model.model
-        ids, _ = whole.get_rope_index(token_ids, image_mask.int(), image_grid_thw=sizes, attention_mask=attention_mask)
-        return cast(Tensor, ids)
+        return row_positions(attention_mask, image_mask, grids)
 
 
 class Qwen3VL(Qwen2VL):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import by_shape
 from umm_zoo.backbones.decoder_attention import with_shared_keys
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.connectors import Connector
@@ -94,10 +95,7 @@ class RotaryEncoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Layer after layer, with one table of rotations."""
-        powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=x.device) / self.head_dim
-        places = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)
-        angles = places[:, None] * (1 / ROPE_BASE**powers)  # [N, size / 2], in float32 whatever the weights are
-        rotation = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        rotation = rotations(x.device, x.shape[1], self.head_dim, x.dtype)
         for layer in self.layers:
             x = layer(x, rotation, mask)
         return x
@@ -136,6 +134,14 @@ class RotaryAttention(nn.Module):
         attended = with_shared_keys(q, k, v, None if mask is None else mask[:, None, None])
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
+
+
+@by_shape
+def rotations(count: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[N, size / 2]`` of the angles of N places, in float32 whatever they are rounded to then."""
+    powers = torch.arange(0, size, 2, dtype=torch.float32) / size
+    angles = torch.arange(count, dtype=torch.float32)[:, None] * (1 / ROPE_BASE**powers)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import diagonal, triangle
 from umm_zoo.backbones.loading import torch_dtype
 from umm_zoo.backbones.prefix import LanguageStack, Prefix, PrefixBackbone
 from umm_zoo.batch import Grid, regroup
@@ -61,7 +62,7 @@ class QueryPathway(nn.Module, ABC):
 
     def among(self, num_queries: int, device: torch.device | None = None) -> Tensor | None:
         """Which queries may attend to which, ``[N, N]`` bool; None where each may attend to all."""
-        return None if self.bidirectional else torch.ones(num_queries, num_queries, dtype=torch.bool, device=device).tril()
+        return None if self.bidirectional else triangle(torch.device(device or "cpu"), num_queries)
 
     def positions(self, prefix: Prefix, grid: Grid) -> Tensor:
         """Position ids of the queries, ``[3, B, h*w]``."""
@@ -118,7 +119,7 @@ class QueryPathway(nn.Module, ABC):
             return tokens, positions, None
         images, real = details.images, details.mask
         inside = (images[:, :, None] >= images[:, None]) & real[:, None]  # [B, K, K]
-        inside |= torch.eye(details.count, dtype=torch.bool, device=inside.device)  # padding sees something, itself
+        inside |= diagonal(inside.device, details.count)  # padding sees something, itself
         upper = torch.cat([inside, inside.new_zeros(size, details.count, count)], dim=-1)
         among = inside.new_ones(count, count) if among is None else among
         lower = torch.cat([real[:, None].expand(-1, count, -1), among.expand(size, -1, -1)], dim=-1)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import by_shape
 from umm_zoo.batch import Grid
 from umm_zoo.errors import Count, Positive, Weight
 
@@ -78,12 +79,17 @@ class SineCosine2d(PositionEmbedding):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Add them."""
-        count, device = self.width // 4, tokens.device
-        frequencies = 10000.0 ** -(torch.arange(count, device=device) / count)
-        rows, columns = (torch.arange(size, device=device)[:, None] * frequencies for size in grid)  # [h, D/4], [w, D/4]
-        parts = [rows.sin()[:, None], rows.cos()[:, None], columns.sin()[None], columns.cos()[None]]
-        table = torch.cat([part.expand(grid.h, grid.w, -1) for part in parts], dim=-1)  # [h, w, D]
-        return tokens + self.scale * table.flatten(0, 1).to(tokens.dtype)
+        return tokens + self.scale * _sines(tokens.device, grid.h, grid.w, self.width, tokens.dtype)
+
+
+@by_shape
+def _sines(height: int, width: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Sines and cosines of the rows, then of the columns, ``[h*w, size]``."""
+    count = size // 4
+    frequencies = 10000.0 ** -(torch.arange(count) / count)
+    rows, columns = (torch.arange(side)[:, None] * frequencies for side in (height, width))  # [h, size/4], [w, size/4]
+    parts = [rows.sin()[:, None], rows.cos()[:, None], columns.sin()[None], columns.cos()[None]]
+    return torch.cat([part.expand(height, width, -1) for part in parts], dim=-1).flatten(0, 1).to(dtype)
 
 
 def centre(table: Tensor, grid: Grid) -> Tensor:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import by_shape
+
 
 def time_embedding(time: Tensor, size: int) -> Tensor:
     """Sinusoids of the time as it is given, cosines first: ``[cos(t f_k), sin(t f_k)]`` with ``f_k = 10000^(-k / half)``.
@@ -22,10 +24,14 @@ def time_embedding(time: Tensor, size: int) -> Tensor:
     """
     half = size // 2
     dtype = time.dtype if time.dtype == torch.float64 else torch.float32
-    steps = torch.arange(half, dtype=dtype, device=time.device)
-    angles = time.to(dtype)[:, None] * torch.exp(-math.log(10000) * steps / half)  # [B, half]
+    angles = time.to(dtype)[:, None] * _frequencies(time.device, half, dtype)  # [B, half]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, size % 2))
+
+
+@by_shape
+def _frequencies(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.exp(-math.log(10000) * torch.arange(count, dtype=dtype) / count)
 
 
 def position_table(grid: int, width: int) -> Tensor:

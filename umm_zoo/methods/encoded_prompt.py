@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.base import VLMInputs, places_of, put
-from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.by_shape import by_shape
 from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.prefix import Prefix, PrefixBackbone
 from umm_zoo.batch import Batch, Grid, Tokens, map_by_size
@@ -97,16 +97,22 @@ def encode_details(detail: DetailBranch | None, batch: Batch, inputs: VLMInputs,
     lengths, left = [], iter(len(own) for own in tokens)
     for count in batch.image_counts:
         lengths.append(list(islice(left, count)))
-    owners = [[place for place, length in enumerate(own) for _ in range(length)] for own in lengths]  # the image of each token
-    most = max(map(len, owners))
-    numbers = torch.tensor([own + [-1] * (most - len(own)) for own in owners])  # [B, K]
-    slots = send(places_of(numbers >= 0), device)  # of all detail tokens in [B * K], known on the host
+    numbers, slots = _owners(device, tuple(map(tuple, lengths)))
     details = put(tokens[0].new_zeros(*numbers.shape, width), slots, torch.cat(tokens))
     seen = places_of(inputs.image_mask) if inputs.image_places is None else inputs.image_places
     places = inputs.position_ids.expand(3, *inputs.image_mask.shape)  # the running index three times, where there is no M-RoPE
     ids = places.flatten(1).index_select(1, seen)  # [3, tokens]; images of a row follow each other in the prompt too
     positions = ids.new_zeros(3, numbers.numel()).index_copy(1, slots, ids).view(3, *numbers.shape)
-    return Details(details, positions, send(numbers, device), lengths=[len(own) for own in owners])
+    return Details(details, positions, numbers, lengths=list(map(sum, lengths)))
+
+
+@by_shape
+def _owners(lengths: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
+    """Which image of its row each detail token is of, ``[B, K]``, -1 on padding; and the places ``[tokens]`` in that of all."""
+    owners = [[place for place, length in enumerate(own) for _ in range(length)] for own in lengths]
+    most = max(map(len, owners))
+    numbers = torch.tensor([own + [-1] * (most - len(own)) for own in owners])
+    return numbers, places_of(numbers >= 0)
 
 
 def assert_grid(vlm: PrefixBackbone, detail: DetailBranch | None, image: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import diagonal, numbers
 from umm_zoo.errors import several
 
 
@@ -30,7 +31,7 @@ class ContrastiveLoss(nn.Module, ABC):
         """The mean loss."""
         logits = scale * images @ texts.T + bias  # [B, B]
         wrong = scale * torch.einsum("bf,bkf->bk", images, negatives) + bias  # [B, K]
-        own = torch.eye(len(images), dtype=torch.bool, device=images.device)
+        own = diagonal(images.device, len(images))
         return self.loss(logits, wrong, own, same & ~own, valid)
 
     @abstractmethod
@@ -55,7 +56,7 @@ class SoftmaxContrast(ContrastiveLoss):
         """Cross-entropy against the own text and the own image; equally true ones are left out of the sum."""
         logits = logits.masked_fill(twins, float("-inf"))
         wrong = wrong.masked_fill(~valid, float("-inf"))
-        labels = torch.arange(len(logits), device=logits.device)
+        labels = numbers(logits.device, len(logits))
         return 0.5 * (F.cross_entropy(torch.cat([logits, wrong], dim=1), labels) + F.cross_entropy(logits.T, labels))
 
 

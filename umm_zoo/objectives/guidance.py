@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.by_shape import constants
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.base import Predictor
 
@@ -65,7 +65,7 @@ class GuidedDenoiser:
         """The combined prediction, ``[B, C, h, w]``."""
         copies = len(self.weights)
         predicted = self.denoiser(noisy.repeat(copies, 1, 1, 1), time.repeat(copies), self.condition)  # [K*B, C, h, w]
-        weights = send(torch.tensor(self.weights, dtype=predicted.dtype), predicted.device)
+        weights = constants(predicted.device, tuple(self.weights), predicted.dtype)
         return torch.einsum("k,kbchw->bchw", weights, predicted.unflatten(0, (copies, -1)))
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import numbers
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.features import DINOv2Features
 from umm_zoo.batch import Batch, image_of_each_row, map_by_size
@@ -39,16 +40,16 @@ class Views(nn.Module):
         B, _, H, W = images.shape
         device, s = images.device, self.max_shift
         padded = F.pad(images, (s, s, s, s), mode="replicate")
-        rows = torch.randint(2 * s + 1, (B, 1), device=device) + torch.arange(H, device=device)  # [B, H]
-        columns = torch.randint(2 * s + 1, (B, 1), device=device) + torch.arange(W, device=device)  # [B, W]
-        index = torch.arange(B, device=device)[:, None, None]
+        rows = torch.randint(2 * s + 1, (B, 1), device=device) + numbers(device, H)  # [B, H]
+        columns = torch.randint(2 * s + 1, (B, 1), device=device) + numbers(device, W)  # [B, W]
+        index = numbers(device, B)[:, None, None]
         view = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [B, 3, H, W]
         level = (torch.rand(B, 1, 1, 1, device=device) * 2 - 1) * self.brightness
         view = view + level + torch.randn_like(view) * self.noise
         if self.hole:
             top = torch.randint(H - self.hole + 1, (B, 1), device=device)
             left = torch.randint(W - self.hole + 1, (B, 1), device=device)
-            y, x = torch.arange(H, device=device), torch.arange(W, device=device)
+            y, x = numbers(device, H), numbers(device, W)
             tall = (y >= top) & (y < top + self.hole)  # [B, H]
             wide = (x >= left) & (x < left + self.hole)  # [B, W]
             view = view.masked_fill((tall[:, :, None] & wide[:, None, :])[:, None], 0.0)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.by_shape import by_shape
 from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
 from umm_zoo.batch import Batch, Grid, image_of_each_row, map_by_size
 from umm_zoo.errors import UserError
@@ -73,9 +74,13 @@ def cell_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
 
 def labels_of_tokens(labels: Tensor, grid: Grid, side: int) -> Tensor:
     """The label of the cell in which each token's centre lies, ``[B, side * side]`` to ``[B, h * w]``, both in raster order."""
-    rows = ((torch.arange(grid.h, device=labels.device) + 0.5) * side / grid.h).long()
-    columns = ((torch.arange(grid.w, device=labels.device) + 0.5) * side / grid.w).long()
-    return labels[:, (rows[:, None] * side + columns).flatten()]
+    return labels[:, _cells(labels.device, grid, side)]
+
+
+@by_shape
+def _cells(grid: Grid, side: int) -> Tensor:
+    rows, columns = (((torch.arange(size) + 0.5) * side / size).long() for size in grid)
+    return (rows[:, None] * side + columns).flatten()
 
 
 def labels_of_scene(batch: Batch, name: str, values: list[str]) -> Tensor:
