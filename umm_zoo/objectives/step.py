@@ -25,6 +25,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process among those that train together."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The same values added up over all ranks, which call this together."""
     if num_ranks() > 1:
