@@ -87,11 +87,10 @@ class Outputs:
         generated: images in [-1, 1], what the method made of each row: the requested image, or a reconstruction.
         references: what ``generated`` should be; None where that is ``Batch.targets``.
         round_trips: the references through the codec alone: the best that could be.
-        unchanged: edits generated from the same noise with an instruction to change nothing.
-        unchanged_references: what ``unchanged`` should be.
+        unchanged, unchanged_references: edits generated from the same noise with an instruction to change nothing; the truth.
         from_true_captions: images generated from the true captions: the ceiling of those from the model's own.
-        caption_tokens: ``[B]``, lengths of the captions in ``answers``.
-        rewards: ``[B]``.
+        caption_tokens, rewards: ``[B]``; the first are lengths of the captions in ``answers``.
+        codes: B of ``[N, D]`` long, what a quantizer made of each row's image.
         image_features, text_features: ``[B, F]``.
         attention: how far queries look at the image rather than at the text.
         columns: images by name, in place of input, generated and reference in a sample grid.
@@ -110,6 +109,7 @@ class Outputs:
     from_true_captions: list[Tensor] | None = None
     caption_tokens: Tensor | None = None
     rewards: Tensor | None = None
+    codes: list[Tensor] | None = None
     image_features: Tensor | None = None
     text_features: Tensor | None = None
     attention: QueryAttention | None = None

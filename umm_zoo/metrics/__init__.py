@@ -6,6 +6,7 @@ Each one's ``update`` takes ``(outputs, batch)`` and picks its rows by ``batch.m
 
 from umm_zoo.metrics.answers import AnswerAccuracy, normalise
 from umm_zoo.metrics.captions import BLEU, CIDEr
+from umm_zoo.metrics.codes import CodeUsage
 from umm_zoo.metrics.frechet import FrechetDistance
 from umm_zoo.metrics.images import PSNR, Reconstruction
 from umm_zoo.metrics.means import AttentionBias, Means
@@ -23,6 +24,7 @@ __all__ = [
     "AnswerAccuracy",
     "AttentionBias",
     "CIDEr",
+    "CodeUsage",
     "EncodedRetrieval",
     "FrechetDistance",
     "LanguagePrior",

@@ -15,6 +15,7 @@ from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.positions import PositionEmbedding
+from umm_zoo.blocks.quantizers.base import Quantizer
 from umm_zoo.blocks.queries import QuerySampler
 
 
@@ -50,6 +51,8 @@ def _check_shapes(block: nn.Module, grid: Grid) -> None:
         _expect(block, grid, found, (2, grid.num_cells, block.width))
     elif isinstance(block, TokenCodec):
         _check_codes(block, grid)
+    elif isinstance(block, Quantizer):
+        _check_quantizer(block, grid)
 
 
 def _check_codes(block: TokenCodec, grid: Grid) -> None:
@@ -64,6 +67,21 @@ def _check_codes(block: TokenCodec, grid: Grid) -> None:
     images = block.images(codes, grid)
     _expect(block, grid, images, (2, 3, height, width))
     assert images.abs().max() <= 1, f"{name}: expected images in [-1, 1], found {float(images.abs().max()):.3f}"
+
+
+def _check_quantizer(block: Quantizer, grid: Grid) -> None:
+    name, block = type(block).__name__, block.eval()
+    found = block(torch.randn(2, grid.num_cells, block.dim))
+    _expect(block, grid, found.embeddings, (2, grid.num_cells, block.dim))
+    _expect(block, grid, found.codes, (2, grid.num_cells, block.codes_per_token))
+    assert not found.losses, f"{name}: expected no losses in evaluation mode, found {sorted(found.losses)}"
+    assert found.codes.dtype == torch.long, f"{name}: expected long codes, found {found.codes.dtype}"
+    if not block.codes_per_token:
+        return
+    low, high = int(found.codes.min()), int(found.codes.max())
+    assert low >= 0 and high < block.num_codes, f"{name}: expected codes from 0 to {block.num_codes - 1}, found {low} to {high}"
+    off = float((block.values_of(found.codes) - found.embeddings).abs().max())
+    assert off == 0, f"{name}: expected values_of to give back the embeddings of the codes, found others, off by {off:.3g}"
 
 
 def _check_pathway(block: QueryPathway) -> None:
