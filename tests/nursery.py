@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,23 @@ class Nursery:
 
     def codes_of_ranks(self, folder: Path, count: int, *argv: str) -> tuple[list[int], list[str]]:
         """The exit code of each rank, and what it has said."""
+        codes = [self.wait(pid) for pid in self.start_ranks(folder, count, *argv)]
+        return codes, [(folder / f"log{rank}.txt").read_text() for rank in range(count)]
+
+    def start_ranks(self, folder: Path, count: int, *argv: str, kill_at: Mapping[int, int] | None = None) -> list[int]:
+        """Begin as several ranks; returns their process ids. ``kill_at`` is of each rank that is to end so."""
         port = str(20000 + (os.getpid() * 7 + int(time.monotonic() * 1000)) % 20000)
         many = [*argv, f"trainer.devices={count}"]
         shared = {"WORLD_SIZE": str(count), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         for rank in range(count):
             (folder / f"log{rank}.txt").unlink(missing_ok=True)
-        pids = [
-            self.start(folder, *many, environment={**shared, "LOCAL_RANK": str(rank)}, log=f"log{rank}.txt")
+        kills = dict(kill_at or {})
+        return [
+            self.start(
+                folder, *many, environment={**shared, "LOCAL_RANK": str(rank)}, log=f"log{rank}.txt", kill_at=kills.get(rank)
+            )
             for rank in range(count)
         ]
-        codes = [self.wait(pid) for pid in pids]
-        return codes, [(folder / f"log{rank}.txt").read_text() for rank in range(count)]
 
     def close(self) -> None:
         """End it."""

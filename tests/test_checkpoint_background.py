@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,13 @@ class Watch(Callback):
 
     gate: Gate | None = None
     at: int = 0
+    breaks: int = 100
     seen: list[tuple[int, list[str]]] = []
+
+    def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+        if self.gate is not None and trainer.global_step == self.breaks:
+            threading.Timer(0.3, self.gate.opened.set).start()
+            raise UserError("", "a long text", "a short one")
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
@@ -133,3 +140,17 @@ def test_a_full_disk_ends_the_run_at_the_next_step(
     said = capsys.readouterr().err
     assert said.count("error: ") == 1 and "step-00000006.ckpt could not be written: no room on the disk" in said
     assert load_checkpoint(tmp_path / "runs" / "toy")["global_step"] == 3
+
+
+def test_an_error_waits_before_it_says_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Watch, "gate", Gate(monkeypatch))
+    monkeypatch.setattr(Watch, "breaks", 4)
+    assert toy(tmp_path) == 2
+    assert "step-00000003.ckpt is kept; continue from it" in capsys.readouterr().err
+    began = time.monotonic()
+    (tmp_path / "a.ckpt.partial").touch()
+    threading.Timer(0.2, (tmp_path / "a.ckpt.partial").unlink).start()
+    CheckpointFolder(tmp_path).wait(patience=120)  # of another rank
+    assert 0.2 <= time.monotonic() - began < 60

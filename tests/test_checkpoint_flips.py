@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tools.consolidate import consolidate
 from umm_zoo.checkpoints.files import AtomicCheckpointIO, describe, load_checkpoint
 from umm_zoo.checkpoints.folder import CheckpointFolder, checksum, damage
+from umm_zoo.checkpoints.output import in_memory
 from umm_zoo.checkpoints.sharded import write_rest
 from umm_zoo.errors import UserError
 
@@ -84,7 +85,7 @@ def test_a_file_is_whole_or_refused_in_one_line(kind: str, run: Path) -> None:
 
 
 def test_the_folder_of_a_sharded_checkpoint(tmp_path: Path) -> None:
-    write_rest(content(20), tmp_path, {})
+    write_rest(in_memory(content(20)), tmp_path, {})
     assert damage(tmp_path) is None
     for name in ("index.json", "rest.pt"):
         whole = (tmp_path / name).read_bytes()
@@ -99,7 +100,8 @@ def sharded(folder: Path) -> Path:
     """A sharded checkpoint with a file of one rank."""
     folder.mkdir()
     save_file(content(20)["state_dict"], folder / SHARD)
-    write_rest(content(20), folder, {SHARD: {"size": (folder / SHARD).stat().st_size, "crc32": checksum(folder / SHARD)}})
+    entry = {"size": (folder / SHARD).stat().st_size, "crc32": checksum(folder / SHARD)}
+    write_rest(in_memory(content(20)), folder, {SHARD: entry})
     return folder
 
 

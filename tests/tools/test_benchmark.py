@@ -16,12 +16,12 @@ import torch
 import yaml
 
 from tools import benchmark as tool
-from tools.benchmarks import base, bridge, fit, lengths, loader, report, rollout, turns
+from tools.benchmarks import base, bridge, fit, lengths, loader, report, rollout, saves, turns
 from tools.benchmarks.rollout_peers import trl_trainer
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import stacked
 
-ARMS = [(name, *case) for name in tool.NAMES if name != "fit" for case in tool.benchmark(name).cases(
+ARMS = [(name, *case) for name in tool.NAMES if name not in ("fit", "saves") for case in tool.benchmark(name).cases(
     tool.options_of(name, {}, tool.parser().parse_args(["--smallest"]))
 )]  # fmt: skip
 
@@ -43,6 +43,12 @@ def test_an_arm_runs(name: str, setting: str, arm: str, folder: Path) -> None:
         pytest.skip(reason)
     found = tool.benchmark(name).measure(options, setting, arm)
     assert found["seconds"] > 0 and all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.processes
+def test_a_checkpoint_of_shared_out_weights_is_timed(folder: Path) -> None:
+    found = saves.measure(smallest("saves", folder), "two ranks, sharded", "background")
+    assert found["seconds"] > 0 and math.isfinite(found["memory"])
 
 
 def test_own_arms_are_the_first_of_a_setting() -> None:

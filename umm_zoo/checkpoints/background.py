@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from threading import enumerate as running
+from typing import Any
 
 #: Name of the threads.
 _NAME = "checkpoint"
@@ -45,6 +48,27 @@ class Writer:
             task()
         except BaseException as error:  # for the training's own thread
             self._error = error
+
+
+class WritesBehind(ABC):
+    """Something that copies a checkpoint in memory and writes the copy while training goes on: a plug-in, or a strategy.
+
+    Attributes:
+        writer: the thread that writes.
+        by_every_rank: each rank writes its part of a checkpoint; else rank 0 writes all of it.
+    """
+
+    writer: Writer
+    by_every_rank = False
+
+    @abstractmethod
+    def begin(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
+        """Copy ``checkpoint`` in memory now, and write the copy beside the training; ``then`` is called there, by rank 0, once it
+        stands. Of copies there is one at most: the one before is waited for.
+
+        Raises:
+            UserError: it cannot be copied, or the one before it could not be written.
+        """
 
 
 def wait_for_writers() -> None:

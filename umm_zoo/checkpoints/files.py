@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from umm_zoo.checkpoints.background import Writer
+from umm_zoo.checkpoints.background import Writer, WritesBehind
 from umm_zoo.checkpoints.exported import is_exported, read_exported
 from umm_zoo.checkpoints.folder import PARTIAL, checkpoint_path, damage, remove, sync
 from umm_zoo.checkpoints.output import in_memory, reason, write
@@ -23,13 +23,10 @@ from umm_zoo.checkpoints.sharded import read_rest, read_sharded
 from umm_zoo.errors import UserError
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO, WritesBehind):
     """Plug-in that writes under a temporary name, reads back, flushes, renames: what has a checkpoint's name is always whole.
 
     Every strategy writes single files through this plug-in; the sharded one does the same for its folders.
-
-    Attributes:
-        writer: the thread that does it while training goes on, where `begin` was asked to.
     """
 
     def __init__(self) -> None:
@@ -45,11 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _copied(checkpoint, Path(path))()
 
     def begin(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
-        """Copy ``checkpoint`` in memory now, and write the copy beside the training; ``then`` is called there once it stands.
-
-        Raises:
-            UserError: it cannot be copied, or the one before it could not be written.
-        """
+        """Rank 0 alone calls this."""
         self.writer.wait()  # before there is a second copy
         write_copy = _copied(checkpoint, path)
 
@@ -61,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def teardown(self) -> None:
         """Wait for the writer when the trainer ends; where that is by an error, it is the one that is said."""
-        with suppress(UserError, OSError):
+        with suppress(Exception):
             self.writer.wait()
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
@@ -81,7 +74,7 @@ def _copied(checkpoint: Mapping[str, Any], path: Path) -> Callable[[], None]:
         partial = path.with_name(path.name + PARTIAL)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(content, partial)
+            write([content], partial)
             seal(partial)
             verify(partial, expected)
             os.replace(partial, path)

@@ -94,6 +94,12 @@ class CheckpointFolder:
             path = self.path / f"step-{step:08d}-{number}.ckpt"
         return path
 
+    def wait(self, patience: float) -> None:
+        """Return when another process no longer writes a checkpoint here, after ``patience`` seconds at the latest."""
+        end = time.monotonic() + patience
+        while any(self.path.glob(f"*{PARTIAL}")) and time.monotonic() < end:
+            time.sleep(0.05)
+
     def publish(self, path: Path) -> None:
         """Let ``LATEST`` name a checkpoint that has been written and verified, and remove what is no longer needed.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,11 +24,12 @@ def in_memory(value: Any) -> memoryview:
     return buffer.getbuffer()
 
 
-def write(content: memoryview, path: Path) -> None:
-    """Write a file and flush it to the disk; raises what the disk has said."""
+def write(contents: Iterable[memoryview], path: Path) -> None:
+    """Write a file, one content behind the other, and flush it to the disk; raises what the disk has said."""
     with path.open("wb", buffering=0) as file:
-        for first in range(0, len(content), _PIECE):
-            put(file, content[first : first + _PIECE])
+        for content in contents:
+            for first in range(0, len(content), _PIECE):
+                put(file, content[first : first + _PIECE])
         os.fsync(file.fileno())
 
 

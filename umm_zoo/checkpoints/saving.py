@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.strategies import Strategy
 
-from umm_zoo.checkpoints.files import AtomicCheckpointIO
+from umm_zoo.checkpoints.background import WritesBehind
 from umm_zoo.checkpoints.folder import CheckpointFolder
 from umm_zoo.errors import UserError
 
@@ -37,7 +37,7 @@ def save(trainer: Trainer, checkpoints: CheckpointFolder, behind: bool = False) 
             strategy.save_checkpoint(checkpoint, path)
             if trainer.is_global_zero:
                 checkpoints.publish(path)
-        elif trainer.is_global_zero:
+        elif trainer.is_global_zero or files.by_every_rank:
             files.begin(checkpoint, path, lambda: checkpoints.publish(path))
 
     _together(trainer, write)
@@ -60,11 +60,14 @@ def look(trainer: Trainer) -> None:
         raise UserError(message=problem)
 
 
-def _files(trainer: Trainer) -> AtomicCheckpointIO | None:
-    """The plug-in that writes behind, where the strategy leaves writing to it."""
-    files = trainer.strategy.checkpoint_io
-    plain = type(trainer.strategy).save_checkpoint is Strategy.save_checkpoint
-    return files if plain and isinstance(files, AtomicCheckpointIO) else None
+def _files(trainer: Trainer) -> WritesBehind | None:
+    """The strategy where it writes behind, or the plug-in that does, where the strategy leaves writing to it."""
+    strategy = trainer.strategy
+    if isinstance(strategy, WritesBehind):
+        return strategy
+    files = strategy.checkpoint_io
+    plain = type(strategy).save_checkpoint is Strategy.save_checkpoint
+    return files if plain and isinstance(files, WritesBehind) else None
 
 
 def _together(trainer: Trainer, act: Callable[[], None]) -> None:

@@ -12,14 +12,18 @@ from typing import Any, Literal
 
 import yaml
 
+from umm_zoo.checkpoints.background import wait_for_writers
 from umm_zoo.checkpoints.folder import PARTIAL, CheckpointFolder
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import Experiment, earlier_stages
 from umm_zoo.experiment.sources import sources_of
+from umm_zoo.training.ranks import is_main_process
 
 #: What may be done next with a run folder.
 Step = Literal["fresh", "resume", "finished"]
+#: Seconds for which a rank waits for what rank 0 is writing before it says what there is.
+_PATIENCE = 30.0
 
 
 def runs_folder(runs: str | Path | None = None) -> Path:
@@ -187,7 +191,10 @@ class RunFolder:
         write_whole(self.metrics_file, strict_json(report, indent=2) + "\n")
 
     def advice(self) -> str:
-        """Advice on how to go on with a training that an error has ended."""
+        """Advice on how to go on with a training that an error has ended, once the checkpoint that is being written stands."""
+        wait_for_writers()
+        if not is_main_process():  # it is rank 0 that writes
+            self.checkpoints.wait(_PATIENCE)
         if kept := self.checkpoints.newest():
             return f"{kept} is kept; continue from it with ckpt=last"
         return f"{self.path} holds no checkpoint yet; start again"

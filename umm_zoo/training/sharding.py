@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -20,20 +21,20 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 from torch.optim import Optimizer
 
 from umm_zoo.backbones.parts import NamedParts
+from umm_zoo.checkpoints.background import Writer, WritesBehind
 from umm_zoo.checkpoints.files import load_checkpoint
-from umm_zoo.checkpoints.folder import INDEX, PARTIAL, damage, remove, sync
-from umm_zoo.checkpoints.output import reason
-from umm_zoo.checkpoints.sharded import read_sharded, write_rest, write_slices
+from umm_zoo.checkpoints.folder import INDEX, damage
+from umm_zoo.checkpoints.sharded import copied, read_sharded
 from umm_zoo.errors import Natural, UserError
 
 
-class FullyShardedStrategy(ModelParallelStrategy):
+class FullyShardedStrategy(ModelParallelStrategy, WritesBehind):
     """Every rank holds a slice of each tensor and gathers a block's weights only while it computes with them.
 
     ``sharded_blocks`` says which blocks. Batches, losses and clipping are those of ordinary data-parallel
-    training. A checkpoint is a folder: each rank's slices as safetensors, everything else in one plain file; written under a
-    temporary name, verified, renamed. It can be resumed with any number of ranks and without sharding, and a single file can be
-    resumed with it; ``tools/consolidate.py`` makes one file of weights.
+    training. A checkpoint is a folder: each rank's slices as safetensors, everything else in one plain file; copied in memory,
+    written under a temporary name while training goes on, verified, renamed. It can be resumed with any number of ranks and without
+    sharding, and a single file can be resumed with it; ``tools/consolidate.py`` makes one file of weights.
 
     Ranks call a network equally often, however many sizes of images each has, and whether it has any: see ``as_many_groups``, and
     ``blocks_are_sharded`` for a method of one's own that leaves out calls of a block where there is nothing to call it on.
@@ -50,6 +51,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         process_group_backend, timeout: see ``ModelParallelStrategy``.
     """
 
+    by_every_rank = True
+
     def __init__(
         self,
         gathered: Literal["bfloat16"] | None = None,
@@ -59,6 +62,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     ) -> None:
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
         self.gathered, self.whole = gathered, whole
+        self.writer = Writer()
+        self._writers: dist.ProcessGroup | None = None
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -121,34 +126,22 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Raises:
             UserError: on every rank, where one could not write.
         """
-        path = Path(self.broadcast(filepath))
-        partial = path.with_name(path.name + PARTIAL)
-        if self.is_global_zero:
-            remove(partial)
-            partial.mkdir(parents=True)
-        self.barrier()
-        rest: dict[str, Any] = {}
-        mine: tuple[str | None, dict[str, Any]]
-        try:
-            rest, files = write_slices(checkpoint, partial, self.global_rank)
-            mine = (None, files)
-        except Exception as error:  # torch has its own class for what the disk says
-            mine = (reason(error), {})
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, mine)
-        problem = next((found for found, _ in gathered if found), None)
-        if self.is_global_zero and problem is None:
-            try:
-                write_rest(rest, partial, {name: entry for _, files in gathered for name, entry in files.items()})
-                remove(path)
-                partial.rename(path)
-                sync(path.parent)
-            except Exception as error:
-                problem = reason(error)
-        if problem := self.broadcast(problem):
-            if self.is_global_zero:
-                remove(partial)
-            raise UserError("checkpoint", f"{path} could not be written: {problem}")
+        self.begin(checkpoint, Path(self.broadcast(filepath)), lambda: None)
+        self.writer.wait()
+
+    def begin(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
+        """Every rank calls this; what one has met is raised on all."""
+        self.writer.wait()
+        if self._writers is None:  # of their own, so that they never take what training exchanges meanwhile
+            self._writers = dist.new_group(backend="gloo", timeout=self._timeout)
+        write = copied(checkpoint, path, self._writers)
+        self.writer.start(lambda: write(then))
+
+    def teardown(self) -> None:
+        """Wait for the writer; where the trainer ends by an error, it is the one that is said."""
+        with suppress(Exception):
+            self.writer.wait()
+        super().teardown()
 
     # -- loading -------------------------------------------------------------------------------------------------------------
 
