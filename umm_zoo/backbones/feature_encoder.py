@@ -87,6 +87,10 @@ class FeatureEncoder(ExactBuffers, ABC):
     def tokens(self, images: Tensor, layer: int = -1) -> Tensor:
         """Patch tokens ``[B, N, D]``: -1 is what the network gives out, -2 the input of its last block (LLaVA's choice)."""
 
+    def tokens_of(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Patch tokens of several layers, see ``tokens``."""
+        return [self.tokens(images, layer) for layer in layers]
+
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
         self(inputs)
@@ -226,10 +230,15 @@ class LibraryEncoder(FeatureEncoder):
         Raises:
             ValueError: there is no such layer.
         """
-        if not -self.num_layers - 1 <= layer <= -1:
-            raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
-        output = self.vision(self.pixels(images, whole=True), output_hidden_states=layer != -1)
-        return self.patches(output, layer).to(images.dtype)
+        return self.tokens_of(images, [layer])[0]
+
+    def tokens_of(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Patch tokens of several layers, from one pass."""
+        for layer in layers:
+            if not -self.num_layers - 1 <= layer <= -1:
+                raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
+        output = self.vision(self.pixels(images, whole=True), output_hidden_states=any(layer != -1 for layer in layers))
+        return [self.patches(output, layer).to(images.dtype) for layer in layers]
 
     def patches(self, output: Any, layer: int) -> Tensor:
         """Patch tokens ``[B, N, D]`` of a layer of what ``vision`` gave; class and register tokens come first and are left out."""
