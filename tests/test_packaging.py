@@ -22,7 +22,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
 }
 #: Declared and never imported: commands, and what a library asks for when it is used.
-USED_OTHERWISE = {"tensorboard", "ruff", "mypy", "pytest-xdist", "setuptools", "torchao", "accelerate"}
+USED_OTHERWISE = {"tensorboard", "ruff", "mypy", "pytest-xdist", "setuptools", "torchao", "accelerate", "python-multipart"}
 
 
 def names(requirements: str) -> set[str]:
@@ -59,7 +59,7 @@ def required(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize("folder", ["umm_zoo", "data_pipelines", "tools"])
 def test_imports_are_declared(folder: str) -> None:
-    assert imported(folder) - required("remote", "lora", "8bit", "parquet", "trl", "onnx") - BROUGHT == set()
+    assert imported(folder) - required("remote", "lora", "8bit", "parquet", "trl", "onnx", "serve") - BROUGHT == set()
 
 
 def test_imports_of_the_tests_are_what_setup_installs() -> None:

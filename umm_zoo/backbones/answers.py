@@ -21,7 +21,7 @@ class Answer:
         ids: its tokens, the one that ends it included.
         num_prompt_tokens: tokens before it, those of images too.
         ended: whether the model itself has ended it.
-        text_of: gives the text of tokens.
+        text_of: gives the text of tokens, as they are.
     """
 
     ids: Sequence[int]
@@ -30,9 +30,14 @@ class Answer:
     text_of: Callable[[Sequence[int]], str]
 
     @property
+    def said(self) -> str:
+        """Its words, with the blanks around them."""
+        return self.text_of(self.ids)
+
+    @property
     def text(self) -> str:
         """Its words."""
-        return self.text_of(self.ids)
+        return self.said.strip()
 
 
 @dataclass(frozen=True)

@@ -256,12 +256,12 @@ class LibraryVLM(RowTokeniser):
         with evaluation_mode(self):
             how = self.stop_ids, self.pad_id, max_new_tokens, temperature, generator
             tokens, kept, log_probs = decode(step, self.lm_head(prefix.last_hidden), *how, **further)
-        texts = [self.text_of(row[own].tolist()) for row, own in zip(tokens.cpu(), kept.cpu(), strict=True)]
+        texts = [self.text_of(row[own].tolist()).strip() for row, own in zip(tokens.cpu(), kept.cpu(), strict=True)]
         return Samples(tokens, kept, texts, log_probs)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, without special ones."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def sample(
         self,

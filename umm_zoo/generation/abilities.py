@@ -10,6 +10,7 @@ from umm_zoo.backbones.feature_encoder import FeatureEncoder, features_of
 from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import Images, map_by_size
+from umm_zoo.conversation import IMAGE_MARKER, Conversation, Turn
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import Answers, Reconstructs
 
@@ -46,6 +47,23 @@ def refused(method: Any) -> frozenset[str]:
     """What a method with a capability does not take all the same, see ``FromPython.refuses``; a stranger's takes everything."""
     found: frozenset[str] = getattr(method, "refuses", frozenset())
     return found
+
+
+def check_earlier(method: Any, turns: Conversation) -> None:
+    """Refuse turns before a question that the chat template of a method's model would leave out.
+
+    Raises:
+        UserError: names the first; or the template has no form for them.
+    """
+    vlm = _parts(method)[1]
+    if vlm is None or not turns:
+        return
+    rendered = "".join(piece.text for piece in vlm.template.render([*turns, Turn(role="user", text="?")], for_generation=True))
+    for place, turn in enumerate(turns):
+        texts = turn["text"].split(IMAGE_MARKER) if turn["role"] == "user" else [turn["text"]]
+        if any(text.strip() not in rendered for text in texts):
+            found = f"a {turn['role']} turn, which {type(vlm.template).__name__} leaves out"
+            raise UserError(f"messages[{place}]", found, "a question alone", "the run was not trained on conversations")
 
 
 def _parts(method: Any) -> tuple[FeatureEncoder | None, LibraryVLM | None, LatentCodec | None]:

@@ -1,0 +1,407 @@
+"""The app of a server, in this process: answers and images are those of the command line, errors are OpenAI's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("python_multipart")
+
+from finished_runs import write_run
+from PIL import Image
+from test_generate import METHOD
+from test_generate_images import PRETRAINING, WEMMU
+
+from umm_zoo import generate
+from umm_zoo.generation.answering import Ask
+from umm_zoo.generation.model import Model
+from umm_zoo.method import Method
+from umm_zoo.serve.app import make_app
+from umm_zoo.serve.serving import Serving
+
+sys.path.insert(0, str(Path(__file__).parent))
+from served import data_url, exchange, model_of, png, question, serving
+
+RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (20, 12), "blue")
+CHAT, MADE, EDITS = "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("llava"), METHOD)
+    RED.save(folder / "red.png")
+    BLUE.save(folder / "blue.png")
+    return folder
+
+
+def loaded(run: Path) -> Model:
+    method = Method.load(run)
+    return Model.of(method, method.run_data, "cpu")
+
+
+@pytest.fixture(scope="module")
+def llava(run: Path) -> Iterator[Serving]:
+    with serving(lambda: loaded(run), window=0.2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serving]]:
+    run = write_run(tmp_path_factory.mktemp("wemmu"), WEMMU, image_size=32)
+    RED.save(run / "red.png")
+    BLUE.save(run / "blue.png")
+    with serving(lambda: loaded(run), window=0.2) as found:
+        yield run, found
+
+
+def words_of(run: Path, tmp_path: Path, *words: str) -> list[dict[str, Any]]:
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    assert generate.main([str(run), *words, "--out", str(out)]) == 0
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def made_by(run: Path, tmp_path: Path, *words: str) -> list[bytes]:
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    assert generate.main([str(run), *words, "--out", str(out)]) == 0
+    return [file.read_bytes() for file in sorted(out.glob("0*.png"))]
+
+
+def test_answers_are_those_of_the_command_line_and_go_in_one_batch(llava: Serving, run: Path, tmp_path: Path) -> None:
+    drawn = {"temperature": 0.9, "top_p": 0.8, "max_tokens": 8}
+    bodies = [question("What colour?", RED, seed=3, **drawn), question("Which?", RED, BLUE, seed=4, **drawn)]
+    bodies.append(question("What colour?", RED, seed=5, **drawn))
+    before = llava.thread.batches
+    replies = exchange(make_app(llava), *({"url": CHAT, "json": body} for body in bodies))
+    told = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
+    while not llava.thread.idle:
+        pass
+    assert llava.thread.batches == before + 1
+    rows = [
+        {"images": ["red.png"], "question": "What colour?", "seed": 3},
+        {"images": ["red.png", "blue.png"], "question": "Which?", "seed": 4},
+        {"images": ["red.png"], "question": "What colour?", "seed": 5},
+    ]
+    (run / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--temperature", "0.9", "--top-p", "0.8", "--max-new-tokens", "8", "--batch-size", "1")
+    assert told == [row["answer"] for row in words_of(run, tmp_path, "ask", "--batch", str(run / "rows.jsonl"), *options)]
+    assert len(set(told)) == 3
+
+
+def test_tokens_are_counted_and_an_answer_says_why_it_ends(llava: Serving) -> None:
+    body = question("What colour?", RED, max_tokens=5)
+    [reply] = exchange(make_app(llava), {"url": CHAT, "json": body})
+    whole = reply.json()
+    vlm = llava.model.method.vlm
+    layouts = vlm.image_layouts(llava.model.load_images(RED), [1])
+    [row] = vlm.encode_rows([[{"role": "user", "text": "<image>\nWhat colour?"}]], layouts, True)
+    assert whole["usage"] == {"prompt_tokens": len(row.ids), "completion_tokens": 5, "total_tokens": len(row.ids) + 5}
+    text = whole["choices"][0]["message"]["content"]
+    assert whole["choices"][0]["finish_reason"] == "length" and len(text) > 3
+    [cut] = exchange(make_app(llava), {"url": CHAT, "json": {**body, "stop": [text[2:4]]}})
+    choice = cut.json()["choices"][0]
+    assert choice["finish_reason"] == "stop" and choice["message"]["content"] == text[: text.index(text[2:4])].strip()
+
+
+def events_of(text: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(llava: Serving) -> None:
+    body = question("What colour?", RED, max_tokens=7, temperature=0.8, seed=2, n=2)
+    app = make_app(llava)
+    [whole] = exchange(app, {"url": CHAT, "json": body})
+    [reply] = exchange(app, {"url": CHAT, "json": {**body, "stream": True, "stream_options": {"include_usage": True}}})
+    events = events_of(reply.text)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    for choice in whole.json()["choices"]:
+        own = [one for event in events for one in event["choices"] if one["index"] == choice["index"]]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""} and own[-1]["finish_reason"] == choice["finish_reason"]
+        assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
+    assert events[-1]["choices"] == [] and events[-1]["usage"] == whole.json()["usage"]
+    assert sum("content" in one["delta"] for event in events for one in event["choices"]) > 4
+
+
+def test_images_have_the_bytes_of_the_command_line(painter: tuple[Path, Serving], tmp_path: Path) -> None:
+    run, found = painter
+    form = {"prompt": "Make it green.", "seed": "5", "guidance": "2", "image_guidance": "1.5"}
+    one, several = [("image", ("a.png", png(RED)))], [("image[]", ("a.png", png(RED))), ("image[]", ("b.png", png(BLUE)))]
+    replies = exchange(
+        make_app(found),
+        {"url": MADE, "json": {"prompt": "a star", "n": 2, "seed": 3, "size": "12x8", "steps": 1}},
+        {"url": EDITS, "data": form, "files": one},
+        {"url": EDITS, "data": {"prompt": "Both.", "seed": "1"}, "files": several},
+    )
+    made = [[base64.b64decode(entry["b64_json"]) for entry in reply.json()["data"]] for reply in replies]
+    red, blue = str(run / "red.png"), str(run / "blue.png")
+    words = ["text-to-image", "a star", "--num", "2", "--seed", "3", "--size", "8x12", "--steps", "1", "--batch-size", "1"]
+    assert made[0] == made_by(run, tmp_path, *words)
+    words = ["edit", red, "Make it green.", "--seed", "5", "--guidance", "2", "--image-guidance", "1.5"]
+    assert made[1] == made_by(run, tmp_path, *words)
+    assert made[2] == made_by(run, tmp_path, "compose", red, blue, "Both.", "--seed", "1")
+    assert replies[0].json()["size"] == "12x8" and [entry["seed"] for entry in replies[0].json()["data"]] == [3, 4]
+
+
+def test_other_formats_are_what_they_are_called(painter: tuple[Path, Serving]) -> None:
+    body = {"prompt": "a star", "steps": 1, "output_format": "webp", "output_compression": 50}
+    [reply] = exchange(make_app(painter[1]), {"url": MADE, "json": body})
+    assert Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][0]["b64_json"]))).format == "WEBP"
+
+
+def test_a_run_is_listed_with_what_it_can_do(llava: Serving, painter: tuple[Path, Serving]) -> None:
+    models, one, none, health = exchange(
+        make_app(llava),
+        *({"url": url, "method": "GET"} for url in ("/v1/models", "/v1/models/toy", "/v1/models/other/toy", "/health")),
+    )
+    assert models.json()["data"] == [one.json()] and one.json()["id"] == "toy"
+    assert one.json()["abilities"] == ["caption", "ask"] and one.json()["method"] == "LLaVA"
+    assert none.status_code == 404 and none.json()["error"]["code"] == "model_not_found"
+    assert health.status_code == 200 and health.json()["status"] == "ready"
+    [card] = exchange(make_app(painter[1]), {"url": "/v1/models/toy", "method": "GET"})
+    assert {"text-to-image", "edit", "compose"} <= {*card.json()["abilities"]}
+
+
+@pytest.mark.parametrize(
+    "request_, status, said",
+    [
+        ({"url": CHAT, "json": {**question("What?"), "model": "other"}}, 404, "The model 'other' does not exist."),
+        ({"url": CHAT, "content": b"{"}, 400, "body: found no JSON"),
+        ({"url": CHAT, "json": question("a " * 3000)}, 400, "messages: found 3009 tokens"),
+        ({"url": CHAT, "json": {"messages": []}, "headers": {"Origin": "https://evil.example"}}, 403, "--allow-origin"),
+        ({"url": CHAT, "method": "GET"}, 405, "Method Not Allowed"),
+        ({"url": "/v1/completions", "json": {}}, 404, "this server has"),
+        ({"url": MADE, "json": {"prompt": "a star"}}, 404, "a LLaVA, which cannot generate images"),
+        ({"url": EDITS, "json": {"prompt": "a star"}}, 400, "Content-Type: found 'application/json'"),
+        ({"url": EDITS, "data": {"prompt": "x"}, "files": {"mask": b"x", "image": png(RED)}}, 400, "mask: found a file"),
+        (
+            {"url": EDITS, "content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=y"}},
+            400,
+            "body: found no form",
+        ),
+        ({"url": CHAT, "content": bytes(2**20 + 1)}, 413, "more than 1 MiB"),
+    ],
+)
+def test_errors_are_openais(llava: Serving, request_: dict[str, Any], status: int, said: str) -> None:
+    smaller = Serving(llava.thread, type(llava.limits)(max_body=1), "toy")
+    [reply] = exchange(make_app(smaller), request_)
+    error = reply.json()["error"]
+    assert reply.status_code == status and said in error["message"] and set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"] and smaller.held == 0 and not smaller.open
+
+
+def test_a_method_that_makes_images_of_words_alone_is_asked_for_no_edit() -> None:
+    with serving(lambda: model_of(PRETRAINING)) as found:
+        [reply] = exchange(make_app(found), {"url": EDITS, "data": {"prompt": "x"}, "files": {"image": png(RED)}})
+        assert reply.status_code == 404 and "makes images of words alone" in reply.json()["error"]["message"]
+
+
+def test_a_key_is_asked_of_all_but_health(llava: Serving) -> None:
+    get = {"method": "GET", "url": "/v1/models"}
+    wrong, bare, right, health = exchange(
+        make_app(llava, "secret"),
+        {**get, "headers": {"Authorization": "Bearer secre"}},
+        get,
+        {**get, "headers": {"Authorization": "Bearer secret"}},
+        {"method": "GET", "url": "/health"},
+    )
+    assert [reply.status_code for reply in (wrong, bare, right, health)] == [401, 401, 200, 200]
+    assert wrong.json()["error"]["code"] == "invalid_api_key" and wrong.headers["www-authenticate"] == "Bearer"
+
+
+def test_pages_are_let_in_by_their_origin_alone(llava: Serving) -> None:
+    page = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
+    ask = {"url": CHAT, "json": question("What?", max_tokens=1), "headers": {"Origin": "https://chat.example"}}
+    preflight, asked = exchange(
+        make_app(llava, "k", ["https://chat.example"]), {"method": "OPTIONS", "url": CHAT, "headers": page}, ask
+    )
+    assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == "https://chat.example"
+    assert asked.status_code == 401
+    [asked] = exchange(make_app(llava, None, ["https://chat.example"]), ask)
+    assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == "https://chat.example"
+
+
+@pytest.fixture
+def slow(llava: Serving, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Serving, threading.Event, threading.Event]]:
+    """The model waits before each batch until it is let on."""
+    begun, go_on, own = threading.Event(), threading.Event(), Ask.run
+
+    def run(self: Ask, *arguments: Any) -> Any:
+        begun.set()
+        go_on.wait()
+        return own(self, *arguments)
+
+    monkeypatch.setattr(Ask, "run", run)
+    yield Serving(llava.thread, type(llava.limits)(max_queue=2, timeout=30.0), "toy"), begun, go_on
+    go_on.set()
+
+
+def test_more_than_may_wait_are_told_when_to_come_again(slow: Any) -> None:
+    found, begun, go_on = slow
+    found.thread.window = 0.0
+    app, body = make_app(found), question("What?", max_tokens=1)
+
+    async def crowd() -> list[Any]:
+        import httpx2 as httpx
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as client:
+            first = asyncio.create_task(client.post(CHAT, json=body))
+            await asyncio.to_thread(begun.wait)
+            waiting = [asyncio.create_task(client.post(CHAT, json=body)) for _ in range(2)]
+            while found.thread.num_waiting < 2:
+                await asyncio.sleep(0.01)
+            refused = await client.post(CHAT, json=body)
+            found.stopping = True
+            stopping, health = await client.post(CHAT, json=body), await client.get("/health")
+            go_on.set()
+            return [refused, stopping, health, *await asyncio.gather(first, *waiting)]
+
+    refused, stopping, health, *answered = asyncio.run(crowd())
+    found.thread.window = 0.2
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert stopping.status_code == health.status_code == 503 and health.json()["status"] == "stopping"
+    assert [reply.status_code for reply in answered] == [200] * 3
+    assert found.held == 0 and not found.open
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_is_gone_is_forgotten(slow: Any, stream: bool) -> None:
+    found, begun, go_on = slow
+    app = make_app(found)
+
+    async def ask(body: dict[str, Any], gone: asyncio.Event) -> None:
+        sent = asyncio.Queue[Any]()
+        sent.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
+
+        async def receive() -> Any:
+            if not sent.empty():
+                return sent.get_nowait()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "headers": [],
+            "query_string": b"",
+            "asgi": {"spec_version": "2.3"},
+        }
+        await app(scope, receive, send)
+
+    async def both() -> int:
+        gone, never = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(ask(question("What?", max_tokens=1), never))
+        await asyncio.to_thread(begun.wait)
+        second = asyncio.create_task(ask(question("Never told?", max_tokens=1, stream=stream), gone))
+        while found.thread.num_waiting < 1:
+            await asyncio.sleep(0.01)
+        gone.set()
+        await second
+        left = found.thread.num_waiting
+        go_on.set()
+        await first
+        return left
+
+    assert asyncio.run(both()) == 0
+    assert found.held == 0 and not found.open
+
+
+def test_a_bug_is_a_line_in_the_reply_and_a_traceback_in_the_log(
+    llava: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bug(self: Ask, *arguments: Any) -> Any:
+        raise KeyError("/home/me/secret")
+
+    monkeypatch.setattr(Ask, "run", bug)
+    [reply] = exchange(make_app(llava), {"url": CHAT, "json": question("What?")})
+    assert reply.status_code == 500 and "secret" not in reply.text and reply.json()["error"]["code"] == "internal_error"
+    assert "KeyError: '/home/me/secret'" in capsys.readouterr().err
+    [reply] = exchange(make_app(llava), {"url": CHAT, "json": question("What?", stream=True)})
+    assert reply.status_code == 500
+
+
+def test_time_runs_out(slow: Any) -> None:
+    found, _, go_on = slow
+    hasty = Serving(found.thread, type(found.limits)(timeout=0.1), "toy")
+    [reply] = exchange(make_app(hasty), {"url": CHAT, "json": question("What?")})
+    go_on.set()
+    assert reply.status_code == 504 and reply.json()["error"]["code"] == "timeout"
+
+
+def test_while_a_model_is_loaded_everybody_is_told() -> None:
+    go_on = threading.Event()
+
+    def load() -> Any:
+        go_on.wait()
+        raise RuntimeError
+
+    from umm_zoo.serve.batching import ModelThread
+    from umm_zoo.serve.limits import Limits
+
+    thread = ModelThread(load, 1, 0.0, lambda: None)
+    thread.thread.start()
+    app = make_app(Serving(thread, Limits()))
+    health, asked = exchange(app, {"url": "/health", "method": "GET"}, {"url": CHAT, "json": question("What?")})
+    go_on.set()
+    assert health.status_code == asked.status_code == 503 and health.json()["status"] == "loading"
+    assert asked.json()["error"]["code"] == "loading" and asked.headers["retry-after"]
+
+
+def test_the_official_client_understands_it(llava: Serving, painter: tuple[Path, Serving]) -> None:
+    openai = pytest.importorskip("openai")
+    import httpx2 as httpx
+
+    def client(found: Serving) -> Any:
+        transport = httpx.ASGITransport(make_app(found, "k"))
+        return openai.AsyncOpenAI(
+            api_key="k", base_url="http://toy/v1", http_client=httpx.AsyncClient(transport=transport), max_retries=0
+        )
+
+    async def use() -> None:
+        async with client(llava) as one:
+            assert [model.id async for model in one.models.list()] == ["toy"]
+            messages = question("What colour?", RED)["messages"]
+            whole = await one.chat.completions.create(model="toy", messages=messages, max_tokens=6)
+            stream = await one.chat.completions.create(model="toy", messages=messages, max_tokens=6, stream=True)
+            told = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+            assert told == whole.choices[0].message.content and whole.usage.completion_tokens == 6
+            with pytest.raises(openai.NotFoundError, match="cannot generate images"):
+                await one.images.generate(model="toy", prompt="a star")
+            with pytest.raises(openai.BadRequestError, match="found an address"):
+                part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+                await one.chat.completions.create(model="toy", messages=[{"role": "user", "content": [part]}])
+        async with client(painter[1]) as two:
+            more = {"seed": 3, "steps": 1}
+            made = await two.images.generate(model="toy", prompt="a star", n=2, response_format="b64_json", extra_body=more)
+            assert len(made.data) == 2 and made.data[0].b64_json != made.data[1].b64_json
+            edited = await two.images.edit(model="toy", image=[png(RED), png(BLUE)], prompt="Both.", extra_body=more)
+            assert Image.open(io.BytesIO(base64.b64decode(edited.data[0].b64_json))).size[0] > 0
+
+    asyncio.run(use())
+
+
+def test_conversations_are_refused_by_a_template_that_leaves_turns_out() -> None:
+    plain = {**METHOD, "vlm": {**METHOD["vlm"], "template": {"_target_": "umm_zoo.backbones.templates.Plain"}}}
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image_url", "image_url": data_url(RED)}]},
+    ]
+    with serving(lambda: model_of(plain)) as found:
+        [reply] = exchange(make_app(found), {"url": CHAT, "json": {"messages": turns}})
+    assert (
+        reply.status_code == 400 and "messages[0]: found a system turn, which Plain leaves out" in reply.json()["error"]["message"]
+    )
