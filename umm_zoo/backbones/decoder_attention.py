@@ -14,23 +14,34 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from umm_zoo.backbones import flexible
+from umm_zoo.backbones.flexible import FLEX, BlockedMask, blocked
 from umm_zoo.backbones.segments import inside
+from umm_zoo.errors import UserError
 
-#: The library's name of it. Its own ``sdpa`` looks whether a mask hides anything, and whether rows are packed.
-SDPA = "sdpa_unread"
+#: The library's names of it. Its own ``sdpa`` looks whether a mask hides anything, and whether rows are packed; the second gives
+#: masks to flex attention where a kernel for it is used, and is the first elsewhere.
+SDPA, SDPA_OR_FLEX = "sdpa_unread", "sdpa_or_flex"
 #: Whether rows hold padding; None where nobody knows: then the mask is looked at.
 _padded: ContextVar[bool | None] = ContextVar("padded", default=None)
 
 
 def read_no_masks(decoder: Any) -> None:
-    """Let a decoder whose attention is ``sdpa`` take the caller's word for whether rows are padded; see ``said``."""
-    if decoder.config._attn_implementation == "sdpa" and getattr(decoder, "_supports_attention_backend", False):
+    """Let a decoder whose attention is ``sdpa`` take the caller's word for whether rows are padded; see ``said``.
+
+    Raises:
+        UserError: flex attention for a decoder of the library that takes no attention function.
+    """
+    takes, chosen = getattr(decoder, "_supports_attention_backend", False), decoder.config._attn_implementation
+    if takes and chosen == "sdpa":
         decoder.config._attn_implementation = SDPA
+    if chosen == SDPA_OR_FLEX and not takes:
+        raise UserError("attention", f"'{FLEX}' for a {decoder.config.model_type}, which takes no such function", "sdpa")
 
 
 def reads_no_masks(decoder: Any) -> bool:
     """Whether ``said`` means anything to a decoder."""
-    return bool(decoder.config._attn_implementation == SDPA)
+    return decoder.config._attn_implementation in (SDPA, SDPA_OR_FLEX)
 
 
 @contextmanager
@@ -65,6 +76,12 @@ def make_mask(*args: Any, attention_mask: Tensor | None = None, allow_is_causal_
     return sdpa_mask(*args, **kwargs)
 
 
+def make_blocked_mask(*args: Any, **kwargs: Any) -> Tensor | BlockedMask | None:
+    """``make_mask``, in blocks where a kernel for it is used."""
+    made = make_mask(*args, **kwargs)
+    return None if made is None else blocked(made)
+
+
 def with_shared_keys(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **settings: Any) -> Tensor:
     """Attention of heads ``[B, H, N, d]`` of which several share the keys and values of one of ``[B, G, L, d]``.
 
@@ -82,24 +99,32 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BlockedMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The library's ``sdpa``; of more than one token on a CPU ``with_shared_keys``, and of ``packed`` rows inside each."""
+    """The library's ``sdpa``; of more than one token on a CPU ``with_shared_keys``, of ``packed`` rows inside each, under a mask in
+    blocks flex attention where that takes it."""
     if (packed := kwargs.pop("packed", None)) is not None:
         packed.met = True
         return inside(packed.segments, query, key, value, scaling, dropout, causal=True), None
+    bare = not any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    if isinstance(attention_mask, BlockedMask):
+        made = None if dropout or not bare else flexible.attend(query, key, value, attention_mask.blocks, scaling)
+        if made is not None:
+            return made.transpose(1, 2).contiguous(), None
+        attention_mask = attention_mask.whole
     several = query.shape[2] > 1 and query.device.type == "cpu" and query.shape[1] > key.shape[1]
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     unequal = causal and query.shape[2] != key.shape[2]
-    if not several or unequal or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache")):
+    if not several or unequal or not bare:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     mixed = with_shared_keys(query, key, value, attention_mask, dropout_p=dropout, scale=scaling, is_causal=causal)
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(SDPA, attend)
-AttentionMaskInterface.register(SDPA, make_mask)
+for _name, _masks in ((SDPA, make_mask), (SDPA_OR_FLEX, make_blocked_mask)):
+    AttentionInterface.register(_name, attend)
+    AttentionMaskInterface.register(_name, _masks)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from umm_zoo.backbones.decoder_attention import SDPA
+from umm_zoo.backbones.decoder_attention import SDPA, SDPA_OR_FLEX
+from umm_zoo.backbones.flexible import blocked
 from umm_zoo.backbones.prefix import LanguageStack, Prefix
 from umm_zoo.backbones.quantized import find_quantized
 from umm_zoo.errors import UserError
@@ -38,8 +39,9 @@ class DecoderStack(LanguageStack):
         super().__init__()
         self.layers, self.norm, self.rotary, self.plain_positions = layers, norm, rotary, plain_positions
         self.width = int(cast(Tensor, norm.weight).shape[0])
-        if (found := self._config._attn_implementation) not in ("sdpa", SDPA, "eager"):
-            raise ValueError(f"attention: found '{found}', expected 'sdpa' or 'eager', which take a mask among the queries")
+        if (found := self._config._attn_implementation) not in ("sdpa", SDPA, SDPA_OR_FLEX, "eager"):
+            expected = "'sdpa', 'flex_attention' or 'eager', which take a mask among the queries"
+            raise ValueError(f"attention: found '{found}', expected {expected}")
 
     @property
     def _config(self) -> Any:
@@ -117,8 +119,8 @@ class DecoderStack(LanguageStack):
         return settings
 
     def _allowed(self, tokens: Tensor, prefix: Prefix, mask: Tensor | None, kind: str) -> dict[str, Any]:
-        """The mask ``[B, 1, N, L + N]`` as the attention in use takes it: booleans, or numbers to be added; None where it is of
-        no use."""
+        """The mask ``[B, 1, N, L + N]`` as the attention in use takes it: booleans, blocks of them, or numbers to be added; None
+        where it is of no use."""
         size, count = tokens.shape[:2]
         window = self._config.sliding_window if kind == "sliding_attention" else None
         if window is not None and prefix.attention_mask.shape[1] + count <= window:
@@ -130,8 +132,8 @@ class DecoderStack(LanguageStack):
             new = prefix.attention_mask.new_ones(size, count)
             numbers = torch.cat([prefix.attention_mask, new], dim=1).cumsum(dim=1)  # [B, L + N], without padding
             whole = whole & ((numbers[:, -count:, None] - numbers[:, None]).abs() < window)[:, None]
-        if self._config._attn_implementation != "eager":
-            return {"attention_mask": whole}
+        if (chosen := self._config._attn_implementation) != "eager":
+            return {"attention_mask": blocked(whole) if chosen == SDPA_OR_FLEX else whole}
         added = torch.zeros(whole.shape, dtype=tokens.dtype, device=whole.device)
         return {"attention_mask": added.masked_fill(~whole, torch.finfo(tokens.dtype).min)}
 

@@ -102,7 +102,7 @@ class Janus(SquareVLM, UnifiedAR):
                 need not be stated.
             codec, tokenizer, template, unconditional, max_length, gradient_checkpointing: see the class.
             dtype: of the weights.
-            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …
+            attention: ``sdpa``, ``flex_attention``, ``eager``, ``flash_attention_2`` …
 
         Raises:
             ValueError: an unknown field, or sizes that do not fit each other.

@@ -17,6 +17,7 @@ from transformers.models.janus.modeling_janus import (
 )
 
 from umm_zoo.backbones.janus_vq import vq_config, vq_downsampling
+from umm_zoo.backbones.language_models import attention_by_part
 from umm_zoo.backbones.llava_loading import Dtype, part_config
 from umm_zoo.backbones.loading import assert_known, image_processor_of, load_checkpoint, torch_dtype
 from umm_zoo.backbones.stock_processor import stock_processor
@@ -127,7 +128,7 @@ def assert_sizes(config: JanusConfig, num_codes: int | None = None) -> None:
 def new_janus(config: JanusConfig, dtype: Dtype, attention: str, num_codes: int | None = None) -> JanusForConditionalGeneration:
     """A Janus with random weights; ``auto`` is float32."""
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
-    return model_class(num_codes)._from_config(config, dtype=precision, attn_implementation=attention)
+    return model_class(num_codes)._from_config(config, dtype=precision, attn_implementation=attention_by_part(attention))
 
 
 def load_janus(
@@ -140,7 +141,9 @@ def load_janus(
         ValueError: tensors are missing, unexpected or of another shape; sizes do not fit each other.
     """
     replaced = () if num_codes is None else ("model.vqmodel.",)
-    model = load_checkpoint(model_class(num_codes), source, dtype, replaced, stated, attn_implementation=attention)
+    model = load_checkpoint(
+        model_class(num_codes), source, dtype, replaced, stated, attn_implementation=attention_by_part(attention)
+    )
     assert_sizes(model.config, num_codes)
     # older files leave it out; the library's default says that the two are one, and it does not tie them where the file has both
     model.config.tie_word_embeddings = model.lm_head.weight is model.model.language_model.embed_tokens.weight

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, LlavaForConditionalGeneration
 
+from umm_zoo.backbones.decoder_attention import SDPA_OR_FLEX
 from umm_zoo.backbones.families import use
+from umm_zoo.backbones.flexible import FLEX
 from umm_zoo.errors import UserError
 
 #: What a decoder must take, beside rows of tokens.
@@ -54,21 +56,34 @@ def assert_positions(config: Any, max_length: int) -> None:
 
 
 def attention_of(attention: str, config: Any) -> str:
-    """``eager`` in the place of ``sdpa`` where the library's decoder has none (Gemma 2 bounds its scores)."""
+    """``eager`` in the place of ``sdpa`` where the library's decoder has none (Gemma 2 bounds its scores).
+
+    Raises:
+        UserError: flex attention for such a one: it stands beside ``sdpa``.
+    """
     kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return "eager" if attention == "sdpa" and not getattr(kind, "_supports_sdpa", True) else attention
+    if not getattr(kind, "_supports_sdpa", True):
+        if attention == FLEX:
+            raise UserError("attention", f"'{FLEX}' for a {config.model_type}", "'eager', the library has no other for it here")
+        return "eager" if attention == "sdpa" else attention
+    return SDPA_OR_FLEX if attention == FLEX else attention  # not the library's own: many of its models have none
 
 
-def attention_by_part(attention: str, text: Any, tower: str | None = None) -> str | dict[str, str]:
+def towers(attention: str) -> str:
+    """Attention of a vision tower beside a language model's; flex attention would have nothing to leave out there."""
+    return "sdpa" if attention == FLEX else attention
+
+
+def attention_by_part(attention: str, text: Any = None, tower: str | None = None) -> str | dict[str, str]:
     """Attention of a whole vision-language model: where its parts differ, by part, as the library takes it.
 
     Args:
         attention: of the whole.
-        text: configuration of the language model, which may have less.
+        text: configuration of the language model, which may have less; None has all.
         tower: the vision tower's; None is the whole's.
     """
-    own, tower = attention_of(attention, text), tower or attention
-    return attention if own == tower == attention else {"": attention, "vision_config": tower, "text_config": own}
+    own, tower = attention_of(attention, text), tower or towers(attention)
+    return attention if own == tower == attention else {"": towers(attention), "vision_config": tower, "text_config": own}
 
 
 def llava_class(config: Any) -> type[LlavaForConditionalGeneration]:

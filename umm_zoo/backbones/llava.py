@@ -84,7 +84,8 @@ class LlavaBackbone(SquareVLM):
                 token where there is one, and the vocabulary is the shipped tokenizer's if that is the one used.
             tokenizer, template, max_length, gradient_checkpointing: see the class.
             dtype: of the weights.
-            attention: ``sdpa`` (``eager`` for a language model that has none), ``eager``, ``flash_attention_2`` …
+            attention: ``sdpa`` (``eager`` for a language model that has none), ``flex_attention``, ``eager``,
+                ``flash_attention_2`` …
 
         Raises:
             ValueError: an unknown field, or a tower whose features are not a grid.

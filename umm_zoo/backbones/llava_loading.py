@@ -20,7 +20,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from umm_zoo.backbones.families import use
-from umm_zoo.backbones.language_models import assert_decoder, attention_by_part, attention_of, grow_vocabulary, llava_class
+from umm_zoo.backbones.language_models import assert_decoder, attention_by_part, attention_of, grow_vocabulary, llava_class, towers
 from umm_zoo.backbones.loading import (
     assert_known,
     assert_stated,
@@ -171,7 +171,7 @@ def load_tower(source: str, dtype: Dtype, attention: str, stated: Mapping[str, A
     with torch.device("meta"):
         kind = type(AutoModel.from_config(vision))
     inside = stated if vision is found else {"vision_config": stated or {}}
-    return load_checkpoint(kind, source, dtype, TEXT_HALF, inside, attn_implementation=attention).train()
+    return load_checkpoint(kind, source, dtype, TEXT_HALF, inside, attn_implementation=towers(attention)).train()
 
 
 def read_part(source: str, name: PartName) -> Any:
@@ -284,7 +284,7 @@ def assemble(
     if decoder is not None:
         grow_vocabulary(decoder, head, cast(Any, config.text_config).vocab_size)
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
-    tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=attention)
+    tower = tower or AutoModel.from_config(config.vision_config, dtype=precision, attn_implementation=towers(attention))
     if decoder is None:
         chosen = attention_of(attention, config.text_config)
         language = AutoModelForCausalLM.from_config(config.text_config, dtype=precision, attn_implementation=chosen)

@@ -133,8 +133,8 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
                 on the meta device, where a name is not read.
             tokenizer, template, image_processor, max_length, gradient_checkpointing: see the class.
             dtype: ``auto`` is the checkpoint's own.
-            attention: ``sdpa`` (``eager`` for a language model that has none), ``eager``, ``flash_attention_2`` …; a bridge needs
-                one of the first two.
+            attention: ``sdpa`` (``eager`` for a language model that has none), ``flex_attention``, ``eager``, ``flash_attention_2``
+                …; a bridge needs one of the first three, see ``Qwen25VL.from_config``.
             tower_attention: the vision tower's; None is ``attention``, see ``Qwen25VL``.
             quantization: 8 or 4 bits a weight, in the library's own words, see ``Quantization.read``; for a part that is frozen.
 

@@ -15,6 +15,7 @@ from umm_zoo.backbones.decoder_attention import read_no_masks
 from umm_zoo.backbones.decoder_stack import DecoderStack
 from umm_zoo.backbones.encoded_rows import GridLayout, LayoutRule
 from umm_zoo.backbones.encoding import special_id
+from umm_zoo.backbones.language_models import attention_by_part
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import (
     assert_stated,
@@ -107,7 +108,8 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             min_pixels, max_pixels: images of a smaller and a larger area are resized; None is 4 and 16,384 tokens.
             system_prompt: put before a conversation without a system turn; None puts none.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
-            attention: ``sdpa``, ``eager``, ``flash_attention_2`` …; a bridge needs one of the first two.
+            attention: ``sdpa``, ``flex_attention`` (on a GPU masks cost only the blocks they let through; elsewhere as ``sdpa``),
+                ``eager``, ``flash_attention_2`` …; a bridge needs one of the first three.
             tower_attention: the vision tower's; None is ``attention``. With ``sdpa`` windows of one size share a call, and on a GPU
                 in half precision a flash kernel takes all at once.
             gradient_checkpointing: see the class.
@@ -166,7 +168,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
             model = mark_quantized(_new_model(built, dtype, attention, tower_attention), source, quantization)
             return cls(model, reader, layout, system_prompt, gradient_checkpointing)
         kind = Qwen2_5_VLForConditionalGeneration
-        attends = _by_part(attention, tower_attention)
+        attends = attention_by_part(attention, tower=tower_attention)
         model = load_checkpoint(kind, source, dtype, (), config, quantization, attn_implementation=attends)
         assert_stated(source, config, model.config, UNDECLARED)
         reader = load_tokenizer(tokenizer_source(source, tokenizer))
@@ -248,9 +250,5 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
 
 
 def _new_model(config: Qwen2_5_VLConfig, dtype: str, attention: str, tower: str | None) -> Qwen2_5_VLForConditionalGeneration:
-    attends = _by_part(attention, tower)
+    attends = attention_by_part(attention, tower=tower)
     return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch_dtype(dtype), attn_implementation=attends)
-
-
-def _by_part(attention: str, tower: str | None) -> str | dict[str, str]:
-    return attention if tower is None else {"": attention, "vision_config": tower, "text_config": attention}
