@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
@@ -35,6 +36,13 @@ def test_what_inference_made_serves_training():
         made(CPU, 3)
     (weight * made(CPU, 3)).sum().backward()
     torch.testing.assert_close(weight.grad, torch.tensor([0, 1 / 3, 2 / 3]))
+
+
+def test_what_a_trial_without_numbers_made_has_numbers():
+    made = by_shape(lambda size: torch.arange(size))
+    with FakeTensorMode():
+        made(CPU, 3)
+    assert made(CPU, 3).tolist() == [0, 1, 2]
 
 
 def test_on_meta_it_has_a_shape_and_is_not_kept():

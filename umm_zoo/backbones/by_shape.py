@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map_only
 
 from umm_zoo.backbones.devices import send
@@ -28,17 +29,21 @@ def by_shape(make: Callable[_P, _Made]) -> Callable[Concatenate[torch.device, _P
         make: of arguments without names that have a hash; it draws no random numbers and reads no tensor.
     """
 
-    @lru_cache(maxsize=_KEPT)
-    def kept(device: torch.device, *arguments: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):  # they may be met in training later
+    def sent(device: torch.device, *arguments: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             made = make(*arguments)  # type: ignore[call-arg]
         return tree_map_only(Tensor, lambda tensor: send(tensor, device), made)
+
+    @lru_cache(maxsize=_KEPT)
+    def kept(device: torch.device, *arguments: Any) -> Any:
+        with unset_fake_temporarily():  # what a trial without numbers meets first, training may meet later
+            return sent(device, *arguments)
 
     @wraps(make)
     def made(device: torch.device, *arguments: Any) -> Any:
         if torch.compiler.is_compiling():  # inductor makes on a GPU what goes there
             return tree_map_only(Tensor, lambda tensor: tensor.to(device), make(*arguments))  # type: ignore[call-arg]
-        return (kept.__wrapped__ if device.type == "meta" else kept)(device, *arguments)
+        return (sent if device.type == "meta" else kept)(device, *arguments)
 
     return made  # type: ignore[return-value]
 
