@@ -11,7 +11,7 @@ from PIL import Image
 from test_generate import METHOD
 from test_generate_images import PRETRAINING, VLM, WEMMU
 
-from umm_zoo.generate import _parser, main
+from umm_zoo.generate import main, parser
 from umm_zoo.generation import COMMANDS
 from umm_zoo.generation.progress import progress
 from umm_zoo.generation.tensors import from_pil
@@ -79,7 +79,7 @@ def test_words_that_cannot_be_are_one_line(capsys, words, expected):
 
 
 def read(command: str, file: Path, *options: str):
-    arguments = _parser().parse_args(["nowhere", command, "--batch", str(file), *options])
+    arguments = parser().parse_args(["nowhere", command, "--batch", str(file), *options])
     return COMMANDS[command].requests([], arguments)
 
 

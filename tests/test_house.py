@@ -16,7 +16,7 @@ LAYERS = (
     ("method", "methods", "pretraining", "callbacks", "generation"),
     ("training", "report"),
     ("comparison", "benchmarks", "testing", "release"),
-    ("fit", "evaluate", "generate", "compare", "export", "new", "serve"),
+    ("fit", "evaluate", "generate", "compare", "export", "new", "play", "serve"),
 )
 
 

@@ -39,7 +39,7 @@ image that was made. Where DIR holds anything, a new folder is made beside it: D
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 a user error."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     command = COMMANDS[arguments.command]
     with user_errors(arguments.traceback) as outcome:
         if arguments.out == "":
@@ -86,7 +86,8 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = _Parser(
         prog="python -m umm_zoo.generate",
         description="Use a finished run.",

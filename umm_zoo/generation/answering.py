@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError
-from umm_zoo.generation.base import Command
+from umm_zoo.generation.base import Command, behind_options
 from umm_zoo.generation.options import MAX_SEED, number, whole
 from umm_zoo.generation.requests import Request, Result
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Images of a request at most.
 MANY = 1000
+#: Of a caption, where none is said.
+PROMPT = "Describe the image."
 
 
 class Ask(Command):
@@ -104,13 +106,17 @@ class Caption(Ask):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The prompt."""
         super().add_arguments(parser)
-        parser.add_argument("--prompt", default="Describe the image.", metavar="TEXT", help="default: %(default)s")
+        parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="default: %(default)s")
 
     def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
         """One request per image."""
         if not words:
             raise UserError("caption", "no image", "caption IMAGE ...")
         return [([Path(word)], arguments.prompt) for word in words]
+
+    def line(self, images: Sequence[str], text: str) -> list[str]:
+        """The prompt as an option."""
+        return [f"--prompt={text}", *behind_options(images)]
 
     def default_question(self, arguments: argparse.Namespace) -> str:
         """The prompt, where a line has no question of its own."""

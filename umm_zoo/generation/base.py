@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,11 @@ from umm_zoo.generation.requests import Request, Result, check_keys, images_in, 
 
 if TYPE_CHECKING:
     from umm_zoo.generation.model import Model
+
+
+def behind_options(words: Sequence[str]) -> list[str]:
+    """Words of a command line of which none is taken for an option."""
+    return ["--", *words] if any(word.startswith("-") for word in words) else list(words)
 
 
 class Command(ABC):
@@ -61,6 +66,10 @@ class Command(ABC):
     @abstractmethod
     def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
         """Images and text of each request on the command line; a ``UserError`` where the words make no sense."""
+
+    def line(self, images: Sequence[str], text: str) -> list[str]:
+        """What stands on the command line for one request: ``words`` makes it of it again, whatever the text begins with."""
+        return behind_options([*images, *([text] if self.asks else [])])
 
     def requests(self, words: list[str], arguments: argparse.Namespace) -> list[Request]:
         """The requests of the command line, or of the lines of its batch file.

@@ -49,7 +49,12 @@ class Holder:
     @classmethod
     def this(cls) -> Holder:
         """The process that runs this."""
-        return cls(socket.gethostname(), _space(), os.getpid(), _began(os.getpid()), uuid.uuid4().hex)
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Holder:
+        """A process of this machine, by its number."""
+        return cls(socket.gethostname(), _space(), pid, _began(pid), uuid.uuid4().hex)
 
     def ended(self) -> bool | None:
         """Whether the process is no more; None where that cannot be seen from here."""
