@@ -59,7 +59,7 @@ def required(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize("folder", ["umm_zoo", "data_pipelines", "tools"])
 def test_imports_are_declared(folder: str) -> None:
-    assert imported(folder) - required("remote", "lora", "8bit", "parquet", "trl", "onnx", "serve") - BROUGHT == set()
+    assert imported(folder) - required("remote", "lora", "8bit", "parquet", "trl", "onnx", "serve", "ui") - BROUGHT == set()
 
 
 def test_imports_of_the_tests_are_what_setup_installs() -> None:

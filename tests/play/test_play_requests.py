@@ -28,9 +28,8 @@ HOSTILE = [
     'it\'s $HOME `id` "x" \\',
     "two\nlines",
     "<script>document.title = 'owned'</script>",
-    "--",
-    "@file",
-    " x ",
+    "-- x",
+    " @x ",
 ]
 
 

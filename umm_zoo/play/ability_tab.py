@@ -12,7 +12,7 @@ from umm_zoo.generation import COMMANDS
 from umm_zoo.generation.answering import PROMPT
 from umm_zoo.play.asking import Asked, Cancelling
 from umm_zoo.play.cards import error_card
-from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.play.loaded import LoadedRun, labels
 from umm_zoo.play.watch import Cancelled
 from umm_zoo.report.html import Markup, element
 
@@ -22,6 +22,8 @@ QUEUE = "generate"
 #: What a text is called, by command.
 _LABELS = {"ask": "Question", "caption": "Prompt", "text-to-image": "Prompt", "edit": "Instruction", "compose": "Instruction"}
 _BUTTONS = {"ask": "Ask", "caption": "Describe"}
+_CANCELLED = element("div", "cancelled", class_="faint")
+_NAMES = {"num": "Number of images", "max_new_tokens": "Longest answer"}
 _EXAMPLES = {
     "ask": "What colour is the circle?",
     "text-to-image": "top left: a small red circle",
@@ -61,17 +63,16 @@ def ability_tab(runs: Sequence[LoadedRun], name: str, cancelling: Cancelling) ->
                 with gr.Row():
                     start = gr.Button(_BUTTONS.get(name, "Generate"), variant="primary")
                     stop = gr.Button("Cancel")
+                status = gr.HTML(elem_classes="status", min_height=44)
                 with gr.Accordion("Settings", open=False):
                     fields = {key: _field(runs, command, key) for key in options}
-            with gr.Column(scale=3, min_width=300):
-                status = gr.HTML(elem_classes="status", min_height=60)
-                with gr.Row():
-                    outputs = []
-                    for run in runs:
-                        with gr.Column(min_width=280):
-                            if len(runs) > 1:
-                                gr.HTML(element("b", run.name))
-                            outputs.append(gr.HTML())
+            with gr.Column(scale=3, min_width=300), gr.Row():
+                outputs = []
+                for label in labels(runs):
+                    with gr.Column(min_width=280):
+                        if len(runs) > 1:
+                            gr.HTML(element("b", label))
+                        outputs.append(gr.HTML())
 
         def generate(data: dict[Any, Any], request: gr.Request, progress: Any = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
             given = {key: data[field] or "" for key, field in fields.items()}
@@ -94,12 +95,12 @@ def ability_tab(runs: Sequence[LoadedRun], name: str, cancelling: Cancelling) ->
             except UserError as error:
                 said = error_card(error.lines())
             except Cancelled:
-                said = element("div", "cancelled", class_="faint")
+                said = _CANCELLED
             yield [said, *("".join(own) for own in cards)]
 
         given_in = {part for part in (images, text, *fields.values()) if part is not None}
         asked_by = [start.click, *([text.submit] if text is not None else [])]
-        for event in asked_by:
+        begun = [
             event(
                 generate,
                 inputs=given_in,
@@ -109,7 +110,10 @@ def ability_tab(runs: Sequence[LoadedRun], name: str, cancelling: Cancelling) ->
                 show_progress_on=[status],
                 api_visibility="private",
             )
-        stop.click(_ending(cancelling), outputs=[], queue=False, api_visibility="private")
+            for event in asked_by
+        ]
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        stop.click(_ending(cancelling), outputs=[status], cancels=begun, **quiet)
     return tab
 
 
@@ -119,9 +123,10 @@ def _files(value: Any) -> list[str]:
     return [item[0] if isinstance(item, tuple) else item for item in found if item]
 
 
-def _ending(cancelling: Cancelling) -> Callable[[gr.Request], None]:
-    def end(request: gr.Request) -> None:
+def _ending(cancelling: Cancelling) -> Callable[[gr.Request], Markup]:
+    def end(request: gr.Request) -> Markup:
         cancelling.end(request.session_hash)
+        return _CANCELLED
 
     return end
 
@@ -132,4 +137,5 @@ def _field(runs: Sequence[LoadedRun], command: Any, key: str) -> Any:
     own = [run.own(command, key) for run in runs]
     known = list(dict.fromkeys(str(value) for value in own if value is not None))
     info = f"{option.help}; {option.expected}"
-    return gr.Textbox(label=key.replace("_", " ").capitalize(), info=info, placeholder=" / ".join(known), max_lines=1)
+    label = _NAMES.get(key, key.replace("_", " ").capitalize())
+    return gr.Textbox(label=label, info=info, placeholder=" / ".join(known), max_lines=1)

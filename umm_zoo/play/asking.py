@@ -11,7 +11,7 @@ from umm_zoo.errors import UserError
 from umm_zoo.generation import COMMANDS
 from umm_zoo.play.cards import result_card
 from umm_zoo.play.commands import command_words, requests_of
-from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.play.loaded import LoadedRun, labels
 from umm_zoo.report.html import Markup
 
 
@@ -60,6 +60,7 @@ class Asked:
         if not least <= len(self.files) <= most:
             expected = f"{least}" if least == most else f"{least} or more" if len(self.files) < least else f"at most {most}"
             raise UserError("images", f"{len(self.files)}", f"{expected} for {self.name}")
+        names = labels(runs)
         for place, run in enumerate(runs):
             kept = [str(run.history.keep(Path(file))) for file in self.files]
             words = command_words(run.words, self.name, kept, self.text, self.given)
@@ -67,7 +68,7 @@ class Asked:
 
             def told(share: float | None, line: str, place: int = place) -> None:
                 whole = None if share is None and not place else (place + (share or 0.0)) / len(runs)
-                report(whole, f"{runs[place].name}: {line}" if len(runs) > 1 else line)
+                report(whole, f"{names[place]}: {line}" if len(runs) > 1 else line)
 
             for entry in run.answer(self.name, requests, self.given, told, cancelled):
                 yield place, result_card(entry, place, run.words)

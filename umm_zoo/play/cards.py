@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from umm_zoo.errors import printable
@@ -12,6 +13,8 @@ from umm_zoo.play.following import Training
 from umm_zoo.play.history import INPUTS, Entry
 from umm_zoo.report.html import Markup, element, folded, text
 
+#: Pixels of the longest side up to which an image is shown without a blur.
+SMALL = 256
 #: Where the playground's own addresses begin.
 ROOT = "/play"
 
@@ -37,8 +40,7 @@ def result_card(entry: Entry, run: int, words: RunWords) -> Markup:
     parts: list[Markup] = []
     names = [Path(path).stem.partition("-")[2].replace("-", " ") for path in entry.images]
     for path, name in zip(entry.images, names, strict=True):
-        address = file_address(run, call, path.name)
-        shown = element("a", element("img", src=address, alt=name, loading="lazy"), href=address, target="_blank", rel="noopener")
+        shown = image_link(file_address(run, call, path.name), name, row)
         caption = element("figcaption", name) if len(names) > 1 else ""
         parts.append(element("figure", shown, caption))
     images = [element("div", *parts, class_="made")] if parts else []
@@ -50,8 +52,19 @@ def result_card(entry: Entry, run: int, words: RunWords) -> Markup:
         for path, name in zip(entry.images, names, strict=True)
         for file in [f"{call}-{path.name}"]
     ]
-    below = element("div", *saved, element("span", settings_line(entry)), class_="below faint")
+    below = element("div", *saved, element("span", settings_line(entry)), class_="facts faint")
     return element("article", *images, *answer, *(similar if alike else []), below, command(entry.line(words)), class_="result")
+
+
+def image_link(address: str, name: str, row: Mapping[str, Any]) -> Markup:
+    """An image that opens by itself on a click."""
+    return element("a", element("img", src=address, alt=name, class_=_sharp(row)), href=address, target="_blank", rel="noopener")
+
+
+def _sharp(row: Mapping[str, Any]) -> str | None:
+    """Class of images so small that their pixels are to be seen as they are."""
+    sides = [int(side) for side in str(row.get("size", "")).split("x") if side.isdecimal()]
+    return "small" if sides and max(sides) <= SMALL else None
 
 
 def settings_line(entry: Entry) -> str:
@@ -64,11 +77,7 @@ def history_card(entry: Entry, run: int, name: str, words: RunWords) -> Markup:
     """One line of the history, with its images small and its command folded."""
     call, row = entry.folder.name, entry.row
     addresses = [*((INPUTS, path.name) for path in entry.inputs), *((call, path.name) for path in entry.images)]
-    images = [
-        element("a", element("img", src=address, alt=file, loading="lazy"), href=address, target="_blank", rel="noopener")
-        for place, file in addresses
-        for address in [file_address(run, place, file)]
-    ]
+    images = [image_link(file_address(run, place, file), file, row) for place, file in addresses]
     head = element("div", element("b", row["command"]), f" {row.get('time', '')}, {name}", class_="faint")
     asked = element("div", lines(row["question"]), class_="asked") if row["question"] else Markup("")
     answer = element("div", lines(row["answer"]), class_="answer") if row.get("answer") else Markup("")
@@ -76,7 +85,7 @@ def history_card(entry: Entry, run: int, name: str, words: RunWords) -> Markup:
         element("a", "download", href=file_address(run, call, path.name), download=f"{call}-{path.name}")
         for path in entry.images[-1:]
     ]
-    below = element("div", *saved, element("span", settings_line(entry)), class_="below faint")
+    below = element("div", *saved, element("span", settings_line(entry)), class_="facts faint")
     inside = element("div", head, asked, answer, below, folded("command", command(entry.line(words))), class_="told")
     return element("article", element("div", *images, class_="thumbs"), inside, class_="entry")
 

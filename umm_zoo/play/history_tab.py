@@ -9,7 +9,7 @@ import gradio as gr
 
 from umm_zoo.play.cards import history_card
 from umm_zoo.play.history import Entry
-from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.play.loaded import LoadedRun, labels
 from umm_zoo.report.html import Markup, element
 
 #: Entries that the page shows.
@@ -25,8 +25,8 @@ def history(runs: Sequence[LoadedRun]) -> Markup:
     newest = sorted(found.values(), key=lambda pair: pair[0].row.get("time", ""), reverse=True)[:MOST]
     cards = []
     for entry, place in newest:
-        run = runs[_place(entry.row.get("run"), place, runs)]
-        cards.append(history_card(entry, place, run.name, run.words))
+        maker = _place(entry.row.get("run"), place, runs)
+        cards.append(history_card(entry, place, labels(runs)[maker], runs[maker].words))
     where = ", ".join(dict.fromkeys(str(run.history.folder) for run in runs))
     if not cards:
         return element("div", f"nothing yet; what is made is kept in {where}", class_="faint")

@@ -102,3 +102,9 @@ class LoadedRun:
         """One line: method, steps trained, weights."""
         steps = [] if self.step is None else [f"{self.step:,} step{'' if self.step == 1 else 's'} trained"]
         return printable(", ".join([self.method, *steps, *(["averaged weights"] if self.weights == "averaged" else [])]))
+
+
+def labels(runs: Sequence[LoadedRun]) -> list[str]:
+    """What each run is called beside the others: its name, or its path where two have one name."""
+    alike = len({run.name for run in runs}) < len(runs)
+    return [printable(run.words.run if alike else run.name) for run in runs]

@@ -15,7 +15,7 @@ from umm_zoo.play.ability_tab import ability_tab
 from umm_zoo.play.asking import Cancelling
 from umm_zoo.play.cards import ROOT
 from umm_zoo.play.history_tab import history, history_tab
-from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.play.loaded import LoadedRun, labels
 from umm_zoo.play.training_tab import TrainingTab
 from umm_zoo.report.html import Markup, element
 from umm_zoo.training.run_folder import RunFolder
@@ -44,14 +44,13 @@ def shared_abilities(runs: Sequence[LoadedRun]) -> list[str]:
 def heading(runs: Sequence[LoadedRun]) -> Markup:
     """Names, steps trained, and the way to the page of each run."""
     told = []
-    for place, run in enumerate(runs):
-        page = RunFolder(run.folder).page_file
+    for place, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
         link: list[str] = []
-        if page.is_file():
+        if RunFolder(run.folder).experiment_file.is_file():
             link = [" ", element("a", "its page", href=f"{ROOT}/page/{place}", target="_blank", rel="noopener")]
-        who = [element("b", run.name), ": "] if len(runs) > 1 else []
+        who = [element("b", label), ": "] if len(runs) > 1 else []
         told.append(element("div", *who, run.about(), *link, class_="run faint"))
-    return element("div", element("h1", " and ".join(run.name for run in runs) or "umm_zoo"), *told, class_="heading")
+    return element("div", element("h1", " and ".join(labels(runs)) or "umm_zoo"), *told, class_="heading")
 
 
 def build(runs: Sequence[LoadedRun], training: bool, runs_at: str | None) -> tuple[gr.Blocks, dict[str, Any]]:
@@ -66,7 +65,7 @@ def build(runs: Sequence[LoadedRun], training: bool, runs_at: str | None) -> tup
         UserError: the runs have nothing in common.
     """
     names = shared_abilities(runs) if runs else []
-    with gr.Blocks(title=" and ".join(run.name for run in runs) or "umm_zoo", analytics_enabled=False) as blocks:
+    with gr.Blocks(title=" and ".join(labels(runs)) or "umm_zoo", analytics_enabled=False) as blocks:
         gr.HTML(heading(runs))
         cancelling = Cancelling()
         with gr.Tabs():

@@ -15,6 +15,8 @@ from umm_zoo.errors import UserError
 from umm_zoo.play.cards import ROOT
 from umm_zoo.play.following import trainings
 from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.report.run_files import RunFiles
+from umm_zoo.report.run_page import run_page
 from umm_zoo.training.run_folder import RunFolder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -83,6 +85,16 @@ class Guard:
         return "not here" if path.lower().startswith(SHUT) else ""
 
 
+def written_page(folder: Path) -> str:
+    """The page of a run as it lies in its folder; of an older run, without one, a fresh one.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    file = RunFolder(folder).page_file
+    return file.read_text(encoding="utf-8") if file.is_file() else run_page(RunFiles.read(folder))
+
+
 def application(runs: Sequence[LoadedRun], training: bool, runs_at: str | None, hosts: Sequence[str] | None) -> Any:
     """The whole application.
 
@@ -99,7 +111,7 @@ def application(runs: Sequence[LoadedRun], training: bool, runs_at: str | None, 
     try:
         import gradio
         from fastapi import FastAPI, HTTPException
-        from fastapi.responses import FileResponse
+        from fastapi.responses import FileResponse, HTMLResponse
     except ImportError as error:
         raise UserError("umm_zoo.play", f"no {error.name}", "the extra 'ui'", "pip install 'umm_zoo[ui]'") from error
     from umm_zoo.play.page import build
@@ -107,12 +119,11 @@ def application(runs: Sequence[LoadedRun], training: bool, runs_at: str | None, 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     def page_of(folder: Path) -> Any:
-        file = RunFolder(folder).page_file
-        if not file.is_file():
-            raise HTTPException(404)
-        return FileResponse(
-            file, media_type="text/html", headers={"content-security-policy": RUN_PAGE, "cache-control": "no-store"}
-        )
+        try:
+            page = written_page(folder)
+        except (UserError, OSError):
+            raise HTTPException(404) from None
+        return HTMLResponse(page, headers={"content-security-policy": RUN_PAGE, "cache-control": "no-store"})
 
     @app.get(ROOT + "/file/{run}/{call}/{name}")
     def file_of(run: int, call: str, name: str) -> Any:

@@ -14,11 +14,11 @@ from umm_zoo.errors import Problem, UserError
 from umm_zoo.play.cards import ROOT, command, error_card, page_frame, training_card
 from umm_zoo.play.following import follow, stop, trainings
 from umm_zoo.play.launching import Plan, checked, experiment_files, fields_of, launch, problems_of
-from umm_zoo.report.html import element
+from umm_zoo.report.html import Markup, element
 from umm_zoo.training.run_folder import runs_folder
 
 #: Fields that are offered first, where the file has them.
-FIRST = ("name", "trainer.max_steps", "data.batch_size", "training.optimizer.lr", "seed")
+FIRST = ("name", "vars.data", "trainer.max_steps", "data.batch_size", "training.optimizer.lr")
 ROWS = 10
 SHOWN = 5
 SECONDS = 3.0
@@ -79,13 +79,14 @@ class TrainingTab:
         with gr.Row():
             self.check = gr.Button("Check (fit --check)")
             self.go = gr.Button("Start", variant="primary")
-        self.report = gr.Textbox(label="fit --check", lines=12, max_lines=30, interactive=False, visible=False)
+        self.report = gr.Textbox(label="fit --check", lines=12, max_lines=30, interactive=False, visible=False, elem_classes="mono")
 
     def _row(self, number: int) -> _Row:
-        with gr.Row(visible=number < SHOWN) as row:
-            key = gr.Dropdown([], label="field", value=None, allow_custom_value=True, scale=2, min_width=180)
-            value = gr.Textbox(label="value", max_lines=1, scale=2, min_width=140)
-            said = gr.HTML(min_height=1)
+        plain: dict[str, Any] = {"show_label": False, "container": False}
+        with gr.Row(visible=number < SHOWN, equal_height=False) as row:
+            key = gr.Dropdown([], label=f"field {number + 1}", allow_custom_value=True, scale=2, min_width=180, **plain)
+            value = gr.Textbox(label=f"value {number + 1}", max_lines=1, scale=2, min_width=140, **plain)
+            said = gr.HTML(min_height=1, scale=2)
         return _Row(row, key, value, said)
 
     def _plan(self, data: dict[Any, Any]) -> Plan:
@@ -108,16 +109,23 @@ class TrainingTab:
             updates += [gr.Dropdown(choices=list(values), value=key), _value(values, key)]
         return updates
 
+    def _line(self, data: dict[Any, Any]) -> Markup:
+        """The command."""
+        try:
+            return command(self._plan(data).line)
+        except UserError:
+            return Markup("")
+
     def _looked_at(self, data: dict[Any, Any]) -> dict[Any, Any]:
-        """What the checker says, beside the rows, and the command."""
+        """What the checker says, beside the rows."""
         keys = [str(data[row.key] or "") for row in self.rows]
         try:
             plan = self._plan(data)
         except UserError:
-            return {self.said: "", self.line: "", **{row.said: "" for row in self.rows}}
+            return {self.said: "", **{row.said: "" for row in self.rows}}
         own, rest = beside(problems_of(plan), [key if data[row.value] else "" for key, row in zip(keys, self.rows, strict=True)])
         found = {row.said: error_card([text]) if text else "" for row, text in zip(self.rows, own, strict=True)}
-        return {**found, self.said: error_card(rest) if rest else "", self.line: command(plan.line)}
+        return {**found, self.said: error_card(rest) if rest else ""}
 
     def _checked(self, data: dict[Any, Any]) -> dict[Any, Any]:
         try:
@@ -189,12 +197,15 @@ class TrainingTab:
     def _wire(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         pairs = [part for row in self.rows for part in (row.key, row.value)]
-        asked, told = {self.file, self.resume, *pairs}, [self.said, self.line, *(row.said for row in self.rows)]
-        self.file.change(self._chosen, self.file, pairs, **quiet).then(self._looked_at, asked, told, **quiet)
+        asked, told = {self.file, self.resume, *pairs}, [self.said, *(row.said for row in self.rows)]
+        self.file.change(self._chosen, self.file, pairs, **quiet).then(self._line, asked, self.line, **quiet).then(
+            self._looked_at, asked, told, **quiet
+        )
         for row in self.rows:
-            row.value.input(self._looked_at, asked, told, trigger_mode="always_last", **quiet)
             row.key.input(lambda file, key: _value(self._values(file), key), [self.file, row.key], row.value, **quiet)
-        self.resume.input(self._looked_at, asked, told, **quiet)
+        for changed in (*(row.value for row in self.rows), self.resume):
+            changed.change(self._line, asked, self.line, trigger_mode="multiple", concurrency_limit=1, **quiet)
+            changed.change(self._looked_at, asked, told, trigger_mode="multiple", concurrency_limit=1, **quiet)
         count = gr.State(SHOWN)
         self.more.click(_one_more, count, [count, *(row.row for row in self.rows)], **quiet)
         self.check.click(self._checked, asked, [self.report, self.said], show_progress_on=[self.said], api_visibility="private")

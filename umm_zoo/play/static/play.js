@@ -1,4 +1,4 @@
-// Copying, and pixels that stay pixels. No library, no network.
+// Copying. No library, no network.
 "use strict";
 document.addEventListener("click", event => {
   const button = event.target.closest("[data-copy]");
@@ -12,7 +12,3 @@ document.addEventListener("click", event => {
   button.textContent = "copied";
   setTimeout(() => { button.textContent = "copy"; }, 1500);
 });
-document.addEventListener("load", event => {
-  const image = event.target;
-  if (image.tagName === "IMG" && image.closest(".result, .entry")) image.classList.toggle("small", image.naturalWidth <= 256);
-}, true);
