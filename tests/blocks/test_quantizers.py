@@ -205,7 +205,8 @@ def test_nearest_codes_and_their_loss():
     found = quantizer(double(*TOKENS))
     assert found.codes.flatten().tolist() == [1, 2, 0]
     assert_close(
-        {name: float(value.detach()) for name, value in found.losses.items()}, {"codebook": 0.145, "commitment": 0.145, "loss": 0.18125}
+        {name: float(value.detach()) for name, value in found.losses.items()},
+        {"codebook": 0.145, "commitment": 0.145, "loss": 0.18125},
     )
 
 

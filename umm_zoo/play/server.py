@@ -164,6 +164,8 @@ def application(runs: Sequence[LoadedRun], training: bool, runs_at: str | None, 
         max_file_size="64mb",
         **dress,
     )
+    # of a page that is mounted the library thinks that it has not begun, and takes any file of the machine for an upload
+    blocks.has_launched = blocks.is_running = True
     return Guard(app, hosts)
 
 
