@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from umm_zoo.batch import Batch, Grid, Tokens
 from umm_zoo.blocks.metaquery_connector import MetaQueryConnector
 from umm_zoo.errors import UserError
 from umm_zoo.training.compilation import Compilation, CompiledParts
+from umm_zoo.training.estimate import estimate
 from umm_zoo.training.optimization import AdamW
-from umm_zoo.training.setup import TrainingSetup
+from umm_zoo.training.setup import Built, TrainingSetup
 
 ROWS = Batch(keys=["a", "bb"], conversations=[[], []])
 
@@ -106,6 +108,17 @@ def test_a_part_that_no_step_runs_is_refused_behind_the_first() -> None:
     ):
         callback.on_train_batch_end(None, method)  # type: ignore[arg-type]
     callback.on_train_batch_end(None, method)  # type: ignore[arg-type]
+
+
+def test_check_refuses_what_its_trial_step_does_not_run() -> None:
+    data = SimpleNamespace(batch_size=2, train_dataloader=lambda: [ROWS], transform=None)
+    with torch.device("meta"):
+        method = Bridge()
+    setup = TrainingSetup(["head"], AdamW(lr=0.1), compile=["head", "body", "connector"])
+    setup.prepare(method)
+    experiment = SimpleNamespace(trainer={}, file="own.yaml")
+    with pytest.raises(UserError, match=r"own.yaml: training.compile: found 'connector', which no training step runs with grad"):
+        estimate(Built(method, data, {}, {}, setup), experiment, {}, has_data=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,8 @@ class Compilation:
     It holds for what runs with gradients; validation, sampling and a frozen model that encodes a prompt run as they are, for caches
     grow there from call to call. The weights stay where they are: keys of checkpoints and exports are those without.
 
-    What does not trace whole is refused at the first step, in one line, and so is a part that no training step runs with gradients.
+    What does not trace whole is refused at the first step, in one line, and so is a part that no training step runs with gradients,
+    by ``--check`` too where the data is there.
     Not run on a GPU by us.
 
     Args:
@@ -66,6 +68,26 @@ class Compilation:
                 raise UserError("training.compile", f"'{name}'", "the part that the adapter stands in: it is compiled with it")
             if name in waiting:
                 raise UserError("training.compile", f"'{name}', which training.offload names too", "one of the two")
+
+    @contextmanager
+    def idle(self, method: Method) -> Iterator[set[str]]:
+        """Parts that are to be compiled and that nothing has run with gradients; those that it does run fall out."""
+        parts, left = method.parts(), set(self.parts)
+
+        def note(name: str) -> None:
+            if torch.is_grad_enabled():
+                left.discard(name)
+
+        hooks = [
+            block.register_forward_pre_hook(lambda *_, name=name: note(name))
+            for name in self.parts
+            for block in blocks_of(parts[name])
+        ]
+        try:
+            yield left
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def apply(self, method: Method) -> dict[str, list[_CompiledCall]]:
         """Compile, in place; what is called from now on, by part."""
@@ -113,9 +135,17 @@ class CompiledParts(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Refuse a part that has not run."""
         calls, self._calls = self._calls, {"": []} if self._calls else {}
-        for name, own in calls.items():
-            if name and not any(call.was_run for call in own):
-                raise UserError("training.compile", f"'{name}', which no training step runs with gradients", "parts that learn")
+        refuse_idle(name for name, own in calls.items() if name and not any(call.was_run for call in own))
+
+
+def refuse_idle(names: Iterable[str]) -> None:
+    """Refuse to compile what no training step runs.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name in sorted(names):
+        raise UserError("training.compile", f"'{name}', which no training step runs with gradients", "parts that learn")
 
 
 def blocks_of(part: nn.Module) -> list[nn.Module]:

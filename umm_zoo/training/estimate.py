@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from umm_zoo.backbones.quantized import stored_as, stored_bytes
+from umm_zoo.errors import locating
 from umm_zoo.experiment.file import Experiment
+from umm_zoo.training.compilation import refuse_idle
 from umm_zoo.training.dry_step import try_step
 from umm_zoo.training.memory import activation_bytes, autocast_bytes, counting
 from umm_zoo.training.recomputation import CHOICES, device_bytes, fits, in_words, recompute
@@ -45,7 +48,11 @@ def _by_rule(built: Built, numbers: Mapping[int, int], rows: int, precision: str
 
 
 def estimate(built: Built, experiment: Experiment, numbers: Mapping[int, int], has_data: bool) -> Estimate:
-    """For a method on the meta device; ``numbers`` of its layers, see ``counting``."""
+    """For a method on the meta device; ``numbers`` of its layers, see ``counting``.
+
+    Raises:
+        UserError: a part is to be compiled that the step tried here does not run.
+    """
     method, rows, precision = built.method, _rows(built.data, experiment), str(experiment.trainer.get("precision", 32))
     by_type: Counter[str] = Counter()
     for tensor in {id(t): t for t in [*method.parameters(), *method.buffers()]}.values():
@@ -69,7 +76,11 @@ def estimate(built: Built, experiment: Experiment, numbers: Mapping[int, int], h
     activations, how = 0, "by a trial step without numbers on the first rows of the data"
     rule = _by_rule(built, numbers, rows, precision)
     if has_data and rows:
-        activations = try_step(method, built.data, rows, precision)
+        compilation = built.setup and built.setup.compilation
+        with compilation.idle(method) if compilation else nullcontext(set[str]()) as idle:
+            activations = try_step(method, built.data, rows, precision)
+        with locating(experiment.file):
+            refuse_idle(idle if activations else ())  # of a step that could not be tried nothing is known
     if not activations:
         activations, how = rule, "by rule of thumb"
     uncounted = "what a library works with, and an allocator leaves unused; sharded strategies need less"
