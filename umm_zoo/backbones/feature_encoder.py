@@ -91,6 +91,10 @@ class FeatureEncoder(ExactBuffers, ABC):
         """Patch tokens of several layers, see ``tokens``."""
         return [self.tokens(images, layer) for layer in layers]
 
+    def vector_and_tokens(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The vector ``[B, F]`` of each image and its tokens ``[B, N, D]`` of several layers; see ``forward`` and ``tokens``."""
+        return self(images), [self.tokens(images, layer) for layer in layers]
+
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
         self(inputs)
@@ -208,7 +212,16 @@ class LibraryEncoder(FeatureEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """The one vector of each image after the final norm."""
-        return self.pooled(self.vision(self.pixels(images))).to(images.dtype)
+        return self.vector(self.vision(self.pixels(images))).to(images.dtype)
+
+    def vector_and_tokens(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """In one pass; of images of exactly ``image_size`` nothing is cut away for the vector either."""
+        output = self._seen(images, layers)
+        return self.vector(output).to(images.dtype), [self.patches(output, layer).to(images.dtype) for layer in layers]
+
+    def vector(self, output: Any) -> Tensor:
+        """The one vector ``[B, width]`` of what ``vision`` gave."""
+        return self.pooled(output)
 
     def pixels(self, images: Tensor, whole: bool = False) -> Tensor:
         """Resized and normalised as by the stock processor, ``[B, 3, image_size, image_size]``.
@@ -234,11 +247,15 @@ class LibraryEncoder(FeatureEncoder):
 
     def tokens_of(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Patch tokens of several layers, from one pass."""
+        output = self._seen(images, layers)
+        return [self.patches(output, layer).to(images.dtype) for layer in layers]
+
+    def _seen(self, images: Tensor, layers: Sequence[int]) -> Any:
+        """What ``vision`` gives for whole images, with the states of these layers."""
         for layer in layers:
             if not -self.num_layers - 1 <= layer <= -1:
                 raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
-        output = self.vision(self.pixels(images, whole=True), output_hidden_states=any(layer != -1 for layer in layers))
-        return [self.patches(output, layer).to(images.dtype) for layer in layers]
+        return self.vision(self.pixels(images, whole=True), output_hidden_states=any(layer != -1 for layer in layers))
 
     def patches(self, output: Any, layer: int) -> Tensor:
         """Patch tokens ``[B, N, D]`` of a layer of what ``vision`` gave; class and register tokens come first and are left out."""

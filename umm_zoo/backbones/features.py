@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.clip import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.dinov2 import Dinov2Config, Dinov2Model
@@ -107,10 +107,10 @@ class TextImageEncoder(LibraryEncoder):
         pooled: Tensor = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
         return pooled
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The image in the space it shares with the texts."""
-        pooled: Tensor = self.model.get_image_features(pixel_values=self.pixels(images)).pooler_output
-        return pooled.to(images.dtype)
+    def vector(self, output: Any) -> Tensor:
+        """The image in the space it shares with the texts: projected, where the library projects."""
+        projected: Tensor = getattr(self.model, "visual_projection", nn.Identity())(self.pooled(output))
+        return projected
 
 
 class CLIPFeatures(TextImageEncoder):

@@ -68,30 +68,53 @@ class Contrastive(Method):
         return outputs
 
     def _compare(self, batch: Batch, generator: torch.Generator | None) -> Outputs:
-        texts = captions(batch)
-        images = F.normalize(torch.stack(map_by_size(self.encoder, image_of_each_row(batch))).float(), dim=-1)  # [B, F]
-        wrong = [[] for _ in texts] if self.negatives is None else self.negatives.of(texts, generator)
-        counts = [len(row) for row in wrong]
-        features = F.normalize(self.encoder.encode_text(texts + [text for row in wrong for text in row]).float(), dim=-1)
-        own, rest = features[: len(texts)], features[len(texts) :]
-        negatives = images.new_zeros(len(texts), max(counts, default=0), images.shape[-1])  # [B, K, F]
-        valid = torch.arange(negatives.shape[1]) < torch.tensor(counts)[:, None]  # [B, K]
-        valid = valid.to(images.device)
-        negatives = negatives.masked_scatter(valid[..., None], rest)
-        same = torch.tensor([[a == b for b in texts] for a in texts], device=images.device)
-        scale, bias = self._scale_and_bias()
-        scalars = {"loss": self.contrast(images, own, negatives, scale, bias, same, valid), "scale": scale.detach()}
-        outputs = Outputs(scalars, image_features=images, text_features=own)
-        if valid.any():
-            rivals = torch.einsum("bf,bkf->bk", images, negatives).masked_fill(~valid, -1.0)
-            wins = ((images * own).sum(dim=-1) > rivals.amax(dim=1))[valid.any(dim=1)].float()
-            outputs.scalars["hard_accuracy"], outputs.counts["hard_accuracy"] = wins.mean(), len(wins)
-        return outputs
+        images = torch.stack(map_by_size(self.encoder, image_of_each_row(batch)))
+        return compare(self.encoder, images, captions(batch), self.contrast, self.negatives, self.max_log_scale, generator)
 
-    def _scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        log_scale = self.encoder.model.logit_scale.clamp(max=self.max_log_scale)
-        bias = getattr(self.encoder.model, "logit_bias", None)
-        return log_scale.exp().reshape(()), log_scale.new_zeros(()) if bias is None else bias.reshape(())
+
+def compare(
+    encoder: TextImageEncoder,
+    vectors: Tensor,
+    texts: list[str],
+    contrast: ContrastiveLoss,
+    negatives: WordSwaps | None,
+    max_log_scale: float,
+    generator: torch.Generator | None = None,
+) -> Outputs:
+    """Contrast of images with their texts: ``loss``, ``scale``, ``hard_accuracy`` of the rows that have negatives, both features.
+
+    Args:
+        encoder: of the texts; its logit scale, and bias where it has one, are those of the logits.
+        vectors: ``[B, F]`` of the images, not normalised.
+        texts: B.
+        contrast, negatives: see ``Contrastive``.
+        max_log_scale: the logarithm of the scale is kept at or below this.
+        generator: of the negatives.
+    """
+    images = F.normalize(vectors.float(), dim=-1)  # [B, F]
+    wrong = [[] for _ in texts] if negatives is None else negatives.of(texts, generator)
+    counts = [len(row) for row in wrong]
+    features = F.normalize(encoder.encode_text(texts + [text for row in wrong for text in row]).float(), dim=-1)
+    own, rest = features[: len(texts)], features[len(texts) :]
+    rivals = images.new_zeros(len(texts), max(counts, default=0), images.shape[-1])  # [B, K, F]
+    valid = torch.arange(rivals.shape[1]) < torch.tensor(counts)[:, None]  # [B, K]
+    valid = valid.to(images.device)
+    rivals = rivals.masked_scatter(valid[..., None], rest)
+    same = torch.tensor([[a == b for b in texts] for a in texts], device=images.device)
+    scale, bias = _scale_and_bias(encoder, max_log_scale)
+    scalars = {"loss": contrast(images, own, rivals, scale, bias, same, valid), "scale": scale.detach()}
+    outputs = Outputs(scalars, image_features=images, text_features=own)
+    if valid.any():
+        cosines = torch.einsum("bf,bkf->bk", images, rivals).masked_fill(~valid, -1.0)
+        wins = ((images * own).sum(dim=-1) > cosines.amax(dim=1))[valid.any(dim=1)].float()
+        outputs.scalars["hard_accuracy"], outputs.counts["hard_accuracy"] = wins.mean(), len(wins)
+    return outputs
+
+
+def _scale_and_bias(encoder: TextImageEncoder, max_log_scale: float) -> tuple[Tensor, Tensor]:
+    log_scale = encoder.model.logit_scale.clamp(max=max_log_scale)
+    bias = getattr(encoder.model, "logit_bias", None)
+    return log_scale.exp().reshape(()), log_scale.new_zeros(()) if bias is None else bias.reshape(())
 
 
 def captions(batch: Batch) -> list[str]:

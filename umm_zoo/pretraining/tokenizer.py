@@ -1,0 +1,107 @@
+"""Method that trains a visual tokenizer to give images back from their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
+from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
+from umm_zoo.errors import Share, Weight
+from umm_zoo.method import Method
+from umm_zoo.objectives.step import sum_over_ranks
+from umm_zoo.outputs import Outputs
+
+
+class Tokenizer(Method):
+    """Method of a visual tokenizer: pixels from codes, what its quantizers ask for, and what a paper adds.
+
+    One image per row, its first input image or its target. Images of validation are decoded from the integers and never from the
+    forward pass. Tables that follow averages, and the codec's shift and scaling, move once per optimiser step.
+
+    Args:
+        tokenizer: encoder, branches and decoder.
+        mse_weight, l1_weight: of the squared and the absolute difference of pixels.
+        quantizer_weight: of the quantizers' own losses, the mean of all branches.
+        statistics_momentum: see ``Autoencoder``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VisualTokenizer,
+        mse_weight: Weight = 1.0,
+        l1_weight: Weight = 0.0,
+        quantizer_weight: Weight = 1.0,
+        statistics_momentum: Share = 0.99,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.mse_weight, self.l1_weight, self.quantizer_weight = mse_weight, l1_weight, quantizer_weight
+        self.statistics_momentum = statistics_momentum
+        self._moments: Tensor | None = None
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``encoder``, ``branches`` and ``decoder`` of the tokenizer."""
+        return {name: getattr(self.tokenizer, name) for name in ("encoder", "branches", "decoder")}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms of the images of a micro-batch."""
+        images = stacked(image_of_each_row(batch), "data.image_size")
+        tokenized = self.tokenizer.tokenize(images)
+        latents = tokenized.squeezed[PIXEL].quantized.embeddings
+        moments = self.tokenizer.moments(latents.detach()) * (not self.step.weightless)
+        self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
+        losses = self._pixel_losses(tokenized, images)
+        for name, squeezed in tokenized.squeezed.items():
+            for term, value in squeezed.quantized.losses.items():
+                losses[f"{name}/{term}" if len(tokenized.squeezed) > 1 else f"quantizer/{term}"] = value
+        if asked := [squeezed.quantized.losses["loss"] for squeezed in tokenized.squeezed.values() if squeezed.quantized.losses]:
+            losses["loss"] = losses["loss"] + self.quantizer_weight * torch.stack(asked).mean()
+        return self.over_step(self.paper_losses(losses, tokenized, images, batch), "rows", len(batch))
+
+    def paper_losses(self, losses: dict[str, Tensor], tokenized: Tokenized, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The terms with those that a paper adds, in ``loss`` too; here nothing."""
+        return losses
+
+    def _pixel_losses(self, tokenized: Tokenized, images: Tensor) -> dict[str, Tensor]:
+        made = self.tokenizer.pixels(tokenized.squeezed[PIXEL].tokens).to(images.dtype)
+        losses = {"mse": F.mse_loss(made, images), "l1": F.l1_loss(made, images)}
+        return {"loss": self.mse_weight * losses["mse"] + self.l1_weight * losses["l1"], **losses}
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """``rows``."""
+        return {"rows": len(batch)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Move tables and statistics once for the whole step."""
+        if not self.step.skipping and self._moments is not None:
+            self.tokenizer.after_step()
+            self.tokenizer.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
+
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", "mse", "l1", "generated", "references", "codes", "image_features")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Pixel losses, ``codes``, ``generated`` from them, ``references``, and the encoder's ``image_features``."""
+        images = stacked(image_of_each_row(batch), "data.image_size")
+        tokenized = self.tokenizer.tokenize(images)
+        quantizer = tokenized.squeezed[PIXEL].quantized
+        made = self.tokenizer.images(tokenized.codes) if quantizer.codes.shape[-1] else self.round_trip(images)
+        outputs = Outputs(self._pixel_losses(tokenized, images), generated=list(made), references=list(images))
+        outputs.codes, outputs.image_features = list(tokenized.codes), F.normalize(tokenized.vector.float(), dim=-1)
+        return outputs
+
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """Images through their codes and back; no noise is in it, whatever the seed."""
+        return self.round_trip(images)
+
+    @torch.no_grad()
+    def round_trip(self, images: Images) -> list[Tensor]:
+        """Images through the tokenizer and back."""
+        return map_by_size(lambda stack: self.tokenizer.decode(self.tokenizer.encode(stack)).clamp(-1, 1), images)
