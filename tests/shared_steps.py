@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_two_ranks
 from torch import Tensor
 
 from umm_zoo.batch import Batch
@@ -163,13 +161,4 @@ def check_same(found: Step, expected: Step, place: str = "", tolerance: float = 
 
 def over_ranks(step_of: Callable[[list[Batch]], Step], shares: list[list[list[Batch]]]) -> list[list[Step]]:
     """The steps of each share, ``[rank][micro-batch]``, on two gloo processes; by rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_work, args=(folder, step_of, shares), nprocs=2, start_method="fork")
-        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def _work(rank: int, folder: str, step_of: Callable[[list[Batch]], Step], shares: list[list[list[Batch]]]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save([step_of(share[rank]) for share in shares], Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return on_two_ranks(lambda rank: [step_of(share[rank]) for share in shares])

@@ -1,14 +1,9 @@
 """Values of metrics over one process and over two, for tests that compare them."""
 
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_two_ranks
 from torchmetrics import Metric
 
 from umm_zoo.batch import Batch
@@ -47,14 +42,4 @@ def check_every_rank(make: MakeMetrics, step: Step, splits: dict[str, list[range
 
 def values_by_rank(make: MakeMetrics, step: Step, splits: dict[str, list[range]]) -> list[dict[str, dict[str, float]]]:
     """Of two processes, the rows of each split shared out between them."""
-    with tempfile.TemporaryDirectory() as folder:
-        # forked, because two fresh interpreters would spend ten times as long on imports
-        mp.start_processes(_work, args=(folder, make, step, splits), nprocs=2, start_method="fork")
-        return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
-
-
-def _work(rank: int, folder: str, make: MakeMetrics, step: Step, splits: dict[str, list[range]]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save({name: values_of(make, step, split[rank]) for name, split in splits.items()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return on_two_ranks(lambda rank: {name: values_of(make, step, split[rank]) for name, split in splits.items()})

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
 import test_ross
 import test_unequal_bridge
 import tiny_configs
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_two_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -95,9 +93,7 @@ def losses_of(method: Method, batch: Batch, sharded: bool) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in losses.items()}
 
 
-def work_of_rank(rank: int, family: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def work_of_rank(rank: int, family: str) -> tuple[Any, Any]:
     make, rows, shares = FAMILIES[family]
     method, mesh = make(), init_device_mesh("cpu", (2,))
     for block in (blocks := sharded_blocks(method)):
@@ -106,15 +102,12 @@ def work_of_rank(rank: int, family: str, folder: str) -> None:
     fully_shard(method, mesh=mesh)
     register_fsdp_forward_method(method, "training_losses")
     losses = losses_of(method, rows().select(shares[rank]), True)
-    gradients = {name: p.grad.full_tensor() for name, p in method.named_parameters() if p.grad is not None}
-    torch.save((losses, gradients), f"{folder}/{rank}")
-    dist.destroy_process_group()
+    return losses, {name: p.grad.full_tensor() for name, p in method.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_of_two_ranks_is_that_of_one(family: str, tmp_path: Path) -> None:
-    mp.start_processes(work_of_rank, (family, str(tmp_path)), nprocs=2, start_method="fork")
-    (first, found), (second, _) = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
+def test_a_step_of_two_ranks_is_that_of_one(family: str) -> None:
+    (first, found), (second, _) = on_two_ranks(work_of_rank, family)
     method = FAMILIES[family][0]()
     losses = losses_of(method, FAMILIES[family][1](), False)
     for name, value in losses.items():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_two_ranks
 
 from umm_zoo.batch import by_size, map_by_size
 from umm_zoo.objectives.step import StepMeans
@@ -21,8 +20,7 @@ SIZES = (
 )
 
 
-def work_of_rank(rank: int, file: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def work_of_rank(rank: int) -> list[Any]:
     rows = []
     for sizes in SIZES[rank]:
         images, calls = [torch.full((3, *size), float(place)) for place, size in enumerate(sizes)], []
@@ -33,13 +31,11 @@ def work_of_rank(rank: int, file: str, out: str) -> None:
         rows.append((len(calls), [places for places, _ in groups], [stack[:, 0, 0, 0].tolist() for _, stack in groups]))
         with StepMeans().training():
             assert len(by_size(images)) == len(set(sizes))
-    torch.save(rows, f"{out}-{rank}")
-    dist.destroy_process_group()
+    return rows
 
 
-def test_every_rank_has_as_many_groups_and_each_image_is_in_one(tmp_path: Path) -> None:
-    mp.spawn(work_of_rank, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
-    first, second = (torch.load(tmp_path / f"out-{rank}", weights_only=True) for rank in range(2))
+def test_every_rank_has_as_many_groups_and_each_image_is_in_one() -> None:
+    first, second = on_two_ranks(work_of_rank)
     assert [count for count, *_ in first] == [count for count, *_ in second] == [3, 2, 2]
     for rows, sizes in ((first, SIZES[0]), (second, SIZES[1])):
         for (count, groups, values), own in zip(rows, sizes, strict=True):
