@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ SHARDED = "trainer.strategy={_target_: umm_zoo.training.sharding.FullyShardedStr
 SOURCE = "{_target_: data_pipelines.shards.data.ShardSource, shards: train}"
 STREAM = f"{{_target_: data_pipelines.shards.streaming.StreamData, train: {{all: {SOURCE}}}, batch_size: 8, image_size: 8}}"
 Run = tuple[dict[str, Tensor], list[float]]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery("exact_parts")
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")

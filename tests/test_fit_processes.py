@@ -14,6 +14,7 @@ import pytest
 import torch
 import toy_parts
 import yaml
+from nursery import Nursery
 
 from umm_zoo.checkpoints.files import load_checkpoint
 
@@ -27,8 +28,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def fit(folder: Path, *argv: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "umm_zoo.fit", *argv]
+def fit(nursery: Nursery, folder: Path, *argv: str) -> subprocess.Popen[str]:
+    command = [nursery.python, "-m", "umm_zoo.fit", *argv]
     return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -94,10 +95,10 @@ def test_the_check_of_a_toy_imports_what_its_file_names(folder: Path) -> None:
     assert done.stdout.endswith("\n[]\n")
 
 
-def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
+def test_two_ranks_are_stopped_from_outside_and_resume(nursery: Nursery, folder: Path) -> None:
     watched = "callbacks.losses={_target_: toy_parts.Losses, file: losses.txt}"
     many = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.val_check_interval=${trainer.max_steps}", watched]
-    process = fit(folder, "toy.yaml", "trainer.max_steps=100000", *many)
+    process = fit(nursery, folder, "toy.yaml", "trainer.max_steps=100000", *many)
     deadline = time.monotonic() + 180
     while not (folder / "losses.txt").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
@@ -109,7 +110,7 @@ def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
     first, second = checkpoint["random_states"]
     assert not torch.equal(first["torch"], second["torch"])  # dropout and noise differ between ranks
     more = checkpoint["global_step"] + 2
-    code, out, error = finished(fit(folder, "toy.yaml", f"trainer.max_steps={more}", *many, "ckpt=last"))
+    code, out, error = finished(fit(nursery, folder, "toy.yaml", f"trainer.max_steps={more}", *many, "ckpt=last"))
     assert code == 0, error
     assert out.count("scores in runs/toy/metrics.json") == 1
     report = json.loads((folder / "runs" / "toy" / "metrics.json").read_text())
@@ -117,10 +118,10 @@ def test_two_ranks_are_stopped_from_outside_and_resume(folder: Path) -> None:
     assert [path.name for path in (folder / "runs").iterdir()] == ["toy"]
 
 
-def test_a_rank_that_is_stopped_before_the_first_batch_leaves_none_behind(folder: Path) -> None:
+def test_a_rank_that_is_stopped_before_the_first_batch_leaves_none_behind(nursery: Nursery, folder: Path) -> None:
     slow = {"_target_": "toy_parts.SlowStart", "file": "started.txt"}
     toy_parts.write_yaml(folder / "slow.yaml", {"base": "toy.yaml", "callbacks": {"slow": slow}})
-    process = fit(folder, "slow.yaml", "trainer.devices=2", "trainer.strategy=ddp")
+    process = fit(nursery, folder, "slow.yaml", "trainer.devices=2", "trainer.strategy=ddp")
     while not (folder / "started.txt").exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -128,7 +129,7 @@ def test_a_rank_that_is_stopped_before_the_first_batch_leaves_none_behind(folder
     assert code == 143 and "stopped at once by SIGTERM; nothing was saved" in error
 
 
-def test_block_in_a_users_own_folder(folder: Path) -> None:
+def test_block_in_a_users_own_folder(nursery: Nursery, folder: Path) -> None:
     mine = folder / "elsewhere" / "mine"
     mine.mkdir(parents=True)
     (mine / "my_blocks.py").write_text(
@@ -142,11 +143,11 @@ def test_block_in_a_users_own_folder(folder: Path) -> None:
     )
     changed = {"base": "../../toy.yaml", "method": {"head": {"_target_": "my_blocks.LoudHead", "in_dim": 3, "gain": 2.0}}}
     (mine / "loud.yaml").write_text(yaml.safe_dump(changed))
-    code, _, error = finished(fit(folder, "elsewhere/mine/loud.yaml"))
+    code, _, error = finished(fit(nursery, folder, "elsewhere/mine/loud.yaml"))
     assert code == 0, error
     assert (folder / "runs" / "loud" / "metrics.json").is_file()
     # and it is found again from anywhere, without the file, by who trusts the modules and says where they lie
     program = "import sys; from umm_zoo.method import Method; sys.path.append(sys.argv[2]); "
     program += "print(Method.load(sys.argv[1], trust=['my_blocks', 'toy_parts']).head.gain)"
-    command = [sys.executable, "-c", program, str(folder / "runs" / "loud"), str(mine)]
+    command = [nursery.python, "-c", program, str(folder / "runs" / "loud"), str(mine)]
     assert subprocess.run(command, cwd="/", env=environment(), capture_output=True, text=True, check=True).stdout == "2.0\n"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,21 +33,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scores(shards: Path, runs: Path, devices: int) -> dict[str, float]:
+def scores(nursery: Nursery, shards: Path, runs: Path, devices: int) -> dict[str, float]:
     overrides = [f"vars.data={shards}", f"name=ranks{devices}", f"trainer.devices={devices}", "trainer.accelerator=cpu"]
     overrides += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=4", "data.val_batch_size=1"]
     overrides += ["training.optimizer.lr=0.0", "callbacks.validation.max_new_tokens=2"]
     overrides += ["trainer.strategy=ddp"] if devices > 1 else []
-    command = [sys.executable, "-m", "umm_zoo.fit", "experiments/llava/shapes.yaml", "--runs", str(runs), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [nursery.python, "-m", "umm_zoo.fit", "experiments/llava/shapes.yaml", "--runs", str(runs), *overrides]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((runs / f"ranks{devices}" / "metrics.json").read_text())["metrics"]
     return {name: value for name, value in metrics.items() if name.startswith("val/")}
 
 
-def test_two_processes_with_uneven_shards_score_as_one_does(shards: Path, tmp_path: Path) -> None:
-    one, two = scores(shards, tmp_path, 1), scores(shards, tmp_path, 2)  # 5 validation rows: 3 batches on one rank, 2 on the other
+def test_two_processes_with_uneven_shards_score_as_one_does(nursery: Nursery, shards: Path, tmp_path: Path) -> None:
+    # 5 validation rows: 3 batches on one rank, 2 on the other
+    one, two = (scores(nursery, shards, tmp_path, devices) for devices in (1, 2))
     assert one.keys() == two.keys() and "val/perplexity" in one
     for name, value in one.items():
         assert two[name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
@@ -88,10 +86,10 @@ def test_a_connection_that_breaks_says_why_it_has(rank: int, nursery: Nursery, f
     assert codes == [2, 2] and said[0].count(LINE) == 1 and not any("Traceback" in text for text in said), said
 
 
-def test_a_port_in_use_is_one_line(folder: Path) -> None:
+def test_a_port_in_use_is_one_line(nursery: Nursery, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
-        command = [sys.executable, "-m", "umm_zoo.fit", "toy.yaml", *TWO]
+        command = [nursery.python, "-m", "umm_zoo.fit", "toy.yaml", *TWO]
         done = subprocess.run(command, cwd=folder, env=environment(**places), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr  # and no rank holds the pipes
     assert f"error: 127.0.0.1:{places['MASTER_PORT']}: found an address at which the ranks could not meet" in done.stderr
@@ -140,16 +138,16 @@ def test_bad_samples_of_one_rank_end_both(nursery: Nursery, folder: Path, monkey
     assert "error: toy.yaml: data.max_skips: found 3 bad samples, expected 2" in said[0]
 
 
-def test_lightnings_launcher_says_it_once_and_leaves_no_process(folder: Path) -> None:
+def test_lightnings_launcher_says_it_once_and_leaves_no_process(nursery: Nursery, folder: Path) -> None:
     began = time.monotonic()
-    code, out, error = finished(fit(folder, "toy.yaml", *TWO, trouble(1)))  # reads to the end of what both ranks hold open
+    code, out, error = finished(fit(nursery, folder, "toy.yaml", *TWO, trouble(1)))  # reads to the end of what both ranks hold open
     assert code == 2 and time.monotonic() - began < 240
     assert error.count(LINE) == 1 and "Traceback" not in out + error
 
 
 @pytest.mark.parametrize("bug", [False, True])
-def test_torchrun_says_it_once(bug: bool, folder: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "umm_zoo.fit"]
+def test_torchrun_says_it_once(bug: bool, nursery: Nursery, folder: Path) -> None:
+    launch = [nursery.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "umm_zoo.fit"]
     command = [*launch, "toy.yaml", *TWO, trouble(1, bug)]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.stderr.count(LINE) == (0 if bug else 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +46,6 @@ def options(folder: Path) -> list[str]:
     even = ["data.train.images.weight=1", "method.dropout=0.0", "training.optimizer.eps=1e-3"]
     file = str(ROOT / "experiments/janus/toy/stage1.yaml")
     return [file, f"vars.data={folder / 'data'}", f"training.trained={all_parts}", *small, *steps, *even]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery("umm_zoo.methods.janus", "umm_zoo.backbones.janus", "rollout_parts")
-    yield nursery
-    nursery.close()
 
 
 def result(folder: Path, name: str) -> Run:

@@ -19,13 +19,6 @@ from umm_zoo.checkpoints.files import load_checkpoint
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery("rollout_parts")
-    yield nursery
-    nursery.close()
-
-
 def entries(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
     if inner is None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import toy_parts
 import yaml
+from nursery import Nursery
 
 from umm_zoo import compare
 from umm_zoo.comparison import run
@@ -213,12 +214,12 @@ def test_a_failure_is_named_and_what_stands_on_it_is_not_run(
 
 
 @pytest.mark.processes
-def test_sigterm_lets_the_running_process_save_and_starts_no_other(folder: Path) -> None:
+def test_sigterm_lets_the_running_process_save_and_starts_no_other(nursery: Nursery, folder: Path) -> None:
     toy = toy_parts.toy_experiment()
     toy["trainer"]["max_steps"] = 10**7  # never comes to its end by itself
     toy_parts.write_yaml(folder / "toy.yaml", toy)
     places = f"{Path(toy_parts.__file__).parent}:{Path(compare.__file__).parents[1]}"
-    command = [sys.executable, "-m", "umm_zoo.compare", "dropout.yaml"]
+    command = [nursery.python, "-m", "umm_zoo.compare", "dropout.yaml"]
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -238,7 +239,9 @@ def test_plan_runs_nothing(folder: Path, pretended: list[str], capsys: pytest.Ca
 
 
 @pytest.mark.processes
-def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(
+    nursery: Nursery, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real process, stopped by a user error before it trains: ``beside`` is found, its class is not."""
     (folder / "beside.py").write_text("from torch import nn\n\nclass Body(nn.Identity):\n    pass\n")
     experiment = toy_parts.toy_experiment()
@@ -248,6 +251,7 @@ def test_the_command_runs_fit_beside_the_file_and_keeps_what_it_said(folder: Pat
     plan = replace(plan, runs=plan.runs[:1])
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
+    monkeypatch.setattr(sys, "executable", nursery.python)
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_parts.__file__).parent))
     (failure,) = run.run_plan(plan, Path("runs"), 1, Children())
     assert [failure.step] == plan.steps() and "did you mean 'beside.Body'?" in failure.line
@@ -434,12 +438,12 @@ def test_what_stands_on_edited_code_is_run_again_though_its_stage_was_interrupte
 
 
 @pytest.mark.processes
-def test_a_killed_comparison_leaves_no_training(folder: Path) -> None:
+def test_a_killed_comparison_leaves_no_training(nursery: Nursery, folder: Path) -> None:
     toy = toy_parts.toy_experiment()
     toy["trainer"]["max_steps"] = 10**7
     toy_parts.write_yaml(folder / "toy.yaml", toy)
     places = f"{Path(toy_parts.__file__).parent}:{Path(compare.__file__).parents[1]}"
-    command = [sys.executable, "-m", "umm_zoo.compare", "dropout.yaml"]
+    command = [nursery.python, "-m", "umm_zoo.compare", "dropout.yaml"]
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=environment)
     deadline = time.monotonic() + 120
