@@ -53,3 +53,16 @@ def test_states_are_those_of_the_librarys_own_attention():
     assert vlm.text_model.config._attn_implementation == SDPA
     vlm.text_model.config._attn_implementation = "sdpa"
     assert_close(vlm(inputs).hidden[inputs.attention_mask], states[inputs.attention_mask], rtol=0, atol=1e-5)
+
+
+def test_keys_of_a_prompt_are_the_same_without_what_only_its_answers_need():
+    vlm, ran = qwen().eval(), []
+    rows = [[{"role": "user", "text": "Hi"}], [{"role": "user", "text": "<image> What colour is the circle?"}]]
+    inputs = vlm.embed(rows, torch.rand(1, 3, 32, 32), [0, 1], for_generation=True)
+    last = vlm.text_model.layers[-1]
+    last.mlp.down_proj.register_forward_hook(lambda *_: ran.append(1))
+    whole, keys = vlm.prefix(inputs), vlm.keys(inputs)
+    assert len(ran) == 1 and keys.last_hidden.isnan().all()
+    for one, other in zip(whole.cache.layers, keys.cache.layers, strict=True):
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)
+    assert torch.equal(vlm.prefix(inputs).last_hidden, whole.last_hidden)  # all is as it was

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,6 +24,8 @@ from umm_zoo.errors import UserError
 SDPA, SDPA_OR_FLEX = "sdpa_unread", "sdpa_or_flex"
 #: Whether rows hold padding; None where nobody knows: then the mask is looked at.
 _padded: ContextVar[bool | None] = ContextVar("padded", default=None)
+#: The library's attention module whose outputs nobody reads.
+_unread: ContextVar[Any] = ContextVar("unread", default=None)
 
 
 def read_no_masks(decoder: Any) -> None:
@@ -42,6 +44,22 @@ def read_no_masks(decoder: Any) -> None:
 def reads_no_masks(decoder: Any) -> bool:
     """Whether ``said`` means anything to a decoder."""
     return decoder.config._attn_implementation in (SDPA, SDPA_OR_FLEX)
+
+
+@contextmanager
+def keys_only(layer: Any) -> Iterator[None]:
+    """The time in which nobody reads what comes out of a decoder's layer, but its keys and values alone.
+
+    Its attention, where that is ``attend``, and its MLP hand on what they are given.
+    """
+    mlp, token = getattr(layer, "mlp", None) or nn.Identity(), _unread.set(layer.self_attn)
+    own = vars(mlp).get("forward")  # whose weights wait or are quantised may have one
+    vars(mlp)["forward"] = lambda states, *_, **__: states
+    try:
+        yield
+    finally:
+        _unread.reset(token)
+        vars(mlp).pop("forward") if own is None else vars(mlp).update(forward=own)
 
 
 @contextmanager
@@ -107,6 +125,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """The library's ``sdpa``; of more than one token on a CPU ``with_shared_keys``, of ``packed`` rows inside each, under a mask in
     blocks flex attention where that takes it."""
+    if module is not None and module is _unread.get():
+        return query.transpose(1, 2), None
     if (packed := kwargs.pop("packed", None)) is not None:
         packed.met = True
         return inside(packed.segments, query, key, value, scaling, dropout, causal=True), None

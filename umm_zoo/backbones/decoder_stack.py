@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from umm_zoo.backbones.decoder_attention import SDPA, SDPA_OR_FLEX
+from umm_zoo.backbones.decoder_attention import SDPA, SDPA_OR_FLEX, keys_only
 from umm_zoo.backbones.flexible import blocked
 from umm_zoo.backbones.prefix import LanguageStack, Prefix
 from umm_zoo.backbones.quantized import find_quantized
@@ -93,6 +93,10 @@ class DecoderStack(LanguageStack):
             finally:
                 hook.remove()
             yield seen.pop()
+
+    def keys_only(self) -> AbstractContextManager[None]:
+        """See ``LanguageStack``: the last layer's."""
+        return keys_only(self.layers[-1])
 
     def example_prefix(self, batch_size: int, length: int) -> Prefix:
         """Random keys and values for every layer; the first place of the first row is padding."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,6 +116,10 @@ class LanguageStack(ExactBuffers, ABC):
     def attention(self, tokens: Tensor, prefix: Prefix, position_ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         """The attention weights of layer after layer, ``[B, heads, N, L + N]``; no gradient."""
 
+    def keys_only(self) -> AbstractContextManager[None]:
+        """The time in which no states after the layers are read, only their keys and values: the rest may be left out."""
+        return nullcontext()
+
     @abstractmethod
     def example_prefix(self, batch_size: int, length: int) -> Prefix:
         """A prefix of random keys and values, for ``umm_zoo.testing.check_block``."""
@@ -127,6 +131,12 @@ class PrefixBackbone(VLMBackbone, ABC):
     @abstractmethod
     def prefix(self, inputs: VLMInputs) -> Prefix:
         """Encode a prompt once, keep its keys and values and no activations; evaluation mode, no gradient."""
+
+    def keys(self, inputs: VLMInputs) -> Prefix:
+        """``prefix`` for tokens that attend to it and for no answer: its ``last_hidden`` is no number, nor computed."""
+        with self.language_stack(copied=False).keys_only():
+            made = self.prefix(inputs)
+        return replace(made, last_hidden=torch.full_like(made.last_hidden, torch.nan))
 
     @property
     @abstractmethod

@@ -64,7 +64,7 @@ def encode_prompt(
     latents = _latents(vlm, codec, detail, batch, known or {})  # before the model: the codec may have been at work for the targets
     with torch.no_grad():
         inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True, opening=opening)
-        prefix = vlm.prefix(inputs)
+        prefix = vlm.keys(inputs)
     context = Tokens(inputs.embeddings, inputs.mask)
     return EncodedPrompt(context, prefix, inputs.image_mask, encode_details(detail, batch, inputs, latents))
 
