@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from tools import benchmark as tool
-from tools.benchmarks import base, bridge, fit, lengths, loader, report, rollout, saves, turns
+from tools.benchmarks import base, bridge, fit, lengths, loader, report, rollout, saves, turns, windows
 from tools.benchmarks.rollout_peers import trl_trainer
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import stacked
@@ -82,6 +82,13 @@ def test_buckets_of_unequal_images_hold_the_same_pixels_whoever_loads(folder: Pa
     streams = [loader.LOADERS[name](paths, 32, 6, 0, buckets=True) for name in ("ours", "webdataset")]
     mine, theirs = (torch.cat([next(batches).flatten() for _ in range(4)]) for batches in streams)
     assert mine.sort().values.equal(theirs.sort().values) and 24 * 0.8 * 32 * 32 * 3 < len(mine) <= 24 * 32 * 32 * 3
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_both_towers_make_the_same_tokens(equal: bool, folder: Path) -> None:
+    options = smallest("windows", folder)
+    vlm, images = base.small_qwen(32, 1, 2, 1, 16, 2), windows.pictures(options, equal)
+    torch.testing.assert_close(*(windows.tokens(vlm, images, arm) for arm in ("ours", "library")))
 
 
 @pytest.mark.parametrize("spread", ["log", "even"])

@@ -1,10 +1,11 @@
-"""Training on rows of unequal lengths: micro-batches of like lengths against batches of any rows, by the useful token.
+"""Training on rows of unequal lengths: micro-batches of like lengths, and packed rows, against padded batches, by the useful token.
 
 The rows are LLaVA's: an image, a question, an answer of 1 to ``longest`` tokens, most of them short (``log``) or as many of each
-length (``even``). Answers are words of which each has two that may follow, so that there is something to learn. Two models of the
+length (``even``). Answers are words of which each has two that may follow, so that there is something to learn. Models of the
 same weights see the same rows, as often, in as many steps of as many micro-batches (``accumulate``): ``any rows`` in batches of any
-rows (``data.bucketing`` None), ``like lengths`` in micro-batches of one class of lengths (``ByLength``, with a
-``data.bucket_size`` of a micro-batch). The losses are those of rows which neither has trained on, some times on the way.
+rows (``data.bucketing`` None), ``packed`` in the same batches without their padding (``method.packing``), ``like lengths`` in
+micro-batches of one class of lengths (``ByLength``, ``data.bucket_size`` a micro-batch). The losses are those of rows which
+none has trained on, some times on the way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from PIL import Image
 from tools.benchmarks import base
 from tools.benchmarks.base import Numbers, Options
 
-UNIT, OWN = "useful token", ("like lengths", "any rows")
+UNIT, OWN = "useful token", ("like lengths", "any rows", "packed")
 #: ``rows`` in ``epochs`` of steps of ``batch``; the first ``block`` steps are not timed.
 SIZES: dict[str, Any] = {
     "rows": 512,
@@ -43,7 +44,7 @@ WORDS = (" the", " a", " is", " of", " and", " red", " blue", " green", " circle
 
 def cases(options: Options) -> list[tuple[str, str]]:
     """How lengths are spread."""
-    return [(spread, arm) for spread in ("log", "even") for arm in ("like lengths", "any rows")]
+    return [(spread, arm) for spread in ("log", "even") for arm in OWN]
 
 
 def missing(options: Options, arm: str) -> str:
@@ -57,7 +58,7 @@ def measure(options: Options, setting: str, arm: str) -> Numbers:
     from umm_zoo.outputs import TokenCount, add_counts
 
     train, held_out = shards(options, setting)
-    method, looked_at = build(options), list(held_out.val_dataloader())
+    method, looked_at = build(options, packing=arm == "packed"), list(held_out.val_dataloader())
     size = options.batch // options.accumulate
     data = ShardData({"rows": ShardSource(train)}, image_size=8, batch_size=options.batch, **buckets(arm, size))
     steps = iter(data.train_dataloader())
@@ -136,7 +137,7 @@ def rows(count: int, longest: int, spread: str, seed: int) -> Iterator[dict[str,
         yield {"__key__": f"s{number:06d}", "0.png": file.getvalue(), "json": {"conversations": turns}}
 
 
-def build(options: Options) -> Any:
+def build(options: Options, packing: bool = False) -> Any:
     """A small LLaVA, always of the same weights."""
     from umm_zoo.backbones.llava import LlavaBackbone
     from umm_zoo.methods.llava import LLaVA
@@ -148,6 +149,6 @@ def build(options: Options) -> Any:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {"model_type": "clip_vision_model", **tower, "image_size": 8, "patch_size": 4}
     vlm = LlavaBackbone.from_config({"vision_config": vision, "text_config": text}, max_length=options.longest + 64)
-    made = LLaVA(vlm)
+    made = LLaVA(vlm, packing)
     made.train_only(["projector", "language_model"])
     return made.to(options.device).train()
