@@ -15,11 +15,13 @@ from tests.test_generate_images import UAE, WEMMU
 from umm_zoo.errors import UserError
 from umm_zoo.generate import main as generate
 from umm_zoo.generation import COMMANDS
+from umm_zoo.play.__main__ import main as play
 from umm_zoo.play.asking import Asked
 from umm_zoo.play.cards import history_card, result_card
 from umm_zoo.play.commands import RunWords, command_words, requests_of, shell_line
 from umm_zoo.play.history import INPUTS, History
 from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.play.server import LOOPBACK, Guard
 from umm_zoo.play.watch import Cancelled, progress
 
 HOSTILE = [
@@ -175,3 +177,46 @@ def test_captions_made_into_images_are_kept_with_both(folder: Path) -> None:
     (card,) = asked(uae, "caption-and-reconstruct", [str(folder / "blue.png")], "")
     row = uae.history.entries(1)[0].row
     assert row["answer"] is not None and row["files"] == ["000-reconstruction.png"] and "reconstruction.png" in card
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "refused"),
+    [
+        ({"host": "127.0.0.1:7860"}, "/", False),
+        ({"host": "[::1]:7860", "origin": "http://[::1]:7860"}, "/gradio_api/queue/join", False),
+        ({"host": "evil.example:7860"}, "/", True),
+        ({"host": "localhost:7860", "origin": "http://evil.example"}, "/gradio_api/queue/join", True),
+        ({"host": "localhost:7860", "origin": "null"}, "/gradio_api/queue/join", True),
+        ({"host": "localhost"}, "/gradio_api/proxy=https://x.hf.space/", True),
+        ({}, "/", True),
+        ({"host": "[::1"}, "/", True),
+    ],
+)
+def test_other_names_and_other_sites_are_refused(headers: dict[str, str], path: str, refused: bool) -> None:
+    async def behind(*arguments: object) -> None: ...
+
+    assert bool(Guard(behind, LOOPBACK).refusal("POST", path, headers)) is refused
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("umm_zoo.play.__main__.find_spec", lambda name: None)
+    assert play(["runs/none"]) == 2
+    assert capsys.readouterr().err == "error: umm_zoo.play: found no gradio, expected the extra 'ui'; pip install 'umm_zoo[ui]'\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a", "b", "c"], "RUN: found 3 runs, expected one, or two side by side"),
+        (["a", "--port", "x"], "--port: found 'x', expected a whole number from 0 to 65535"),
+        (["a", "--host", "no such host", "--port", "0"], "--host, --port: found no such host:0"),
+        (["nowhere", "--port", "0"], "nowhere"),
+    ],
+)
+def test_user_errors_of_the_command_are_one_line(words, said, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("umm_zoo.play.__main__.find_spec", lambda name: True)
+    assert play(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -124,6 +124,22 @@ def problems_of(plan: Plan) -> list[Problem]:
     return []
 
 
+def beside(problems: Sequence[Problem], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Problems by the override that they are about, and all others."""
+    own, rest = [list[str]() for _ in keys], list[str]()
+    for problem in problems:
+        about = (i for i, key in enumerate(keys) if key and (problem.where == key or problem.where.startswith(f"{key}.")))
+        place = next(about, None)
+        (rest if place is None else own[place]).append(str(problem))
+    return ["\n".join(lines) for lines in own], rest
+
+
+def overrides_of(keys: Sequence[str | None], values: Sequence[str | None]) -> list[str]:
+    """``key=value`` of the rows that have both."""
+    pairs = zip(keys, values, strict=True)
+    return [f"{key.strip()}={value}" for key, value in pairs if key and key.strip() and value and value.strip()]
+
+
 def checked(plan: Plan) -> str:
     """What ``fit --check`` prints."""
     try:

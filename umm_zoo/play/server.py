@@ -77,10 +77,13 @@ class Guard:
     def refusal(self, method: str, path: str, headers: dict[str, str]) -> str:
         """Why a request is refused; empty where it is not."""
         host = headers.get("host", "")
-        if self.hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
+        try:
+            name, origin = urlsplit(f"//{host}").hostname or "", urlsplit(headers.get("origin", f"http://{host}")).netloc
+        except ValueError:
+            return "no address"
+        if self.hosts is not None and name not in self.hosts:
             return "another name of this machine"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin != host:
             return "another site"
         return "not here" if path.lower().startswith(SHUT) else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from umm_zoo.errors import Problem, UserError
+from umm_zoo.errors import UserError
 from umm_zoo.play.cards import ROOT, command, error_card, page_frame, training_card
 from umm_zoo.play.following import follow, stop, trainings
-from umm_zoo.play.launching import Plan, checked, experiment_files, fields_of, launch, problems_of
+from umm_zoo.play.launching import Plan, beside, checked, experiment_files, fields_of, launch, overrides_of, problems_of
 from umm_zoo.report.html import Markup, element
 from umm_zoo.training.run_folder import runs_folder
 
@@ -32,22 +31,6 @@ class _Row:
     key: Any
     value: Any
     said: Any
-
-
-def beside(problems: Sequence[Problem], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Problems by the override that they are about, and all others."""
-    own, rest = [list[str]() for _ in keys], list[str]()
-    for problem in problems:
-        about = (i for i, key in enumerate(keys) if key and (problem.where == key or problem.where.startswith(f"{key}.")))
-        place = next(about, None)
-        (rest if place is None else own[place]).append(str(problem))
-    return ["\n".join(lines) for lines in own], rest
-
-
-def overrides_of(keys: Sequence[str | None], values: Sequence[str | None]) -> list[str]:
-    """``key=value`` of the rows that have both."""
-    pairs = zip(keys, values, strict=True)
-    return [f"{key.strip()}={value}" for key, value in pairs if key and key.strip() and value and value.strip()]
 
 
 class TrainingTab:
