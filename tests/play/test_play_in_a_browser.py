@@ -29,6 +29,7 @@ from umm_zoo.play.loaded import LoadedRun
 from umm_zoo.play.server import application
 
 pytest.importorskip("gradio")
+uvicorn: Any = pytest.importorskip("uvicorn")
 playwright: Any = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -43,8 +44,6 @@ PATIENCE = 120_000  # ms; a busy machine
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Two runs and the trainings of a folder, served from this process."""
-    import uvicorn
-
     folder, before = tmp_path_factory.mktemp("play"), Path.cwd()
     os.chdir(folder)
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]  # of trainings
