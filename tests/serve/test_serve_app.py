@@ -51,7 +51,7 @@ def loaded(run: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def llava(run: Path) -> Iterator[Serving]:
-    with serving(lambda: loaded(run), window=0.2) as found:
+    with serving(lambda: loaded(run), window=0.0) as found:
         yield found
 
 
@@ -60,7 +60,7 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Se
     run = write_run(tmp_path_factory.mktemp("wemmu"), WEMMU, image_size=32)
     RED.save(run / "red.png")
     BLUE.save(run / "blue.png")
-    with serving(lambda: loaded(run), window=0.2) as found:
+    with serving(lambda: loaded(run), window=0.0) as found:
         yield run, found
 
 
@@ -76,10 +76,11 @@ def made_by(run: Path, tmp_path: Path, *words: str) -> list[bytes]:
     return [file.read_bytes() for file in sorted(out.glob("0*.png"))]
 
 
-def test_answers_are_those_of_the_command_line_and_go_in_one_batch(llava: Serving, run: Path, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_command_line_and_go_in_one_batch(llava: Serving, full: Any, run: Path, tmp_path: Path) -> None:
     drawn = {"temperature": 0.9, "top_p": 0.8, "max_tokens": 8}
     bodies = [question("What colour?", RED, seed=3, **drawn), question("Which?", RED, BLUE, seed=4, **drawn)]
     bodies.append(question("What colour?", RED, seed=5, **drawn))
+    full(3)
     before = llava.thread.batches
     replies = exchange(make_app(llava), *({"url": CHAT, "json": body} for body in bodies))
     told = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
@@ -139,18 +140,18 @@ def test_images_have_the_bytes_of_the_command_line(painter: tuple[Path, Serving]
     one, several = [("image", ("a.png", png(RED)))], [("image[]", ("a.png", png(RED))), ("image[]", ("b.png", png(BLUE)))]
     replies = exchange(
         make_app(found),
-        {"url": MADE, "json": {"prompt": "a star", "n": 2, "seed": 3, "size": "12x8", "steps": 1}},
+        {"url": MADE, "json": {"prompt": "a star", "n": 1, "seed": 3, "size": "12x8", "steps": 1}},
         {"url": EDITS, "data": form, "files": one},
         {"url": EDITS, "data": {"prompt": "Both.", "seed": "1"}, "files": several},
     )
     made = [[base64.b64decode(entry["b64_json"]) for entry in reply.json()["data"]] for reply in replies]
     red, blue = str(run / "red.png"), str(run / "blue.png")
-    words = ["text-to-image", "a star", "--num", "2", "--seed", "3", "--size", "8x12", "--steps", "1", "--batch-size", "1"]
+    words = ["text-to-image", "a star", "--seed", "3", "--size", "8x12", "--steps", "1", "--batch-size", "1"]
     assert made[0] == made_by(run, tmp_path, *words)
     words = ["edit", red, "Make it green.", "--seed", "5", "--guidance", "2", "--image-guidance", "1.5"]
     assert made[1] == made_by(run, tmp_path, *words)
     assert made[2] == made_by(run, tmp_path, "compose", red, blue, "Both.", "--seed", "1")
-    assert replies[0].json()["size"] == "12x8" and [entry["seed"] for entry in replies[0].json()["data"]] == [3, 4]
+    assert replies[0].json()["size"] == "12x8" and [entry["seed"] for entry in replies[0].json()["data"]] == [3]
 
 
 def test_other_formats_are_what_they_are_called(painter: tuple[Path, Serving]) -> None:
@@ -248,7 +249,6 @@ def slow(llava: Serving, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Serv
 
 def test_more_than_may_wait_are_told_when_to_come_again(slow: Any) -> None:
     found, begun, go_on = slow
-    found.thread.window = 0.0
     app, body = make_app(found), question("What?", max_tokens=1)
 
     async def crowd() -> list[Any]:
@@ -267,7 +267,6 @@ def test_more_than_may_wait_are_told_when_to_come_again(slow: Any) -> None:
             return [refused, stopping, health, *await asyncio.gather(first, *waiting)]
 
     refused, stopping, health, *answered = asyncio.run(crowd())
-    found.thread.window = 0.2
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     assert stopping.status_code == health.status_code == 503 and health.json()["status"] == "stopping"
     assert [reply.status_code for reply in answered] == [200] * 3
@@ -318,6 +317,66 @@ def test_a_client_that_is_gone_is_forgotten(slow: Any, stream: bool) -> None:
 
     assert asyncio.run(both()) == 0
     assert found.held == 0 and not found.open
+
+
+@pytest.fixture
+def full(llava: Serving, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets batches wait until so many requests are there, however slow this machine is."""
+
+    def wait_for(count: int) -> None:
+        monkeypatch.setattr(llava.thread, "batch_size", count)
+        monkeypatch.setattr(llava.thread, "window", 600.0)
+
+    return wait_for
+
+
+def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(llava: Serving, full: Any) -> None:
+    body = question("What colour?", RED, max_tokens=300)
+    [whole] = exchange(make_app(llava), {"url": CHAT, "json": body})
+    full(2)
+    stop = whole.json()["choices"][0]["message"]["content"][1]
+
+    async def both() -> bool:
+        import httpx2 as httpx
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(llava)), base_url="http://toy") as client:
+            long = asyncio.create_task(client.post(CHAT, json=body))
+            await client.post(CHAT, json={**body, "stop": stop})
+            early = not long.done() and not llava.thread.idle
+            await long
+            return early
+
+    assert asyncio.run(both())
+
+
+def test_an_answer_that_nobody_reads_any_more_ends_soon(llava: Serving) -> None:
+    sent = [{"type": "http.request", "body": json.dumps(question("What?", max_tokens=1500, stream=True)).encode()}]
+    pieces: list[bytes] = []
+    tokens: list[None] = []
+    hook = llava.model.method.vlm.lm_head.register_forward_hook(lambda *_: tokens.append(None))
+
+    async def read_three_pieces() -> None:
+        gone = asyncio.Event()
+
+        async def receive() -> Any:
+            if not sent:
+                await gone.wait()
+            return sent.pop() if sent else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pieces.append(message.get("body", b""))
+            if len(pieces) == 4:
+                gone.set()
+                await asyncio.sleep(3600)
+
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+        await make_app(llava)({**scope, "asgi": {"spec_version": "2.3"}}, receive, send)
+
+    asyncio.run(read_three_pieces())
+    while not llava.thread.idle:
+        pass
+    hook.remove()
+    assert len(pieces) == 4 and 2 < len(tokens) < 1000 and llava.held == 0 and not llava.open
 
 
 def test_a_bug_is_a_line_in_the_reply_and_a_traceback_in_the_log(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from umm_zoo.errors import UserError
 from umm_zoo.generation import abilities_of
 from umm_zoo.generation.base import Command
-from umm_zoo.serve.bodies import announced, body_of, form_of, typed
+from umm_zoo.serve.bodies import body_of, form_of, typed
 from umm_zoo.serve.chat import ASK, read_chat
 from umm_zoo.serve.failures import ApiError, missing_model
 from umm_zoo.serve.making import check_settings, read_making
@@ -42,7 +42,7 @@ def make_app(serving: Serving, api_key: str | None = None, origins: Sequence[str
     if origins:
         cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
         middleware.insert(0, cors)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", routes.health),
             Route("/v1/models", routes.models),
@@ -60,6 +60,8 @@ def make_app(serving: Serving, api_key: str | None = None, origins: Sequence[str
             Exception: _told,
         },
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def failed(error: BaseException) -> Response:
@@ -137,12 +139,13 @@ class Routes:
         from umm_zoo.generation.abilities import check_earlier
 
         with contextlib.ExitStack() as stack:
-            body = await self._json(request, stack)
+            hold = stack.enter_context(self.serving.holding())
+            body = await self._json(request, hold)
             self._assert_able(ASK)
             asked = await self.serving.read(read_chat, body, self.serving.limits)
             del body
             check_earlier(self.serving.model.method, asked.rows[0].earlier)
-            stack.enter_context(self.serving.holding(asked.num_bytes))
+            hold(asked.num_bytes)
             exchange = Exchange(self.serving, ASK, asked.rows, asked.stops, asked.stream)
             stack.callback(exchange.close)
             reply = ChatReply(exchange, self.serving.name or "", asked)
@@ -154,25 +157,29 @@ class Routes:
     async def generations(self, request: Request) -> Response:
         """Images of a text."""
         with contextlib.ExitStack() as stack:
-            body = await self._json(request, stack)
-            return await self._made(request, body, None, stack)
+            hold = stack.enter_context(self.serving.holding())
+            return await self._made(request, await self._json(request, hold), None, stack, hold)
 
     async def edits(self, request: Request) -> Response:
         """Images of images and a text."""
         with contextlib.ExitStack() as stack:
-            content = await self._body(request, stack)
-            fields, files = await form_of(request, content, self.serving.limits)
-            del content
+            hold = stack.enter_context(self.serving.holding())
+            fields, files = await form_of(request, await self._body(request, hold), self.serving.limits)
             self._assert_model(fields)
-            return await self._made(request, typed(fields), files, stack)
+            return await self._made(request, typed(fields), files, stack, hold)
 
     async def _made(
-        self, request: Request, body: Mapping[str, Any], files: Sequence[bytes] | None, stack: contextlib.ExitStack
+        self,
+        request: Request,
+        body: Mapping[str, Any],
+        files: Sequence[bytes] | None,
+        stack: contextlib.ExitStack,
+        hold: Callable[[int], None],
     ) -> Response:
         asked = await self.serving.read(read_making, body, files, self.serving.limits)
         self._assert_able(asked.command)
         check_settings(asked, self.serving.model.method)
-        stack.enter_context(self.serving.holding(asked.num_bytes))
+        hold(asked.num_bytes)
         exchange = Exchange(self.serving, asked.command, asked.rows)
         stack.callback(exchange.close)
         results = [end.result for end in await ends(exchange, request)]
@@ -181,14 +188,13 @@ class Routes:
 
     # -- what all have in common ---------------------------------------------------------------------------------------------
 
-    async def _body(self, request: Request, stack: contextlib.ExitStack) -> bytes:
+    async def _body(self, request: Request, hold: Callable[[int], None]) -> bytes:
         _ = self.serving.model  # before anything is read
         self.serving.assert_room()
-        stack.enter_context(self.serving.holding(announced(request, self.serving.limits)))
-        return await body_of(request, self.serving.limits)
+        return await body_of(request, self.serving.limits, hold)
 
-    async def _json(self, request: Request, stack: contextlib.ExitStack) -> dict[str, Any]:
-        found = await self.serving.read(json_object, await self._body(request, stack))
+    async def _json(self, request: Request, hold: Callable[[int], None]) -> dict[str, Any]:
+        found = await self.serving.read(json_object, await self._body(request, hold))
         self._assert_model(found)
         return found
 

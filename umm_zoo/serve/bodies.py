@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -16,14 +16,8 @@ from umm_zoo.serve.failures import ApiError
 from umm_zoo.serve.limits import Limits
 
 
-def announced(request: Request, limits: Limits) -> int:
-    """Bytes of a body to come; where nobody says, as many as there may be."""
-    length = request.headers.get("content-length", "")
-    return min(int(length), limits.max_body * 2**20) if length.isdecimal() and len(length) < 20 else limits.max_body * 2**20
-
-
-async def body_of(request: Request, limits: Limits) -> bytes:
-    """The body.
+async def body_of(request: Request, limits: Limits, hold: Callable[[int], None]) -> bytes:
+    """The body; ``hold`` is told of its bytes as they come.
 
     Raises:
         ApiError: it is too large, which is said once about as much again is read, so that clients get to hear it; or too slow.
@@ -34,6 +28,7 @@ async def body_of(request: Request, limits: Limits) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size <= most:
+                    hold(len(chunk))
                     chunks.append(chunk)
                 elif size > 2 * most:
                     break
@@ -73,6 +68,8 @@ async def form_of(request: Request, body: bytes, limits: Limits) -> tuple[dict[s
                 if name not in ("image", "image[]"):
                     raise UserError(name[:100], "a file", "images alone, under 'image' or 'image[]'")
                 files.append(await value.read())
+            elif name in ("image", "image[]", "mask"):
+                raise UserError(name, "a text", "a file")
             elif name in fields:
                 raise UserError(name[:100], "a field twice", "each field once")
             else:

@@ -13,7 +13,7 @@ from umm_zoo.generation.options import checked_text, shown, whole
 from umm_zoo.generation.requests import Request, Result
 from umm_zoo.serve.image_data import Images
 from umm_zoo.serve.limits import Limits
-from umm_zoo.serve.parameters import check_names, flag_in, option_in, seed_in
+from umm_zoo.serve.parameters import check_names, flag_in, option_in, rows_of, seed_in
 
 if TYPE_CHECKING:
     from umm_zoo.backbones.answers import Answer
@@ -64,8 +64,8 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Chat:
         settings |= {"top_p": top_p, "seed": seed}
     stream, images = flag_in(body, "stream"), Images(limits)
     turns = _turns(body.get("messages"), images, limits)
-    request = Request(images.opened, turns[-1]["text"], {**settings, "num": count}, "messages", turns[:-1])
-    rows = request.seed_after_seed()
+    request = Request(images.opened, turns[-1]["text"], {**settings, "num": count}, earlier=turns[:-1])
+    rows = rows_of(request, "messages")
     return Chat(rows, _stops(body.get("stop")), stream, _with_usage(body, stream), images.num_bytes, ignored)
 
 

@@ -16,7 +16,7 @@ from umm_zoo.generation.options import shown, whole
 from umm_zoo.generation.requests import Request, Result
 from umm_zoo.serve.image_data import Images
 from umm_zoo.serve.limits import Limits
-from umm_zoo.serve.parameters import check_names, flag_in, option_in, seed_in, word_in
+from umm_zoo.serve.parameters import check_names, flag_in, option_in, rows_of, seed_in, word_in
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,10 +87,12 @@ def read_making(body: Mapping[str, Any], files: Sequence[bytes] | None, limits: 
     settings["size"] = _size(body, command, limits)
     if (settings["steps"] or 0) > limits.max_steps:
         raise UserError("steps", f"{settings['steps']}", f"at most {limits.max_steps} (--max-steps)")
-    request = Request(images.opened, prompt, settings, "prompt")
+    request = Request(images.opened, prompt, settings)
     command.check(request, "prompt")
     quality = option_in(body, "output_compression", whole("", 0, 100, 95))
-    return Making(command, request.seed_after_seed(), word_in(body, "output_format", _FORMATS), quality, images.num_bytes, ignored)
+    return Making(
+        command, rows_of(request, "request"), word_in(body, "output_format", _FORMATS), quality, images.num_bytes, ignored
+    )
 
 
 def _size(body: Mapping[str, Any], command: Command, limits: Limits) -> tuple[int, int] | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from umm_zoo.errors import UserError, nearest
 from umm_zoo.generation.options import MAX_SEED, Option, shown, whole
+from umm_zoo.generation.requests import Request
 
 #: Parameters that cannot be met, and the values beside null that ask for nothing.
 NEUTRAL: Mapping[str, Sequence[Any]] = {
@@ -129,6 +131,8 @@ def _alike(values: Sequence[Any]) -> list[Any]:
 def option_in(body: Mapping[str, Any], name: str, option: Option) -> Any:
     """A setting; the option's own default where it is null or not there."""
     value = body.get(name)
+    if isinstance(value, float) and value.is_integer():  # JSON knows one kind of numbers
+        value = int(value)
     return option.default if value is None else option.read(value, name)
 
 
@@ -136,6 +140,11 @@ def seed_in(body: Mapping[str, Any]) -> int:
     """The seed; one by chance where none is said, low enough that others can follow it."""
     seed = body.get("seed")
     return random.getrandbits(31) if seed is None else int(whole("", 0, MAX_SEED).read(seed, "seed"))
+
+
+def rows_of(request: Request, place: str) -> list[Request]:
+    """The requests that one with a ``num`` stands for; errors about them are at ``place``."""
+    return [replace(row, place=place) for row in replace(request, place="seed").seed_after_seed()]
 
 
 def flag_in(body: Mapping[str, Any], name: str) -> bool:

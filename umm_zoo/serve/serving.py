@@ -76,19 +76,23 @@ class Serving:
             self._refuse(f"{self.thread.num_waiting} answers and images wait already")
 
     @contextlib.contextmanager
-    def holding(self, num_bytes: int) -> Iterator[None]:
-        """Memory of a request, while it is there.
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Memory of a request, while it is there; the function takes so many bytes more.
 
-        Raises:
-            ApiError: all requests together would hold too much.
+        It raises an ``ApiError`` where all requests together would hold too much; one alone may hold what it is allowed.
         """
-        if self.held and self.held + num_bytes > self.limits.max_memory * 2**20:
-            self._refuse("the requests that wait fill the memory that they may have")
-        self.held += num_bytes
+        own = 0
+
+        def more(num_bytes: int) -> None:
+            nonlocal own
+            if self.held > own and self.held + num_bytes > self.limits.max_memory * 2**20:
+                self._refuse("the requests that are here fill the memory that they may have")
+            self.held, own = self.held + num_bytes, own + num_bytes
+
         try:
-            yield
+            yield more
         finally:
-            self.held -= num_bytes
+            self.held -= own
 
     def _refuse(self, reason: str) -> None:
         raise ApiError(429, f"too many requests: {reason}", code="queue_full", headers={"Retry-After": f"{self.thread.patience}"})
