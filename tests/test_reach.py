@@ -88,11 +88,20 @@ def test_an_evaluation_leaves_its_own_file_alone(at_home: Path, state: Any) -> N
 def test_what_is_fetched_is_said_without_secrets(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = ["https://me:secret@them/a.tar?token=secret", "s3://b/c.tar", "here.tar"]
     say_fetched(
-        {"method": {"vlm": {"source": "them/model"}, "own": {"source": str(at_home)}}, "data": {"shards": shards}}, "x.ckpt"
+        {
+            "method": {
+                "vlm": {"source": "them/model"},
+                "own": {"source": str(at_home)},
+                "codec": {"source": "umm_zoo:tiny/weights/codec"},
+            },
+            "data": {"shards": shards},
+        },
+        "x.ckpt",
     )
     said = capsys.readouterr().err
     assert "'them/model' (method.vlm.source)" in said and "'https://them/a.tar' (data.shards)" in said
     assert "'s3://b/c.tar'" in said and "here.tar" not in said and "secret" not in said and str(at_home) not in said
+    assert "umm_zoo:" not in said  # what ships is here
 
 
 WRONG = {

@@ -11,7 +11,7 @@ import pytest
 from finished_runs import write_run
 from PIL import Image
 
-from tests.test_generate_images import UAE, WEMMU
+from tests.test_generate_images import PRETRAINING, UAE, WEMMU
 from umm_zoo.errors import UserError
 from umm_zoo.generate import main as generate
 from umm_zoo.generation import COMMANDS
@@ -20,7 +20,7 @@ from umm_zoo.play.asking import Asked
 from umm_zoo.play.cards import history_card, result_card
 from umm_zoo.play.commands import RunWords, command_words, requests_of, shell_line
 from umm_zoo.play.history import INPUTS, History
-from umm_zoo.play.loaded import LoadedRun
+from umm_zoo.play.loaded import LoadedRun, shared_abilities
 from umm_zoo.play.server import LOOPBACK, Guard
 from umm_zoo.play.watch import Cancelled, progress
 
@@ -85,6 +85,27 @@ def test_the_copied_command_makes_the_same_bytes(run, folder, tmp_path, name, co
         assert generate([words[0], words[1], "--out", str(out), *words[2:]]) == 0
         row = json.loads((out / "results.jsonl").read_text())
         assert [(out / file).read_bytes() for file in row["files"]] == [path.read_bytes() for path in entry.images]
+
+
+def test_the_line_names_whose_run_it_is_and_where() -> None:
+    words = command_words(RunWords("r", "cuda:1", ["mine", "-x"], True), "caption", ["a.png"], "Describe the image.", {})
+    assert shell_line(words) == "python -m umm_zoo.generate r caption --device cuda:1 --trust mine --trust=-x --raw-weights a.png"
+
+
+def test_runs_that_have_no_ability_in_common_are_refused(run: LoadedRun, folder: Path) -> None:
+    other = LoadedRun(RunWords(str(write_run(folder / "decoder", PRETRAINING))))
+    assert shared_abilities([run, other]) == ["text-to-image"]
+    assert shared_abilities([run])[:2] == ["text-to-image", "edit"]
+    other.abilities = {}
+    with pytest.raises(UserError, match=r"no ability that both runs have \(.*/wemmu: .*; .*/decoder: nothing that can be tried\)"):
+        shared_abilities([run, other])
+
+
+def test_a_history_that_cannot_be_written_says_where_it_could_be(run: LoadedRun, folder: Path) -> None:
+    (folder / "file").touch()
+    other = LoadedRun(RunWords(str(folder / "wemmu")), folder / "file")
+    with pytest.raises(UserError, match="--history DIR with a folder that can be written"):
+        asked(other, "text-to-image", [], "x")
 
 
 def test_settings_are_refused_by_the_command_s_own_line(run: LoadedRun, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from umm_zoo.errors import note
+from umm_zoo.experiment.shipped import PREFIX
 
 #: Where the parts that are shipped lie.
 _ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,8 @@ def _fetched(value: Any, where: str) -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from _fetched(inner, where)
     elif isinstance(value, str) and where.rpartition(".")[2] in _READ:
-        is_name = not where.endswith(".shards") and not Path(value).exists() and not (_ROOT / value).exists()
+        here = value.startswith(PREFIX) or Path(value).exists() or (_ROOT / value).exists()
+        is_name = not where.endswith(".shards") and not here
         if "://" in value or is_name:
             parts = urlsplit(value) if "://" in value else None
             yield where, repr(value if parts is None else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")

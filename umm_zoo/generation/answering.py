@@ -115,8 +115,8 @@ class Caption(Ask):
         return [([Path(word)], arguments.prompt) for word in words]
 
     def line(self, images: Sequence[str], text: str) -> list[str]:
-        """The prompt as an option."""
-        return [f"--prompt={text}", *behind_options(images)]
+        """The prompt as an option, where it is not the usual one."""
+        return [*([] if text == PROMPT else [f"--prompt={text}"]), *behind_options(images)]
 
     def default_question(self, arguments: argparse.Namespace) -> str:
         """The prompt, where a line has no question of its own."""

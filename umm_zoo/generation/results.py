@@ -34,19 +34,20 @@ class ResultsFolder:
         path: the folder; where it holds anything, a new one beside it, numbered on.
         count: number of results to come.
         about: what made them, for every line.
+        instead: what to do where it cannot be written, for the error.
     """
 
-    def __init__(self, path: Path, count: int, about: Mapping[str, Any]) -> None:
-        with writing(path, INSTEAD):
+    def __init__(self, path: Path, count: int, about: Mapping[str, Any], instead: str = INSTEAD) -> None:
+        with writing(path, instead):
             self.path = _new_folder(path)
-        self.about = about
+        self.about, self._instead = about, instead
         self._digits = max(3, len(str(count - 1)))
         self.count = 0
         self._cards: list[Card] = []
 
     def add(self, result: Result) -> None:
         """Save the images of a result, and then its line."""
-        with writing(self.path, INSTEAD):
+        with writing(self.path, self._instead):
             self._add(result)
 
     def _add(self, result: Result) -> None:
@@ -78,7 +79,7 @@ class ResultsFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Draw the grid; a call that made nothing leaves no folder."""
         if self._cards:
-            with writing(self.path, INSTEAD):
+            with writing(self.path, self._instead):
                 draw_cards(self._cards, 192, 4).save(self.path / "grid.png")
         else:
             (self.path / LINES).unlink()

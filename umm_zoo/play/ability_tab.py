@@ -53,7 +53,13 @@ def ability_tab(runs: Sequence[LoadedRun], name: str, cancelling: Cancelling) ->
             with gr.Column(scale=2, min_width=300):
                 if several:
                     images = gr.Gallery(
-                        label="Images", type="filepath", interactive=True, columns=3, height=240, elem_id=f"{name}-images"
+                        label="Images",
+                        type="filepath",
+                        interactive=True,
+                        file_types=["image"],
+                        columns=3,
+                        height=240,
+                        elem_id=f"{name}-images",
                     )
                 elif command.num_images[1]:
                     images = _image()

@@ -90,7 +90,9 @@ class History:
         Raises:
             UserError: it cannot be written.
         """
-        return ResultsFolder(self.folder / time.strftime("%Y-%m-%d-%H%M%S"), count, {})
+        with writing(self.folder, INSTEAD):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return ResultsFolder(self.folder / time.strftime("%Y-%m-%d-%H%M%S"), count, {}, INSTEAD)
 
     def entries(self, most: int = 60) -> list[Entry]:
         """The newest ones, newest first."""

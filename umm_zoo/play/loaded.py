@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from umm_zoo.errors import printable
+from umm_zoo.errors import UserError, printable
 from umm_zoo.generation import COMMANDS, abilities_of
 from umm_zoo.generation.abilities import own_sampling
 from umm_zoo.generation.base import Command
+from umm_zoo.generation.generating import Generate
 from umm_zoo.generation.requests import Request
 from umm_zoo.generation.running import run_batch
 from umm_zoo.play.commands import RunWords
@@ -108,3 +109,17 @@ def labels(runs: Sequence[LoadedRun]) -> list[str]:
     """What each run is called beside the others: its name, or its path where two have one name."""
     alike = len({run.name for run in runs}) < len(runs)
     return [printable(run.words.run if alike else run.name) for run in runs]
+
+
+def shared_abilities(runs: Sequence[LoadedRun]) -> list[str]:
+    """Commands that every run can do.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name for name in runs[0].abilities if all(name in run.abilities for run in runs)]
+    if not names:
+        able = "; ".join(f"{run.words.run}: {', '.join(run.abilities) or 'nothing that can be tried'}" for run in runs)
+        whose = "both runs have" if len(runs) > 1 else "the run has"
+        raise UserError("", f"no ability that {whose} ({able})", "runs that answer or generate")
+    return sorted(names, key=lambda name: COMMANDS[name].out != Generate.out)  # what generates comes first

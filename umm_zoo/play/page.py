@@ -8,14 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from umm_zoo.errors import UserError
-from umm_zoo.generation import COMMANDS
-from umm_zoo.generation.generating import Generate
 from umm_zoo.play.ability_tab import ability_tab
 from umm_zoo.play.asking import Cancelling
 from umm_zoo.play.cards import ROOT
 from umm_zoo.play.history_tab import history, history_tab
-from umm_zoo.play.loaded import LoadedRun, labels
+from umm_zoo.play.loaded import LoadedRun, labels, shared_abilities
 from umm_zoo.play.training_tab import TrainingTab
 from umm_zoo.report.html import Markup, element
 from umm_zoo.training.run_folder import RunFolder
@@ -25,20 +22,6 @@ STATIC = Path(__file__).parent / "static"
 #: Fonts of the reader's own machine: the theme's own would come from the network.
 FONT = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
-
-
-def shared_abilities(runs: Sequence[LoadedRun]) -> list[str]:
-    """Commands that every run can do.
-
-    Raises:
-        UserError: there is none.
-    """
-    names = [name for name in runs[0].abilities if all(name in run.abilities for run in runs)]
-    if not names:
-        able = "; ".join(f"{run.words.run}: {', '.join(run.abilities) or 'nothing that can be tried'}" for run in runs)
-        whose = "both runs have" if len(runs) > 1 else "the run has"
-        raise UserError("", f"no ability that {whose} ({able})", "runs that answer or generate")
-    return sorted(names, key=lambda name: COMMANDS[name].out != Generate.out)  # what generates comes first
 
 
 def heading(runs: Sequence[LoadedRun]) -> Markup:

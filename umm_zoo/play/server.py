@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -181,4 +183,6 @@ def serve(app: Any, bound: Any) -> None:
     """
     import uvicorn
 
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, ws="none")).run(sockets=[bound])
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the server ends by itself, and raises its signal again afterwards
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, ws="none")).run(sockets=[bound])
