@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
-from toy_parts import Body, Head, Toy, toy_experiment
+from toy_parts import Body, Head, OneWeight, Toy, ToyData, toy_experiment
 
 from umm_zoo.backbones.frozen import FrozenBackbone, freeze
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW, Constant, WarmupCosine
 from umm_zoo.training.setup import TrainingSetup
@@ -69,6 +73,71 @@ def test_one_group_per_part_with_its_own_rate() -> None:
     ]
     with pytest.raises(ValueError, match="found 'haed', expected the trained parts"):
         toy("head", optimizer=AdamW(lr=0.1, part_lr={"haed": 1.0})).configure_optimizers()
+
+
+def test_a_part_may_have_betas_of_its_own() -> None:
+    method = toy("body", "head", optimizer=AdamW(0.1, betas=(0.8, 0.99), part_betas={"head": (0.0, 0.9)}))
+    groups = method.configure_optimizers()["optimizer"].param_groups
+    assert [group["betas"] for group in groups] == [(0.8, 0.99)] * 2 + [(0.0, 0.9)] * 2
+    method.training_losses(Batch(["a"], [[]]))["loss"].backward()
+    optimizer = method.configure_optimizers()["optimizer"]
+    optimizer.step()
+    for part, gradients in (("body", 0.2), ("head", 1.0)):  # the first moment is (1 - beta) g
+        parameter = method.parts()[part].linear.bias
+        torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], gradients * parameter.grad)
+    with pytest.raises(ValueError, match=r"optimizer\.part_betas: found 'haed', expected the trained parts"):
+        toy("head", optimizer=AdamW(0.1, part_betas={"haed": (0.0, 0.9)})).configure_optimizers()
+
+
+def test_codebooks_are_not_decayed() -> None:
+    class Book(nn.Embedding):
+        decayed = False
+
+    method = Toy(Body(4, 3), Head(3))
+    method.head.book = Book(5, 2)
+    TrainingSetup(["head"], AdamW(lr=0.1, weight_decay=0.5, decay_vectors=True)).prepare(method)
+    before = copy.deepcopy(method.head)
+    for parameter in method.head.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    method.configure_optimizers().step()
+    assert torch.equal(method.head.book.weight, before.book.weight)
+    torch.testing.assert_close(method.head.linear.weight, 0.95 * before.linear.weight)
+
+
+@pytest.mark.parametrize(("way", "norms"), [("norm", {"body": 0.5, "head": 0.5}), ("value", {"body": 0.3, "head": 0.3})])
+def test_a_part_may_be_clipped_by_a_norm_of_its_own(way: str, norms: dict[str, float]) -> None:
+    class Apart(Toy):
+        clipped_apart = ("head", "no part of this run")
+
+    method = Apart(Body(1, 1), Head(1))
+    method.train_only(["body", "head"])
+    for size, part in ((3.0, method.body), (200.0, method.head)):
+        part.linear.weight.grad, part.linear.bias.grad = torch.full((1, 1), size), torch.zeros(1)
+    precision = SimpleNamespace(clip_gradients=lambda *_: nn.utils.clip_grad_value_(method.parameters(), 0.3))
+    method._trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=SimpleNamespace(model=None), precision_plugin=precision, gradient_clip_val=0.5, gradient_clip_algorithm=way
+    )
+    method._fabric = None
+    method.configure_gradient_clipping(torch.optim.SGD(method.parameters()), 0.5, way)
+    for name, part in method.parts().items():
+        assert part.linear.weight.grad.item() == pytest.approx(norms[name], rel=1e-4)
+
+
+def test_losses_know_the_number_of_updates_before_theirs_in_a_resumed_run_too(tmp_path: Path) -> None:
+    class Counted(OneWeight):
+        def training_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+            seen.append(self.step.number)
+            return super().training_losses(batch)
+
+    seen: list[int] = []
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    for steps, source in ((2, None), (4, tmp_path / "at-2.ckpt")):
+        method = Counted()
+        method.train_only(["layer"])
+        trainer = Trainer(max_steps=steps, accumulate_grad_batches=2, accelerator="cpu", limit_val_batches=0, **quiet)
+        trainer.fit(method, ToyData(train_size=20), ckpt_path=source)
+        trainer.save_checkpoint(tmp_path / f"at-{steps}.ckpt")
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_schedules_follow_their_formula() -> None:

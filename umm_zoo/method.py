@@ -39,6 +39,7 @@ class Method(NamedParts, FromPython, ABC):
     Attributes:
         makes: names of what ``validation_step`` makes, fields of ``Outputs`` and scalars alike; None where it does not say.
         stage_only: parts that only this stage needs; a stage that comes after it does not take them over.
+        clipped_apart: parts whose gradients are clipped by a norm of their own, such as a discriminator's.
         takes_mixed: whether rows that ask for an image may stand beside others in a training batch.
         wanted: what the run's metrics and callbacks want of a validation.
         token_counts: tokens that the last training batch was made of, by kind; None where ``training_losses`` does not say.
@@ -46,6 +47,7 @@ class Method(NamedParts, FromPython, ABC):
     """
 
     stage_only: ClassVar[tuple[str, ...]] = ()
+    clipped_apart: ClassVar[tuple[str, ...]] = ()
     takes_mixed: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -123,6 +125,7 @@ class Method(NamedParts, FromPython, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; behind the last one of an optimiser step, log the terms of the whole step."""
         trainer, count = self.trainer, self.trainer.accumulate_grad_batches
+        self.step.number = trainer.global_step
         if batch.ahead is not None:
             moved = [self.moved(other) for other in batch.ahead]
             self.step.begin(count, self.begin_step([batch, *moved]), self.device)
@@ -154,6 +157,7 @@ class Method(NamedParts, FromPython, ABC):
         if self._make_optimizer is None:
             raise UserError("training", "nothing", "the trained parts and an optimizer")
         parts = self.all_parts()
+        self.mark_undecayed()
         return self._make_optimizer({name: [p for p in parts[name].parameters() if p.requires_grad] for name in self.trained})
 
     def configure_model(self) -> None:
@@ -178,13 +182,18 @@ class Method(NamedParts, FromPython, ABC):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm over all ranks' slices too: Lightning refuses ``norm`` under FSDP."""
+        """Clip by the norm over all ranks' slices too (Lightning refuses ``norm`` under FSDP), some parts by their own."""
         root = getattr(self.trainer.strategy, "model", None)
         clip = getattr(root, "clip_grad_norm_", None)  # torch's first FSDP knows the norm of its flat parameters, nobody else does
-        if clip is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        apart = [name for name in self.trained if name in self.clipped_apart]
+        if not gradient_clip_val or gradient_clip_algorithm == "value" or (clip is None and not apart):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif clip is not None:
             clip(gradient_clip_val)
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            parts = self.all_parts()
+            for names in ([name for name in self.trained if name not in apart], *([name] for name in apart)):
+                nn.utils.clip_grad_norm_([p for name in names for p in parts[name].parameters()], gradient_clip_val)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------------
 

@@ -210,6 +210,10 @@ CASES = {
         seeded(lambda: DecoderTuning(KLCodec.from_config(autoencoder.KL)), "decoder"),
         lambda: autoencoder.batch(5, targets=True),
     ),
+    "decoder against a discriminator": Case(
+        seeded(autoencoder.against_a_discriminator, "decoder", "discriminator"),
+        lambda: autoencoder.batch(5),
+    ),
     "text to image": Case(
         lambda: text_to_image.text_to_image(drop_text=0.5),
         lambda: text_to_image.batch(["red", "two blue squares and a star", "a", "three green circles", "blue star"]),
@@ -238,7 +242,18 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "name", ["llava", "janus", "ross d images", "ross r-pixel released", "wemmu", "grpo by constant", "flow grpo", "unified"]
+    "name",
+    [
+        "llava",
+        "janus",
+        "ross d images",
+        "ross r-pixel released",
+        "wemmu",
+        "grpo by constant",
+        "flow grpo",
+        "unified",
+        "decoder against a discriminator",
+    ],
 )
 def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
     case = CASES[name]

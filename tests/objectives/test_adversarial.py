@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from umm_zoo.errors import UserError
 from umm_zoo.objectives.adversarial import AdversarialLoss, balance, last_matrix
 
 
@@ -62,7 +63,7 @@ def test_one_backward_pass_is_two_bit_for_bit(kind: Any) -> None:
     state = torch.get_rng_state()
     terms = loss.terms(judge, images, made, 2, context)
     after = torch.get_rng_state()
-    loss.total(terms, (made - images).square().mean(), generator[2].weight, 2)["loss"].backward()
+    loss.total(terms, (made - images).square().mean(), generator, 2)["loss"].backward()
 
     rest = copy.deepcopy(apart[1])
     made = apart[0](images)
@@ -137,7 +138,7 @@ def test_the_weight_of_the_generator_s_term_is_the_ratio_of_gradients_within_bou
     assert_close(balance(near, far, layer.weight), torch.tensor(3 / (4 + 1e-4)))
     for bounds, expected in (((0.0, 1e4), 3 / (4 + 1e-4)), ((0.8, 10.0), 0.8), ((0.0, 0.5), 0.5)):
         loss = AdversarialLoss(weight=0.75, adaptive=bounds)
-        found = loss.total({"generator": far, "discriminator": near.detach(), "r1": near * 0}, near, layer.weight, 0)
+        found = loss.total({"generator": far, "discriminator": near.detach(), "r1": near * 0}, near, layer, 0)
         assert_close(found["adversarial_weight"], torch.tensor(0.75 * expected))
         layer.zero_grad()
         found["loss"].backward(retain_graph=True)
@@ -150,7 +151,7 @@ def test_the_discriminator_begins_before_the_generator_and_has_a_gradient_all_al
     for step in range(6):
         judge.zero_grad()
         made = generator(images)
-        total = loss.total(loss.terms(judge, images, made, step), (made - images).square().mean(), generator[2].weight, step)
+        total = loss.total(loss.terms(judge, images, made, step), (made - images).square().mean(), generator, step)
         total["loss"].backward()
         assert all(gradient is not None for gradient in gradients(judge))
         found.append((any(gradient.any() for gradient in gradients(judge)), bool(total["adversarial_weight"] > 0)))
@@ -167,7 +168,7 @@ def test_a_judge_that_is_not_called_keeps_its_statistics() -> None:
 def test_the_last_layer_of_a_decoder_is_trained() -> None:
     generator, _, _ = parts()
     assert last_matrix(generator) is generator[2].weight
-    with pytest.raises(ValueError, match="whose last layer is not trained"):
+    with pytest.raises(UserError, match="a Sequential whose last layer is not trained, expected null"):
         last_matrix(generator.requires_grad_(False))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import tiny_configs
 import torch
@@ -8,6 +10,10 @@ from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.batch import Batch, stacked
+from umm_zoo.blocks.discriminators import PatchDiscriminator
+from umm_zoo.errors import UserError
+from umm_zoo.objectives.adversarial import AdversarialLoss
+from umm_zoo.objectives.perceptual import FeatureDistance
 from umm_zoo.outputs import Reconstructs
 from umm_zoo.pretraining.autoencoder import Autoencoder, DecoderTuning, kl_to_standard_normal
 from umm_zoo.training.optimization import AdamW
@@ -20,6 +26,13 @@ def batch(rows: int = 3, targets: bool = False) -> Batch:
     images = torch.rand(rows, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     given = {"targets": images} if targets else {"images": images, "image_counts": [1] * rows}
     return Batch([f"row{i}" for i in range(rows)], [[] for _ in range(rows)], **given)
+
+
+def against_a_discriminator(**adversarial: Any) -> DecoderTuning:
+    loss = AdversarialLoss("non_saturating", weight=0.5, r1=0.1, r1_every=1, **adversarial)
+    judge = PatchDiscriminator(8, 1, "group")
+    torch.nn.init.normal_(judge.main[-1].weight, std=0.2)
+    return DecoderTuning(KLCodec.from_config(KL), discriminator=judge, adversarial=loss)
 
 
 def test_kl_against_torch() -> None:
@@ -37,7 +50,7 @@ def test_every_parameter_learns_and_the_judge_is_frozen(codec) -> None:
     losses = method.training_losses(batch())
     losses["loss"].backward()
     assert {"l1", "mse", "perceptual"} <= set(losses)
-    assert isinstance(method.perceptual, FrozenBackbone)
+    assert isinstance(method.perceptual, FeatureDistance) and isinstance(judge, FrozenBackbone)
     for name, parameter in method.codec.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert all(parameter.grad is None for parameter in judge.parameters())
@@ -97,3 +110,45 @@ def test_tuning_the_decoder_leaves_every_latent_as_it_is(codec) -> None:
 def test_the_encoder_cannot_be_tuned() -> None:
     with pytest.raises(ValueError, match=r"training\.trained: found \['encoder', 'decoder'\], expected \['decoder'\]"):
         DecoderTuning(KLCodec.from_config(KL)).train_only(["encoder", "decoder"])
+
+
+def test_both_sides_of_a_competition_learn_and_the_codec_alone_goes_on() -> None:
+    torch.manual_seed(0)
+    method = Autoencoder(KLCodec.from_config(KL), discriminator=PatchDiscriminator(8, 1), adversarial=AdversarialLoss(start=1))
+    method.train_only(["codec", "discriminator"])
+    assert set(method.part_keys(method.stage_only)) == {f"discriminator.{name}" for name in method.discriminator.state_dict()}
+    for number in range(2):
+        method.step.number = number
+        losses = method.training_losses(batch())
+        method.zero_grad()
+        losses["loss"].backward()
+        gradients = [parameter.grad for parameter in method.discriminator.parameters()]
+        assert all(gradient is not None and gradient.any() == bool(number) for gradient in gradients[:3])
+    rest = losses["l1"] + 1e-4 * losses["kl"] + losses["discriminator"]
+    torch.testing.assert_close(losses["loss"], rest + 0.1 * losses["generator"])
+    assert losses["generator"] != 0 and losses["adversarial_weight"] == pytest.approx(0.1)
+    outputs = method.eval().validation_step(batch(), 0)
+    assert set(method.makes) == {*outputs.scalars, "generated", "references"}
+
+
+def test_the_weight_of_a_competition_is_that_of_the_decoder_s_last_layer() -> None:
+    torch.manual_seed(0)
+    method = against_a_discriminator(adaptive=(0.0, 1e4))
+    method.train_only(["decoder", "discriminator"])
+    torch.manual_seed(1)
+    losses, layer = method.training_losses(batch()), method.codec.model.decoder.conv_out.weight
+    parts = (losses["l1"] + 4 * losses["mse"], losses["generator"])
+    norms = [torch.autograd.grad(part, layer, retain_graph=True)[0].norm() for part in parts]
+    torch.testing.assert_close(losses["adversarial_weight"], 0.5 * norms[0] / (norms[1] + 1e-4))
+
+
+def test_judges_that_cannot_judge_are_refused() -> None:
+    codec = KLCodec.from_config(KL)
+    with pytest.raises(UserError, match=r"method\.discriminator: found none beside method\.adversarial"):
+        Autoencoder(codec, adversarial=AdversarialLoss())
+    with pytest.raises(UserError, match=r"found \['codec'\], expected 'discriminator' too"):
+        Autoencoder(codec, discriminator=PatchDiscriminator(8, 1)).train_only(["codec"])
+    with pytest.raises(UserError, match=r"training\.trained: found 'perceptual', a fixed measure"):
+        Autoencoder(codec, CLIPVisionFeatures.from_config(tiny_configs.clip())).train_only(["codec", "perceptual"])
+    with pytest.raises(UserError, match=r"found \['decoder'\], expected 'discriminator' too"):
+        against_a_discriminator().train_only(["decoder"])

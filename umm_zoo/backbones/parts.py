@@ -108,6 +108,13 @@ class NamedParts(nn.Module, ABC):
         self._unreached = [name for name in trained if isinstance(parts[name], LoRA)]
         return parts
 
+    def mark_undecayed(self) -> None:
+        """Mark the parameters of modules that say ``decayed = False``, on which an optimiser should put no weight decay."""
+        for module in self.modules():
+            if not getattr(module, "decayed", True):
+                for parameter in module.parameters():
+                    parameter.decayed = False  # type: ignore[attr-defined]
+
     def check_reached(self) -> None:
         """Refuse an adapter whose part has run in a training step without a gradient: it would never learn.
 

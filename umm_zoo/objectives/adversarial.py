@@ -103,21 +103,24 @@ class AdversarialLoss:
             penalty = 0.5 * slope.float().square().flatten(1).sum(dim=1).mean()
         return {"generator": generator, "discriminator": self.discriminator_loss(of_real, of_fake).mean(), "r1": penalty}
 
-    def total(self, terms: Mapping[str, Tensor], reconstruction: Tensor, last_layer: Tensor, step: int) -> dict[str, Tensor]:
+    def total(self, terms: Mapping[str, Tensor], reconstruction: Tensor, decoder: nn.Module, step: int) -> dict[str, Tensor]:
         """The loss to be minimised.
 
         Args:
             terms: of ``terms``, over all images of the micro-batch.
             reconstruction: what the generator is trained on beside its judge, ``[]``.
-            last_layer: weight of the decoder's last layer, see ``last_matrix``.
+            decoder: whose last layer is looked at, see ``last_matrix``.
             step: as there.
 
         Returns:
             ``loss``, and ``adversarial_weight``, by which the generator's term is in it.
+
+        Raises:
+            UserError: see ``last_matrix``.
         """
         weight = torch.full((), self.weight if step >= self.start else 0.0, device=reconstruction.device)
         if self.adaptive is not None and step >= self.start:
-            weight = weight * balance(reconstruction, terms["generator"], last_layer).clamp(*self.adaptive)
+            weight = weight * balance(reconstruction, terms["generator"], last_matrix(decoder)).clamp(*self.adaptive)
         loss = reconstruction + weight * terms["generator"] + terms["discriminator"] + self.r1 * self.r1_every * terms["r1"]
         return {"loss": loss, "adversarial_weight": weight}
 
@@ -169,9 +172,10 @@ def last_matrix(decoder: nn.Module) -> nn.Parameter:
     """Weight of the last layer of a decoder: the last one in it of two or more dimensions.
 
     Raises:
-        ValueError: there is none that is trained.
+        UserError: it is not trained.
     """
     found = [parameter for parameter in decoder.parameters() if parameter.ndim > 1]
     if not found or not found[-1].requires_grad:
-        raise ValueError(f"AdversarialLoss.adaptive: found a {type(decoder).__name__} whose last layer is not trained")
+        where, kind = "method.adversarial.adaptive", type(decoder).__name__
+        raise UserError(where, f"a range, and a {kind} whose last layer is not trained", "null, or a decoder that is trained")
     return found[-1]

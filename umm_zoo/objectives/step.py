@@ -43,11 +43,15 @@ class StepMeans:
     The trainer averages the losses of K micro-batches (of one rank), the exchange of gradients those of the ranks, each with equal
     weight. A mean over n units (answer tokens, images, rows), of which the step has N over all ranks and micro-batches, is
     therefore multiplied by ``K * ranks * n / N``: the average is then the mean over the N units, however they are shared out.
+
+    Attributes:
+        number: optimiser steps of this run before the one at hand, whatever its micro-batches, also in a run that was resumed.
     """
 
     def __init__(self) -> None:
         self.skips_left: int | None = None  # steps that may still be skipped; None where the first bad one ends the run
         self.skipping = False
+        self.number = 0
         self.weightless = False  # whether the rows at hand stand in for bad ones, and count for nothing
         self._open = False  # within a training step: a validation shares nothing out
         self._micro_batches = 1

@@ -13,8 +13,11 @@ from umm_zoo.backbones.codecs import DCCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.latent_codec import LatentCodec, draw
 from umm_zoo.batch import Batch, Images, by_size, image_of_each_row, map_by_size, stacked
+from umm_zoo.blocks.discriminators import Discriminator
 from umm_zoo.errors import Share, UserError, Weight
-from umm_zoo.method import Method
+from umm_zoo.method import MakeOptimizer, Method
+from umm_zoo.objectives.adversarial import AdversarialLoss
+from umm_zoo.objectives.perceptual import FeatureDistance, PerceptualDistance
 from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs, in_groups
@@ -28,40 +31,66 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 class Autoencoder(Method):
     """Method that trains a codec to reconstruct images, with a slight pull of its latents towards a standard normal.
 
-    The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G) without the adversarial term, which
-    needs far more data than a small codec: pixel distance, distance of a frozen encoder's features, KL. The codec's shift and
-    scaling follow the running statistics of its latents, so that any checkpoint of the run can be used as it is.
+    The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G): pixel distance, perceptual distance,
+    KL, and an adversarial term, which needs far more data than a small codec and is off by default. The codec's shift and scaling
+    follow the running statistics of its latents, so that any checkpoint of the run can be used as it is.
 
     Args:
         codec: the network that is trained.
-        perceptual: a frozen encoder whose patch features the reconstruction should share; None for none.
+        perceptual: what reconstructions should look alike to; an encoder stands for a ``FeatureDistance`` of it; None for none.
         l1_weight: of the mean absolute difference of pixels.
         mse_weight: of the mean squared difference (it is what PSNR measures).
         kl_weight: of the KL term per latent element, in nats. The paper's code has 1e-6 on sums over an image; ours (on means) is
             larger, because a small world needs a smooth latent space more than the last decibel.
-        perceptual_weight: of the mean squared distance of LayerNormed features.
+        perceptual_weight: of the perceptual distance.
         statistics_momentum: of the running latent statistics (our choice).
+        discriminator: tells images from reconstructions, and is a part to be trained; None for none.
+        adversarial: what it and the codec are trained by; None is an ``AdversarialLoss`` of its defaults.
     """
+
+    stage_only = clipped_apart = ("discriminator",)
 
     def __init__(
         self,
         codec: LatentCodec,
-        perceptual: FeatureEncoder | None = None,
+        perceptual: PerceptualDistance | FeatureEncoder | None = None,
         l1_weight: Weight = 1.0,
         mse_weight: Weight = 0.0,
         kl_weight: Weight = 1e-4,
         perceptual_weight: Weight = 0.1,
         statistics_momentum: Share = 0.99,
+        discriminator: Discriminator | None = None,
+        adversarial: AdversarialLoss | None = None,
     ) -> None:
         super().__init__()
-        self.codec, self.perceptual = codec, perceptual
+        if adversarial is not None and discriminator is None:
+            raise UserError("method.discriminator", "none beside method.adversarial", "a block of umm_zoo.blocks.discriminators")
+        self.codec, self.discriminator, self.adversarial = codec, discriminator, adversarial or AdversarialLoss()
+        self.perceptual = FeatureDistance(perceptual) if isinstance(perceptual, FeatureEncoder) else perceptual
         self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
         self.perceptual_weight, self.statistics_momentum = perceptual_weight, statistics_momentum
         self._moments: Tensor | None = None  # of the step's latents; the decoder's training has none
 
     def parts(self) -> dict[str, nn.Module]:
-        """``codec``, and ``perceptual`` where there is one."""
-        return {"codec": self.codec} | ({"perceptual": self.perceptual} if self.perceptual is not None else {})
+        """``codec``, and ``perceptual`` and ``discriminator`` where there are such."""
+        return {"codec": self.codec, **self.judges()}
+
+    def judges(self) -> dict[str, nn.Module]:
+        """The parts beside the codec that there are."""
+        judges = {"perceptual": self.perceptual, "discriminator": self.discriminator}
+        return {name: part for name, part in judges.items() if part is not None}
+
+    def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
+        """As ``Method.train_only``; a discriminator that does not learn would teach nothing.
+
+        Raises:
+            UserError: it is not among the trained parts, or the perceptual distance is.
+        """
+        super().train_only(trained, make_optimizer)
+        if self.discriminator is not None and "discriminator" not in trained:
+            raise UserError("training.trained", f"{list(trained)}", "'discriminator' too, which is part of the loss")
+        if "perceptual" in trained:
+            raise UserError("training.trained", "'perceptual', a fixed measure", "it to stay as it is")
 
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
@@ -74,7 +103,7 @@ class Autoencoder(Method):
         for places, stack in by_size(images or self._blank()):
             mean, log_variance = self.codec.posterior(stack)
             moments = moments + self.codec.moments(mean) * bool(images and places)
-            groups.append((len(places), self._losses(stack, mean, log_variance, draw(mean, log_variance))))
+            groups.append((len(places), self._competing(stack, mean, log_variance, draw(mean, log_variance))))
         moments = moments * (not self.step.weightless)
         self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
         if not self.step.running:
@@ -88,7 +117,10 @@ class Autoencoder(Method):
 
     def _over_images(self, groups: list[tuple[int, dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
         """Means over all images of the step, zeros of a batch without any."""
-        return self.over_step({name: mean * (count > 0) for name, mean in mean_over_groups(groups).items()}, "images", count)
+        means = mean_over_groups(groups)
+        if self.discriminator is not None:
+            means |= self.adversarial.total(means, means["loss"], self.codec.model.decoder, self.step.number)
+        return self.over_step({name: mean * (count > 0) for name, mean in means.items()}, "images", count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Move the codec's statistics once for all latents of the step."""
@@ -113,7 +145,7 @@ class Autoencoder(Method):
         """Outputs of rows whose images have one size."""
         images = stacked(image_of_each_row(batch))
         mean, log_variance = self.codec.posterior(images)
-        losses = self._losses(images, mean, log_variance, mean)
+        losses = self._losses(images, self._expanded(images, mean), mean, log_variance)
         reconstructed = self.codec.decode(self.codec.normalise(mean)).clamp(-1, 1)
         return Outputs(losses, generated=list(reconstructed), references=list(images))
 
@@ -126,18 +158,26 @@ class Autoencoder(Method):
         """Images through the codec and back."""
         return map_by_size(lambda stack: self.codec.decode(self.codec.encode(stack)).clamp(-1, 1), images)
 
-    def _losses(self, images: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
-        found = self.codec.expand(latents).to(images.dtype)
+    def _expanded(self, images: Tensor, latents: Tensor) -> Tensor:
+        """Reconstructions of ``images`` from the network's own latents."""
+        return self.codec.expand(latents).to(images.dtype)
+
+    def _competing(self, images: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
+        """Losses of the reconstruction, and the terms of the competition with the discriminator."""
+        found = self._expanded(images, latents)
+        losses = self._losses(images, found, mean, log_variance)
+        if self.discriminator is not None:
+            losses |= self.adversarial.terms(self.discriminator, images, found, self.step.number)
+        return losses
+
+    def _losses(self, images: Tensor, found: Tensor, mean: Tensor, log_variance: Tensor | None) -> dict[str, Tensor]:
         losses = {"l1": F.l1_loss(found, images), "mse": F.mse_loss(found, images)}
         loss = self.l1_weight * losses["l1"] + self.mse_weight * losses["mse"]
         if log_variance is not None:
             losses["kl"] = kl_to_standard_normal(mean, log_variance)
             loss = loss + self.kl_weight * losses["kl"]
         if self.perceptual is not None:
-            with torch.no_grad():
-                wanted = self.perceptual.tokens(images)
-            seen = self.perceptual.tokens(found)
-            losses["perceptual"] = F.mse_loss(F.layer_norm(seen, seen.shape[-1:]), F.layer_norm(wanted, wanted.shape[-1:]))
+            losses["perceptual"] = self.perceptual(found, images).mean()
             loss = loss + self.perceptual_weight * losses["perceptual"]
         return {"loss": loss, **losses}
 
@@ -152,21 +192,43 @@ class DecoderTuning(Autoencoder):
         codec: whose decoder is trained.
         l1_weight, mse_weight: see ``Autoencoder``.
         noise: standard deviation of what is added to normalised latents while training (our choice).
+        perceptual, perceptual_weight, discriminator, adversarial: see ``Autoencoder``.
     """
 
-    def __init__(self, codec: LatentCodec, l1_weight: Weight = 1.0, mse_weight: Weight = 4.0, noise: Weight = 0.1) -> None:
+    def __init__(
+        self,
+        codec: LatentCodec,
+        l1_weight: Weight = 1.0,
+        mse_weight: Weight = 4.0,
+        noise: Weight = 0.1,
+        perceptual: PerceptualDistance | FeatureEncoder | None = None,
+        perceptual_weight: Weight = 0.1,
+        discriminator: Discriminator | None = None,
+        adversarial: AdversarialLoss | None = None,
+    ) -> None:
         self.noise = noise
-        super().__init__(codec, l1_weight=l1_weight, mse_weight=mse_weight, kl_weight=0.0)
+        super().__init__(
+            codec,
+            perceptual,
+            l1_weight,
+            mse_weight,
+            kl_weight=0.0,
+            perceptual_weight=perceptual_weight,
+            discriminator=discriminator,
+            adversarial=adversarial,
+        )
 
     def check_trained(self, trained: Sequence[str]) -> None:
         """The latents must not change."""
-        if list(trained) != ["decoder"]:
-            raise UserError("training.trained", f"{list(trained)}", "['decoder']", "the latents must stay what they are")
+        allowed = ["decoder", *(["discriminator"] if self.discriminator is not None else [])]
+        if any(name not in allowed for name in trained) or "decoder" not in trained:
+            raise UserError("training.trained", f"{list(trained)}", f"{allowed}", "the latents must stay what they are")
 
     def parts(self) -> dict[str, nn.Module]:
-        """``decoder``, and ``encoder`` with whatever else the codec has."""
+        """``decoder``, ``encoder`` with whatever else the codec has, and the judges."""
         decoder = self.codec.model.decoder
-        return {"decoder": decoder, "encoder": nn.ModuleList(part for part in self.codec.model.children() if part is not decoder)}
+        rest = nn.ModuleList(part for part in self.codec.model.children() if part is not decoder)
+        return {"decoder": decoder, "encoder": rest, **self.judges()}
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch from its latents and a little noise."""
@@ -175,5 +237,5 @@ class DecoderTuning(Autoencoder):
             with torch.no_grad():
                 mean, log_variance = self.codec.posterior(stack)
                 noisy = mean + torch.randn_like(mean) * self.noise / self.codec.scaling
-            groups.append((len(places), self._losses(stack, mean, log_variance, noisy)))
+            groups.append((len(places), self._competing(stack, mean, log_variance, noisy)))
         return self._over_images(groups, len(images))

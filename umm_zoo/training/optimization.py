@@ -38,14 +38,16 @@ class AdamW(OptimizerFactory):
         lr: learning rate of every part that ``part_lr`` does not name.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
-        weight_decay: applied to tensors of two or more dimensions; to all of them if ``decay_vectors``.
+        weight_decay: applied to tensors of two or more dimensions; to all of them if ``decay_vectors``. Never to those in a module
+            that says ``decayed = False``, such as a codebook: see ``NamedParts.mark_undecayed``.
         part_lr: learning rate by part name, for instance ``{denoiser: 1.0e-4}``.
+        part_betas: betas by part name, for instance ``{discriminator: [0.5, 0.9]}``.
         decay_vectors: also decay biases and norm scales (our default is not to; with weight_decay 0 it does not matter).
         fused: one kernel for the whole update: the same but for rounding, in a quarter of the time on a CPU (not measured on GPUs).
             A checkpoint of either is continued with the other.
 
     Raises:
-        ValueError: ``part_lr`` names a part that is not trained.
+        ValueError: ``part_lr`` or ``part_betas`` names a part that is not trained.
         UserError: weights in float16, in which ``eps`` is 0: an update would divide by nothing.
     """
 
@@ -58,28 +60,32 @@ class AdamW(OptimizerFactory):
         part_lr: dict[str, Weight] | None = None,
         decay_vectors: bool = False,
         fused: bool = True,
+        part_betas: dict[str, tuple[Fraction, Fraction]] | None = None,
     ) -> None:
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.part_lr, self.decay_vectors, self.fused = dict(part_lr or {}), decay_vectors, fused
+        self.part_betas = dict(part_betas or {})
 
     def build(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> Optimizer:
-        """One group per part, split in two where biases and norms are not decayed."""
-        for name in self.part_lr:
-            if name not in parts:
-                raise ValueError(f"optimizer.part_lr: found '{name}', expected the trained parts {sorted(parts)}")
+        """One group per part, split in two where biases, norms and codebooks are not decayed."""
+        for key, given in (("part_lr", self.part_lr), ("part_betas", self.part_betas)):
+            for name in given:
+                if name not in parts:
+                    raise ValueError(f"optimizer.{key}: found '{name}', expected the trained parts {sorted(parts)}")
         half = any(p.dtype == torch.float16 for parameters in parts.values() for p in parameters)
         if half and not torch.tensor(self.eps, dtype=torch.float16):
             found = f"{self.eps}, which is 0 in the float16 of the weights"
             raise UserError("training.optimizer.eps", found, "1e-4 or more", "or trainer.precision bf16-true or 16-mixed")
-        groups = []
+        groups = list[dict[str, Any]]()
         for name, parameters in parts.items():
-            lr = self.part_lr.get(name, self.lr)
-            matrices = [p for p in parameters if p.ndim >= 2 or self.decay_vectors]
-            vectors = [p for p in parameters if p.ndim < 2 and not self.decay_vectors]
-            if matrices:
-                groups.append({"params": matrices, "lr": lr, "weight_decay": self.weight_decay, "name": name})
+            own = {"lr": self.part_lr.get(name, self.lr), "betas": tuple(self.part_betas.get(name, self.betas))}
+            decayed = [p for p in parameters if (p.ndim >= 2 or self.decay_vectors) and getattr(p, "decayed", True)]
+            inside = {id(p) for p in decayed}
+            vectors = [p for p in parameters if id(p) not in inside]
+            if decayed:
+                groups.append({"params": decayed, **own, "weight_decay": self.weight_decay, "name": name})
             if vectors:
-                groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0, "name": f"{name} (vectors)"})
+                groups.append({"params": vectors, **own, "weight_decay": 0.0, "name": f"{name} (vectors)"})
         return self.make(groups)
 
     def make(self, groups: list[dict[str, Any]]) -> Optimizer:
