@@ -50,7 +50,7 @@ def test_every_parameter_learns_and_the_judge_is_frozen(codec) -> None:
     losses = method.training_losses(batch())
     losses["loss"].backward()
     assert {"l1", "mse", "perceptual"} <= set(losses)
-    assert isinstance(method.perceptual, FeatureDistance) and isinstance(judge, FrozenBackbone)
+    assert isinstance(method.judges.perceptual, FeatureDistance) and isinstance(judge, FrozenBackbone)
     for name, parameter in method.codec.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert all(parameter.grad is None for parameter in judge.parameters())
@@ -116,13 +116,15 @@ def test_both_sides_of_a_competition_learn_and_the_codec_alone_goes_on() -> None
     torch.manual_seed(0)
     method = Autoencoder(KLCodec.from_config(KL), discriminator=PatchDiscriminator(8, 1), adversarial=AdversarialLoss(start=1))
     method.train_only(["codec", "discriminator"])
-    assert set(method.part_keys(method.stage_only)) == {f"discriminator.{name}" for name in method.discriminator.state_dict()}
+    assert set(method.part_keys(method.stage_only)) == {
+        f"judges.discriminator.{name}" for name in method.judges.discriminator.state_dict()
+    }
     for number in range(2):
         method.step.number = number
         losses = method.training_losses(batch())
         method.zero_grad()
         losses["loss"].backward()
-        gradients = [parameter.grad for parameter in method.discriminator.parameters()]
+        gradients = [parameter.grad for parameter in method.judges.discriminator.parameters()]
         assert all(gradient is not None and gradient.any() == bool(number) for gradient in gradients[:3])
     rest = losses["l1"] + 1e-4 * losses["kl"] + losses["discriminator"]
     torch.testing.assert_close(losses["loss"], rest + 0.1 * losses["generator"])

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.backbones import janus_parts
+from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetPixelDenoiser
 from umm_zoo.backbones.features import CLIPFeatures, DINOv2Features
 from umm_zoo.backbones.visual_tokenizer import Branch, VisualTokenizer
 from umm_zoo.batch import Batch
 from umm_zoo.blocks.bottlenecks import AttentionProjection, Bottleneck, LinearProjection, MLPProjection
+from umm_zoo.blocks.discriminators import PatchDiscriminator, TimeDiscriminator
 from umm_zoo.blocks.pixel_decoders import ConvPixelDecoder, ViTPixelDecoder
 from umm_zoo.blocks.quantizers import (
     BinaryQuantizer,
@@ -30,8 +32,14 @@ from umm_zoo.blocks.quantizers import (
 )
 from umm_zoo.blocks.targets import CodecLatents
 from umm_zoo.errors import UserError
+from umm_zoo.objectives.adversarial import AdversarialLoss
 from umm_zoo.objectives.contrast import SoftmaxContrast
+from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.schedules import ReversedLog
+from umm_zoo.objectives.solvers import Euler
 from umm_zoo.pretraining.dualtoken import DualToken
+from umm_zoo.pretraining.epsilon_vae import EpsilonVAE
+from umm_zoo.pretraining.judged import Judges
 from umm_zoo.pretraining.qlip import QLIP
 from umm_zoo.pretraining.tokenizer import Tokenizer
 from umm_zoo.pretraining.vqrae import VQRAE
@@ -271,3 +279,42 @@ def test_qlip_needs_a_text_tower() -> None:
     plain = VisualTokenizer(DINOv2Features.from_config(config), pixel_branch(BinaryQuantizer(4)), decoder())
     with pytest.raises(ValueError, match="text tower"):
         QLIP(plain, SoftmaxContrast())
+
+
+def test_a_discriminator_learns_beside_a_tokenizer() -> None:
+    judges = Judges(encoder(), 0.3, PatchDiscriminator(8, 1), AdversarialLoss(weight=0.5))
+    method = Tokenizer(tokenizer(), quantizer_weight=2.0, judges=judges)
+    method.train_only(["encoder", "branches", "decoder", "discriminator"])
+    losses = method.training_losses(batch())
+    expected = weigh(losses, mse=1.0, quantizer__loss=2.0, perceptual=0.3, generator=0.5, discriminator=1.0)
+    assert_close(losses["loss"], expected)
+    losses["loss"].backward()
+    assert all(parameter.grad is not None for parameter in judges.discriminator.parameters())  # type: ignore[union-attr]
+    assert "perceptual" in method.makes and "generator" not in method.eval().validation_step(batch(), 0).scalars
+
+
+def epsilon(judges: Judges | None = None) -> EpsilonVAE:
+    torch.manual_seed(0)
+    flow = FlowMatching(num_steps=3, schedule=ReversedLog(), solver=Euler())
+    return EpsilonVAE(DiffusionCodec(ConvEncoder(3, [8, 8], 1, groups=4), UNetPixelDenoiser(3, [8, 8], 1, groups=4), flow), judges)
+
+
+def test_terms_of_epsilon_vae() -> None:
+    judges = Judges(encoder(), 0.5, TimeDiscriminator(8, 1), AdversarialLoss("non_saturating", weight=0.5))
+    method = epsilon(judges)
+    method.train_only(["encoder", "decoder", "discriminator"])
+    losses = method.training_losses(batch())
+    assert_close(losses["loss"], weigh(losses, flow=1.0, perceptual=0.5, generator=0.5, discriminator=1.0))
+    losses["loss"].backward()
+    assert all(parameter.grad is not None for parameter in method.codec.encoder.parameters())
+    assert set(method.makes) == {*method.eval().validation_step(batch(), 0).scalars, "generated", "references"}
+
+
+def test_a_drawing_decoder_learns_and_is_drawn_again_alike() -> None:
+    method = epsilon()
+    TrainingSetup(["encoder", "decoder"], AdamW(3e-3)).prepare(method)
+    before = epsilon().eval().validation_step(batch(), 0).scalars["flow"]
+    losses_of(method, batch(), 60)
+    first, second = (method.eval().validation_step(batch(), 0) for _ in range(2))
+    assert first.scalars["flow"] < 0.7 * before
+    assert torch.equal(torch.stack(first.generated), torch.stack(second.generated))  # type: ignore[arg-type]

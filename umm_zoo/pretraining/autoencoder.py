@@ -15,12 +15,12 @@ from umm_zoo.backbones.latent_codec import LatentCodec, draw
 from umm_zoo.batch import Batch, Images, by_size, image_of_each_row, map_by_size, stacked
 from umm_zoo.blocks.discriminators import Discriminator
 from umm_zoo.errors import Share, UserError, Weight
-from umm_zoo.method import MakeOptimizer, Method
 from umm_zoo.objectives.adversarial import AdversarialLoss
-from umm_zoo.objectives.perceptual import FeatureDistance, PerceptualDistance
+from umm_zoo.objectives.perceptual import PerceptualDistance
 from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs, in_groups
+from umm_zoo.pretraining.judged import Judged, Judges
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
-class Autoencoder(Method):
+class Autoencoder(Judged):
     """Method that trains a codec to reconstruct images, with a slight pull of its latents towards a standard normal.
 
     The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G): pixel distance, perceptual distance,
@@ -37,18 +37,13 @@ class Autoencoder(Method):
 
     Args:
         codec: the network that is trained.
-        perceptual: what reconstructions should look alike to; an encoder stands for a ``FeatureDistance`` of it; None for none.
         l1_weight: of the mean absolute difference of pixels.
         mse_weight: of the mean squared difference (it is what PSNR measures).
         kl_weight: of the KL term per latent element, in nats. The paper's code has 1e-6 on sums over an image; ours (on means) is
             larger, because a small world needs a smooth latent space more than the last decibel.
-        perceptual_weight: of the perceptual distance.
         statistics_momentum: of the running latent statistics (our choice).
-        discriminator: tells images from reconstructions, and is a part to be trained; None for none.
-        adversarial: what it and the codec are trained by; None is an ``AdversarialLoss`` of its defaults.
+        perceptual, perceptual_weight, discriminator, adversarial: see ``Judges``.
     """
-
-    stage_only = clipped_apart = ("discriminator",)
 
     def __init__(
         self,
@@ -62,35 +57,14 @@ class Autoencoder(Method):
         discriminator: Discriminator | None = None,
         adversarial: AdversarialLoss | None = None,
     ) -> None:
-        super().__init__()
-        if adversarial is not None and discriminator is None:
-            raise UserError("method.discriminator", "none beside method.adversarial", "a block of umm_zoo.blocks.discriminators")
-        self.codec, self.discriminator, self.adversarial = codec, discriminator, adversarial or AdversarialLoss()
-        self.perceptual = FeatureDistance(perceptual) if isinstance(perceptual, FeatureEncoder) else perceptual
+        super().__init__(Judges(perceptual, perceptual_weight, discriminator, adversarial))
+        self.codec, self.statistics_momentum = codec, statistics_momentum
         self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
-        self.perceptual_weight, self.statistics_momentum = perceptual_weight, statistics_momentum
         self._moments: Tensor | None = None  # of the step's latents; the decoder's training has none
 
     def parts(self) -> dict[str, nn.Module]:
         """``codec``, and ``perceptual`` and ``discriminator`` where there are such."""
-        return {"codec": self.codec, **self.judges()}
-
-    def judges(self) -> dict[str, nn.Module]:
-        """The parts beside the codec that there are."""
-        judges = {"perceptual": self.perceptual, "discriminator": self.discriminator}
-        return {name: part for name, part in judges.items() if part is not None}
-
-    def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
-        """As ``Method.train_only``; a discriminator that does not learn would teach nothing.
-
-        Raises:
-            UserError: it is not among the trained parts, or the perceptual distance is.
-        """
-        super().train_only(trained, make_optimizer)
-        if self.discriminator is not None and "discriminator" not in trained:
-            raise UserError("training.trained", f"{list(trained)}", "'discriminator' too, which is part of the loss")
-        if "perceptual" in trained:
-            raise UserError("training.trained", "'perceptual', a fixed measure", "it to stay as it is")
+        return {"codec": self.codec, **self.judges.parts()}
 
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
@@ -117,9 +91,7 @@ class Autoencoder(Method):
 
     def _over_images(self, groups: list[tuple[int, dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
         """Means over all images of the step, zeros of a batch without any."""
-        means = mean_over_groups(groups)
-        if self.discriminator is not None:
-            means |= self.adversarial.total(means, means["loss"], self.codec.model.decoder, self.step.number)
+        means = self.judges.settled(mean_over_groups(groups), self.codec.model.decoder, self.step.number)
         return self.over_step({name: mean * (count > 0) for name, mean in means.items()}, "images", count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -134,7 +106,7 @@ class Autoencoder(Method):
     @property
     def makes(self) -> Collection[str]:
         """See ``validation_step``."""
-        without = {"kl": isinstance(self.codec, DCCodec), "perceptual": self.perceptual is None}
+        without = {"kl": isinstance(self.codec, DCCodec), "perceptual": self.judges.perceptual is None}
         return ("loss", "l1", "mse", *(name for name in without if not without[name]), "generated", "references")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
@@ -165,10 +137,7 @@ class Autoencoder(Method):
     def _competing(self, images: Tensor, mean: Tensor, log_variance: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
         """Losses of the reconstruction, and the terms of the competition with the discriminator."""
         found = self._expanded(images, latents)
-        losses = self._losses(images, found, mean, log_variance)
-        if self.discriminator is not None:
-            losses |= self.adversarial.terms(self.discriminator, images, found, self.step.number)
-        return losses
+        return self.judges.competing(self._losses(images, found, mean, log_variance), images, found, self.step.number)
 
     def _losses(self, images: Tensor, found: Tensor, mean: Tensor, log_variance: Tensor | None) -> dict[str, Tensor]:
         losses = {"l1": F.l1_loss(found, images), "mse": F.mse_loss(found, images)}
@@ -176,10 +145,7 @@ class Autoencoder(Method):
         if log_variance is not None:
             losses["kl"] = kl_to_standard_normal(mean, log_variance)
             loss = loss + self.kl_weight * losses["kl"]
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(found, images).mean()
-            loss = loss + self.perceptual_weight * losses["perceptual"]
-        return {"loss": loss, **losses}
+        return self.judges.seen({"loss": loss, **losses}, images, found)
 
 
 class DecoderTuning(Autoencoder):
@@ -220,7 +186,7 @@ class DecoderTuning(Autoencoder):
 
     def check_trained(self, trained: Sequence[str]) -> None:
         """The latents must not change."""
-        allowed = ["decoder", *(["discriminator"] if self.discriminator is not None else [])]
+        allowed = ["decoder", *(["discriminator"] if self.judges.discriminator is not None else [])]
         if any(name not in allowed for name in trained) or "decoder" not in trained:
             raise UserError("training.trained", f"{list(trained)}", f"{allowed}", "the latents must stay what they are")
 
@@ -228,7 +194,7 @@ class DecoderTuning(Autoencoder):
         """``decoder``, ``encoder`` with whatever else the codec has, and the judges."""
         decoder = self.codec.model.decoder
         rest = nn.ModuleList(part for part in self.codec.model.children() if part is not decoder)
-        return {"decoder": decoder, "encoder": rest, **self.judges()}
+        return {"decoder": decoder, "encoder": rest, **self.judges.parts()}
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruct every image of the batch from its latents and a little noise."""

@@ -11,6 +11,7 @@ from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
 from umm_zoo.batch import Batch
 from umm_zoo.errors import Weight
+from umm_zoo.pretraining.judged import Judges
 from umm_zoo.pretraining.tokenizer import Tokenizer
 
 #: Name of the bottleneck that keeps what the encoder understands.
@@ -29,6 +30,7 @@ class DualToken(Tokenizer):
         teacher: the encoder as it was before training; frozen.
         semantic_weight, quantizer_weight: lambda_2 and lambda_3 (the release's).
         mse_weight, l1_weight: of the pixels, lambda_1 (the release's).
+        judges: see ``Tokenizer``.
 
     Raises:
         ValueError: other branches; a teacher of another width or depth.
@@ -42,6 +44,7 @@ class DualToken(Tokenizer):
         quantizer_weight: Weight = 5.0,
         mse_weight: Weight = 5.0,
         l1_weight: Weight = 0.0,
+        judges: Judges | None = None,
     ) -> None:
         if set(tokenizer.branches) != {PIXEL, SEMANTIC}:
             raise ValueError(
@@ -52,7 +55,7 @@ class DualToken(Tokenizer):
             raise ValueError(
                 "DualToken.teacher: found another width, depth or grid than the encoder's, expected the encoder as it was"
             )
-        super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight)
+        super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight, judges=judges)
         self.teacher, self.semantic_weight = freeze(teacher), semantic_weight
 
     def parts(self) -> dict[str, nn.Module]:

@@ -15,6 +15,7 @@ from umm_zoo.errors import Positive, Weight
 from umm_zoo.objectives.contrast import ContrastiveLoss, WordSwaps
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.contrastive import captions, compare
+from umm_zoo.pretraining.judged import Judges
 from umm_zoo.pretraining.tokenizer import Tokenizer
 
 
@@ -34,7 +35,7 @@ class QLIP(Tokenizer):
         negatives: see ``Contrastive``.
         max_scale: see ``Contrastive``.
         mse_weight, quantizer_weight: alpha_r and alpha_q.
-        l1_weight: see ``Tokenizer``.
+        l1_weight, judges: see ``Tokenizer``.
 
     Raises:
         ValueError: an encoder without a text tower; a commitment between unequal widths.
@@ -51,6 +52,7 @@ class QLIP(Tokenizer):
         mse_weight: Weight = 1000.0,
         quantizer_weight: Weight = 1.0,
         l1_weight: Weight = 0.0,
+        judges: Judges | None = None,
     ) -> None:
         if not isinstance(tokenizer.encoder, TextImageEncoder):
             raise ValueError(f"QLIP.tokenizer.encoder: found a {type(tokenizer.encoder).__name__}, expected one with a text tower")
@@ -58,7 +60,7 @@ class QLIP(Tokenizer):
         if commitment_weight and bottleneck.down.in_dim != bottleneck.up.out_dim:
             found = f"widths {bottleneck.down.in_dim} and {bottleneck.up.out_dim} around the bottleneck"
             raise ValueError(f"QLIP.commitment_weight: found {found}, expected one width, or 0")
-        super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight)
+        super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight, judges=judges)
         self.texts = tokenizer.encoder
         self.contrast, self.align_weight, self.commitment_weight = contrast, align_weight, commitment_weight
         self.negatives, self.max_log_scale = negatives, math.log(max_scale)

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
 from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share, Weight
-from umm_zoo.method import Method
 from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs
+from umm_zoo.pretraining.judged import Judged, Judges
 
 
-class Tokenizer(Method):
+class Tokenizer(Judged):
     """Method of a visual tokenizer: pixels from codes, what its quantizers ask for, and what a paper adds.
 
     One image per row, its first input image or its target. Images of validation are decoded from the integers and never from the
@@ -28,6 +28,7 @@ class Tokenizer(Method):
         mse_weight, l1_weight: of the squared and the absolute difference of pixels.
         quantizer_weight: of the quantizers' own losses, the mean of all branches.
         statistics_momentum: see ``Autoencoder``.
+        judges: beside the pixels; None is none.
     """
 
     def __init__(
@@ -37,16 +38,17 @@ class Tokenizer(Method):
         l1_weight: Weight = 0.0,
         quantizer_weight: Weight = 1.0,
         statistics_momentum: Share = 0.99,
+        judges: Judges | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(judges)
         self.tokenizer = tokenizer
         self.mse_weight, self.l1_weight, self.quantizer_weight = mse_weight, l1_weight, quantizer_weight
         self.statistics_momentum = statistics_momentum
         self._moments: Tensor | None = None
 
     def parts(self) -> dict[str, nn.Module]:
-        """``encoder``, ``branches`` and ``decoder`` of the tokenizer."""
-        return {name: getattr(self.tokenizer, name) for name in ("encoder", "branches", "decoder")}
+        """``encoder``, ``branches`` and ``decoder`` of the tokenizer, and the judges."""
+        return {name: getattr(self.tokenizer, name) for name in ("encoder", "branches", "decoder")} | self.judges.parts()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of the images of a micro-batch."""
@@ -55,22 +57,28 @@ class Tokenizer(Method):
         latents = tokenized.squeezed[PIXEL].quantized.embeddings
         moments = self.tokenizer.moments(latents.detach()) * (not self.step.weightless)
         self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
-        losses = self._pixel_losses(tokenized, images)
+        made = self._made(tokenized, images)
+        losses = self._pixel_losses(made, images)
         for name, squeezed in tokenized.squeezed.items():
             for term, value in squeezed.quantized.losses.items():
                 losses[f"{name}/{term}" if len(tokenized.squeezed) > 1 else f"quantizer/{term}"] = value
         if asked := [squeezed.quantized.losses["loss"] for squeezed in tokenized.squeezed.values() if squeezed.quantized.losses]:
             losses["loss"] = losses["loss"] + self.quantizer_weight * torch.stack(asked).mean()
-        return self.over_step(self.paper_losses(losses, tokenized, images, batch), "rows", len(batch))
+        losses = self.paper_losses(losses, tokenized, images, batch)
+        losses = self.judges.competing(losses, images, made, self.step.number)
+        return self.over_step(self.judges.settled(losses, self.tokenizer.decoder, self.step.number), "rows", len(batch))
 
     def paper_losses(self, losses: dict[str, Tensor], tokenized: Tokenized, images: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The terms with those that a paper adds, in ``loss`` too; here nothing."""
         return losses
 
-    def _pixel_losses(self, tokenized: Tokenized, images: Tensor) -> dict[str, Tensor]:
-        made = self.tokenizer.pixels(tokenized.squeezed[PIXEL].tokens).to(images.dtype)
+    def _made(self, tokenized: Tokenized, images: Tensor) -> Tensor:
+        return self.tokenizer.pixels(tokenized.squeezed[PIXEL].tokens).to(images.dtype)
+
+    def _pixel_losses(self, made: Tensor, images: Tensor) -> dict[str, Tensor]:
         losses = {"mse": F.mse_loss(made, images), "l1": F.l1_loss(made, images)}
-        return {"loss": self.mse_weight * losses["mse"] + self.l1_weight * losses["l1"], **losses}
+        loss = self.mse_weight * losses["mse"] + self.l1_weight * losses["l1"]
+        return self.judges.seen({"loss": loss, **losses}, images, made)
 
     def units(self, batch: Batch) -> dict[str, float]:
         """``rows``."""
@@ -85,7 +93,8 @@ class Tokenizer(Method):
     @property
     def makes(self) -> Collection[str]:
         """See ``validation_step``."""
-        return ("loss", "mse", "l1", "generated", "references", "codes", "image_features")
+        perceptual = () if self.judges.perceptual is None else ("perceptual",)
+        return ("loss", "mse", "l1", *perceptual, "generated", "references", "codes", "image_features")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Pixel losses, ``codes``, ``generated`` from them, ``references``, and the encoder's ``image_features``."""
@@ -93,7 +102,8 @@ class Tokenizer(Method):
         tokenized = self.tokenizer.tokenize(images)
         quantizer = tokenized.squeezed[PIXEL].quantized
         made = self.tokenizer.images(tokenized.codes) if quantizer.codes.shape[-1] else self.round_trip(images)
-        outputs = Outputs(self._pixel_losses(tokenized, images), generated=list(made), references=list(images))
+        losses = self._pixel_losses(self._made(tokenized, images), images)
+        outputs = Outputs(losses, generated=list(made), references=list(images))
         outputs.codes, outputs.image_features = list(tokenized.codes), F.normalize(tokenized.vector.float(), dim=-1)
         return outputs
 

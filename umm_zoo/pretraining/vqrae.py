@@ -11,6 +11,7 @@ from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
 from umm_zoo.batch import Batch
 from umm_zoo.errors import Weight
+from umm_zoo.pretraining.judged import Judges
 from umm_zoo.pretraining.tokenizer import Tokenizer
 
 
@@ -24,7 +25,7 @@ class VQRAE(Tokenizer):
         tokenizer: one branch, ``pixel``.
         teacher: the encoder as it was; frozen. None in stage 1.
         distill_weight: lambda_d (not published; 1 is ours).
-        mse_weight, l1_weight, quantizer_weight: see ``Tokenizer``.
+        mse_weight, l1_weight, quantizer_weight, judges: see ``Tokenizer``.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class VQRAE(Tokenizer):
         mse_weight: Weight = 1.0,
         l1_weight: Weight = 0.0,
         quantizer_weight: Weight = 1.0,
+        judges: Judges | None = None,
     ) -> None:
-        super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight)
+        super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight, judges=judges)
         self.teacher, self.distill_weight = None if teacher is None else freeze(teacher), distill_weight
 
     def parts(self) -> dict[str, nn.Module]:

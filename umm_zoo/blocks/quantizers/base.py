@@ -52,6 +52,7 @@ class Quantizer(ExactBuffers, ABC):
     codes_per_token: int
     bits: float
     keeps_length: bool = True
+    decayed = False  # no weight decay: a code is no weight, see ``NamedParts.mark_undecayed``
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:

@@ -1,0 +1,93 @@
+"""Epsilon-VAE: an autoencoder whose decoder is a flow (Zhao et al., 2024, arXiv 2410.04081)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from umm_zoo.backbones.diffusion_codec import DiffusionCodec, cells_of
+from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
+from umm_zoo.errors import Share
+from umm_zoo.objectives.step import sum_over_ranks
+from umm_zoo.outputs import Outputs, in_groups
+from umm_zoo.pretraining.judged import Judged, Judges
+
+
+class EpsilonVAE(Judged):
+    """Epsilon-VAE: the velocity's error, and judges of the image that the velocity points at.
+
+    The perceptual distance compares that image with the true one; a discriminator sees it with the point of the flow and its time
+    (``TimeDiscriminator``), as the paper's does: without them it does not train. One image per row, its first input image or its
+    target. Both have the weight .5 in the paper.
+
+    Args:
+        codec: encoder and flow.
+        judges: None is none; the flow alone is worse than a plain decoder, the paper's own ablation says.
+        statistics_momentum: see ``Autoencoder``.
+    """
+
+    def __init__(self, codec: DiffusionCodec, judges: Judges | None = None, statistics_momentum: Share = 0.99) -> None:
+        super().__init__(judges)
+        self.codec, self.statistics_momentum = codec, statistics_momentum
+        self._moments: Tensor | None = None
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``encoder`` and ``decoder`` of the codec, and the judges."""
+        return {"encoder": self.codec.encoder, "decoder": self.codec.denoiser, **self.judges.parts()}
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms of the images of a micro-batch, which are of one size."""
+        images = stacked(image_of_each_row(batch), "data.image_size")
+        losses, made, point = self._terms(images, None)
+        losses = self.judges.competing(losses, images, made, self.step.number, point[0], point[1])
+        return self.over_step(self.judges.settled(losses, self.codec.denoiser, self.step.number), "rows", len(batch))
+
+    def _terms(self, images: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
+        """Losses, the image that the velocity points at, and the point of the flow with its time."""
+        latents = self.codec.posterior(images)[0]
+        if self.training:
+            moments = self.codec.moments(latents.detach()) * (not self.step.weightless)
+            self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
+        noisy, time, velocity = self.codec.draw(images, generator)
+        predicted = self.codec.velocity(noisy, time, cells_of(latents)).to(velocity.dtype)
+        flow = F.mse_loss(predicted, velocity)
+        made = self.codec.clean(noisy, time, predicted)
+        return self.judges.seen({"loss": flow, "flow": flow}, images, made), made, (noisy, time)
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """``rows``."""
+        return {"rows": len(batch)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Move the codec's statistics once for the whole step."""
+        if not self.step.skipping and self._moments is not None:
+            self.codec.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
+
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return ("loss", "flow", *(() if self.judges.perceptual is None else ("perceptual",)), "generated", "references")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """The losses at fixed times and noise, ``generated`` (drawn in the objective's steps), ``references``."""
+        sizes = [image.shape for image in image_of_each_row(batch)]
+        return in_groups(lambda rows: self._validate(rows, batch_idx), batch, sizes)
+
+    def _validate(self, batch: Batch, seed: int) -> Outputs:
+        """Outputs of rows whose images have one size."""
+        images = stacked(image_of_each_row(batch))
+        losses = self._terms(images, torch.Generator(images.device).manual_seed(seed))[0]
+        return Outputs(losses, generated=self.round_trip(images), references=list(images))
+
+    def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
+        """Images through the codec and back, drawn from its own noise, whatever the seed."""
+        return self.round_trip(images)
+
+    @torch.no_grad()
+    def round_trip(self, images: Images) -> list[Tensor]:
+        """Images through the codec and back."""
+        return map_by_size(lambda stack: self.codec.decode(self.codec.encode(stack)).clamp(-1, 1), images)

@@ -1,0 +1,100 @@
+"""What methods share whose reconstructions are judged by more than their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.blocks.discriminators import Discriminator
+from umm_zoo.errors import UserError, Weight
+from umm_zoo.method import MakeOptimizer, Method
+from umm_zoo.objectives.adversarial import AdversarialLoss
+from umm_zoo.objectives.perceptual import FeatureDistance, PerceptualDistance
+
+
+class Judges(nn.Module):
+    """A perceptual distance, and a discriminator that learns beside what it judges; either may be missing.
+
+    Args:
+        perceptual: what reconstructions should look alike to; an encoder stands for a ``FeatureDistance`` of it; None for none.
+        perceptual_weight: of that distance.
+        discriminator: tells images from reconstructions, and is a part to be trained; None for none.
+        adversarial: what it and the rest are trained by; None is an ``AdversarialLoss`` of its defaults.
+
+    Raises:
+        UserError: ``adversarial`` without a discriminator.
+    """
+
+    def __init__(
+        self,
+        perceptual: PerceptualDistance | FeatureEncoder | None = None,
+        perceptual_weight: Weight = 0.1,
+        discriminator: Discriminator | None = None,
+        adversarial: AdversarialLoss | None = None,
+    ) -> None:
+        super().__init__()
+        if adversarial is not None and discriminator is None:
+            raise UserError("method.discriminator", "none beside method.adversarial", "a block of umm_zoo.blocks.discriminators")
+        self.perceptual = FeatureDistance(perceptual) if isinstance(perceptual, FeatureEncoder) else perceptual
+        self.perceptual_weight = perceptual_weight
+        self.discriminator, self.adversarial = discriminator, adversarial or AdversarialLoss()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of ``perceptual`` and ``discriminator`` that there are."""
+        judges = {"perceptual": self.perceptual, "discriminator": self.discriminator}
+        return {name: part for name, part in judges.items() if part is not None}
+
+    def seen(self, losses: dict[str, Tensor], images: Tensor, found: Tensor) -> dict[str, Tensor]:
+        """Losses with ``perceptual``, in their ``loss`` too, where there is one."""
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(found, images).mean()
+            losses["loss"] = losses["loss"] + self.perceptual_weight * losses["perceptual"]
+        return losses
+
+    def competing(
+        self,
+        losses: dict[str, Tensor],
+        images: Tensor,
+        found: Tensor,
+        step: int,
+        context: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses with the terms of the competition, of which ``settled`` makes the whole; ``step`` as in ``AdversarialLoss``."""
+        if self.discriminator is None:
+            return losses
+        return losses | self.adversarial.terms(self.discriminator, images, found, step, context, time)
+
+    def settled(self, means: Mapping[str, Tensor], decoder: nn.Module, step: int) -> dict[str, Tensor]:
+        """Means over a micro-batch with the competition in ``loss``; ``decoder`` is what the discriminator judges."""
+        if self.discriminator is None:
+            return dict(means)
+        return {**means, **self.adversarial.total(means, means["loss"], decoder, step)}
+
+
+class Judged(Method):
+    """Base of methods that reconstruct images before judges.
+
+    Args:
+        judges: None is none.
+    """
+
+    stage_only = clipped_apart = ("discriminator",)
+
+    def __init__(self, judges: Judges | None = None) -> None:
+        super().__init__()
+        self.judges = judges or Judges()
+
+    def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
+        """As ``Method.train_only``; a discriminator that does not learn would teach nothing.
+
+        Raises:
+            UserError: it is not among the trained parts, or the perceptual distance is.
+        """
+        super().train_only(trained, make_optimizer)
+        if self.judges.discriminator is not None and "discriminator" not in trained:
+            raise UserError("training.trained", f"{list(trained)}", "'discriminator' too, which is part of the loss")
+        if "perceptual" in trained:
+            raise UserError("training.trained", "'perceptual', a fixed measure", "it to stay as it is")
