@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.blocks.discriminators import FeatureDiscriminator, PatchDiscriminator, TimeDiscriminator
+from umm_zoo.blocks.stylegan_discriminator import StyleGANDiscriminator
 from umm_zoo.errors import UserError
 from umm_zoo.objectives.adversarial import AdversarialLoss, frozen_call
 from umm_zoo.testing.contract import check_block
@@ -114,3 +115,31 @@ def test_a_frozen_copy_says_what_the_discriminator_will_say(kind: str) -> None:
     terms = AdversarialLoss(r1=1.0, r1_every=1).terms(judge, images(), images(seed=1).requires_grad_(), 0)
     torch.stack([*terms.values()]).sum().backward()
     assert terms["r1"] > 0 and all(parameter.grad is not None for parameter in judge.parameters() if parameter.requires_grad)
+
+
+def test_a_stylegan_discriminator_is_the_release_s_under_its_names() -> None:
+    """Numbers of BSQ-ViT's module with these weights; two images have a deviation of their own."""
+    judge = StyleGANDiscriminator(16, base=96, most=10)
+    with torch.no_grad():
+        for place, (_, parameter) in enumerate(sorted(judge.named_parameters())):
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64) * (0.7 + 0.1 * place) + place
+            parameter.copy_(numbers.sin().view_as(parameter) * 1.4)
+    blocks = {f"b16.{name}" for name in ("fromrgb.weight", "fromrgb.bias")} | {"b4.conv.weight", "b4.fc.weight", "b4.out.weight"}
+    blocks |= {f"b{size}.{name}.weight" for size in (16, 8) for name in ("conv0", "conv1", "skip")}
+    assert blocks < set(judge.state_dict()) and judge.b16.conv1.weight.shape == (10, 6, 3, 3)
+    x = (torch.arange(4 * 3 * 16 * 16, dtype=torch.float64) * 0.37).sin().view(4, 3, 16, 16).float()
+    assert_close(judge(x), torch.tensor([[-2.1051154], [-2.0392442], [-1.9939411], [-2.0859587]]), rtol=1e-5, atol=1e-5)
+    assert_close(judge(x[:2]), torch.tensor([[-2.1027861], [-2.0375826]]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_whole_image_of_one_size_is_judged() -> None:
+    torch.manual_seed(0)
+    judge = StyleGANDiscriminator(8, base=64, most=8)
+    check_block(judge, (images(3, 8, 8),), (3, 1))
+    with pytest.raises(UserError, match="found images of 8 x 16 px, expected 8 x 8 px"):
+        judge(images(3, 8, 16))
+    with pytest.raises(ValueError, match="found 24, expected a power of 2"):
+        StyleGANDiscriminator(24)
+    penalty = AdversarialLoss(r1=1.0, r1_every=1).terms(judge, images(2, 8, 8), images(2, 8, 8, seed=1), 0)["r1"]
+    penalty.backward()
+    assert judge.b8.conv0.weight.grad.any()

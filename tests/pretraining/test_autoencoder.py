@@ -11,6 +11,7 @@ from umm_zoo.backbones.features import CLIPVisionFeatures
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.batch import Batch, stacked
 from umm_zoo.blocks.discriminators import PatchDiscriminator
+from umm_zoo.blocks.stylegan_discriminator import StyleGANDiscriminator
 from umm_zoo.errors import UserError
 from umm_zoo.objectives.adversarial import AdversarialLoss
 from umm_zoo.objectives.perceptual import FeatureDistance
@@ -142,6 +143,15 @@ def test_the_weight_of_a_competition_is_that_of_the_decoder_s_last_layer() -> No
     parts = (losses["l1"] + 4 * losses["mse"], losses["generator"])
     norms = [torch.autograd.grad(part, layer, retain_graph=True)[0].norm() for part in parts]
     torch.testing.assert_close(losses["adversarial_weight"], 0.5 * norms[0] / (norms[1] + 1e-4))
+
+
+def test_a_batch_without_images_asks_the_discriminator_all_the_same() -> None:
+    method = Autoencoder(KLCodec.from_config(KL), discriminator=StyleGANDiscriminator(8, 64, 8))
+    method.train_only(["codec", "discriminator"])
+    losses = method.training_losses(Batch(["row0"], [[]]))
+    losses["loss"].backward()
+    gradients = [parameter.grad for part in method.parts().values() for parameter in part.parameters()]
+    assert losses["loss"] == 0 and all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def test_judges_that_cannot_judge_are_refused() -> None:

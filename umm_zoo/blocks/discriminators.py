@@ -30,7 +30,12 @@ class Discriminator(nn.Module, ABC):
         - context: ``[B, C, H, W]``, what else is known of each, or None
         - time: ``[B]`` in [0, 1], of a noisy context, or None
         - output: ``[B, ...]``, one logit per image or per patch
+
+    Attributes:
+        image_size: side of the images that it takes; None where they may have any.
     """
+
+    image_size: int | None = None
 
     @abstractmethod
     def forward(self, images: Tensor, context: Tensor | None = None, time: Tensor | None = None) -> Tensor:

@@ -87,11 +87,15 @@ class Autoencoder(Judged):
     def _blank(self) -> list[Tensor]:
         """An image where a batch has none: all ranks call the same networks."""
         side = self.codec.downsampling * -(-64 // self.codec.downsampling)
+        if self.judges.discriminator is not None:
+            side = self.judges.discriminator.image_size or side
         return [torch.zeros(3, side, side, device=self.device, dtype=next(self.codec.parameters()).dtype)]
 
     def _over_images(self, groups: list[tuple[int, dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
         """Means over all images of the step, zeros of a batch without any."""
-        means = self.judges.settled(mean_over_groups(groups), self.codec.model.decoder, self.step.number)
+        means = mean_over_groups(groups)
+        if self.judges.discriminator is not None:
+            means = self.judges.settled(means, self.codec.model.decoder, self.step.number)
         return self.over_step({name: mean * (count > 0) for name, mean in means.items()}, "images", count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
