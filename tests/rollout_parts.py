@@ -55,6 +55,7 @@ class Captioner(GenerationForUnderstanding):
             adapter=LoRA(rank=2, alpha=4.0),
             captions=CAPTIONS,
             rollouts=Rollouts(group, updates_per_rollout=updates, micro_batch=2),
+            num_steps=3,
         )
 
 

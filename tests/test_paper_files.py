@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ import torch
 from test_experiment_files import EXPERIMENTS
 
 from data_pipelines.shards.data import ShardData
-from umm_zoo.experiment.file import load_experiment
+from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.janus import Janus
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
-from umm_zoo.training.setup import build_experiment
+from umm_zoo.training.setup import Built, build_experiment
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
 FROM_STAGE_2 = ["queries", "pathway", "connector", "detail", "decoder"]
@@ -27,11 +28,18 @@ COPY = 36 * LAYER + 2048
 FILES = [file.removeprefix("experiments/") for file in EXPERIMENTS if "/paper/" in file]
 
 
+@cache
+def on_meta(file: str) -> tuple[Experiment, Built]:
+    """The experiment and what is built of it, for several tests that only look at it."""
+    experiment = load_experiment(ROOT / file)
+    with torch.device("meta"):
+        return experiment, build_experiment(experiment)
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_it_is_built_without_memory_and_without_reading_weights(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with torch.device("meta"):
-        built = build_experiment(load_experiment(ROOT / file))
+    built = on_meta(file)[1]
     trained = {name for name, part in built.method.parts().items() if any(p.requires_grad for p in part.parameters())}
     assert trained <= set(built.method.trained) and trained
     assert all(p.is_meta for p in built.method.parameters()) and sum(p.numel() for p in built.method.parameters()) > 2e9
@@ -49,9 +57,7 @@ def test_it_is_built_without_memory_and_without_reading_weights(file: str, monke
 def test_wemmu_is_what_its_paper_says(
     file: str, contrast: float | None, trained: list[str], steps: int, batch: int, pixels: int, cells: int
 ) -> None:
-    experiment = load_experiment(ROOT / file)
-    with torch.device("meta"):
-        built = build_experiment(experiment)
+    experiment, built = on_meta(file)
     method, data, trainer = built.method, built.data, experiment.trainer
     assert isinstance(method, Bridge) and isinstance(data, ShardData)
     assert type(method.objective) is (FlowMatching if contrast is None else ContrastiveFlowMatching)
@@ -69,8 +75,7 @@ def test_wemmu_is_what_its_paper_says(
 
 
 def test_metaquery_trains_queries_connector_and_decoder_around_a_frozen_language_model() -> None:
-    with torch.device("meta"):
-        method = build_experiment(load_experiment(ROOT / "metaquery/paper/stage1.yaml")).method
+    method = on_meta("metaquery/paper/stage1.yaml")[1].method
     assert isinstance(method, Bridge)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
     assert counts["queries"] == 257 * 2048 and counts["pathway"] == counts["language_model"] == 0
@@ -79,8 +84,7 @@ def test_metaquery_trains_queries_connector_and_decoder_around_a_frozen_language
 
 
 def test_openuni_trains_queries_and_connector_at_first() -> None:
-    with torch.device("meta"):
-        method = build_experiment(load_experiment(ROOT / "metaquery/paper/openuni-stage1.yaml")).method
+    method = on_meta("metaquery/paper/openuni-stage1.yaml")[1].method
     assert isinstance(method, Bridge)
     counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
     assert {name for name, count in counts.items() if count} == {"queries", "connector"}
@@ -119,9 +123,7 @@ def test_janus_pro_is_what_its_paper_says(
     steps: tuple[int, int],
     shares: dict,
 ) -> None:
-    experiment = load_experiment(ROOT / f"janus/paper/{size}-stage{stage}.yaml")
-    with torch.device("meta"):
-        built = build_experiment(experiment)
+    experiment, built = on_meta(f"janus/paper/{size}-stage{stage}.yaml")
     method, data, trainer = built.method, built.data, experiment.trainer
     assert isinstance(method, Janus) and isinstance(data, ShardData)
     assert (sorted(method.trained), experiment.training["optimizer"]["lr"]) == (sorted(trained), lr)
@@ -139,9 +141,8 @@ def test_janus_pro_is_what_its_paper_says(
 
 @pytest.mark.parametrize(("size", "width", "inner", "layers"), [("1b", 2048, 5632, 24), ("7b", 4096, 11008, 30)])
 def test_the_second_family_of_uae_on_janus_pro(size: str, width: int, inner: int, layers: int) -> None:
-    experiment = load_experiment(ROOT / f"janus/paper/{size}-rl.yaml")
-    with torch.device("meta"):
-        method = build_experiment(experiment).method
+    experiment, built = on_meta(f"janus/paper/{size}-rl.yaml")
+    method = built.method
     assert isinstance(method, UnifiedCaptionAndDrawing) and method.trained == ["adapter"]
     assert sum(p.numel() for p in method.adapter.parameters()) == layers * 32 * (4 * 2 * width + 3 * (width + inner))
     assert {name for name, part in method.parts().items() if any(p.requires_grad for p in part.parameters())} == {"adapter"}
@@ -165,8 +166,7 @@ def test_the_second_family_of_uae_on_janus_pro(size: str, width: int, inner: int
     ],
 )
 def test_prompts_are_those_of_the_releases(file: str, expected: str) -> None:
-    with torch.device("meta"):
-        method = build_experiment(load_experiment(ROOT / file)).method
+    method = on_meta(file)[1].method
     assert isinstance(method, Bridge)
     request = method.dropout.prompts.apply(request_batch(["a cat"]), ["full"])
     pieces = method.vlm.template.render(request.conversations[0], for_generation=True)

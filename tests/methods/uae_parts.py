@@ -114,6 +114,7 @@ def second_stage(trained: Sequence[str] = ("adapter",), **arguments: Any) -> Gen
         "objective": GRPO(kl_weight=0.0),
         "reward": Redness(),
         "rollouts": Rollouts(group=3),
+        "num_steps": 3,
     }
     return stage(GenerationForUnderstanding, list(trained), {**settings, **arguments})
 
