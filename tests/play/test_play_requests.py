@@ -134,6 +134,7 @@ def test_the_history_is_what_lies_in_its_folder(run: LoadedRun, tmp_path: Path) 
         ("first", {"seed": 1}),
     ]
     newest = again.entries(1)[0]
+    assert newest.settings() == {"seed": 2, "steps": 2, "guidance": 4.0, "size": "8x8"}
     assert again.file(newest.folder.name, newest.images[0].name) == newest.images[0]
     lines = newest.folder / "results.jsonl"
     lines.write_text(lines.read_text() + '[1]\n{"command": "rm", "files": []}\n{"half')

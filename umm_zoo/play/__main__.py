@@ -61,7 +61,9 @@ def _bound(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except OSError as error:
-        raise UserError("--host, --port", f"{host}:{port} ({error.strerror})", "an address of this machine that is free") from error
+        raise UserError(
+            "--host, --port", f"{host}:{port} ({error.strerror})", "a free address of this machine", "--port 0 takes one"
+        ) from error
     return bound
 
 

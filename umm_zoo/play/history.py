@@ -53,9 +53,11 @@ class Entry:
         return shell_line(command_words(run, self.row["command"], images, self.row["question"], self.row["given"]))
 
     def settings(self) -> dict[str, Any]:
-        """What it was made with, as far as it is known."""
+        """What it was made with, as far as it is known: what was set, and the run's own."""
         own = ("seed", "steps", "guidance", "image_guidance", "size", "max_new_tokens", "temperature")
-        return {name: self.row[name] for name in own if self.row.get(name) is not None}
+        unset = self.row.get("own")
+        row = {**(unset if isinstance(unset, dict) else {}), **{key: value for key, value in self.row.items() if value is not None}}
+        return {name: row[name] for name in own if name in row}
 
 
 class History:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import gradio as gr
 
@@ -18,11 +17,11 @@ MOST = 60
 
 def history(runs: Sequence[LoadedRun]) -> Markup:
     """Entries of all runs, read from their folders."""
-    found = dict[Any, tuple[Entry, int]]()
+    found = list[tuple[Entry, int]]()
     for place, run in enumerate(runs):
-        for entry in run.history.entries(MOST):
-            found.setdefault((entry.folder, tuple(entry.row["files"]), entry.row["question"]), (entry, place))
-    newest = sorted(found.values(), key=lambda pair: pair[0].row.get("time", ""), reverse=True)[:MOST]
+        if run.history.folder not in [other.history.folder for other in runs[:place]]:
+            found += [(entry, place) for entry in run.history.entries(MOST)]
+    newest = sorted(found, key=lambda pair: str(pair[0].row.get("time", "")), reverse=True)[:MOST]
     cards = []
     for entry, place in newest:
         maker = _place(entry.row.get("run"), place, runs)

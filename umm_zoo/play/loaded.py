@@ -89,6 +89,7 @@ class LoadedRun:
                     "command": name,
                     "given": {**{key: value for key, value in given.items() if key != "num"}, "seed": request.settings["seed"]},
                     "inputs": [path.name for path in request.images if isinstance(path, Path)],
+                    "own": self._unsaid(command, request),
                     "seconds": round(time.monotonic() - began, 2),
                     "time": time.strftime("%Y-%m-%d %H:%M:%S"),
                     "run": self.words.run,
@@ -98,6 +99,11 @@ class LoadedRun:
                 }
                 folder.add(result)
                 yield entries_of(folder.path)[-1]
+
+    def _unsaid(self, command: Command, request: Request) -> dict[str, Any]:
+        """The run's own values of the settings that nobody has set, as far as they are known."""
+        unset = [name for name in command.options_of(self.model.method) if request.settings.get(name) is None]
+        return {name: value for name in unset if (value := self.own(command, name)) is not None}
 
     def about(self) -> str:
         """One line: method, steps trained, weights."""
