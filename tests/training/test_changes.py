@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,21 @@ from umm_zoo.training.optimization import WarmupCosine
 from umm_zoo.training.run_folder import RunFolder
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the experiment and its finished run, for copies."""
+    folder = tmp_path_factory.mktemp("trained")
+    toy_parts.write_yaml(folder / "toy.yaml", toy_parts.toy_experiment())
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir(folder)
+        assert main(["toy.yaml"]) == 0
+    return folder
+
+
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def file(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    toy_parts.write_yaml(tmp_path / "toy.yaml", toy_parts.toy_experiment())
-    assert main(["toy.yaml"]) == 0
     return "toy.yaml"
 
 
