@@ -14,6 +14,7 @@ from toy_parts import Body, Head, OneWeight, Toy, ToyData, toy_experiment
 
 from umm_zoo.backbones.frozen import FrozenBackbone, freeze
 from umm_zoo.batch import Batch
+from umm_zoo.blocks.quantizers.vector import VectorQuantizer
 from umm_zoo.errors import UserError
 from umm_zoo.training.optimization import AdamW, Constant, WarmupCosine
 from umm_zoo.training.setup import TrainingSetup
@@ -90,17 +91,15 @@ def test_a_part_may_have_betas_of_its_own() -> None:
 
 
 def test_codebooks_are_not_decayed() -> None:
-    class Book(nn.Embedding):
-        decayed = False
-
     method = Toy(Body(4, 3), Head(3))
-    method.head.book = Book(5, 2)
+    method.head.quantizer = VectorQuantizer(2, 5)
     TrainingSetup(["head"], AdamW(lr=0.1, weight_decay=0.5, decay_vectors=True)).prepare(method)
     before = copy.deepcopy(method.head)
     for parameter in method.head.parameters():
         parameter.grad = torch.zeros_like(parameter)
     method.configure_optimizers().step()
-    assert torch.equal(method.head.book.weight, before.book.weight)
+    tables = dict(before.quantizer.named_parameters())
+    assert tables and all(torch.equal(method.head.quantizer.get_parameter(name), table) for name, table in tables.items())
     torch.testing.assert_close(method.head.linear.weight, 0.95 * before.linear.weight)
 
 

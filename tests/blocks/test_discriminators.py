@@ -36,8 +36,10 @@ def test_time_and_a_noisy_image_are_judged_with_it() -> None:
     one = judge(images(), images(seed=1), times)
     for other in (judge(images(), images(seed=2), times), judge(images(), images(seed=1), times + 0.05)):
         assert ((one - other).abs().amax(dim=(1, 2, 3)) > 1e-4).all()
-    with pytest.raises(ValueError, match="found no noisy image or no time"):
+    with pytest.raises(UserError, match="found a TimeDiscriminator without a noisy image or its time"):
         judge(images())
+    with pytest.raises(UserError, match="found a context of 0 channels for a discriminator, expected 2 channels"):
+        PatchDiscriminator(4, 2, context_dim=2)(images())
 
 
 def test_tokens_of_a_frozen_encoder_are_judged() -> None:

@@ -158,11 +158,14 @@ def test_the_discriminator_begins_before_the_generator_and_has_a_gradient_all_al
     assert found == [(False, False)] * 3 + [(True, False)] * 2 + [(True, True)]
 
 
-def test_a_judge_that_is_not_called_keeps_its_statistics() -> None:
+def test_a_judge_that_is_not_asked_yet_stays_as_it_is_but_says_at_once_what_it_cannot_judge() -> None:
     _, judge, images = parts()
-    before = copy.deepcopy(judge.state_dict())
+    before, state = copy.deepcopy(judge.state_dict()), torch.get_rng_state()
     AdversarialLoss(start=1).terms(judge, images, images, 0)
     assert all(torch.equal(value, before[name]) for name, value in judge.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(RuntimeError, match="channels"):
+        AdversarialLoss(start=1000).terms(judge, images[:, :2], images[:, :2], 0)
 
 
 def test_the_last_layer_of_a_decoder_is_trained() -> None:

@@ -132,10 +132,13 @@ class TimeDiscriminator(Discriminator):
         """Judge each patch.
 
         Raises:
-            ValueError: there is no context or no time.
+            UserError: there is no context or no time.
         """
         if context is None or time is None:
-            raise ValueError("TimeDiscriminator: found no noisy image or no time, expected both")
+            hint = "or a PatchDiscriminator, which sees the image alone"
+            raise UserError(
+                "", "a TimeDiscriminator without a noisy image or its time", "a method of diffusion, which has both", hint
+            )
         assert_large_enough(images, self.num_layers)
         x = F.leaky_relu(self.first(beside(images, context, 3)), 0.2)
         moment = self.time_in(time_embedding(1000 * time, self.time_width).to(x.dtype))  # [B, time_width]
@@ -197,11 +200,11 @@ def beside(images: Tensor, context: Tensor | None, context_dim: int) -> Tensor:
     """Images with the channels of their context behind them.
 
     Raises:
-        ValueError: the context has other channels.
+        UserError: the context has other channels.
     """
     found = 0 if context is None else context.shape[1]
     if found != context_dim:
-        raise ValueError(f"context: found {found} channels, expected {context_dim}")
+        raise UserError("", f"a context of {found} channels for a discriminator", f"{context_dim} channels (context_dim)")
     return images if context is None else torch.cat([images, context.to(images.dtype)], dim=1)
 
 

@@ -85,11 +85,14 @@ class AdversarialLoss:
             context, time: for the discriminator, see there; without gradient.
         """
         nothing = torch.zeros((), device=fake.device)
+        told = [None if value is None else value.detach() for value in (context, time)]
         if step < self.start - self.lead:
+            if step == 0:  # what it cannot judge is said now, and not after days
+                with torch.no_grad():
+                    frozen_call(discriminator, real, *told)
             parameters = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
             idle = torch.stack([parameter.float().sum() for parameter in parameters]).sum() * 0 if parameters else nothing
             return {"generator": nothing, "discriminator": idle, "r1": nothing}
-        told = [None if value is None else value.detach() for value in (context, time)]
         generator = penalty = nothing
         if step >= self.start:
             generator = self.generator_loss(frozen_call(discriminator, fake, *told)).mean()
