@@ -23,12 +23,8 @@ from umm_zoo.errors import Count, Positive
 ADDITION = re.compile(r"(?:^|\.)layers\.[^.]+\.(?:down|up)$")
 #: Files of peft.
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
 #: What to do with a model that has an adapter.
 KEEP = "the file would hold the weights without it; use the run folder or its checkpoint, and LoRA.save for the adapter alone"
-
-
 #: Settings of peft under which the same tensors are added in another way, and their plain values.
 _OTHERWISE: dict[str, Any] = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
 _OTHERWISE |= {"lora_bias": False, "modules_to_save": None}
@@ -48,10 +44,7 @@ class LowRank(nn.Module):
         nn.init.normal_(self.down, std=1 / rank)
 
     def forward(self, x: Tensor, output: Tensor, scale: float) -> Tensor:
-        """Down, then up; autocast brings both to its own dtype, and to widen the input for it would be two casts for nothing.
-
-        Of one dtype, the second product adds itself to the output: .91 of a whole step of caption reinforcement.
-        """
+        """Down, then up and added in one product; autocast narrows both, and to widen the input for it would be two casts for nothing."""
         device = x.device.type  # `meta`, on which files are checked, has no autocast to ask
         x = x if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x.to(self.down.dtype)
         low = F.linear(x, self.down)
