@@ -44,7 +44,7 @@ class LowRank(nn.Module):
         nn.init.normal_(self.down, std=1 / rank)
 
     def forward(self, x: Tensor, output: Tensor, scale: float) -> Tensor:
-        """Down, then up and added in one product; autocast narrows both, and to widen the input for it would be two casts for nothing."""
+        """Down, then up and added in one product; autocast narrows both, and to widen the input would be two casts for nothing."""
         device = x.device.type  # `meta`, on which files are checked, has no autocast to ask
         x = x if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x.to(self.down.dtype)
         low = F.linear(x, self.down)
