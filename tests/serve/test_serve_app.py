@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from umm_zoo.generation.answering import Ask
 from umm_zoo.generation.model import Model
 from umm_zoo.method import Method
 from umm_zoo.serve.app import make_app
-from umm_zoo.serve.serving import Serving
+from umm_zoo.serve.serving import Exchange, Serving
 
 sys.path.insert(0, str(Path(__file__).parent))
 from served import data_url, exchange, model_of, png, question, serving
@@ -96,6 +98,26 @@ def test_answers_are_those_of_the_command_line_and_go_in_one_batch(llava: Servin
     options = ("--temperature", "0.9", "--top-p", "0.8", "--max-new-tokens", "8", "--batch-size", "1")
     assert told == [row["answer"] for row in words_of(run, tmp_path, "ask", "--batch", str(run / "rows.jsonl"), *options)]
     assert len(set(told)) == 3
+
+
+def test_images_are_let_go_at_once(llava: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[Any]] = []
+    own = Exchange.__init__
+
+    def init(self: Exchange, *arguments: Any) -> None:
+        own(self, *arguments)
+        seen.extend(weakref.ref(image) for job in self.jobs for image in job.request.images)
+
+    monkeypatch.setattr(Exchange, "__init__", init)
+    gc.disable()
+    try:
+        for stream in (False, True):
+            exchange(make_app(llava), {"url": CHAT, "json": question("What?", RED, BLUE, max_tokens=2, stream=stream)})
+        while not llava.thread.idle:
+            pass
+        assert len(seen) == 4 and not any(image() for image in seen)
+    finally:
+        gc.enable()
 
 
 def test_tokens_are_counted_and_an_answer_says_why_it_ends(llava: Serving) -> None:

@@ -116,7 +116,7 @@ class ModelThread:
             self._answer(self.model, jobs)
             self._seconds, self.batches = time.monotonic() - begun, self.batches + 1
             with self._change:
-                self._running = []
+                self._running = jobs = []  # nothing of them is held while nothing is to be done
 
     def _take(self) -> list[Job]:
         """The next batch; nothing at the end."""

@@ -125,6 +125,15 @@ class End:
         self.result, self.text, self.stopped = result, text, stopped
 
 
+def _unheard(result: Result | Exception) -> None:
+    """Deliver to nobody."""
+
+
+def _ended(answer: Answer) -> bool:
+    """Let an answer that nobody waits for end."""
+    return False
+
+
 class Exchange:
     """The jobs of one request to the API, and what becomes of them, as events in the event loop.
 
@@ -154,9 +163,11 @@ class Exchange:
         serving.open.add(self)
 
     def close(self) -> None:
-        """Forget what is not done."""
+        """Forget what is not done, and let the images go at once: jobs and this would hold each other, and them, for long."""
         self.serving.thread.drop([job for job in self.jobs if not job.done])
         self.serving.open.discard(self)
+        for job in self.jobs:
+            job.deliver, job.request.watch = _unheard, _ended
 
     def send(self, place: int, event: str | End | Exception) -> None:
         """Put an event into the loop, from any thread."""
