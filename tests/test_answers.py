@@ -35,6 +35,9 @@ def test_drawn_rows_of_a_batch_are_those_that_each_gives_alone(model):
     rows = [request("What colour?", 3, [RED]), request("Which one of these?", 4), request("What colour?", 5, [RED])]
     together = [result.answer for result in run_batch(model, Ask(), rows)]
     assert together == [run_batch(model, Ask(), [row])[0].answer for row in rows]
+    how = {"max_new_tokens": 6, "temperature": 0.9, "top_p": 0.8}
+    model.method.run_data = RunData({"image_size": 8})
+    assert together[0] == model.method.ask(RED, "What colour?", seed=3, **how)
     assert together[0] != together[2]
 
 

@@ -27,7 +27,9 @@ from test_generate_images import PRETRAINING, WEMMU
 from umm_zoo import generate
 from umm_zoo.generation.answering import Ask
 from umm_zoo.generation.model import Model
+from umm_zoo.generation.run_data import RunData
 from umm_zoo.method import Method
+from umm_zoo.methods.llava import LLaVA
 from umm_zoo.serve.app import make_app
 from umm_zoo.serve.serving import Exchange, Serving
 
@@ -154,6 +156,24 @@ def test_a_stream_is_the_whole_answer_in_pieces(llava: Serving) -> None:
         assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
     assert events[-1]["choices"] == [] and events[-1]["usage"] == whole.json()["usage"]
     assert sum("content" in one["delta"] for event in events for one in event["choices"]) > 4
+
+
+def test_a_method_that_answers_as_a_whole_is_told_in_one_piece(llava: Serving) -> None:
+    class Own(LLaVA):
+        def answer(self, batch: Any, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
+            return ["one and two"] * len(batch)
+
+    body, method = question("What?", stop=" and"), Own(llava.model.method.vlm).eval()
+    with serving(lambda: Model.of(method, RunData({"image_size": 8}), "cpu")) as found:
+        app = make_app(found)
+        whole, stream, top_p = exchange(
+            app, *({"url": CHAT, "json": {**body, **more}} for more in ({}, {"stream": True}, {"top_p": 0.5, "temperature": 1}))
+        )
+    assert whole.json()["usage"] is None and whole.json()["choices"][0]["finish_reason"] == "stop"
+    assert whole.json()["choices"][0]["message"]["content"] == "one"
+    deltas = [choice["delta"].get("content") for event in events_of(stream.text) for choice in event["choices"]]
+    assert deltas == ["", "one", None]
+    assert top_p.status_code == 400 and "gives its answers as a whole" in top_p.json()["error"]["message"]
 
 
 def test_images_have_the_bytes_of_the_command_line(painter: tuple[Path, Serving], tmp_path: Path) -> None:

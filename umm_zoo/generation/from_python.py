@@ -84,12 +84,13 @@ class FromPython(LightningModule):
         temperature: float = 0.0,
         seed: int = 0,
         batch_size: int = 16,
+        top_p: float = 1.0,
     ) -> Any:
         """The answer to a question about an image, about several (a list), or about none (None).
 
         A list of questions gives a list of answers: about the same image, or with as many entries in the list of images.
         """
-        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         found = [one.answer for one in self._asked(Ask(), _rows(image, question), settings, batch_size)]
         return found[0] if isinstance(question, str) else found
 
@@ -101,9 +102,10 @@ class FromPython(LightningModule):
         temperature: float = 0.0,
         seed: int = 0,
         batch_size: int = 16,
+        top_p: float = 1.0,
     ) -> Any:
         """The description of an image, or those of a list of images."""
-        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         rows = [([one], prompt) for one in _images(image)]
         found = [one.answer for one in self._asked(Caption(), rows, settings, batch_size)]
         return found if _is_list(image) else found[0]
