@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,12 @@ def test_a_second_signal_ends_at_once(started: Started) -> None:
     while httpx.get(health).json()["open"] == 0:
         pass
     started.process.send_signal(signal.SIGINT)
+    started.process.send_signal(signal.SIGINT)  # as some programs send it: to the process, and to its group
     while httpx.get(health).json()["status"] != "stopping":
         pass
-    started.process.send_signal(signal.SIGINT)
+    while started.process.poll() is None:
+        time.sleep(0.1)
+        started.process.send_signal(signal.SIGINT)
     code, rest = started.end()
     asked.join()
     assert code == 128 + signal.SIGINT and "stopped at once" in rest

@@ -118,4 +118,5 @@ def check_settings(making: Making, method: object) -> None:
     known = making.command.options_of(method)
     for name, value in making.rows[0].settings.items():
         if value is not None and name not in known:
-            raise UserError(name, shown(value), f"none: a {type(method).__name__} has no such setting")
+            found = f"{value[1]}x{value[0]}" if name == "size" else shown(value)
+            raise UserError(name, found, f"none: a {type(method).__name__} has no such setting")

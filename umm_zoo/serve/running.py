@@ -21,6 +21,8 @@ from umm_zoo.serve.serving import Serving
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds that connections have for the last bytes of their replies.
 _CLOSING = 5
+#: Seconds in which another signal is still the first: ``timeout`` and the like send one to a process and to its group.
+_ONE_SIGNAL = 0.5
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -52,6 +54,7 @@ class Uvicorn(uvicorn.Server):
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_CLOSING)
         super().__init__(config)
         self.serving, self.stop_timeout, self.stop_by = serving, stop_timeout, 0.0
+        self.second_from = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -65,10 +68,13 @@ class Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop."""
+        now = time.monotonic()
+        if self.serving.stopping and now < self.second_from:
+            return
         if self.serving.stopping:
             os.write(2, b"stopped at once by a second signal\n")
             os._exit(128 + sig)
-        self.stop_by, self.serving.stopping = time.monotonic() + self.stop_timeout, True
+        self.second_from, self.stop_by, self.serving.stopping = now + _ONE_SIGNAL, now + self.stop_timeout, True
         os.write(2, b"stopping: what was asked for is finished, a second signal ends at once\n")
 
     async def on_tick(self, counter: int) -> bool:
