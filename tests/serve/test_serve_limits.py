@@ -23,6 +23,7 @@ from test_generate_images import PRETRAINING
 
 from umm_zoo.generation.answering import Ask
 from umm_zoo.serve.app import make_app
+from umm_zoo.serve.failures import ApiError
 from umm_zoo.serve.serving import Exchange, Serving
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -299,3 +300,13 @@ def test_conversations_are_refused_by_a_template_that_leaves_turns_out() -> None
     assert (
         reply.status_code == 400 and "messages[0]: found a system turn, which Plain leaves out" in reply.json()["error"]["message"]
     )
+
+
+def test_requests_may_hold_so_much_together_and_one_alone_what_it_is_allowed(llava: Serving) -> None:
+    found = Serving(llava.thread, type(llava.limits)(max_memory=2), "toy")
+    with found.holding() as one:
+        one(3 * 2**20)
+        with pytest.raises(ApiError) as error, found.holding() as other:
+            other(1)
+        assert error.value.status == 429 and int(error.value.headers["Retry-After"]) >= 1
+    assert found.held == 0
