@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import threading
@@ -10,19 +11,21 @@ from pathlib import Path
 import pytest
 from finished_runs import write_run
 from PIL import Image
+from torch import nn
 
 from tests.test_generate_images import PRETRAINING, UAE, WEMMU
 from umm_zoo.errors import UserError
 from umm_zoo.generate import main as generate
 from umm_zoo.generation import COMMANDS
+from umm_zoo.play.__main__ import LOOPBACK
 from umm_zoo.play.__main__ import main as play
 from umm_zoo.play.asking import Asked
 from umm_zoo.play.cards import history_card, result_card
 from umm_zoo.play.commands import RunWords, command_words, requests_of, shell_line
 from umm_zoo.play.history import INPUTS, History
 from umm_zoo.play.loaded import LoadedRun, shared_abilities
-from umm_zoo.play.server import LOOPBACK, Guard
-from umm_zoo.play.watch import Cancelled, progress
+from umm_zoo.play.server import Guard
+from umm_zoo.play.watch import Cancelled, Watch, progress
 
 HOSTILE = [
     "--help",
@@ -235,6 +238,7 @@ def test_without_the_extra_one_line_says_what_to_install(
         (["a", "--port", "x"], "--port: found 'x', expected a whole number from 0 to 65535"),
         (["a", "--host", "no such host", "--port", "0"], "--host, --port: found no such host:0"),
         (["nowhere", "--port", "0"], "nowhere"),
+        (["--host", "0.0.0.0", "--port", "0"], "RUN: found none, expected a run, or two; --allow-training"),
     ],
 )
 def test_user_errors_of_the_command_are_one_line(words, said, capsys, monkeypatch) -> None:
@@ -242,3 +246,17 @@ def test_user_errors_of_the_command_are_one_line(words, said, capsys, monkeypatc
     assert play(words) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_the_second_request_of_a_kind_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(nn.Module):
+        def forward(self) -> None: ...
+
+    method, said = nn.Sequential(Counted()), list[float | None]()
+    watch, clock = Watch(method), itertools.count()
+    monkeypatch.setattr("umm_zoo.play.watch.time.monotonic", lambda: float(next(clock)))
+    for _ in range(2):
+        with watch.over("kind", None, (0, 1), lambda share, line: said.append(share), threading.Event()):
+            for _ in range(4):
+                method[0]()
+    assert said[:4] == [None] * 4 and said[4:] == [0.25, 0.5, 0.75, 0.99]

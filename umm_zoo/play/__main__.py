@@ -14,6 +14,9 @@ from umm_zoo.experiment.importing import importing
 from umm_zoo.generation.options import whole
 from umm_zoo.training.finished_run import add_raw_weights, add_trust
 
+#: Names of this machine that no other reaches it by.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 HELP = """examples:
   python -m umm_zoo.play runs/llava/shapes                         ask it about images of your own
   python -m umm_zoo.play runs/wemmu/toy/stage3 runs/wemmu/toy/stage4   two runs on the same input and seed
@@ -29,20 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors(arguments.traceback) as outcome:
         if len(arguments.runs_shown) > 2:
             raise UserError("RUN", f"{len(arguments.runs_shown)} runs", "one, or two side by side")
+        alone = arguments.host in LOOPBACK
+        training = alone or arguments.allow_training
+        if not arguments.runs_shown and not training:
+            raise UserError("RUN", "none", "a run, or two", "--allow-training lets others start trainings")
         if find_spec("gradio") is None:
             raise UserError("umm_zoo.play", "no gradio", "the extra 'ui'", "pip install 'umm_zoo[ui]'")
         bound = _bound(arguments.host, whole("", 0, 65_535).read(arguments.port, "--port"))
         with importing():
             from umm_zoo.play.commands import RunWords
             from umm_zoo.play.loaded import LoadedRun
-            from umm_zoo.play.server import LOOPBACK, application, serve
+            from umm_zoo.play.server import application, serve
         history = None if arguments.history is None else Path(arguments.history)
         loaded = [
             LoadedRun(RunWords(run, arguments.device, arguments.trust, arguments.raw_weights), history)
             for run in arguments.runs_shown
         ]
-        alone = arguments.host in LOOPBACK
-        training = alone or arguments.allow_training
         app = application(loaded, training, arguments.runs, LOOPBACK if alone else None)
         _say_where(bound, arguments.host, alone, training)
         serve(app, bound)

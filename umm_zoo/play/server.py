@@ -21,8 +21,6 @@ from umm_zoo.report.run_files import RunFiles
 from umm_zoo.report.run_page import run_page
 from umm_zoo.training.run_folder import RunFolder
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 #: What the page may load: what comes from here. The library makes functions of texts, and styles.
 RULE = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
