@@ -151,7 +151,9 @@ def test_the_discriminator_begins_before_the_generator_and_has_a_gradient_all_al
     for step in range(6):
         judge.zero_grad()
         made = generator(images)
-        total = loss.total(loss.terms(judge, images, made, step), (made - images).square().mean(), generator, step)
+        terms = loss.terms(judge, images, made, step)
+        assert bool(terms["generator"] != 0) == (step >= 5)
+        total = loss.total(terms, (made - images).square().mean(), generator, step)
         total["loss"].backward()
         assert all(gradient is not None for gradient in gradients(judge))
         found.append((any(gradient.any() for gradient in gradients(judge)), bool(total["adversarial_weight"] > 0)))

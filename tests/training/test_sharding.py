@@ -13,10 +13,14 @@ import yaml
 from chain_parts import Chain, Stack, chain_experiment
 from nursery import Nursery
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from umm_zoo.backbones.frozen import freeze
+from umm_zoo.blocks.discriminators import PatchDiscriminator
 from umm_zoo.checkpoints.files import load_checkpoint
+from umm_zoo.errors import UserError
+from umm_zoo.objectives.adversarial import AdversarialLoss
 from umm_zoo.training.compilation import Compilation
 from umm_zoo.training.sharding import FullyShardedStrategy, small_frozen
 
@@ -68,6 +72,18 @@ def test_frozen_parts_are_whole_up_to_a_size() -> None:
     method.train_only(["stack"])
     small = set(method.head.parameters()) | set(method.aside.parameters())
     assert small_frozen(method, 1) == small and small_frozen(method, 0) == set() == small_frozen(torch.nn.Linear(2, 2), 1)
+    inside = freeze(torch.nn.Linear(2, 2))  # a network of a trained part, as a discriminator's encoder
+    method.stack.encoder = inside
+    assert small_frozen(method, 1) == small | set(inside.parameters()) and small_frozen(method, 0) == set()
+
+
+def test_judges_of_shared_out_layers_are_refused_before_torch_crashes(mesh: Any) -> None:
+    judge, images = PatchDiscriminator(4, 1), torch.rand(2, 3, 8, 8)
+    fully_shard(judge.main[0], mesh=mesh)
+    with pytest.raises(UserError, match="found R1 of a PatchDiscriminator whose layers ranks share out"):
+        AdversarialLoss(r1=1.0).terms(judge, images, images, 0)
+    with pytest.raises(UserError, match="found a PatchDiscriminator whose layers ranks share out, expected ddp"):
+        AdversarialLoss(start=9).terms(judge, images, images, 0)
 
 
 @pytest.mark.processes

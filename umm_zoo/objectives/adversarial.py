@@ -83,7 +83,14 @@ class AdversarialLoss:
             real, fake: ``[B, 3, H, W]``, images and what they were reconstructed as.
             step: updates made before this one, ``StepMeans.number`` of a method.
             context, time: for the discriminator, see there; without gradient.
+
+        Raises:
+            UserError: R1 through layers whose weights ranks share out; see also ``frozen_call``.
         """
+        if self.r1 and any(isinstance(parameter, DTensor) for parameter in discriminator.parameters()):
+            found = f"R1 of a {type(discriminator).__name__} whose layers ranks share out"
+            hint = "or trainer.strategy.whole, in MiB, above the size of a frozen network in it"
+            raise UserError("method.adversarial.r1", found, "0, or ddp", hint)  # torch would crash in the second derivative
         nothing = torch.zeros((), device=fake.device)
         told = [None if value is None else value.detach() for value in (context, time)]
         if step < self.start - self.lead:

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
 from torch.optim import Optimizer
 
+from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.parts import NamedParts
 from umm_zoo.checkpoints.background import Writer, WritesBehind
 from umm_zoo.checkpoints.files import load_checkpoint
@@ -46,7 +47,7 @@ class FullyShardedStrategy(ModelParallelStrategy, WritesBehind):
         gathered: dtype in which weights are gathered and computed with. ``bfloat16`` halves what is sent, and what stands in memory
             while a block computes; it asks for ``trainer.precision: bf16-mixed``, whose products are the same. Slices, gradients
             (in their sum over the ranks too), moments and checkpoints keep their own dtype. None is the weights' own.
-        whole: frozen parts of up to so many MiB stay whole on every rank, for what gathering them costs is mostly waiting (our
+        whole: frozen parts, and networks in parts, of up to so many MiB stay whole on every rank, for what gathering them costs is mostly waiting (our
             choice).
         process_group_backend, timeout: see ``ModelParallelStrategy``.
     """
@@ -204,11 +205,15 @@ def sharded_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def small_frozen(module: nn.Module, most: int) -> set[nn.Parameter]:
-    """Weights of a method's frozen parts of up to ``most`` MiB each, none where nothing says what its parts are."""
+    """Weights of a method's frozen parts of up to ``most`` MiB each, and of such networks inside its trained parts.
+
+    None where nothing says what its parts are.
+    """
     parts = module.all_parts().values() if isinstance(module, NamedParts) else ()
+    inside = [network for part in parts for network in part.modules() if isinstance(network, FrozenBackbone)]
     found: set[nn.Parameter] = set()
-    for part in parts:
-        weights = list(part.parameters())
+    for network in [*parts, *inside]:
+        weights = list(network.parameters())
         size = sum(weight.numel() * weight.element_size() for weight in weights)
         if size <= most * 2**20 and not any(weight.requires_grad for weight in weights):
             found.update(weights)
