@@ -47,8 +47,8 @@ class FullyShardedStrategy(ModelParallelStrategy, WritesBehind):
         gathered: dtype in which weights are gathered and computed with. ``bfloat16`` halves what is sent, and what stands in memory
             while a block computes; it asks for ``trainer.precision: bf16-mixed``, whose products are the same. Slices, gradients
             (in their sum over the ranks too), moments and checkpoints keep their own dtype. None is the weights' own.
-        whole: frozen parts, and networks in parts, of up to so many MiB stay whole on every rank, for what gathering them costs is mostly waiting (our
-            choice).
+        whole: frozen parts, and frozen networks in parts, of up to so many MiB stay whole on every rank, for what gathering them
+            costs is mostly waiting (our choice).
         process_group_backend, timeout: see ``ModelParallelStrategy``.
     """
 
