@@ -7,7 +7,7 @@ python=.venv/bin/python
 world() { # FOLDER and arguments; does nothing where the same shards are there already
   "$python" -m data_pipelines.shapes "$@"
 }
-shipped="codec tower clip clip2 ssl1 ssl2 deit llava vlm sana sd3"
+shipped="codec tower clip clip2 clip8 ssl1 ssl2 deit llava vlm sana sd3"
 parts="$shipped tower_coarse" # some experiments ask for the last one
 for name in "$@"; do # all names first, before hours of training
   known=no

@@ -12,7 +12,14 @@ from transformers.models.siglip import SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
-from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, DINOv2Features, DINOv3Features, SigLIPFeatures
+from umm_zoo.backbones.features import (
+    CLIPFeatures,
+    CLIPVisionFeatures,
+    DINOv2Features,
+    DINOv3Features,
+    SigLIPFeatures,
+    SigLIPVisionFeatures,
+)
 
 VISION = {
     "hidden_size": 16,
@@ -37,6 +44,7 @@ TINY = [
     (CLIPVisionFeatures, VISION, 16),
     (DINOv2Features, DINO2, 16),
     (DINOv3Features, {**VISION, "num_register_tokens": 2}, 16),
+    (SigLIPVisionFeatures, VISION, 16),
 ]
 
 
@@ -108,10 +116,13 @@ def test_dino_pools_the_class_token_after_the_norm(kind_config: tuple) -> None:
     torch.testing.assert_close(encoder.tokens(images), output[:, -9:])
 
 
-def test_the_image_tower_of_a_whole_clip(tmp_path) -> None:
-    whole = CLIPFeatures.from_config(TINY[0][1]).eval()
+@pytest.mark.parametrize(
+    ("kind", "part", "config"), [(CLIPFeatures, CLIPVisionFeatures, 0), (SigLIPFeatures, SigLIPVisionFeatures, 1)]
+)
+def test_the_image_tower_of_a_whole_model(kind: type[LibraryEncoder], part: type[LibraryEncoder], config: int, tmp_path) -> None:
+    whole = kind.from_config(TINY[config][1]).eval()
     whole.save(tmp_path)
-    tower, images = CLIPVisionFeatures.from_pretrained(tmp_path).eval(), random_images(2, 3, 12, 12)
+    tower, images = part.from_pretrained(tmp_path).eval(), random_images(2, 3, 12, 12)
     torch.testing.assert_close(tower.tokens(images), whole.tokens(images))
 
 
@@ -164,7 +175,9 @@ def library_pixels(kind: type, photo: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("kind", "config"), [(kind, config) for kind, config, _ in TINY if kind is not CLIPVisionFeatures])
+@pytest.mark.parametrize(
+    ("kind", "config"), [(kind, config) for kind, config, _ in TINY if kind not in (CLIPVisionFeatures, SigLIPVisionFeatures)]
+)
 def test_pixels_are_the_stock_processors(kind: type[LibraryEncoder], config: dict, size: tuple[int, int]) -> None:
     """To the 8 bits that its two passes round to; the deviation divided by is .22 at least."""
     side = {"image_size": 518 if kind is DINOv2Features else 224}

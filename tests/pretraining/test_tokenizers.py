@@ -18,7 +18,7 @@ from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetP
 from umm_zoo.backbones.features import CLIPFeatures, DINOv2Features
 from umm_zoo.backbones.visual_tokenizer import Branch, VisualTokenizer
 from umm_zoo.batch import Batch
-from umm_zoo.blocks.bottlenecks import AttentionProjection, Bottleneck, LinearProjection, MLPProjection
+from umm_zoo.blocks.bottlenecks import AttentionProjection, Bottleneck, IdentityProjection, LinearProjection, MLPProjection
 from umm_zoo.blocks.discriminators import PatchDiscriminator, TimeDiscriminator
 from umm_zoo.blocks.pixel_decoders import ConvPixelDecoder, ViTPixelDecoder
 from umm_zoo.blocks.quantizers import (
@@ -226,6 +226,7 @@ def test_janus_takes_a_tokenizer_as_its_codec() -> None:
 @pytest.mark.parametrize(
     "block",
     [
+        IdentityProjection(3),
         LinearProjection(8, 3),
         MLPProjection(8, 3),
         AttentionProjection(12, 4),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.models.clip import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.dinov2 import Dinov2Config, Dinov2Model
 from transformers.models.dinov3_vit import DINOv3ViTConfig, DINOv3ViTModel
-from transformers.models.siglip import SiglipConfig, SiglipModel
+from transformers.models.siglip import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -37,6 +37,18 @@ class CLIPVisionFeatures(LibraryEncoder):
     kind, config_kind = CLIPVisionModel, CLIPVisionConfig
     mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     optional = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+
+
+class SigLIPVisionFeatures(LibraryEncoder):
+    """The image tower of SigLIP alone (Zhai et al., 2023, arXiv 2303.15343); images are squeezed to the square, not cropped.
+
+    ``forward`` gives the attention-pooled vector. A file of the whole SigLIP loads too, its text side being left out.
+    """
+
+    kind, config_kind = SiglipVisionModel, SiglipVisionConfig
+    mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    crop_ratio = None
+    optional = ("text_model.", "logit_scale", "logit_bias")
 
 
 class DINOv2Features(LibraryEncoder):

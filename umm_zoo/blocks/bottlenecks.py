@@ -36,6 +36,21 @@ class Projection(nn.Module):
         return (torch.randn(2, 6, self.in_dim),)
 
 
+class IdentityProjection(Projection):
+    """Tokens as they are: of representation autoencoders, whose latents are an encoder's features.
+
+    Args:
+        dim: width.
+    """
+
+    def __init__(self, dim: Count) -> None:
+        super().__init__(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Hand on."""
+        return tokens
+
+
 class LinearProjection(Projection):
     """One linear layer (VQRAE).
 

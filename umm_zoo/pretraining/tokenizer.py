@@ -65,6 +65,7 @@ class Tokenizer(Judged):
         if asked := [squeezed.quantized.losses["loss"] for squeezed in tokenized.squeezed.values() if squeezed.quantized.losses]:
             losses["loss"] = losses["loss"] + self.quantizer_weight * torch.stack(asked).mean()
         losses = self.paper_losses(losses, tokenized, images, batch)
+        losses["loss"] = losses["loss"] + 0 * tokenized.vector.float().sum()  # all of the encoder takes part
         losses = self.judges.competing(losses, images, made, self.step.number)
         return self.over_step(self.judges.settled(losses, self.tokenizer.decoder, self.step.number), "rows", len(batch))
 
