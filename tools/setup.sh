@@ -15,6 +15,6 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
   fi
   echo "installing into .venv (a few minutes the first time) ..."
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt "torch==2.13.0"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt -e ".[dev,remote,lora,parquet]"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt -e ".[dev,remote,lora,parquet,serve,ui]"
   echo "$wanted" > "$stamp"
 fi
