@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 
 from umm_zoo.errors import Problem, UserError, several
-from umm_zoo.experiment.layers import NAMED, interpolated, overridden, read_layers, unknown
+from umm_zoo.experiment.interpolation import interpolated
+from umm_zoo.experiment.layers import NAMED, overridden, read_layers, unknown
 from umm_zoo.experiment.limits import envelope_limits
 from umm_zoo.experiment.shipped import located
 from umm_zoo.experiment.trust import Trust, secrets, users_modules

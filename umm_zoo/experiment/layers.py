@@ -1,24 +1,21 @@
-"""The layers of an experiment: the files of ``base``, the file itself, and the ``key=value`` pairs of the command line over all.
-
-Over the merged layers, every interpolation is filled in.
-"""
+"""The layers of an experiment: the files of ``base``, the file itself, and the ``key=value`` pairs of the command line over all."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from umm_zoo.errors import Problem, UserError, did_you_mean, locating
 from umm_zoo.experiment.exchange import exchanged
+from umm_zoo.experiment.interpolation import unreadable
 from umm_zoo.experiment.limits import MAX_DEPTH, check_depth
 from umm_zoo.experiment.shipped import located
 from umm_zoo.experiment.trust import Trust
@@ -87,7 +84,7 @@ def _filled(base: str, stated: Any, overrides: Sequence[str], file: Path) -> str
     return re.sub(r"\$\{vars\.([\w\-]+)\}", value, base)
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
 def _parsed(text: str) -> Any:
     """Bases are read for every experiment of a comparison; nobody changes what this returns."""
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
@@ -212,70 +209,3 @@ def portable(path: Path) -> str:
     """Relative to the current directory where the path lies below it, so that a run folder may move with its project."""
     path = path.resolve()
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
-
-
-@contextmanager
-def _environment_unfilled() -> Iterator[None]:
-    """For a time, what stands in the environment is not filled in: secrets stand there."""
-    for name in ("oc.env", "oc.decode"):  # a value of the environment may be decoded
-
-        def as_written(*arguments: Any, name: str = name) -> str:
-            return f"${{{name}:{','.join(map(str, arguments))}}}"
-
-        OmegaConf.register_resolver(name, as_written, replace=True, annotation_validation="off")
-    try:
-        yield
-    finally:
-        OmegaConf.clear_resolvers()  # back to OmegaConf's own
-
-
-def interpolated(tree: dict[str, Any], file: str | Path, environment: bool = True) -> dict[str, Any]:
-    """The tree with everything filled in, or everything but what stands in the environment.
-
-    Raises:
-        UserError: names every interpolation that leads to nothing, and every value that is still to be given.
-    """
-    if not environment:
-        with _environment_unfilled():
-            return interpolated(tree, file)
-    try:
-        config = OmegaConf.create(tree)
-    except OmegaConfBaseException as error:
-        raise unreadable(error, file) from None
-    try:
-        container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, RecursionError):  # the first of perhaps many
-        raise UserError(file, list(_unresolved(config, "", list(_paths(tree))))) from None
-    return {str(key): value for key, value in container.items()}
-
-
-def unreadable(error: OmegaConfBaseException, file: str | Path) -> UserError:
-    """Error text for an interpolation that is not even one."""
-    reason = str(error).splitlines()[0]
-    return UserError(str(error.full_key), f"an interpolation that cannot be read ({reason})", "${key}", file=file)
-
-
-def _paths(tree: Any, prefix: str = "") -> Iterable[str]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield f"{prefix}{key}"
-            yield from _paths(value, f"{prefix}{key}.")
-
-
-def _unresolved(config: Any, where: str, known: list[str]) -> Iterable[Problem]:
-    keys: Iterable[Any] = range(len(config)) if isinstance(config, ListConfig) else list(config)
-    for key in keys:
-        path = f"{where}[{key}]" if isinstance(config, ListConfig) else f"{where}.{key}" if where else str(key)
-        try:
-            value = config[key]
-        except MissingMandatoryValue:
-            yield Problem(path, "??? (still to be given)", f"a value, for instance on the command line as {path}=…")
-        except (OmegaConfBaseException, RecursionError) as error:
-            raw = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[index]
-            wanted = [name for name in re.findall(r"\$\{([\w.\-]+)\}", str(raw)) if name not in known]
-            reason = "" if wanted else f" ({(str(error).splitlines() or ['?'])[0]})"
-            meant = did_you_mean(wanted[0], known) if wanted else ""
-            yield Problem(path, f"'{raw}', which leads to nothing{reason}", "an interpolation of a key of this experiment", meant)
-        else:
-            if isinstance(value, (DictConfig, ListConfig)):
-                yield from _unresolved(value, path, known)
