@@ -22,7 +22,17 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
 }
 #: Declared and never imported: commands, and what a library asks for when it is used.
-USED_OTHERWISE = {"tensorboard", "ruff", "mypy", "pytest-xdist", "setuptools", "torchao", "accelerate", "python-multipart"}
+USED_OTHERWISE = {
+    "tensorboard",
+    "ruff",
+    "mypy",
+    "pytest-xdist",
+    "setuptools",
+    "torchao",
+    "accelerate",
+    "python-multipart",
+    "openai",
+}
 
 
 def names(requirements: str) -> set[str]:
