@@ -13,6 +13,7 @@ from data_pipelines.shards.data import ShardData
 from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.janus import Janus
+from umm_zoo.methods.llava import LLaVA
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
@@ -91,6 +92,15 @@ def test_openuni_trains_queries_and_connector_at_first() -> None:
     assert {name for name, count in counts.items() if count} == {"queries", "connector"}
     encoder = 6 * (4 * 1536**2 + 2 * 1536 * 8960 + 9 * 1536 + 8960)  # OpenUni-L's
     assert counts["connector"] == encoder + 2048 * 1536 + 1536 + 1536 * 2304 + 2304 and counts["queries"] == 256 * 2048
+
+
+def test_emma_fuses_four_tokens_and_a_cell_into_one() -> None:
+    method = on_meta("tokenizers/paper/emma.yaml")[1].method
+    assert isinstance(method, LLaVA) and method.trained == ["projector"]
+    counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in method.parts().items()}
+    adapter = 4640 * 4640 + 4640 + 4640 * 2560 + 2560
+    assert counts == {"vision_tower": 0, "projector": adapter + 64 * 64 * 2560, "language_model": 0, "codec": 0}
+    assert method.vlm.image_grid(512, 512) == (16, 16) and 4.0e9 < sum(p.numel() for p in method.parameters()) < 5.2e9
 
 
 ADAPTERS = ["projector", "image_embeddings", "image_projector", "image_head"]

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.preparation import Asked, Preparation
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate
 from umm_zoo.batch import Batch, Conversation, Grid, Images
+from umm_zoo.blocks.fusion import TokenFusion
 from umm_zoo.errors import UserError
 from umm_zoo.outputs import TokenCount, sequence_counts
 
@@ -149,6 +151,14 @@ class VLMBackbone(ExactBuffers, ABC):
             UserError: the language model could not keep them apart.
         """
         raise UserError("method.packing", f"a {type(self).__name__}, which packs no rows", "packing: false")
+
+    def fuse(self, codec: LatentCodec, fusion: TokenFusion) -> None:
+        """Let a fusion with a codec's latents of the same images stand in the projector's place; before anything is trained.
+
+        Raises:
+            UserError: this model fuses nothing, or grids or widths do not fit.
+        """
+        raise UserError("method.fusion", f"a fusion for a {type(self).__name__}, which takes none", "a LlavaBackbone")
 
     def count_labels(self, batch: Batch) -> int:
         """Tokens of a batch that the language loss is a mean over."""

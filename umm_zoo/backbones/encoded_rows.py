@@ -61,6 +61,18 @@ class WholePatches:
 
 
 @dataclass(frozen=True)
+class SeveralPerCell:
+    """One row of ``count`` tokens for each cell of another rule's grid: together they form no grid over the image."""
+
+    cells: HasGrid
+    count: int
+
+    def grid(self, height: int, width: int) -> Grid:
+        """That row."""
+        return Grid(1, self.count * self.cells.grid(height, width).num_cells)
+
+
+@dataclass(frozen=True)
 class GridLayout:
     """Layout of images as nothing but the tokens of their grids."""
 

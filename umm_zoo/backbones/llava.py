@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 
-from umm_zoo.backbones.frozen import rest_unused
+from umm_zoo.backbones.encoded_rows import HasGrid, SeveralPerCell, WholePatches
+from umm_zoo.backbones.frozen import freeze, rest_unused
 from umm_zoo.backbones.language_models import assert_positions, shape_logits
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.llava_loading import (
     Dtype,
     assemble,
@@ -23,7 +27,10 @@ from umm_zoo.backbones.loading import assert_stated, checked_config, find_source
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import tokenizer_source
-from umm_zoo.errors import Count
+from umm_zoo.batch import Grid, Images, stacked
+from umm_zoo.blocks.fusion import TokenFusion
+from umm_zoo.blocks.transformer import as_tokens
+from umm_zoo.errors import Count, UserError
 
 
 class LlavaBackbone(SquareVLM):
@@ -55,6 +62,8 @@ class LlavaBackbone(SquareVLM):
         source: str | None = None,
     ) -> None:
         whole: Any = model.model
+        self.codec: LatentCodec | None = None
+        self._cells, self._per_cell = Grid(0, 0), 1  # of a fusion
         parts = (whole.vision_tower, whole.multi_modal_projector, whole.language_model, model.lm_head)
         vision: Any = model.config.vision_config
         statistics = pixel_statistics(vision.model_type, source)
@@ -187,3 +196,70 @@ class LlavaBackbone(SquareVLM):
         states = self.vision_tower(pixels, output_hidden_states=True).hidden_states
         features = torch.cat([states[layer] for layer in self._feature_layers], dim=-1)
         return features[:, 1:] if self.config.vision_feature_select_strategy == "default" else features
+
+    # -- fusion with a codec -------------------------------------------------------------------------------------------------
+
+    def fuse(self, codec: LatentCodec, fusion: TokenFusion) -> None:
+        """As the base class. The part ``projector`` is the fusion from now on, and ``codec`` a further part, which stays frozen.
+
+        The codec sees the tower's square. Where it has fewer cells than the tower tokens, the s x s tokens of a cell stand beside
+        each other in width (pixel shuffle).
+        """
+        side, tower = self.image_size, self.grid
+        cells = codec.latent_grid(side, side)
+        along = tower.h // cells.h
+        if not along or tower != (along * cells.h, along * cells.w):
+            found = f"a codec with {cells.h} x {cells.w} cells beside a tower with {tower.h} x {tower.w} tokens at {side} px"
+            raise UserError("method.codec", found, "equal grids, or cells of s x s whole tokens")
+        wide = along**2 * self.config.vision_config.hidden_size * len(self._feature_layers)
+        for what, own, expected in (
+            ("understanding_dim", fusion.understanding_dim, wide),
+            ("detail_dim", fusion.detail_dim, codec.latent_channels),
+            ("width", fusion.width, self.width),
+        ):
+            if own is not None and own != expected:
+                whose = f" ({along} x {along} tokens of the tower in a cell)" if what == "understanding_dim" and along > 1 else ""
+                raise UserError(f"method.fusion.{what}", str(own), f"{expected}{whose}")
+        self.codec, self.projector, self._cells, self._per_cell = freeze(codec), fusion, cells, fusion.tokens_per_cell
+        self.grid = self.image_grid(side, side)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """As the base class, and the ``codec`` of a fusion."""
+        return super().parts() | ({} if self.codec is None else {"codec": self.codec})
+
+    def save(self, folder: str | Path) -> None:
+        """As the base class.
+
+        Raises:
+            UserError: a fusion stands in the projector's place, for which the library has no format.
+        """
+        if self.codec is not None:
+            found = f"a LLaVA with a {type(self.projector).__name__}, for which the library has no format"
+            raise UserError("method.fusion", found, "a LLaVA with its own projector", "Method.load reads the run's own folder")
+        super().save(folder)
+
+    @property
+    def _patches(self) -> HasGrid:
+        if self.codec is None:
+            return super()._patches
+        vision = self.config.vision_config
+        cells = WholePatches(vision.patch_size * (vision.image_size // vision.patch_size // self._cells.h))
+        return cells if self._per_cell == 1 else SeveralPerCell(cells, self._per_cell)
+
+    def forms_grid(self, height: int, width: int) -> bool:
+        """As the base class."""
+        return self._per_cell == 1
+
+    def project(self, features: Tensor, images: Images) -> Tensor:
+        """As the base class."""
+        if self.codec is None:
+            return super().project(features, images)
+        with torch.no_grad():
+            detail = as_tokens(self.codec.encode(stacked(images))).to(features.dtype)
+        return self.projector(_shuffled(features, self._cells), detail, self._cells)
+
+
+def _shuffled(tokens: Tensor, cells: Grid) -> Tensor:
+    """Tokens of a square ``[M, N, E]`` as ``[M, h*w, s*s*E]``, those of a cell beside each other in raster order."""
+    along = int((tokens.shape[1] // cells.num_cells) ** 0.5)
+    return rearrange(tokens, "M (h a w b) E -> M (h w) (a b E)", h=cells.h, w=cells.w, a=along, b=along)

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from umm_zoo.backbones.adapters import learns
 from umm_zoo.backbones.decoder_attention import read_no_masks
-from umm_zoo.backbones.encoded_rows import GridLayout, LayoutRule, WholePatches
+from umm_zoo.backbones.encoded_rows import GridLayout, HasGrid, LayoutRule, WholePatches
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.quantization import assert_writable
@@ -146,7 +146,7 @@ class SquareVLM(LibraryVLM):
         return GridLayout(self._patches)
 
     @property
-    def _patches(self) -> WholePatches:
+    def _patches(self) -> HasGrid:
         return WholePatches(cast(int, self.config.vision_config.patch_size))
 
     @abstractmethod
@@ -165,7 +165,11 @@ class SquareVLM(LibraryVLM):
                 raise UserError("data.image_size", f"images of {found} pixels", f"the vision tower's {side}x{side}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns(self.vision_tower)):
             features = self.tower_features(self.normalise(stacked(images)))
-        return list(self.projector(features.to(next(self.projector.parameters()).dtype)))
+        return list(self.project(features.to(next(self.projector.parameters()).dtype), images))
+
+    def project(self, features: Tensor, images: Images) -> Tensor:
+        """What enters the language model, ``[M, N, D]``, of the tower's features ``[M, N, E]`` of images."""
+        return cast(Tensor, self.projector(features))
 
     def position_ids(self, token_ids: Tensor, attention_mask: Tensor, image_mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """The running index."""

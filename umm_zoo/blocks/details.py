@@ -1,4 +1,8 @@
-"""Detail branches: tokens of fine detail of the input images, beside those of the vision tower."""
+"""Detail branches: tokens of fine detail of the input images, beside those of the vision tower.
+
+They stand behind a prompt whose image tokens a frozen model has read already, so a ``TokenFusion``, which makes what a model is to
+read, has no place here.
+"""
 
 from __future__ import annotations
 

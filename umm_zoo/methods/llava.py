@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.preparation import Preparation, WholeRows
 from umm_zoo.batch import Batch
+from umm_zoo.blocks.fusion import TokenFusion
+from umm_zoo.errors import UserError
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.outputs import Outputs
@@ -24,19 +29,37 @@ class LLaVA(AnswersWithVLM, Method):
         vlm: the model; its parts are the method's.
         packing: rows of unequal lengths are trained on without their padding, each attending to itself alone; equal results, and
             worth it where much of a batch is padding.
+        codec: frozen, beside the vision tower: its latents of the same square are fused with the tower's tokens (EMMA, arXiv
+            2512.04810). None, as in LLaVA, has neither.
+        fusion: of the two, in the projector's place: ``training.trained`` names it ``projector``.
+
+    Raises:
+        UserError: a codec without a fusion, or the other way round; a model that takes none; grids or widths that do not fit.
     """
 
     makes = ("loss", "nll", "num_tokens", "answers")
 
-    def __init__(self, vlm: VLMBackbone, packing: bool = False) -> None:
+    def __init__(
+        self, vlm: VLMBackbone, packing: bool = False, codec: LatentCodec | None = None, fusion: TokenFusion | None = None
+    ) -> None:
         super().__init__()
         self.vlm = vlm
+        if codec is not None and fusion is not None:
+            vlm.fuse(codec, fusion)
+        elif codec is not None or fusion is not None:
+            found, missing = ("a codec", "fusion") if fusion is None else ("a fusion", "codec")
+            raise UserError("method", f"{found} without a {missing}", "both, or neither")
         if packing:
             vlm.pack_rows()
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone."""
         return self.vlm.parts()
+
+    def check_trained(self, trained: Sequence[str]) -> None:
+        """Refuse the codec, which stays as it is."""
+        if "codec" in trained:
+            raise UserError("training.trained", "'codec', which no loss reaches", "parts without the codec")
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, the mean over all answer tokens of the optimiser step."""

@@ -13,6 +13,7 @@ from umm_zoo.backbones.unified import UnifiedAR
 from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.connectors import Connector
 from umm_zoo.blocks.details import DetailBranch
+from umm_zoo.blocks.fusion import TokenFusion
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.blocks.positions import PositionEmbedding
 from umm_zoo.blocks.quantizers.base import Quantizer
@@ -49,6 +50,10 @@ def _check_shapes(block: nn.Module, grid: Grid) -> None:
     elif isinstance(block, DetailBranch):
         found = block(torch.randn(2, block.latent_channels, *grid))
         _expect(block, grid, found, (2, grid.num_cells, block.width))
+    elif isinstance(block, TokenFusion):
+        count, (understanding, detail, _) = grid.num_cells, block.example_inputs()
+        found = block(torch.randn(2, count, understanding.shape[-1]), torch.randn(2, count, detail.shape[-1]), grid)
+        _expect(block, grid, found, (2, block.tokens_per_cell * count, block.width))
     elif isinstance(block, TokenCodec):
         _check_codes(block, grid)
     elif isinstance(block, Quantizer):
