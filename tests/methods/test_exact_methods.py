@@ -23,6 +23,7 @@ from tests.pretraining import test_contrastive as contrastive
 from tests.pretraining import test_self_supervised as self_supervised
 from tests.pretraining import test_supervised_tower as tower
 from tests.pretraining import test_text_to_image as text_to_image
+from tests.pretraining import test_tokenizers as tokenizers
 from tests.pretraining import test_vision_warmup as warmup
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.batch import Batch, stacked
@@ -153,6 +154,12 @@ def codec_statistics(method: Method) -> dict[str, Tensor]:
     return {"scaling": method.codec.scaling, "shift": method.codec.shift}
 
 
+def tables(method: Method) -> dict[str, Tensor]:
+    codec = method.tokenizer
+    books = {f"{name} codebook": codec.branch(name).bottleneck.quantizer.stages[0].codebook for name in ("pixel", "semantic")}
+    return {"scaling": codec.scaling, "shift": codec.shift, **books}
+
+
 def half_labelled() -> Batch:
     batch = shown(tower.batch(6))
     return replace(
@@ -210,6 +217,9 @@ CASES = {
         seeded(lambda: DecoderTuning(KLCodec.from_config(autoencoder.KL)), "decoder"),
         lambda: autoencoder.batch(5, targets=True),
     ),
+    "tokenizer with averages": Case(
+        seeded(lambda: tokenizers.dual_token(), "encoder", "branches", "decoder"), lambda: tokenizers.batch(5), tensors=tables
+    ),
     "decoder against a discriminator": Case(
         seeded(autoencoder.against_a_discriminator, "decoder", "discriminator"),
         lambda: autoencoder.batch(5),
@@ -253,6 +263,7 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
         "flow grpo",
         "unified",
         "decoder against a discriminator",
+        "tokenizer with averages",
     ],
 )
 def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:

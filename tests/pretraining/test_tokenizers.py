@@ -71,6 +71,17 @@ def tokenizer(quantizer: Quantizer | None = None, **more: Branch) -> VisualToken
     return VisualTokenizer(encoder(), {**pixel_branch(quantizer or BinaryQuantizer(12)), **more}, decoder())
 
 
+def dual_token() -> DualToken:
+    """Pixels of the first layer and semantics of the last, two codes each of one table that follows averages."""
+    torch.manual_seed(0)
+    books = [
+        Bottleneck(MLPProjection(WIDTH, 4), ResidualQuantizer([EMAQuantizer(4, 6)], 2), MLPProjection(4, WIDTH)) for _ in range(2)
+    ]
+    own = encoder()
+    branches = {"pixel": Branch(books[0], layer=-2), "semantic": Branch(books[1])}
+    return DualToken(VisualTokenizer(own, branches, decoder()), copy.deepcopy(own))
+
+
 def batch(count: int = 3, side: int = SIDE) -> Batch:
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
     turns = [[{"role": "user", "text": "<image>"}, {"role": "assistant", "text": f"image {i}"}] for i in range(count)]

@@ -14,6 +14,7 @@ from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.batch import Grid
 from umm_zoo.blocks.bottlenecks import Bottleneck, Squeezed
 from umm_zoo.blocks.pixel_decoders import PixelDecoder
+from umm_zoo.blocks.quantizers import Quantizer
 from umm_zoo.errors import UserError
 
 #: Name of the bottleneck that the decoder reads.
@@ -111,6 +112,12 @@ class VisualTokenizer(TokenCodec, LatentCodec):
         """Images of what came out of the branch ``pixel``, ``[B, 3, H, W]``, not clamped."""
         decoded: Tensor = self.decoder(tokens, self.encoder.grid)
         return decoded
+
+    def remember(self, rows: bool) -> None:
+        """Whether tables that follow averages take in what is tokenized next."""
+        for module in self.branches.modules():
+            if isinstance(module, Quantizer):
+                module.idle = not rows
 
     def after_step(self) -> None:
         """See ``Quantizer.after_step``."""

@@ -53,6 +53,7 @@ class Tokenizer(Judged):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of the images of a micro-batch."""
         images = stacked(image_of_each_row(batch), "data.image_size")
+        self.tokenizer.remember(not self.step.weightless)
         tokenized = self.tokenizer.tokenize(images)
         latents = tokenized.squeezed[PIXEL].quantized.embeddings
         moments = self.tokenizer.moments(latents.detach()) * (not self.step.weightless)

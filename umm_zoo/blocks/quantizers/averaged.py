@@ -9,7 +9,7 @@ from torch import Tensor
 from umm_zoo.blocks.quantizers.base import Quantized, straight_through
 from umm_zoo.blocks.quantizers.vector import BookQuantizer
 from umm_zoo.errors import Count, Positive, Share, Weight
-from umm_zoo.objectives.step import rank, sum_over_ranks
+from umm_zoo.objectives.step import num_ranks, rank, sum_over_ranks
 
 
 class EMAQuantizer(BookQuantizer):
@@ -67,7 +67,8 @@ class EMAQuantizer(BookQuantizer):
         if self.training:
             commitment = F.mse_loss(latents.float(), values.float())
             found.losses = {"commitment": commitment, "loss": self.commitment * commitment}
-            self._count(latents.detach(), codes)
+            if not self.idle:
+                self._count(latents.detach(), codes)
         return found
 
     @torch.no_grad()
@@ -94,11 +95,11 @@ class EMAQuantizer(BookQuantizer):
         self._latents = None
 
     def _restart(self, moved: Tensor) -> None:
-        """Codes that are hardly used become latents of rank 0, the same ones on all ranks."""
-        if self._latents is None:
-            self._latents = self.codebook.new_zeros(1, self.dim)
-        drawn = self._latents[torch.randint(len(self._latents), (self.num_codes,), device=self.codebook.device)]
-        drawn = sum_over_ranks(drawn * (rank() == 0))
+        """Codes that are hardly used become latents of the first rank that has any, the same ones on all ranks."""
+        own = self.codebook.new_zeros(1, self.dim) if self._latents is None else self._latents
+        drawn = own[torch.randint(len(own), (self.num_codes,), device=own.device)]
+        holders = sum_over_ranks(torch.eye(num_ranks(), device=own.device)[rank()] * (self._latents is not None))
+        drawn = sum_over_ranks(drawn * (holders.argmax() == rank()))
         dead = (self.counts < self.restart_below) & moved
         for kept, fresh in ((self.codebook, drawn), (self.sums, drawn), (self.counts, torch.ones_like(self.counts))):
             kept.copy_(torch.where(dead if kept.ndim == 1 else dead[:, None], fresh, kept))

@@ -52,6 +52,7 @@ class Quantizer(ExactBuffers, ABC):
     codes_per_token: int
     bits: float
     keeps_length: bool = True
+    idle: bool = False  #: rows that stand in for others are seen: nothing of them is remembered
     decayed = False  # no weight decay: a code is no weight, see ``NamedParts.mark_undecayed``
 
     @abstractmethod
