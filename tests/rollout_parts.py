@@ -127,7 +127,7 @@ def rollout_experiment(folder: Path, method: str, **arguments: Any) -> str:
             "checkpoint": {"_target_": "umm_zoo.checkpoints.callback.LastCheckpoint", "every_n_train_steps": 1, "keep": 9}
         },
         "trainer": {
-            "max_steps": 7,
+            "max_steps": 5,
             "val_check_interval": 1000,
             "accumulate_grad_batches": 2,
             "accelerator": "cpu",

@@ -131,7 +131,7 @@ def _within(method: Method, hook: str, draws: RowDraws, names: Callable[[Batch],
     setattr(method, hook, inner)
 
 
-def splits(batch: Batch, seed: int, many: int = 3) -> list[list[Batch]]:
+def splits(batch: Batch, seed: int, many: int = 2) -> list[list[Batch]]:
     """Random shares of a batch's rows: every row alone, and so many others."""
     chance = random.Random(seed)
     found = [[1] * len(batch)]

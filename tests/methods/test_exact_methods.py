@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import janus_parts
@@ -51,8 +53,20 @@ class Case:
     side_by_side: bool = False
     tensors: Callable[[Method], dict[str, Tensor]] | None = None
 
+    @cached_property
+    def _made(self) -> tuple[Method, Tensor]:
+        return self.make(), torch.get_rng_state()
+
     def step(self, parts: list[Batch]) -> Step:
-        return taken(self.make(), parts, self.names, self.side_by_side, self.tensors)
+        method, state = self._made
+        method = deepcopy(method)  # building it takes as long as a step
+        torch.set_rng_state(state)
+        return taken(method, parts, self.names, self.side_by_side, self.tensors)
+
+    @cached_property
+    def whole(self) -> Step:
+        """The step of all rows in one micro-batch."""
+        return self.step([self.rows()])
 
 
 def talk(*answers: str | None, counts: Sequence[int], size: int, seed: int = 1) -> Batch:
@@ -237,7 +251,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_micro_batches_of_any_sizes_take_the_step_of_the_whole(name: str) -> None:
     case = CASES[name]
-    whole = case.step([case.rows()])
+    whole = case.whole
     assert any(gradient.abs().max() > 1e-4 for gradient in whole[0].values())
     for parts in splits(case.rows(), seed=len(name)):
         check_same(case.step(parts), whole, str([len(part) for part in parts]))
@@ -247,7 +261,7 @@ def test_micro_batches_of_any_sizes_take_the_step_of_the_whole(name: str) -> Non
 def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
     case = CASES[name]
     first, second = shared_out(case.rows(), [1, len(case.rows()) - 1])
-    check_same(case.step([first, replace(second, stands_in=True), second]), case.step([case.rows()]))
+    check_same(case.step([first, replace(second, stands_in=True), second]), case.whole)
 
 
 @pytest.mark.processes
@@ -271,7 +285,7 @@ def test_two_ranks_with_unequal_shares_take_the_step_of_one(name: str) -> None:
     rows = case.rows()
     (first, rest), parts = shared_out(rows, [1, len(rows) - 1]), shared_out(rows, [1] * len(rows))
     even = len(rows) // 2 * 2
-    whole = case.step([rows])
+    whole = case.whole
     shares = [
         ([[first], [rest]], whole),
         ([[rows], [replace(first, stands_in=True)]], whole),
