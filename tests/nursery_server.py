@@ -234,7 +234,10 @@ def main(place: str, python: str) -> None:
         importlib.import_module(module)
     import torch
 
+    from umm_zoo.experiment.sources import commit_of_package
+
     torch.set_num_threads(1)
+    commit_of_package()  # one git for all children
     gc.freeze()  # a pass over what the imports made takes a third of a second, and copies its pages in every child
     gc.enable()
     server = Server(place, python)

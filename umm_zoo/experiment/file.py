@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from umm_zoo.errors import Problem, UserError, several
 from umm_zoo.experiment.interpolation import interpolated
 from umm_zoo.experiment.layers import NAMED, overridden, read_layers, unknown
 from umm_zoo.experiment.limits import envelope_limits
+from umm_zoo.experiment.plain_yaml import yaml_text
 from umm_zoo.experiment.shipped import located
 from umm_zoo.experiment.trust import Trust, secrets, users_modules
 from umm_zoo.experiment.types import describe, mismatches
@@ -101,7 +100,7 @@ class Experiment:
 
     def to_yaml(self) -> str:
         """The resolved experiment as text that ``load_experiment`` reads back."""
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
+        return yaml_text(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
 
 
 #: Keys of an experiment file.

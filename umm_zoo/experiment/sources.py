@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ _INSTALLED = [Path(path).resolve() for path in set(sysconfig.get_paths().values(
 
 def sources_of(experiment: Experiment) -> dict[str, str]:
     """Dotted names of the user's modules, and the sha256 of each file (its first 16 digits)."""
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in sorted(_files(experiment).items())}
+    return _checksums(_files(experiment))
+
+
+def _checksums(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in sorted(files.items())}
 
 
 def code_of(experiment: Experiment) -> dict[str, Any]:
     """The record of the user's code: ``modules`` (see ``sources_of``) and the ``commits`` of their folders, if any."""
-    folders = sorted({str(file.parent) for file in _files(experiment).values()})
+    files = _files(experiment)
+    folders = sorted({str(file.parent) for file in files.values()})
     commits = {folder: commit for folder in folders if (commit := commit_of(Path(folder)))}
-    return {"modules": sources_of(experiment), "commits": commits}
+    return {"modules": _checksums(files), "commits": commits}
 
 
 def commit_of(folder: Path) -> str | None:
@@ -42,6 +48,12 @@ def commit_of(folder: Path) -> str | None:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@cache
+def commit_of_package() -> str | None:
+    """The commit of this package, asked for once: what a process has imported stays as it was."""
+    return commit_of(Path(__file__).resolve().parent)
 
 
 def _files(experiment: Experiment) -> dict[str, Path]:
@@ -85,16 +97,22 @@ def _follow(path: str, found: dict[str, Path]) -> None:
             folders = [folder / parts[end - 1] for folder in folders if (folder / parts[end - 1]).is_dir()]
         if file is not None and file.is_file() and name not in found:
             found[name] = file
-            for imported in _imports(file, name if folders else name.rpartition(".")[0]):
+            source = file.read_bytes() if file.suffix == ".py" else b""
+            for imported in _imports(source, name if folders else name.rpartition(".")[0]):
                 _follow(imported, found)
         if not folders:
             return
 
 
-def _imports(file: Path, package: str) -> Iterator[str]:
+@lru_cache(maxsize=1024)
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
     """Dotted paths that a module imports, or may: ``from a import b`` gives ``a.b``."""
+    return tuple(_imported(source, package))
+
+
+def _imported(source: bytes, package: str) -> Iterator[str]:
     try:
-        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
     for node in ast.walk(tree):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from umm_zoo.errors import UserError
+from umm_zoo.experiment.plain_yaml import yaml_tree
 from umm_zoo.training.lock import in_progress
 from umm_zoo.training.log_file import NAME, read_log
 from umm_zoo.training.run_folder import RunFolder
@@ -59,7 +60,7 @@ class RunFiles:
         """Read what there is; a file that is missing, or damaged, leaves its part empty."""
         folder = RunFolder(path)
         try:
-            experiment = yaml.safe_load(folder.experiment_file.read_text(encoding="utf-8"))
+            experiment = yaml_tree(folder.experiment_file.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             experiment = None
         if not isinstance(experiment, dict) or "name" not in experiment:

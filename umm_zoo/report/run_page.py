@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import lasting
+from umm_zoo.experiment.plain_yaml import yaml_text
 from umm_zoo.report.curves import charts_of_run, charts_of_runs, shown
 from umm_zoo.report.html import Markup, block, command, element, embedded, folded, number, page, table
 from umm_zoo.report.run_files import RunFiles
@@ -118,7 +117,7 @@ def _body(run: RunFiles) -> Iterator[Any]:
     for entry in run.history[1:]:
         changed = ", ".join(map(str, entry.get("changed", {}))) or "nothing changed"
         yield element("p", f"from step {entry.get('from_step')}: {changed}", class_="faint")
-    yield folded("everything filled in", element("pre", block(yaml.safe_dump(run.experiment, sort_keys=False, allow_unicode=True))))
+    yield folded("everything filled in", element("pre", block(yaml_text(run.experiment, sort_keys=False, allow_unicode=True))))
 
 
 def _scores(run: RunFiles, names: Sequence[str]) -> Markup:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from umm_zoo.checkpoints.files import describe
 from umm_zoo.errors import Problem, UserError, say
 from umm_zoo.experiment.file import Experiment
-from umm_zoo.experiment.sources import code_of, commit_of
+from umm_zoo.experiment.sources import code_of, commit_of_package
 from umm_zoo.experiment.types import TARGET
 from umm_zoo.training.run_folder import RunFolder, changed_modules, differences
 
@@ -51,7 +51,7 @@ class Changes:
         Raises:
             UserError: a change that the weights or the order of the data do not allow, by its key.
         """
-        now: dict[str, Any] = {"commit": commit_of(Path(__file__).resolve().parent), "code": code_of(experiment)}
+        now: dict[str, Any] = {"commit": commit_of_package(), "code": code_of(experiment)}
         if checkpoint is None:
             below = {"below": modules} if start is not None and (modules := RunFolder(start).modules()) else {}
             return cls(history=[{"from_step": 0, "experiment": experiment.resolved(), **below, **now}])

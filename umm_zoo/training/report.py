@@ -7,11 +7,11 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umm_zoo.experiment.sources import commit_of
+from umm_zoo.experiment.sources import commit_of_package
 from umm_zoo.training.log_file import NAME, read_log
 from umm_zoo.training.run_folder import RunFolder
 
@@ -64,16 +64,21 @@ def _costs(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     return costs
 
 
-def circumstances() -> dict[str, Any]:
-    """Commit, library versions and machine, as ``metrics.json`` records them."""
-    import torch
-
+@cache
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in ("torch", "lightning", "transformers", "diffusers", "torchmetrics", "umm_zoo"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    return versions
+
+
+def circumstances() -> dict[str, Any]:
+    """Commit, library versions and machine, as ``metrics.json`` records them."""
+    import torch
+
     machine: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
@@ -81,4 +86,4 @@ def circumstances() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"commit": commit_of(Path(__file__).resolve().parent), "versions": versions, "machine": machine}
+    return {"commit": commit_of_package(), "versions": dict(_versions()), "machine": machine}

@@ -17,6 +17,7 @@ from umm_zoo.checkpoints.folder import PARTIAL, CheckpointFolder
 from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import UserError
 from umm_zoo.experiment.file import Experiment, earlier_stages
+from umm_zoo.experiment.plain_yaml import yaml_text, yaml_tree
 from umm_zoo.experiment.sources import sources_of
 from umm_zoo.training.ranks import is_main_process
 
@@ -64,7 +65,7 @@ class RunFolder:
     def differences(self, experiment: Experiment) -> list[str]:
         """Dotted keys in which the stored experiment differs from ``experiment``."""
         try:
-            stored = yaml.safe_load(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
+            stored = yaml_tree(self.experiment_file.read_text(encoding="utf-8")) if self.experiment_file.is_file() else {}
         except (yaml.YAMLError, UnicodeDecodeError):  # damaged: as different as can be
             stored = {}
         stored = stored if isinstance(stored, Mapping) else {}
@@ -212,7 +213,7 @@ def changed_modules(known: Mapping[str, str], now: Mapping[str, str]) -> list[st
 
 def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Through YAML and back, and ``after`` by its file name: the same project may lie elsewhere today."""
-    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
+    plain: dict[str, Any] = yaml_tree(yaml_text(dict(tree)))
     return {"adapters": {}, "loggers": {}, **plain, "after": Path(plain["after"]).name if plain.get("after") else None}
 
 
