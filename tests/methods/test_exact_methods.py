@@ -169,7 +169,7 @@ def codec_statistics(method: Method) -> dict[str, Tensor]:
 
 
 def tables(method: Method) -> dict[str, Tensor]:
-    codec = method.tokenizer
+    codec = method.codec
     books = {f"{name} codebook": codec.branch(name).bottleneck.quantizer.stages[0].codebook for name in ("pixel", "semantic")}
     return {"scaling": codec.scaling, "shift": codec.shift, **books}
 

@@ -145,14 +145,14 @@ def test_a_tokenizer_learns_to_give_images_back(name: str) -> None:
 
 def test_tables_of_averages_move_once_per_step() -> None:
     method = Tokenizer(tokenizer(EMAQuantizer(5, 40)))
-    quantizer: Any = method.tokenizer.branch("pixel").bottleneck.quantizer
+    quantizer: Any = method.codec.branch("pixel").bottleneck.quantizer
     before = quantizer.codebook.clone()
     for _ in range(2):
         method.training_losses(batch())
     assert torch.equal(quantizer.codebook, before)
     method.on_before_optimizer_step(None)  # type: ignore[arg-type]
     assert not torch.equal(quantizer.codebook, before)
-    assert_close(quantizer.counts.sum(), torch.tensor(0.99 * 40 + 0.01 * 2 * 3 * method.tokenizer.encoder.grid.num_cells))
+    assert_close(quantizer.counts.sum(), torch.tensor(0.99 * 40 + 0.01 * 2 * 3 * method.codec.encoder.grid.num_cells))
 
 
 def weigh(losses: dict[str, Tensor], **weights: float) -> Tensor:
@@ -180,7 +180,7 @@ def test_contrast_alone_reaches_the_text_tower_and_pixels_alone_the_decoder() ->
     method.training_losses(batch())["loss"].backward()
     model: Any = method.texts.model
     assert model.text_model.encoder.layers[0].mlp.fc1.weight.grad.abs().max() > 0
-    assert method.tokenizer.decoder.enter.weight.grad.abs().max() == 0  # type: ignore[union-attr, operator]
+    assert method.codec.decoder.enter.weight.grad.abs().max() == 0  # type: ignore[union-attr, operator]
 
 
 def test_terms_of_dualtoken() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from umm_zoo.backbones.codecs import DCCodec
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
@@ -18,7 +17,6 @@ from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.objectives.adversarial import AdversarialLoss
 from umm_zoo.objectives.perceptual import PerceptualDistance
 from umm_zoo.objectives.reduction import mean_over_groups
-from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs, in_groups
 from umm_zoo.pretraining.judged import Judged, Judges
 
@@ -32,8 +30,7 @@ class Autoencoder(Judged):
     """Method that trains a codec to reconstruct images, with a slight pull of its latents towards a standard normal.
 
     The loss of latent diffusion's codecs (Rombach et al., 2022, arXiv 2112.10752, appendix G): pixel distance, perceptual distance,
-    KL, and an adversarial term, which needs far more data than a small codec and is off by default. The codec's shift and scaling
-    follow the running statistics of its latents, so that any checkpoint of the run can be used as it is.
+    KL, and an adversarial term, which needs far more data than a small codec and is off by default.
 
     Args:
         codec: the network that is trained.
@@ -41,7 +38,7 @@ class Autoencoder(Judged):
         mse_weight: of the mean squared difference (it is what PSNR measures).
         kl_weight: of the KL term per latent element, in nats. The paper's code has 1e-6 on sums over an image; ours (on means) is
             larger, because a small world needs a smooth latent space more than the last decibel.
-        statistics_momentum: of the running latent statistics (our choice).
+        statistics_momentum: see ``Judged``.
         perceptual, perceptual_weight, discriminator, adversarial: see ``Judges``.
     """
 
@@ -57,10 +54,8 @@ class Autoencoder(Judged):
         discriminator: Discriminator | None = None,
         adversarial: AdversarialLoss | None = None,
     ) -> None:
-        super().__init__(Judges(perceptual, perceptual_weight, discriminator, adversarial))
-        self.codec, self.statistics_momentum = codec, statistics_momentum
+        super().__init__(codec, Judges(perceptual, perceptual_weight, discriminator, adversarial), statistics_momentum)
         self.l1_weight, self.mse_weight, self.kl_weight = l1_weight, mse_weight, kl_weight
-        self._moments: Tensor | None = None  # of the step's latents; the decoder's training has none
 
     def parts(self) -> dict[str, nn.Module]:
         """``codec``, and ``perceptual`` and ``discriminator`` where there are such."""
@@ -78,10 +73,7 @@ class Autoencoder(Judged):
             mean, log_variance = self.codec.posterior(stack)
             moments = moments + self.codec.moments(mean) * bool(images and places)
             groups.append((len(places), self._competing(stack, mean, log_variance, draw(mean, log_variance))))
-        moments = moments * (not self.step.weightless)
-        self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
-        if not self.step.running:
-            self.codec.track_moments(moments, self.statistics_momentum)
+        self.remember(moments)
         return self._over_images(groups, len(images))
 
     def _blank(self) -> list[Tensor]:
@@ -97,11 +89,6 @@ class Autoencoder(Judged):
         if self.judges.discriminator is not None:
             means = self.judges.settled(means, self.codec.model.decoder, self.step.number)
         return self.over_step({name: mean * (count > 0) for name, mean in means.items()}, "images", count)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Move the codec's statistics once for all latents of the step."""
-        if not self.step.skipping and self._moments is not None:
-            self.codec.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
 
     def units(self, batch: Batch) -> dict[str, float]:
         """``images``, inputs and targets."""

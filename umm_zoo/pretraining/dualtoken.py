@@ -66,7 +66,7 @@ class DualToken(Tokenizer):
         """Adds ``semantic``."""
         made = tokenized.squeezed[SEMANTIC].tokens
         with torch.no_grad():
-            wanted = self.teacher.tokens(images, self.tokenizer.branch(SEMANTIC).layer)
+            wanted = self.teacher.tokens(images, self.codec.branch(SEMANTIC).layer)
         losses["semantic"] = F.mse_loss(made, wanted) - F.cosine_similarity(made, wanted, dim=-1).mean()
         losses["loss"] = losses["loss"] + self.semantic_weight * losses["semantic"]
         return losses

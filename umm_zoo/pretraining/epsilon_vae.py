@@ -7,12 +7,10 @@ from collections.abc import Collection
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from umm_zoo.backbones.diffusion_codec import DiffusionCodec, cells_of
 from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share
-from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs, in_groups
 from umm_zoo.pretraining.judged import Judged, Judges
 
@@ -27,13 +25,13 @@ class EpsilonVAE(Judged):
     Args:
         codec: encoder and flow.
         judges: None is none; the flow alone is worse than a plain decoder, the paper's own ablation says.
-        statistics_momentum: see ``Autoencoder``.
+        statistics_momentum: see ``Judged``.
     """
 
+    codec: DiffusionCodec
+
     def __init__(self, codec: DiffusionCodec, judges: Judges | None = None, statistics_momentum: Share = 0.99) -> None:
-        super().__init__(judges)
-        self.codec, self.statistics_momentum = codec, statistics_momentum
-        self._moments: Tensor | None = None
+        super().__init__(codec, judges, statistics_momentum)
 
     def parts(self) -> dict[str, nn.Module]:
         """``encoder`` and ``decoder`` of the codec, and the judges."""
@@ -50,8 +48,7 @@ class EpsilonVAE(Judged):
         """Losses, the image that the velocity points at, and the point of the flow with its time."""
         latents = self.codec.posterior(images)[0]
         if self.training:
-            moments = self.codec.moments(latents.detach()) * (not self.step.weightless)
-            self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
+            self.remember(self.codec.moments(latents.detach()))
         noisy, time, velocity = self.codec.draw(images, generator)
         predicted = self.codec.velocity(noisy, time, cells_of(latents)).to(velocity.dtype)
         flow = F.mse_loss(predicted, velocity)
@@ -61,11 +58,6 @@ class EpsilonVAE(Judged):
     def units(self, batch: Batch) -> dict[str, float]:
         """``rows``."""
         return {"rows": len(batch)}
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Move the codec's statistics once for the whole step."""
-        if not self.step.skipping and self._moments is not None:
-            self.codec.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
 
     @property
     def makes(self) -> Collection[str]:

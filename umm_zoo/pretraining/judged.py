@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
+from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.blocks.discriminators import Discriminator
-from umm_zoo.errors import UserError, Weight
+from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import MakeOptimizer, Method
 from umm_zoo.objectives.adversarial import AdversarialLoss
 from umm_zoo.objectives.perceptual import FeatureDistance, PerceptualDistance
+from umm_zoo.objectives.step import sum_over_ranks
 
 
 class Judges(nn.Module):
@@ -75,17 +78,34 @@ class Judges(nn.Module):
 
 
 class Judged(Method):
-    """Base of methods that reconstruct images before judges.
+    """Base of methods that train a codec to reconstruct images before judges.
+
+    The codec's shift and scaling follow the running statistics of its latents, so that any checkpoint can be used as it is.
 
     Args:
+        codec: what is trained.
         judges: None is none.
+        statistics_momentum: of the running latent statistics (our choice).
     """
 
     stage_only = clipped_apart = ("discriminator",)
 
-    def __init__(self, judges: Judges | None = None) -> None:
+    def __init__(self, codec: LatentCodec, judges: Judges | None = None, statistics_momentum: Share = 0.99) -> None:
         super().__init__()
-        self.judges = judges or Judges()
+        self.codec, self.judges, self.statistics_momentum = codec, judges or Judges(), statistics_momentum
+        self._moments: Tensor | None = None  # of the step's latents; a decoder's training has none
+
+    def remember(self, moments: Tensor) -> None:
+        """Keep ``LatentCodec.moments`` of a micro-batch, which count for nothing where its rows stand in for others."""
+        moments = moments * (not self.step.weightless)
+        self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
+        if not self.step.running:
+            self.codec.track_moments(moments, self.statistics_momentum)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Move the codec's statistics once for all latents of the step."""
+        if not self.step.skipping and self._moments is not None:
+            self.codec.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
 
     def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
         """As ``Method.train_only``; a discriminator that does not learn would teach nothing.

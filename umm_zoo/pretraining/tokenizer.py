@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
 from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share, Weight
-from umm_zoo.objectives.step import sum_over_ranks
 from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.judged import Judged, Judges
 
@@ -27,9 +26,11 @@ class Tokenizer(Judged):
         tokenizer: encoder, branches and decoder.
         mse_weight, l1_weight: of the squared and the absolute difference of pixels.
         quantizer_weight: of the quantizers' own losses, the mean of all branches.
-        statistics_momentum: see ``Autoencoder``.
+        statistics_momentum: see ``Judged``.
         judges: beside the pixels; None is none.
     """
+
+    codec: VisualTokenizer
 
     def __init__(
         self,
@@ -40,24 +41,20 @@ class Tokenizer(Judged):
         statistics_momentum: Share = 0.99,
         judges: Judges | None = None,
     ) -> None:
-        super().__init__(judges)
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, judges, statistics_momentum)
         self.mse_weight, self.l1_weight, self.quantizer_weight = mse_weight, l1_weight, quantizer_weight
-        self.statistics_momentum = statistics_momentum
-        self._moments: Tensor | None = None
 
     def parts(self) -> dict[str, nn.Module]:
         """``encoder``, ``branches`` and ``decoder`` of the tokenizer, and the judges."""
-        return {name: getattr(self.tokenizer, name) for name in ("encoder", "branches", "decoder")} | self.judges.parts()
+        return {name: getattr(self.codec, name) for name in ("encoder", "branches", "decoder")} | self.judges.parts()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of the images of a micro-batch."""
         images = stacked(image_of_each_row(batch), "data.image_size")
-        self.tokenizer.remember(not self.step.weightless)
-        tokenized = self.tokenizer.tokenize(images)
+        self.codec.remember(not self.step.weightless)
+        tokenized = self.codec.tokenize(images)
         latents = tokenized.squeezed[PIXEL].quantized.embeddings
-        moments = self.tokenizer.moments(latents.detach()) * (not self.step.weightless)
-        self._moments = moments if self.step.place == 0 or self._moments is None else self._moments + moments
+        self.remember(self.codec.moments(latents.detach()))
         made = self._made(tokenized, images)
         losses = self._pixel_losses(made, images)
         for name, squeezed in tokenized.squeezed.items():
@@ -68,14 +65,14 @@ class Tokenizer(Judged):
         losses = self.paper_losses(losses, tokenized, images, batch)
         losses["loss"] = losses["loss"] + 0 * tokenized.vector.float().sum()  # all of the encoder takes part
         losses = self.judges.competing(losses, images, made, self.step.number)
-        return self.over_step(self.judges.settled(losses, self.tokenizer.decoder, self.step.number), "rows", len(batch))
+        return self.over_step(self.judges.settled(losses, self.codec.decoder, self.step.number), "rows", len(batch))
 
     def paper_losses(self, losses: dict[str, Tensor], tokenized: Tokenized, images: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The terms with those that a paper adds, in ``loss`` too; here nothing."""
         return losses
 
     def _made(self, tokenized: Tokenized, images: Tensor) -> Tensor:
-        return self.tokenizer.pixels(tokenized.squeezed[PIXEL].tokens).to(images.dtype)
+        return self.codec.pixels(tokenized.squeezed[PIXEL].tokens).to(images.dtype)
 
     def _pixel_losses(self, made: Tensor, images: Tensor) -> dict[str, Tensor]:
         losses = {"mse": F.mse_loss(made, images), "l1": F.l1_loss(made, images)}
@@ -87,10 +84,10 @@ class Tokenizer(Judged):
         return {"rows": len(batch)}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Move tables and statistics once for the whole step."""
+        """Move statistics, and tables that follow averages, once for the whole step."""
+        super().on_before_optimizer_step(optimizer)
         if not self.step.skipping and self._moments is not None:
-            self.tokenizer.after_step()
-            self.tokenizer.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
+            self.codec.after_step()
 
     @property
     def makes(self) -> Collection[str]:
@@ -101,9 +98,9 @@ class Tokenizer(Judged):
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Pixel losses, ``codes``, ``generated`` from them, ``references``, and the encoder's ``image_features``."""
         images = stacked(image_of_each_row(batch), "data.image_size")
-        tokenized = self.tokenizer.tokenize(images)
+        tokenized = self.codec.tokenize(images)
         quantizer = tokenized.squeezed[PIXEL].quantized
-        made = self.tokenizer.images(tokenized.codes) if quantizer.codes.shape[-1] else self.round_trip(images)
+        made = self.codec.images(tokenized.codes) if quantizer.codes.shape[-1] else self.round_trip(images)
         losses = self._pixel_losses(self._made(tokenized, images), images)
         outputs = Outputs(losses, generated=list(made), references=list(images))
         outputs.codes, outputs.image_features = list(tokenized.codes), F.normalize(tokenized.vector.float(), dim=-1)
@@ -116,4 +113,4 @@ class Tokenizer(Judged):
     @torch.no_grad()
     def round_trip(self, images: Images) -> list[Tensor]:
         """Images through the tokenizer and back."""
-        return map_by_size(lambda stack: self.tokenizer.decode(self.tokenizer.encode(stack)).clamp(-1, 1), images)
+        return map_by_size(lambda stack: self.codec.decode(self.codec.encode(stack)).clamp(-1, 1), images)
