@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(folder: Path) -> list[str]:
     small = ["data.batch_size=8", "data.val_batch_size=4", "callbacks.validation.max_new_tokens=2", "callbacks.throughput=null"]
-    steps = ["trainer.accelerator=cpu", "trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"]
+    steps = ["trainer.accelerator=cpu", "trainer.max_steps=6", "trainer.val_check_interval=6", "trainer.log_every_n_steps=1"]
     all_parts = "[projector,image_embeddings,image_projector,image_head,language_model,vision_tower]"
     even = ["data.train.images.weight=1", "method.dropout=0.0", "training.optimizer.eps=1e-3"]
     file = str(ROOT / "experiments/janus/toy/stage1.yaml")
@@ -79,7 +79,7 @@ def test_steps_shared_out_over_ranks_and_micro_batches_are_those_of_one(
 def test_a_run_that_is_killed_and_goes_on_is_the_one_that_was_not(nursery: Nursery, folder: Path) -> None:
     die, argv = (
         f"callbacks.die={json.dumps({'_target_': 'rollout_parts.DieAt', 'step': 3})}",
-        [*options(folder), "method.dropout=0.5"],
+        [*options(folder), "method.dropout=0.5", "trainer.val_check_interval=3"],
     )
     for name, code, more in (("straight", 0, []), ("killed", -signal.SIGKILL, [die]), ("killed", 0, ["ckpt=last"])):
         found, said = nursery.run(folder, *argv, f"name={name}", *more)
@@ -90,7 +90,8 @@ def test_a_run_that_is_killed_and_goes_on_is_the_one_that_was_not(nursery: Nurse
 
 
 def losses_of(folder: Path, name: str) -> list[float]:
-    assert fit([*options(folder), "trainer.max_steps=3", f"name={name}", "--runs", str(folder / "runs")]) == 0
+    steps = ["trainer.max_steps=3", "trainer.val_check_interval=3"]
+    assert fit([*options(folder), *steps, f"name={name}", "--runs", str(folder / "runs")]) == 0
     return result(folder, name)[1]
 
 

@@ -70,6 +70,7 @@ def test_a_method_trains_and_validates(name: str, precision: Any) -> None:
         accelerator="cpu",
         precision=precision,
         max_steps=2,
+        limit_val_batches=1,
         check_val_every_n_epoch=1,
         logger=False,
         enable_checkpointing=False,
