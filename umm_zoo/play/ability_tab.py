@@ -34,7 +34,7 @@ _EXAMPLES = {
 
 def _image() -> Any:
     """An image that is handed on as the file that came: what cannot be read is told by ``open_image``, in its own line."""
-    image = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=300)
+    image: Any = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=300)
     image.preprocess = lambda payload: None if payload is None else payload.path
     return image
 
