@@ -6,13 +6,17 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from run_folder_files import HOSTILE, write_run_files
 
 from umm_zoo.errors import UserError
 from umm_zoo.report.__main__ import main
+from umm_zoo.report.callback import RunPage
 from umm_zoo.report.curves import thinned
 from umm_zoo.report.html import data, element, embedded, table
 from umm_zoo.report.run_files import RunFiles
@@ -121,6 +125,57 @@ def test_a_run_without_its_scores_is_running_or_stopped(tmp_path: Path, monkeypa
     assert RunFiles.read(run).state == "stopped" and RunFiles.read(run).scores["val/accuracy/overall"] == 0.75
     monkeypatch.setattr("umm_zoo.report.run_files.in_progress", lambda folder: folder == run)
     assert RunFiles.read(run).state == "running" and "toy running" in Elements(run_page(RunFiles.read(run))).words
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("metrics.json", '{"steps": "x", "metrics": {"val/a": "NaN"}, "machine": "m", "costs": [1], "seconds": "a"}'),
+        ("metrics.json", '{"metrics": 3, "versions": [1]}'),
+        ("report.json", '{"parts": [1, {"name": "paint"}], "machine": [1]}'),
+        ("data.json", '{"train": {"a": 3, "b": {"skips": 3}}, "val": [1]}'),
+        ("history.json", '[{}, {"changed": 3}]'),
+        ("experiment.yaml", "name: toy\nmethod: null\nmetrics: 3\n"),
+        ("samples/step-000040.png", "no image"),
+    ],
+)
+def test_a_damaged_file_leaves_only_its_part_empty(run: Path, file: str, content: str) -> None:
+    (run / file).write_text(content)
+    files = RunFiles.read(run)
+    words = Elements(run_page(files)).words
+    assert "toy finished" in words and "train/loss" in run_page(files)
+    assert "toy" in runs_page([files, files])
+
+
+def test_no_image_that_is_sound_leaves_no_slider(run: Path) -> None:
+    for image in (run / "samples").iterdir():
+        image.write_bytes(image.read_bytes()[:60])
+    elements = Elements(run_page(RunFiles.read(run)))
+    assert not elements.of("img") and not elements.of("input") and "2 more in" in elements.words
+
+
+def test_a_page_that_cannot_be_made_is_told_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path) -> Path:
+        raise ZeroDivisionError("no page")
+
+    monkeypatch.setattr("umm_zoo.report.callback.write_run_page", fail)
+    experiment: Any = None
+    trainer: Any = SimpleNamespace(is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    RunPage(experiment, tmp_path).on_validation_end(trainer, LightningModule())
+    assert "no page was written: ZeroDivisionError: no page" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "[", "{}", "[1]"])
+def test_what_is_no_record_of_a_comparison_is_one_line(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "uae.json"
+    if content is not None:
+        file.write_text(content)
+    assert main([str(file)]) == 2
+    assert "uae.json: found no record of a comparison" in capsys.readouterr().err
 
 
 def test_several_runs_differ_where_their_experiments_do(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from umm_zoo.comparison.results import DIFFERENCES, VERDICTS, Results
 from umm_zoo.comparison.rule import BEFORE
 from umm_zoo.comparison.statistics import interval
 from umm_zoo.errors import UserError
-from umm_zoo.report.html import Markup, command, element, embedded, number, page, table
+from umm_zoo.report.html import Markup, command, element, embedded_if_sound, number, page, table
 from umm_zoo.report.run_files import RunFiles
 
 #: Sizes of a plot of intervals in pixels: of the names, of the values, of a line.
@@ -129,5 +129,6 @@ def _samples(results: Results, runs: Path) -> Iterator[Markup]:
             found.setdefault(row.choice, grids[-1][1])
     room = ROOM
     for choice in results.choices():
-        if choice in found and (room := room - len(address := embedded(found[choice], 1200))) > 0:
+        address = embedded_if_sound(found[choice], 1200) if choice in found else None
+        if address is not None and (room := room - len(address)) > 0:
             yield element("div", element("h3", choice), element("img", src=address, alt=choice), class_="samples")

@@ -43,7 +43,7 @@ def write(sources: Sequence[str], out: str | None = None) -> Path:
         raise UserError(records[0], "a comparison beside other sources", "one comparison by itself, or run folders")
     if records:
         text, path = (
-            comparison_page(Results.read(Path(records[0])), runs_folder()),
+            comparison_page(_record(records[0]), runs_folder()),
             Path(out or Path(records[0]).with_suffix(".html")),
         )
     elif len(sources) == 1:
@@ -56,6 +56,14 @@ def write(sources: Sequence[str], out: str | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
     return path
+
+
+def _record(path: str) -> Results:
+    try:
+        return Results.read(Path(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"no record of a comparison ({type(error).__name__})"
+        raise UserError(path, found, "the JSON file that umm_zoo.compare writes beside its table") from None
 
 
 def _parser() -> argparse.ArgumentParser:

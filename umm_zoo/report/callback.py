@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from umm_zoo.checkpoints.plain_files import write_json
-from umm_zoo.errors import UserError, note
+from umm_zoo.errors import note
 from umm_zoo.experiment.file import Experiment
 from umm_zoo.method import Method
 from umm_zoo.report.run_page import write_run_page
@@ -53,8 +53,8 @@ class RunPage(Callback):
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn is TrainerFn.FITTING:
             try:
                 write_run_page(self.folder)
-            except (UserError, OSError) as error:
-                note(f"{self.folder}: no page was written: {error}")
+            except Exception as error:  # whatever it is, no page is worth the run
+                note(f"{self.folder}: no page was written: {type(error).__name__}: {error}")
 
 
 def part_row(name: str, part: nn.Module) -> dict[str, Any]:

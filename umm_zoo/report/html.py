@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from umm_zoo.checkpoints.plain_files import strict_json
-from umm_zoo.errors import printable
+from umm_zoo.errors import UserError, printable
 from umm_zoo.generation.images import open_image
 
 STATIC = Path(__file__).parent / "static"
@@ -105,6 +105,14 @@ def embedded(file: Path, side: int = 1600, small: int = 0) -> str:
         UserError: the file is no image.
     """
     return _stored(file, file.stat().st_mtime, side, small)
+
+
+def embedded_if_sound(file: Path, side: int = 1600) -> str | None:
+    """As ``embedded``; None where the file is damaged, or no longer there."""
+    try:
+        return embedded(file, side)
+    except (UserError, OSError):
+        return None
 
 
 def data(value: Any, id_: str) -> Markup:

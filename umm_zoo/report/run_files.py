@@ -25,6 +25,17 @@ Curve = list[tuple[int, float]]
 
 _STEP = re.compile(r"step-(\d+)\.png")
 
+_NUMBER = (int, float, type(None))
+_WHERE: Any = {"machine": {}, "versions": {}}
+
+#: What pages read of each file: a type, a list of one shape, or a map, in which ``*`` stands for every other key.
+_EXPERIMENT: Any = {"method": {}, "metrics": {}}
+_RECORD: Any = _WHERE | {"metrics": {"*": _NUMBER}, "costs": {"*": _NUMBER}, "steps": int, "seconds": _NUMBER, "experiment": str}
+_FACTS: Any = _WHERE | {"parts": [{"name": str, "class": str, "trained": int, "frozen": int}]}
+_LEDGER: Any = {split: {"*": {"skips": [object]}} for split in ("train", "val")}
+_HISTORY: Any = [{"changed": {}}]
+_CARD: Any = {"scores": {"*": _NUMBER}, "headline": str}
+
 
 @dataclass
 class Reference:
@@ -70,7 +81,8 @@ class RunFiles:
             for name, value in row.items():
                 if value and name not in ("step", "epoch"):
                     curves.setdefault(name, []).append((int(row["step"]) + 1, float(value)))
-        return cls(folder, experiment, _json(folder.metrics_file), _json(folder.facts_file), curves)
+        record, facts = _json(folder.metrics_file, _RECORD), _json(folder.facts_file, _FACTS)
+        return cls(folder, sound(experiment, _EXPERIMENT), record, facts, curves)
 
     @property
     def name(self) -> str:
@@ -85,7 +97,7 @@ class RunFiles:
     @cached_property
     def state(self) -> State:
         """Finished, running, or stopped before its end."""
-        if self.record:
+        if self.folder.finished():
             return "finished"
         return "running" if in_progress(self.folder.path) else "stopped"
 
@@ -103,7 +115,8 @@ class RunFiles:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """What the run was made with, session by session."""
-        return self.folder.history()
+        found: list[dict[str, Any]] = sound(self.folder.history(), _HISTORY)
+        return found
 
     @cached_property
     def commit(self) -> str:
@@ -124,13 +137,13 @@ class RunFiles:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """``data.json``: what was read of every source, and what was skipped."""
-        return _json(self.folder.path / "data.json")
+        return _json(self.folder.path / "data.json", _LEDGER)
 
     @cached_property
     def benchmarks(self) -> list[tuple[Path, dict[str, Any]]]:
         """Scored benchmarks: page and card."""
         files = sorted(self.folder.path.glob("benchmarks/*/scored-*/benchmark.json"))
-        return [(file.with_suffix(".html"), card) for file in files if (card := _json(file))]
+        return [(file.with_suffix(".html"), card) for file in files if (card := _json(file, _CARD))]
 
     @cached_property
     def references(self) -> set[str]:
@@ -165,9 +178,25 @@ class RunFiles:
         return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, dict) else ""
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path, shape: dict[str, Any]) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = sound(json.loads(file.read_text(encoding="utf-8")), shape)
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found or {}
+
+
+def sound(value: Any, shape: Any) -> Any:
+    """What of a value has the shape that is read of it; None where nothing has. A key that the shape does not name is kept."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return None
+        shapes = {key: shape.get(key, shape.get("*", object)) for key in value}
+        return {key: own for key, one in value.items() if (own := sound(one, shapes[key])) is not None or _may_be_none(shapes[key])}
+    if isinstance(shape, list):
+        return [own for one in value if (own := sound(one, shape[0])) is not None] if isinstance(value, list) else None
+    return value if isinstance(value, shape) else None
+
+
+def _may_be_none(shape: Any) -> bool:
+    return shape in (object, _NUMBER)

@@ -11,7 +11,7 @@ from umm_zoo.checkpoints.plain_files import strict_json, write_whole
 from umm_zoo.errors import lasting
 from umm_zoo.experiment.plain_yaml import yaml_text
 from umm_zoo.report.curves import charts_of_run, charts_of_runs, shown
-from umm_zoo.report.html import Markup, block, command, element, embedded, folded, number, page, table
+from umm_zoo.report.html import Markup, block, command, element, embedded_if_sound, folded, number, page, table
 from umm_zoo.report.run_files import RunFiles
 from umm_zoo.training.run_folder import differences
 
@@ -105,7 +105,8 @@ def _body(run: RunFiles) -> Iterator[Any]:
     if parts := run.facts.get("parts"):
         yield element("h2", "Parts")
         yield table(
-            [[row["name"], row["class"], row["trained"], row["frozen"]] for row in parts], ["part", "class", "trained", "frozen"]
+            [[row.get(key) for key in ("name", "class", "trained", "frozen")] for row in parts],
+            ["part", "class", "trained", "frozen"],
         )
     if run.ledger:
         yield element("h2", "Data")
@@ -136,7 +137,8 @@ def _samples(run: RunFiles, room: int) -> Iterator[Markup]:
     end = len(run.samples) - 1
     for count in range(min(GRIDS, len(run.samples)), 0, -1):
         places = sorted({end - round(number * end / max(1, count - 1)) for number in range(count)})
-        kept = [(run.samples[place][0], embedded(run.samples[place][1])) for place in places]
+        chosen = [(run.samples[place][0], embedded_if_sound(run.samples[place][1])) for place in places]
+        kept = [(step, address) for step, address in chosen if address is not None]
         if sum(len(address) for _, address in kept) <= room:
             break
     images = [element("img", src=address, alt=f"step {step:,}") for step, address in kept]
@@ -145,7 +147,7 @@ def _samples(run: RunFiles, room: int) -> Iterator[Markup]:
     label = element("output", f"step {kept[-1][0]:,}") if kept else ""
     left = len(run.samples) - len(kept)
     more = element("span", f" · {left} more in {run.folder.path / 'samples'}", class_="faint") if left else ""
-    yield element("div", element("p", label, more), slider if last else "", *images, class_="samples")
+    yield element("div", element("p", label, more), slider if last > 0 else "", *images, class_="samples")
 
 
 def _ledger(ledger: Mapping[str, Any]) -> Iterator[Markup]:
