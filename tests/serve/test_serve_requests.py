@@ -86,6 +86,7 @@ def test_earlier_turns_keep_their_images_in_order() -> None:
     [
         ({"messages": None}, "messages: found null"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role: found 'tool'"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, 'messages[0].role: found ["user"]'),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "an end without a question (role assistant)"),
         ({"messages": [{"role": "user", "content": " "}]}, "an end without a question"),
         ({"messages": [{"role": "user", "content": "a\0b"}]}, "messages[0].content: found the character"),
@@ -246,3 +247,8 @@ def test_one_image_is_an_edit_and_several_a_composition() -> None:
     both = read_making({"prompt": "Both."}, [png(RED), png(BLUE)], Limits())
     assert (edit.command.num_images, both.command.num_images) == ((1, 1), (2, 1000))
     assert edit.rows[0].settings["seed"] == 5 and [image.size for image in both.rows[0].images] == [(8, 6), (5, 7)]
+
+
+def test_a_seed_may_come_as_the_other_kind_of_number() -> None:
+    [row] = read_chat({**question("What?"), "temperature": 1, "seed": 4.0}, Limits()).rows
+    assert row.settings["seed"] == 4

@@ -97,7 +97,7 @@ def _turns(messages: Any, images: Images, limits: Limits) -> Conversation:
     left = limits.max_prompt
     for place, message in enumerate(messages):
         where = f"messages[{place}]"
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        if not isinstance(message, dict) or message.get("role") not in [*_ROLES]:
             found = shown(message.get("role")) if isinstance(message, dict) else shown(message)
             raise UserError(f"{where}.role", found, ", ".join(_ROLES))
         for name in ("tool_calls", "function_call", "audio"):

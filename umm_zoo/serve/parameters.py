@@ -138,8 +138,7 @@ def option_in(body: Mapping[str, Any], name: str, option: Option) -> Any:
 
 def seed_in(body: Mapping[str, Any]) -> int:
     """The seed; one by chance where none is said, low enough that others can follow it."""
-    seed = body.get("seed")
-    return random.getrandbits(31) if seed is None else int(whole("", 0, MAX_SEED).read(seed, "seed"))
+    return int(option_in(body, "seed", whole("", 0, MAX_SEED, random.getrandbits(31))))
 
 
 def rows_of(request: Request, place: str) -> list[Request]:
