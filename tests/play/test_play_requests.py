@@ -17,7 +17,7 @@ from tests.test_generate_images import PRETRAINING, UAE, WEMMU
 from umm_zoo.errors import UserError
 from umm_zoo.generate import main as generate
 from umm_zoo.generation import COMMANDS
-from umm_zoo.play.__main__ import LOOPBACK
+from umm_zoo.play.__main__ import LOOPBACK, _bound
 from umm_zoo.play.__main__ import main as play
 from umm_zoo.play.asking import Asked
 from umm_zoo.play.cards import history_card, result_card
@@ -260,3 +260,8 @@ def test_the_second_request_of_a_kind_says_how_far_it_is(monkeypatch: pytest.Mon
             for _ in range(4):
                 method[0]()
     assert said[:4] == [None] * 4 and said[4:] == [0.25, 0.5, 0.75, 0.99]
+
+
+def test_a_port_is_taken_while_the_runs_are_still_loaded() -> None:
+    with _bound("127.0.0.1", 0) as first, pytest.raises(UserError, match="a free address of this machine"):
+        _bound("127.0.0.1", first.getsockname()[1])

@@ -65,6 +65,7 @@ def _bound(host: str, port: int) -> socket.socket:
         bound = socket.socket(family)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen()  # before that another process may bind to it too
     except OSError as error:
         raise UserError(
             "--host, --port", f"{host}:{port} ({error.strerror})", "a free address of this machine", "--port 0 takes one"
