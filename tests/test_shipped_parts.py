@@ -30,7 +30,7 @@ from umm_zoo.shapes.detector import ShapesDetector
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "experiments" / "tiny" / "weights"
-PARTS = ["clip", "clip2", "codec", "deit", "llava", "sana", "sd3", "ssl1", "ssl2", "tower", "vlm"]
+PARTS = ["clip", "clip2", "clip8", "codec", "deit", "llava", "sana", "sd3", "ssl1", "ssl2", "tower", "vlm"]
 SHIPPED = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
 TALKING = [name for name in SHIPPED if name in ("llava", "vlm")]
 CELLS = ["top left", "top right", "bottom left", "bottom right"]
@@ -73,7 +73,7 @@ def test_the_parts_are_all_there() -> None:
 
 
 def test_all_shipped_weights_together_stay_small() -> None:
-    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 16e6
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 18e6
 
 
 @pytest.mark.parametrize("name", SHIPPED)

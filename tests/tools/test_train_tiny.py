@@ -25,7 +25,7 @@ def script(tmp_path: Path) -> Path:
 def test_what_is_no_part_is_refused(names: list[str], script: Path) -> None:
     done = subprocess.run(["bash", str(script), *names], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    expected = "codec tower clip clip2 ssl1 ssl2 deit llava vlm sana sd3 tower_coarse"
+    expected = "codec tower clip clip2 clip8 ssl1 ssl2 deit llava vlm sana sd3 tower_coarse"
     assert done.stderr == f"error: found no part '{names[-1]}', expected {expected}\n"
 
 
