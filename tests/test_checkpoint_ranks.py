@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ class Ranks:
         time.sleep(kill_after or 0)
         if kill_after is not None or any(codes):
             for pid in pids.values():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended by then
+                    os.kill(pid, signal.SIGKILL)
         codes += [self.nursery.wait(pid) for pid in pids.values()]
         assert {*codes} <= {0, -signal.SIGKILL}, (self.folder / "log0.txt").read_text()[-2000:]
         self.kills += any(codes)
