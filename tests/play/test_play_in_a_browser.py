@@ -104,15 +104,21 @@ def panel(page: Any, tab: str) -> Any:
     return page.get_by_role("tabpanel").locator("visible=true")
 
 
-def test_an_edit_by_two_runs_and_its_commands(page: Any, site: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def edited(page: Any) -> Any:
+    """The tab of an edit by both runs; its results are the first two entries of the history."""
     edit = panel(page, "Edit")
     edit.locator("input[type=file]").first.set_input_files("red.png")
     edit.get_by_label("Instruction").fill(HOSTILE)
     edit.get_by_role("button", name="Settings").click()
     edit.get_by_role("textbox", name="Seed of").fill("5")
     edit.get_by_role("button", name="Generate").click()
-    results = edit.locator(".result")
-    results.nth(1).wait_for()
+    edit.locator(".result").nth(1).wait_for()
+    return edit
+
+
+def test_an_edit_by_two_runs_and_its_commands(edited: Any, page: Any, site: str, tmp_path: Path) -> None:
+    edit, results = edited, edited.locator(".result")
     assert [image.evaluate("i => i.decode().then(() => i.naturalWidth)") for image in edit.locator(".result img").all()] == [8, 12]
     page.evaluate("document.execCommand = () => { window.copied = document.activeElement.value; return true; }")
     for number in (0, 1):
@@ -133,7 +139,7 @@ def test_a_user_error_is_its_line(page: Any) -> None:
     assert prompt.locator(".wrong").inner_text() == "--steps: found 0, expected a positive whole number up to 1000"
 
 
-def test_history_survives_a_reload_and_shows_text(page: Any) -> None:
+def test_history_survives_a_reload_and_shows_text(edited: Any, page: Any) -> None:
     page.reload()
     page.get_by_role("tab", name="History").click()
     entries = page.locator(".entry")
