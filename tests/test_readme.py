@@ -179,8 +179,8 @@ def help_of(module: str, *words: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_its_modules_have_the_flags_it_uses(command: str) -> None:
     module, *words = command.split()[2:]
-    verb = ["RUN", words[1]] if module == "umm_zoo.generate" and words else []  # its flags belong to the verb
-    text = help_of(module, *verb)
+    named = ["RUN", words[1]] if module == "umm_zoo.generate" and words else []  # its flags belong to the command
+    text = help_of(module, *named)
     assert [word for word in words if word.startswith("--") and word not in text] == []
 
 

@@ -190,7 +190,7 @@ def several(where: str, values: Any, kind: type = str) -> None:
         raise UserError(where, f"a {type(values if odd is None else odd).__name__}", f"a list of {kind.__name__}")
 
 
-#: Exit code of a command that a user's mistake has ended.
+#: Exit code of a command that a user error has ended.
 USER_ERROR = 2
 
 

@@ -87,7 +87,7 @@ def test_buckets_of_unequal_images_hold_the_same_pixels_whoever_loads(folder: Pa
 @pytest.mark.parametrize("equal", [True, False])
 def test_both_towers_make_the_same_tokens(equal: bool, folder: Path) -> None:
     options = smallest("windows", folder)
-    vlm, images = base.small_qwen(32, 1, 2, 1, 16, 2), windows.pictures(options, equal)
+    vlm, images = base.small_qwen(32, 1, 2, 1, 16, 2), windows.photographs(options, equal)
     torch.testing.assert_close(*(windows.tokens(vlm, images, arm) for arm in ("ours", "library")))
 
 

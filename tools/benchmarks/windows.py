@@ -43,7 +43,7 @@ def measure(options: Options, setting: str, arm: str) -> Numbers:
     sizes, _, kind = setting.partition(", ")
     torch.manual_seed(0)
     vlm = base.small_qwen(32, 1, 2, 1, options.width, options.layers).to(options.device)
-    images = [image.to(options.device) for image in pictures(options, sizes == "equal")]
+    images = [image.to(options.device) for image in photographs(options, sizes == "equal")]
     learns = kind == "forward and backward"
 
     def work() -> None:
@@ -58,7 +58,7 @@ def measure(options: Options, setting: str, arm: str) -> Numbers:
     return {"seconds": seconds, "calls": float(counted.call_count), "gflop": base.gflop(work)}
 
 
-def pictures(options: Options, equal: bool) -> list[Tensor]:
+def photographs(options: Options, equal: bool) -> list[Tensor]:
     """Noise of equal sizes, or of sizes a step of a token apart."""
     sides = [options.side if equal else options.side - 8 * (number % 4) for number in range(options.images)]
     generator = torch.Generator().manual_seed(0)

@@ -120,7 +120,7 @@ class Failure:
 def run_plan(plan: Plan, runs: Path, jobs: int, children: Children) -> list[Failure]:
     """Run what has not been run, ``jobs`` at a time, a process each; returns the steps that failed or were not run.
 
-    A user's mistake that ends a run before its training began has nothing to do with the seed: no other run of its choice is
+    A user error that ends a run before its training began has nothing to do with the seed: no other run of its choice is
     started. Elsewhere that takes two runs of one choice that end with the same line; where those of two choices do, nothing more
     is started.
     """
