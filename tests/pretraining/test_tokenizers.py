@@ -214,6 +214,9 @@ def test_terms_of_vqrae() -> None:
 def test_another_size_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=f"{SIDE + 4} x {SIDE + 4} px, expected {SIDE} x {SIDE} px"):
         Tokenizer(tokenizer()).training_losses(batch(side=SIDE + 4))
+    other = torch.zeros(1, 3, SIDE + 4, SIDE + 4)
+    with pytest.raises(UserError, match=f"expected {SIDE} x {SIDE} px"):  # so --check says it too
+        Tokenizer(tokenizer()).try_images(torch.zeros(1, 3, SIDE, SIDE), other)
 
 
 def test_targets_of_ross_take_a_tokenizer_as_a_codec() -> None:

@@ -48,6 +48,11 @@ class Tokenizer(Judged):
         """``encoder``, ``branches`` and ``decoder`` of the tokenizer, and the judges."""
         return {name: getattr(self.codec, name) for name in ("encoder", "branches", "decoder")} | self.judges.parts()
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        for images in (inputs, targets):
+            self.codec.tokenize(images)
+
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of the images of a micro-batch."""
         images = stacked(image_of_each_row(batch), "data.image_size")
