@@ -91,6 +91,7 @@ class Outputs:
         from_true_captions: images generated from the true captions: the ceiling of those from the model's own.
         caption_tokens, rewards: ``[B]``; the first are lengths of the captions in ``answers``.
         codes: B of ``[N, D]`` long, what a quantizer made of each row's image.
+        tokens: B of ``[N, D]``, what a reader of those codes gets, in raster order.
         image_features, text_features: ``[B, F]``.
         attention: how far queries look at the image rather than at the text.
         columns: images by name, in place of input, generated and reference in a sample grid.
@@ -110,6 +111,7 @@ class Outputs:
     caption_tokens: Tensor | None = None
     rewards: Tensor | None = None
     codes: list[Tensor] | None = None
+    tokens: list[Tensor] | None = None
     image_features: Tensor | None = None
     text_features: Tensor | None = None
     attention: QueryAttention | None = None

@@ -139,7 +139,7 @@ def test_a_tokenizer_learns_to_give_images_back(name: str) -> None:
     before = Tokenizer(tokenizer(copy.deepcopy(QUANTIZERS[name]))).eval().validation_step(batch(), 0).scalars["mse"]
     outputs = method.eval().validation_step(batch(), 0)
     assert outputs.scalars["mse"] < 0.6 * before
-    assert set(method.makes) == {*outputs.scalars, "generated", "references", "codes", "image_features"}
+    assert set(method.makes) == {*outputs.scalars, "generated", "references", "codes", "tokens", "image_features"}
     assert_close(torch.stack(outputs.generated), torch.stack(method.round_trip(batch().images)))  # type: ignore[arg-type]
 
 
@@ -171,7 +171,7 @@ def test_terms_of_qlip() -> None:
     labels = torch.arange(3)
     assert_close(losses["align"], (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2)
     outputs = method.eval().validation_step(batch(), 0)
-    assert set(method.makes) == {*outputs.scalars, "generated", "references", "codes", "image_features", "text_features"}
+    assert set(method.makes) == {*outputs.scalars, "generated", "references", "codes", "tokens", "image_features", "text_features"}
     assert_close(outputs.scalars["align"], losses["align"])
 
 
@@ -181,6 +181,20 @@ def test_contrast_alone_reaches_the_text_tower_and_pixels_alone_the_decoder() ->
     model: Any = method.texts.model
     assert model.text_model.encoder.layers[0].mlp.fc1.weight.grad.abs().max() > 0
     assert method.codec.decoder.enter.weight.grad.abs().max() == 0  # type: ignore[union-attr, operator]
+
+
+def test_one_codebook_of_dualtoken_serves_both_and_is_what_a_reader_gets() -> None:
+    own = encoder()
+    method = DualToken(VisualTokenizer(own, pixel_branch(EMAQuantizer(5, 40), layer=-2), decoder()), copy.deepcopy(own)).eval()
+    outputs = method.validation_step(batch(), 0)
+    assert set(method.makes) == {*outputs.scalars, "generated", "references", "codes", "tokens", "image_features"}
+    made = method.codec.branch("pixel").bottleneck.tokens_of(torch.stack(outputs.codes))  # type: ignore[arg-type]
+    assert_close(torch.stack(outputs.tokens), made)  # type: ignore[arg-type]
+    wanted = method.teacher.tokens(torch.stack(list(batch().images)), -2)
+    assert_close(outputs.scalars["semantic"], F.mse_loss(made, wanted) - F.cosine_similarity(made, wanted, dim=-1).mean())
+    two = dual_token().eval()
+    tokens = two.codec.tokenize(torch.stack(list(batch().images))).squeezed["semantic"].tokens
+    assert_close(torch.stack(two.validation_step(batch(), 0).tokens), tokens)  # type: ignore[arg-type]
 
 
 def test_terms_of_dualtoken() -> None:
@@ -281,7 +295,7 @@ def test_attention_down_is_the_mean_of_narrow_heads() -> None:
         (lambda: VisualTokenizer(encoder(), pixel_branch(NoQuantizer(3)), decoder(width=5)), "of width 5"),
         (lambda: Bottleneck(LinearProjection(4, 3), NoQuantizer(2), LinearProjection(3, 4)), "a quantizer of 2"),
         (lambda: AttentionProjection(5, 3), "widths 5 and 3"),
-        (lambda: DualToken(tokenizer(), encoder()), "branches"),
+        (lambda: DualToken(tokenizer(detail=Branch(bottleneck(BinaryQuantizer(12)))), encoder()), "branches"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(make: Any, found: str) -> None:

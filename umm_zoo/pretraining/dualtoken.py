@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, image_of_each_row, stacked
 from umm_zoo.errors import Weight
+from umm_zoo.outputs import Outputs
 from umm_zoo.pretraining.judged import Judges
 from umm_zoo.pretraining.tokenizer import Tokenizer
 
@@ -24,9 +27,10 @@ class DualToken(Tokenizer):
     ``loss = pixel_weight * pixels + semantic_weight * (mse - cosine) + quantizer_weight * commitments``, the second between what
     leaves the branch ``semantic`` and the teacher's tokens of the same layer. The cosine's least value is -1, so a total may be
     negative. The release also compares the vectors that the rest of the encoder makes of the quantized layer; that is not here.
+    With one branch, ``pixel``, its codes serve both: the paper's failing control.
 
     Args:
-        tokenizer: with branches ``pixel`` and ``semantic``, from and to the encoder's width.
+        tokenizer: with branches ``pixel`` and ``semantic``, or ``pixel`` alone, from and to the encoder's width.
         teacher: the encoder as it was before training; frozen.
         semantic_weight, quantizer_weight: lambda_2 and lambda_3 (the release's).
         mse_weight, l1_weight: of the pixels, lambda_1 (the release's).
@@ -46,10 +50,9 @@ class DualToken(Tokenizer):
         l1_weight: Weight = 0.0,
         judges: Judges | None = None,
     ) -> None:
-        if set(tokenizer.branches) != {PIXEL, SEMANTIC}:
-            raise ValueError(
-                f"DualToken.tokenizer.branches: found {sorted(tokenizer.branches)}, expected '{PIXEL}' and '{SEMANTIC}'"
-            )
+        if set(tokenizer.branches) - {PIXEL, SEMANTIC}:
+            found = f"found {sorted(tokenizer.branches)}, expected '{PIXEL}' and '{SEMANTIC}', or '{PIXEL}' alone"
+            raise ValueError(f"DualToken.tokenizer.branches: {found}")
         widths = (teacher.token_width, teacher.num_layers, teacher.grid)
         if widths != (tokenizer.encoder.token_width, tokenizer.encoder.num_layers, tokenizer.encoder.grid):
             raise ValueError(
@@ -57,6 +60,7 @@ class DualToken(Tokenizer):
             )
         super().__init__(tokenizer, mse_weight, l1_weight, quantizer_weight, judges=judges)
         self.teacher, self.semantic_weight = freeze(teacher), semantic_weight
+        self.understood = SEMANTIC if SEMANTIC in tokenizer.branches else PIXEL
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the tokenizer, and the ``teacher``."""
@@ -64,9 +68,25 @@ class DualToken(Tokenizer):
 
     def paper_losses(self, losses: dict[str, Tensor], tokenized: Tokenized, images: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Adds ``semantic``."""
-        made = tokenized.squeezed[SEMANTIC].tokens
-        with torch.no_grad():
-            wanted = self.teacher.tokens(images, self.codec.branch(SEMANTIC).layer)
-        losses["semantic"] = F.mse_loss(made, wanted) - F.cosine_similarity(made, wanted, dim=-1).mean()
+        losses["semantic"] = self._semantic(tokenized, images)
         losses["loss"] = losses["loss"] + self.semantic_weight * losses["semantic"]
         return losses
+
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        return (*super().makes, "semantic")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Adds ``semantic``."""
+        outputs = super().validation_step(batch, batch_idx)
+        images = stacked(image_of_each_row(batch))
+        outputs.scalars["semantic"] = self._semantic(self.codec.tokenize(images), images)
+        return outputs
+
+    def _semantic(self, tokenized: Tokenized, images: Tensor) -> Tensor:
+        """Squared error less the cosine, between what the codes give a reader and the teacher's tokens of that layer."""
+        made = tokenized.squeezed[self.understood].tokens
+        with torch.no_grad():
+            wanted = self.teacher.tokens(images, self.codec.branch(self.understood).layer)
+        return F.mse_loss(made, wanted) - F.cosine_similarity(made, wanted, dim=-1).mean()

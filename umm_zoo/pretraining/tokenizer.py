@@ -31,6 +31,7 @@ class Tokenizer(Judged):
     """
 
     codec: VisualTokenizer
+    understood = PIXEL  #: the branch of ``Outputs.tokens``
 
     def __init__(
         self,
@@ -98,10 +99,13 @@ class Tokenizer(Judged):
     def makes(self) -> Collection[str]:
         """See ``validation_step``."""
         perceptual = () if self.judges.perceptual is None else ("perceptual",)
-        return ("loss", "mse", "l1", *perceptual, "generated", "references", "codes", "image_features")
+        return ("loss", "mse", "l1", *perceptual, "generated", "references", "codes", "tokens", "image_features")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Pixel losses, ``codes``, ``generated`` from them, ``references``, and the encoder's ``image_features``."""
+        """Pixel losses, ``codes``, ``generated`` from them, ``references``, and the encoder's ``image_features``.
+
+        ``tokens`` are what leaves the bottleneck of the branch ``understood``: as wide in every tokenizer of one encoder.
+        """
         images = stacked(image_of_each_row(batch), "data.image_size")
         tokenized = self.codec.tokenize(images)
         quantizer = tokenized.squeezed[PIXEL].quantized
@@ -109,6 +113,7 @@ class Tokenizer(Judged):
         losses = self._pixel_losses(self._made(tokenized, images), images)
         outputs = Outputs(losses, generated=list(made), references=list(images))
         outputs.codes, outputs.image_features = list(tokenized.codes), F.normalize(tokenized.vector.float(), dim=-1)
+        outputs.tokens = list(tokenized.squeezed[self.understood].tokens)
         return outputs
 
     def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
