@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetPixelDenoiser, cells_of
+from umm_zoo.backbones.patch_codec import PatchEncoder, PatchPixelDenoiser
 from umm_zoo.batch import Tokens
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.schedules import ReversedLog
@@ -96,3 +97,35 @@ def test_contract_of_blocks() -> None:
 def test_latents_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match="found 2 channels, and 3 of the encoder"):
         DiffusionCodec(ConvEncoder(3, [8], 1, groups=4), UNetPixelDenoiser(2, [8], 1, groups=4), FlowMatching())
+
+
+def patches() -> tuple[PatchEncoder, PatchPixelDenoiser]:
+    torch.manual_seed(0)
+    return PatchEncoder(3, patch=4, width=8, depth=1, heads=2), PatchPixelDenoiser(3, patch=2, width=8, depth=1, heads=2)
+
+
+def test_transformers_encode_and_denoise_images_that_are_not_square() -> None:
+    encoder, denoiser = patches()
+    latents = encoder(torch.rand(2, 3, 8, 12))
+    assert latents.shape == (2, 3, 2, 3) and encoder.downsampling == 4
+    noisy, time, moved = torch.randn(2, 3, 8, 12), torch.tensor([0.2, 0.9]), latents.clone()
+    assert denoiser(noisy, time, cells_of(latents)).shape == noisy.shape
+    assert_close(denoiser(noisy, time, cells_of(latents))[1:], denoiser(noisy[1:], time[1:], cells_of(latents[1:])))
+    denoiser.blocks = torch.nn.Sequential()  # without attention a cell of the latent reaches its own pixels alone
+    moved[:, :, 1, 2] += 1
+    changed = (denoiser(noisy, time, cells_of(moved)) != denoiser(noisy, time, cells_of(latents))).any(dim=1)[0]
+    assert changed[4:, 8:].all() and not changed[:4].any() and not changed[:, :8].any()
+
+
+def test_a_plain_decoder_is_the_same_network_shown_zeros() -> None:
+    objective = FlowMatching(LogitNormalTimes(), num_steps=3, schedule=ReversedLog(), solver=Euler())
+    made = DiffusionCodec(*patches(), objective, gamma=1.0, seed=5, drawn=False).eval()
+    images = torch.rand(2, 3, 8, 12) * 2 - 1
+    noisy, time, velocity = made.draw(images)
+    assert noisy.abs().max() == 0 and time.tolist() == [1, 1] and torch.equal(velocity, -images)
+    latents = made.encode(images)
+    said = -made.denoiser(torch.zeros_like(images), torch.ones(2), cells_of(latents))
+    assert_close(made.decode(latents), said)
+    assert_close(made.clean(noisy, time, -said), said)
+    made.seed = 6
+    assert_close(made.decode(latents), said)  # nothing is drawn

@@ -7,7 +7,7 @@ import torch
 from values_over_ranks import scored
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import PSNR, Retrieval
+from umm_zoo.metrics import PSNR, HighBandEnergy, Retrieval
 from umm_zoo.outputs import Outputs
 
 
@@ -52,3 +52,11 @@ def test_retrieval_counts_first_places_in_both_directions() -> None:
 def test_a_collapsed_model_scores_chance() -> None:
     step = Outputs(image_features=torch.ones(8, 3), text_features=torch.ones(8, 3)), batch(8)
     assert scored(Retrieval(), step)["image_to_text"] == pytest.approx(1 / 8)
+
+
+def test_energy_of_the_high_band_is_a_ratio_of_sums() -> None:
+    board = (torch.arange(6)[:, None] + torch.arange(6)) % 2 * 2.0 - 1  # the finest there is
+    originals = torch.stack([board, 0.5 * board])[:, None].expand(2, 3, 6, 6)
+    images = torch.stack([0.5 * board, 0.5 * board + 0.2])[:, None].expand(2, 3, 6, 6)  # what is even has no high band
+    first, second = ((Outputs(generated=images[i : i + 1]), batch(1, targets=originals[i : i + 1])) for i in range(2))
+    assert scored(HighBandEnergy(), first, second)[""] == pytest.approx((0.25 + 0.25) / (1 + 0.25), rel=1e-6)

@@ -15,7 +15,7 @@ from umm_zoo.shapes.token_probe import TokenProbe, cross_fitted
 
 
 def world(count: int, told: bool) -> tuple[Outputs, Batch]:
-    """Images of 4 x 4 tokens of width 3; the mark of the one object of each is the sign of a token of its cell, where it is told."""
+    """Images of 4 x 4 tokens of width 3, an object each; where it is told, its mark is the sign of a token of its cell."""
     generator = torch.Generator().manual_seed(0)
     tokens, meta = list[Tensor](), []
     for image in range(count):

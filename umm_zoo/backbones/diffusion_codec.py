@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,49 @@ from umm_zoo.errors import Count, Natural, Positive
 from umm_zoo.objectives.flow_matching import FlowMatching, Interpolant
 
 
-class ConvEncoder(nn.Module):
+class LatentEncoder(nn.Module, ABC):
+    """Network from images to latents, without noise.
+
+    Shape:
+        ``[B, 3, H, W]`` -> ``[B, latent_channels, H/f, W/f]``
+
+    Attributes:
+        latent_channels: C.
+        downsampling: f.
+    """
+
+    latent_channels: int
+    downsampling: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode."""
+
+
+class PixelDenoiser(Denoiser):
+    """Network over noisy pixels, given the cells of a latent.
+
+    Shape:
+        - noisy: ``[B, 3, H, W]``
+        - time: ``[B]`` in [0, 1]
+        - condition: ``[B, h*w, condition_dim]``, the cells of the latent in raster order, H/h = W/w
+        - output: ``[B, 3, H, W]``
+
+    Attributes:
+        condition_dim: channels of the latent.
+    """
+
+    condition_dim: int
+
+
+def cells_beside(condition: Tokens, height: int, width: int, cell: int = 1) -> Tensor:
+    """Cells of a latent, enlarged to one for every ``cell`` x ``cell`` pixels of ``H`` x ``W``: ``[B, C, H/cell, W/cell]``."""
+    factor = math.isqrt(height * width // condition.values.shape[1])
+    cells = condition.values.transpose(1, 2).unflatten(2, (height // factor, width // factor))
+    return F.interpolate(cells, size=(height // cell, width // cell))
+
+
+class ConvEncoder(LatentEncoder):
     """The convolutional encoder of latent diffusion's codecs, without noise: diffusers' ``Encoder``.
 
     Shape:
@@ -49,7 +92,7 @@ class ConvEncoder(nn.Module):
         return latents
 
 
-class UNetPixelDenoiser(Denoiser):
+class UNetPixelDenoiser(PixelDenoiser):
     """U-Net over noisy pixels with the latent beside them, enlarged to their size: diffusers' ``UNet2DModel``.
 
     Shape:
@@ -80,10 +123,7 @@ class UNetPixelDenoiser(Denoiser):
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
         """Predict."""
-        height, width = noisy.shape[-2:]
-        factor = math.isqrt(height * width // condition.values.shape[1])
-        cells = condition.values.transpose(1, 2).unflatten(2, (height // factor, width // factor))
-        beside = F.interpolate(cells, size=(height, width)).to(noisy.dtype)
+        beside = cells_beside(condition, *noisy.shape[-2:]).to(noisy.dtype)
         predicted: Tensor = self.unet(torch.cat([noisy, beside], dim=1), 1000 * time).sample
         return predicted
 
@@ -102,6 +142,8 @@ class DiffusionCodec(LatentCodec):
         gamma: .6 in the paper, which leaves open where it enters; of the whole state it would change nothing.
         image_deviation: of the pixels, for the unit variance of the input (our choice).
         seed: of the decoder's noise.
+        drawn: False makes the same network a plain decoder, the control of the flow: it always sees zeros in place of noise, at
+            time 1, and gives the image in one step; times, steps and noise of the objective do not matter then.
 
     Raises:
         ValueError: a denoiser of other latents.
@@ -109,19 +151,20 @@ class DiffusionCodec(LatentCodec):
 
     def __init__(
         self,
-        encoder: ConvEncoder,
-        denoiser: UNetPixelDenoiser,
+        encoder: LatentEncoder,
+        denoiser: PixelDenoiser,
         objective: FlowMatching,
         gamma: Positive = 0.6,
         image_deviation: Positive = 0.5,
         seed: Natural = 0,
+        drawn: bool = True,
     ) -> None:
         super().__init__(encoder.latent_channels, encoder.downsampling, scaling=1.0, shift=0.0)
         if denoiser.condition_dim != encoder.latent_channels:
             found = f"{denoiser.condition_dim} channels, and {encoder.latent_channels} of the encoder"
             raise ValueError(f"DiffusionCodec.denoiser.condition_dim: found {found}, expected one number")
         self.encoder, self.denoiser, self.objective = encoder, denoiser, objective
-        self.gamma, self.image_deviation, self.seed = gamma, image_deviation, seed
+        self.gamma, self.image_deviation, self.seed, self.drawn = gamma, image_deviation, seed, drawn
 
     def posterior(self, images: Tensor) -> tuple[Tensor, None]:
         """See ``LatentCodec.posterior``; no noise."""
@@ -129,6 +172,9 @@ class DiffusionCodec(LatentCodec):
 
     def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Interpolant:
         """Points between images and noise, for training."""
+        if not self.drawn:
+            nothing = torch.zeros_like(images)
+            return self.objective.interpolate(self.gamma * images, images.new_ones(len(images)), nothing)
         return self.objective.draw(self.gamma * images, generator)
 
     def velocity(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
@@ -148,6 +194,7 @@ class DiffusionCodec(LatentCodec):
         height, width = (self.downsampling * side for side in latents.shape[-2:])
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(1, 3, height, width, generator=generator).to(latents).expand(len(latents), -1, -1, -1)
+        noise, num_steps = (noise, num_steps) if self.drawn else (torch.zeros_like(noise), 1)
         shape = (len(latents), 3, height, width)
         made = self.objective.sample(self.velocity, shape, cells_of(latents), noise=noise, num_steps=num_steps)
         return made / self.gamma

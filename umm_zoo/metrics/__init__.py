@@ -8,7 +8,7 @@ from umm_zoo.metrics.answers import AnswerAccuracy, normalise
 from umm_zoo.metrics.captions import BLEU, CIDEr
 from umm_zoo.metrics.codes import CodeUsage
 from umm_zoo.metrics.frechet import FrechetDistance
-from umm_zoo.metrics.images import PSNR, Reconstruction
+from umm_zoo.metrics.images import PSNR, HighBandEnergy, Reconstruction
 from umm_zoo.metrics.means import AttentionBias, Means
 from umm_zoo.metrics.paired import PairedAccuracy
 from umm_zoo.metrics.perplexity import Perplexity
@@ -27,6 +27,7 @@ __all__ = [
     "CodeUsage",
     "EncodedRetrieval",
     "FrechetDistance",
+    "HighBandEnergy",
     "LanguagePrior",
     "Means",
     "PairedAccuracy",

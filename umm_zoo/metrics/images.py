@@ -77,6 +77,37 @@ class Reconstruction(RowMetric):
         return {name: value for name, value in means.items() if not value.isnan()}
 
 
+class HighBandEnergy(RowMetric):
+    """Energy of the high band of generated images over that of the true ones, of all together: 1 is right.
+
+    Below 1 detail is missing; above 1 there is noise, or detail that is not there. See ``Reconstruction`` for the band; batches
+    without ``generated`` are left out.
+
+    Raises:
+        UserError: there is nothing true to compare with.
+    """
+
+    reads = ("generated",)
+    record_dtype = torch.float64
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Keep the energies of each row."""
+        if (pairs := generated_pairs(outputs, batch, self)) is not None:
+            rows = self.chosen(batch)
+            energies = [rows_by_size(_band_energy, [part[row] for row in rows]) for part in pairs]
+            self.add_rows(torch.stack(energies, dim=1) if rows else [])
+
+    def compute(self) -> Tensor:
+        """The ratio; NaN when no row was seen."""
+        records = self.records()
+        return records[:, 0].sum() / records[:, 1].sum() if len(records) else torch.tensor(torch.nan)
+
+
+def _band_energy(images: Tensor) -> Tensor:
+    """``[B]``."""
+    return high_band(images.double().clamp(-1, 1)).square().flatten(1).mean(dim=1)
+
+
 def _decibels(images: Tensor, references: Tensor) -> Tensor:
     """PSNR of whole images, ``[B, 1]``."""
     images, references = (part.double().clamp(-1, 1) for part in (images, references))
