@@ -62,7 +62,8 @@ class PatchPixelDenoiser(PixelDenoiser):
         """Predict."""
         patches = F.pixel_unshuffle(noisy, self.patch)
         grid = Grid(*patches.shape[-2:])
-        beside = cells_beside(condition, *noisy.shape[-2:], cell=self.patch).to(noisy.dtype)
+        height, width = noisy.shape[-2:]
+        beside = cells_beside(condition, height, width, self.patch).to(noisy.dtype)
         moment = self.time_in(time_embedding(1000 * time, self.width).to(noisy.dtype))[:, None]  # [B, 1, width]
         tokens = self.positions(self.enter(as_tokens(torch.cat([patches, beside], dim=1))), grid) + moment
         pixels = self.out(self.blocks(tokens)).transpose(1, 2).unflatten(2, tuple(grid))
