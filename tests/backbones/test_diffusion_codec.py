@@ -11,10 +11,12 @@ from torch.testing import assert_close
 
 from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetPixelDenoiser, cells_of
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import UserError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.schedules import ReversedLog
 from umm_zoo.objectives.solvers import Euler
 from umm_zoo.objectives.times import LogitNormalTimes
+from umm_zoo.pretraining.epsilon_vae import EpsilonVAE
 from umm_zoo.testing import check_block
 
 
@@ -96,3 +98,14 @@ def test_contract_of_blocks() -> None:
 def test_latents_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match="found 2 channels, and 3 of the encoder"):
         DiffusionCodec(ConvEncoder(3, [8], 1, groups=4), UNetPixelDenoiser(2, [8], 1, groups=4), FlowMatching())
+
+
+def test_sides_that_encoder_or_network_cannot_halve_are_refused_in_one_line() -> None:
+    deep = DiffusionCodec(ConvEncoder(2, [8, 8], 1, 4), UNetPixelDenoiser(2, [8, 8, 8], 1, 4), FlowMatching())
+    assert tuple(deep.latent_grid(8, 12)) == (4, 6)
+    method = EpsilonVAE(deep)
+    blank = torch.zeros(1, 3, 8, 12)
+    method.try_images(blank, blank)
+    with pytest.raises(UserError, match="found 8 x 10 px, expected multiples of 4 px") as refused:
+        method.try_images(blank, torch.zeros(1, 3, 8, 10))
+    assert len(str(refused.value).splitlines()) == 1
