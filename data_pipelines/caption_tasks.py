@@ -1,4 +1,4 @@
-"""Tasks that caption the scenes of the shapes world in new words: everything, or too little and with small things wrong."""
+"""Tasks that tell the scenes of the shapes world in new words: everything, or too little, or what a prompt implies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 from data_pipelines.decoding import BadSampleError
 from data_pipelines.tasks import INSTRUCTION, Conversations, Sample, SampleTask, generated_name, only_image, question_and_answer
 from umm_zoo.conversation import Task, Turn
-from umm_zoo.errors import Share
+from umm_zoo.errors import Count, Share
+from umm_zoo.shapes.implied import reasoning, with_wrong_fruit
 from umm_zoo.shapes.language import long_caption
-from umm_zoo.shapes.scenes import COLOURS, Object, Scene, pick
+from umm_zoo.shapes.scenes import COLOURS, Object, Scene, World, pick
 
 
 class SceneCaptions(Conversations):
@@ -127,3 +128,47 @@ class ImagesOfCaptions(SampleTask):
     def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
         """No input images; the one described is generated."""
         return [], generated_name(names)
+
+
+class Thoughts(Conversations):
+    """Task of reasoning before an image: the prompt of a sample of ``implied`` is answered by its facts and the prompt in full.
+
+    ``The fruit of tree B is a yellow circle. Revised Prompt:`` and, on a line of its own, the long caption. No image is shown or
+    generated. ``meta["literal"]`` stays the truth where the answer is wrong.
+
+    Args:
+        form: of the answer, with places for ``{reasoning}`` and ``{rewrite}``.
+        wrong: probability that a tree's fruit is another, in both: reinforcement then has something to gain.
+        colours, shapes: of the world.
+        seed: of what is wrong, beside the sample's key.
+    """
+
+    def __init__(
+        self,
+        form: str = "{reasoning} Revised Prompt:\n{rewrite}",
+        wrong: Share = 0.0,
+        colours: Count = 4,
+        shapes: Count = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if "{reasoning}" not in form or "{rewrite}" not in form:
+            raise ValueError(f"Thoughts.form: found {form!r}, expected places for {{reasoning}} and {{rewrite}}")
+        self.form, self.wrong, self.seed = form, wrong, seed
+        self.world = World(num_colours=colours, num_shapes=shapes)
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """As ``Conversations``, answered in words."""
+        sample = super().sample(key, members)
+        if "trees" not in sample.meta or "target_scene" not in sample.meta:
+            raise BadSampleError("json has no 'trees' and 'target_scene' to reason about")
+        scene, trees = Scene.from_json(sample.meta["target_scene"]), sample.meta["trees"]
+        rng = np.random.default_rng([self.seed, zlib.crc32(key.encode(errors="backslashreplace"))])
+        taken = with_wrong_fruit(self.world, scene, trees, self.wrong, rng) if self.wrong else scene
+        answer = self.form.replace("{reasoning}", reasoning(taken, trees)).replace("{rewrite}", long_caption(taken))
+        conversation = [sample.conversation[0], Turn(role="assistant", text=answer)]
+        return replace(sample, conversation=conversation, images=[], target=None, task=Task.QUESTION)
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """None."""
+        return [], None

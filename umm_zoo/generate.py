@@ -25,6 +25,8 @@ HELP = """examples:
   python -m umm_zoo.generate runs/uae/toy/stage3 caption-and-reconstruct one.png two.png
   python -m umm_zoo.generate runs/shapes ask --batch questions.jsonl --out answers
   python -m umm_zoo.generate runs/wemmu/toy/stage4 text-to-image "top left: a small red circle" --num 4 --guidance 4 --steps 20
+  python -m umm_zoo.generate runs/t2g/toy/sft text-to-image --think "top left: a small fruit of tree B; background: grey"
+  python -m umm_zoo.generate runs/irg/toy/stage2 refine one.png "top left: a small red circle; background: grey" --rounds 2
   python -m umm_zoo.generate runs/wemmu/toy/stage4 edit one.png "Make the circle green." --seed 3
   python -m umm_zoo.generate runs/wemmu/toy/stage4 compose one.png two.png "Put the star of the second image into the first."
 
@@ -136,6 +138,8 @@ def _print(result: Result, with_question: bool) -> None:
     answer = "\n".join(map(printable, result.answer.split("\n")))
     text = f"{printable(result.request.question)}\n  {answer}" if with_question else answer
     print(f"{names}: {text}" if names else text, flush=True)
+    if result.remark:
+        print(f"  ({printable(result.remark)})", flush=True)
     if result.similarities:
         print("  " + ", ".join(f"{name} {cosine:.3f}" for name, cosine in result.similarities.items()), flush=True)
 

@@ -82,16 +82,14 @@ class Outputs:
         scalars: losses and rates by name, each a mean over something.
         counts: over how many of what a scalar is a mean; one that is not named counts each row once.
         answers: B texts.
-        nll: ``[B]``, sum of the negative log-likelihoods of a row's answer tokens, in nats.
-        num_tokens: ``[B]``, answer tokens of each row.
+        nll, num_tokens: ``[B]``, sum of the negative log-likelihoods of a row's answer tokens in nats, and their number.
         generated: images in [-1, 1], what the method made of each row: the requested image, or a reconstruction.
         references: what ``generated`` should be; None where that is ``Batch.targets``.
         round_trips: the references through the codec alone: the best that could be.
         unchanged, unchanged_references: edits generated from the same noise with an instruction to change nothing; the truth.
         from_true_captions: images generated from the true captions: the ceiling of those from the model's own.
         caption_tokens, rewards: ``[B]``; the first are lengths of the captions in ``answers``.
-        codes: B of ``[N, D]`` long, what a quantizer made of each row's image.
-        tokens: B of ``[N, D]``, what a reader of those codes gets, in raster order.
+        codes, tokens: B of ``[N, D]`` each: long, what a quantizer made of an image; what a reader of those codes gets.
         image_features, text_features: ``[B, F]``.
         attention: how far queries look at the image rather than at the text.
         columns: images by name, in place of input, generated and reference in a sample grid.

@@ -12,10 +12,12 @@ from torch.testing import assert_close
 from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetPixelDenoiser, cells_of
 from umm_zoo.backbones.patch_codec import PatchEncoder, PatchPixelDenoiser
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import UserError
 from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.schedules import ReversedLog
 from umm_zoo.objectives.solvers import Euler
 from umm_zoo.objectives.times import LogitNormalTimes
+from umm_zoo.pretraining.epsilon_vae import EpsilonVAE
 from umm_zoo.testing import check_block
 
 
@@ -129,3 +131,14 @@ def test_a_plain_decoder_is_the_same_network_shown_zeros() -> None:
     assert_close(made.clean(noisy, time, -said), said)
     made.seed = 6
     assert_close(made.decode(latents), said)  # nothing is drawn
+
+
+def test_sides_that_encoder_or_network_cannot_halve_are_refused_in_one_line() -> None:
+    deep = DiffusionCodec(ConvEncoder(2, [8, 8], 1, 4), UNetPixelDenoiser(2, [8, 8, 8], 1, 4), FlowMatching())
+    assert tuple(deep.latent_grid(8, 12)) == (4, 6)
+    method = EpsilonVAE(deep)
+    blank = torch.zeros(1, 3, 8, 12)
+    method.try_images(blank, blank)
+    with pytest.raises(UserError, match="found 8 x 10 px, expected multiples of 4 px") as refused:
+        method.try_images(blank, torch.zeros(1, 3, 8, 10))
+    assert len(str(refused.value).splitlines()) == 1

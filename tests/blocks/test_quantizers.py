@@ -84,6 +84,15 @@ def test_every_code_survives_its_value(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_shapes_are_known_without_numbers(kind: str):
+    """So that ``fit --check`` tries a step on the meta device."""
+    with torch.device("meta"):
+        quantizer = KINDS[kind]()
+        found = quantizer(torch.empty(2, 6, quantizer.dim))
+    assert found.embeddings.shape == (2, 6, quantizer.dim) and found.codes.shape == (2, 6, quantizer.codes_per_token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_contract_of_blocks(kind: str):
     torch.manual_seed(1)
     unused = [name for name, _ in KINDS[kind]().named_parameters()]  # tables learn from losses alone

@@ -16,6 +16,7 @@ from umm_zoo.shapes.detector import ShapesDetector
 from umm_zoo.shapes.patches import ShapesCodebook, patches_of
 
 PLAIN = World(striped=False, max_jitter=0, detail="none")
+LATER = ("facts", "implied", "refinements")  # tasks that came after the digests were taken
 PATCHES = 4 * (1 + 4 * 4 * 2 * 2)  # each background flat, and under each quarter of each object
 
 
@@ -39,7 +40,7 @@ def images_of(rendered, world):
 def test_no_sample_of_the_other_worlds_has_changed_by_a_byte(world, expected):
     """Digests of commit 7619764, which knew no plain world; of pixels, for how a PNG packs them is the library's affair."""
     digest = hashlib.sha256()
-    for task in TASKS:
+    for task in [task for task in TASKS if task not in LATER]:
         for index in range(6):
             sample = make_sample(world, 3, "hybrid" if task == "hybrid_edits" else "val", task, index)
             digest.update(sample.key.encode() + json.dumps(sample.row).encode())

@@ -13,9 +13,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from umm_zoo.backbones.latent_codec import LatentCodec
-from umm_zoo.batch import Tokens
+from umm_zoo.batch import Grid, Tokens
 from umm_zoo.blocks.denoisers import Denoiser
-from umm_zoo.errors import Count, Natural, Positive
+from umm_zoo.errors import Count, Natural, Positive, UserError
 from umm_zoo.objectives.flow_matching import FlowMatching, Interpolant
 
 
@@ -49,9 +49,11 @@ class PixelDenoiser(Denoiser):
 
     Attributes:
         condition_dim: channels of the latent.
+        unit: whose multiples H and W are.
     """
 
     condition_dim: int
+    unit: int
 
 
 def cells_beside(condition: Tokens, height: int, width: int, cell: int = 1) -> Tensor:
@@ -106,11 +108,14 @@ class UNetPixelDenoiser(PixelDenoiser):
         channels: of the levels, fine to coarse.
         layers_per_block: residual blocks per level.
         groups: of the group norms.
+
+    Attributes:
+        unit: whose multiples H and W are, for the halvings between the levels.
     """
 
     def __init__(self, condition_dim: Count, channels: Sequence[Count], layers_per_block: Count = 2, groups: Count = 32) -> None:
         super().__init__()
-        self.condition_dim = condition_dim
+        self.condition_dim, self.unit = condition_dim, 2 ** (len(channels) - 1)
         self.unet = UNet2DModel(
             in_channels=3 + condition_dim,
             out_channels=3,
@@ -167,8 +172,19 @@ class DiffusionCodec(LatentCodec):
         self.gamma, self.image_deviation, self.seed, self.drawn = gamma, image_deviation, seed, drawn
 
     def posterior(self, images: Tensor) -> tuple[Tensor, None]:
-        """See ``LatentCodec.posterior``; no noise."""
+        """See ``LatentCodec.posterior``; no noise.
+
+        Raises:
+            UserError: a side that is no multiple of what encoder and U-Net halve it to.
+        """
+        self.latent_grid(*images.shape[-2:])
         return self.encoder(images.to(next(self.encoder.parameters()).dtype)), None
+
+    def latent_grid(self, height: int, width: int, patch: int = 1) -> Grid:
+        """See ``LatentCodec.latent_grid``; the U-Net's halvings count too."""
+        if height % (unit := math.lcm(self.downsampling, self.denoiser.unit)) or width % unit:
+            raise UserError("data.image_size", f"{height} x {width} px", f"multiples of {unit} px, as the codec halves them")
+        return super().latent_grid(height, width, patch)
 
     def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Interpolant:
         """Points between images and noise, for training."""

@@ -51,7 +51,7 @@ class PatchPixelDenoiser(PixelDenoiser):
 
     def __init__(self, condition_dim: Count, patch: Count, width: Count, depth: Count, heads: Count) -> None:
         super().__init__()
-        self.condition_dim, self.patch, self.width = condition_dim, patch, width
+        self.condition_dim, self.patch, self.unit, self.width = condition_dim, patch, patch, width
         self.enter, self.positions = nn.Linear(3 * patch**2 + condition_dim, width), SineCosine2d(width)
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.skip = nn.Linear(width, 1)

@@ -23,7 +23,7 @@ from umm_zoo.errors import UserError, did_you_mean, printable, say
 from umm_zoo.generation.abilities import own_sampling
 from umm_zoo.generation.base import Command
 from umm_zoo.generation.images import open_image
-from umm_zoo.generation.options import Option, whole
+from umm_zoo.generation.options import Option, settings_in, whole
 from umm_zoo.generation.progress import progress
 from umm_zoo.generation.requests import Request
 from umm_zoo.training.finished_run import FinishedRun
@@ -64,7 +64,7 @@ def settings_of(benchmark: Benchmark, given: Mapping[str, Any], items: Sequence[
     for name in given:
         if name not in options:
             raise UserError(name, "a setting that this benchmark does not have", ", ".join(options), did_you_mean(name, options))
-    read = {name: option.default if given.get(name) is None else option.read(given[name], name) for name, option in options.items()}
+    read = settings_in(options, given, lambda name: name)
     if "num" in options and given.get("num") is None:
         read["num"] = benchmark.per_item
     return read

@@ -4,7 +4,7 @@ from typing import Any
 
 from umm_zoo.generation.answering import Ask, Caption
 from umm_zoo.generation.base import Command
-from umm_zoo.generation.generating import CaptionAndReconstruct, Compose, Edit, Reconstruct, TextToImage
+from umm_zoo.generation.generating import CaptionAndReconstruct, Compose, Edit, Reconstruct, Refine, TextToImage
 
 COMMANDS: dict[str, Command] = {
     "caption": Caption(),
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Command] = {
     "text-to-image": TextToImage(),
     "edit": Edit(),
     "compose": Compose(),
+    "refine": Refine(),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from umm_zoo.errors import UserError
-from umm_zoo.generation.options import Option, checked_text
+from umm_zoo.generation.options import Option, checked_text, settings_in
 from umm_zoo.generation.requests import Request, Result, check_keys, images_in, question_in, read_rows
 
 if TYPE_CHECKING:
@@ -48,16 +48,14 @@ class Command(ABC):
         """The options; their values are checked by ``settings``."""
         for name, option in self.options.items():
             default = "" if option.default is None else f" (default: {option.default})"
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=option.metavar, help=option.help + default)
+            how: dict[str, Any] = {"action": "store_const", "const": True} if option.switch else {"metavar": option.metavar}
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=option.help + default, **how)
         parser.set_defaults(out=self.out)
 
     def settings(self, arguments: argparse.Namespace) -> dict[str, Any]:
         """The settings of the command line; a ``UserError`` where one cannot be."""
         given = {name: getattr(arguments, name) for name in self.options}
-        return {
-            name: option.default if given[name] is None else option.read(given[name], f"--{name.replace('_', '-')}")
-            for name, option in self.options.items()
-        }
+        return settings_in(self.options, given, lambda name: f"--{name.replace('_', '-')}")
 
     def default_question(self, arguments: argparse.Namespace) -> str | None:
         """The text of a line without one; None where every line needs its own."""

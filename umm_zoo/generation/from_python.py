@@ -12,8 +12,8 @@ from lightning import LightningModule
 
 from umm_zoo.errors import UserError
 from umm_zoo.generation.answering import Ask, Caption
-from umm_zoo.generation.generating import Compose, Edit, TextToImage
-from umm_zoo.generation.options import whole
+from umm_zoo.generation.generating import Compose, Edit, Refine, TextToImage
+from umm_zoo.generation.options import settings_in, whole
 from umm_zoo.generation.requests import Request, Result
 from umm_zoo.generation.run_data import RunData
 
@@ -130,6 +130,21 @@ class FromPython(LightningModule):
         found = [self._generated(Edit() if len(shown) == 1 else Compose(), [(shown, text)], settings, 1) for shown, text in rows]
         return found[0][0] if isinstance(instruction, str) else [one for (one,) in found]
 
+    def refine(
+        self,
+        image: Any,
+        prompt: str,
+        rounds: int = 1,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        image_guidance: float | None = None,
+    ) -> tuple[str, list[Any]]:
+        """What an image lacks of a prompt, a line for each round, and the images generated so, none where nothing is to change."""
+        settings = {"rounds": rounds, "seed": seed, "steps": steps, "guidance": guidance, "image_guidance": image_guidance}
+        (result,) = self._asked(Refine(), [(_images(image), prompt)], {**settings, "size": None}, 1)
+        return result.answer or "", list(result.images.values())
+
     def features(self, image: Any) -> Any:
         """What the method's network makes of an image, or of each in a list: see ``image_features``."""
         import torch
@@ -169,6 +184,7 @@ class FromPython(LightningModule):
         guidance: float | None = None,
         size: Any = None,
         batch_size: int = 16,
+        think: bool = False,
     ) -> Any:
         """``generate`` of texts: an image of a prompt, or a list of ``n``, seed after seed; of a list of prompts a list of these.
 
@@ -179,8 +195,9 @@ class FromPython(LightningModule):
             steps, guidance: of the sampler.
             size: side in pixels, ``(height, width)`` or ``"HxW"``.
             batch_size: prompts at a time.
+            think: write about each prompt first, and generate from what was written, which ``image.info["thought"]`` holds.
         """
-        settings = {"n": n, "seed": seed, "steps": steps, "guidance": guidance, "size": size}
+        settings = {"n": n, "seed": seed, "steps": steps, "guidance": guidance, "size": size, "think": think}
         found = self._generated(TextToImage(), _rows(None, prompts), settings, batch_size)
         return found[0] if isinstance(prompts, str) else found
 
@@ -207,10 +224,7 @@ class FromPython(LightningModule):
         from umm_zoo.generation.running import run_batch
 
         called = {"num": "n"}  # here
-        own = {
-            name: None if value is None else command.options[name].read(value, called.get(name, name))
-            for name, value in settings.items()
-        }
+        own = settings_in({name: command.options[name] for name in settings}, settings, lambda name: called.get(name, name))
         batch_size = whole("", 1, 100_000).read(batch_size, "batch_size")
         requests = [
             request

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from umm_zoo.errors import UserError
 from umm_zoo.generation.base import Command
-from umm_zoo.generation.options import MAX_SEED, number, size, whole
+from umm_zoo.generation.options import MAX_SEED, Option, number, size, switch, whole
 from umm_zoo.generation.requests import Request, Result
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from umm_zoo.generation.model import Model
+    from umm_zoo.outputs import Sampling
 
 
 def finite_pil(image: Tensor, row: int) -> Image.Image:
@@ -128,7 +129,7 @@ class Generate(Command):
         return isinstance(method, Draws) and not (self.num_images[1] and "images" in refused(method))
 
     def run(self, model: Model, requests: list[Request]) -> list[Result]:
-        """Generate a batch; an image depends on its request and seed alone.
+        """Generate a batch, see ``results``.
 
         Where no size is said, what is made of images has the shape of the first one: the size that the run's data gives an image to
         generate of that shape (``Model.target_size``).
@@ -142,19 +143,25 @@ class Generate(Command):
         own = requests[0].settings
         sampling = Sampling(own["steps"], own["guidance"], own.get("image_guidance"), own["size"])
         sizes = [own["size"] or (model.target_size(request.images[0]) if request.images else None) for request in requests]
-        results = dict[int, Result]()
+        found = dict[int, Result]()
         for shape in dict.fromkeys(sizes):
             rows = [row for row, other in enumerate(sizes) if other == shape]
-            asked = [requests[row] for row in rows]
             try:
-                seeds = [request.settings["seed"] for request in asked]
-                images = model.method.generate(model.batch_of(asked), seeds, replace(sampling, size=shape))
+                made = self.results(model, [requests[row] for row in rows], replace(sampling, size=shape))
             except UserError as error:
                 error.row = None if error.row is None else rows[error.row]
                 raise
-            made = zip(rows, asked, images, strict=True)
-            results.update({row: Result(request, None, {"generated": finite_pil(image, row)}) for row, request, image in made})
-        return [results[row] for row in range(len(requests))]
+            found.update(zip(rows, made, strict=True))
+        return [found[row] for row in range(len(requests))]
+
+    def results(self, model: Model, requests: list[Request], sampling: Sampling) -> list[Result]:
+        """Results of requests of one size; an image depends on its request and seed alone."""
+        seeds = [request.settings["seed"] for request in requests]
+        images = model.method.generate(model.batch_of(requests), seeds, sampling)
+        return [
+            Result(request, None, {"generated": finite_pil(image, row)})
+            for row, (request, image) in enumerate(zip(requests, images, strict=True))
+        ]
 
 
 class TextToImage(Generate):
@@ -164,12 +171,42 @@ class TextToImage(Generate):
     num_images = (0, 0)
     plain_files = True
     may_be_empty = True
+    options = {**Generate.options, "think": switch("write about the prompt first, and generate from what was written")}
 
     def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
         """One per prompt."""
         if not words:
             raise UserError("text-to-image", "no prompt", "text-to-image PROMPT ..., each in quotes")
         return [([], word) for word in words]
+
+    def options_of(self, method: Any) -> dict[str, Option]:
+        """Without ``think`` where a method cannot."""
+        from umm_zoo.backbones.thoughts import Thinks
+
+        found = super().options_of(method)
+        return {name: option for name, option in found.items() if name != "think" or isinstance(method, Thinks)}
+
+    def results(self, model: Model, requests: list[Request], sampling: Sampling) -> list[Result]:
+        """As the base class; where it is asked for, the answer is what was written before."""
+        from umm_zoo.backbones.thoughts import Thinks
+        from umm_zoo.methods.reasoning import told
+
+        if not requests[0].settings.get("think"):
+            return super().results(model, requests, sampling)
+        if not isinstance(model.method, Thinks) or "think" not in self.options_of(model.method):
+            raise model.cannot("think before it generates", Thinks)
+        batch, seeds = model.batch_of(requests), [request.settings["seed"] for request in requests]
+        thoughts = model.method.think(batch, seeds)
+        images = model.method.generate(told(batch, thoughts), seeds, sampling)
+        results = []
+        for row, (request, thought, image) in enumerate(zip(requests, thoughts, images, strict=True)):
+            remark = "" if thought.marked else "without the marker of a rewrite: generated from the prompt as it was"
+            if not thought.marked and thought.request == thought.text:
+                remark = "without the marker of a rewrite: generated from all of the text"
+            made = finite_pil(image, row)
+            made.info["thought"] = thought.text
+            results.append(Result(request, thought.text, {"generated": made}, remark=remark))
+        return results
 
 
 class Edit(Generate):
@@ -206,3 +243,38 @@ class Compose(Generate):
             expected = "compose IMAGE IMAGE ... INSTRUCTION, the instruction last and in quotes"
             raise UserError("compose", f"{len(words)} words", expected)
         return [([Path(word) for word in words[:-1]], words[-1])]
+
+
+class Refine(Edit):
+    """Image generated again after what it lacks was said, round after round."""
+
+    help = "say what an image lacks of its prompt, and generate it again so: refine IMAGE PROMPT"
+    options = {**Edit.options, "rounds": whole("most of them; fewer where nothing is left to change", 1, 100, 1)}
+
+    def words(self, words: list[str], arguments: argparse.Namespace) -> list[tuple[list[Path], str]]:
+        """One request."""
+        if len(words) != 2:
+            raise UserError("refine", f"{len(words)} words", "refine IMAGE PROMPT, the prompt in quotes")
+        return [([Path(words[0])], words[1])]
+
+    def possible(self, method: Any) -> bool:
+        """Whether it reflects on images."""
+        from umm_zoo.backbones.thoughts import Reflects
+        from umm_zoo.generation.abilities import refused
+
+        return isinstance(method, Reflects) and not {"images", "refine"} & refused(method)
+
+    def results(self, model: Model, requests: list[Request], sampling: Sampling) -> list[Result]:
+        """The image of every round; the answer is what was said before each, a line each."""
+        from umm_zoo.backbones.thoughts import Reflects
+        from umm_zoo.methods import reasoning
+
+        if not isinstance(model.method, Reflects) or not self.possible(model.method):
+            raise model.cannot("say what an image lacks", Reflects)
+        loop, seeds = reasoning.Refine(requests[0].settings["rounds"]), [request.settings["seed"] for request in requests]
+        results = []
+        for row, rounds in enumerate(loop(model.method, model.batch_of(requests), seeds, sampling)):
+            images = {f"round {k}": finite_pil(own.image, row) for k, own in enumerate(rounds, 1) if own.image is not None}
+            remark = "" if images else "nothing to change: no image was made"
+            results.append(Result(requests[row], "\n".join(own.thought.text for own in rounds), images, remark=remark))
+        return results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Option:
         expected: the values that it takes, for the error.
         convert: the value from a text of the command line or a value of JSON; a ``ValueError`` where it is none.
         default: where nothing is said; None leaves it to the run.
+        switch: whether it stands on the command line without a value; one that is off is no setting at all.
     """
 
     help: str
@@ -32,6 +33,7 @@ class Option:
     expected: str
     convert: Callable[[Any], Any]
     default: Any = None
+    switch: bool = False
 
     def read(self, value: Any, where: str) -> Any:
         """The setting; a ``UserError`` at ``where`` if the value is none."""
@@ -53,6 +55,31 @@ def whole(help: str, low: int, high: int, default: int | None = None) -> Option:
 
     expected = f"a positive whole number up to {high}" if low == 1 else f"a whole number from {low} to {high}"
     return Option(help, "N", expected, convert, default)
+
+
+def switch(help: str) -> Option:
+    """On where it is said."""
+
+    def convert(value: Any) -> bool | None:
+        words = {"true": True, "yes": True, "false": None, "no": None}
+        if isinstance(value, str) and value.lower() in words:
+            return words[value.lower()]
+        if not isinstance(value, bool):
+            raise ValueError
+        return value or None
+
+    return Option(help, "", "true or false", convert, switch=True)
+
+
+def settings_in(options: Mapping[str, Option], given: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    """The settings that are given, others at their defaults; switches that are off are left out.
+
+    Raises:
+        UserError: one cannot be, at ``where`` of its name.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    read = {name: own.read(said[name], where(name)) if name in said else own.default for name, own in options.items()}
+    return {name: value for name, value in read.items() if value is not None or not options[name].switch}
 
 
 def number(help: str, low: float, high: float, default: float | None = None) -> Option:

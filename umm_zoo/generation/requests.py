@@ -78,6 +78,7 @@ class Result:
     images: dict[str, Image.Image] = field(default_factory=dict)
     similarities: dict[str, float] = field(default_factory=dict)
     tokens: Answer | None = None  #: of the answer, where the method tells
+    remark: str = ""  #: on how it was made, where that is not as asked for
 
 
 def check_images(requests: list[Request]) -> None:

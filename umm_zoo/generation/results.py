@@ -63,6 +63,7 @@ class ResultsFolder:
             **({"size": f"{made.height}x{made.width}"} if made else {}),
             "answer": result.answer,
             **({"similarities": result.similarities} if result.similarities else {}),
+            **({"remark": result.remark} if result.remark else {}),
             "files": list(files.values()),
             **self.about,
         }

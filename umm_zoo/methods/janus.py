@@ -18,11 +18,10 @@ from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.preparation import Asked, Preparation, WholeRows
 from umm_zoo.backbones.unified import UnifiedAR
 from umm_zoo.batch import Batch, Task, stacked
-from umm_zoo.conversation import Turn
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
-from umm_zoo.methods.requests import request_batch
+from umm_zoo.methods.requests import no_answer, of_kind, request_batch
 from umm_zoo.objectives.step import blocks_are_sharded
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
 
@@ -95,7 +94,7 @@ class Janus(AnswersWithVLM, Method):
         A batch of one kind of rows touches the parameters of the other kind too: ranks wait for each other's gradients.
         """
         answers, images = of_kind(batch, False), of_kind(batch, True)
-        inputs = self.vlm.inputs_of(answers if len(answers) else _no_answer())
+        inputs = self.vlm.inputs_of(answers if len(answers) else no_answer())
         dropped = torch.rand(len(batch)) < self.dropout
         prompts, ids = self._image_inputs(images, dropped[torch.tensor(batch.has_target)])
         num_ids = len(images) * self.grid.num_cells
@@ -245,14 +244,3 @@ class _AnswerRows:
     def __call__(self, batch: Batch) -> Iterable[Asked]:
         rows = of_kind(batch, False)
         return WholeRows(self.answers)(rows) if len(rows) else []
-
-
-def of_kind(batch: Batch, has_target: bool) -> Batch:
-    """The rows that ask for an image, or those that do not."""
-    rows = [row for row, own in enumerate(batch.has_target) if own == has_target]
-    return batch if len(rows) == len(batch) else batch.select(rows)
-
-
-def _no_answer() -> Batch:
-    """A row without an answer, in whose place no label is learnt."""
-    return Batch(["nothing"], [[Turn(role="user", text="")]])

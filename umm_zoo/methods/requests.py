@@ -55,3 +55,14 @@ def row_seeds(batch: Batch) -> list[int]:
     """A seed per row that depends on the row alone; rows of a ``pair`` share theirs, so that they differ by the request alone."""
     names = [str(meta.get("pair", key)) for meta, key in zip(batch.meta, batch.keys, strict=True)]
     return [zlib.crc32(name.encode()) for name in names]
+
+
+def of_kind(batch: Batch, has_target: bool) -> Batch:
+    """The rows that ask for an image, or those that do not."""
+    rows = [row for row, own in enumerate(batch.has_target) if own == has_target]
+    return batch if len(rows) == len(batch) else batch.select(rows)
+
+
+def no_answer() -> Batch:
+    """A row without an answer, in whose place no label is learnt."""
+    return Batch(["nothing"], [[Turn(role="user", text="")]])

@@ -120,20 +120,26 @@ class GaussianNoisePrediction(Objective):
         sampling_steps: steps kept when sampling.
         first_index: the noisiest index sampling starts from; None is T - 1.
         clip: bound on the predicted clean latent while sampling; None for no bound.
+        temperature: factor on the noise that sampling adds (not on that it starts from): MAR's.
 
     Raises:
         ValueError: the sampling steps do not fit the first index.
     """
 
     def __init__(
-        self, num_draws: Count = 4, sampling_steps: Count = 1000, first_index: int | None = None, clip: Weight | None = None
+        self,
+        num_draws: Count = 4,
+        sampling_steps: Count = 1000,
+        first_index: int | None = None,
+        clip: Weight | None = None,
+        temperature: Weight = 1.0,
     ) -> None:
         self.process = GaussianProcess(cosine_betas())
         largest = len(self.process.betas) - 1
         last = largest if first_index is None else first_index
         if not 0 <= last <= largest:
             raise ValueError(f"first_index: found {last}, expected 0..{largest}")
-        self.num_draws, self.clip = num_draws, clip
+        self.num_draws, self.clip, self.temperature = num_draws, clip, temperature
         self.sampling_process = self.process.respaced(spaced_indices(sampling_steps, last))
 
     def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
@@ -147,18 +153,34 @@ class GaussianNoisePrediction(Objective):
     def losses_at(self, denoiser: Predictor, latents: Tensor, condition: Tokens, t: Tensor, noise: Tensor) -> Tensor:
         """The loss at given steps ``[R*B]`` and noise, latents already repeated; ``[R*B]``."""
         copies = len(latents) // len(condition.values)
-        condition = _repeated(condition, copies)
+        condition = repeated(condition, copies)
         # like the release, outside any low-precision autocast: the noise at small t is lost in bfloat16
         with torch.autocast(latents.device.type, enabled=False):
             predicted = denoiser(self.process.noised(latents, t, noise), t, condition)
         errors = (noise - predicted.to(noise.dtype)).square()  # [R*B, C, h, w]
         return errors.flatten(1).mean(dim=1)
 
+    @property
+    def num_noises(self) -> int:
+        """Draws of noise that a sample is made of: one to start from, and one for each step."""
+        return len(self.sampling_process.betas) + 1
+
     @torch.no_grad()
-    def sample(self, denoiser: Predictor, shape: Shape, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
-        """Ancestral sampling from pure noise to ``[B, C, h, w]``."""
+    def sample(
+        self,
+        denoiser: Predictor,
+        shape: Shape,
+        condition: Tokens,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Ancestral sampling from pure noise to ``[B, C, h, w]``.
+
+        ``noise`` ``[num_noises, B, C, h, w]`` takes the place of draws from the generator, so that rows may have their own.
+        """
         device = condition.values.device
-        noises = (torch.randn(shape, generator=generator, device=device) for _ in range(len(self.sampling_process.betas) + 1))
+        drawn = (torch.randn(shape, generator=generator, device=device) for _ in range(self.num_noises))
+        noises = drawn if noise is None else iter(noise)
         x = next(noises)
         for step in reversed(range(len(self.sampling_process.betas))):
             x = self.denoise_step(denoiser, x, step, condition, next(noises))
@@ -170,9 +192,10 @@ class GaussianNoisePrediction(Objective):
         with torch.autocast(x.device.type, enabled=False):
             predicted = denoiser(x, index, condition).to(x.dtype)
         position = torch.full((len(x),), step, device=x.device)
-        return self.sampling_process.step(x, position, predicted, noise, self.clip)
+        return self.sampling_process.step(x, position, predicted, self.temperature * noise, self.clip)
 
 
-def _repeated(condition: Tokens, copies: int) -> Tokens:
+def repeated(condition: Tokens, copies: int) -> Tokens:
+    """The conditions, copy after copy along the batch."""
     mask = None if condition.mask is None else condition.mask.repeat(copies, 1)
     return Tokens(at_least_float32(condition.values).repeat(copies, 1, 1), mask)

@@ -144,4 +144,6 @@ def _field(runs: Sequence[LoadedRun], command: Any, key: str) -> Any:
     known = list(dict.fromkeys(str(value) for value in own if value is not None))
     info = f"{option.help}; {option.expected}"
     label = _NAMES.get(key, key.replace("_", " ").capitalize())
+    if option.switch:
+        return gr.Checkbox(label=label, info=option.help)
     return gr.Textbox(label=label, info=info, placeholder=" / ".join(known), max_lines=1)

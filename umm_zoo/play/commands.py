@@ -52,7 +52,10 @@ def command_words(run: RunWords, command: str, images: Sequence[str], text: str,
         text: question, prompt or instruction; not looked at where the command has none.
         given: settings by name, as they were typed; an empty one is none.
     """
-    settings = [word for name, value in given.items() if str(value).strip() for word in option(name, str(value).strip())]
+    known = COMMANDS[command].options
+    switches = [f"--{name}" for name, value in given.items() if value and name in known and known[name].switch]
+    typed = {name: str(value).strip() for name, value in given.items() if not (name in known and known[name].switch)}
+    settings = [*switches, *(word for name, value in typed.items() if value for word in option(name, value))]
     safe = [f"./{path}" if path.startswith("-") else path for path in (run.run, *images)]
     return [safe[0], command, *settings, *run.options, *COMMANDS[command].line(safe[1:], text)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +31,25 @@ class EpsilonVAE(Judged):
     """
 
     codec: DiffusionCodec
+    codec_kind = DiffusionCodec
 
     def __init__(self, codec: DiffusionCodec, judges: Judges | None = None, statistics_momentum: Share = 0.99) -> None:
         super().__init__(codec, judges, statistics_momentum)
 
+    @classmethod
+    def load_codec(cls, source: str | Path, trust: Sequence[str] = (), raw_weights: bool = False) -> DiffusionCodec:
+        """See ``Judged.load_codec``."""
+        return cast(DiffusionCodec, super().load_codec(source, trust, raw_weights))
+
     def parts(self) -> dict[str, nn.Module]:
         """``encoder`` and ``decoder`` of the codec, and the judges."""
         return {"encoder": self.codec.encoder, "decoder": self.codec.denoiser, **self.judges.parts()}
+
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``."""
+        for images in (inputs, targets):
+            cells = cells_of(self.codec.posterior(images)[0])
+            self.codec.velocity(images, images.new_zeros(len(images)), cells)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of the images of a micro-batch, which are of one size."""

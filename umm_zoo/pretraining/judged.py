@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.latent_codec import LatentCodec
+from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.blocks.discriminators import Discriminator
-from umm_zoo.errors import Share, UserError, Weight
+from umm_zoo.checkpoints.files import load_checkpoint, weights_of
+from umm_zoo.errors import Share, UserError, Weight, did_you_mean
+from umm_zoo.experiment.build import build_embedded
+from umm_zoo.experiment.types import is_node
 from umm_zoo.method import MakeOptimizer, Method
 from umm_zoo.objectives.adversarial import AdversarialLoss
 from umm_zoo.objectives.perceptual import FeatureDistance, PerceptualDistance
@@ -86,9 +92,15 @@ class Judged(Method):
         codec: what is trained.
         judges: None is none.
         statistics_momentum: of the running latent statistics (our choice).
+
+    Attributes:
+        codec_argument: name of the argument that the codec is.
+        codec_kind: class of the codec.
     """
 
     stage_only = clipped_apart = ("discriminator",)
+    codec_argument: ClassVar[str] = "codec"
+    codec_kind: ClassVar[type[Any]] = LatentCodec
 
     def __init__(self, codec: LatentCodec, judges: Judges | None = None, statistics_momentum: Share = 0.99) -> None:
         super().__init__()
@@ -106,6 +118,39 @@ class Judged(Method):
         """Move the codec's statistics once for all latents of the step."""
         if not self.step.skipping and self._moments is not None:
             self.codec.track_moments(sum_over_ranks(self._moments), self.statistics_momentum)
+
+    def checkpoint_keys(self) -> set[str]:
+        """As ``Method.checkpoint_keys``, and the codec's statistics, which may stand in none of the parts."""
+        return super().checkpoint_keys() | {"codec.scaling", "codec.shift"}
+
+    @classmethod
+    def load_codec(cls, source: str | Path, trust: Sequence[str] = (), raw_weights: bool = False) -> LatentCodec:
+        """The codec that a run of such a method has trained, in evaluation mode: what another experiment takes as its codec.
+
+        codec: {_target_: umm_zoo.pretraining.tokenizer.Tokenizer.load_codec, source: runs/tokenizers/toy/qlip}
+
+        Args:
+            source: the run, one of its checkpoints, or what ``umm_zoo.export`` has written of it.
+            trust, raw_weights: see ``Method.load``.
+
+        Raises:
+            UserError: there is no checkpoint, or it holds no such codec.
+        """
+        checkpoint = load_checkpoint(source, mapped=True)
+        node: Mapping[str, Any] = checkpoint.get("experiment", {}).get("method", {})
+        state = weights_of(checkpoint, raw_weights)[0]
+        inside: Any = node.get(cls.codec_argument)
+        if is_node(inside):  # else an export: the codec itself stands in the method's place
+            node, state = inside, {key[len("codec.") :]: value for key, value in state.items() if key.startswith("codec.")}
+        codec: LatentCodec = build_embedded(node, cls.codec_kind, "method", source, trust)
+        own = codec.state_dict()
+        for key, value in state.items():
+            if key not in own or own[key].shape != value.shape:
+                found = f"'{key}' of {list(value.shape)}"
+                raise UserError(source, found, f"tensors of the codec beside it, a {type(codec).__name__}", did_you_mean(key, own))
+        if not on_meta_device():
+            codec.load_state_dict(state, strict=False)
+        return codec.eval()
 
     def train_only(self, trained: Sequence[str], make_optimizer: MakeOptimizer | None = None) -> None:
         """As ``Method.train_only``; a discriminator that does not learn would teach nothing.

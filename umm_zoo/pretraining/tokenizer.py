@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,7 @@ class Tokenizer(Judged):
 
     codec: VisualTokenizer
     understood = PIXEL  #: the branch of ``Outputs.tokens``
+    codec_argument, codec_kind = "tokenizer", VisualTokenizer
 
     def __init__(
         self,
@@ -44,6 +47,11 @@ class Tokenizer(Judged):
     ) -> None:
         super().__init__(tokenizer, judges, statistics_momentum)
         self.mse_weight, self.l1_weight, self.quantizer_weight = mse_weight, l1_weight, quantizer_weight
+
+    @classmethod
+    def load_codec(cls, source: str | Path, trust: Sequence[str] = (), raw_weights: bool = False) -> VisualTokenizer:
+        """See ``Judged.load_codec``: a ``TokenCodec`` and a ``LatentCodec``."""
+        return cast(VisualTokenizer, super().load_codec(source, trust, raw_weights))
 
     def parts(self) -> dict[str, nn.Module]:
         """``encoder``, ``branches`` and ``decoder`` of the tokenizer, and the judges."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from umm_zoo.experiment.trust import trusting
 from umm_zoo.method import Method
 from umm_zoo.methods.uae.readers import CaptionReader
 from umm_zoo.outputs import Draws
+from umm_zoo.pretraining.judged import Judged
 from umm_zoo.release.card import write_card
+from umm_zoo.release.codec import write_codec
 from umm_zoo.release.folder import new_folder
 from umm_zoo.release.parts import (
     PARTS,
@@ -82,6 +85,11 @@ class Export:
                 raise UserError("--merge-adapter", "a run without an adapter", "one with an adapter")
             self._merge()
         self.parts = library_parts(self.node, self.method)
+        self.codec: nn.Module | None = None  # one of our own blocks, which no library loads
+        if isinstance(self.method, Judged) and "codec" not in [part.folder for part in self.parts]:
+            self.codec, self.codec_node = self.method.codec, self.node[self.method.codec_argument]
+            inside = [replace(part, path=("codec", *part.path)) for part in library_parts(self.codec_node, self.codec)]
+            self.parts = [*inside, *(part for part in self.parts if part.path[0] != "codec")]
 
     def _merge(self) -> None:
         """The method without its adapters, whose weights say the same."""
@@ -115,6 +123,8 @@ class Export:
         with new_folder(out, again) as folder:
             if name is None:
                 card, stored = self._write_whole(folder, out)
+            elif name == "codec" and self.codec is not None:
+                card, stored = self._write_codec(folder, out)
             elif name in self.adapters:
                 card, stored = self._write_adapter(folder, self.adapters[name], name, out)
             else:
@@ -133,6 +143,8 @@ class Export:
                 hint = "--part NAME writes one, --merge-adapter none"
                 raise UserError(self.source, f"{len(self.adapters)} adapters ({', '.join(self.adapters)})", "one", hint)
             return next(iter(self.adapters))
+        if self.codec is not None:
+            return "codec"
         own = [part.path[0] for part in self.parts if len(part.path) == 1]
         found = next((name for name in PARTS if name in own), None)
         if found is None:
@@ -143,10 +155,10 @@ class Export:
         for part in self.parts:
             if name in (part.folder, ".".join(part.path)):
                 return part
-        there = [*(part.folder for part in self.parts), *self.adapters]
+        there = [*(part.folder for part in self.parts), *self.adapters, *(["codec"] if self.codec is not None else [])]
         raise UserError("--part" if name else self.source, f"'{name}'" if name else "no part to export", f"one of {there}")
 
-    # -- the three forms -----------------------------------------------------------------------------------------------------
+    # -- the four forms ------------------------------------------------------------------------------------------------------
 
     def _card(self, name: str, node: Mapping[str, Any], parts: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         libraries = {part["network"].partition(".")[0] for part in parts}
@@ -195,6 +207,20 @@ class Export:
         record = {**part_record(host, "base" if base != host.source else base), "made_from": host.source}
         card = self._card(out.name, node, [record], folder)
         return {**card, "library": "peft", "adapter": f"{ADAPTER} That is `{base}`."}, {}
+
+    def _write_codec(self, folder: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A codec of our own blocks, which ``load_codec`` of its method reads."""
+        assert self.codec is not None and isinstance(self.method, Judged)
+        said = {"weights": self.run.weights, "global_step": self.run.checkpoint.get("global_step"), "version": umm_zoo.__version__}
+        parts = write_codec(self.codec, self.codec_node, folder, self._save, self.dtype, said)
+        kind = type(self.method)
+        again = kind.load_codec(folder, self.run.experiment.named_modules)
+        assert_same(again, self.codec, self.dtype, str(self.source))
+        node = {"_target_": f"{kind.__module__}.{kind.__qualname__}.load_codec", "source": out.as_posix()}
+        card = self._card(out.name, node, [part_record(part, part.folder) for part in parts], folder)
+        card["class"] = f"{type(self.codec).__module__}.{type(self.codec).__qualname__}"
+        card["parameters"] = sum(p.numel() for p in self.codec.parameters())
+        return card, {f"codec.{key}": value for key, value in again.state_dict().items()}
 
     def _write_whole(self, folder: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Every part in a folder of its own, the rest of the tensors, and a table of contents that ``Method.load`` reads."""

@@ -92,7 +92,7 @@ def whole_tree(node: Mapping[str, Any], adapters: Mapping[str, Any] | None) -> t
         own: Mapping[str, Any] | None = None
         if _is_run(value):
             inside = load_checkpoint(value["source"], mapped=True)["experiment"]
-            value, own = inside["method"], inside.get("adapters")
+            value, own = _loaded(value, inside["method"]), inside.get("adapters")
         if isinstance(value, Mapping):
             found[name], below = whole_tree(value, own)
             beside |= {f"{name}.{part}": adapter for part, adapter in below.items()}
@@ -108,7 +108,14 @@ def is_of_run(node: Any, path: Sequence[str]) -> bool:
 
 
 def _is_run(node: Any) -> bool:
-    return is_node(node) and str(node[TARGET]).endswith(".load") and "source" in node
+    return is_node(node) and str(node[TARGET]).endswith((".load", ".load_codec")) and "source" in node
+
+
+def _loaded(node: Mapping[str, Any], method: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node of what a node loads of a run: its method, or the codec in it."""
+    if str(node[TARGET]).endswith(".load"):
+        return method
+    return next((method[name] for name in ("tokenizer", "codec") if is_node(method.get(name))), method)
 
 
 def assert_whole(node: Any, parts: Sequence[LibraryPart], path: tuple[str, ...] = ()) -> None:
@@ -123,7 +130,7 @@ def assert_whole(node: Any, parts: Sequence[LibraryPart], path: tuple[str, ...] 
         node = dict(enumerate(node))
     if not isinstance(node, Mapping):
         return
-    if str(node.get(TARGET, "")).rpartition(".")[2] in ("from_pretrained", "from_parts", "load"):
+    if str(node.get(TARGET, "")).rpartition(".")[2] in ("from_pretrained", "from_parts", "load", "load_codec"):
         said = node.get("source", node.get("vision_tower"))
         found = f"weights of '{said}' in a place that cannot be exported"
         raise UserError(".".join(("method", *path)), found, "parts with a folder of their own")

@@ -58,7 +58,9 @@ class Making:
     def answer(self, results: Sequence[Result], created: int) -> dict[str, Any]:
         """The JSON of the images."""
         made = [image for result in results for image in result.images.values()]
-        data = [{"b64_json": self.file(image), "seed": row.settings["seed"]} for row, image in zip(self.rows, made, strict=True)]
+        thoughts = [{} if result.answer is None else {"revised_prompt": result.answer} for result in results]
+        rows = zip(self.rows, made, thoughts, strict=True)
+        data = [{"b64_json": self.file(image), "seed": row.settings["seed"], **thought} for row, image, thought in rows]
         size = f"{made[0].width}x{made[0].height}"
         return {"created": created, "data": data, "output_format": self.format, "size": size}
 
@@ -83,6 +85,7 @@ def read_making(body: Mapping[str, Any], files: Sequence[bytes] | None, limits: 
     if len(prompt) > limits.max_prompt:
         raise UserError("prompt", f"{len(prompt)} characters", f"at most {limits.max_prompt} (--max-prompt)")
     settings = {name: option_in(body, name, command.options[name]) for name in own if name not in ("size", "seed")}
+    settings = {name: value for name, value in settings.items() if value is not None or not command.options[name].switch}
     settings |= {"seed": seed_in(body), "num": option_in(body, "n", whole("", 1, limits.max_n, 1))}
     settings["size"] = _size(body, command, limits)
     if (settings["steps"] or 0) > limits.max_steps:

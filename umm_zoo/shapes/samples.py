@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from umm_zoo.errors import UserError
 from umm_zoo.shapes.descriptions import TEXT_KINDS
 from umm_zoo.shapes.edits import COMPOSITIONS, EDITS, Edit, make_composition, make_edit, make_hybrid
 from umm_zoo.shapes.geneval import CATEGORIES, COUPLES, make_prompt
+from umm_zoo.shapes.implied import fact, implied
 from umm_zoo.shapes.language import long_caption, short_caption
-from umm_zoo.shapes.questions import BLOCK, Question, Slot, ask, ask_several, mark_pair, question_plan
+from umm_zoo.shapes.making import PLAIN_EVERY, Made, SampleRequest
+from umm_zoo.shapes.questions import Question, Slot, ask, ask_several, mark_pair
 from umm_zoo.shapes.relations import RelationPrompt, make_colour_relation, make_relation, make_tied_relation
 from umm_zoo.shapes.rendering import encode_png, render
-from umm_zoo.shapes.scenes import SPLIT_STREAMS, Scene, World, sample_scene, sample_stream
+from umm_zoo.shapes.scenes import SPLIT_STREAMS, Scene, World, sample_stream
 from umm_zoo.shapes.two_images import ask_two
 
 SPLITS = tuple(SPLIT_STREAMS)
@@ -30,6 +30,8 @@ MARK_SHARE = 0.2
 DIALOGUE_TURNS = 6
 #: One imagined change in this many takes its object from a second image.
 COMPOSED_EVERY = 4
+#: What is said of an image that shows what its prompt asks for.
+NO_CHANGE = "No change needed."
 #: Attempts before a sample is given up; most need one, a rare edit in a full board a dozen.
 _MAX_ATTEMPTS = 2_000
 
@@ -58,40 +60,6 @@ class Sample:
         return {"__key__": self.key, "json": self.row, **images}
 
 
-@dataclass(frozen=True)
-class _Request:
-    """Request for a sample, and the random numbers to make it from."""
-
-    world: World
-    seed: int
-    split: str
-    index: int
-    mark_share: float
-    caption_order: str
-    rng: np.random.Generator
-
-    def scene(self, least: int = 1, most: int | None = None) -> Scene:
-        return sample_scene(self.world, self.split, self.rng, least, most)
-
-    def caption(self, scene: Scene) -> str:
-        return long_caption(scene, self.rng if self.caption_order == "random" else None)
-
-    def slot(self, number: int) -> Slot:
-        block, place = divmod(number, BLOCK)
-        return question_plan(self.seed, SPLIT_STREAMS[self.split], block, self.mark_share)[place]
-
-
-@dataclass(frozen=True)
-class _Made:
-    """Outcome of a request: questions and answers (None where an image is to be generated), scenes, ground truth."""
-
-    kind: str
-    turns: Iterable[tuple[str, str | None]]
-    scenes: tuple[Scene, ...] = ()
-    target: Scene | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-
 def make_sample(
     world: World, seed: int, split: str, task: str, index: int, mark_share: float | None = None, caption_order: str = "canonical"
 ) -> Sample:
@@ -116,7 +84,7 @@ def make_sample(
     mark_share = usual_mark_share(world) if mark_share is None else mark_share
     # Both halves of a mark pair come from one stream: index 2p and 2p + 1 are made of the same random numbers.
     rng = sample_stream(seed, split, task, index // 2 if task == "pairs" else index)
-    request = _Request(world, seed, split, index, mark_share, caption_order, rng)
+    request = SampleRequest(world, seed, split, index, mark_share, caption_order, rng)
     for _ in range(_MAX_ATTEMPTS):
         if (made := _MAKERS[task](request)) is not None:
             return _sample(made, task, split, index)
@@ -128,7 +96,7 @@ def usual_mark_share(world: World) -> float:
     return MARK_SHARE if world.has_detail else 0.0
 
 
-def _sample(made: _Made, task: str, split: str, index: int) -> Sample:
+def _sample(made: Made, task: str, split: str, index: int) -> Sample:
     conversations: list[dict[str, str]] = []
     for question, answer in made.turns:
         marker = "" if conversations else "<image>\n" * len(made.scenes)
@@ -145,77 +113,77 @@ def _sample(made: _Made, task: str, split: str, index: int) -> Sample:
     return Sample(f"{task}-{index:08d}", row, made.scenes, made.target)
 
 
-def _captions(request: _Request) -> _Made:
+def _captions(request: SampleRequest) -> Made:
     scene = request.scene()
     if request.index % SHORT_EVERY == 0:
-        return _Made("caption_short", [("Describe the image briefly.", short_caption(scene))], (scene,))
-    return _Made("caption_long", [("Describe the image.", request.caption(scene))], (scene,))
+        return Made("caption_short", [("Describe the image briefly.", short_caption(scene))], (scene,))
+    return Made("caption_long", [("Describe the image.", request.caption(scene))], (scene,))
 
 
-def _text_to_image(request: _Request) -> _Made:
+def _text_to_image(request: SampleRequest) -> Made:
     scene = request.scene()
-    return _Made("text_to_image", [(request.caption(scene), None)], target=scene)
+    return Made("text_to_image", [(request.caption(scene), None)], target=scene)
 
 
-def _geneval(categories: tuple[str, ...], request: _Request) -> _Made | None:
+def _geneval(categories: tuple[str, ...], request: SampleRequest) -> Made | None:
     category = categories[request.index % len(categories)]
     prompt = make_prompt(request.world, request.split, category, request.rng)
-    return prompt and _Made(category, [(prompt.text, None)], target=prompt.scene, meta={"requirement": prompt.requirement})
+    return prompt and Made(category, [(prompt.text, None)], target=prompt.scene, meta={"requirement": prompt.requirement})
 
 
-def _relation(maker: Callable[..., RelationPrompt | None], request: _Request) -> _Made | None:
+def _relation(maker: Callable[..., RelationPrompt | None], request: SampleRequest) -> Made | None:
     prompt = maker(request.world, request.split, request.rng)
-    return prompt and _Made("relation", [(prompt.text, None)], target=prompt.scene)
+    return prompt and Made("relation", [(prompt.text, None)], target=prompt.scene)
 
 
-def _question(question: Question | None, *scenes: Scene, **meta: Any) -> _Made | None:
+def _question(question: Question | None, *scenes: Scene, **meta: Any) -> Made | None:
     if question is None:
         return None
-    return _Made(question.kind, [(question.text, question.answer)], scenes, meta={**meta, **dict(question.meta)})
+    return Made(question.kind, [(question.text, question.answer)], scenes, meta={**meta, **dict(question.meta)})
 
 
-def _questions(request: _Request) -> _Made | None:
+def _questions(request: SampleRequest) -> Made | None:
     scene = request.scene()
     return _question(ask(request.world, scene, request.split, request.slot(request.index), request.rng), scene)
 
 
-def _several(kind: str, request: _Request, slots: Iterable[Slot]) -> _Made | None:
+def _several(kind: str, request: SampleRequest, slots: Iterable[Slot]) -> Made | None:
     scene = request.scene()
     turns = ask_several(request.world, scene, request.split, slots, request.rng)
-    return _Made(kind, turns.items(), (scene,)) if len(turns) > 1 else None
+    return Made(kind, turns.items(), (scene,)) if len(turns) > 1 else None
 
 
-def _dialogues(request: _Request) -> _Made | None:
+def _dialogues(request: SampleRequest) -> Made | None:
     """Several questions about one image in one conversation, as LLaVA-1.5 merges them: the image is encoded once for all."""
     numbers = range(request.index * DIALOGUE_TURNS, (request.index + 1) * DIALOGUE_TURNS)
     return _several("dialogue", request, map(request.slot, numbers))
 
 
-def _lookups(request: _Request) -> _Made | None:
+def _lookups(request: SampleRequest) -> Made | None:
     """Objects found by descriptions, time and again: the skill behind all other questions, and the last to be learnt."""
     kinds = ("position", "position", "colour", "shape", "size")
     return _several("lookup", request, (Slot(kinds[int(request.rng.integers(5))]) for _ in range(2 * DIALOGUE_TURNS)))
 
 
-def _pairs(request: _Request) -> _Made | None:
+def _pairs(request: SampleRequest) -> Made | None:
     question, both = mark_pair(request.world, request.scene(), request.rng)
     shown, answer = both[request.index % 2]
     return _question(question._replace(answer=answer), shown, pair=request.index // 2)
 
 
-def _two_images(request: _Request) -> _Made | None:
+def _two_images(request: SampleRequest) -> Made | None:
     made = ask_two(request.world, request.split, request.index, request.rng)
     return made and _question(made[1], *made[0])
 
 
-def _edited(edit: Edit | None, kind: str, *scenes: Scene) -> _Made | None:
+def _edited(edit: Edit | None, kind: str, *scenes: Scene) -> Made | None:
     if edit is None:
         return None
     meta = {"edit": edit.kind, "edited_cells": list(edit.cells)}
-    return _Made(kind, [(edit.instruction, None)], scenes, edit.target, meta)
+    return Made(kind, [(edit.instruction, None)], scenes, edit.target, meta)
 
 
-def _edits(request: _Request) -> _Made | None:
+def _edits(request: SampleRequest) -> Made | None:
     kind, world = EDITS[request.index % len(EDITS)], request.world
     # An added object should leave the scene inside the world, a removed one should leave something to look at.
     most = world.max_objects - 1 if kind == "add" else world.max_objects
@@ -223,25 +191,25 @@ def _edits(request: _Request) -> _Made | None:
     return _edited(make_edit(world, scene, request.split, kind, request.rng), kind, scene)
 
 
-def _hybrid_edits(request: _Request) -> _Made | None:
+def _hybrid_edits(request: SampleRequest) -> Made | None:
     scene = request.scene()
     return _edited(make_hybrid(request.world, scene, request.split, request.rng), "hybrid", scene)
 
 
-def _compositions(request: _Request) -> _Made | None:
+def _compositions(request: SampleRequest) -> Made | None:
     first, second = request.scene(), request.scene()
     kind = COMPOSITIONS[request.index % len(COMPOSITIONS)]
     return _edited(make_composition(request.world, first, second, kind, request.rng), kind, first, second)
 
 
-def _readings(request: _Request) -> _Made | None:
+def _readings(request: SampleRequest) -> Made | None:
     """Text alone: what a language model must understand before an image can be described to it in words."""
     kind = tuple(TEXT_KINDS)[request.index % len(TEXT_KINDS)]
     turns = TEXT_KINDS[kind](request.world, request.split, request.rng)
-    return None if turns is None else _Made(kind, turns)
+    return None if turns is None else Made(kind, turns)
 
 
-def _imagined(request: _Request) -> _Made | None:
+def _imagined(request: SampleRequest) -> Made | None:
     """An image or two and an instruction, answered by the description of what would result."""
     block, place = divmod(request.index, COMPOSED_EVERY)  # each maker goes through its own kinds in turn
     composed = place == COMPOSED_EVERY - 1
@@ -250,10 +218,25 @@ def _imagined(request: _Request) -> _Made | None:
     if made is None or made.target is None:
         return None
     turns = [(instruction, long_caption(made.target)) for instruction, _ in made.turns]
-    return _Made(f"imagine_{made.kind}", turns, made.scenes, meta=made.meta)
+    return Made(f"imagine_{made.kind}", turns, made.scenes, meta=made.meta)
 
 
-_MAKERS: dict[str, Callable[[_Request], _Made | None]] = {
+def _refinements(request: SampleRequest) -> Made | None:
+    """A first image, what is to be changed in it, and the image that the prompt asks for: a trajectory of interleaved reasoning."""
+    if request.index % PLAIN_EVERY == PLAIN_EVERY - 1:
+        scene = request.scene()
+        made: Made | None = Made("unchanged", [(NO_CHANGE, None)], (scene,), scene)
+    else:
+        made = _edits(replace(request, index=request.index // PLAIN_EVERY * (PLAIN_EVERY - 1) + request.index % PLAIN_EVERY))
+    if made is None or made.target is None:
+        return None
+    ((reflection, _),) = made.turns
+    prompt = long_caption(made.target, request.rng)
+    texts = {"prompt": prompt, "thinking": long_caption(made.target), "reflection": reflection}
+    return replace(made, turns=[(prompt, None)], meta={**made.meta, **texts})
+
+
+_MAKERS: dict[str, Callable[[SampleRequest], Made | None]] = {
     "captions": _captions,
     "questions": _questions,
     "dialogues": _dialogues,
@@ -271,5 +254,8 @@ _MAKERS: dict[str, Callable[[_Request], _Made | None]] = {
     "tied_relations": partial(_relation, make_tied_relation),
     "readings": _readings,
     "imagined": _imagined,
+    "facts": fact,
+    "implied": implied,
+    "refinements": _refinements,
 }
 TASKS = tuple(_MAKERS)

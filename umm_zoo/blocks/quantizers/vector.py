@@ -22,7 +22,7 @@ def nearest(latents: Tensor, book: Tensor) -> Tensor:
 
     In float32 at least, whatever the precision of training: in bfloat16 several percent of the codes would be others.
     """
-    with torch.autocast(latents.device.type, enabled=False):
+    with torch.autocast("cpu" if latents.is_meta else latents.device.type, enabled=False):  # torch knows none of "meta"
         wide = torch.promote_types(book.dtype, torch.float32)
         book = book.to(wide)
         half = book.square().sum(dim=1) / 2  # |z - e|^2 is least where z e - |e|^2 / 2 is most

@@ -94,5 +94,35 @@ class AnswerStatesReader(CaptionReader):
         return Tokens(torch.take_along_dim(hidden, order[..., None], dim=1), mask)
 
 
+class RewriteReader(BaseTextReader):
+    """Reader of a prompt's own tokens and what closes its turn, as the text encoder of Qwen-Image reads the rewrite of a thought.
+
+    Think-Then-Generate generates from the rewritten prompt in a new conversation: the states have seen neither the user's prompt
+    nor the reasoning. What stands before the prompt (system turn, opening of the user's; 34 tokens in Qwen-Image) is read too but
+    not handed on. By the model without its adapter, or the decoder's condition would drift while the model learns to think.
+
+    Reference: "Think-Then-Generate" (arXiv 2601.10332) and its released code; diffusers' ``QwenImagePipeline``.
+
+    Args:
+        role: of the turn.
+    """
+
+    def __init__(self, role: str = "user") -> None:
+        super().__init__(role)
+
+    def states(self, vlm: LibraryVLM, captions: Sequence[str], images: Images | None) -> Tokens:
+        """See ``CaptionReader``; the images are not looked at."""
+        inputs = vlm.embed([[_turn(self.role, caption)] for caption in captions], None, [0] * len(captions), for_generation=True)
+        kept = inputs.attention_mask & (inputs.attention_mask.cumsum(dim=1) > self._before(vlm))
+        longest = int(kept.sum(dim=1).max())
+        hidden, mask = vlm(inputs).hidden[:, -longest:], kept[:, -longest:]  # prompts are padded on the left
+        return Tokens(hidden, None if bool(mask.all()) else mask)
+
+    def _before(self, vlm: LibraryVLM) -> int:
+        """Tokens that stand before every prompt."""
+        one, other = (vlm.embed([[_turn(self.role, text)]], None, [0], for_generation=True).token_ids[0].tolist() for text in "xQ")
+        return next(place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+
+
 def _turn(role: str, text: str, marker: str = "") -> Turn:
     return {"role": role, "text": marker + text.replace(IMAGE_MARKER, "")}  # type: ignore[typeddict-item]
