@@ -79,10 +79,10 @@ def per_second(work: Callable[[Tensor], Any], inputs: Tensor, repeats: int) -> f
 def speeds(codec: LatentCodec, side: int = 32, batch: int = 32, repeats: int = 5) -> dict[str, float]:
     """Images per second from pixels to codes and back; to latents where there are no codes."""
     images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    encode: Callable[[Tensor], Tensor] = codec.encode
+    decode: Callable[[Tensor], Tensor] = codec.decode
     if isinstance(codec, VisualTokenizer) and codec.codes(images[:1]).shape[-1]:
         encode, decode = codec.codes, codec.images
-    else:
-        encode, decode = codec.encode, codec.decode
     return {"encode": per_second(encode, images, repeats), "decode": per_second(decode, encode(images), repeats)}
 
 
@@ -106,7 +106,7 @@ def measured(folder: Path, words: Sequence[str], repeats: int, again: bool) -> d
         if kept["settings"] == settings:
             return kept["scores"]
     plain = load_run(folder, words)
-    makes = plain.load_method().makes
+    makes = plain.load_method().makes or ()
     more = [FRECHET, *([PROBE] if "tokens" in makes else [])]
     scores = scores_of(load_run(folder, [*more, *words]), repeats)
     file.write_text(json.dumps({"settings": settings, "scores": scores}, indent=2), encoding="utf-8")
