@@ -130,6 +130,12 @@ class SquareVLM(LibraryVLM):
         """``vision_tower``, ``projector``, ``language_model`` (embeddings to ``lm_head``)."""
         return {"vision_tower": self.vision_tower, "projector": self.projector, "language_model": self.language_model}
 
+    def give_language_model(self) -> LanguageModel:
+        """Hand the language model over to another network; from now on this one encodes images alone."""
+        given, self.language_model = self.language_model, LanguageModel(nn.Identity(), nn.Identity())
+        self._whole = (None,)
+        return given
+
     # -- inputs --------------------------------------------------------------------------------------------------------------
 
     def normalise(self, images: Tensor) -> Tensor:

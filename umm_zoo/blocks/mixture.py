@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from umm_zoo.backbones import flexible
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.flexible import BlockedMask, blocked
 from umm_zoo.backbones.precision import ExactBuffers
+from umm_zoo.blocks.routing import Routing
 from umm_zoo.errors import Count, Positive, UserError
 
 #: Decoders of transformers whose layers these are.
@@ -24,42 +24,6 @@ _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ENDING = "_moe_gen"
 #: Cosines and sines, ``[B, L, head size]``.
 Rotary = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Places of the tokens of each expert.
-
-    Args:
-        places: for each expert ``[T_e]``, numbers in ``[B * L]``.
-        shape: B and L.
-    """
-
-    places: tuple[Tensor, ...]
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, route: Tensor, experts: int, device: torch.device) -> Routing:
-        """That of numbers of experts ``[B, L]``, best on the CPU; with one expert all real tokens are its own."""
-        own = route.clamp(max=experts - 1).flatten()
-        places = (send((own == expert).nonzero()[:, 0], device) for expert in range(experts))
-        return cls(tuple(places), (route.shape[0], route.shape[1]))
-
-    def split(self, tokens: Tensor) -> list[Tensor]:
-        """Tokens ``[B, L, ...]`` by expert, ``[T_e, ...]``."""
-        flat = tokens.flatten(0, 1)
-        return [flat if self._is_all(own) else flat.index_select(0, own) for own in self.places]
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The inverse, ``[B, L, ...]``, with zeros on padding."""
-        for part, own in zip(parts, self.places, strict=True):
-            if self._is_all(own):
-                return part.unflatten(0, self.shape)
-        whole = parts[0].new_zeros(self.shape[0] * self.shape[1], *parts[0].shape[1:])
-        return whole.index_copy(0, torch.cat(self.places), torch.cat(list(parts))).unflatten(0, self.shape)
-
-    def _is_all(self, own: Tensor) -> bool:
-        return len(self.places) == 1 and len(own) == self.shape[0] * self.shape[1]
 
 
 class _Experts(nn.Module):
@@ -197,7 +161,7 @@ class MixtureStack(_Experts, ExactBuffers):
         self.rotary_emb = Qwen2RotaryEmbedding(config)
 
     @classmethod
-    def from_language_model(cls, decoder: Any, experts: int = 2, qk_norm: bool | None = None) -> MixtureStack:
+    def from_language_model(cls, decoder: Any, experts: int = 2, qk_norm: bool | None = None, wider: int = 1) -> MixtureStack:
         """The layers of a decoder of transformers, a copy of them for each expert.
 
         Args:
@@ -205,6 +169,7 @@ class MixtureStack(_Experts, ExactBuffers):
             experts: see the class.
             qk_norm: None is what the decoder has. True adds norms to one that has none, as Bagel does to Qwen2.5, which changes
                 what it says until it is trained.
+            wider: factor on the width of the MLPs, whose new units are random and say nothing at first.
 
         Raises:
             UserError: another kind of decoder, or one whose positions or windows are not known here.
@@ -225,7 +190,7 @@ class MixtureStack(_Experts, ExactBuffers):
             width=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
-            hidden_dim=config.intermediate_size,
+            hidden_dim=wider * config.intermediate_size,
             experts=experts,
             qk_norm=has_norm if qk_norm is None else qk_norm,
             bias="layers.0.self_attn.q_proj.bias" in state,
@@ -234,9 +199,9 @@ class MixtureStack(_Experts, ExactBuffers):
             head_dim=getattr(config, "head_dim", None),
         ).to(decoder.dtype)
         own = {key: state[key.replace(_ENDING, "")] for key in made.state_dict() if key.replace(_ENDING, "") in state}
-        missing = [
-            key for key in made.load_state_dict(own, strict=False).missing_keys if "q_norm" not in key and "k_norm" not in key
-        ]
+        own = {key: _widened(value, made.get_parameter(key)) for key, value in own.items()}
+        without = made.load_state_dict(own, strict=False).missing_keys
+        missing = [key for key in without if "q_norm" not in key and "k_norm" not in key]
         if missing:
             raise UserError("language_model", f"a {config.model_type} without '{missing[0]}'", f"one of {', '.join(_FAMILIES)}")
         return made
@@ -274,6 +239,17 @@ class MixtureStack(_Experts, ExactBuffers):
         for number, layer in enumerate(self.layers):
             parts = layer(parts, routing, rotary, allowed, cache, number, keep)
         return routing.join(self.run("norm", parts))
+
+
+@torch.no_grad()
+def _widened(weight: Tensor, beside: Tensor) -> Tensor:
+    """A weight in the upper left corner of another: new rows as they are there, new columns zero."""
+    if weight.shape == beside.shape:
+        return weight
+    wider = beside.clone()
+    wider[:, weight.shape[1] :] = 0
+    wider[: weight.shape[0], : weight.shape[1]] = weight
+    return wider
 
 
 def _held(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,175 @@
+"""Vision-language model whose language model is a mixture of an understanding and a generation expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.precision import ExactBuffers
+from umm_zoo.backbones.roomy_cache import with_room
+from umm_zoo.backbones.square_vlm import SquareVLM
+from umm_zoo.batch import Images
+from umm_zoo.blocks.mixture import MixtureStack
+from umm_zoo.blocks.sequence_plan import Item, Marks, SequencePlan
+from umm_zoo.errors import Count, UserError
+
+#: Around texts, and around images.
+_MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
+class Context:
+    """What rows hold so far, as keys and values: what a sampler or an answer goes on from.
+
+    Args:
+        cache: keys and values of ``[B, M]`` tokens.
+        real: ``[B, M]`` bool, False on padding.
+        next_positions: ``[B]``, on the CPU.
+    """
+
+    def __init__(self, cache: DynamicCache, real: Tensor, next_positions: Tensor) -> None:
+        self.cache, self.real, self.next_positions = cache, real, next_positions
+
+    def mask(self, among: Tensor) -> Tensor:
+        """Which keys new tokens may attend to, ``[B, N, M + N]``: all real ones, and each other as ``among [B, N, N]`` says."""
+        return torch.cat([self.real[:, None].expand(-1, among.shape[1], -1), among], dim=-1)
+
+
+class MixtureVLM(ExactBuffers):
+    """Embeddings, mixture of experts and output layer, and the vision tower of another model with its projector.
+
+    Texts stand between ``<|im_start|>`` and ``<|im_end|>`` each, without roles, images between ``<|vision_start|>`` and
+    ``<|vision_end|>``: the form of Bagel's release, whose tokenizer is Qwen2.5's.
+
+    Args:
+        vlm: gives its language model away and encodes images from now on.
+        experts: 2, or 1, with which all tokens share one set of weights.
+        qk_norm: of queries and keys; None is what the language model has. True adds norms, as Bagel does to Qwen2.5.
+        wider: factor on the width of the MLPs.
+        max_length: longest row in tokens; longer ones are refused.
+
+    Raises:
+        UserError: a language model whose layers are not known here.
+    """
+
+    def __init__(
+        self, vlm: SquareVLM, experts: Count = 2, qk_norm: bool | None = None, wider: Count = 1, max_length: Count = 4096
+    ) -> None:
+        super().__init__()
+        self.width, self.max_length = vlm.width, max_length
+        given: Any = vlm.give_language_model()
+        self.vlm = vlm
+        self.embed_tokens, self.lm_head = given.model.embed_tokens, given.lm_head
+        self.stack = MixtureStack.from_language_model(given.model, experts, qk_norm, wider)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``vision_tower``, ``projector``, ``understanding_expert`` with embeddings and output layer, ``generation_expert``."""
+        understanding, *generation = self.stack.experts_parts()
+        whole = nn.ModuleList([self.embed_tokens, *understanding, self.lm_head])
+        tower = {"vision_tower": self.vlm.vision_tower, "projector": self.vlm.projector}
+        return {**tower, "understanding_expert": whole, **({"generation_expert": generation[0]} if generation else {})}
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Token ids around texts and images.
+
+        Raises:
+            UserError: the tokenizer has none.
+        """
+        known = self.vlm.tokenizer.get_vocab()
+        if missing := [mark for mark in _MARKS if mark not in known]:
+            raise UserError("tokenizer", f"no token '{missing[0]}'", "a tokenizer with Qwen2.5's special tokens")
+        return Marks(*(known[mark] for mark in _MARKS))
+
+    def words(self, text: str) -> list[int]:
+        """Token ids of a text, without marks."""
+        ids: list[int] = self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def encode_images(self, images: Images) -> list[Tensor]:
+        """Tokens ``[N, D]`` of each image as the tower reads it."""
+        return self.vlm.encode_images(images)
+
+    @property
+    def blank(self) -> Tensor:
+        """An image of nothing, ``[3, H, W]``."""
+        return torch.zeros(3, self.vlm.image_size, self.vlm.image_size, device=self.embed_tokens.weight.device)
+
+    def num_tokens(self, image: Tensor) -> int:
+        """Tokens of an image as the tower reads it."""
+        return self.vlm.image_grid(image.shape[-2], image.shape[-1]).num_cells
+
+    def embed(self, plan: SequencePlan, images: dict[str, Sequence[Tensor]]) -> Tensor:
+        """What enters the layers, ``[B, L, D]``: words, and tokens ``[N, D]`` of images by kind, in the plan's order."""
+        device = self.embed_tokens.weight.device
+        tokens: Tensor = self.embed_tokens(send(plan.token_ids, device))
+        for kind, own in images.items():
+            if own:
+                rows = torch.cat(list(own)).to(tokens.dtype)
+                flat = tokens.flatten(0, 1).index_copy(0, send(plan.places[kind], device), rows)
+                tokens = flat.view(tokens.shape)
+        return tokens
+
+    def forward(self, plan: SequencePlan, tokens: Tensor) -> Tensor:
+        """States ``[B, L, D]`` of whole sequences."""
+        states: Tensor = self.stack(tokens, plan.route, plan.positions, plan.mask(tokens.device))
+        return states
+
+    def context(self, plan: SequencePlan, tokens: Tensor) -> Context:
+        """Keys and values of sequences that others go on from."""
+        cache = DynamicCache()
+        if tokens.shape[1]:
+            self.stack.read(tokens, plan.route, plan.positions, plan.mask(tokens.device), cache)
+        return Context(cache, send(plan.real, tokens.device), plan.next_positions)
+
+    @torch.no_grad()
+    def answer(self, context: Context, max_new_tokens: int, temperature: float = 0.0) -> list[str]:
+        """A text behind each row, at temperature 0 the likeliest; the context grows."""
+        rows, device = len(context.real), context.real.device
+        cache, real = with_room(context.cache), context.real
+        ids, ended = torch.full((rows,), self.marks.text_start, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
+        route, made = torch.zeros(rows, 1, dtype=torch.long), list[Tensor]()
+        for step in range(max_new_tokens):
+            real = torch.cat([real, real.new_ones(rows, 1)], dim=1)
+            positions = context.next_positions[:, None] + step
+            states = self.stack.read(self.embed_tokens(ids)[:, None], route, positions, real[:, None], cache)
+            logits = self.lm_head(states[:, 0]).float()
+            ids = logits.argmax(-1) if temperature == 0 else torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
+            ended |= ids == self.marks.text_end
+            made.append(ids.masked_fill(ended, self.marks.text_end))
+            if ended.all():
+                break
+        answers = torch.stack(made, dim=1).tolist() if made else [[]] * rows
+        return [self._text(own) for own in answers]
+
+    def _text(self, ids: list[int]) -> str:
+        end = ids.index(self.marks.text_end) if self.marks.text_end in ids else len(ids)
+        text: Any = self.vlm.tokenizer.decode(ids[:end])
+        return str(text).strip()
+
+
+def plan_of(vlm: MixtureVLM, rows: Sequence[Sequence[Item]], starts: Sequence[int] | None = None) -> SequencePlan:
+    """The plan of rows of items in a model's words.
+
+    Raises:
+        UserError: a row is longer than the model takes.
+    """
+    for row, items in enumerate(rows):
+        check_length(vlm, items, row)
+    return SequencePlan.of(rows, vlm.marks, starts)
+
+
+def check_length(vlm: MixtureVLM, items: Sequence[Item], row: int) -> None:
+    """Refuse a row that is longer than a model takes.
+
+    Raises:
+        UserError: names the row.
+    """
+    length = sum(len(item.ids) + item.num_tokens + 2 for item in items if not item.dropped)
+    if length > vlm.max_length:
+        raise UserError("", f"{length} tokens", f"at most {vlm.max_length} (method.vlm.max_length)", row=row)
