@@ -44,6 +44,7 @@ FILE = "tokenizer-table.json"
 COLUMNS = {
     "PSNR (dB)": ("val/pixels/psnr", "{:.1f}"),
     "Fréchet": ("val/frechet", "{:.1f}"),
+    "energy": ("val/energy", "{:.2f}"),
     "shape": ("val/probe/shape", "{:.2f}"),
     "mark": ("val/probe/mark", "{:.2f}"),
     "class": ("val/probe/class", "{:.2f}"),
@@ -122,6 +123,12 @@ def row_of(name: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*cells, str(len(found))]
 
 
+def without_empty(head: list[str], table: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which there is nothing."""
+    kept = [place for place in range(len(head)) if any(row[place] != "-" for row in table)]
+    return [head[place] for place in kept], [[row[place] for place in kept] for row in table]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, folders in rows.items():
             table.append(row_of(name, [measured(folder, overrides, given.repeats, given.again) for folder in folders]))
         where = circumstances()
-        text = "\n".join(markdown_table(["tokenizer", "an image of 32 px", *COLUMNS, "runs"], table))
+        text = "\n".join(markdown_table(*without_empty(["tokenizer", "an image of 32 px", *COLUMNS, "runs"], table)))
         text += f"\n\n`{' '.join(['python tools/tokenizer_table.py', *sys.argv[1:]])}`, commit {where['commit']}.\n"
         print(text)
         if given.out is not None:

@@ -57,7 +57,7 @@ def test_speed_is_the_median_of_the_calls_behind_the_first(monkeypatch: pytest.M
 
 def test_rows_are_means_over_runs_and_a_dash_where_nothing_was_scored() -> None:
     runs = [{"size": "16 x 12 bits", "val/pixels/psnr": value, "encode": 1000.0, "recall": 0.5} for value in (20.0, 23.0)]
-    assert tokenizer_table.row_of("BSQ", runs) == ["BSQ", "16 x 12 bits", "21.5", "-", "-", "-", "-", "0.50", "1000", "-", "2"]
+    assert tokenizer_table.row_of("BSQ", runs) == ["BSQ", "16 x 12 bits", "21.5", *"-----", "0.50", "1000", "-", "2"]
 
 
 def test_a_run_is_not_measured_again_and_a_row_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,5 +67,5 @@ def test_a_run_is_not_measured_again_and_a_row_without_runs_is_refused(tmp_path:
         (tmp_path / f"one-seed{seed}").mkdir()
         (tmp_path / f"one-seed{seed}" / tokenizer_table.FILE).write_text(json.dumps(kept))
     assert tokenizer_table.main([f"one={tmp_path}/one-seed*", "--out", str(tmp_path / "t.md")]) == 0
-    assert "| one | 16 x 12 bits | 20.0 | - |" in (tmp_path / "t.md").read_text() and "| 2 |" in capsys.readouterr().out
+    assert "| one | 16 x 12 bits | 20.0 | 2 |" in (tmp_path / "t.md").read_text() and "| 2 |" in capsys.readouterr().out
     assert tokenizer_table.main([f"one={tmp_path}/other-*"]) == 2 and "no run folder" in capsys.readouterr().err
