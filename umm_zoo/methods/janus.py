@@ -33,10 +33,10 @@ class Janus(AnswersWithVLM, Method):
     """Method of next-token prediction on the words of answers and on the tokens of images, each with a head of its own.
 
     Of rows without a target, *answer rows*, it is the cross-entropy of their answers, as in LLaVA; of rows with one, *image rows*,
-    that of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean
-    over its tokens of the optimiser step; how often each kind comes is a matter of the data. A uniform head has
-    ``image_loss_uniform`` = ln K, 9.70 at 16,384 codes. Users report 4.7 of a released model, and no more when it is trained on:
-    judge by images.
+    that of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean over its
+    tokens of the optimiser step (of an image's tokens: over their codes); how often each kind comes is a matter of the data. A
+    uniform head has ``image_loss_uniform`` = ln K, 9.70 at 16,384 codes. Users report 4.7 of a released model, and no more when
+    it is trained on: judge by images.
 
     Three stages train (1) projector, image embeddings, image projector and image head, (2) also the language model, (3) also the
     vision tower; the codec stays frozen. Loss weights were not published, so equal ones are our choice; dropout of 10 % is from
@@ -71,7 +71,8 @@ class Janus(AnswersWithVLM, Method):
         self.vlm, self.image_weight, self.dropout = unified, image_weight, dropout
         self.guidance, self.temperature = guidance, temperature
         self.grid = unified.generated_grid
-        self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": math.log(unified.codec.num_codes)}
+        nats = sum(map(math.log, unified.codec.code_sizes)) / unified.codes_per_token
+        self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": nats}
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone."""
@@ -99,7 +100,8 @@ class Janus(AnswersWithVLM, Method):
         prompts, ids = self._image_inputs(images, dropped[torch.tensor(batch.has_target)])
         num_ids = len(images) * self.grid.num_cells
         counts = inputs.token_counts if len(answers) else stand_in_counts(inputs.token_counts)
-        asked = {**prompts.token_counts, "image": TokenCount(ids.numel(), ids.numel())}
+        tokens = ids.numel() // self.vlm.codes_per_token
+        asked = {**prompts.token_counts, "image": TokenCount(tokens, tokens)}
         self.token_counts = add_counts(counts, asked if num_ids else stand_in_counts(asked))
         output = self.vlm(inputs)
         text = output.loss * self.share("tokens", output.num_tokens.sum())
@@ -114,16 +116,16 @@ class Janus(AnswersWithVLM, Method):
         return {"tokens": words, "image_tokens": ids, "rows": len(batch)}
 
     def _image_loss(self, prompts: VLMInputs, ids: Tensor) -> Tensor:
-        """Mean cross-entropy of image tokens ``[T, N]`` in nats."""
+        """Mean cross-entropy of codes ``[T, N * D]`` in nats."""
         return F.cross_entropy(self.vlm.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
 
     def _image_inputs(self, rows: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
-        """Prompts and image tokens ``[T, N]`` of image rows; of one without content where there are none."""
+        """Prompts and codes ``[T, N * D]`` of image rows; of one without content where there are none."""
         stored = {name: own for name, own in rows.extras.items() if name == PRECOMPUTED}
         if not len(rows):
             rows, dropped = replace(request_batch([""]), extras=stored), torch.tensor([True])
-        ids = self.codes(rows)[..., 0].long().to(self.device)
-        ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells)
+        ids = self.codes(rows).flatten(1).long().to(self.device)
+        ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells * self.vlm.codes_per_token)
         return self._prompts(rows, dropped), ids
 
     def _prompts(self, rows: Batch, dropped: Tensor) -> VLMInputs:
@@ -134,7 +136,7 @@ class Janus(AnswersWithVLM, Method):
 
     @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor:
-        """Codes of the images to generate, ``[T, N, 1]``: those of the shards where they hold any.
+        """Codes of the images to generate, ``[T, N, D]``: those of the shards where they hold any.
 
         Raises:
             UserError: an image has another size than the model generates.
@@ -145,7 +147,7 @@ class Janus(AnswersWithVLM, Method):
         if not batch.requested:
             if stored is None and blocks_are_sharded():  # other ranks have images, and call the codec's blocks
                 self.vlm.codec.codes(torch.zeros(1, 3, *[self.vlm.generated_size] * 2, device=self.device))
-            return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
+            return torch.zeros(0, self.grid.num_cells, self.vlm.codes_per_token, dtype=torch.long)
         for target in batch.requested:
             self.vlm.assert_generates(target.shape[-2:], "data.target_size")
         return self.vlm.codec.codes(stacked(batch.requested))
@@ -195,7 +197,7 @@ class Janus(AnswersWithVLM, Method):
             outputs.nll, outputs.num_tokens = torch.zeros(len(batch)), torch.zeros(len(batch))
             if self.wanted.generates(batch_idx):
                 outputs.generated = self.generate(batch, [zlib.crc32(key.encode()) for key in batch.keys])
-                outputs.round_trips = list(self.vlm.codec.images(ids[..., None], self.grid))
+                outputs.round_trips = list(self.vlm.images_of(ids))
         outputs.scalars |= losses
         num_ids = sum(batch.has_target) * self.grid.num_cells
         outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids}
@@ -224,7 +226,7 @@ class Janus(AnswersWithVLM, Method):
         scale = self.guidance if sampling.guidance is None else sampling.guidance
         inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
         samples = self.vlm.sample_image(inputs, seeds, scale, self.temperature)
-        return list(self.vlm.codec.images(samples.ids[..., None], self.grid))
+        return list(self.vlm.images_of(samples.ids))
 
     def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
         """Images ``[len(prompts), 3, H, W]`` of texts of one's own; the k-th is generated from seed + k.
