@@ -16,6 +16,7 @@ from bridge_parts import metaquery, requests, wemmu
 from shared_steps import Step, check_same, keys, over_ranks, shared_out, splits, taken
 from test_ross import VARIANTS
 from test_ross import build as ross
+from thinking_parts import dual, prompts
 from torch import Tensor
 from unified_parts import unified_stage
 
@@ -149,6 +150,14 @@ def unified(objective: Callable[[], GRPO], trained: str = "adapter", **more: Any
     return Case(make, captioned, side_by_side=True)
 
 
+def dual_grpo(objective: Callable[[], GRPO]) -> Case:
+    def make() -> Method:
+        flow = FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised())
+        return stirred(dual(objective=objective(), image_objective=flow, text_reward=Odd(), image_reward=Odd()))
+
+    return Case(make, lambda: prompts("a red circle", "a square", "the fruit of tree B", "blue", "two"), side_by_side=True)
+
+
 def shown(batch: Batch) -> Batch:
     return replace(batch, images=list(torch.rand(stacked(batch.images).shape, generator=torch.Generator().manual_seed(4)) * 2 - 1))
 
@@ -217,6 +226,7 @@ CASES = {
         lambda: GRPO(kl_weight=0.1, aggregation=SequenceMean()), rollouts=Rollouts(3, micro_batch=4), images=ImageSampling(2)
     ),
     "unified, images alone": unified(lambda: GRPO(kl_weight=0.0), "language_model", segments=["image"]),
+    "dual grpo": dual_grpo(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5))),
     "autoencoder": Case(
         seeded(lambda: Autoencoder(KLCodec.from_config(autoencoder.KL)), "codec"),
         lambda: autoencoder.batch(5),
