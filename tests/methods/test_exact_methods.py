@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import harmon_parts
 import janus_parts
 import pytest
 import torch
@@ -206,6 +207,7 @@ CASES = {
         for reduction, make in (("images", lambda: None), ("released", ReleasedReduction))
     },
     "janus": Case(lambda: janus_parts.method(dropout=0.5, image_weight=0.4), janus_parts.rows),
+    "harmon": Case(lambda: harmon_parts.still(dropout=0.5, image_weight=0.4), harmon_parts.rows),
     "metaquery": Case(seeded(lambda: metaquery(dropout=DROPOUT)), fresh_requests),
     "wemmu": Case(seeded(lambda: wemmu(dropout=DROPOUT)), fresh_requests),
     "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
@@ -280,6 +282,7 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
     [
         "llava",
         "janus",
+        "harmon",
         "ross d images",
         "ross r-pixel released",
         "wemmu",

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.generation import choose_rows
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.backbones.preparation import Asked, Preparation, WholeRows
+from umm_zoo.backbones.preparation import Preparation
 from umm_zoo.backbones.unified import UnifiedAR
 from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
-from umm_zoo.methods.requests import no_answer, of_kind, request_batch
+from umm_zoo.methods.requests import AnswerRows, no_answer, of_kind, request_batch
 from umm_zoo.objectives.step import blocks_are_sharded
+from umm_zoo.objectives.tokens import AutoregressiveTokens, TokenObjective
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
@@ -51,12 +51,13 @@ class Janus(AnswersWithVLM, Method):
         dropout: share of image rows whose prompt is replaced by the one that says nothing, so that guidance has a meaning.
         guidance: scale of classifier-free guidance in generation; 1 is none (release: 5).
         temperature: of generation; 0 takes the likeliest token.
+        tokens: how image tokens are learnt and generated; None is one after the other. ``MaskedTokens`` with a ``MaskedJanus`` is
+            Show-o's way.
+
+    Raises:
+        UserError: a model that is not learnt in that way.
     """
 
-    makes = (
-        *("text_loss", "image_loss", "text_loss_uniform", "image_loss_uniform"),
-        *("nll", "num_tokens", "answers", "generated", "round_trips"),
-    )
     takes_mixed = True
 
     def __init__(
@@ -66,8 +67,11 @@ class Janus(AnswersWithVLM, Method):
         dropout: Share = 0.1,
         guidance: Weight = 5.0,
         temperature: Weight = 1.0,
+        tokens: TokenObjective | None = None,
     ) -> None:
         super().__init__()
+        self.tokens = tokens or AutoregressiveTokens()
+        self.tokens.check(unified)
         self.vlm, self.image_weight, self.dropout = unified, image_weight, dropout
         self.guidance, self.temperature = guidance, temperature
         self.grid = unified.generated_grid
@@ -117,7 +121,7 @@ class Janus(AnswersWithVLM, Method):
 
     def _image_loss(self, prompts: VLMInputs, ids: Tensor) -> Tensor:
         """Mean cross-entropy of codes ``[T, N * D]`` in nats."""
-        return F.cross_entropy(self.vlm.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
+        return self.tokens(self.vlm, prompts, ids)[0].mean()
 
     def _image_inputs(self, rows: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
         """Prompts and codes ``[T, N * D]`` of image rows; of one without content where there are none."""
@@ -154,6 +158,12 @@ class Janus(AnswersWithVLM, Method):
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        losses = ("text_loss", "image_loss", "text_loss_uniform", "image_loss_uniform")
+        return (*losses, "nll", "num_tokens", "answers", "generated", "round_trips", *self.tokens.makes)
+
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
         for row, (count, generated) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
@@ -175,13 +185,14 @@ class Janus(AnswersWithVLM, Method):
 
     def preparation(self, scoring: bool) -> Preparation | None:
         """See ``Prepares``: the answer rows."""
-        return self.vlm.preparation(_AnswerRows(scoring and self.wanted.max_new_tokens > 0))
+        return self.vlm.preparation(AnswerRows(scoring and self.wanted.max_new_tokens > 0))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics, of rows of one kind.
 
         Answer rows: ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``. Image rows: ``image_loss`` under their own
-        prompts, ``generated`` from a seed that depends on the row alone, and ``round_trips`` of the codec.
+        prompts (and under what ``tokens`` hides, every time the same), ``generated`` from a seed that depends on the row alone, and
+        ``round_trips`` of the codec.
         """
         outputs = Outputs({name: torch.tensor(value) for name, value in self.uniform.items()})
         if not batch.requested:
@@ -189,10 +200,13 @@ class Janus(AnswersWithVLM, Method):
             longest = self.wanted.max_new_tokens
             outputs.answers = self.answer(batch, longest) if longest else [""] * len(batch)
             outputs.nll, outputs.num_tokens = output.nll, output.num_tokens
-            losses = {"text_loss": output.loss, "image_loss": torch.zeros(())}
+            losses = {"text_loss": output.loss, **{name: torch.zeros(()) for name in ("image_loss", *self.tokens.makes)}}
+            rows = dict.fromkeys(self.tokens.makes, 0.0)
         else:
             prompts, ids = self._image_inputs(batch, torch.zeros(len(batch), dtype=torch.bool))
-            losses = {"text_loss": torch.zeros(()), "image_loss": self._image_loss(prompts, ids)}
+            found, shares = self.tokens(self.vlm, prompts, ids, torch.Generator().manual_seed(batch_idx))
+            parts, rows = self.tokens.losses_by(found, shares)
+            losses = {"text_loss": torch.zeros(()), "image_loss": found.mean(), **parts}
             outputs.answers = [""] * len(batch)
             outputs.nll, outputs.num_tokens = torch.zeros(len(batch)), torch.zeros(len(batch))
             if self.wanted.generates(batch_idx):
@@ -200,7 +214,7 @@ class Janus(AnswersWithVLM, Method):
                 outputs.round_trips = list(self.vlm.images_of(ids))
         outputs.scalars |= losses
         num_ids = sum(batch.has_target) * self.grid.num_cells
-        outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids}
+        outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids, **rows}
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------
@@ -225,7 +239,7 @@ class Janus(AnswersWithVLM, Method):
             self.vlm.assert_generates(sampling.size, "size")
         scale = self.guidance if sampling.guidance is None else sampling.guidance
         inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
-        samples = self.vlm.sample_image(inputs, seeds, scale, self.temperature)
+        samples = self.tokens.sample(self.vlm, inputs, seeds, scale, self.temperature)
         return list(self.vlm.images_of(samples.ids))
 
     def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
@@ -235,14 +249,3 @@ class Janus(AnswersWithVLM, Method):
         """
         batch = request_batch(prompts).to(self.device)
         return stacked(self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance)))
-
-
-@dataclass
-class _AnswerRows:
-    """``WholeRows`` of the rows that ask for no image."""
-
-    answers: bool
-
-    def __call__(self, batch: Batch) -> Iterable[Asked]:
-        rows = of_kind(batch, False)
-        return WholeRows(self.answers)(rows) if len(rows) else []
