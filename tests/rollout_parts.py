@@ -20,9 +20,13 @@ from tests.backbones.janus_parts import janus
 from tests.methods import uae_parts as tiny
 from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.batch import Batch
+from umm_zoo.methods.dual_grpo import DualGRPO
+from umm_zoo.methods.dual_settings import ThoughtImages
+from umm_zoo.methods.reasoning import Reasoner
 from umm_zoo.methods.uae.captioner_grpo import GenerationForUnderstanding
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.decoder_grpo import UnderstandingForGeneration
+from umm_zoo.methods.uae.readers import RewriteReader
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.methods.uae.token_renderer import TokenRenderer
 from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
@@ -30,6 +34,7 @@ from umm_zoo.objectives.flow_grpo import FlowGRPO
 from umm_zoo.objectives.grpo import GRPO, ConstantLength
 
 SAVING = "umm_zoo.checkpoints.callback.LastCheckpoint"
+TRAINED = {"Decoder": ["decoder_adapter"], "Dual": ["adapter", "decoder_adapter"]}
 CAPTIONS = CaptionSampling(tiny.PROMPT, max_new_tokens=5)
 
 
@@ -87,6 +92,23 @@ class Unified(UnifiedCaptionAndDrawing):
         )
 
 
+class Dual(DualGRPO):
+    def __init__(self, updates: int = 1, group: int = 2, flat_on: int | None = None) -> None:
+        super().__init__(
+            tiny.vlm(),
+            tiny.renderer(reader=RewriteReader()),
+            Reasoner(max_new_tokens=5, temperature=1.0),
+            FlatOn(flat_on),
+            FlatOn(flat_on),
+            GRPO(kl_weight=0.1 if flat_on is None else 0.0),
+            FlowGRPO(num_steps=3, clip=1e-2),
+            adapter=LoRA(rank=2, alpha=4.0),
+            decoder_adapter=LoRA(rank=2, alpha=4.0, targets=["to_q", "to_k", "to_v", "to_out.0"]),
+            rollouts=Rollouts(group, updates_per_rollout=updates, micro_batch=2),
+            images=ThoughtImages(2),
+        )
+
+
 class DieAt(Callback):
     """SIGKILL behind a step, once its checkpoint is written."""
 
@@ -110,16 +132,17 @@ def rollout_experiment(folder: Path, method: str, **arguments: Any) -> str:
     turns = [{"role": "user", "text": tiny.PROMPT}, {"role": "assistant", "text": "a small red circle"}]
     rows = [{"__key__": f"s{i:02d}", "json": {"conversations": turns, "scene": {"n": i}}, "0.png": png()} for i in range(14)]
     write_shards(rows, folder / "train", "s", samples_per_shard=5)
+    task = {"_target_": f"data_pipelines.{'generation_tasks.FromCaption' if method == 'Dual' else 'tasks.Conversations'}"}
     tree = {
         "seed": 3,
         "method": {"_target_": f"rollout_parts.{method}", **arguments},
         "training": {
-            "trained": ["decoder_adapter" if method == "Decoder" else "adapter"],
+            "trained": TRAINED.get(method, ["adapter"]),
             "optimizer": {"_target_": "umm_zoo.training.optimization.AdamW", "lr": 0.02},
         },
         "data": {
             "_target_": "data_pipelines.shards.data.ShardData",
-            "train": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "train"}},
+            "train": {"all": {"_target_": "data_pipelines.shards.data.ShardSource", "shards": "train", "task": task}},
             "batch_size": 4,
             "image_size": 8,
         },

@@ -12,6 +12,7 @@ from test_experiment_files import EXPERIMENTS
 from data_pipelines.shards.data import ShardData
 from umm_zoo.experiment.file import Experiment, load_experiment
 from umm_zoo.methods.bridge import Bridge
+from umm_zoo.methods.harmon import Harmon
 from umm_zoo.methods.janus import Janus
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.methods.requests import request_batch
@@ -43,9 +44,21 @@ def test_it_is_built_without_memory_and_without_reading_weights(file: str, monke
     built = on_meta(file)[1]
     trained = {name for name, part in built.method.parts().items() if any(p.requires_grad for p in part.parameters())}
     assert trained <= set(built.method.trained) and trained
-    small = {"tokenizers": 8e7, "bagel": 9e8}  # Epsilon-VAE (M) has 34 M in its encoder and 49 M in its decoder; Qwen2.5-0.5B
+    small = {
+        "tokenizers": 8e7,
+        "bagel": 9e8,
+        "harmon": 7e8,
+    }  # Epsilon-VAE (M) has 34 M in its encoder and 49 M in its decoder; Qwen2.5-0.5B
     least = small.get(file.partition("/")[0], 2e9)
     assert all(p.is_meta for p in built.method.parameters()) and sum(p.numel() for p in built.method.parameters()) > least
+
+
+@pytest.mark.parametrize(("size", "width", "head", "language"), [("0.5b", 768, 35_749_920, 896), ("1.5b", 1280, 151_206_944, 1536)])
+def test_harmon_is_of_the_sizes_of_mar_and_qwen(size: str, width: int, head: int, language: int) -> None:
+    method = on_meta(f"harmon/paper/{size}-stage3.yaml")[1].method
+    assert isinstance(method, Harmon) and method.vlm.width == language and method.vlm.encoder.width == method.decoder.width == width
+    assert sum(p.numel() for p in method.head.parameters()) == head and method.vlm.encoder.num_buffers == 64
+    assert method.vlm.codec.latent_grid(512, 512).num_cells == 1024
 
 
 @pytest.mark.parametrize(

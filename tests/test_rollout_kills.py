@@ -38,7 +38,7 @@ def die_at(step: int) -> str:
     return f"callbacks.die={json.dumps({'_target_': 'rollout_parts.DieAt', 'step': step})}"
 
 
-@pytest.mark.parametrize(("method", "ranks"), [("Captioner", 1), ("Decoder", 1), ("Captioner", 2), ("Unified", 1)])
+@pytest.mark.parametrize(("method", "ranks"), [("Captioner", 1), ("Decoder", 1), ("Captioner", 2), ("Unified", 1), ("Dual", 1)])
 def test_a_run_killed_between_updates_of_a_rollout_goes_on_as_if_nothing_had_been(
     method: str, ranks: int, nursery: Nursery, tmp_path: Path
 ) -> None:
@@ -95,7 +95,7 @@ def test_rollouts_of_another_number_of_ranks_are_left_out_with_a_note(nursery: N
     assert states[0]["window"][0]["batch"]["keys"] != states[1]["window"][0]["batch"]["keys"]
 
 
-@pytest.mark.parametrize("method", ["Captioner", "Decoder", "Unified"])
+@pytest.mark.parametrize("method", ["Captioner", "Decoder", "Unified", "Dual"])
 def test_a_rank_without_a_row_to_score_keeps_nobody_waiting(method: str, nursery: Nursery, tmp_path: Path) -> None:
     file = rollout_experiment(tmp_path, method, flat_on=1)
     code, said = nursery.run_ranks(tmp_path, 2, file, "trainer.max_steps=2", "trainer.strategy=ddp")

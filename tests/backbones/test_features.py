@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip import SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
 from umm_zoo.backbones.features import (
     CLIPFeatures,
     CLIPVisionFeatures,
@@ -20,6 +20,7 @@ from umm_zoo.backbones.features import (
     SigLIPFeatures,
     SigLIPVisionFeatures,
 )
+from umm_zoo.backbones.precision import resize_to
 
 VISION = {
     "hidden_size": 16,

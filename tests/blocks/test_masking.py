@@ -70,6 +70,12 @@ def test_rounds_of_the_paper() -> None:
     assert counts[:3] == [1, 1, 1] and counts[-6:] == [6, 6, 7, 6, 6, 6] and sum(counts) == 256 and len(counts) == 64
 
 
+def test_guidance_grows_with_what_is_known_or_stays() -> None:
+    own, counts = CosineUnmasking(4, guidance="linear"), CosineUnmasking(4).counts(16)
+    assert own.scales(3.0, counts) == [1.25, 1.625, 2.25, 2.875]
+    assert own.scales(1.0, counts) == [1.0] * 4 and CosineUnmasking(4).scales(3.0, counts) == [3.0] * 4
+
+
 def test_more_rounds_than_tokens_are_refused() -> None:
     with pytest.raises(UserError, match="8 rounds for 4 tokens"):
         CosineUnmasking(8).counts(4)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import harmon_parts
 import janus_parts
 import pytest
 import torch
@@ -16,6 +17,7 @@ from bridge_parts import metaquery, requests, wemmu
 from shared_steps import Step, check_same, keys, over_ranks, shared_out, splits, taken
 from test_ross import VARIANTS
 from test_ross import build as ross
+from thinking_parts import dual, prompts
 from torch import Tensor
 from unified_parts import unified_stage
 
@@ -149,6 +151,14 @@ def unified(objective: Callable[[], GRPO], trained: str = "adapter", **more: Any
     return Case(make, captioned, side_by_side=True)
 
 
+def dual_grpo(objective: Callable[[], GRPO]) -> Case:
+    def make() -> Method:
+        flow = FlowGRPO(num_steps=3, clip=1e-2, kl_weight=0.1, advantage=GroupStandardised())
+        return stirred(dual(objective=objective(), image_objective=flow, text_reward=Odd(), image_reward=Odd()))
+
+    return Case(make, lambda: prompts("a red circle", "a square", "the fruit of tree B", "blue", "two"), side_by_side=True)
+
+
 def shown(batch: Batch) -> Batch:
     return replace(batch, images=list(torch.rand(stacked(batch.images).shape, generator=torch.Generator().manual_seed(4)) * 2 - 1))
 
@@ -197,6 +207,7 @@ CASES = {
         for reduction, make in (("images", lambda: None), ("released", ReleasedReduction))
     },
     "janus": Case(lambda: janus_parts.method(dropout=0.5, image_weight=0.4), janus_parts.rows),
+    "harmon": Case(lambda: harmon_parts.still(dropout=0.5, image_weight=0.4), harmon_parts.rows),
     "metaquery": Case(seeded(lambda: metaquery(dropout=DROPOUT)), fresh_requests),
     "wemmu": Case(seeded(lambda: wemmu(dropout=DROPOUT)), fresh_requests),
     "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
@@ -217,6 +228,7 @@ CASES = {
         lambda: GRPO(kl_weight=0.1, aggregation=SequenceMean()), rollouts=Rollouts(3, micro_batch=4), images=ImageSampling(2)
     ),
     "unified, images alone": unified(lambda: GRPO(kl_weight=0.0), "language_model", segments=["image"]),
+    "dual grpo": dual_grpo(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5))),
     "autoencoder": Case(
         seeded(lambda: Autoencoder(KLCodec.from_config(autoencoder.KL)), "codec"),
         lambda: autoencoder.batch(5),
@@ -270,6 +282,7 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
     [
         "llava",
         "janus",
+        "harmon",
         "ross d images",
         "ross r-pixel released",
         "wemmu",

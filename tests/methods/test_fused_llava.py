@@ -176,3 +176,24 @@ def test_what_the_library_has_no_format_for_is_not_written(tmp_path: Any) -> Non
 def test_the_codec_is_never_trained() -> None:
     with pytest.raises(UserError, match="'codec', which no loss reaches"):
         fused("width").train_only(["projector", "codec"])
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_stored_latents_give_the_same_loss_and_call_no_codec(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, batch = fused(kind), batch_of(8)
+    [(name, item)] = method.precomputable().items()
+    assert item.per == "image" and item.part is method.vlm.parts()["codec"] and not item.compute(batch.select([])).numel()
+    expected, latents = method.training_losses(batch)["loss"], item.compute(batch)
+    assert latents.shape == (2, CHANNELS, 2, 2) and not latents.requires_grad
+    monkeypatch.setattr(MeanCodec, "posterior", None)
+    batch.extras = {name: latents}
+    assert_close(method.training_losses(batch)["loss"], expected)
+    batch.extras = {name: latents + 1}
+    assert not torch.allclose(method.training_losses(batch)["loss"], expected)
+    batch.extras = {name: latents[:1]}
+    with pytest.raises(UserError, match=r"1 latents of \[2, 2\] cells, expected 2 of \[2, 2\], one per image"):
+        method.training_losses(batch)
+
+
+def test_a_llava_without_a_codec_stores_nothing() -> None:
+    assert LLaVA(backbone()).precomputable() == {}

@@ -11,6 +11,7 @@ from uae_parts import PROMPT, Redness
 
 from tests.backbones.janus_parts import janus
 from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.backbones.janus import Janus
 from umm_zoo.methods.uae.captions import CaptionSampling
 from umm_zoo.methods.uae.rollouts import Rollouts
 from umm_zoo.methods.uae.token_renderer import TokenRenderer
@@ -18,7 +19,9 @@ from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.grpo import GRPO
 
 
-def unified_stage(trained: Sequence[str] = ("adapter",), guidance: float = 1.0, **arguments: Any) -> UnifiedCaptionAndDrawing:
+def unified_stage(
+    trained: Sequence[str] = ("adapter",), guidance: float = 1.0, vlm: Janus | None = None, **arguments: Any
+) -> UnifiedCaptionAndDrawing:
     settings: dict[str, Any] = {
         "renderer": TokenRenderer(guidance),
         "reward": Redness(),
@@ -28,7 +31,7 @@ def unified_stage(trained: Sequence[str] = ("adapter",), guidance: float = 1.0, 
         "rollouts": Rollouts(group=3),
     }
     torch.manual_seed(0)
-    method = UnifiedCaptionAndDrawing(janus(), **{**settings, **arguments})
+    method = UnifiedCaptionAndDrawing(vlm or janus(), **{**settings, **arguments})
     method.train_only(list(trained))
     return method.train()
 

@@ -158,8 +158,9 @@ class LoRA(nn.Module):
         for name in [name for name in sizes if name not in resting] or sizes:
             if self._takes(name):
                 layer = network.get_submodule(name)
-                held = next((tensor for some in (layer.parameters(), layer.buffers()) for tensor in some), None)
-                addition = LowRank(*sizes[name], self.rank).to(None if held is None else held.device)
+                device = next((tensor.device for some in (layer.parameters(), layer.buffers()) for tensor in some), None)
+                made = LowRank(*sizes[name], self.rank)  # on the meta device, beside weights that were read for their sizes
+                addition = made.to_empty(device=device) if device and made.down.is_meta else made.to(device)
                 self.layers[name.replace(".", "/")] = addition
                 layer.register_forward_hook(_Beside(self, addition))
                 self._beside[name.replace(".", "/")] = layer

@@ -27,35 +27,11 @@ from umm_zoo.backbones.loading import (
     on_meta_device,
     torch_dtype,
 )
-from umm_zoo.backbones.precision import ExactBuffers, antialiased
+from umm_zoo.backbones.precision import ExactBuffers, resize_to
 from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.batch import Grid, Images, map_by_size
-from umm_zoo.errors import Count
-
-
-def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
-    """Square images of ``size``, as the stock image processors make them (antialiased).
-
-    Args:
-        images: ``[B, 3, H, W]``; returned as they are where there is nothing to resize and to cut.
-        size: side of the result in pixels.
-        crop_from: length the shorter side gets before the centre is cut out; None squeezes the whole image into the square.
-        mode: ``bicubic`` or ``bilinear``.
-
-    Shape:
-        - output: ``[B, 3, size, size]``
-    """
-    height, width = images.shape[-2:]
-    if crop_from is None:
-        target = (size, size)
-    else:
-        short = min(height, width)
-        target = (int(crop_from * height / short), int(crop_from * width / short))
-    if target != (height, width):
-        images = antialiased(images, target, mode).clamp(-1, 1).to(images.dtype)
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return images[..., top : top + size, left : left + size]
+from umm_zoo.errors import Count, UserError
 
 
 class FeatureEncoder(ExactBuffers, ABC):
@@ -78,6 +54,21 @@ class FeatureEncoder(ExactBuffers, ABC):
     num_layers: int
     grid: Grid
     image_size: int
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Patch grid of images of that size as they are; here of ``image_size`` alone.
+
+        Raises:
+            UserError: the network does not take them.
+        """
+        if (height, width) != (side := self.image_size, side):
+            raise UserError("data.image_size", f"{height} x {width} px", f"{side} x {side} px, the one size of the encoder")
+        return self.grid
+
+    def as_they_are(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """As ``vector_and_tokens``, of images that are neither resized nor cut, see ``grid_of``."""
+        self.grid_of(*images.shape[-2:])
+        return self.vector_and_tokens(images, layers)
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -130,6 +121,7 @@ class LibraryEncoder(FeatureEncoder):
     interpolation: str = "bicubic"
     stock_size: int | None = None  #: of the stock processor, where it differs from the config's
     crop_ratio: float | None = 1.0  #: shorter side before the crop over the crop; None squeezes without a crop
+    stretches: ClassVar[Mapping[str, Any]] = MappingProxyType({"interpolate_pos_encoding": True})  #: for a grid of another size
     optional: ClassVar[Collection[str]] = ()  #: prefixes of weights that public files hold and this class leaves out
     processor: Mapping[str, Any] = MappingProxyType({})  #: the file beside the weights; what it says holds in place of these
     model: Any
@@ -219,6 +211,26 @@ class LibraryEncoder(FeatureEncoder):
         output = self._seen(images, layers)
         return self.vector(output).to(images.dtype), [self.patches(output, layer).to(images.dtype) for layer in layers]
 
+    def grid_of(self, height: int, width: int) -> Grid:
+        """See the base class: any multiples of a patch, the network's positions interpolated by the library."""
+        if (height, width) == (self.image_size, self.image_size):
+            return self.grid
+        patch = self.image_size // self.grid.h
+        if height % patch or width % patch or self.image_size % patch:
+            expected = f"{self.image_size} x {self.image_size} px, the size of the encoder, or multiples of {patch} px, its patches"
+            raise UserError("data.image_size", f"{height} x {width} px", expected)
+        return Grid(height // patch, width // patch)
+
+    def as_they_are(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """See the base class."""
+        if (grid := self.grid_of(*images.shape[-2:])) == self.grid:
+            return self.vector_and_tokens(images, layers)
+        self._check_layers(layers)
+        tower = getattr(self.model, "vision_model", self.model)
+        output = tower(pixel_values=self.normalised(images), output_hidden_states=True, **self.stretches)
+        tokens = [self.patches(output, layer, grid).to(images.dtype) for layer in layers]
+        return self.vector(output).to(images.dtype), tokens
+
     def vector(self, output: Any) -> Tensor:
         """The one vector ``[B, width]`` of what ``vision`` gave."""
         return self.pooled(output)
@@ -233,7 +245,10 @@ class LibraryEncoder(FeatureEncoder):
         """
         as_is = images.shape[-2] == images.shape[-1] == self.image_size and (whole or self.image_size != self.stock_size)
         crop_from = None if as_is or self.crop_ratio is None else round(self.image_size * self.crop_ratio)
-        images = resize_to(images, self.image_size, crop_from, self.interpolation)
+        return self.normalised(resize_to(images, self.image_size, crop_from, self.interpolation))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """With the mean and deviation of the stock processor, in the network's precision."""
         mean, std = (constants(images.device, tuple(values), images.dtype)[:, None, None] for values in (self.mean, self.std))
         return ((images * 0.5 + 0.5 - mean) / std).to(self.model.dtype)
 
@@ -252,15 +267,18 @@ class LibraryEncoder(FeatureEncoder):
 
     def _seen(self, images: Tensor, layers: Sequence[int]) -> Any:
         """What ``vision`` gives for whole images, with the states of these layers."""
+        self._check_layers(layers)
+        return self.vision(self.pixels(images, whole=True), output_hidden_states=any(layer != -1 for layer in layers))
+
+    def _check_layers(self, layers: Sequence[int]) -> None:
         for layer in layers:
             if not -self.num_layers - 1 <= layer <= -1:
                 raise ValueError(f"{type(self).__name__}.layer: found {layer}, expected {-self.num_layers - 1} to -1")
-        return self.vision(self.pixels(images, whole=True), output_hidden_states=any(layer != -1 for layer in layers))
 
-    def patches(self, output: Any, layer: int) -> Tensor:
+    def patches(self, output: Any, layer: int, grid: Grid | None = None) -> Tensor:
         """Patch tokens ``[B, N, D]`` of a layer of what ``vision`` gave; class and register tokens come first and are left out."""
         state: Tensor = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-        return state[:, -self.grid.num_cells :]
+        return state[:, -(grid or self.grid).num_cells :]
 
     def pooled(self, output: Any) -> Tensor:
         """The one vector ``[B, token_width]`` of what ``vision`` gave, after the final norm."""

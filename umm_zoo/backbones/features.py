@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -62,6 +63,7 @@ class DINOv2Features(LibraryEncoder):
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     stock_size = 224
     crop_ratio: float | None = 256 / 224
+    stretches = MappingProxyType({})  # the library's network always does
 
 
 class DINOv3Features(DINOv2Features):

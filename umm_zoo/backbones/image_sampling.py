@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMInputs
+from umm_zoo.backbones.unified import guided
+from umm_zoo.blocks.code_heads import CodeHead
 
 #: Place of a token among those to come: a number, or a tensor ``[1]`` that a CUDA graph reads again in every replay.
 Step = int | Tensor
@@ -43,6 +45,33 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int |
         cumulative = chances.cumsum(-1, dtype=torch.float64)
         ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
     return ids[:, 0], chances.gather(1, ids)[:, 0]
+
+
+def draw_token(
+    head: nn.Module, hidden: Tensor, chances: Tensor, scale: float = 1.0, temperature: float = 1.0, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The D codes of one image token per row, one after the other.
+
+    Args:
+        head: the library's for one code, or a ``CodeHead``.
+        hidden: states ``[R, W]``; where ``scale`` is not 1 ``[2 R, W]``, those of the prompts that say nothing behind the others.
+        chances: ``[R, D]`` in [0, 1).
+        scale, temperature, top_k: of guidance, and see ``draw``.
+
+    Returns:
+        (codes ``[R, D]``, the probability ``[R, D]`` of each).
+    """
+    codes, probs = chances.new_empty(len(chances), 0, dtype=torch.long), []
+    for chance in chances.unbind(1):
+        known = torch.cat([codes, codes]) if scale != 1 else codes
+        logits = (head.next(hidden, known) if isinstance(head, CodeHead) else head(hidden)).float()
+        if scale != 1:
+            conditional, unconditional = logits.chunk(2)
+            logits = guided(conditional, unconditional, scale)
+        drawn, likely = draw(logits, chance, temperature, top_k)
+        codes = torch.cat([codes, drawn[:, None]], dim=1)
+        probs.append(likely)
+    return codes, torch.stack(probs, dim=1)
 
 
 def distinct(inputs: VLMInputs) -> tuple[Tensor, Tensor]:

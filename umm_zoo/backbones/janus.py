@@ -17,7 +17,7 @@ from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.encoding import encode_all, pad
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
-from umm_zoo.backbones.image_sampling import Step, distinct, draw, in_turn, put, take, uniforms
+from umm_zoo.backbones.image_sampling import Step, distinct, draw_token, in_turn, put, take, uniforms
 from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
@@ -28,7 +28,8 @@ from umm_zoo.backbones.static_decoder import StaticDecoder
 from umm_zoo.backbones.templates import IGNORE, ChatTemplate, JanusChat, QwenChat
 from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.backbones.tokenizer import tokenizer_source
-from umm_zoo.backbones.unified import ImageSamples, PaddedPrompt, Unconditional, UnifiedAR, guided
+from umm_zoo.backbones.unified import ImageSamples, PaddedPrompt, Unconditional, UnifiedAR
+from umm_zoo.blocks.code_heads import CodeEmbeddings, CodeHead, assert_head
 from umm_zoo.errors import Count, UserError
 
 
@@ -48,9 +49,11 @@ class Janus(SquareVLM, UnifiedAR):
         max_length: longest row in tokens; longer ones are cut on the right, never through an image or a prompt for one.
         gradient_checkpointing: recompute the layers of the language model in the backward pass instead of storing them.
         source: whose processor says the mean and deviation of pixels; None is the releases' .5.
+        head: over the codes of a token, in place of the library's, for a codec with several; tokens are then embedded by
+            ``CodeEmbeddings``.
 
     Raises:
-        ValueError: a template without a token that opens an image.
+        ValueError: a template without a token that opens an image; a codec without codes; a head that does not fit.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Janus(SquareVLM, UnifiedAR):
         max_length: Count = 2048,
         gradient_checkpointing: bool = False,
         source: str | None = None,
+        head: CodeHead | None = None,
     ) -> None:
         whole: Any = model.model
         parts = (whole.vision_model, whole.aligner, whole.language_model, model.lm_head)
@@ -76,6 +80,11 @@ class Janus(SquareVLM, UnifiedAR):
         self.image_projector: nn.Module = whole.generation_aligner
         self.image_head: nn.Module = whole.generation_head
         self.codec = freeze(JanusVQ(whole.vqmodel) if codec is None else codec)
+        assert_head(head, self.codec.code_sizes, model.lm_head.in_features)
+        if head is not None:
+            dtype = model.lm_head.weight.dtype
+            self.image_head = head.to(dtype)
+            self.image_embeddings = CodeEmbeddings(head.sizes, whole.generation_embeddings.embedding_dim).to(dtype)
         self.codec.token_grid(size, size)  # refuses a side that is no multiple of its cells
         self.generated_size, self.form = size, unconditional or PaddedPrompt()
 
@@ -93,6 +102,7 @@ class Janus(SquareVLM, UnifiedAR):
         dtype: Dtype = "float32",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        head: CodeHead | None = None,
     ) -> Janus:
         """Random weights of any size; nothing is read from disk.
 
@@ -100,7 +110,7 @@ class Janus(SquareVLM, UnifiedAR):
             config: fields of the library's ``JanusConfig``: ``vision_config``, ``text_config`` (with ``model_type: llama``) and
                 ``vq_config``, of which another codec leaves ``embed_dim`` alone. The widths of what enters the language model
                 need not be stated.
-            codec, tokenizer, template, unconditional, max_length, gradient_checkpointing: see the class.
+            codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, head: see the class.
             dtype: of the weights.
             attention: ``sdpa``, ``flex_attention``, ``eager``, ``flash_attention_2`` …
 
@@ -109,7 +119,7 @@ class Janus(SquareVLM, UnifiedAR):
         """
         codes = None if codec is None else codec.num_codes
         model = new_janus(janus_config(config, tokenizer is None, codes), dtype, attention, codes)
-        return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing)
+        return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, head=head)
 
     @classmethod
     def from_pretrained(
@@ -124,6 +134,7 @@ class Janus(SquareVLM, UnifiedAR):
         dtype: Dtype = "auto",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        head: CodeHead | None = None,
     ) -> Janus:
         """A whole model in the library's format.
 
@@ -132,7 +143,7 @@ class Janus(SquareVLM, UnifiedAR):
             config: what the checkpoint is expected to be; on the meta device it is used in its place and nothing is read.
             codec: None is the checkpoint's own.
             tokenizer: None is the checkpoint's own, or the shipped one where a folder has none.
-            template, unconditional, max_length, gradient_checkpointing: see the class.
+            template, unconditional, max_length, gradient_checkpointing, head: see the class.
             dtype: ``auto`` is the checkpoint's own.
             attention: see ``from_config``.
 
@@ -150,13 +161,20 @@ class Janus(SquareVLM, UnifiedAR):
                 unread = {"image_token_id": JanusConfig().image_token_id}  # only the tokenizer knows it
                 found = janus_config(unread | config, tokenizer is None, codes)
             model = new_janus(found, dtype, attention, codes)
-            return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing)
+            return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, head=head)
         model = load_janus(source, dtype, attention, config, codes)
         assert_stated(source, config, model.config)
-        return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, source)
+        return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, source, head)
 
     def save(self, folder: str | Path) -> None:
-        """Write model, tokenizer and image processor in the library's format; a codec of another kind stays where it came from."""
+        """Write model, tokenizer and image processor in the library's format; a codec of another kind stays where it came from.
+
+        Raises:
+            ValueError: another head than the library's.
+        """
+        if isinstance(self.image_head, CodeHead):
+            found = f"a {type(self.image_head).__name__}, which the library's format has no place for"
+            raise ValueError(f"Janus.save: found {found}, expected the library's head")
         super().save(folder)
         side = {"height": self.image_size, "width": self.image_size}
         mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
@@ -212,15 +230,25 @@ class Janus(SquareVLM, UnifiedAR):
         return VLMInputs(ids, self.text_model.embed_tokens(ids), mask, places, torch.full_like(ids, IGNORE), none, padded)
 
     def embed_image(self, ids: Tensor) -> Tensor:
-        """Image tokens as the language model takes them, ``[..., D]``."""
+        """Image tokens as the language model takes them, ``[...]``, or ``[..., D]`` of several codes, to ``[..., width]``."""
         return cast(Tensor, self.image_projector(self.image_embeddings(ids)))
+
+    def _codes(self, ids: Tensor) -> Tensor:
+        """Ids ``[R, N * D]`` by token, as ``embed_image`` takes them."""
+        return ids.unflatten(1, (-1, self.codes_per_token)) if isinstance(self.image_head, CodeHead) else ids
 
     def image_logits(self, inputs: VLMInputs, ids: Tensor) -> Tensor:
         """As the base class."""
-        length, known = inputs.token_ids.shape[1], ids[:, :-1]  # nothing follows the last token
-        whole = append_answers(inputs, known, torch.ones_like(known, dtype=torch.bool), self.embed_image(known))
+        length, codes = inputs.token_ids.shape[1], self._codes(ids)
+        known = codes[:, :-1]  # nothing follows the last token
+        first = known if known.ndim == 2 else known[..., 0]
+        whole = append_answers(inputs, first, torch.ones_like(first, dtype=torch.bool), self.embed_image(known))
         hidden = self.run(whole.embeddings, whole.attention_mask if inputs.padded else None, whole.position_ids)
-        return cast(Tensor, self.image_head(hidden[:, length - 1 :]))
+        states = hidden[:, length - 1 :]
+        if isinstance(self.image_head, CodeHead):
+            logits: Tensor = self.image_head(states.flatten(0, 1), codes.flatten(0, 1))
+            return logits.unflatten(0, tuple(codes.shape[:2])).flatten(1, 2)
+        return cast(Tensor, self.image_head(states))
 
     @torch.no_grad()
     def sample_image(
@@ -238,7 +266,8 @@ class Janus(SquareVLM, UnifiedAR):
         if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError(f"sample_image: found temperature {temperature} and top_k {top_k}, expected 0 or more and 1 or more")
         length, with_guidance, codes = self.generated_grid.num_cells, scale != 1, self.codec.num_codes
-        chances = uniforms(seeds, length).to(self.device)
+        several = isinstance(self.image_head, CodeHead)
+        chances = uniforms(seeds, length * self.codes_per_token).to(self.device).unflatten(1, (length, -1))  # [R, N, D]
         ids, probs = torch.empty_like(chances, dtype=torch.long), torch.empty_like(chances, dtype=torch.float)
         with evaluation_mode(self):
             rows = join_rows(inputs, self.unconditional(inputs)) if with_guidance else inputs
@@ -246,19 +275,16 @@ class Janus(SquareVLM, UnifiedAR):
             decoder = StaticDecoder(self.text_model, rows.attention_mask[numbers], places.repeat_interleave(group), length)
             first = decoder.encode(rows.embeddings[numbers])
             hidden = first.clone()
-            table = self.embed_image(by_shape.numbers(self.device, codes)) if codes <= ids.numel() else None
+            table = None if several or codes > ids.numel() else self.embed_image(by_shape.numbers(self.device, codes))
 
             def advance(step: Step) -> None:
-                logits = self.image_head(hidden).float()
-                if with_guidance:
-                    conditional, unconditional = logits.chunk(2)
-                    logits = guided(conditional, unconditional, scale)
-                drawn, likely = draw(logits, take(chances, step), temperature, top_k)
+                drawn, likely = draw_token(self.image_head, hidden, take(chances, step), scale, temperature, top_k)
                 put(ids, drawn, step)
                 put(probs, likely, step)
                 if step != length - 1 or isinstance(step, Tensor):  # nothing follows the last token
-                    embedded = self.embed_image(drawn) if table is None else table[drawn]
+                    own = drawn if several else drawn[:, 0]
+                    embedded = self.embed_image(own) if table is None else table[own]
                     hidden.copy_(decoder(torch.cat([embedded, embedded]) if with_guidance else embedded, step))
 
             in_turn(advance, length, self.device, lambda: hidden.copy_(first))
-        return ImageSamples(ids, probs.log())
+        return ImageSamples(ids.flatten(1), probs.log().flatten(1))

@@ -32,7 +32,7 @@ class LatentCodec(ExactBuffers, ABC):
         has_shift: whether the format has a shift beside the scaling.
     """
 
-    exact = ("scaling", "shift")
+    exact: ClassVar[tuple[str, ...]] = ("scaling", "shift")
     latent_channels: int
     downsampling: int
     has_shift: ClassVar[bool] = True

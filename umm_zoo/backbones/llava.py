@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 
+from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.encoded_rows import HasGrid, SeveralPerCell, WholePatches
 from umm_zoo.backbones.frozen import freeze, rest_unused
 from umm_zoo.backbones.language_models import assert_positions, shape_logits
-from umm_zoo.backbones.latent_codec import LatentCodec
+from umm_zoo.backbones.latent_codec import SOURCE_LATENTS, LatentCodec
 from umm_zoo.backbones.llava_loading import (
     Dtype,
     assemble,
@@ -27,7 +29,7 @@ from umm_zoo.backbones.loading import assert_stated, checked_config, find_source
 from umm_zoo.backbones.square_vlm import SquareVLM
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import tokenizer_source
-from umm_zoo.batch import Grid, Images, stacked
+from umm_zoo.batch import Batch, Grid, Images, stacked
 from umm_zoo.blocks.fusion import TokenFusion
 from umm_zoo.blocks.transformer import as_tokens
 from umm_zoo.errors import Count, UserError
@@ -63,6 +65,7 @@ class LlavaBackbone(SquareVLM):
     ) -> None:
         whole: Any = model.model
         self.codec: LatentCodec | None = None
+        self._stored: Sequence[Tensor] | Tensor | None = None  # the codec's latents of the images at hand, where shards hold them
         self._cells, self._per_cell = Grid(0, 0), 1  # of a fusion
         parts = (whole.vision_tower, whole.multi_modal_projector, whole.language_model, model.lm_head)
         vision: Any = model.config.vision_config
@@ -250,13 +253,34 @@ class LlavaBackbone(SquareVLM):
         """As the base class."""
         return self._per_cell == 1
 
+    def inputs_of(self, batch: Batch) -> VLMInputs:
+        """As the base class; latents of a fusion's codec that the shards hold are not made again."""
+        self._stored = None if self.codec is None else batch.extras.get(SOURCE_LATENTS)
+        try:
+            return super().inputs_of(batch)
+        finally:
+            self._stored = None
+
     def project(self, features: Tensor, images: Images) -> Tensor:
         """As the base class."""
         if self.codec is None:
             return super().project(features, images)
-        with torch.no_grad():
-            detail = as_tokens(self.codec.encode(stacked(images))).to(features.dtype)
+        detail = self._detail(images).to(features)
         return self.projector(_shuffled(features, self._cells), detail, self._cells)
+
+    @torch.no_grad()
+    def _detail(self, images: Images) -> Tensor:
+        """Latents of images as tokens ``[M, h*w, C]``; zeros of the image that stands where a batch with stored ones has none."""
+        assert self.codec is not None
+        if self._stored is None:
+            return as_tokens(self.codec.encode(stacked(images)))
+        if not len(self._stored):
+            return torch.zeros(len(images), self._cells.num_cells, self.codec.latent_channels)
+        latents = stacked(self._stored)
+        if (len(latents), *latents.shape[-2:]) != (expected := (len(images), *self._cells)):
+            found = f"{len(latents)} latents of {list(latents.shape[-2:])} cells"
+            raise UserError(f"extras.{SOURCE_LATENTS}", found, f"{expected[0]} of {list(expected[1:])}, one per image")
+        return as_tokens(latents)
 
 
 def _shuffled(tokens: Tensor, cells: Grid) -> Tensor:

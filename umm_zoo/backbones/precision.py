@@ -53,3 +53,27 @@ def antialiased(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         return F.interpolate(wide, size=size, mode=mode, antialias=True, align_corners=False)
     finally:
         torch.set_default_dtype(before)
+
+
+def resize_to(images: Tensor, size: int, crop_from: int | None, mode: str = "bicubic") -> Tensor:
+    """Square images of ``size``, as the stock image processors make them (antialiased).
+
+    Args:
+        images: ``[B, 3, H, W]``; returned as they are where there is nothing to resize and to cut.
+        size: side of the result in pixels.
+        crop_from: length the shorter side gets before the centre is cut out; None squeezes the whole image into the square.
+        mode: ``bicubic`` or ``bilinear``.
+
+    Shape:
+        - output: ``[B, 3, size, size]``
+    """
+    height, width = images.shape[-2:]
+    if crop_from is None:
+        target = (size, size)
+    else:
+        short = min(height, width)
+        target = (int(crop_from * height / short), int(crop_from * width / short))
+    if target != (height, width):
+        images = antialiased(images, target, mode).clamp(-1, 1).to(images.dtype)
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return images[..., top : top + size, left : left + size]

@@ -28,6 +28,11 @@ class TokenCodec(ExactBuffers, ABC):
     num_codes: int
     downsampling: int
 
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """Numbers of codes of the first, the second … of the D codes of a cell; one code of K here."""
+        return (self.num_codes,)
+
     @abstractmethod
     def codes(self, images: Tensor) -> Tensor:
         """Codes of images; no gradient.

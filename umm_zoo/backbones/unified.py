@@ -19,11 +19,12 @@ from umm_zoo.errors import UserError
 
 @dataclass
 class ImageSamples:
-    """Groups of generated images: R = B * G rows, those of one prompt next to each other. Every row has all of its N tokens.
+    """Groups of generated images: R = B * G rows, those of one prompt next to each other. Every row has all of its N tokens
+    of D codes.
 
     Shape:
-        - ids: ``[R, N]`` long, in raster order.
-        - log_probs: ``[R, N]``, of each token under the distribution it was drawn from, with guidance, temperature and top-k (at
+        - ids: ``[R, N * D]`` long, in raster order, the D codes of a token next to each other.
+        - log_probs: ``[R, N * D]``, of each code under the distribution it was drawn from, with guidance, temperature and top-k (at
           temperature 0: under that of temperature 1). No gradient.
     """
 
@@ -96,7 +97,8 @@ def _ends(mask: Tensor, with_first: bool) -> Tensor:
 class UnifiedAR(VLMBackbone):
     """A vision-language model that also predicts the tokens of images, one after the other, with a head of their own.
 
-    Letters: R = B * G rows of image tokens, the G images of one prompt next to each other; K codes.
+    Letters: R = B * G rows of image tokens, the G images of one prompt next to each other; N tokens of D codes, K at most of each.
+    Where D is 1, as in Janus, ids are those of the tokens.
 
     Attributes:
         codec: makes the tokens and the images of them.
@@ -111,6 +113,16 @@ class UnifiedAR(VLMBackbone):
     def generated_grid(self) -> Grid:
         """Cells of the images that it generates."""
         return self.codec.token_grid(self.generated_size, self.generated_size)
+
+    @property
+    def codes_per_token(self) -> int:
+        """D."""
+        return len(self.codec.code_sizes)
+
+    @torch.no_grad()
+    def images_of(self, ids: Tensor) -> Tensor:
+        """Images ``[R, 3, H, W]`` of ids ``[R, N * D]``."""
+        return self.codec.images(ids.unflatten(1, (-1, self.codes_per_token)), self.generated_grid)
 
     def assert_generates(self, size: Sequence[int], where: str) -> None:
         """Refuse images of another height and width than it generates.
@@ -148,14 +160,14 @@ class UnifiedAR(VLMBackbone):
 
     @abstractmethod
     def image_logits(self, inputs: VLMInputs, ids: Tensor) -> Tensor:
-        """Logits of every image token given those before it, differentiable.
+        """Logits of every code given those before it, differentiable.
 
         Args:
             inputs: B prompts.
-            ids: ``[R, N]``, R a multiple of B.
+            ids: ``[R, N * D]``, R a multiple of B.
 
         Returns:
-            ``[R, N, K]``; entry n is what ``ids[:, n]`` is drawn from.
+            ``[R, N * D, K]``; entry n is what ``ids[:, n]`` is drawn from.
 
         Raises:
             ValueError: R is not a multiple of B.
@@ -174,23 +186,23 @@ class UnifiedAR(VLMBackbone):
 
         Args:
             inputs: B prompts.
-            seeds: R of them, R a multiple of B; each gives its row one uniform number per token.
+            seeds: R of them, R a multiple of B; each gives its row one uniform number per code.
             scale: of guidance; 1 runs no unconditional row.
             temperature: divides the guided logits; 0 takes the likeliest token.
-            top_k: only that many of the likeliest tokens are drawn; None is all of them.
+            top_k: only that many of the likeliest codes are drawn; None is all of them.
 
         Raises:
             ValueError: R is not a multiple of B, or a number is out of its range.
         """
 
     def image_log_probs(self, inputs: VLMInputs, ids: Tensor, scale: float = 1.0, temperature: float = 1.0) -> Tensor:
-        """Log-probability of each image token, differentiable, ``[R, N]``.
+        """Log-probability of each code, differentiable, ``[R, N * D]``.
 
         Where ``scale`` is not 1 it is that of the guided distribution, and a gradient reaches both rows.
 
         Args:
             inputs: B prompts.
-            ids: ``[R, N]``, R a multiple of B.
+            ids: ``[R, N * D]``, R a multiple of B.
             scale, temperature: those the tokens were drawn with.
         """
         if scale == 1:

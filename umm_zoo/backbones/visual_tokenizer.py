@@ -15,7 +15,6 @@ from umm_zoo.batch import Grid
 from umm_zoo.blocks.bottlenecks import Bottleneck, Squeezed
 from umm_zoo.blocks.pixel_decoders import PixelDecoder
 from umm_zoo.blocks.quantizers import Quantizer
-from umm_zoo.errors import UserError
 
 #: Name of the bottleneck that the decoder reads.
 PIXEL = "pixel"
@@ -47,11 +46,13 @@ class Tokenized:
         - vector: ``[B, F]``, the encoder's own of each image, never quantized
         - features: by branch, ``[B, N, D]``, the tokens that enter its bottleneck
         - squeezed: by branch, what comes out
+        - grid: of the N tokens
     """
 
     vector: Tensor
     features: dict[str, Tensor]
     squeezed: dict[str, Squeezed]
+    grid: Grid
 
     @property
     def codes(self) -> Tensor:
@@ -63,7 +64,8 @@ class VisualTokenizer(TokenCodec, LatentCodec):
     """Codec of image tokens out of an encoder that also understands: QLIP's, DualToken's and VQRAE's common shape.
 
     As a ``TokenCodec`` it gives the codes of all branches beside each other, and decodes those of ``pixel``. As a ``LatentCodec``
-    its latents are the values of those codes. It takes square images of the encoder's size alone.
+    its latents are the values of those codes. Images may have any sides that are multiples of a patch, where the encoder's class
+    takes them: its positions are interpolated, and so are the decoder's. It is best trained at the sizes that it is to see.
 
     Args:
         encoder: any; a text tower, where it has one, is left alone.
@@ -100,17 +102,16 @@ class VisualTokenizer(TokenCodec, LatentCodec):
         """Encode and quantize ``[B, 3, H, W]``, with gradients; the encoder runs once.
 
         Raises:
-            UserError: images of another size.
+            UserError: a size that the encoder does not take.
         """
-        self.token_grid(*images.shape[-2:])
-        branches = self._branches()
-        vector, layers = self.encoder.vector_and_tokens(images, [branch.layer for branch in branches.values()])
+        grid, branches = self.token_grid(*images.shape[-2:]), self._branches()
+        vector, layers = self.encoder.as_they_are(images, [branch.layer for branch in branches.values()])
         features = dict(zip(branches, layers, strict=True))
-        return Tokenized(vector, features, {name: branch(features[name]) for name, branch in branches.items()})
+        return Tokenized(vector, features, {name: branch(features[name]) for name, branch in branches.items()}, grid)
 
-    def pixels(self, tokens: Tensor) -> Tensor:
+    def pixels(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Images of what came out of the branch ``pixel``, ``[B, 3, H, W]``, not clamped."""
-        decoded: Tensor = self.decoder(tokens, self.encoder.grid)
+        decoded: Tensor = self.decoder(tokens, grid, self.encoder.grid)
         return decoded
 
     def remember(self, rows: bool) -> None:
@@ -126,15 +127,17 @@ class VisualTokenizer(TokenCodec, LatentCodec):
 
     def token_grid(self, height: int, width: int) -> Grid:
         """See ``TokenCodec.token_grid``: the encoder's."""
-        if (height, width) != (self.encoder.image_size, self.encoder.image_size):
-            side = self.encoder.image_size
-            raise UserError("data.image_size", f"{height} x {width} px", f"{side} x {side} px, the size of the tokenizer's encoder")
-        return self.encoder.grid
+        return self.encoder.grid_of(height, width)
 
     def latent_grid(self, height: int, width: int, patch: int = 1) -> Grid:
         """See ``LatentCodec.latent_grid``: the encoder's."""
         super().latent_grid(height, width, patch)
         return self.token_grid(height, width)
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """See ``TokenCodec.code_sizes``: those of all branches beside each other."""
+        return sum((branch.bottleneck.quantizer.code_sizes for branch in self._branches().values()), ())
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
@@ -144,7 +147,7 @@ class VisualTokenizer(TokenCodec, LatentCodec):
     @torch.no_grad()
     def images(self, codes: Tensor, grid: Grid | None = None) -> Tensor:
         """See ``TokenCodec.images``; of the codes of all branches, or of ``pixel`` alone."""
-        self.grid_of(codes, grid)
+        grid = self.grid_of(codes, grid)
         before, own = 0, self.branch(PIXEL).bottleneck.quantizer.codes_per_token
         for name, branch in self._branches().items():
             if name == PIXEL:
@@ -152,16 +155,18 @@ class VisualTokenizer(TokenCodec, LatentCodec):
             before += branch.bottleneck.quantizer.codes_per_token
         if codes.shape[-1] != own:
             codes = codes[..., before : before + own]
-        return self.pixels(self.branch(PIXEL).bottleneck.tokens_of(codes)).clamp(-1, 1)
+        return self.pixels(self.branch(PIXEL).bottleneck.tokens_of(codes), grid).clamp(-1, 1)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, None]:
         """See ``LatentCodec.posterior``; no noise."""
-        values = self.tokenize(images).squeezed[PIXEL].quantized.embeddings
-        return values.transpose(1, 2).unflatten(2, tuple(self.encoder.grid)), None
+        tokenized = self.tokenize(images)
+        values = tokenized.squeezed[PIXEL].quantized.embeddings
+        return values.transpose(1, 2).unflatten(2, tuple(tokenized.grid)), None
 
     def expand(self, latents: Tensor) -> Tensor:
         """See ``LatentCodec.expand``."""
-        return self.pixels(self.branch(PIXEL).bottleneck.up(latents.flatten(2).transpose(1, 2)))
+        tokens = self.branch(PIXEL).bottleneck.up(latents.flatten(2).transpose(1, 2))
+        return self.pixels(tokens, Grid(*latents.shape[-2:]))
 
     def example_inputs(self) -> tuple[Tensor]:
         """Images of the encoder's size."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -76,14 +78,25 @@ class UniformRatio(MaskRatio):
 
 
 class Unmasking(ABC):
-    """Numbers of tokens that are generated in each of K rounds.
+    """Numbers of tokens that are generated in each of K rounds, and how strongly each round is guided.
 
     Args:
         num_rounds: K, where a call does not say another.
+        guidance: ``constant`` (Harmon, Show-o), or ``linear``: in proportion to the tokens that are known behind the round (MAR).
     """
 
-    def __init__(self, num_rounds: Count = 64) -> None:
-        self.num_rounds = num_rounds
+    def __init__(self, num_rounds: Count = 64, guidance: Literal["constant", "linear"] = "constant") -> None:
+        self.num_rounds, self.guidance = num_rounds, guidance
+
+    def scales(self, scale: float, counts: Sequence[int]) -> list[float]:
+        """Scale of guidance in each of the rounds that generate these numbers of tokens, ``1 + (scale - 1) known / N``.
+
+        As in MAR's release the last round counts one token less than it leaves.
+        """
+        if self.guidance == "constant":
+            return [scale] * len(counts)
+        total = sum(counts)
+        return [1 + (scale - 1) * min(known, total - 1) / total for known in accumulate(counts)]
 
     @abstractmethod
     def hidden(self, step: int, num_rounds: int, num_tokens: int) -> int:
@@ -111,6 +124,7 @@ class CosineUnmasking(Unmasking):
 
     Args:
         num_rounds: K; 64 in MAR and Harmon, 12 to 18 in Show-o.
+        guidance: see the base class.
     """
 
     def hidden(self, step: int, num_rounds: int, num_tokens: int) -> int:

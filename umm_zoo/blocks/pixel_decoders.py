@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from umm_zoo.batch import Grid
-from umm_zoo.blocks.positions import PositionEmbedding, SineCosine2d
+from umm_zoo.blocks.positions import PositionEmbedding, SineCosine2d, stretched
 from umm_zoo.blocks.transformer import PlainBlock
 from umm_zoo.errors import Count, several
 
@@ -32,8 +32,8 @@ class PixelDecoder(nn.Module, ABC):
     upsampling: int
 
     @abstractmethod
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Decode."""
+    def forward(self, tokens: Tensor, grid: Grid, own: Grid | None = None) -> Tensor:
+        """Decode; ``own`` is the grid of training, whose positions, where there are any, are stretched over another."""
 
     def example_inputs(self) -> tuple[Tensor, Grid]:
         """Tokens of a grid that is not square, for ``umm_zoo.testing.check_block``."""
@@ -68,9 +68,9 @@ class ViTPixelDecoder(PixelDecoder):
         self.norm, pixels = nn.LayerNorm(width), nn.Linear(width, 3 * patch**2)
         self.head: nn.Module = nn.Sequential(nn.Linear(width, width), nn.Tanh(), pixels) if tanh_head else pixels
 
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+    def forward(self, tokens: Tensor, grid: Grid, own: Grid | None = None) -> Tensor:
         """See the base class."""
-        tokens = self.positions(self.enter(tokens), grid)
+        tokens = stretched(self.positions, self.enter(tokens), grid, own)
         for block in self.blocks:
             tokens = block(tokens)
         pixels = self.head(self.norm(tokens))
@@ -106,8 +106,8 @@ class ConvPixelDecoder(PixelDecoder):
         self.norm = nn.GroupNorm(groups, channels[-1])
         self.out = nn.Conv2d(channels[-1], 3, 3, padding=1)
 
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """See the base class."""
+    def forward(self, tokens: Tensor, grid: Grid, own: Grid | None = None) -> Tensor:
+        """See the base class; there are no positions."""
         cells = self.enter(tokens.transpose(1, 2).unflatten(2, (grid.h, grid.w)))
         for place, level in enumerate(self.levels):
             cells = level(F.interpolate(cells, scale_factor=2.0) if place else cells)

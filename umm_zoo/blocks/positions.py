@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.by_shape import by_shape
@@ -31,6 +32,24 @@ class PositionEmbedding(nn.Module, ABC):
     def example_inputs(self) -> tuple[Tensor, Grid]:
         """Tokens of a grid that is not square, for ``umm_zoo.testing.check_block``."""
         return torch.randn(2, 12, self.width), Grid(3, 4)
+
+
+def stretched(positions: PositionEmbedding, tokens: Tensor, grid: Grid, own: Grid | None) -> Tensor:
+    """Mark the tokens of ``grid`` with the marks of the grid ``own``, interpolated (bicubic) as vision transformers do.
+
+    Args:
+        positions: whose marks are added to tokens.
+        tokens: ``[B, h*w, D]``.
+        grid: of the tokens.
+        own: that the marks were trained on; None is ``grid``.
+    """
+    if own is None or own == grid:
+        marked: Tensor = positions(tokens, grid)
+        return marked
+    marks: Tensor = positions(tokens.new_zeros(1, own.num_cells, tokens.shape[-1]), own)
+    cells = marks.transpose(1, 2).unflatten(2, tuple(own)).float()
+    wide = F.interpolate(cells, size=tuple(grid), mode="bicubic", align_corners=False)
+    return tokens + wide.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
 class CroppedTable2d(PositionEmbedding):

@@ -28,10 +28,13 @@ class TokenMLPHead(Denoiser):
     Args:
         condition_dim: width of the states.
         channels: of a token.
-        width, depth: 1024 and 3 in MAR-B (20 million parameters at 1024 states), 1536 and 12 in MAR-H (151 million).
+        width, depth: 1024 and 3 by default in the release, 1024 and 6 in MAR-B, 1280 and 8 in MAR-L, 1536 and 12 in MAR-H.
         learned_variance: give as many numbers again, between which bounds the variance lies (``LearnedRangeVariance``); MAR's.
         time_scale: factor on the time; 1 for steps 0 … 999, 1000 for a flow's [0, 1].
     """
+
+    #: Neither MAR nor Harmon decays its weights.
+    decayed = False
 
     def __init__(
         self,

@@ -73,20 +73,24 @@ def as_tokens(grid: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional self-attention over all tokens: one fused projection with bias, no norm on queries or keys, no dropout.
+    """Self-attention over all tokens: one fused projection with bias, no norm on queries or keys, no dropout.
 
     Shape:
         ``[B, N, width]`` -> ``[B, N, width]``.
+
+    Args:
+        width, heads: sizes.
+        causal: a token sees those before it and itself alone.
 
     Raises:
         ValueError: the heads do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width: found {width}, expected a multiple of heads ({heads})")
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -94,7 +98,7 @@ class SelfAttention(nn.Module):
         """Attend."""
         # rows of qkv: all queries, all keys, all values; head after head inside each
         q, k, v = rearrange(self.qkv(x), "B N (three heads size) -> three B heads N size", three=3, heads=self.heads)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         out: Tensor = self.out(rearrange(attended, "B heads N size -> B N (heads size)"))
         return out
 
@@ -147,10 +151,10 @@ class PlainBlock(nn.Module):
         ``[B, N, width]`` -> ``[B, N, width]``.
     """
 
-    def __init__(self, width: int, heads: int, ratio: int) -> None:
+    def __init__(self, width: int, heads: int, ratio: int, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = SelfAttention(width, heads)
+        self.attention = SelfAttention(width, heads, causal)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.feed_forward = FeedForward(width, ratio)
 

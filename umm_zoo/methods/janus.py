@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.generation import choose_rows
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.backbones.preparation import Asked, Preparation, WholeRows
+from umm_zoo.backbones.preparation import Preparation
 from umm_zoo.backbones.unified import UnifiedAR
 from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
-from umm_zoo.methods.requests import no_answer, of_kind, request_batch
+from umm_zoo.methods.requests import AnswerRows, no_answer, of_kind, request_batch
 from umm_zoo.objectives.step import blocks_are_sharded
+from umm_zoo.objectives.tokens import AutoregressiveTokens, TokenObjective
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
@@ -33,10 +33,10 @@ class Janus(AnswersWithVLM, Method):
     """Method of next-token prediction on the words of answers and on the tokens of images, each with a head of its own.
 
     Of rows without a target, *answer rows*, it is the cross-entropy of their answers, as in LLaVA; of rows with one, *image rows*,
-    that of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean
-    over its tokens of the optimiser step; how often each kind comes is a matter of the data. A uniform head has
-    ``image_loss_uniform`` = ln K, 9.70 at 16,384 codes. Users report 4.7 of a released model, and no more when it is trained on:
-    judge by images.
+    that of the target's codes behind the prompt alone. ``loss = text_loss + image_weight * image_loss``, each the mean over its
+    tokens of the optimiser step (of an image's tokens: over their codes); how often each kind comes is a matter of the data. A
+    uniform head has ``image_loss_uniform`` = ln K, 9.70 at 16,384 codes. Users report 4.7 of a released model, and no more when
+    it is trained on: judge by images.
 
     Three stages train (1) projector, image embeddings, image projector and image head, (2) also the language model, (3) also the
     vision tower; the codec stays frozen. Loss weights were not published, so equal ones are our choice; dropout of 10 % is from
@@ -51,12 +51,13 @@ class Janus(AnswersWithVLM, Method):
         dropout: share of image rows whose prompt is replaced by the one that says nothing, so that guidance has a meaning.
         guidance: scale of classifier-free guidance in generation; 1 is none (release: 5).
         temperature: of generation; 0 takes the likeliest token.
+        tokens: how image tokens are learnt and generated; None is one after the other. ``MaskedTokens`` with a ``MaskedJanus`` is
+            Show-o's way.
+
+    Raises:
+        UserError: a model that is not learnt in that way.
     """
 
-    makes = (
-        *("text_loss", "image_loss", "text_loss_uniform", "image_loss_uniform"),
-        *("nll", "num_tokens", "answers", "generated", "round_trips"),
-    )
     takes_mixed = True
 
     def __init__(
@@ -66,12 +67,16 @@ class Janus(AnswersWithVLM, Method):
         dropout: Share = 0.1,
         guidance: Weight = 5.0,
         temperature: Weight = 1.0,
+        tokens: TokenObjective | None = None,
     ) -> None:
         super().__init__()
+        self.tokens = tokens or AutoregressiveTokens()
+        self.tokens.check(unified)
         self.vlm, self.image_weight, self.dropout = unified, image_weight, dropout
         self.guidance, self.temperature = guidance, temperature
         self.grid = unified.generated_grid
-        self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": math.log(unified.codec.num_codes)}
+        nats = sum(map(math.log, unified.codec.code_sizes)) / unified.codes_per_token
+        self.uniform = {"text_loss_uniform": math.log(unified.vocabulary), "image_loss_uniform": nats}
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the backbone."""
@@ -99,7 +104,8 @@ class Janus(AnswersWithVLM, Method):
         prompts, ids = self._image_inputs(images, dropped[torch.tensor(batch.has_target)])
         num_ids = len(images) * self.grid.num_cells
         counts = inputs.token_counts if len(answers) else stand_in_counts(inputs.token_counts)
-        asked = {**prompts.token_counts, "image": TokenCount(ids.numel(), ids.numel())}
+        tokens = ids.numel() // self.vlm.codes_per_token
+        asked = {**prompts.token_counts, "image": TokenCount(tokens, tokens)}
         self.token_counts = add_counts(counts, asked if num_ids else stand_in_counts(asked))
         output = self.vlm(inputs)
         text = output.loss * self.share("tokens", output.num_tokens.sum())
@@ -114,16 +120,16 @@ class Janus(AnswersWithVLM, Method):
         return {"tokens": words, "image_tokens": ids, "rows": len(batch)}
 
     def _image_loss(self, prompts: VLMInputs, ids: Tensor) -> Tensor:
-        """Mean cross-entropy of image tokens ``[T, N]`` in nats."""
-        return F.cross_entropy(self.vlm.image_logits(prompts, ids).float().flatten(0, 1), ids.flatten())
+        """Mean cross-entropy of codes ``[T, N * D]`` in nats."""
+        return self.tokens(self.vlm, prompts, ids)[0].mean()
 
     def _image_inputs(self, rows: Batch, dropped: Tensor) -> tuple[VLMInputs, Tensor]:
-        """Prompts and image tokens ``[T, N]`` of image rows; of one without content where there are none."""
+        """Prompts and codes ``[T, N * D]`` of image rows; of one without content where there are none."""
         stored = {name: own for name, own in rows.extras.items() if name == PRECOMPUTED}
         if not len(rows):
             rows, dropped = replace(request_batch([""]), extras=stored), torch.tensor([True])
-        ids = self.codes(rows)[..., 0].long().to(self.device)
-        ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells)
+        ids = self.codes(rows).flatten(1).long().to(self.device)
+        ids = ids if len(ids) else ids.new_zeros(1, self.grid.num_cells * self.vlm.codes_per_token)
         return self._prompts(rows, dropped), ids
 
     def _prompts(self, rows: Batch, dropped: Tensor) -> VLMInputs:
@@ -134,7 +140,7 @@ class Janus(AnswersWithVLM, Method):
 
     @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor:
-        """Codes of the images to generate, ``[T, N, 1]``: those of the shards where they hold any.
+        """Codes of the images to generate, ``[T, N, D]``: those of the shards where they hold any.
 
         Raises:
             UserError: an image has another size than the model generates.
@@ -145,12 +151,18 @@ class Janus(AnswersWithVLM, Method):
         if not batch.requested:
             if stored is None and blocks_are_sharded():  # other ranks have images, and call the codec's blocks
                 self.vlm.codec.codes(torch.zeros(1, 3, *[self.vlm.generated_size] * 2, device=self.device))
-            return torch.zeros(0, self.grid.num_cells, 1, dtype=torch.long)
+            return torch.zeros(0, self.grid.num_cells, self.vlm.codes_per_token, dtype=torch.long)
         for target in batch.requested:
             self.vlm.assert_generates(target.shape[-2:], "data.target_size")
         return self.vlm.codec.codes(stacked(batch.requested))
 
     # -- validation ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def makes(self) -> Collection[str]:
+        """See ``validation_step``."""
+        losses = ("text_loss", "image_loss", "text_loss_uniform", "image_loss_uniform")
+        return (*losses, "nll", "num_tokens", "answers", "generated", "round_trips", *self.tokens.makes)
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
@@ -173,13 +185,14 @@ class Janus(AnswersWithVLM, Method):
 
     def preparation(self, scoring: bool) -> Preparation | None:
         """See ``Prepares``: the answer rows."""
-        return self.vlm.preparation(_AnswerRows(scoring and self.wanted.max_new_tokens > 0))
+        return self.vlm.preparation(AnswerRows(scoring and self.wanted.max_new_tokens > 0))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics, of rows of one kind.
 
         Answer rows: ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``. Image rows: ``image_loss`` under their own
-        prompts, ``generated`` from a seed that depends on the row alone, and ``round_trips`` of the codec.
+        prompts (and under what ``tokens`` hides, every time the same), ``generated`` from a seed that depends on the row alone, and
+        ``round_trips`` of the codec.
         """
         outputs = Outputs({name: torch.tensor(value) for name, value in self.uniform.items()})
         if not batch.requested:
@@ -187,18 +200,21 @@ class Janus(AnswersWithVLM, Method):
             longest = self.wanted.max_new_tokens
             outputs.answers = self.answer(batch, longest) if longest else [""] * len(batch)
             outputs.nll, outputs.num_tokens = output.nll, output.num_tokens
-            losses = {"text_loss": output.loss, "image_loss": torch.zeros(())}
+            losses = {"text_loss": output.loss, **{name: torch.zeros(()) for name in ("image_loss", *self.tokens.makes)}}
+            rows = dict.fromkeys(self.tokens.makes, 0.0)
         else:
             prompts, ids = self._image_inputs(batch, torch.zeros(len(batch), dtype=torch.bool))
-            losses = {"text_loss": torch.zeros(()), "image_loss": self._image_loss(prompts, ids)}
+            found, shares = self.tokens(self.vlm, prompts, ids, torch.Generator().manual_seed(batch_idx))
+            parts, rows = self.tokens.losses_by(found, shares)
+            losses = {"text_loss": torch.zeros(()), "image_loss": found.mean(), **parts}
             outputs.answers = [""] * len(batch)
             outputs.nll, outputs.num_tokens = torch.zeros(len(batch)), torch.zeros(len(batch))
             if self.wanted.generates(batch_idx):
                 outputs.generated = self.generate(batch, [zlib.crc32(key.encode()) for key in batch.keys])
-                outputs.round_trips = list(self.vlm.codec.images(ids[..., None], self.grid))
+                outputs.round_trips = list(self.vlm.images_of(ids))
         outputs.scalars |= losses
         num_ids = sum(batch.has_target) * self.grid.num_cells
-        outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids}
+        outputs.counts = {"text_loss": float(outputs.num_tokens.sum()), "image_loss": num_ids, **rows}
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------
@@ -223,8 +239,8 @@ class Janus(AnswersWithVLM, Method):
             self.vlm.assert_generates(sampling.size, "size")
         scale = self.guidance if sampling.guidance is None else sampling.guidance
         inputs = self._prompts(batch, torch.zeros(len(batch), dtype=torch.bool))
-        samples = self.vlm.sample_image(inputs, seeds, scale, self.temperature)
-        return list(self.vlm.codec.images(samples.ids[..., None], self.grid))
+        samples = self.tokens.sample(self.vlm, inputs, seeds, scale, self.temperature)
+        return list(self.vlm.images_of(samples.ids))
 
     def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
         """Images ``[len(prompts), 3, H, W]`` of texts of one's own; the k-th is generated from seed + k.
@@ -233,14 +249,3 @@ class Janus(AnswersWithVLM, Method):
         """
         batch = request_batch(prompts).to(self.device)
         return stacked(self.generate(batch, [seed + row for row in range(len(prompts))], Sampling(guidance=guidance)))
-
-
-@dataclass
-class _AnswerRows:
-    """``WholeRows`` of the rows that ask for no image."""
-
-    answers: bool
-
-    def __call__(self, batch: Batch) -> Iterable[Asked]:
-        rows = of_kind(batch, False)
-        return WholeRows(self.answers)(rows) if len(rows) else []

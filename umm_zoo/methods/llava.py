@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.base import VLMBackbone
-from umm_zoo.backbones.latent_codec import LatentCodec
+from umm_zoo.backbones.latent_codec import SOURCE_LATENTS, LatentCodec
+from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.preparation import Preparation, WholeRows
-from umm_zoo.batch import Batch
+from umm_zoo.batch import Batch, map_by_size, stacked
 from umm_zoo.blocks.fusion import TokenFusion
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method
@@ -43,7 +46,7 @@ class LLaVA(AnswersWithVLM, Method):
         self, vlm: VLMBackbone, packing: bool = False, codec: LatentCodec | None = None, fusion: TokenFusion | None = None
     ) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm, self.fuses = vlm, codec is not None
         if codec is not None and fusion is not None:
             vlm.fuse(codec, fusion)
         elif codec is not None or fusion is not None:
@@ -60,6 +63,18 @@ class LLaVA(AnswersWithVLM, Method):
         """Refuse the codec, which stays as it is."""
         if "codec" in trained:
             raise UserError("training.trained", "'codec', which no loss reaches", "parts without the codec")
+
+    def precomputable(self) -> dict[str, Precomputable]:
+        """``source_latents``, a fusion's latents of the input images."""
+        if not self.fuses:
+            return {}
+        codec = cast(LatentCodec, self.vlm.parts()["codec"])
+
+        @torch.no_grad()
+        def compute(batch: Batch) -> Tensor:
+            return stacked(map_by_size(codec.encode, batch.images)) if batch.images else torch.zeros(0, codec.latent_channels, 1, 1)
+
+        return {SOURCE_LATENTS: Precomputable(codec, compute, "image")}
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, the mean over all answer tokens of the optimiser step."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from umm_zoo.backbones.preparation import Asked, WholeRows
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Task, Turn
 from umm_zoo.conversation import task_of
 from umm_zoo.errors import UserError, several
@@ -66,3 +68,15 @@ def of_kind(batch: Batch, has_target: bool) -> Batch:
 def no_answer() -> Batch:
     """A row without an answer, in whose place no label is learnt."""
     return Batch(["nothing"], [[Turn(role="user", text="")]])
+
+
+@dataclass
+class AnswerRows:
+    """``WholeRows`` of the rows that ask for no image."""
+
+    answers: bool
+
+    def __call__(self, batch: Batch) -> Iterable[Asked]:
+        """As the protocol says."""
+        rows = of_kind(batch, False)
+        return WholeRows(self.answers)(rows) if len(rows) else []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
+from umm_zoo.errors import UserError
 from umm_zoo.objectives.reduction import mean_over_groups
 
 #: A denoiser ``(noisy, time, condition)``, or a regression head ``(condition)``: each objective says which it calls.
@@ -30,6 +31,11 @@ class Objective(ABC):
 
     makes: ClassVar[tuple[str, ...]] = ("loss",)
 
+    @property
+    def num_noises(self) -> int:
+        """Draws of noise, of the latents' shape, that ``sample_from`` makes a sample of."""
+        return 0
+
     @abstractmethod
     def losses(self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """The loss of every sample.
@@ -48,6 +54,14 @@ class Objective(ABC):
     def sample(self, denoiser: Predictor, shape: Shape, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """Latents of the given shape from the condition alone."""
 
+    def sample_from(self, denoiser: Predictor, noise: Tensor, condition: Tokens) -> Tensor:
+        """Latents ``[B, C, h, w]`` of given noise ``[num_noises, B, C, h, w]``, so that each row may have draws of its own.
+
+        Raises:
+            UserError: this objective draws noise in another way.
+        """
+        raise UserError("objective", type(self).__name__, "FlowMatching, GaussianNoisePrediction or a regression")
+
     def __call__(
         self, denoiser: Predictor, latents: Tensor, condition: Tokens, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
@@ -59,6 +73,12 @@ class Objective(ABC):
     ) -> dict[str, Tensor]:
         """As a call, over all samples of several groups, each of latents of one size and their condition."""
         return mean_over_groups([(len(latents), self(denoiser, latents, own, generator)) for latents, own in groups])
+
+
+def shape_of(noise: Tensor) -> Shape:
+    """Of latents, of draws of noise ``[num_noises, B, C, h, w]``."""
+    batch, channels, height, width = noise.shape[1:]
+    return batch, channels, height, width
 
 
 def at_least_float32(x: Tensor) -> Tensor:

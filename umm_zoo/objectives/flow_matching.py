@@ -12,7 +12,7 @@ from torch import Tensor
 
 from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count, Natural, Weight
-from umm_zoo.objectives.base import Predictor, Shape, at_least_float32
+from umm_zoo.objectives.base import Predictor, Shape, at_least_float32, shape_of
 from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.guidance import Branch
 from umm_zoo.objectives.schedules import EvenlySpaced, LibrarySchedule, ReleaseSchedule, Schedule, TimeSchedule, assert_steps
@@ -132,6 +132,15 @@ class FlowMatching(DecoderObjective):
             return denoiser(state, times, fixed).to(state.dtype)
 
         return (self.solver or DPMSolver())(velocity, x, steps.times)
+
+    @property
+    def num_noises(self) -> int:
+        """That it starts from."""
+        return 1
+
+    def sample_from(self, denoiser: Predictor, noise: Tensor, condition: Tokens) -> Tensor:
+        """As the base class."""
+        return self.sample(denoiser, shape_of(noise), condition, noise=noise[0])
 
     def sampling_times(self, num_steps: int | None, height: int, width: int) -> Schedule:
         """The times of sampling a latent of ``height`` x ``width`` cells; None is the objective's own number of steps."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from umm_zoo.backbones.devices import send
 from umm_zoo.batch import Tokens
 from umm_zoo.errors import Count, Weight
-from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
+from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32, shape_of
 
 
 def cosine_betas(num_timesteps: int = 1000) -> np.ndarray:
@@ -185,6 +185,10 @@ class GaussianNoisePrediction(Objective):
         for step in reversed(range(len(self.sampling_process.betas))):
             x = self.denoise_step(denoiser, x, step, condition, next(noises))
         return x
+
+    def sample_from(self, denoiser: Predictor, noise: Tensor, condition: Tokens) -> Tensor:
+        """As the base class."""
+        return self.sample(denoiser, shape_of(noise), condition, noise=noise)
 
     def denoise_step(self, denoiser: Predictor, x: Tensor, step: int, condition: Tokens, noise: Tensor) -> Tensor:
         """One step of ``sample``, from the given position in the kept steps and with the given noise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,32 @@ class GuidedDenoiser:
         predicted = self.denoiser(noisy.repeat(copies, 1, 1, 1), time.repeat(copies), self.condition)  # [K*B, C, h, w]
         weights = constants(predicted.device, tuple(self.weights), predicted.dtype)
         return torch.einsum("k,kbchw->bchw", weights, predicted.unflatten(0, (copies, -1)))
+
+
+class GuidedRows:
+    """A network of rows whose prediction is ``u + scale (c - u)``, of the condition it is called with and another of each row.
+
+    Beside a ``GuidedDenoiser`` it takes regression heads too, and leaves channels beyond those given, such as a learned variance,
+    as they are under the condition (MAR's release).
+
+    Args:
+        network: ``(noisy, time, condition)``, or ``(condition)``.
+        unconditional: ``[B, 1, E]``.
+        scale: of guidance.
+        channels: that are guided.
+    """
+
+    def __init__(self, network: Predictor, unconditional: Tensor, scale: float, channels: int) -> None:
+        self.network, self.unconditional, self.scale, self.channels = network, unconditional, scale, channels
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The guided prediction; both run in one call."""
+        *inputs, condition = arguments
+        both = Tokens(torch.cat([condition.values, self.unconditional.to(condition.values)]))
+        found, other = self.network(*(torch.cat([own, own]) for own in inputs), both).chunk(2)
+        count = self.channels
+        mixed = other[:, :count] + self.scale * (found[:, :count] - other[:, :count])
+        return torch.cat([mixed, found[:, count:]], dim=1)
 
 
 class DetachedGuidance:

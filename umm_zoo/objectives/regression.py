@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umm_zoo.batch import Tokens
-from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32
+from umm_zoo.objectives.base import Objective, Predictor, Shape, at_least_float32, shape_of
 
 
 class Regression(Objective):
@@ -39,6 +39,10 @@ class Regression(Objective):
     def sample(self, denoiser: Predictor, shape: Shape, condition: Tokens, generator: torch.Generator | None = None) -> Tensor:
         """The prediction; the shape is the head's own."""
         return denoiser(condition)
+
+    def sample_from(self, denoiser: Predictor, noise: Tensor, condition: Tokens) -> Tensor:
+        """The prediction."""
+        return self.sample(denoiser, shape_of(noise), condition)
 
 
 class MeanSquaredError(Regression):

@@ -77,9 +77,9 @@ class DualToken(Tokenizer):
         """See ``validation_step``."""
         return (*super().makes, "semantic")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+    def _validate(self, batch: Batch) -> Outputs:
         """Adds ``semantic``."""
-        outputs = super().validation_step(batch, batch_idx)
+        outputs = super()._validate(batch)
         images = stacked(image_of_each_row(batch))
         outputs.scalars["semantic"] = self._semantic(self.codec.tokenize(images), images)
         return outputs
@@ -88,5 +88,5 @@ class DualToken(Tokenizer):
         """Squared error less the cosine, between what the codes give a reader and the teacher's tokens of that layer."""
         made = tokenized.squeezed[self.understood].tokens
         with torch.no_grad():
-            wanted = self.teacher.tokens(images, self.codec.branch(self.understood).layer)
+            wanted = self.teacher.as_they_are(images, [self.codec.branch(self.understood).layer])[1][0]
         return F.mse_loss(made, wanted) - F.cosine_similarity(made, wanted, dim=-1).mean()

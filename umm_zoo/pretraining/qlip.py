@@ -66,13 +66,17 @@ class QLIP(Tokenizer):
         self.negatives, self.max_log_scale = negatives, math.log(max_scale)
 
     def paper_losses(self, losses: dict[str, Tensor], tokenized: Tokenized, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Adds ``align`` and ``commitment``."""
+        """Adds ``commitment``."""
         if self.commitment_weight:
             tokens, made = tokenized.features[PIXEL], tokenized.squeezed[PIXEL].tokens
             losses["commitment"] = F.mse_loss(tokens, made.detach())
             losses["loss"] = losses["loss"] + self.commitment_weight * losses["commitment"]
+        return losses
+
+    def batch_losses(self, losses: dict[str, Tensor], vectors: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Adds ``align``, over all rows whatever the sizes of their images."""
         if self.align_weight:
-            losses["align"] = self._compared(tokenized, batch).scalars["loss"]
+            losses["align"] = self._compared(vectors, batch).scalars["loss"]
             losses["loss"] = losses["loss"] + self.align_weight * losses["align"]
         return losses
 
@@ -91,5 +95,5 @@ class QLIP(Tokenizer):
             outputs.scalars["align"], outputs.text_features = compared.scalars["loss"], compared.text_features
         return outputs
 
-    def _compared(self, tokenized: Tokenized, batch: Batch) -> Outputs:
-        return compare(self.texts, tokenized.vector, captions(batch), self.contrast, self.negatives, self.max_log_scale)
+    def _compared(self, vectors: Tensor, batch: Batch) -> Outputs:
+        return compare(self.texts, vectors, captions(batch), self.contrast, self.negatives, self.max_log_scale)

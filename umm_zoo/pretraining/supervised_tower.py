@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.by_shape import by_shape
-from umm_zoo.backbones.feature_encoder import LibraryEncoder, resize_to
+from umm_zoo.backbones.feature_encoder import LibraryEncoder
+from umm_zoo.backbones.precision import resize_to
 from umm_zoo.batch import Batch, Grid, image_of_each_row, map_by_size
 from umm_zoo.errors import UserError
 from umm_zoo.method import Method

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from umm_zoo.backbones.visual_tokenizer import PIXEL, Tokenized, VisualTokenizer
-from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
+from umm_zoo.batch import Batch, Images, by_size, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share, Weight
-from umm_zoo.outputs import Outputs
+from umm_zoo.objectives.reduction import mean_over_groups
+from umm_zoo.outputs import Outputs, in_groups
 from umm_zoo.pretraining.judged import Judged, Judges
 
 
@@ -63,12 +64,19 @@ class Tokenizer(Judged):
             self.codec.tokenize(images)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the images of a micro-batch."""
-        images = stacked(image_of_each_row(batch), "data.image_size")
+        """Terms of the images of a micro-batch, those of one size together; what a quantizer asks for is a mean over its groups."""
         self.codec.remember(not self.step.weightless)
+        found = [(places, *self._group(stack, batch.select(places))) for places, stack in by_size(image_of_each_row(batch))]
+        self.remember(torch.stack([moments for *_, moments in found]).sum(dim=0))
+        order = [place for places, *_ in found for place in places]
+        vectors = torch.cat([vector for _, _, vector, _ in found])[torch.tensor(order, device=self.device).argsort()]
+        losses = self.batch_losses(mean_over_groups([(len(places), own) for places, own, *_ in found]), vectors, batch)
+        losses["loss"] = losses["loss"] + 0 * vectors.float().sum()  # all of the encoder takes part
+        return self.over_step(self.judges.settled(losses, self.codec.decoder, self.step.number), "rows", len(batch))
+
+    def _group(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Means over images of one size, the encoder's vector of each, and the moments of their latents."""
         tokenized = self.codec.tokenize(images)
-        latents = tokenized.squeezed[PIXEL].quantized.embeddings
-        self.remember(self.codec.moments(latents.detach()))
         made = self._made(tokenized, images)
         losses = self._pixel_losses(made, images)
         for name, squeezed in tokenized.squeezed.items():
@@ -77,16 +85,19 @@ class Tokenizer(Judged):
         if asked := [squeezed.quantized.losses["loss"] for squeezed in tokenized.squeezed.values() if squeezed.quantized.losses]:
             losses["loss"] = losses["loss"] + self.quantizer_weight * torch.stack(asked).mean()
         losses = self.paper_losses(losses, tokenized, images, batch)
-        losses["loss"] = losses["loss"] + 0 * tokenized.vector.float().sum()  # all of the encoder takes part
-        losses = self.judges.competing(losses, images, made, self.step.number)
-        return self.over_step(self.judges.settled(losses, self.codec.decoder, self.step.number), "rows", len(batch))
+        moments = self.codec.moments(tokenized.squeezed[PIXEL].quantized.embeddings.detach())
+        return self.judges.competing(losses, images, made, self.step.number), tokenized.vector, moments
 
     def paper_losses(self, losses: dict[str, Tensor], tokenized: Tokenized, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The terms with those that a paper adds, in ``loss`` too; here nothing."""
+        """The terms of images of one size with those that a paper adds, in ``loss`` too; here nothing."""
+        return losses
+
+    def batch_losses(self, losses: dict[str, Tensor], vectors: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The terms with those that a paper adds of all rows of a batch together, whose vectors these are; here nothing."""
         return losses
 
     def _made(self, tokenized: Tokenized, images: Tensor) -> Tensor:
-        return self.codec.pixels(tokenized.squeezed[PIXEL].tokens).to(images.dtype)
+        return self.codec.pixels(tokenized.squeezed[PIXEL].tokens, tokenized.grid).to(images.dtype)
 
     def _pixel_losses(self, made: Tensor, images: Tensor) -> dict[str, Tensor]:
         losses = {"mse": F.mse_loss(made, images), "l1": F.l1_loss(made, images)}
@@ -114,10 +125,14 @@ class Tokenizer(Judged):
 
         ``tokens`` are what leaves the bottleneck of the branch ``understood``: as wide in every tokenizer of one encoder.
         """
-        images = stacked(image_of_each_row(batch), "data.image_size")
+        return in_groups(self._validate, batch, [image.shape for image in image_of_each_row(batch)])
+
+    def _validate(self, batch: Batch) -> Outputs:
+        """Outputs of rows whose images have one size."""
+        images = stacked(image_of_each_row(batch))
         tokenized = self.codec.tokenize(images)
         quantizer = tokenized.squeezed[PIXEL].quantized
-        made = self.codec.images(tokenized.codes) if quantizer.codes.shape[-1] else self.round_trip(images)
+        made = self.codec.images(tokenized.codes, tokenized.grid) if quantizer.codes.shape[-1] else self.round_trip(images)
         losses = self._pixel_losses(self._made(tokenized, images), images)
         outputs = Outputs(losses, generated=list(made), references=list(images))
         outputs.codes, outputs.image_features = list(tokenized.codes), F.normalize(tokenized.vector.float(), dim=-1)

@@ -50,7 +50,7 @@ class VQRAE(Tokenizer):
         if self.teacher is not None:
             tokens = tokenized.features[PIXEL]
             with torch.no_grad():
-                wanted = self.teacher.tokens(images, self.codec.branch(PIXEL).layer)
+                wanted = self.teacher.as_they_are(images, [self.codec.branch(PIXEL).layer])[1][0]
             sizes = tokens.shape[-1:]
             losses["distill"] = F.mse_loss(F.layer_norm(tokens, sizes), F.layer_norm(wanted, sizes))
             losses["loss"] = losses["loss"] + self.distill_weight * losses["distill"]

@@ -114,7 +114,7 @@ def _check_pathway(block: QueryPathway) -> None:
 def _check_unified(block: UnifiedAR) -> None:
     """Sampled tokens are scored alike when they are given, and a row knows its own prompt and seed alone."""
     name, inputs, seeds = type(block).__name__, block.image_prompt(["red", "a large blue square"]), [1, 2, 3, 4]
-    count = block.generated_grid.num_cells
+    count = block.generated_grid.num_cells * block.codes_per_token
     for scale in (1.0, 3.0):
         drawn = block.sample_image(inputs, seeds, scale)
         assert tuple(drawn.ids.shape) == (4, count), f"{name}: expected ids [4, {count}], found {list(drawn.ids.shape)}"

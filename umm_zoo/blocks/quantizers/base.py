@@ -55,6 +55,11 @@ class Quantizer(ExactBuffers, ABC):
     idle: bool = False  #: rows that stand in for others are seen: nothing of them is remembered
     decayed = False  # no weight decay: a code is no weight, see ``NamedParts.mark_undecayed``
 
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """Numbers of codes of the first, the second … code of a token: K each, unless a subclass has places with fewer."""
+        return (self.num_codes,) * self.codes_per_token
+
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:
         """Codes, their values and, while training, losses."""

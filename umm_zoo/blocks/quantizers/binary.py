@@ -82,6 +82,11 @@ class BinaryQuantizer(Quantizer):
             found.losses = self._losses(placed, values)
         return found
 
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """See the base class: groups may be unequal by a bit."""
+        return tuple(2**size for size in self.sizes)
+
     def values_of(self, codes: Tensor) -> Tensor:
         """See the base class."""
         parts = [codes[..., place, None] >> self._shifts(size, codes) & 1 for place, size in enumerate(self.sizes)]

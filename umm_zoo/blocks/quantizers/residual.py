@@ -50,6 +50,11 @@ class ResidualQuantizer(Quantizer):
         losses = {name: torch.stack([own.losses[name] for own in found]).mean() for name in found[0].losses}
         return Quantized(straight_through(latents, values), codes, losses)
 
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """See the base class."""
+        return sum((stage.code_sizes for stage in self._in_turn()), ())
+
     def values_of(self, codes: Tensor) -> Tensor:
         """See the base class."""
         stages = self._in_turn()

@@ -55,6 +55,11 @@ class FiniteScalarQuantizer(Quantizer):
         codes = (digits * self.strides).sum(dim=-1, keepdim=True) if self.single else digits
         return Quantized(straight_through(bounded / self.halves, self._values(digits)), codes)
 
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """See the base class: each number has its own levels."""
+        return (self.num_codes,) if self.single else tuple(self.levels.tolist())
+
     def bound(self, latents: Tensor) -> Tensor:
         """Latents squashed to just beyond their outermost levels."""
         half = (self.levels - 1) * (1 + _MARGIN) / 2

@@ -115,4 +115,4 @@ class GenerationForUnderstanding(CaptionPolicy[CaptionRollout]):
 
     def loss_parts(self, rollout: CaptionRollout) -> list[Callable[[], dict[str, Tensor]]]:
         """One part per portion of captions; one whose group is all alike counts in the mean, but carries no gradient."""
-        return self.caption_parts(rollout)
+        return self.text_parts(rollout)

@@ -177,13 +177,14 @@ class UnderstandingForGeneration(UAEBase, Reinforcement[ImageRollout]):
         rows = numbers[places]
         velocity = self._velocity(rollout.negative, rows)
         adapter = self.decoder_adapter if self.objective.kl_weight else None
-        reference = None if adapter is None else partial(_without, adapter, velocity)
+        reference = None if adapter is None else partial(without, adapter, velocity)
         some = Trajectory(path.states[:, places], path.log_probs[:, places])
         out = self.objective.step_loss(velocity, some, step, rows_of(rollout.condition, rows), rollout.advantages[rows], reference)
         share = len(rows) / (int(self.scored(rollout).sum()) * len(self.objective.trained_steps))
         return {name: share * out[name] for name in ("loss", *self.watched)}
 
 
-def _without(adapter: LoRA, velocity: Predictor, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
+def without(adapter: LoRA, velocity: Predictor, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:
+    """A velocity by the network without its adapter: the reference policy's."""
     with adapter.disabled():
         return velocity(noisy, time, condition)

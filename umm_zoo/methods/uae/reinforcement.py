@@ -30,7 +30,7 @@ class Rollout:
     """Samples of B rows, G of each, the images generated and their rewards. R = B * G, the samples of a row side by side.
 
     Shape:
-        - images: B of ``[3, H, W]``, of any sizes, what the captions describe; captions: R texts
+        - images: B of ``[3, H, W]``, of any sizes, what the captions describe, or none; captions: R texts
         - generated: R images; rewards ``[B, G]``; advantages ``[R]``, once all micro-batches of the step are rolled out
     """
 
@@ -141,15 +141,18 @@ class Reinforcement(Method, Generic[R]):
         self.set_advantages(fresh)
         self.window = [*self.window, *fresh]
 
-    def advantages_of(self, rollouts: Sequence[R], rewards: Sequence[Tensor]) -> list[Tensor]:
+    def advantages_of(
+        self, rollouts: Sequence[R], rewards: Sequence[Tensor], objective: GRPO | FlowGRPO | None = None
+    ) -> list[Tensor]:
         """Advantages of the rewards of each rollout among those of all, flat; 0 where rows stand in for others.
 
         Args:
             rollouts: of a step.
             rewards: of each, in groups ``[groups, samples of a group]``.
+            objective: whose advantages they are; None is the method's own.
         """
         counted = [own[: 0 if one.batch.stands_in else None] for one, own in zip(rollouts, rewards, strict=True)]
-        advantages = self.objective.advantage(torch.cat(counted)).flatten().split([own.numel() for own in counted])
+        advantages = (objective or self.objective).advantage(torch.cat(counted)).flatten().split([own.numel() for own in counted])
         return [
             own.new_zeros(own.numel()) if one.batch.stands_in else found
             for one, own, found in zip(rollouts, rewards, advantages, strict=True)
@@ -238,7 +241,7 @@ class Reinforcement(Method, Generic[R]):
         if (rollout := self.rollout) is None:
             return None
         answers = list(rollout.captions[:: self.rollouts.group])
-        return Outputs(answers=answers, generated=_shown(rollout), references=rollout.images), rollout.batch
+        return Outputs(answers=answers, generated=_shown(rollout), references=rollout.images or None), rollout.batch
 
 
 def _shown(rollout: Rollout) -> list[Tensor]:

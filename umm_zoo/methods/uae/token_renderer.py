@@ -58,8 +58,8 @@ class TokenRenderer(Renderer):
 
     @torch.no_grad()
     def images(self, vlm: LibraryVLM, ids: Tensor) -> Tensor:
-        """Images ``[R, 3, H, W]`` of tokens ``[R, N]``, in [-1, 1]."""
-        return unified(vlm).codec.images(ids[..., None]).float()
+        """Images ``[R, 3, H, W]`` of tokens ``[R, N * D]``, in [-1, 1]."""
+        return unified(vlm).images_of(ids).float()
 
     def generate(
         self,

@@ -230,7 +230,7 @@ class UnifiedCaptionAndDrawing(CaptionPolicy[UnifiedRollout]):
         """One part per portion of captions and one per portion of images, of the segments that are trained."""
         parts: list[Callable[[], dict[str, Tensor]]] = []
         if "text" in self.segments:
-            parts += [partial(_named, part, "text") for part in self.caption_parts(rollout, self.weights.text)]
+            parts += [partial(_named, part, "text") for part in self.text_parts(rollout, self.weights.text)]
         if "image" in self.segments:
             if self.rollouts.updates_per_rollout > 1 and rollout.image_old is None:
                 rollout.image_old = torch.zeros_like(rollout.image_log_probs)
