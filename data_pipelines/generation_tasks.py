@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from data_pipelines.decoding import BadSampleError, decode_json, decode_text
 from data_pipelines.tasks import Sample, SampleTask, generated_name, member, only_image, read_turns, target_image
-from umm_zoo.conversation import IMAGE_MARKER, Task, Turn
+from umm_zoo.conversation import IMAGE_MARKER, Task, Trajectory, Turn
 
 
 class Reconstruction(SampleTask):
@@ -76,3 +77,58 @@ class FromCaption(SampleTask):
     def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
         """No input images."""
         return [], generated_name(names)
+
+
+class Trajectories(SampleTask):
+    """Task of one mode of a trajectory: thinking, a first image, reflection, a second image (IRG, arXiv 2509.06945).
+
+    The json names ``prompt``, ``thinking`` and ``reflection`` (the shapes world's task ``refinements``); ``KEY.0.png`` is the first
+    image, ``KEY.target.png`` the second. ``understanding`` asks for the text, ``full`` for the text and the image behind it,
+    ``generation`` for the image, with the text in the prompt.
+
+    Args:
+        mode: ``initial_…`` or ``improving_…``, each ``understanding``, ``generation`` or ``full``.
+        initial: the image that initial modes ask for: the ``first``, which the reflection finds fault with, or the ``second``.
+    """
+
+    def __init__(
+        self,
+        mode: Trajectory,
+        initial: Literal["first", "second"] = "first",
+        max_characters: int = 65_536,
+        extras: Sequence[str] = (),
+    ) -> None:
+        super().__init__(max_characters, extras)
+        if mode not in get_args(Trajectory):
+            raise ValueError(f"Trajectories.mode: found '{mode}', expected {', '.join(get_args(Trajectory))}")
+        half, _, self.trains = mode.partition("_")
+        self.improves, self.initial = half == "improving", initial
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """The row of the mode; ``target_scene`` is that of the image asked for."""
+        meta = decode_json(member(members, "json"), self.max_characters)
+        meta.pop("conversations", None)
+        texts = [str(meta.get(name, "")).replace(IMAGE_MARKER, "").strip() for name in ("prompt", "thinking", "reflection")]
+        prompt, text = texts[0], texts[2 if self.improves else 1]
+        if not prompt or not text:
+            raise BadSampleError("json has no 'prompt' with its 'thinking' and 'reflection'")
+        shown = [member(members, "0.png")] if self.improves else []
+        words = f"{prompt}\n{text}" if self.trains == "generation" else prompt
+        turns = [Turn(role="user", text=f"{IMAGE_MARKER}\n" * len(shown) + words)]
+        if self.trains != "generation":
+            turns.append(Turn(role="assistant", text=text))
+        target = members.get(self._target) if self.trains != "understanding" else None
+        if target is None and self.trains != "understanding":
+            raise BadSampleError(f"no image {self._target} to generate")
+        if self._target == "0.png" and "scene" in meta:
+            meta["target_scene"] = meta["scene"]
+        task = Task.QUESTION if target is None else Task.EDIT if self.improves else Task.TEXT_TO_IMAGE
+        return Sample(turns, shown, target, meta, task=task)
+
+    @property
+    def _target(self) -> str:
+        return "target.png" if self.improves or self.initial == "second" else "0.png"
+
+    def image_names(self, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """The first image where it is improved, and the one asked for."""
+        return (["0.png"] if self.improves else []), None if self.trains == "understanding" else self._target

@@ -22,6 +22,12 @@ class Turn(TypedDict):
 
 Conversation = list[Turn]
 
+#: Half of a trajectory of interleaved reasoning, and what a row of it trains: its text, its image, or both.
+Trajectory = Literal[
+    "initial_understanding", "initial_generation", "initial_full",
+    "improving_understanding", "improving_generation", "improving_full",
+]  # fmt: skip
+
 
 def split_answer(conversation: Conversation) -> tuple[Conversation, str]:
     """Split a conversation into (everything before the last assistant turn, that turn's text)."""

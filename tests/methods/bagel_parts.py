@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from umm_zoo.backbones.codecs import KLCodec
@@ -15,6 +17,7 @@ from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.guidance import ContextGuidance
 from umm_zoo.objectives.schedules import EvenlySpaced
 from umm_zoo.objectives.solvers import Euler
+from umm_zoo.outputs import Wanted
 
 TRAINED = ["understanding_expert", "generation_expert", "latent_in", "latent_out", "time_in", "projector"]
 TEXT = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -69,6 +72,30 @@ def rows() -> Batch:
         image_counts=[1, 0, 1, 2],
         targets=[None, image(5, 24, 8), image(6), image(7)],
     )
+
+
+def method() -> Bagel:
+    """One that trains, and drops nothing."""
+    made = build()
+    made.train_only(TRAINED)
+    made.wanted = Wanted(max_new_tokens=2)
+    return made.train()
+
+
+def alike() -> Batch:
+    """Questions, and rows that ask for images of one size."""
+    batch = rows().select([0, 1, 2, 0, 3, 2])
+    conversations = [
+        [Turn(role=turn["role"], text=turn["text"] + " very" * number) for turn in turns]
+        for number, turns in enumerate(batch.conversations)
+    ]
+    targets = [None if own is None else image(10 + number) for number, own in enumerate(batch.targets)]
+    return replace(batch, keys=list("abcdef"), conversations=conversations, targets=targets)
+
+
+def names(batch: Batch) -> list[str]:
+    """Of the rows that noise is drawn for."""
+    return [key for key, asks in zip(batch.keys, batch.has_target, strict=True) if asks]
 
 
 def only(kind: Task) -> Batch:

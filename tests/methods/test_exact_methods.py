@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import bagel_parts
 import harmon_parts
 import janus_parts
 import pytest
@@ -206,6 +207,7 @@ CASES = {
         for variant in ("r-pixel", "d", "r-teacher")
         for reduction, make in (("images", lambda: None), ("released", ReleasedReduction))
     },
+    "bagel": Case(bagel_parts.method, bagel_parts.alike, bagel_parts.names),
     "janus": Case(lambda: janus_parts.method(dropout=0.5, image_weight=0.4), janus_parts.rows),
     "harmon": Case(lambda: harmon_parts.still(dropout=0.5, image_weight=0.4), harmon_parts.rows),
     "metaquery": Case(seeded(lambda: metaquery(dropout=DROPOUT)), fresh_requests),
@@ -281,6 +283,7 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
     "name",
     [
         "llava",
+        "bagel",
         "janus",
         "harmon",
         "ross d images",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from host_waits import step_unread, unsynchronised
 
-from tests.methods import bridge_parts, janus_parts, test_llava_method, test_ross, uae_parts
+from tests.methods import bagel_parts, bridge_parts, janus_parts, test_llava_method, test_ross, uae_parts
 from tests.methods.bridge_parts import requests, tiny_vlm
 from umm_zoo.batch import Batch
 from umm_zoo.methods.llava import LLaVA
@@ -38,6 +38,7 @@ CASES = {
     "WeMMU, no image": lambda: (bridge_parts.wemmu(), requests(0, 0)),
     "MetaQuery": lambda: (bridge_parts.metaquery(), requests(0, 1, 2)),
     "UAE": lambda: (uae_parts.first_stage(), uae_parts.batch()),
+    "Bagel": lambda: (bagel_parts.method(), bagel_parts.rows()),
     "Janus": lambda: (janus_parts.method(), janus_parts.rows()),
 }
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.testing import assert_close
 
-from tests.methods import janus_parts
+from tests.methods import bagel_parts, janus_parts
 from umm_zoo.backbones.codecs import DCCodec
 from umm_zoo.backbones.latent_codec import SOURCE_LATENTS
 from umm_zoo.batch import Batch
@@ -80,6 +80,7 @@ FAMILIES: dict[str, tuple[Callable[[], Method], Callable[[], Batch], tuple[list[
     "wemmu, one with both kinds, sources stored": (lambda: bridge("wemmu"), stored, ([0, 1], [2, 3])),
     "metaquery": (lambda: bridge("metaquery"), test_unequal_bridge.unequal, ([0, 2, 3], [1])),
     "janus, one kind of rows each": (janus, janus_parts.rows, ([0, 2, 4], [1, 3, 5])),
+    "bagel, one kind of rows each": (bagel_parts.method, bagel_parts.rows, ([0], [1, 2, 3])),
     "autoencoder, none": (autoencoder, images_alone, ([0, 1, 2, 3, 4], [5])),
     "autoencoder, two sizes beside three": (autoencoder, images_alone, ([0, 1, 2], [3, 4])),
 }

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.roomy_cache import with_room
 from umm_zoo.backbones.square_vlm import SquareVLM
-from umm_zoo.batch import Images
+from umm_zoo.batch import Grid, Images
+from umm_zoo.blocks.expert_part import ExpertPart
 from umm_zoo.blocks.mixture import MixtureStack
 from umm_zoo.blocks.sequence_plan import Item, Marks, SequencePlan
 from umm_zoo.errors import Count, UserError
@@ -40,39 +42,64 @@ class Context:
         return torch.cat([self.real[:, None].expand(-1, among.shape[1], -1), among], dim=-1)
 
 
-class MixtureVLM(ExactBuffers):
+class EncodesImages(ExactBuffers, ABC):
+    """Vision tower and projector of a model whose language model lies elsewhere, and its tokenizer.
+
+    Attributes:
+        image_size: side in pixels of an image that it takes.
+    """
+
+    vision_tower: nn.Module
+    projector: nn.Module
+    image_size: int
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The language model's."""
+
+    @abstractmethod
+    def image_grid(self, height: int, width: int) -> Grid:
+        """Tokens of an image of that many pixels."""
+
+    @abstractmethod
+    def encode_images(self, images: Images) -> list[Tensor]:
+        """Tokens ``[N, D]`` of each image."""
+
+
+class MixtureModel(ExactBuffers):
     """Embeddings, mixture of experts and output layer, and the vision tower of another model with its projector.
 
     Texts stand between ``<|im_start|>`` and ``<|im_end|>`` each, without roles, images between ``<|vision_start|>`` and
     ``<|vision_end|>``: the form of Bagel's release, whose tokenizer is Qwen2.5's.
 
     Args:
-        vlm: gives its language model away and encodes images from now on.
-        experts: 2, or 1, with which all tokens share one set of weights.
-        qk_norm: of queries and keys; None is what the language model has. True adds norms, as Bagel does to Qwen2.5.
-        wider: factor on the width of the MLPs.
+        images: encodes images, and has the tokenizer.
+        stack: the layers of both experts.
+        embed_tokens, lm_head: words in and out.
         max_length: longest row in tokens; longer ones are refused.
-
-    Raises:
-        UserError: a language model whose layers are not known here.
     """
 
     def __init__(
-        self, vlm: SquareVLM, experts: Count = 2, qk_norm: bool | None = None, wider: Count = 1, max_length: Count = 4096
+        self,
+        images: EncodesImages | SquareVLM,
+        stack: MixtureStack,
+        embed_tokens: nn.Embedding,
+        lm_head: nn.Module,
+        max_length: Count = 4096,
     ) -> None:
         super().__init__()
-        self.width, self.max_length = vlm.width, max_length
-        given: Any = vlm.give_language_model()
-        self.vlm = vlm
-        self.embed_tokens, self.lm_head = given.model.embed_tokens, given.lm_head
-        self.stack = MixtureStack.from_language_model(given.model, experts, qk_norm, wider)
+        self.width, self.max_length = stack.width, max_length
+        self.vlm, self.stack, self.embed_tokens, self.lm_head = images, stack, embed_tokens, lm_head
 
     def parts(self) -> dict[str, nn.Module]:
         """``vision_tower``, ``projector``, ``understanding_expert`` with embeddings and output layer, ``generation_expert``."""
-        understanding, *generation = self.stack.experts_parts()
-        whole = nn.ModuleList([self.embed_tokens, *understanding, self.lm_head])
-        tower = {"vision_tower": self.vlm.vision_tower, "projector": self.vlm.projector}
-        return {**tower, "understanding_expert": whole, **({"generation_expert": generation[0]} if generation else {})}
+        tower: dict[str, nn.Module] = {"vision_tower": self.vlm.vision_tower, "projector": self.vlm.projector}
+        words = {"embed_tokens": self.embed_tokens, **self.stack.layers_of(0), "lm_head": self.lm_head}
+        understanding = ExpertPart(words, self.stack)
+        if self.stack.experts == 1:
+            return {**tower, "understanding_expert": understanding}
+        return {**tower, "understanding_expert": understanding, "generation_expert": self.stack.experts_parts()[1]}
 
     @cached_property
     def marks(self) -> Marks:
@@ -153,7 +180,29 @@ class MixtureVLM(ExactBuffers):
         return str(text).strip()
 
 
-def plan_of(vlm: MixtureVLM, rows: Sequence[Sequence[Item]], starts: Sequence[int] | None = None) -> SequencePlan:
+class MixtureVLM(MixtureModel):
+    """A copy of a vision-language model's language model for each expert, beside its vision tower.
+
+    Args:
+        vlm: gives its language model away and encodes images from now on.
+        experts: 2, or 1, with which all tokens share one set of weights.
+        qk_norm: of queries and keys; None is what the language model has. True adds norms, as Bagel does to Qwen2.5.
+        wider: factor on the width of the MLPs.
+        max_length: longest row in tokens; longer ones are refused.
+
+    Raises:
+        UserError: a language model whose layers are not known here.
+    """
+
+    def __init__(
+        self, vlm: SquareVLM, experts: Count = 2, qk_norm: bool | None = None, wider: Count = 1, max_length: Count = 4096
+    ) -> None:
+        given: Any = vlm.give_language_model()
+        stack = MixtureStack.from_language_model(given.model, experts, qk_norm, wider)
+        super().__init__(vlm, stack, given.model.embed_tokens, given.lm_head, max_length)
+
+
+def plan_of(vlm: MixtureModel, rows: Sequence[Sequence[Item]], starts: Sequence[int] | None = None) -> SequencePlan:
     """The plan of rows of items in a model's words.
 
     Raises:
@@ -164,7 +213,7 @@ def plan_of(vlm: MixtureVLM, rows: Sequence[Sequence[Item]], starts: Sequence[in
     return SequencePlan.of(rows, vlm.marks, starts)
 
 
-def check_length(vlm: MixtureVLM, items: Sequence[Item], row: int) -> None:
+def check_length(vlm: MixtureModel, items: Sequence[Item], row: int) -> None:
     """Refuse a row that is longer than a model takes.
 
     Raises:

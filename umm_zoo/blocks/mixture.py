@@ -15,6 +15,7 @@ from umm_zoo.backbones import flexible
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.flexible import BlockedMask, blocked
 from umm_zoo.backbones.precision import ExactBuffers
+from umm_zoo.blocks.expert_part import ExpertPart
 from umm_zoo.blocks.routing import Routing
 from umm_zoo.errors import Count, Positive, UserError
 
@@ -206,16 +207,20 @@ class MixtureStack(_Experts, ExactBuffers):
             raise UserError("language_model", f"a {config.model_type} without '{missing[0]}'", f"one of {', '.join(_FAMILIES)}")
         return made
 
-    def experts_parts(self) -> list[nn.ModuleList]:
-        """The modules of each expert, to be trained or frozen together; registered nowhere."""
-        own = [
-            (name.endswith(_ENDING), child)
-            for owner in self.modules()
+    def layers_of(self, expert: int) -> dict[str, nn.Module]:
+        """The modules of an expert, by their paths."""
+        own = {
+            f"{path}.{name}" if path else name: child
+            for path, owner in self.named_modules()
             if isinstance(owner, _Experts)
             for name, child in owner.named_children()
             if not isinstance(child, _Experts | nn.ModuleList | Qwen2RotaryEmbedding)
-        ]
-        return [nn.ModuleList(child for generates, child in own if generates == bool(number)) for number in range(self.experts)]
+        }
+        return {path: child for path, child in own.items() if path.split(".")[-1].endswith(_ENDING) == bool(expert)}
+
+    def experts_parts(self) -> list[ExpertPart]:
+        """The modules of each expert, to be trained or frozen together; registered nowhere."""
+        return [ExpertPart(self.layers_of(expert), self) for expert in range(self.experts)]
 
     def forward(self, tokens: Tensor, route: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Run the layers on whole sequences."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from umm_zoo.backbones.by_shape import triangle
+from umm_zoo.backbones.devices import send
 from umm_zoo.errors import UserError
 
 #: ``causal``: text; ``full``: an image that is read; ``noise``: an image that is generated.
@@ -64,7 +65,7 @@ class PackedMask:
     def __call__(self, device: torch.device | None = None) -> Tensor:
         """The mask, on a device."""
         device = device or torch.device("cpu")
-        owners, kinds = self.owners.to(device), self.kinds.to(device)
+        owners, kinds = send(self.owners, device), send(self.kinds, device)
         same = owners[:, :, None] == owners[:, None]
         seen = triangle(device, owners.shape[1]) | (same & (kinds > 0)[:, :, None])
         return seen & (same | (kinds < 2)[:, None])

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.latent_codec import LatentCodec
-from umm_zoo.backbones.mixture_vlm import Context, MixtureVLM, check_length
+from umm_zoo.backbones.mixture_vlm import Context, MixtureModel, check_length
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.batch import Batch, Grid, Images, Task, Tokens, by_size, map_by_size, stacked
 from umm_zoo.blocks.latent_tokens import LatentTokens
@@ -56,7 +57,7 @@ class Bagel(Method):
 
     def __init__(
         self,
-        vlm: MixtureVLM,
+        vlm: MixtureModel,
         latents: LatentTokens,
         codec: LatentCodec,
         objective: FlowMatching,
@@ -80,8 +81,8 @@ class Bagel(Method):
         self.guidance = guidance or ContextGuidance()
         self.edit_guidance = edit_guidance or ContextGuidance(image=2.0, low=0.0, renorm="text_channel")
         self.image_size = image_size
+        self.packed = PackedPass(vlm, latents, codec)
         self.packer = RowPacker(vlm.words, self._num_tokens, tuple(shown))
-        self.packed = PackedPass(self.vlm, latents, codec)
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the model; ``latent_in``, ``latent_out``, ``time_in``; ``codec``."""
@@ -97,8 +98,9 @@ class Bagel(Method):
         return {"latents": Precomputable(self.codec, lambda batch: stacked(self.codec.target_latents(batch)), "target")}
 
     def _num_tokens(self, form: ImageForm, image: Tensor) -> int:
-        if form == "seen":
-            return self.vlm.num_tokens(image)
+        return self.vlm.num_tokens(image) if form == "seen" else self.packed.clean_tokens(image.shape[-2], image.shape[-1])
+
+    def _target_tokens(self, image: Tensor) -> int:
         return self.latents.grid(self.codec.latent_grid(image.shape[-2], image.shape[-1], self.latents.patch)).num_cells
 
     # -- losses --------------------------------------------------------------------------------------------------------------
@@ -117,12 +119,14 @@ class Bagel(Method):
     def units(self, batch: Batch) -> dict[str, float]:
         """Answer ``tokens``, ``image_tokens`` to generate; ``rows``."""
         learnt = [len(item.ids) + 1 for row in range(len(batch)) for item in self._row(batch, row)[0] if item.learnt]
-        generated = [self._num_tokens("clean", own) for own in batch.requested]
+        generated = [self._target_tokens(own) for own in batch.requested]
         return {"tokens": sum(learnt), "image_tokens": sum(generated), "rows": len(batch)}
 
     def _run(self, batch: Batch, dropout: ItemDropout | None, generator: torch.Generator | None = None) -> Passed:
         """A pass over whole rows."""
         targets = [own.to(self.device) for own in self.codec.target_latents(batch)] if batch.requested else []
+        if not targets and "latents" not in batch.extras:
+            self.packed.stand_in()
         rows, sizes = PackedRows(), iter([self.latents.grid(Grid(*own.shape[-2:])).num_cells for own in targets])
         for row, generates in enumerate(batch.has_target):
             items, images = self._row(batch, row)
@@ -154,7 +158,7 @@ class Bagel(Method):
         targets = iter(batch.requested)
         for row, generates in enumerate(batch.has_target):
             items = self._row(batch, row)[0]
-            noise = [Item("noise", num_tokens=self._num_tokens("clean", next(targets)))] if generates else []
+            noise = [Item("noise", num_tokens=self._target_tokens(next(targets)))] if generates else []
             check_length(self.vlm, [*items, *noise], row)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
@@ -169,7 +173,7 @@ class Bagel(Method):
 
     def _validate(self, batch: Batch, batch_idx: int) -> Outputs:
         made = self._run(batch, None, torch.Generator(self.device).manual_seed(batch_idx))
-        owners = made.plan.label_places.to(self.device) // made.plan.route.shape[1]
+        owners = send(made.plan.label_places, self.device) // made.plan.route.shape[1]
         nll = torch.zeros(len(batch), device=self.device).index_add(0, owners, made.nll)
         outputs = Outputs({"text_loss": made.nll.sum() / max(1, len(made.nll)), **made.means()})
         outputs.nll, outputs.num_tokens = nll, torch.bincount(owners, minlength=len(batch))

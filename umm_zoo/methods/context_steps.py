@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from umm_zoo.backbones.mixture_vlm import Context, MixtureVLM, plan_of
+from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.mixture_vlm import Context, MixtureModel, plan_of
 from umm_zoo.batch import Grid
 from umm_zoo.blocks.latent_tokens import LatentTokens
 from umm_zoo.blocks.sequence_plan import Item
@@ -26,7 +27,7 @@ class ContextSteps:
 
     def __init__(
         self,
-        vlm: MixtureVLM,
+        vlm: MixtureModel,
         latents: LatentTokens,
         guidance: ContextGuidance,
         contexts: Mapping[ContextName, Context],
@@ -59,5 +60,5 @@ class ContextSteps:
         context, plan = self.contexts[name], self.plans[name]
         embedded = self.vlm.embed(plan, {"noise": list(tokens)})
         states = self.vlm.stack.read(embedded, plan.route, plan.positions, self.masks[name], context.cache, keep=False)
-        own = states.flatten(0, 1).index_select(0, plan.places["noise"].to(states.device))
+        own = states.flatten(0, 1).index_select(0, send(plan.places["noise"], states.device))
         return self.latents.leave(own.unflatten(0, (len(tokens), -1)), self.grid).float()

@@ -110,7 +110,11 @@ class Harmon(AnswersWithVLM, Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate."""
-        return {"latents": Precomputable(self.vlm.codec, lambda batch: stacked(self.vlm.codec.target_latents(batch)), "row")}
+        return {"latents": Precomputable(self.vlm.codec, self._latents, "target")}
+
+    def _latents(self, batch: Batch) -> Tensor:
+        codec = self.vlm.codec
+        return stacked(codec.target_latents(batch)) if batch.requested else torch.zeros(0, codec.latent_channels, 1, 1)
 
     # -- losses --------------------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.latent_codec import LatentCodec
-from umm_zoo.backbones.mixture_vlm import Context, MixtureVLM, plan_of
+from umm_zoo.backbones.mixture_vlm import Context, MixtureModel, plan_of
+from umm_zoo.backbones.precision import antialiased
 from umm_zoo.batch import Grid, Tokens, map_by_size
 from umm_zoo.blocks.latent_tokens import LatentTokens
 from umm_zoo.blocks.sequence_plan import SequencePlan
 from umm_zoo.methods.packed_rows import PackedRows
 from umm_zoo.objectives.flow_matching import FlowMatching
+from umm_zoo.objectives.step import blocks_are_sharded
 
 
 @dataclass
@@ -48,13 +51,36 @@ class PackedPass:
         vlm, latents, codec: of the method, which owns them.
     """
 
-    def __init__(self, vlm: MixtureVLM, latents: LatentTokens, codec: LatentCodec) -> None:
+    def __init__(self, vlm: MixtureModel, latents: LatentTokens, codec: LatentCodec) -> None:
         self.vlm, self.latents, self.codec = vlm, latents, codec
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.vlm.embed_tokens.weight.device
+
+    def clean_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the latent of an input image is taken: whole tokens, and at most as many as have places."""
+        unit = self.codec.downsampling * self.latents.patch
+        scale = min(1.0, unit * self.latents.max_side / max(height, width))
+        high, wide = (max(1, round(side * scale / unit)) * unit for side in (height, width))
+        return high, wide
+
+    def clean_tokens(self, height: int, width: int) -> int:
+        """Tokens of the clean latent of an input image."""
+        high, wide = self.clean_size(height, width)
+        return self.latents.grid(self.codec.latent_grid(high, wide)).num_cells
+
+    def stand_in(self) -> None:
+        """Call the codec for nothing, where ranks share out its blocks and others have images."""
+        if blocks_are_sharded():
+            map_by_size(self._clean, [torch.zeros(3, 64, 64, device=self.device)])
+
+    def _clean(self, stack: Tensor) -> Tensor:
+        """Latents of input images of one size."""
+        if (size := self.clean_size(*stack.shape[-2:])) != tuple(stack.shape[-2:]):
+            stack = antialiased(stack, size, "bicubic").clamp(-1, 1).to(stack.dtype)
+        return self.codec.encode(stack)
 
     def context(self, rows: PackedRows) -> Context:
         """Keys and values of rows, for an answer or a sampler to go on from."""
@@ -79,7 +105,7 @@ class PackedPass:
         noisy = _in_order(groups, [own.noisy for own in points])
         tokens, unused = self._embedded(plan, rows, noisy, _in_order(groups, [own.time for own in points]))
         flat = self.vlm(plan, tokens).flatten(0, 1)
-        states = flat.index_select(0, plan.places["noise"].to(flat.device)).split(sizes or [0])
+        states = flat.index_select(0, send(plan.places["noise"], flat.device)).split(sizes or [0])
         if not groups:
             unused = unused + self.latents.latent_out(states[0]).sum()
         velocities = iter(
@@ -87,9 +113,9 @@ class PackedPass:
         )
         nothing = Tokens(flat.new_zeros(1, 0, 1))
         terms = objective.terms(lambda *_: next(velocities), [(own, nothing) for own in points], generator) if groups else {}
-        logits = self.vlm.lm_head(flat.index_select(0, plan.label_places.to(flat.device)))
-        nll = F.cross_entropy(logits.float(), plan.labels.to(flat.device), reduction="none")
-        counts = torch.tensor([sizes[place] for own in groups for place in own], dtype=torch.long, device=flat.device)
+        logits = self.vlm.lm_head(flat.index_select(0, send(plan.label_places, flat.device)))
+        nll = F.cross_entropy(logits.float(), send(plan.labels, flat.device), reduction="none")
+        counts = send(torch.tensor([sizes[place] for own in groups for place in own], dtype=torch.long), flat.device)
         terms = terms or {name: flat.new_zeros(0, dtype=torch.float32) for name in objective.makes}
         return Passed(plan, terms, counts, nll, unused)
 
@@ -97,7 +123,9 @@ class PackedPass:
         self, plan: SequencePlan, rows: PackedRows, noisy: Sequence[Tensor] = (), times: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
         """What enters the layers, ``[B, L, D]``, and a 0 of what these rows did not need."""
-        clean = map_by_size(self.codec.encode, rows.images["clean"]) if rows.images["clean"] else []
+        clean = map_by_size(self._clean, rows.images["clean"]) if rows.images["clean"] else []
+        if not clean:
+            self.stand_in()
         latents = [*clean, *noisy]
         zero = torch.zeros((), device=self.device)
         entered = list(self._entered(latents, torch.stack([zero] * len(clean) + [own.to(zero) for own in times] or [zero])))

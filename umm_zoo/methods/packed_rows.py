@@ -33,6 +33,8 @@ class ItemDropout:
 
     def __call__(self, items: Sequence[Item], generator: torch.Generator | None = None) -> list[Item]:
         """The items of a row that asks for an image."""
+        if not any(self.shares.values()):
+            return list(items)
         numbers = torch.rand(len(items), generator=generator, device="cpu").tolist()
         return [
             item._replace(dropped=item.dropped or (not item.learnt and number < self.shares.get(item.kind, 0.0)))

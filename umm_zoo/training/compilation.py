@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from umm_zoo.blocks.expert_part import ExpertPart
 from umm_zoo.blocks.pathways import QueryPathway
 from umm_zoo.errors import UserError, did_you_mean, several
 from umm_zoo.method import Method
@@ -150,7 +151,7 @@ def refuse_idle(names: Iterable[str]) -> None:
 
 def blocks_of(part: nn.Module) -> list[nn.Module]:
     """Layers of a part, those that it borrows included; the part itself where it has none."""
-    return sharded_blocks(part.stack if isinstance(part, QueryPathway) else part) or [part]
+    return sharded_blocks(part.stack if isinstance(part, QueryPathway | ExpertPart) else part) or [part]
 
 
 def _reason(error: TorchDynamoException) -> str:
