@@ -57,7 +57,7 @@ def test_a_thought_names_the_fruit_of_every_tree_and_then_the_whole_prompt() -> 
         answer = thought.conversation[1]["text"]
         assert answer.endswith(f" Revised Prompt:\n{sample.row['literal']}") and thought.target is None and not thought.images
         assert sorted(set(re.findall(r"tree ([A-L]) is", answer))) == sorted(set(sample.row["trees"].values()))
-        assert ("Nothing is implied." in answer) == (not sample.row["trees"])
+        assert ("There is no fruit." in answer) == (not sample.row["trees"])
 
 
 def test_wrong_thoughts_are_wrong_in_both_places_and_never_in_what_was_named() -> None:

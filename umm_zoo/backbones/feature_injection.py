@@ -20,8 +20,8 @@ class FeatureInjection(nn.Module):
     A ``resampler`` makes a few tokens of the features; in every attention whose queries are the image's own, a key (RMS-normed per
     head without weights) and a value of them are attended to by the same queries, before rotary positions, and the outcome is added
     to that of the attention with weight ``scale``, before its output layer. (In FLUX's single blocks text and image are one
-    sequence: there the queries of the text attend too, as in the release.) With scale 0, or without features, the network is bit for
-    bit what it was.
+    sequence: there the queries of the text attend too, as in the release.) With scale 0, or without features, the network is bit
+    for bit what it was.
 
     It stands beside the network and not in it, as ``LoRA`` does. The last linear layer is not zero in the release (its training is
     not published); here values start at zero unless said, so that an untrained adapter changes nothing (our choice).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,7 +53,8 @@ class PerceiverResampler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Resample."""
         tokens, queries = self.proj_in(tokens), self.latents.expand(len(tokens), -1, -1)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = cast(nn.ModuleList, layer)
             queries = queries + attention(tokens, queries)
             queries = queries + feed_forward(queries)
         out: Tensor = self.norm_out(self.proj_out(queries))

@@ -56,7 +56,7 @@ class WithoutFacts(_Control):
         filler: repeated.
     """
 
-    def __init__(self, reasoner: Reasoner, filler: str = "; nothing is implied") -> None:
+    def __init__(self, reasoner: Reasoner, filler: str = "; there is no fruit") -> None:
         super().__init__(reasoner)
         self.filler = filler
 

@@ -15,7 +15,7 @@ from umm_zoo.shapes.scenes import Object, Scene, World, pick
 
 TREES = "ABCDEFGHIJKL"
 #: What is said of a prompt that implies nothing.
-NOTHING_IMPLIED = "Nothing is implied."
+NOTHING_IMPLIED = "There is no fruit."
 
 
 class ImpliedPrompt(NamedTuple):
