@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from tests.learning import losses_of
 from tests.methods.bagel_parts import TRAINED, build, image, only, rows
+from umm_zoo.backbones.adapters import LoRA
 from umm_zoo.backbones.mixture_vlm import plan_of
 from umm_zoo.batch import Batch, Grid, Task, Turn
 from umm_zoo.blocks.sequence_plan import Item
@@ -22,6 +23,7 @@ from umm_zoo.methods.packed_pass import Passed
 from umm_zoo.methods.packed_rows import ItemDropout, PackedRows
 from umm_zoo.objectives.guidance import ContextGuidance
 from umm_zoo.outputs import Answers, Draws, Reconstructs, Sampling, Wanted
+from umm_zoo.training.recomputation import recompute
 
 
 def adam(parts: Mapping[str, Sequence[torch.nn.Parameter]]) -> torch.optim.Optimizer:
@@ -201,3 +203,25 @@ def test_a_row_that_is_too_long_is_refused() -> None:
     own.vlm.max_length = 20
     with pytest.raises(UserError, match="at most 20"):
         own.packed.context(PackedRows([[Item("text", range(30))]]))
+
+
+def test_layers_that_are_computed_again_have_the_same_gradients() -> None:
+    found = []
+    for every in (0, 1):
+        own = build()
+        own.train_only(TRAINED)
+        recompute(own, every)
+        torch.manual_seed(5)
+        own.training_losses(rows())["loss"].backward()
+        found.append([p.grad for p in own.parameters() if p.grad is not None])
+    assert len(found[0]) > 40 and all(map(torch.equal, *found))
+
+
+def test_an_adapter_stands_beside_one_expert_alone() -> None:
+    own = build()
+    own.adapt("generation_expert", LoRA(rank=2, alpha=4.0, targets=["q_proj_moe_gen", "up_proj"]))
+    names = {f"layers/{layer}/{name}" for layer in range(2) for name in ("self_attn/q_proj_moe_gen", "mlp_moe_gen/up_proj")}
+    assert set(own.adapters["generation_expert"].layers) == names  # type: ignore[arg-type]
+    own.train_only(["generation_expert_adapter"])
+    own.training_losses(rows())["loss"].backward()
+    assert all((p.grad is not None) == p.requires_grad for p in own.parameters())

@@ -95,7 +95,12 @@ class Bagel(Method):
 
     def precomputable(self) -> dict[str, Precomputable]:
         """``latents`` of the images to generate."""
-        return {"latents": Precomputable(self.codec, lambda batch: stacked(self.codec.target_latents(batch)), "target")}
+
+        def compute(batch: Batch) -> Tensor:
+            none = torch.zeros(0, self.codec.latent_channels, 1, 1)
+            return stacked(self.codec.target_latents(batch)) if batch.requested else none
+
+        return {"latents": Precomputable(self.codec, compute, "target")}
 
     def _num_tokens(self, form: ImageForm, image: Tensor) -> int:
         return self.vlm.num_tokens(image) if form == "seen" else self.packed.clean_tokens(image.shape[-2], image.shape[-1])
