@@ -67,6 +67,7 @@ def drawing_codec(channels: int = 2) -> DiffusionCodec:
 SEVERAL: dict[str, Any] = {
     "qlip": lambda: (tokenizer(BinaryQuantizer(28)), GroupHead(24, bits=28)),
     "dualtoken": lambda: (tokenizer(residual(), residual()), DepthHead(24, [9] * 8, layers=2, heads=3)),
+    "one": lambda: (tokenizer(BinaryQuantizer(4)), DepthHead(24, [16], layers=1, heads=3)),
     "uneven": lambda: (tokenizer(BinaryQuantizer(5, code_bits=3)), SoftmaxHead(24, [8, 4])),
 }
 

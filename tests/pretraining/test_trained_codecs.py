@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from finished_runs import write_run
+from tiny_configs import llama
 from torch.testing import assert_close
 
 from umm_zoo.backbones.diffusion_codec import DiffusionCodec
+from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.backbones.token_codec import TokenCodec
 from umm_zoo.backbones.visual_tokenizer import VisualTokenizer
 from umm_zoo.checkpoints.files import load_checkpoint
@@ -105,6 +107,16 @@ def test_codes_of_an_export_are_those_of_the_run(tmp_path: Path) -> None:
     ]
     images = torch.rand(3, 3, 12, 12) * 2 - 1
     assert torch.equal(Tokenizer.load_codec(tmp_path / "out").codes(images), Tokenizer.load_codec(run).codes(images))
+
+
+def test_its_encoder_is_a_tower_for_llava(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "tokenizer")
+    Export(run).write(tmp_path / "tower", part="encoder")
+    model = LlavaBackbone.from_parts(str(tmp_path / "tower"), llama(), {"vision_feature_layer": -2})
+    images = torch.rand(2, 3, 12, 12) * 2 - 1
+    assert_close(
+        model.tower_features(model.normalise(images)), Tokenizer.load_codec(run).encoder.tokens(images, -2), rtol=0, atol=0
+    )
 
 
 def test_slots_know_what_is_loaded() -> None:
