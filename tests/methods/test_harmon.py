@@ -222,6 +222,12 @@ def test_what_it_can_do_and_what_it_refuses() -> None:
     assert own.generate(request_batch(["red"]), [0], Sampling(size=(8, 24)))[0].shape == (3, 8, 24)
     with pytest.raises(UserError, match="generates from text alone"):
         own.check_rows(rows([(0, "red", None), (1, None, "red")]), scoring=False)
+    own.vlm.max_length = 40
+    with pytest.raises(UserError, match="max_length") as caught:
+        own.check_rows(rows([(0, "red", None), (0, None, "red"), (0, None, "red " * 90)]), scoring=False)
+    assert caught.value.row == 2
+    with pytest.raises(UserError, match="4 rounds for 2 tokens"):
+        own.try_images(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 8))
     with pytest.raises(UserError, match="rounds are those"):
         own.generate(request_batch(["red"]), [0], Sampling(num_steps=3))
     with pytest.raises(UserError, match="20 rounds for 16 tokens"):

@@ -171,6 +171,11 @@ class Harmon(AnswersWithVLM, Method):
         empty = [drop or task is Task.UNCONDITIONAL for drop, task in zip(dropped, batch.tasks, strict=True)]
         return self.words.apply(batch, ["nothing" if own else "full" for own in empty]).user_texts()
 
+    def try_images(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``outputs.TakesImages``; images to generate need as many tokens as there are rounds."""
+        self.vlm.try_images(inputs, targets)
+        self.unmasking.counts(self.vlm.image_tokens(targets)[1].num_cells)
+
     # -- validation ----------------------------------------------------------------------------------------------------------
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
@@ -180,12 +185,17 @@ class Harmon(AnswersWithVLM, Method):
                 raise UserError(
                     "", f"{count} input images and one to generate", "either: Harmon generates from text alone", row=row
                 )
-        rows = [row for row, own in enumerate(batch.has_target) if not own]
-        try:
-            self.vlm.check_conversations(of_kind(batch, False), scoring and self.wanted.max_new_tokens > 0)
-        except UserError as error:
-            error.row = None if error.row is None else rows[error.row]
-            raise
+        for generated in (False, True):
+            part = of_kind(batch, generated)
+            try:
+                if generated:
+                    self.vlm.check_rows(self.words.apply(part, ["full"] * len(part)), for_generation=True)
+                else:
+                    self.vlm.check_conversations(part, scoring and self.wanted.max_new_tokens > 0)
+            except UserError as error:
+                rows = [row for row, own in enumerate(batch.has_target) if own == generated]
+                error.row = None if error.row is None else rows[error.row]
+                raise
 
     def preparation(self, scoring: bool) -> Preparation | None:
         """See ``Prepares``: the answer rows."""
