@@ -25,6 +25,7 @@ from umm_zoo.pretraining.autoencoder import Autoencoder
 from umm_zoo.pretraining.epsilon_vae import EpsilonVAE
 from umm_zoo.pretraining.tokenizer import Tokenizer
 from umm_zoo.release.exporting import Export
+from umm_zoo.training.finished_run import load_run
 
 VISION = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 BLOCKS = "umm_zoo.blocks"
@@ -147,10 +148,15 @@ def test_what_is_no_such_codec_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=text) as refused:
             load(source)
         assert len(str(refused.value).splitlines()) == 1
+    with pytest.raises(UserError, match="found a codec alone, expected a run, or a whole method"):
+        load_run(tmp_path / "out")
     (tmp_path / "out" / "method.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="missing or is not what was written"):
         EpsilonVAE.load_codec(tmp_path / "out")
     state = load_checkpoint(run)
+    torch.save({**state, "experiment": {"method": "a codec"}}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match="found 'a codec' .text., expected a node of"):
+        EpsilonVAE.load_codec(tmp_path / "odd.ckpt")
     state["state_dict"]["codec.scaling"] = torch.zeros(2)
     torch.save(state, run / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match=r"'scaling' of \[2\], expected tensors of the codec"):

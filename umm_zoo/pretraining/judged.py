@@ -137,9 +137,9 @@ class Judged(Method):
             UserError: there is no checkpoint, or it holds no such codec.
         """
         checkpoint = load_checkpoint(source, mapped=True)
-        node: Mapping[str, Any] = checkpoint.get("experiment", {}).get("method", {})
+        node: Any = checkpoint.get("experiment", {}).get("method", {})
         state = weights_of(checkpoint, raw_weights)[0]
-        inside: Any = node.get(cls.codec_argument)
+        inside: Any = node.get(cls.codec_argument) if isinstance(node, Mapping) else None
         if is_node(inside):  # else an export: the codec itself stands in the method's place
             node, state = inside, {key[len("codec.") :]: value for key, value in state.items() if key.startswith("codec.")}
         codec: LatentCodec = build_embedded(node, cls.codec_kind, "method", source, trust)

@@ -114,6 +114,9 @@ def load_run(
     if "experiment" not in checkpoint:
         expected = "a run folder or a checkpoint that umm_zoo.fit has written"
         raise UserError(source, "a checkpoint without its experiment", expected)
+    if "exported" in checkpoint and set(checkpoint["experiment"]) == {"method"}:
+        expected = "a run, or a whole method that umm_zoo.export has written"
+        raise UserError(source, "a codec alone", expected, "load_codec of its method takes it, as its card says")
     for key in (text.partition("=")[0] for text in overrides):
         if key.split(".")[0] in ("vars", "after"):
             raise UserError(f"{source}: {key}", "a key that has done its work", "those that it was filled into")
