@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from umm_zoo.backbones import flexible
+from umm_zoo.backbones.flexible import attend
 from umm_zoo.blocks.mixture import MixtureStack
 from umm_zoo.blocks.packed_masks import PackedMask, Split
 from umm_zoo.blocks.sequence_plan import Item, Marks, SequencePlan
@@ -144,3 +146,18 @@ def test_a_decoder_with_windows_is_refused() -> None:
     config = Qwen2Config(**SIZES, num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=0)
     with pytest.raises(UserError, match="sliding windows"):
         MixtureStack.from_language_model(AutoModelForCausalLM.from_config(config).model)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_masks_in_blocks_give_the_states_of_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    stack = MixtureStack(layers=1, width=32, heads=2, kv_heads=1, hidden_dim=48)  # heads of 16, the narrowest that a kernel takes
+    plan = SequencePlan.of(ROWS, Marks(1, 2, 3, 4))
+    tokens = torch.randn(*plan.route.shape, 32)
+    stack.requires_grad_(False)  # a CPU has no backward pass of it
+    dense = packed(stack, tokens, plan)
+    monkeypatch.setattr(flexible, "runs_on", lambda device: True)
+    seen: list[object] = []
+    monkeypatch.setattr(flexible, "attend", lambda *given: seen.append(given) or attend(*given))  # type: ignore[func-returns-value]
+    torch.testing.assert_close(packed(stack, tokens, plan)[plan.real], dense[plan.real], atol=1e-5, rtol=0)
+    assert len(seen) == 1
