@@ -155,7 +155,7 @@ def test_what_is_no_such_codec_is_refused_in_one_line(tmp_path: Path) -> None:
         EpsilonVAE.load_codec(tmp_path / "out")
     state = load_checkpoint(run)
     torch.save({**state, "experiment": {"method": "a codec"}}, tmp_path / "odd.ckpt")
-    with pytest.raises(UserError, match="found 'a codec' .text., expected a node of"):
+    with pytest.raises(UserError, match=r"found 'a codec' \(text\), expected a node of"):
         EpsilonVAE.load_codec(tmp_path / "odd.ckpt")
     state["state_dict"]["codec.scaling"] = torch.zeros(2)
     torch.save(state, run / "checkpoints" / "last.ckpt")
