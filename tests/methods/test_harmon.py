@@ -249,6 +249,9 @@ def test_bfloat16_weights_train_and_sample() -> None:
     own = method().to(torch.bfloat16)
     own.training_losses(rows())["loss"].backward()
     assert own.eval().sample(["red"]).isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = method()
+        assert mixed.training_losses(rows())["loss"].isfinite() and mixed.eval().sample(["red"]).dtype == torch.float32
 
 
 def test_several_draws_share_a_condition() -> None:
