@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.models.clip import CLIPVisionModel
 
+from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetPixelDenoiser
 from umm_zoo.backbones.feature_encoder import FeatureEncoder
 from umm_zoo.backbones.features import CLIPFeatures, CLIPVisionFeatures, DINOv2Features, DINOv3Features, SigLIPVisionFeatures
 from umm_zoo.backbones.visual_tokenizer import Branch, VisualTokenizer
@@ -22,7 +23,9 @@ from umm_zoo.blocks.positions import CroppedTable2d, SineCosine2d, stretched
 from umm_zoo.blocks.quantizers import BinaryQuantizer, EMAQuantizer
 from umm_zoo.errors import UserError
 from umm_zoo.objectives.contrast import SoftmaxContrast
+from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.pretraining.dualtoken import DualToken
+from umm_zoo.pretraining.epsilon_vae import EpsilonVAE
 from umm_zoo.pretraining.qlip import QLIP
 from umm_zoo.pretraining.tokenizer import Tokenizer
 
@@ -141,3 +144,14 @@ def test_what_an_encoder_does_not_take_is_one_line() -> None:
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(UserError, match="8 x 12 px, expected 8 x 8 px, the one size of the encoder"):
         FeatureEncoder.grid_of(codec.encoder, 8, 12)
+
+
+def test_a_drawing_decoder_trains_on_unequal_images_and_sees_all_their_latents() -> None:
+    torch.manual_seed(0)
+    codec = DiffusionCodec(ConvEncoder(2, [8, 8], 1, 4), UNetPixelDenoiser(2, [8, 8], 1, 4), FlowMatching(num_steps=2))
+    method = EpsilonVAE(codec, statistics_momentum=0.0).train()
+    method.training_losses(mixed := batch(*MIXED))["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in codec.parameters() if p.requires_grad)
+    latents = torch.cat([codec.posterior(image[None])[0].flatten() for image in mixed.images])
+    assert_close(codec.shift, latents.mean().detach(), atol=1e-5, rtol=1e-5)
+    assert_close(codec.scaling, 1 / latents.std(correction=0).detach(), atol=1e-4, rtol=1e-4)

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from tests.backbones import janus_parts
 from umm_zoo.backbones.diffusion_codec import ConvEncoder, DiffusionCodec, UNetPixelDenoiser
-from umm_zoo.backbones.features import CLIPFeatures, DINOv2Features
+from umm_zoo.backbones.features import CLIPFeatures, DINOv2Features, SigLIPVisionFeatures
+from umm_zoo.backbones.rest_of_tower import vector_of
 from umm_zoo.backbones.visual_tokenizer import Branch, VisualTokenizer
 from umm_zoo.batch import Batch
 from umm_zoo.blocks.bottlenecks import AttentionProjection, Bottleneck, IdentityProjection, LinearProjection, MLPProjection
@@ -52,6 +53,11 @@ WIDTH, SIDE = VISION["hidden_size"], VISION["image_size"]
 
 def encoder() -> CLIPFeatures:
     return CLIPFeatures.from_config({"vision_config": VISION, "text_config": TEXT, "projection_dim": 8})
+
+
+def siglip() -> SigLIPVisionFeatures:
+    torch.manual_seed(0)
+    return SigLIPVisionFeatures.from_config({key: value for key, value in VISION.items() if key != "model_type"}).eval()
 
 
 def bottleneck(quantizer: Quantizer) -> Bottleneck:
@@ -210,6 +216,32 @@ def test_terms_of_dualtoken() -> None:
     assert_close(losses["semantic"], torch.tensor(-1.0))  # the very features: no distance, cosine 1
     assert_close(losses["loss"], 5.0 * losses["mse"] - 2.0)
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
+
+
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+def test_a_vector_of_a_layer_s_own_tokens_is_the_encoder_s(layer: int) -> None:
+    """So that what differs in DualToken's pooled term is the quantizer alone."""
+    own, images = siglip(), torch.stack(list(batch().images))
+    vector, (tokens,) = own.vector_and_tokens(images, [layer])
+    assert_close(vector_of(own, tokens, layer), vector)
+    assert not torch.allclose(vector_of(own, tokens.flip(0), layer), vector)
+
+
+def test_pooled_term_of_dualtoken() -> None:
+    torch.manual_seed(0)
+    own = siglip()
+    branches = {"semantic": Branch(bottleneck(EMAQuantizer(5, 40)), layer=-2), **pixel_branch(EMAQuantizer(5, 40), layer=-3)}
+    method = DualToken(VisualTokenizer(own, branches, decoder()), copy.deepcopy(own), pooled_weight=3.0).train()
+    losses, images = method.training_losses(batch()), torch.stack(list(batch().images))
+    tokens = method.codec.tokenize(images).squeezed["semantic"].tokens
+    tower = own.model.vision_model if hasattr(own.model, "vision_model") else own.model
+    made = tower.head(tower.post_layernorm(tower.encoder.layers[-1](tokens, None)))
+    wanted = method.teacher(images)
+    assert_close(losses["pooled"], F.mse_loss(made, wanted) - F.cosine_similarity(made, wanted, dim=-1).mean())
+    without = DualToken(method.codec, copy.deepcopy(own)).train().training_losses(batch())
+    assert_close(losses["loss"], without["loss"] + 3 * losses["pooled"])
+    with pytest.raises(ValueError, match=r"DualToken\.pooled_weight: found a CLIPFeatures, expected SigLIP's"):
+        DualToken(VisualTokenizer(encoder(), branches, decoder()), encoder(), pooled_weight=1.0)
 
 
 def test_terms_of_vqrae() -> None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.diffusion_codec import DiffusionCodec, cells_of
-from umm_zoo.batch import Batch, Images, image_of_each_row, map_by_size, stacked
+from umm_zoo.batch import Batch, Images, by_size, image_of_each_row, map_by_size, stacked
 from umm_zoo.errors import Share
+from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.outputs import Outputs, in_groups
 from umm_zoo.pretraining.judged import Judged, Judges
 
@@ -52,17 +53,21 @@ class EpsilonVAE(Judged):
             self.codec.velocity(images, images.new_zeros(len(images)), cells)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the images of a micro-batch, which are of one size."""
-        images = stacked(image_of_each_row(batch), "data.image_size")
-        losses, made, point = self._terms(images, None)
-        losses = self.judges.competing(losses, images, made, self.step.number, point[0], point[1])
-        return self.over_step(self.judges.settled(losses, self.codec.denoiser, self.step.number), "rows", len(batch))
+        """Terms of the images of a micro-batch, those of one size together."""
+        groups, moments = [], torch.zeros(3, device=self.device)
+        for places, images in by_size(image_of_each_row(batch)):
+            latents = self.codec.posterior(images)[0]
+            moments = moments + self.codec.moments(latents.detach())
+            losses, made, point = self._terms(images, latents, None)
+            groups.append((len(places), self.judges.competing(losses, images, made, self.step.number, point[0], point[1])))
+        self.remember(moments)
+        means = self.judges.settled(mean_over_groups(groups), self.codec.denoiser, self.step.number)
+        return self.over_step(means, "rows", len(batch))
 
-    def _terms(self, images: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    def _terms(
+        self, images: Tensor, latents: Tensor, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
         """Losses, the image that the velocity points at, and the point of the flow with its time."""
-        latents = self.codec.posterior(images)[0]
-        if self.training:
-            self.remember(self.codec.moments(latents.detach()))
         noisy, time, velocity = self.codec.draw(images, generator)
         predicted = self.codec.velocity(noisy, time, cells_of(latents)).to(velocity.dtype)
         flow = F.mse_loss(predicted, velocity)
@@ -86,7 +91,8 @@ class EpsilonVAE(Judged):
     def _validate(self, batch: Batch, seed: int) -> Outputs:
         """Outputs of rows whose images have one size."""
         images = stacked(image_of_each_row(batch))
-        losses = self._terms(images, torch.Generator(images.device).manual_seed(seed))[0]
+        latents = self.codec.posterior(images)[0]
+        losses = self._terms(images, latents, torch.Generator(images.device).manual_seed(seed))[0]
         return Outputs(losses, generated=self.round_trip(images), references=list(images))
 
     def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
