@@ -39,7 +39,7 @@ def test_every_part_is_written_and_reads_back(tmp_path):
             assert row["conversations"][0]["text"].count("<image>") == len(expected.scenes)
             images = {member for member in members if member != "json"}
             assert images == {f"{k}.png" for k in range(len(expected.scenes))} | ({"target.png"} if expected.target else set())
-            assert bool(images) == (task != "readings")
+            assert bool(images) == (task not in ("readings", "facts"))
             assert {Image.open(io.BytesIO(members[image])).size for image in images} <= {(32, 32)}
     assert {name.split("/")[0] for name in world["parts"]} == {"train", "val", "test", "heldout", "hybrid"}
     assert "train/pairs" not in world["parts"] and world["parts"]["val/pairs"]["samples"] == 4

@@ -15,7 +15,7 @@ from uae_parts import Redness, batch, second_stage
 from umm_zoo.backbones.equals import distinct
 from umm_zoo.backbones.feature_encoder import features_of
 from umm_zoo.backbones.generation import Samples
-from umm_zoo.methods.uae import caption_policy, captioner_grpo
+from umm_zoo.methods.uae import captioner_grpo, token_policy
 from umm_zoo.methods.uae.rollouts import IndependentNoise, Rollouts, portions_of_equals
 from umm_zoo.objectives.grpo import GRPO
 
@@ -40,7 +40,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, apart: bool, **arguments: Any) -> Any
     if apart:
         monkeypatch.setattr(captioner_grpo, "distinct", lambda items: 2 * (list(range(len(list(items)))),))
         own = portions_of_equals
-        monkeypatch.setattr(caption_policy, "portions_of_equals", lambda rows, kinds, size: own(rows, rows.tolist(), size))
+        monkeypatch.setattr(token_policy, "portions_of_equals", lambda rows, kinds, size: own(rows, rows.tolist(), size))
     method = repeating(second_stage(**{"rollouts": Rollouts(4), **arguments}))
     stir(method)
     torch.manual_seed(3)

@@ -73,11 +73,13 @@ def library_loop() -> Any:
         def log_probs(self, prompts: VLMInputs, tokens: Tensor, mask: Tensor, owners: Tensor | None = None) -> Tensor:
             return self._scored(prompts if owners is None else take_rows(prompts, owners * self.rollouts.group), tokens, mask)
 
-        def _prompts(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
+        def prompts_of(self, rollout: CaptionRollout, groups: Tensor) -> VLMInputs:
             if len(groups) < len(rollout.captions):  # older commits ask for a prompt per caption
                 groups = groups.repeat_interleave(self.rollouts.group)
             copies = [rollout.images[row] for row in groups.tolist()]
             return self.vlm.embed(self.captions.conversations(len(copies)), copies, [1] * len(copies), for_generation=True)
+
+        _prompts = prompts_of  # its name in older commits
 
     return LibraryLoop
 
