@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,20 @@ def test_contrasts_are_differences_between_the_named_choices(tmp_path: Path):
     [
         ((0.6, 0.72, 0.8), True, "better"),  # +.1, +.12, +.1: t 16
         ((0.6, 0.72, 0.8), False, "worse"),
+        ((0.6, 0.72, 0.8), None, "higher"),
         ((0.3, 0.9, 0.9), True, "not resolved"),
         ((0.9,), True, "one seed"),
         ((), True, "-"),
     ],
 )
-def test_differences_in_words(of_other: tuple[float, ...], higher: bool, word: str):
+def test_a_metric_that_is_better_in_neither_direction_is_read_back_so(tmp_path):
+    results = example()
+    results.metrics = {"mark": ("val/mark", None)}
+    assert Results.read(results.write(tmp_path)[2]).metrics == results.metrics
+    assert (results.title("mark"), replace(results, metrics={"mark": ("val/mark", False)}).title("mark")) == ("mark", "mark ↓")
+
+
+def test_differences_in_words(of_other: tuple[float, ...], higher: bool | None, word: str):
     results = example()
     results.metrics = {"mark": ("val/mark", higher)}
     results.rows = [row for row in results.rows if row.choice == "base"]

@@ -79,7 +79,7 @@ def _plot(results: Results, metric: str) -> Markup:
     """Intervals of every choice on one axis."""
     values = {choice: list(results.of(choice, metric).values()) for choice in results.choices()}
     values = {choice: own for choice, own in values.items() if own}
-    title = f"{metric} {'↑' if results.metrics[metric][1] else '↓'}"
+    title = results.title(metric)
     if not values:
         return Markup("")
     means = {choice: interval(own) for choice, own in values.items()}

@@ -24,6 +24,8 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("also", "contrasts", "seeds"), list),
     **dict.fromkeys(("choices", "metrics", "set"), dict),
 }
+#: Which way a metric is better, as a file says it; what has a right value between, or none, is better in neither.
+_BETTER = {"higher": True, "lower": False, "neither": None}
 _NEEDED = ("question", "base", "vary", "choices", "seeds", "metrics")
 _WORDS: dict[type, str] = {str: "text", list: "list", dict: "map"}
 
@@ -59,7 +61,7 @@ class Plan:
     """Checked compare file.
 
     Args:
-        metrics: printed name -> (key in metrics.json, whether higher is better).
+        metrics: printed name -> (key in metrics.json, whether higher is better; None where neither is).
         runs: choices in the file's order, seeds inside.
         contrasts: pairs of choices whose difference is of interest besides those to the first choice.
     """
@@ -68,7 +70,7 @@ class Plan:
     file: str
     question: str
     decision: str
-    metrics: dict[str, tuple[str, bool]]
+    metrics: dict[str, tuple[str, bool | None]]
     runs: tuple[PlannedRun, ...]
     contrasts: tuple[tuple[str, str], ...] = ()
 
@@ -145,12 +147,12 @@ def _choice_overrides(file: Path, tree: Mapping[str, Any], name: str, choice: An
     ]
 
 
-def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool]:
+def _metric(file: Path, printed: str, value: Any) -> tuple[str, bool | None]:
     if isinstance(value, str):
         return value, True
-    if isinstance(value, dict) and set(value) == {"key", "better"} and value["better"] in ("higher", "lower"):
-        return str(value["key"]), value["better"] == "higher"
-    expected = "a key of metrics.json, or {key: …, better: higher or lower}"
+    if isinstance(value, dict) and set(value) == {"key", "better"} and value["better"] in list(_BETTER):
+        return str(value["key"]), _BETTER[value["better"]]
+    expected = f"a key of metrics.json, or {{key: …, better: {', '.join(_BETTER)}}}"
     raise UserError(file, [Problem(f"metrics.{printed}", repr(value), expected)])
 
 

@@ -73,7 +73,7 @@ class Results:
     name: str
     question: str
     source: str
-    metrics: dict[str, tuple[str, bool]]
+    metrics: dict[str, tuple[str, bool | None]]
     rows: list[Row]
     provenance: dict[str, Any] = field(default_factory=dict)
     decision: str = ""
@@ -131,7 +131,7 @@ class Results:
         record["rows"] = [Row(**row) for row in record["rows"]]
         record["unfinished"] = [Unfinished(**run) for run in record.get("unfinished", [])]
         record["contrasts"] = [(choice, other) for choice, other in record.get("contrasts", [])]
-        record["metrics"] = {name: (key, bool(higher)) for name, (key, higher) in record["metrics"].items()}
+        record["metrics"] = {name: (key, higher) for name, (key, higher) in record["metrics"].items()}
         return cls(**record)
 
     def markdown(self) -> str:
@@ -179,7 +179,7 @@ class Results:
         return ["choice", *self.metrics], rows
 
     def verdict_table(self) -> Table:
-        """Differences in words: better, worse, or not resolved."""
+        """Differences in words: better, worse, or not resolved; higher and lower where neither is better."""
         adjusted = {metric: self._adjusted(metric) for metric in self.metrics}
         rows = [
             [f"{a} against {b}", *(self._verdict((a, b), metric, adjusted[metric]) for metric in self.metrics)]
@@ -231,7 +231,14 @@ class Results:
             return "one seed" if difference else "-"
         if not adjusted[pair] < LEVEL:
             return "not resolved"
-        return "better" if (difference.mean > 0) is self.metrics[metric][1] else "worse"
+        higher, better = difference.mean > 0, self.metrics[metric][1]
+        words = ("higher", "lower") if better is None else ("better", "worse")
+        return words[higher is (better is False)]
+
+    def title(self, metric: str) -> str:
+        """The name of a metric with an arrow in the direction that is better."""
+        better = self.metrics[metric][1]
+        return metric if better is None else f"{metric} {'↑' if better else '↓'}"
 
     def _cost_cell(self, choice: str, key: str) -> str:
         value = self.cost(choice, key)
@@ -276,7 +283,7 @@ class Results:
                 error = None if mean.half != mean.half else [[mean.half], [mean.half]]
                 axis.errorbar(mean.mean, place, xerr=error, fmt="o", color=f"C{place}", capsize=4)
                 axis.plot(values, [place - 0.18] * len(values), "|", color=f"C{place}", alpha=0.6)
-            axis.set_title(metric + (" ↑" if self.metrics[metric][1] else " ↓"), fontsize=9)
+            axis.set_title(self.title(metric), fontsize=9)
             axis.tick_params(labelsize=8)
             axis.grid(axis="x", alpha=0.3)
         axes[0][0].set_yticks(range(len(choices)), choices)  # for all: they share the axis
