@@ -142,7 +142,7 @@ class Order(ABC):
         Args:
             step: the round, 1 … K.
             num_rounds: K.
-            uniform: ``[R, N]`` in [0, 1), drawn anew for each round.
+            uniform: ``[R, N]`` in [0, 1), other draws in each round.
             log_probs: ``[R, N]`` of the tokens that the round has drawn; None where they are continuous.
         """
 
@@ -159,7 +159,7 @@ class ConfidenceOrder(Order):
     """The likeliest tokens first: ``log p + temperature * Gumbel noise``, with a temperature that falls to 0.
 
     Behind round k of K it is ``temperature * (1 - k / K)``. The released code of Show-o and MMaDA multiplies it by that factor in
-    every round anew, which is ``schedule="product"``.
+    each round again, which is ``schedule="product"``.
 
     Args:
         temperature: 1 in Show-o.

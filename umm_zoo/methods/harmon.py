@@ -28,7 +28,7 @@ from umm_zoo.errors import Count, Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.conditioning import Prompts
-from umm_zoo.methods.requests import AnswerRows, no_answer, of_kind, request_batch, row_seeds
+from umm_zoo.methods.requests import AnswerRows, check_kinds, no_answer, of_kind, request_batch, row_seeds
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.objectives.rounds import fill_in, row_generators, uniform_rows
@@ -180,22 +180,13 @@ class Harmon(AnswersWithVLM, Method):
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
-        for row, (count, generated) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
-            if generated and count:
-                raise UserError(
-                    "", f"{count} input images and one to generate", "either: Harmon generates from text alone", row=row
-                )
-        for generated in (False, True):
-            part = of_kind(batch, generated)
-            try:
-                if generated:
-                    self.vlm.check_rows(self.words.apply(part, ["full"] * len(part)), for_generation=True)
-                else:
-                    self.vlm.check_conversations(part, scoring and self.wanted.max_new_tokens > 0)
-            except UserError as error:
-                rows = [row for row, own in enumerate(batch.has_target) if own == generated]
-                error.row = None if error.row is None else rows[error.row]
-                raise
+        answers = scoring and self.wanted.max_new_tokens > 0
+        check_kinds(
+            batch,
+            "Harmon",
+            lambda rows: self.vlm.check_rows(self.words.apply(rows, ["full"] * len(rows)), for_generation=True),
+            lambda rows: self.vlm.check_conversations(rows, answers),
+        )
 
     def preparation(self, scoring: bool) -> Preparation | None:
         """See ``Prepares``: the answer rows."""

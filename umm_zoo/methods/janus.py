@@ -20,7 +20,7 @@ from umm_zoo.batch import Batch, Task, stacked
 from umm_zoo.errors import Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
-from umm_zoo.methods.requests import AnswerRows, no_answer, of_kind, request_batch
+from umm_zoo.methods.requests import AnswerRows, check_kinds, no_answer, of_kind, request_batch
 from umm_zoo.objectives.step import blocks_are_sharded
 from umm_zoo.objectives.tokens import AutoregressiveTokens, TokenObjective
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, stand_in_counts
@@ -166,22 +166,15 @@ class Janus(AnswersWithVLM, Method):
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
-        for row, (count, generated) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
-            if generated and count:
-                raise UserError("", f"{count} input images and one to generate", "either: Janus generates from text alone", row=row)
         for target in batch.requested:
             self.vlm.assert_generates(target.shape[-2:], "data.target_size")
-        for generated in (False, True):
-            part = of_kind(batch, generated)
-            try:
-                if generated:
-                    self.vlm.check_image_prompts(part.user_texts())
-                else:
-                    self.vlm.check_conversations(part, scoring and self.wanted.max_new_tokens > 0)
-            except UserError as error:
-                rows = [row for row, own in enumerate(batch.has_target) if own == generated]
-                error.row = None if error.row is None else rows[error.row]
-                raise
+        answers = scoring and self.wanted.max_new_tokens > 0
+        check_kinds(
+            batch,
+            "Janus",
+            lambda rows: self.vlm.check_image_prompts(rows.user_texts()),
+            lambda rows: self.vlm.check_conversations(rows, answers),
+        )
 
     def preparation(self, scoring: bool) -> Preparation | None:
         """See ``Prepares``: the answer rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,26 @@ def of_kind(batch: Batch, has_target: bool) -> Batch:
     """The rows that ask for an image, or those that do not."""
     rows = [row for row, own in enumerate(batch.has_target) if own == has_target]
     return batch if len(rows) == len(batch) else batch.select(rows)
+
+
+def check_kinds(batch: Batch, method: str, images: Callable[[Batch], None], answers: Callable[[Batch], None]) -> None:
+    """Refuse rows that show an image and ask for one, and what the check of each kind refuses, by its number in the batch.
+
+    Args:
+        batch: rows of both kinds.
+        method: its name, for the error.
+        images, answers: checks of the rows that ask for an image, and of the others.
+    """
+    for row, (count, generated) in enumerate(zip(batch.image_counts, batch.has_target, strict=True)):
+        if generated and count:
+            raise UserError("", f"{count} input images and one to generate", f"either: {method} generates from text alone", row=row)
+    for generated, check in ((False, answers), (True, images)):
+        try:
+            check(of_kind(batch, generated))
+        except UserError as error:
+            rows = [row for row, own in enumerate(batch.has_target) if own == generated]
+            error.row = None if error.row is None else rows[error.row]
+            raise
 
 
 def no_answer() -> Batch:
