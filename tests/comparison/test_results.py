@@ -64,6 +64,13 @@ def test_contrasts_are_differences_between_the_named_choices(tmp_path: Path):
     assert Results.read(results.write(tmp_path)[2]).markdown() == text
 
 
+def test_a_metric_that_is_better_in_neither_direction_is_read_back_so(tmp_path):
+    results = example()
+    results.metrics = {"mark": ("val/mark", None)}
+    assert Results.read(results.write(tmp_path)[2]).metrics == results.metrics
+    assert (results.title("mark"), replace(results, metrics={"mark": ("val/mark", False)}).title("mark")) == ("mark", "mark ↓")
+
+
 @pytest.mark.parametrize(
     ("of_other", "higher", "word"),
     [
@@ -75,13 +82,6 @@ def test_contrasts_are_differences_between_the_named_choices(tmp_path: Path):
         ((), True, "-"),
     ],
 )
-def test_a_metric_that_is_better_in_neither_direction_is_read_back_so(tmp_path):
-    results = example()
-    results.metrics = {"mark": ("val/mark", None)}
-    assert Results.read(results.write(tmp_path)[2]).metrics == results.metrics
-    assert (results.title("mark"), replace(results, metrics={"mark": ("val/mark", False)}).title("mark")) == ("mark", "mark ↓")
-
-
 def test_differences_in_words(of_other: tuple[float, ...], higher: bool | None, word: str):
     results = example()
     results.metrics = {"mark": ("val/mark", higher)}
