@@ -14,7 +14,8 @@ from tests.backbones.janus_parts import JANUS, TEXT, TEXTS, VISION, VQ, Thirds, 
 from tests.backbones.vlm_parts import CONVERSATIONS, COUNTS, PROMPTS, assistant, library_answers, random_images, user
 from umm_zoo.backbones.frozen import FrozenBackbone
 from umm_zoo.backbones.janus import Janus
-from umm_zoo.backbones.templates import ChatML, JanusChat
+from umm_zoo.backbones.llava import LlavaBackbone
+from umm_zoo.backbones.templates import ChatML, JanusChat, QwenChat
 from umm_zoo.errors import UserError
 from umm_zoo.testing import check_block
 
@@ -323,3 +324,14 @@ def test_roles_of_the_first_release_are_plain_text(tmp_path):
     assert torch.equal(inputs.token_ids[0], torch.tensor(model.tokenizer("User: Is it red?\n\nAssistant:")["input_ids"]))
     with pytest.raises(ValueError, match="config: found no 'image_token_id', expected that of <image_placeholder>"):
         janus({"text_config": TEXT, "vision_config": VISION, "vq_config": VQ}, tokenizer=source)
+
+
+def test_a_named_language_model_gives_its_weights():
+    shipped, row = "experiments/tiny/weights/llava", [[user("Is there a red circle?"), assistant("yes")]]
+    parts = {"vision_config": {**VISION, "hidden_size": 24}, "vq_config": {"embed_dim": 8}}
+    own = Janus.from_config(parts, Thirds(), template=QwenChat(None), language_model=shipped)
+    theirs = LlavaBackbone.from_pretrained(shipped, template=QwenChat(None))
+    loss, wanted = (model(model.embed(row, None, [0])).loss for model in (own, theirs))
+    assert_close(loss, wanted)
+    with pytest.raises(ValueError, match="text_config: found beside language_model"):
+        Janus.from_config(JANUS, Thirds(), language_model=shipped)

@@ -21,7 +21,7 @@ from umm_zoo.backbones.generation import last_position
 from umm_zoo.backbones.language_models import assert_decoder, attention_of, grow_vocabulary
 from umm_zoo.backbones.latent_codec import LatentCodec
 from umm_zoo.backbones.library_vlm import LibraryVLM
-from umm_zoo.backbones.llava_loading import Dtype, load_decoder, part_config, read_config
+from umm_zoo.backbones.llava_loading import Dtype, load_decoder, part_config, read_part
 from umm_zoo.backbones.loading import find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import evaluation_mode
 from umm_zoo.backbones.square_vlm import LanguageModel
@@ -57,7 +57,8 @@ class HarmonBackbone(LibraryVLM):
     Images may have any size that the codec takes.
 
     Args:
-        language_model: name or folder, or a configuration with ``model_type`` for random weights.
+        language_model: name or folder, also of a LLaVA, whose own it then is; or a configuration with ``model_type`` for random
+            weights.
         encoder: of tokens of the codec's channels.
         codec: frozen; makes tokens of images, one per cell.
         text_gradient: factor on the gradient that a language loss sends into the encoder's tokens: .1 in the release.
@@ -250,7 +251,7 @@ def _decoder(source: str | dict[str, Any], stated: dict[str, Any] | None, shippe
         found, head, _ = load_decoder(find_source(source, AutoModelForCausalLM), dtype, "sdpa", stated)
         return found, head
     fields = stated if isinstance(source, str) else source
-    config = read_config(cast(str, source)) if fields is None else part_config("language_model", fields, shipped)
+    config = read_part(cast(str, source), "text_config") if fields is None else part_config("language_model", fields, shipped)
     assert_decoder("language_model", config)
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=precision, attn_implementation=attention_of("sdpa", config))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers import AutoModelForCausalLM, JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from umm_zoo.backbones import by_shape
@@ -18,7 +18,14 @@ from umm_zoo.backbones.encoding import encode_all, pad
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
 from umm_zoo.backbones.image_sampling import Step, distinct, draw_token, in_turn, put, take, uniforms
-from umm_zoo.backbones.janus_loading import janus_config, load_janus, new_janus, pixel_statistics
+from umm_zoo.backbones.janus_loading import (
+    janus_config,
+    load_janus,
+    load_language_model,
+    new_janus,
+    pixel_statistics,
+    with_language_model,
+)
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
 from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
@@ -103,22 +110,29 @@ class Janus(SquareVLM, UnifiedAR):
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
         head: CodeHead | None = None,
+        language_model: str | None = None,
     ) -> Janus:
-        """Random weights of any size; nothing is read from disk.
+        """Random weights of any size, but of a language model that is named.
 
         Args:
-            config: fields of the library's ``JanusConfig``: ``vision_config``, ``text_config`` (with ``model_type: llama``) and
-                ``vq_config``, of which another codec leaves ``embed_dim`` alone. The widths of what enters the language model
-                need not be stated.
+            config: fields of the library's ``JanusConfig``: ``vision_config``, ``text_config`` (with ``model_type: llama``, unless
+                ``language_model`` is named) and ``vq_config``, of which another codec leaves ``embed_dim`` alone. The widths of
+                what enters the language model need not be stated.
             codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, head: see the class.
             dtype: of the weights.
             attention: ``sdpa``, ``flex_attention``, ``eager``, ``flash_attention_2`` …
+            language_model: name or folder of a Llama, or of a LLaVA with one, that the language model begins as; its tokenizer is
+                the one to name in ``tokenizer``, unless it is the shipped one.
 
         Raises:
             ValueError: an unknown field, or sizes that do not fit each other.
         """
         codes = None if codec is None else codec.num_codes
-        model = new_janus(janus_config(config, tokenizer is None, codes), dtype, attention, codes)
+        source = language_model and find_source(language_model, AutoModelForCausalLM)
+        fields = config if source is None else with_language_model(config, source)
+        model = new_janus(janus_config(fields, tokenizer is None, codes), dtype, attention, codes)
+        if source is not None and not on_meta_device():
+            load_language_model(model, source)
         return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, head=head)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import AutoModel, JanusConfig, JanusForConditionalGeneration, JanusVisionConfig
 from transformers.models.janus.modeling_janus import (
@@ -18,7 +19,7 @@ from transformers.models.janus.modeling_janus import (
 
 from umm_zoo.backbones.janus_vq import vq_config, vq_downsampling
 from umm_zoo.backbones.language_models import attention_by_part
-from umm_zoo.backbones.llava_loading import Dtype, part_config
+from umm_zoo.backbones.llava_loading import Dtype, load_decoder, part_config, read_part
 from umm_zoo.backbones.loading import assert_known, image_processor_of, load_checkpoint, torch_dtype
 from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.backbones.tokenizer import load_tokenizer
@@ -129,6 +130,26 @@ def new_janus(config: JanusConfig, dtype: Dtype, attention: str, num_codes: int 
     """A Janus with random weights; ``auto`` is float32."""
     precision = torch_dtype("float32" if dtype == "auto" else dtype)
     return model_class(num_codes)._from_config(config, dtype=precision, attn_implementation=attention_by_part(attention))
+
+
+def with_language_model(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The fields of a Janus whose language model is that of a checkpoint.
+
+    Raises:
+        ValueError: they say of their own what the checkpoint says.
+    """
+    if fields.get("text_config") is not None:
+        raise ValueError(f"config.text_config: found beside language_model: {source}, expected one of the two")
+    return {**fields, "text_config": read_part(source, "text_config")}
+
+
+@torch.no_grad()
+def load_language_model(model: JanusForConditionalGeneration, source: str) -> None:
+    """Give a Janus the weights of a language model of its own sizes, whose output layer may be tied."""
+    decoder, head, _ = load_decoder(source, "float32", "sdpa")
+    own: Any = model.model.language_model
+    own.load_state_dict(decoder.state_dict())
+    model.lm_head.weight.copy_(head.weight)
 
 
 def load_janus(
