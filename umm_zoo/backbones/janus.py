@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, JanusConfig, JanusForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from umm_zoo.backbones import by_shape
@@ -18,14 +18,7 @@ from umm_zoo.backbones.encoding import encode_all, pad
 from umm_zoo.backbones.frozen import freeze
 from umm_zoo.backbones.generation import append_answers, join_rows
 from umm_zoo.backbones.image_sampling import Step, distinct, draw_token, in_turn, put, take, uniforms
-from umm_zoo.backbones.janus_loading import (
-    janus_config,
-    load_janus,
-    load_language_model,
-    new_janus,
-    pixel_statistics,
-    with_language_model,
-)
+from umm_zoo.backbones.janus_loading import janus_around, janus_config, load_janus, new_janus, pixel_statistics
 from umm_zoo.backbones.janus_vq import JanusVQ
 from umm_zoo.backbones.llava_loading import Dtype
 from umm_zoo.backbones.loading import assert_stated, checked_config, find_source, on_meta_device
@@ -128,11 +121,10 @@ class Janus(SquareVLM, UnifiedAR):
             ValueError: an unknown field, or sizes that do not fit each other.
         """
         codes = None if codec is None else codec.num_codes
-        source = language_model and find_source(language_model, AutoModelForCausalLM)
-        fields = config if source is None else with_language_model(config, source)
-        model = new_janus(janus_config(fields, tokenizer is None, codes), dtype, attention, codes)
-        if source is not None and not on_meta_device():
-            load_language_model(model, source)
+        if language_model is None:
+            model = new_janus(janus_config(config, tokenizer is None, codes), dtype, attention, codes)
+        else:
+            model = janus_around(language_model, config, tokenizer is None, dtype, attention, codes)
         return cls(model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, head=head)
 
     @classmethod

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import nn
-from transformers import AutoModel, JanusConfig, JanusForConditionalGeneration, JanusVisionConfig
+from transformers import AutoModel, AutoModelForCausalLM, JanusConfig, JanusForConditionalGeneration, JanusVisionConfig
 from transformers.models.janus.modeling_janus import (
     JanusModel,
     JanusPreTrainedModel,
@@ -20,7 +19,14 @@ from transformers.models.janus.modeling_janus import (
 from umm_zoo.backbones.janus_vq import vq_config, vq_downsampling
 from umm_zoo.backbones.language_models import attention_by_part
 from umm_zoo.backbones.llava_loading import Dtype, load_decoder, part_config, read_part
-from umm_zoo.backbones.loading import assert_known, image_processor_of, load_checkpoint, torch_dtype
+from umm_zoo.backbones.loading import (
+    assert_known,
+    find_source,
+    image_processor_of,
+    load_checkpoint,
+    on_meta_device,
+    torch_dtype,
+)
 from umm_zoo.backbones.stock_processor import stock_processor
 from umm_zoo.backbones.tokenizer import load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER
@@ -132,24 +138,24 @@ def new_janus(config: JanusConfig, dtype: Dtype, attention: str, num_codes: int 
     return model_class(num_codes)._from_config(config, dtype=precision, attn_implementation=attention_by_part(attention))
 
 
-def with_language_model(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The fields of a Janus whose language model is that of a checkpoint.
+def janus_around(
+    language_model: str, fields: Mapping[str, Any], shipped_tokenizer: bool, dtype: Dtype, attention: str, num_codes: int | None
+) -> JanusForConditionalGeneration:
+    """A Janus whose language model is that of a checkpoint, whose output layer may be tied; the rest has random weights.
 
     Raises:
-        ValueError: they say of their own what the checkpoint says.
+        ValueError: ``text_config`` among the fields: the checkpoint has one.
     """
+    source = find_source(language_model, AutoModelForCausalLM)
     if fields.get("text_config") is not None:
         raise ValueError(f"config.text_config: found beside language_model: {source}, expected one of the two")
-    return {**fields, "text_config": read_part(source, "text_config")}
-
-
-@torch.no_grad()
-def load_language_model(model: JanusForConditionalGeneration, source: str) -> None:
-    """Give a Janus the weights of a language model of its own sizes, whose output layer may be tied."""
-    decoder, head, _ = load_decoder(source, "float32", "sdpa")
-    own: Any = model.model.language_model
-    own.load_state_dict(decoder.state_dict())
-    model.lm_head.weight.copy_(head.weight)
+    known = {**fields, "text_config": read_part(source, "text_config")}
+    model = new_janus(janus_config(known, shipped_tokenizer, num_codes), dtype, attention, num_codes)
+    if not on_meta_device():
+        decoder, head, _ = load_decoder(source, dtype, attention)
+        cast(Any, model.model.language_model).load_state_dict(decoder.state_dict())
+        model.lm_head.load_state_dict(head.state_dict())
+    return model
 
 
 def load_janus(
