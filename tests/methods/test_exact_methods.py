@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import bagel_parts
+import forge_parts
 import harmon_parts
 import janus_parts
 import pytest
@@ -212,6 +213,10 @@ CASES = {
     "harmon": Case(lambda: harmon_parts.still(dropout=0.5, image_weight=0.4), harmon_parts.rows),
     "metaquery": Case(seeded(lambda: metaquery(dropout=DROPOUT)), fresh_requests),
     "wemmu": Case(seeded(lambda: wemmu(dropout=DROPOUT)), fresh_requests),
+    "forge and quench": Case(
+        seeded(lambda: forge_parts.method(forge=forge_parts.forge(drop_prompt=0.5), drop_text=0.5)),
+        lambda: forge_parts.rows("red", "two blue squares and a star", "a", "three green circles", "blue star"),
+    ),
     "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
     "grpo by sequence": captioner(lambda: GRPO(kl_weight=0.0, aggregation=SequenceMean())),
     "grpo by constant": captioner(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5))),

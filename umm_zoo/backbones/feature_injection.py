@@ -61,12 +61,19 @@ class FeatureInjection(nn.Module):
 
     @contextmanager
     def features(self, features: Tensor | None) -> Iterator[None]:
-        """The time in which the decoder sees features ``[B, N, D]`` of as many rows as its latents; None: none."""
-        before, self._tokens = self._tokens, None if features is None else self.resampler(features)
+        """The time in which the decoder sees features ``[B, N, D]`` of as many rows as its latents; None: none.
+
+        Latents of K * B rows are those of K branches of guidance, one behind the other: each branch sees the same.
+        """
+        before, self._tokens = self._tokens, None if features is None else self._resampled(features)
         try:
             yield
         finally:
             self._tokens = before
+
+    def _resampled(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.resampler(features.to(self.resampler.proj_in.weight.dtype))
+        return tokens
 
     @property
     def tokens(self) -> Tensor | None:
@@ -123,7 +130,15 @@ class _Beside:
             return states
         heads = queries.unflatten(-1, (self.pair.num_heads, -1)).transpose(1, 2)
         heads = heads if self.norm is None else self.norm(heads)
-        return states + self.adapter.scale * self.pair(heads, tokens.to(heads)).to(states.dtype)
+        tokens = _of_branches(tokens, len(heads))
+        return states + self.adapter.scale * self.pair(heads, tokens).to(states.dtype)
+
+
+def _of_branches(tokens: Tensor, rows: int) -> Tensor:
+    """Tokens ``[B, Q, E]`` of each branch of guidance, ``[rows, Q, E]``."""
+    if rows % len(tokens):
+        raise ValueError(f"FeatureInjection.features: found {len(tokens)} rows, expected as many as latents, {rows}, or a divisor")
+    return tokens if rows == len(tokens) else tokens.repeat(rows // len(tokens), 1, 1)
 
 
 def _attends_to_itself(module: nn.Module) -> bool:

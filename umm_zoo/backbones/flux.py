@@ -88,7 +88,7 @@ class Flux(PooledDecoder):
 
     def predict(self, noisy: Tensor, time: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The library's forward, as its pipeline calls it."""
-        tokens, grid = packed(noisy)
+        tokens, grid = self.as_tokens(noisy)
         places = _places(noisy.device, (1, *grid), noisy.dtype)
         predicted: Tensor = self.model(
             hidden_states=tokens,
@@ -101,7 +101,47 @@ class Flux(PooledDecoder):
             joint_attention_kwargs=joint_mask(mask, tokens),
             return_dict=False,
         )[0]
-        return unpacked(predicted, grid)
+        return self.as_latents(predicted, grid)
+
+    @staticmethod
+    def as_tokens(latents: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The network's tokens of latents, and their grid."""
+        return packed(latents)
+
+    @staticmethod
+    def as_latents(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Latents of the network's tokens."""
+        return unpacked(tokens, grid)
+
+
+class FluxOnFeatures(Flux):
+    """FLUX.1's network, untrained, over a grid of image features ``[B, D, h, w]`` in the place of latents: a token per cell.
+
+    What Forge-and-Quench's head is like ("Flux-style"); its sizes are in its weights, which we have not seen. The pooled vector
+    stays zero.
+
+    Reference: "Forge-and-Quench" (arXiv 2601.04706) and its released code.
+
+    Args:
+        model: the library's network; ``in_channels`` is D.
+    """
+
+    patch = 1
+
+    def __init__(self, model: FluxTransformer2DModel, pooled: Tensor | None = None, guidance: Weight = 1.0) -> None:
+        super().__init__(model, pooled, guidance)
+        config: Any = model.config
+        self.latent_channels = config.in_channels
+
+    @staticmethod
+    def as_tokens(latents: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """See ``Flux``."""
+        return latents.flatten(2).transpose(1, 2), (latents.shape[2], latents.shape[3])
+
+    @staticmethod
+    def as_latents(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """See ``Flux``."""
+        return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 class Flux2(DiffusersDecoder):

@@ -148,6 +148,19 @@ class TextToImage(Method):
         return self.codec.decode(latents).clamp(-1, 1)
 
 
+class TextToImageModel(TextToImage):
+    """Text-to-image model as pipelines hold one: the decoder sees the text encoder's states as they are, and both are kept.
+
+    ``TextToImage`` trains a decoder for a bridge; this is the model that a later stage leaves as it is (``ForgeAndQuench``).
+    """
+
+    stage_only: ClassVar[tuple[str, ...]] = ()
+
+    def condition(self, texts: list[str]) -> Tokens:
+        """The text encoder's states, ``[B, N, E]``."""
+        return self.text_encoder(texts)
+
+
 def prompts(batch: Batch) -> list[str]:
     """The prompt of each row: its last user turn.
 
