@@ -77,6 +77,8 @@ def test_a_token_is_the_sum_of_its_codes() -> None:
 def test_sizes_are_those_of_the_quantizers() -> None:
     assert GroupHead(4, bits=28).sizes == BinaryQuantizer(28).code_sizes == (2**14, 2**14)
     assert GroupHead(4, bits=25).sizes == BinaryQuantizer(25).code_sizes == (2**13, 2**12)
+    with pytest.raises(ValueError, match="found 17, expected at most 16"):
+        GroupHead(4, bits=28, group_bits=17)
     assert FiniteScalarQuantizer([8, 5, 5]).code_sizes == (200,)
     assert FiniteScalarQuantizer([8, 8, 8, 8, 8, 7]).code_sizes == (8, 8, 8, 8, 8, 7)
     assert ResidualQuantizer([VectorQuantizer(3, 9, normalised=False)], 4).code_sizes == (9, 9, 9, 9)

@@ -263,6 +263,13 @@ def test_codes_are_those_of_float32_under_autocast():
     assert torch.equal(codes, quantizer(latents).codes)
 
 
+def test_levels_are_those_of_float32_for_latents_in_half_precision():
+    torch.manual_seed(0)
+    for levels in ([8, 5, 5, 5], [2, 2], [200, 3]):
+        quantizer, latents = FiniteScalarQuantizer(levels), 2 * torch.randn(1, 500, len(levels)).bfloat16()
+        assert torch.equal(quantizer(latents).codes, quantizer(latents.float()).codes)
+
+
 def moving(**arguments: float) -> EMAQuantizer:
     quantizer = EMAQuantizer(2, 2, **arguments).double()  # type: ignore[arg-type]
     for buffer in (quantizer.codebook, quantizer.sums):
@@ -294,6 +301,19 @@ def test_a_step_without_latents_moves_nothing():
     quantizer.after_step()
     for name in ("counts", "sums"):
         assert_close(quantizer.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nothing_of_a_step_that_is_skipped_is_remembered(wrapped: bool):
+    table = moving()
+    quantizer = ResidualQuantizer([table], repeats=2) if wrapped else table
+    quantizer(double((float("nan"), 1.0)))
+    quantizer.forget_step()
+    before = copy.deepcopy(table.state_dict())
+    quantizer.after_step()
+    for name in ("counts", "sums"):
+        assert torch.equal(table.state_dict()[name], before[name])
+    assert table.codebook.isfinite().all()
 
 
 def test_a_code_that_is_hardly_used_becomes_a_latent_of_the_step():

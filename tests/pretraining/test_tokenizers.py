@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,6 +160,20 @@ def test_tables_of_averages_move_once_per_step() -> None:
     method.on_before_optimizer_step(None)  # type: ignore[arg-type]
     assert not torch.equal(quantizer.codebook, before)
     assert_close(quantizer.counts.sum(), torch.tensor(0.99 * 40 + 0.01 * 2 * 3 * method.codec.encoder.grid.num_cells))
+
+
+def test_a_skipped_step_leaves_tables_of_averages_alone() -> None:
+    method = Tokenizer(tokenizer(EMAQuantizer(5, 40)))
+    quantizer: Any = method.codec.branch("pixel").bottleneck.quantizer
+    before, rows = quantizer.codebook.clone(), batch()
+    method.training_losses(replace(rows, images=[image * float("nan") for image in rows.images]))
+    method.step.skipping = True
+    method.on_before_optimizer_step(None)  # type: ignore[arg-type]
+    assert torch.equal(quantizer.codebook, before) and not quantizer.step_counts.any()
+    method.step.skipping = False
+    method.training_losses(rows)
+    method.on_before_optimizer_step(None)  # type: ignore[arg-type]
+    assert quantizer.codebook.isfinite().all() and not torch.equal(quantizer.codebook, before)
 
 
 def weigh(losses: dict[str, Tensor], **weights: float) -> Tensor:

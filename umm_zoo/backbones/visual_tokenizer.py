@@ -120,10 +120,11 @@ class VisualTokenizer(TokenCodec, LatentCodec):
             if isinstance(module, Quantizer):
                 module.idle = not rows
 
-    def after_step(self) -> None:
-        """See ``Quantizer.after_step``."""
+    def after_step(self, skipped: bool = False) -> None:
+        """See ``Quantizer.after_step``, and ``forget_step`` where the step is skipped."""
         for branch in self._branches().values():
-            branch.bottleneck.quantizer.after_step()
+            quantizer = branch.bottleneck.quantizer
+            quantizer.forget_step() if skipped else quantizer.after_step()
 
     def token_grid(self, height: int, width: int) -> Grid:
         """See ``TokenCodec.token_grid``: the encoder's."""

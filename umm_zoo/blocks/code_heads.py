@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umm_zoo.blocks.quantizers.base import MOST_BITS
 from umm_zoo.blocks.transformer import PlainBlock
 from umm_zoo.errors import Count, several
 
@@ -111,10 +112,15 @@ class GroupHead(CodeHead):
     Args:
         dim: width of the language model.
         bits: of a token.
-        group_bits: most bits of a group; groups are as ``BinaryQuantizer(code_bits=...)`` makes them.
+        group_bits: most bits of a group, at most 16; groups are as ``BinaryQuantizer(code_bits=...)`` makes them.
+
+    Raises:
+        ValueError: groups of too many bits.
     """
 
     def __init__(self, dim: Count, bits: Count, group_bits: Count = 14) -> None:
+        if group_bits > MOST_BITS:
+            raise ValueError(f"GroupHead.group_bits: found {group_bits}, expected at most {MOST_BITS}")
         groups = -(-bits // group_bits)
         self.bits = [bits // groups + (place < bits % groups) for place in range(groups)]
         super().__init__(dim, [2**count for count in self.bits])

@@ -111,8 +111,8 @@ class Tokenizer(Judged):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Move statistics, and tables that follow averages, once for the whole step."""
         super().on_before_optimizer_step(optimizer)
-        if not self.step.skipping and self._moments is not None:
-            self.codec.after_step()
+        if self._moments is not None:
+            self.codec.after_step(self.step.skipping)
 
     @property
     def makes(self) -> Collection[str]:

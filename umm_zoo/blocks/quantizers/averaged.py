@@ -90,6 +90,10 @@ class EMAQuantizer(BookQuantizer):
         self.codebook.copy_(self.sums / smooth[:, None])
         if self.restart_below:
             self._restart(pace > 0)
+        self.forget_step()
+
+    def forget_step(self) -> None:
+        """See the base class."""
         self.step_counts.zero_()
         self.step_sums.zero_()
         self._latents = None

@@ -71,6 +71,9 @@ class Quantizer(ExactBuffers, ABC):
     def after_step(self) -> None:
         """Take in what an optimiser step has seen; all ranks call this together, once a step, behind the backward pass."""
 
+    def forget_step(self) -> None:
+        """Drop what a step has seen that is skipped."""
+
     def example_inputs(self) -> tuple[Tensor]:
         """Latents for ``umm_zoo.testing.check_block``."""
         return (torch.randn(2, 5, self.dim),)

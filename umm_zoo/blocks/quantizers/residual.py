@@ -66,9 +66,13 @@ class ResidualQuantizer(Quantizer):
 
     def after_step(self) -> None:
         """See the base class; every table once."""
-        for stage in self.stages:
-            assert isinstance(stage, Quantizer)
+        for stage in self._in_turn()[: len(self.stages)]:
             stage.after_step()
+
+    def forget_step(self) -> None:
+        """See the base class."""
+        for stage in self._in_turn():
+            stage.forget_step()
 
     def _in_turn(self) -> list[Quantizer]:
         return [stage for _ in range(self.repeats) for stage in self.stages if isinstance(stage, Quantizer)]

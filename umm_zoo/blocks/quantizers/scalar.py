@@ -53,7 +53,8 @@ class FiniteScalarQuantizer(Quantizer):
         steps = bounded.detach().round()  # integers from -floor(L / 2)
         digits = steps.long() + self.levels // 2
         codes = (digits * self.strides).sum(dim=-1, keepdim=True) if self.single else digits
-        return Quantized(straight_through(bounded / self.halves, self._values(digits)), codes)
+        values = self._values(digits)
+        return Quantized(straight_through((bounded / self.halves).to(values.dtype), values), codes)
 
     @property
     def code_sizes(self) -> tuple[int, ...]:
@@ -61,11 +62,11 @@ class FiniteScalarQuantizer(Quantizer):
         return (self.num_codes,) if self.single else tuple(self.levels.tolist())
 
     def bound(self, latents: Tensor) -> Tensor:
-        """Latents squashed to just beyond their outermost levels."""
-        half = (self.levels - 1) * (1 + _MARGIN) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
-        half, offset = half.to(latents.dtype), offset.to(latents.dtype)
-        return (latents + (offset / half).atanh()).tanh() * half - offset
+        """Latents squashed to just beyond their outermost levels, in float32 at least: bfloat16 would round to other levels."""
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        half = ((self.levels - 1) * (1 + _MARGIN) / 2).to(wide.dtype)
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(wide.dtype)
+        return (wide + (offset / half).atanh()).tanh() * half - offset
 
     def values_of(self, codes: Tensor) -> Tensor:
         """See the base class."""
