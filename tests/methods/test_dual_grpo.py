@@ -173,11 +173,24 @@ def test_what_cannot_be_compared_is_refused() -> None:
             dual(**arguments)
     dual(images=ThoughtImages(1, compared="prompt"))
     dual(images=one, balance=ConstantBalance(image=0.0))
+    for balance in (LinearBalance((1.0, 0.0), (0.0, 1.0), 2), ConstantBalance()):
+        with pytest.raises(ValueError, match="2 or more"):
+            dual(images=one, balance=balance)
     for part in ("connector", "language_model"):
         with pytest.raises(UserError, match=f"training.trained: found '{part}'"):
             dual([part])
     with pytest.raises(ValueError, match="without an adapter"):
         dual(adapter=None, objective=GRPO(kl_weight=0.1))
+
+
+def test_losses_without_a_weight_train_nothing_and_are_refused() -> None:
+    with pytest.raises(UserError, match="whose loss has no weight"):
+        dual(["decoder_adapter"], balance=ConstantBalance(image=0.0))
+    dual(["adapter", "decoder_adapter"], balance=ConstantBalance(image=0.0))
+    dual(["decoder_adapter"], balance=LinearBalance((1.0, 0.0), (1.0, 1.0), 2))
+    for ends in (((0.0, 0.0), (1.0, 1.0)), ((1.0, 0.0), (0.0, 0.0))):
+        with pytest.raises(ValueError, match="one above 0 at each end"):
+            LinearBalance(*ends, 2)
 
 
 def test_weights_go_in_a_line_and_stay() -> None:

@@ -194,5 +194,7 @@ def test_controls_say_something_else_of_the_same_form() -> None:
     filled = WithoutFacts(own)(model, batch, [0, 0, 0])
     assert {thought.request for thought in filled} == {"a red circle; there is no fruit"}
     assert Says(own, "Revised Prompt: x")(model, batch, [0, 0, 0])[2].request == "x"
+    with pytest.raises(ValueError, match="filler"):
+        WithoutFacts(own, "")
     with pytest.raises(UserError, match="one row"):
         OthersThoughts(own)(model, batch.select([0]), [0])

@@ -126,7 +126,7 @@ class DualGRPO(Thinker, TextPolicy[ThoughtRollout]):
     def _check(self, reasoner: Reasoner) -> None:
         if reasoner.temperature <= 0:
             raise ValueError(f"reasoner.temperature: found {reasoner.temperature}, expected more than 0: thoughts are compared")
-        if self.images.each < 2 and self.images.compared == "thought" and self.balance(0)[1]:
+        if self.images.each < 2 and self.images.compared == "thought" and self.balance.ever()[1]:
             raise ValueError("images: found 1 of each thought, expected 2 or more where those of a thought are compared")
 
     def parts(self) -> dict[str, torch.nn.Module]:
@@ -141,6 +141,11 @@ class DualGRPO(Thinker, TextPolicy[ThoughtRollout]):
         if "language_model" in trained:
             expected = "adapter: its renderer reads with the language model as it was"
             raise UserError("training.trained", "'language_model'", expected)
+        weights = dict(zip(("adapter", "decoder"), self.balance.ever(), strict=True))
+        if not any(weights[name.removesuffix("_adapter")] for name in trained):
+            raise UserError(
+                "training.trained", f"{list(trained)}, whose loss has no weight", "a part of the side that method.balance weighs"
+            )
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that show an image."""

@@ -39,6 +39,10 @@ class Balance(ABC):
     def __call__(self, step: int) -> tuple[float, float]:
         """Of thoughts and of images."""
 
+    @abstractmethod
+    def ever(self) -> tuple[bool, bool]:
+        """Whether thoughts and images have a weight at any step."""
+
 
 class ConstantBalance(Balance):
     """The same weights throughout.
@@ -59,6 +63,10 @@ class ConstantBalance(Balance):
         """These."""
         return self.text, self.image
 
+    def ever(self) -> tuple[bool, bool]:
+        """See the base class."""
+        return self.text > 0, self.image > 0
+
 
 class LinearBalance(Balance):
     """Weights that go in a straight line from ``first`` to ``last`` in ``steps`` updates, and stay there.
@@ -68,13 +76,23 @@ class LinearBalance(Balance):
     Args:
         first, last: ``(text, image)``.
         steps: between them.
+
+    Raises:
+        ValueError: both are 0 at one end.
     """
 
     def __init__(self, first: tuple[Weight, Weight], last: tuple[Weight, Weight], steps: Count) -> None:
+        if not any(first) or not any(last):
+            raise ValueError(f"LinearBalance: found weights {tuple(first)} and {tuple(last)}, expected one above 0 at each end")
         self.first, self.last, self.steps = tuple(first), tuple(last), steps
 
     def __call__(self, step: int) -> tuple[float, float]:
         """On the line."""
         share = min(1.0, step / self.steps)
         text, image = ((1 - share) * one + share * other for one, other in zip(self.first, self.last, strict=True))
+        return text, image
+
+    def ever(self) -> tuple[bool, bool]:
+        """See the base class."""
+        text, image = (one > 0 or other > 0 for one, other in zip(self.first, self.last, strict=True))
         return text, image

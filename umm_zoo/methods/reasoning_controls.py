@@ -54,9 +54,14 @@ class WithoutFacts(_Control):
     Args:
         reasoner: whose lengths are taken.
         filler: repeated.
+
+    Raises:
+        ValueError: it is empty.
     """
 
     def __init__(self, reasoner: Reasoner, filler: str = "; there is no fruit") -> None:
+        if not filler:
+            raise ValueError("WithoutFacts.filler: found none, expected a text to repeat")
         super().__init__(reasoner)
         self.filler = filler
 
