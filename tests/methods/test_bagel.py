@@ -205,6 +205,22 @@ def test_a_row_that_is_too_long_is_refused() -> None:
         own.packed.context(PackedRows([[Item("text", range(30))]]))
 
 
+def test_a_request_whose_image_finds_no_room_is_refused_by_its_row() -> None:
+    own, texts = build(), ["", "red", "a b c"]
+    own.vlm.max_length = len(own.vlm.words("red")) + 2 + 16 + 2  # the image and its marks
+    assert own.sample(texts[:2]).shape == (2, 3, 16, 16)
+    with pytest.raises(UserError, match="expected at most") as caught:
+        own.sample(texts)
+    assert caught.value.row == 2
+
+
+def test_markers_in_what_a_system_says_are_words() -> None:
+    own, batch = model().packer, only(Task.EDIT)
+    told = [Turn(role="system", text="You see <image>."), *batch.conversations[0]]
+    kinds = [item.kind for item in own.row(replace(batch, conversations=[told]), 0, True)[0]]
+    assert kinds == ["text", "clean", "seen", "text"]
+
+
 def test_layers_that_are_computed_again_have_the_same_gradients() -> None:
     found = []
     for every in (0, 1):

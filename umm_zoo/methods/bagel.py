@@ -244,7 +244,9 @@ class Bagel(Method):
         """Images ``[B, 3, H, W]``; rows with the same contexts go together."""
         height, width = sampling.size or (self.image_size, self.image_size)
         grid = self.codec.latent_grid(height, width, self.latents.patch)
-        self.latents.grid(grid)
+        noise_item = Item("noise", num_tokens=self.latents.grid(grid).num_cells)
+        for row in range(len(batch)):
+            check_length(self.vlm, [*self.packer.row(batch, row, True, answers=False)[0], noise_item], row)
         images = torch.empty(len(batch), 3, height, width, device=self.device)
         wordless = (Task.RECONSTRUCT, Task.UNCONDITIONAL)
         kinds = [(task not in wordless, bool(count)) for task, count in zip(batch.tasks, batch.image_counts, strict=True)]

@@ -96,7 +96,7 @@ class RowPacker:
         left = iter([] if task is Task.UNCONDITIONAL or context == "no_image" else batch.images_of(row))
         items, images = list[Item](), list[Tensor | None]()
         for turn in turns if task is not Task.UNCONDITIONAL else []:
-            for number, text in enumerate(turn["text"].split(IMAGE_MARKER) if turn["role"] != "assistant" else [turn["text"]]):
+            for number, text in enumerate(turn["text"].split(IMAGE_MARKER) if turn["role"] == "user" else [turn["text"]]):
                 if number and (image := next(left, None)) is not None:
                     for form in self.shown if generates else ("seen",):
                         items.append(Item(form, num_tokens=self.num_tokens(form, image)))
