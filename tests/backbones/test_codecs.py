@@ -5,6 +5,7 @@ import torch
 
 from umm_zoo.backbones.codecs import DCCodec, KLCodec
 from umm_zoo.backbones.latent_codec import LatentCodec, draw
+from umm_zoo.batch import Batch
 from umm_zoo.errors import UserError
 
 KL = {
@@ -111,3 +112,11 @@ def test_half_precision_keeps_the_images_dtype(tmp_path) -> None:
     assert codec.model.dtype == torch.bfloat16
     assert codec.encode(random_images(1, 3, 8, 8)).dtype == torch.float32
     assert json.loads((tmp_path / "config.json").read_text())["scaling_factor"] == 0.3611
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 4, 16)])
+def test_stored_latents_of_another_codec_are_refused(shape: tuple[int, ...]) -> None:
+    codec = KLCodec.from_config({**KL, "latent_channels": 4})
+    rows = Batch(["a", "b"], [[], []], targets=list(random_images(2, 3, 8, 8)), extras={"latents": torch.zeros(shape)})
+    with pytest.raises(UserError, match=r"extras.latents: found .* expected \[4, h, w\]"):
+        codec.target_latents(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from umm_zoo.blocks.transformer import as_tokens
 from umm_zoo.errors import UserError
 from umm_zoo.methods.harmon import Harmon
 from umm_zoo.methods.requests import request_batch
+from umm_zoo.objectives.flow_matching import FlowMatching
 from umm_zoo.objectives.gaussian import GaussianNoisePrediction
 from umm_zoo.objectives.learned_variance import LearnedRangeVariance
 from umm_zoo.objectives.regression import MeanSquaredError
@@ -234,6 +236,23 @@ def test_what_it_can_do_and_what_it_refuses() -> None:
         method(num_rounds=20)
     with pytest.raises(UserError, match="channels"):
         method(head=TokenMLPHead(12, 5, 16, 2))
+    with pytest.raises(UserError, match=r"decoder.prompt_dim: found 7, expected 24"):
+        method(decoder=PromptedDecoder(7, 16, 4, 12, 2, 2, num_buffers=5))
+
+
+@pytest.mark.parametrize(
+    ("head", "objective"),
+    [
+        (TokenMLPHead(12, 3, 16, 2, learned_variance=True), FlowMatching()),
+        (TokenMLPHead(12, 3, 16, 2), SeveralDraws(LearnedRangeVariance(1, 4))),
+        (MLPRegressionHead(12, 3), FlowMatching()),
+        (TokenMLPHead(12, 3, 16, 2), SeveralDraws(MeanSquaredError())),
+    ],
+)
+def test_a_head_that_the_objective_does_not_call_is_refused(head: Any, objective: Any) -> None:
+    with pytest.raises(ValueError, match=r"head and objective: .* cannot train"):
+        method(head=head, objective=objective)
+    method(head=TokenMLPHead(12, 3, 16, 2, learned_variance=True), objective=SeveralDraws(LearnedRangeVariance(1, 4)))
 
 
 def test_validation_gives_the_fields_of_both_kinds_every_time_the_same() -> None:

@@ -174,6 +174,22 @@ def test_codes_that_were_stored_are_not_made_again(monkeypatch: pytest.MonkeyPat
     assert_close(own.training_losses(batch.select([5, 1]))["image_loss"], own.training_losses(batch.select([1, 5]))["image_loss"])
 
 
+@pytest.mark.parametrize(
+    ("codes", "found"),
+    [
+        (torch.zeros(3, 9, 1), r"\[9, 1\] for an image, expected \[16, 1\]"),
+        (torch.zeros(3, 16, 2), r"\[16, 2\]"),
+        (torch.full((3, 16, 1), 20), "numbers from 20 to 20, expected 0 or more and below"),
+        (torch.full((3, 16, 1), -1), "numbers from -1"),
+    ],
+)
+def test_stored_codes_of_another_codec_are_refused(codes: torch.Tensor, found: str) -> None:
+    own, batch = method(), rows()
+    batch.extras, batch.entries = {"codes": codes.int()}, {"codes": [int(has) for has in batch.has_target]}
+    with pytest.raises(UserError, match=f"extras.codes: found .*{found}"):
+        own.check_rows(batch, scoring=False)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from umm_zoo.backbones.llava import LlavaBackbone
 from umm_zoo.batch import Batch, Tokens, stacked
 from umm_zoo.blocks.denoisers import AttentionRegressionHead, Denoiser, DenoiserHead, MLPRegressionHead, RegressionHead
 from umm_zoo.blocks.targets import CodecLatents, PixelPatches, PixelsThroughCodec, ReconstructionTarget, TeacherFeatures
+from umm_zoo.blocks.token_head import TokenMLPHead
 from umm_zoo.experiment.build import build as build_node
 from umm_zoo.methods.llava import LLaVA
 from umm_zoo.methods.ross import ROSS
@@ -299,6 +300,7 @@ def test_validation_hands_out_reconstructions_with_their_originals_at_the_target
         (DenoiserHead(24, 3, 4, 32, 1), "head.channels is 4, target.channels is 8"),
         (DenoiserHead(24, 2, 8, 32, 1), "head.grid is 2, target.grid is 3"),
         (MLPRegressionHead(24, 8), "GaussianNoisePrediction cannot train a MLPRegressionHead"),
+        (TokenMLPHead(24, 8, 16, 1, learned_variance=True), "cannot train a TokenMLPHead that gives a variance"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused(head, message):

@@ -66,6 +66,17 @@ class LatentCodec(ExactBuffers, ABC):
             raise UserError("", f"{height} x {width} px", f"multiples of {unit} px for an image to generate")
         return Grid(height // self.downsampling, width // self.downsampling)
 
+    def checked(self, stored: list[Tensor]) -> list[Tensor]:
+        """Stored latents, if they can be this codec's.
+
+        Raises:
+            UserError: they are of another form.
+        """
+        for own in stored:
+            if own.ndim != 3 or len(own) != self.latent_channels:
+                raise UserError("extras.latents", f"{list(own.shape)} for an image", f"[{self.latent_channels}, h, w], the codec's")
+        return stored
+
     @torch.no_grad()
     def target_latents(self, batch: Batch) -> list[Tensor]:
         """Latents ``[C, h, w]`` of the images to generate: those of the shards where they hold any (``extras["latents"]``).
@@ -74,7 +85,7 @@ class LatentCodec(ExactBuffers, ABC):
             UserError: there is nothing to generate.
         """
         if (stored := stored_latents(batch)) is not None:
-            return stored
+            return self.checked(stored)
         if not batch.requested:
             raise UserError("", "no image to generate", "rows with a target (KEY.target.png)", row=0)
         return map_by_size(self.encode, batch.requested)

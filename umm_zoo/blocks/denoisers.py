@@ -29,7 +29,12 @@ class Denoiser(nn.Module, ABC):
         - time: ``[B]``, in the unit of the objective: [0, 1] for flows, the integer index for the Gaussian process
         - condition: ``[B, N, E]``
         - output: ``[B, C, h, w]``
+
+    Attributes:
+        learned_variance: whether it gives ``[B, 2 C, h, w]``, the second half of which says the variance.
     """
+
+    learned_variance: bool = False
 
     @abstractmethod
     def forward(self, noisy: Tensor, time: Tensor, condition: Tokens) -> Tensor:

@@ -159,10 +159,11 @@ class MaskedDecoder(nn.Module):
         dropout: see ``MaskedEncoder``.
 
     Attributes:
-        reads_prompt: whether it looks at the states of the prompt itself, beside what the encoder's tokens have taken from it.
+        prompt_dim: width of the states of the prompt that it looks at, beside what the encoder's tokens have taken from them; None
+            where it looks at none.
     """
 
-    reads_prompt = False
+    prompt_dim: int | None = None
 
     def __init__(
         self,
@@ -213,8 +214,6 @@ class PromptedDecoder(MaskedDecoder):
         encoder_width, side, width, depth, heads, num_buffers, dropout: see ``MaskedDecoder``.
     """
 
-    reads_prompt = True
-
     def __init__(
         self,
         prompt_dim: Count,
@@ -227,7 +226,7 @@ class PromptedDecoder(MaskedDecoder):
         dropout: Share = 0.1,
     ) -> None:
         super().__init__(encoder_width, side, width, depth, heads=heads, num_buffers=num_buffers, dropout=dropout)
-        self.prompt_in = nn.Linear(prompt_dim, width)
+        self.prompt_dim, self.prompt_in = prompt_dim, nn.Linear(prompt_dim, width)
 
     def mix(self, x: Tensor, prompt: Tokens | None) -> Tensor:
         """The prompt's states stand behind the tokens."""

@@ -47,6 +47,7 @@ class TokenMLPHead(Denoiser):
     ) -> None:
         super().__init__()
         self.condition_dim, self.channels, self.time_scale = condition_dim, channels, time_scale
+        self.learned_variance = learned_variance
         self.time_embed, self.cond_embed = TimeMLP(width), nn.Linear(condition_dim, width)
         self.input_proj = nn.Linear(channels, width)
         self.res_blocks = nn.ModuleList(GatedBlock(width) for _ in range(depth))

@@ -30,6 +30,7 @@ from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.conditioning import Prompts
 from umm_zoo.methods.requests import AnswerRows, check_kinds, no_answer, of_kind, request_batch, row_seeds
 from umm_zoo.objectives.base import Objective
+from umm_zoo.objectives.pairs import assert_trains
 from umm_zoo.objectives.reduction import mean_over_groups
 from umm_zoo.objectives.rounds import fill_in, row_generators, uniform_rows
 from umm_zoo.outputs import Outputs, Sampling
@@ -64,6 +65,7 @@ class Harmon(AnswersWithVLM, Method):
 
     Raises:
         UserError: sizes of the blocks disagree.
+        ValueError: the head is not of the kind that the objective calls.
     """
 
     makes = ("text_loss", "image_loss", "nll", "num_tokens", "answers", "generated", "round_trips")
@@ -93,9 +95,11 @@ class Harmon(AnswersWithVLM, Method):
             ("head.channels", getattr(head, "channels", None), vlm.codec.latent_channels),
             ("decoder.encoder_width", decoder.decoder_embed.in_features, vlm.encoder.width),
             ("decoder.num_buffers", decoder.num_buffers, vlm.encoder.num_buffers),
+            ("decoder.prompt_dim", decoder.prompt_dim, vlm.width),
         ):
             if found not in (None, expected):
                 raise UserError(f"method.{name}", f"{found}", f"{expected}")
+        assert_trains(objective, head)
         cells = vlm.codec.latent_grid(image_size, image_size).num_cells
         self.unmasking.counts(cells)  # refuses more rounds than tokens
 
@@ -165,7 +169,7 @@ class Harmon(AnswersWithVLM, Method):
     def _states(self, tokens: Tensor, hidden: Tensor, grid: Grid, prompts: VLMInputs | EncodedPrompts) -> Tensor:
         """The decoder's states of all tokens, ``[B, N, E]``."""
         encoded, read = self.vlm.instruct(self.vlm.encoder(tokens, hidden, grid), prompts)
-        return self.decoder(encoded, read if self.decoder.reads_prompt else None)
+        return self.decoder(encoded, read if self.decoder.prompt_dim else None)
 
     def _texts(self, batch: Batch, dropped: Sequence[bool]) -> list[str]:
         empty = [drop or task is Task.UNCONDITIONAL for drop, task in zip(dropped, batch.tasks, strict=True)]

@@ -143,11 +143,11 @@ class Janus(AnswersWithVLM, Method):
         """Codes of the images to generate, ``[T, N, D]``: those of the shards where they hold any.
 
         Raises:
-            UserError: an image has another size than the model generates.
+            UserError: an image has another size than the model generates, or the stored codes are another codec's.
         """
         stored = batch.extras.get(PRECOMPUTED)
         if stored is not None and len(stored):
-            return stacked(stored)
+            return self._checked(stacked(stored))
         if not batch.requested:
             if stored is None and blocks_are_sharded():  # other ranks have images, and call the codec's blocks
                 self.vlm.codec.codes(torch.zeros(1, 3, *[self.vlm.generated_size] * 2, device=self.device))
@@ -155,6 +155,13 @@ class Janus(AnswersWithVLM, Method):
         for target in batch.requested:
             self.vlm.assert_generates(target.shape[-2:], "data.target_size")
         return self.vlm.codec.codes(stacked(batch.requested))
+
+    def _checked(self, codes: Tensor) -> Tensor:
+        """Stored codes that are of the form that the codec's have."""
+        expected = (self.grid.num_cells, self.vlm.codes_per_token)
+        if codes.shape[1:] != expected:
+            raise UserError(f"extras.{PRECOMPUTED}", f"{list(codes.shape[1:])} for an image", f"{list(expected)}, the codec's")
+        return codes
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
@@ -168,6 +175,11 @@ class Janus(AnswersWithVLM, Method):
         """Refuse rows that the backbone cannot read whole, and those that show an image and ask for one."""
         for target in batch.requested:
             self.vlm.assert_generates(target.shape[-2:], "data.target_size")
+        if (stored := batch.extras.get(PRECOMPUTED)) is not None and len(stored):
+            codes, sizes = self._checked(stacked(stored)), torch.tensor(self.vlm.codec.code_sizes)
+            if bool(((codes < 0) | (codes >= sizes)).any()):
+                found = f"numbers from {int(codes.min())} to {int(codes.max())}"
+                raise UserError(f"extras.{PRECOMPUTED}", found, f"0 or more and below {sizes.tolist()}, the codec's")
         answers = scoring and self.wanted.max_new_tokens > 0
         check_kinds(
             batch,

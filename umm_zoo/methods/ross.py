@@ -20,8 +20,8 @@ from umm_zoo.errors import UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.objectives.base import Objective
+from umm_zoo.objectives.pairs import assert_trains
 from umm_zoo.objectives.reduction import MeanOverImages, Reduction
-from umm_zoo.objectives.regression import Regression
 from umm_zoo.outputs import Outputs
 
 #: Name in ``Batch.extras`` of what ``data_pipelines.precompute`` stored.
@@ -70,11 +70,7 @@ class ROSS(AnswersWithVLM, Method):
         self.weight, self.reduction = weight, reduction or MeanOverImages()
         if packing:
             vlm.pack_rows()
-        if isinstance(head, RegressionHead) != isinstance(objective, Regression):
-            raise ValueError(
-                f"head and objective: a {type(objective).__name__} cannot train a {type(head).__name__}; "
-                "regression objectives go with regression heads, all others with denoisers"
-            )
+        assert_trains(objective, head)
         for mine, found, theirs, expected in (
             ("head.condition_dim", getattr(head, "condition_dim", None), "vlm.width", vlm.width),
             ("head.channels", getattr(head, "channels", None), "target.channels", target.channels),

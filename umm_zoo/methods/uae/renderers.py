@@ -180,7 +180,7 @@ class CaptionRenderer(Renderer):
     def latents(self, batch: Batch) -> list[Tensor]:
         """Latents ``[C, h, w]`` of each row's image, those of the shards where they hold any (``extras["latents"]``)."""
         if (stored := stored_latents(batch)) is not None:
-            return stored
+            return self.codec.checked(stored)
         return map_by_size(self.codec.encode, image_of_each_row(batch))
 
     def losses(self, batch: Batch, condition: Tokens, generator: torch.Generator | None = None) -> dict[str, Tensor]:
