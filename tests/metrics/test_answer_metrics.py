@@ -1,13 +1,26 @@
 """Language metrics against values worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from values_over_ranks import scored
 
 from umm_zoo.batch import Batch
-from umm_zoo.metrics import POPE, AnswerAccuracy, LanguagePrior, PairedAccuracy, Perplexity, YesNo, normalise
+from umm_zoo.errors import UserError
+from umm_zoo.metrics import (
+    BLEU,
+    POPE,
+    AnswerAccuracy,
+    CIDEr,
+    LanguagePrior,
+    PairedAccuracy,
+    Perplexity,
+    Retrieval,
+    YesNo,
+    normalise,
+)
 from umm_zoo.outputs import Outputs
 
 
@@ -57,6 +70,17 @@ def test_answer_accuracy_of_chosen_tasks() -> None:
 def test_a_missing_output_is_named() -> None:
     with pytest.raises(ValueError, match=r"AnswerAccuracy: found the outputs \['loss'\], expected 'answers'"):
         AnswerAccuracy().update(Outputs({"loss": torch.tensor(1.0)}), batch([("?", "a", {})]))
+
+
+READERS = [AnswerAccuracy, BLEU, CIDEr, LanguagePrior, PairedAccuracy, Perplexity, Retrieval, YesNo]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_batch_of_other_tasks_need_not_have_what_a_metric_reads(kind: Any) -> None:
+    kind(tasks=["questions"]).update(Outputs(), batch([("Is it?", "yes", {"task": "text_to_image"})]))
+    if kind is not LanguagePrior:  # reads no outputs
+        with pytest.raises(UserError, match="found the outputs"):
+            kind(tasks=["questions"]).update(Outputs(), batch([("Is it?", "yes", {"task": "questions", "kind": "exists"})]))
 
 
 def test_yes_no_five_numbers_by_hand() -> None:

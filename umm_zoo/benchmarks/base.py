@@ -103,5 +103,9 @@ class Benchmark(RowMetric):
         """What a reader of the score must know, such as that another judge has made it."""
         return []
 
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Keep the records of the verdicts: which rows count, the benchmark says itself."""
+        self.add_rows(list(self._records_of(outputs, batch)))
+
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[Any]:
         return (verdict.record for _, verdict in self.verdicts(outputs, batch))

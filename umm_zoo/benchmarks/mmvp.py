@@ -140,10 +140,10 @@ class MMVP(Benchmark):
 
     def verdicts(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[int, Verdict]]:
         """Both readings of each answer; right by lmms-eval's and the release's labels."""
-        answers = required(outputs, "answers", self)
-        for row, meta in enumerate(batch.meta):
-            if "mmvp_pair" not in meta:
-                continue
+        rows = [row for row, meta in enumerate(batch.meta) if "mmvp_pair" in meta]
+        answers = required(outputs, "answers", self) if rows else []
+        for row in rows:
+            meta = batch.meta[row]
             said, strictly = letter_of(answers[row]), strict_letter_of(answers[row], meta["options"])
             labels = meta["released"], meta["corrected"]
             record = [int(meta["mmvp_pair"])]

@@ -120,8 +120,9 @@ class POPE(Benchmark):
 
     def verdicts(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[int, Verdict]]:
         """Both readings of each answer; right by the released script's."""
-        answers = required(outputs, "answers", self)
-        for row, truth in self.official.truths(batch).items():
+        truths = self.official.truths(batch)
+        answers = required(outputs, "answers", self) if truths else []
+        for row, truth in truths.items():
             said, strictly = self.official.judge(answers[row]), self.strict.judge(answers[row])
             file = yes_no.negative_of(batch, row)
             reason = "" if said[0] == truth else f"read as {_WORDS[said[0]]}, the truth is {_WORDS[truth]}"

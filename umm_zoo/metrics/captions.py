@@ -51,8 +51,9 @@ class BLEU(BLEUScore):
 
     def update(self, outputs: Outputs, batch: Batch) -> None:  # type: ignore[override]
         """Count the rows that have references."""
-        answers = required(outputs, "answers", self)
-        pairs = [(answers[row], references_of(batch, row)) for row in chosen_rows(batch, self.kinds, self.tasks)]
+        rows = chosen_rows(batch, self.kinds, self.tasks)
+        answers = required(outputs, "answers", self) if rows else []
+        pairs = [(answers[row], references_of(batch, row)) for row in rows]
         pairs = [pair for pair in pairs if pair[1]]
         super().update([normalise(said) for said, _ in pairs], [list(map(normalise, truths)) for _, truths in pairs])
 

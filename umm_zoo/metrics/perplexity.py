@@ -24,8 +24,8 @@ class Perplexity(RowMetric):
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Add the chosen rows of ``nll`` and ``num_tokens``."""
-        rows = self.chosen(batch)
-        self.add_rows(torch.stack([required(outputs, name, self)[rows].double() for name in self.reads], dim=1))
+        if rows := self.chosen(batch):
+            self.add_rows(torch.stack([required(outputs, name, self)[rows].double() for name in self.reads], dim=1))
 
     def compute(self) -> Tensor:
         """The perplexity."""

@@ -43,8 +43,8 @@ class Retrieval(RowMetric):
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Keep ``image_features`` and ``text_features``."""
-        rows = self.chosen(batch)
-        self._add(*(required(outputs, name, self)[rows] for name in self.reads))
+        if rows := self.chosen(batch):
+            self._add(*(required(outputs, name, self)[rows] for name in self.reads))
 
     def _add(self, images: Tensor, texts: Tensor) -> None:
         self.add_rows(torch.cat([F.normalize(feature.float(), dim=1) for feature in (images, texts)], dim=1))

@@ -171,8 +171,9 @@ class RowMetric(Metric):
         return chosen_rows(batch, self.kinds, self.tasks)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        """Keep the records of the rows that count."""
-        self.add_rows(list(self._records_of(outputs, batch)))
+        """Keep the records of the rows that count; a batch without any need not have what the metric reads."""
+        if self.chosen(batch):
+            self.add_rows(list(self._records_of(outputs, batch)))
 
     def _records_of(self, outputs: Outputs, batch: Batch) -> Iterator[list[int]]:
         raise NotImplementedError

@@ -58,9 +58,9 @@ class TokenProbe(RowMetric):
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Keep the places of every cell and image that has an attribute, beside what it is."""
-        records = []
-        tokens = required(outputs, "tokens", self)
-        for row in self.chosen(batch):
+        records, rows = [], self.chosen(batch)
+        tokens = required(outputs, "tokens", self) if rows else []
+        for row in rows:
             image = zlib.crc32(batch.keys[row].encode())
             for number, name in enumerate(self.attributes):
                 for value, board in self._asked(batch.meta[row], name, tokens[row]):

@@ -93,8 +93,8 @@ class CaptionDuel(Benchmark):
 
     def verdicts(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[int, Verdict]]:
         """Win, tie or loss of each caption."""
-        answers = required(outputs, "answers", self)
         rows = [row for row in self.chosen(batch) if batch.meta[row].get(MARK) == self.name]
+        answers = required(outputs, "answers", self) if rows else []
         captions = [(to_pil(batch.images_of(row)[0]), answers[row], str(batch.meta[row]["other"])) for row in rows]
         replies = self.judge.ask_all([question for own in captions for question in both_orders(*own)], verdict)
         for row, straight, swapped in zip(rows, replies[::2], replies[1::2], strict=True):
