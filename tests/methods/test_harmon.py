@@ -12,6 +12,7 @@ from learning import losses_of
 from torch import Tensor
 from torch.testing import assert_close
 
+from umm_zoo.backbones.harmon import parts_of_harmon
 from umm_zoo.batch import Grid, Task, Tokens, stacked
 from umm_zoo.blocks.denoisers import MLPRegressionHead
 from umm_zoo.blocks.masked_autoencoder import PromptedDecoder
@@ -107,7 +108,9 @@ def test_no_hidden_token_reaches_the_loss_but_as_a_target() -> None:
     tokens, hidden = torch.randn(2, 16, 3), torch.arange(16).expand(2, 16) < 6
     other = tokens.masked_fill(hidden[..., None], 9.0)
     prompts = own.vlm.prompts(TEXTS)
-    assert_close(own._states(tokens, hidden, Grid(4, 4), prompts), own._states(other, hidden, Grid(4, 4), prompts))
+    assert_close(
+        own.hidden_tokens.states(tokens, hidden, Grid(4, 4), prompts), own.hidden_tokens.states(other, hidden, Grid(4, 4), prompts)
+    )
 
 
 def test_dropped_prompts_say_nothing_and_tasks_without_words_too() -> None:
@@ -213,7 +216,7 @@ def test_a_decoder_that_sees_the_prompt_is_told_it_in_training_and_in_sampling_a
     decoder = PromptedDecoder(24, encoder_width=16, side=4, width=12, depth=1, heads=2, num_buffers=5, dropout=0.0)
     own = still(decoder=decoder, num_rounds=1).eval()
     hidden = torch.ones(1, 16, dtype=torch.bool)
-    states = own._states(torch.zeros(1, 16, 3), hidden, Grid(4, 4), own.vlm.prompts(["Generate an image: red"]))
+    states = own.hidden_tokens.states(torch.zeros(1, 16, 3), hidden, Grid(4, 4), own.vlm.prompts(["Generate an image: red"]))
     expected = own._images(own.head.regress(states), Grid(4, 4))[0]
     assert_close(own.generate(request_batch(["red"]), [0], Sampling(guidance=1.0))[0], expected, atol=1e-4, rtol=1e-4)
 
@@ -253,6 +256,17 @@ def test_a_head_that_the_objective_does_not_call_is_refused(head: Any, objective
     with pytest.raises(ValueError, match=r"head and objective: .* cannot train"):
         method(head=head, objective=objective)
     method(head=TokenMLPHead(12, 3, 16, 2, learned_variance=True), objective=SeveralDraws(LearnedRangeVariance(1, 4)))
+
+
+def test_names_are_those_of_the_release() -> None:
+    places = {"language_model": "llm.", "mlp_in": "proj_in.", "mlp_out": "proj_out.", "encoder": "mar.", "decoder": "mar."}
+    places["head"] = "mar.diffloss.net."
+    own = {name: part.state_dict() for name, part in method().parts().items() if name in places}
+    release = {f"{places[part]}{name}": value for part, state in own.items() for name, value in state.items()}
+    found = parts_of_harmon({**release, "mar.class_emb.weight": torch.zeros(1), "vae.encoder.conv_in.weight": torch.zeros(1)})
+    assert found == own and {"model.norm.weight", "lm_head.weight"} <= set(found["language_model"])
+    with pytest.raises(UserError, match=r"tensor 'model.norm.weight'"):
+        parts_of_harmon({"model.norm.weight": torch.zeros(1)})
 
 
 def test_validation_gives_the_fields_of_both_kinds_every_time_the_same() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -28,7 +28,7 @@ from umm_zoo.backbones.square_vlm import LanguageModel
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, image_token, is_here, load_tokenizer
 from umm_zoo.batch import Grid, Images, Tokens, map_by_size
-from umm_zoo.blocks.masked_autoencoder import Encoded, MaskedEncoder
+from umm_zoo.blocks.masked_autoencoder import Encoded, MaskedEncoder, parts_of_mar
 from umm_zoo.blocks.transformer import as_tokens
 from umm_zoo.errors import Count, Share, UserError
 
@@ -228,6 +228,27 @@ class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0] * ctx.factor, None
+
+
+#: Where the tensors of Harmon's release stand, but for those of ``mar.``.
+_PLACES = {"llm.": "language_model", "proj_in.": "mlp_in", "proj_out.": "mlp_out"}
+
+
+def parts_of_harmon(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors of Harmon's release, by the part of the method that takes them, see ``parts_of_mar``; its codec's are left out.
+
+    Raises:
+        UserError: these are no tensors of Harmon.
+    """
+    own: dict[str, dict[str, Tensor]] = {part: {} for part in _PLACES.values()}
+    mar: dict[str, Tensor] = {}
+    for name, value in state.items():
+        begin = next((begin for begin in ("mar.", "vae.", *_PLACES) if name.startswith(begin)), None)
+        if begin is None:
+            raise UserError("state", f"tensor '{name}'", "those of Harmon's release")
+        if begin != "vae.":
+            (mar if begin == "mar." else own[_PLACES[begin]])[name.removeprefix(begin)] = value
+    return {**parts_of_mar(mar), **own}
 
 
 def behind(values: Tensor, kept: int) -> Tensor:

@@ -7,32 +7,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.generation import take_rows
-from umm_zoo.backbones.harmon import EncodedPrompts, HarmonBackbone
+from umm_zoo.backbones.harmon import HarmonBackbone
 from umm_zoo.backbones.precomputable import Precomputable
 from umm_zoo.backbones.preparation import Preparation
-from umm_zoo.batch import Batch, Grid, Images, Task, Tokens, by_size, map_by_size, stacked
+from umm_zoo.batch import Batch, Grid, Images, Task, by_size, map_by_size, stacked
 from umm_zoo.blocks.denoisers import Denoiser, RegressionHead
 from umm_zoo.blocks.masked_autoencoder import MaskedDecoder
-from umm_zoo.blocks.masking import (
-    CosineUnmasking,
-    MaskRatio,
-    TruncatedNormalRatio,
-    Unmasking,
-    random_places,
-)
+from umm_zoo.blocks.masking import CosineUnmasking, MaskRatio, TruncatedNormalRatio, Unmasking, random_places
 from umm_zoo.blocks.transformer import as_tokens
 from umm_zoo.errors import Count, Share, UserError, Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.conditioning import Prompts
+from umm_zoo.methods.hidden_tokens import HiddenTokens
 from umm_zoo.methods.requests import AnswerRows, check_kinds, no_answer, of_kind, request_batch, row_seeds
 from umm_zoo.objectives.base import Objective
 from umm_zoo.objectives.pairs import assert_trains
 from umm_zoo.objectives.reduction import mean_over_groups
-from umm_zoo.objectives.rounds import fill_in, row_generators, uniform_rows
+from umm_zoo.objectives.rounds import row_generators, uniform_rows
 from umm_zoo.outputs import Outputs, Sampling
 
 
@@ -89,6 +83,7 @@ class Harmon(AnswersWithVLM, Method):
         self.vlm, self.decoder, self.head, self.objective = vlm, decoder, head, objective
         self.ratio, self.unmasking = ratio or TruncatedNormalRatio(), unmasking or CosineUnmasking()
         self.image_weight, self.dropout, self.guidance, self.image_size = image_weight, dropout, guidance, image_size
+        self.hidden_tokens = HiddenTokens(vlm, decoder, head, objective, self.unmasking)
         self.words = Prompts(text_to_image="Generate an image: {}")
         for name, found, expected in (
             ("head.condition_dim", getattr(head, "condition_dim", None), decoder.width),
@@ -151,25 +146,9 @@ class Harmon(AnswersWithVLM, Method):
             tokens, grid = as_tokens(latents).to(self.device), Grid(*latents.shape[-2:])
             hidden = self.ratio.masks(len(tokens), grid.num_cells, generator)
             own = take_rows(prompts, torch.tensor(rows or [0]))
-            losses = self._losses(tokens, hidden, grid, own, generator)
+            losses = self.hidden_tokens.losses(tokens, hidden, grid, own, generator)
             groups.append((len(rows), {"loss": losses.mean()}))
         return mean_over_groups(groups)["loss"]
-
-    def _losses(
-        self, tokens: Tensor, hidden: Tensor, grid: Grid, prompts: VLMInputs | EncodedPrompts, generator: torch.Generator | None
-    ) -> Tensor:
-        """Of each row, the mean over its hidden tokens and over draws, ``[B]``; masks ``[B, N]`` on the CPU."""
-        states = self._states(tokens, hidden, grid, prompts)
-        rows, places = (send(own, self.device) for own in hidden.nonzero(as_tuple=True))
-        wanted, condition = tokens[rows, places], states[rows, places]  # [M, C], [M, E]
-        noise = None if generator is None else torch.Generator(self.device).manual_seed(generator.initial_seed())
-        losses = self.objective.losses(self.head, wanted[..., None, None], Tokens(condition[:, None]), noise).mean(dim=0)
-        return losses.new_zeros(len(tokens)).index_add(0, rows, losses) / send(hidden.sum(1), self.device)
-
-    def _states(self, tokens: Tensor, hidden: Tensor, grid: Grid, prompts: VLMInputs | EncodedPrompts) -> Tensor:
-        """The decoder's states of all tokens, ``[B, N, E]``."""
-        encoded, read = self.vlm.instruct(self.vlm.encoder(tokens, hidden, grid), prompts)
-        return self.decoder(encoded, read if self.decoder.prompt_dim else None)
 
     def _texts(self, batch: Batch, dropped: Sequence[bool]) -> list[str]:
         empty = [drop or task is Task.UNCONDITIONAL for drop, task in zip(dropped, batch.tasks, strict=True)]
@@ -238,8 +217,9 @@ class Harmon(AnswersWithVLM, Method):
         tokens = torch.zeros(len(batch), grid.num_cells, self.vlm.codec.latent_channels, device=self.device)
         hidden = torch.ones(tokens.shape[:2], dtype=torch.bool)
         scale = self.guidance if sampling.guidance is None else sampling.guidance
-        texts = self._texts(batch, [False] * len(batch))
-        return self._images(self._fill_in(tokens, hidden, grid, texts, row_generators(seeds), scale), grid)
+        texts, empty = self._texts(batch, [False] * len(batch)), self.words.unconditional
+        made = self.hidden_tokens.fill_in(tokens, hidden, grid, texts, empty, row_generators(seeds), scale)
+        return self._images(made, grid)
 
     def sample(self, prompts: Sequence[str], seed: int = 0, guidance: float | None = None) -> Tensor:
         """Images ``[len(prompts), 3, H, W]`` of texts of one's own; the k-th is generated from seed + k."""
@@ -257,8 +237,9 @@ class Harmon(AnswersWithVLM, Method):
             tokens, grid = self.vlm.image_tokens(stack.to(self.device))
             generators = row_generators([seed + place for place in places])
             halves = random_places(uniform_rows(generators, grid.num_cells), grid.num_cells // 2)
-            texts = [self.words.unconditional] * len(places)
-            first, second = (self._fill_in(tokens, hidden, grid, texts, generators, 1.0) for hidden in (halves, ~halves))
+            empty, fill_in = self.words.unconditional, self.hidden_tokens.fill_in
+            texts = [empty] * len(places)
+            first, second = (fill_in(tokens, hidden, grid, texts, empty, generators, 1.0) for hidden in (halves, ~halves))
             whole = torch.where(send(halves, self.device)[..., None], first, second)
             made.update(zip(places, self._images(whole, grid), strict=True))
         return [made[place] for place in range(len(images))]
@@ -271,19 +252,3 @@ class Harmon(AnswersWithVLM, Method):
     def _images(self, tokens: Tensor, grid: Grid) -> list[Tensor]:
         latents = tokens.transpose(1, 2).unflatten(2, tuple(grid))
         return list(self.vlm.codec.decode(latents).clamp(-1, 1))
-
-    @torch.no_grad()
-    def _fill_in(
-        self, tokens: Tensor, hidden: Tensor, grid: Grid, texts: Sequence[str], generators: Sequence[torch.Generator], scale: float
-    ) -> Tensor:
-        """Tokens ``[R, N, C]`` with those generated that are hidden; a prompt is encoded once, however many rows and rounds."""
-        branches = [*texts, *([self.words.unconditional] * len(texts) if scale != 1 else [])]
-        different = list(dict.fromkeys(branches))
-        rows = torch.tensor([different.index(text) for text in branches])
-        prompts = self.vlm.encode_prompts(self.vlm.prompts(different), send(rows, self.device))
-        times = len(branches) // len(texts)
-
-        def states(known: Tensor, places: Tensor) -> Tensor:
-            return self._states(known.repeat(times, 1, 1), places.repeat(times, 1), grid, prompts)
-
-        return fill_in(states, self.head, self.objective, self.unmasking, tokens, hidden, generators, scale)
