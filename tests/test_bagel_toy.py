@@ -18,6 +18,8 @@ from umm_zoo.checkpoints.files import load_checkpoint
 from umm_zoo.fit import main as fit
 from umm_zoo.generate import main as generate
 
+WRITER = {"_target_": "umm_zoo.methods.reasoning.Reasoner", "marker": "", "keep": "turn", "max_new_tokens": 4}
+REASONING = {"_target_": "umm_zoo.methods.trajectories.Interleaving", "reasoner": WRITER, "reflector": WRITER}
 PLAIN = ["--detail", "none", "--max-jitter", "0", "--plain", "--tasks", "captions,questions,text_to_image"]
 
 
@@ -57,7 +59,8 @@ def test_a_run_that_is_killed_and_goes_on_is_the_one_that_was_not(nursery: Nurse
 
 @pytest.fixture(scope="module")
 def computed(folder: Path) -> list[float]:
-    assert fit([*options(folder, 2), "name=computed", "--runs", str(folder / "runs")]) == 0
+    reasoning = f"method.reasoning={json.dumps(REASONING)}"
+    assert fit([*options(folder, 2), reasoning, "name=computed", "--runs", str(folder / "runs")]) == 0
     return losses(folder, "computed")
 
 
@@ -80,3 +83,27 @@ def test_a_finished_run_answers_generates_and_edits_from_the_command_line(folder
         assert generate([run, *words, "--max-new-tokens", "4"]) == 0
     for words in (["edit", one, "Make it red."], ["compose", one, two, "Put one into the other."], ["reconstruct", one]):
         assert generate([run, *words, "--out", str(folder / words[0])]) == 0
+
+
+@pytest.mark.usefixtures("computed")
+def test_a_finished_run_thinks_before_it_generates_and_refines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out, prompt = str(folder / "runs/computed"), folder / "thought", "background: slate"
+    assert generate([run, "text-to-image", "--think", prompt, "--steps", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    (row,) = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert row["think"] is True and row["answer"] and row["answer"].split("\n")[0] in said and "remark" not in row
+    one = str(out / "000-generated.png")
+    assert generate([run, "refine", one, prompt, "--rounds", "2", "--steps", "2", "--out", str(folder / "refined")]) == 0
+    assert {path.name for path in (folder / "refined").glob("*round*.png")} == {"000-round-1.png", "000-round-2.png"}
+    capsys.readouterr()
+    assert generate([run, "refine", prompt]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_that_writes_nothing_says_so_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit([*options(folder, 1), "name=silent", "--runs", str(folder / "runs")]) == 0
+    run = str(folder / "runs/silent")
+    Image.new("RGB", (32, 32)).save(folder / "grey.png")
+    capsys.readouterr()
+    for words in (["text-to-image", "--think", "a circle"], ["refine", str(folder / "grey.png"), "a circle"]):
+        assert generate([run, *words]) == 2
+        assert "Bagel, which cannot" in capsys.readouterr().err.strip().split("\n")[-1]

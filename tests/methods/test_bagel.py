@@ -66,7 +66,7 @@ def test_the_sampler_s_first_velocity_is_that_of_one_pass() -> None:
     seen: list[torch.Tensor] = []
     own.objective.terms = lambda denoiser, groups, generator: seen.append(denoiser()) or {"loss": torch.zeros(1)}  # type: ignore[method-assign,assignment,func-returns-value]
     own._run(batch, None, torch.Generator().manual_seed(4))
-    contexts, noisy = own._contexts(batch, ["whole"]), (drawn.noisy, drawn.time)
+    contexts, noisy = own.sampling.contexts(batch, ["whole"]), (drawn.noisy, drawn.time)
     steps = ContextSteps(own.vlm, own.latents, ContextGuidance.none(), contexts, Grid(*latents[0].shape[-2:]))
     assert_close(steps(*noisy), seen[0], atol=1e-5, rtol=1e-4)
 

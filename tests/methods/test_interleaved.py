@@ -18,9 +18,10 @@ from umm_zoo.backbones.thoughts import Reflects, Thinks
 from umm_zoo.batch import Batch, Task
 from umm_zoo.errors import UserError
 from umm_zoo.methods.conditioning import ConditionDropout
-from umm_zoo.methods.interleaved import MODES, InterleavedTuning, modes_of
+from umm_zoo.methods.interleaved import InterleavedTuning
 from umm_zoo.methods.reasoning import Reasoner, Refine
 from umm_zoo.methods.reasoning_controls import BestOfTwo, OthersThoughts, Says, WithoutFacts
+from umm_zoo.methods.trajectories import MODES, modes_of
 from umm_zoo.rewards import Reward
 from umm_zoo.shapes import World, make_sample
 

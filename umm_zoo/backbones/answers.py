@@ -11,6 +11,7 @@ from torch import Tensor
 
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.batch import Batch
+from umm_zoo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,23 @@ class Decoding:
     Args:
         max_new_tokens: longest answer.
         temperature: 0 takes the likeliest token.
-        seeds: of each row, whose answer depends on the row and its seed alone; not looked at at temperature 0.
+        seeds: of each row, whose answer depends on the row and its seed alone; not looked at at temperature 0. None: torch's own
+            generator.
         top_p: see ``generation.decode``.
         watch: called with a row and its answer so far, after every token; whether the answer shall go on.
     """
 
     max_new_tokens: int
     temperature: float
-    seeds: Sequence[int]
+    seeds: Sequence[int] | None
     top_p: float = 1.0
     watch: Callable[[int, Answer], bool] | None = None
+
+    def generators(self, device: torch.device) -> list[torch.Generator] | None:
+        """One of each row, where they are needed."""
+        if not self.temperature or self.seeds is None:
+            return None
+        return [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
 
 
 @runtime_checkable
@@ -72,25 +80,57 @@ def answer_rows(vlm: LibraryVLM, batch: Batch, decoding: Decoding) -> list[Answe
     """Answers of a vision-language model to a batch of prompts; none grows beyond the positions that the model has."""
     inputs = vlm.embed(batch.prompts(), batch.images, batch.image_counts, for_generation=True)
     counts = inputs.attention_mask.sum(dim=1).tolist()
-    rows = _Rows(vlm, counts, decoding.watch)
-    device = inputs.embeddings.device
-    generators = [torch.Generator(device).manual_seed(seed) for seed in decoding.seeds] if decoding.temperature else None
+    rows = WatchedAnswers(counts, decoding.watch, vlm.row_encoder.positions, vlm.text_of)
+    generators = decoding.generators(inputs.embeddings.device)
     vlm.sample_from(inputs, 1, decoding.max_new_tokens, decoding.temperature, generators, top_p=decoding.top_p, watch=rows)
-    return [rows.answer(row) for row in range(len(counts))]
+    return rows.answers()
 
 
-class _Rows:
-    """The watch over the rows of ``decode``."""
+#: Writes answers: a vision-language model, or a method that has its own way.
+Writer = LibraryVLM | AnswersInTokens
 
-    def __init__(self, vlm: LibraryVLM, num_prompt_tokens: Sequence[int], watch: Callable[[int, Answer], bool] | None) -> None:
-        self.vlm, self.num_prompt_tokens, self.watch = vlm, num_prompt_tokens, watch
-        self.positions = vlm.row_encoder.positions
+
+def written_by(writer: Writer, batch: Batch, decoding: Decoding) -> list[Answer]:
+    """Answers of either.
+
+    Raises:
+        UserError: the method gives its answers as a whole.
+    """
+    if isinstance(writer, LibraryVLM):
+        return answer_rows(writer, batch, decoding)
+    if (answers := writer.answer_in_tokens(batch, decoding)) is None:
+        raise UserError("method", f"a {type(writer).__name__}, which answers as a whole", "one that answers token by token")
+    return answers
+
+
+class WatchedAnswers:
+    """The watch over the rows of ``decode``, and their answers.
+
+    Args:
+        num_prompt_tokens: of each row.
+        watch: see ``Decoding``.
+        positions: that the model has; no row grows beyond them.
+        text_of: gives the text of tokens.
+    """
+
+    def __init__(
+        self,
+        num_prompt_tokens: Sequence[int],
+        watch: Callable[[int, Answer], bool] | None,
+        positions: int | None,
+        text_of: Callable[[Sequence[int]], str],
+    ) -> None:
+        self.num_prompt_tokens, self.watch, self.positions, self.text_of = num_prompt_tokens, watch, positions, text_of
         self.ids: list[list[int]] = [[] for _ in num_prompt_tokens]
         self.ended = [False] * len(self.ids)
 
     def answer(self, row: int) -> Answer:
         """The answer so far."""
-        return Answer(tuple(self.ids[row]), self.num_prompt_tokens[row], self.ended[row], self.vlm.text_of)
+        return Answer(tuple(self.ids[row]), self.num_prompt_tokens[row], self.ended[row], self.text_of)
+
+    def answers(self) -> list[Answer]:
+        """Those of all rows."""
+        return [self.answer(row) for row in range(len(self.ids))]
 
     def __call__(self, tokens: Tensor, kept: Tensor, running: Tensor) -> Tensor:
         """See ``generation.Watch``."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from umm_zoo.backbones.answers import Answer, Decoding, WatchedAnswers
 from umm_zoo.backbones.devices import send
+from umm_zoo.backbones.generation import decode
 from umm_zoo.backbones.precision import ExactBuffers
 from umm_zoo.backbones.roomy_cache import with_room
 from umm_zoo.backbones.square_vlm import SquareVLM
@@ -154,30 +156,35 @@ class MixtureModel(ExactBuffers):
             self.stack.read(tokens, plan.route, plan.positions, plan.mask(tokens.device), cache)
         return Context(cache, send(plan.real, tokens.device), plan.next_positions)
 
-    @torch.no_grad()
     def answer(self, context: Context, max_new_tokens: int, temperature: float = 0.0) -> list[str]:
-        """A text behind each row, at temperature 0 the likeliest; the context grows."""
-        rows, device = len(context.real), context.real.device
-        cache, real = with_room(context.cache), context.real
-        ids, ended = torch.full((rows,), self.marks.text_start, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
-        route, made = torch.zeros(rows, 1, dtype=torch.long), list[Tensor]()
-        for step in range(max_new_tokens):
-            real = torch.cat([real, real.new_ones(rows, 1)], dim=1)
-            positions = context.next_positions[:, None] + step
-            states = self.stack.read(self.embed_tokens(ids)[:, None], route, positions, real[:, None], cache)
-            logits = self.lm_head(states[:, 0]).float()
-            ids = logits.argmax(-1) if temperature == 0 else torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
-            ended |= ids == self.marks.text_end
-            made.append(ids.masked_fill(ended, self.marks.text_end))
-            if ended.all():
-                break
-        answers = torch.stack(made, dim=1).tolist() if made else [[]] * rows
-        return [self._text(own) for own in answers]
+        """A text behind each row, at temperature 0 the likeliest; the context stays as it is."""
+        return [own.text for own in self.write(context, Decoding(max_new_tokens, temperature, None))]
 
-    def _text(self, ids: list[int]) -> str:
+    @torch.no_grad()
+    def write(self, context: Context, decoding: Decoding) -> list[Answer]:
+        """A text behind each row; the context stays as it is."""
+        rows, cache, real = len(context.real), with_room(context.cache), context.real
+        route, positions = torch.zeros(rows, 1, dtype=torch.long), context.next_positions[:, None]
+
+        def step(ids: Tensor) -> Tensor:
+            nonlocal real, positions
+            real = torch.cat([real, real.new_ones(rows, 1)], dim=1)
+            states = self.stack.read(self.embed_tokens(ids)[:, None], route, positions, real[:, None], cache)
+            positions = positions + 1
+            logits: Tensor = self.lm_head(states[:, 0])
+            return logits
+
+        marks, longest, temperature = self.marks, decoding.max_new_tokens, decoding.temperature
+        found = WatchedAnswers((real.sum(1) + 1).tolist(), decoding.watch, self.max_length, self._text)
+        start = torch.full((rows,), marks.text_start, device=real.device)
+        how = [marks.text_end], marks.text_end, longest, temperature, decoding.generators(real.device), decoding.top_p, found
+        decode(step, step(start), *how)
+        return found.answers()
+
+    def _text(self, ids: Sequence[int]) -> str:
         end = ids.index(self.marks.text_end) if self.marks.text_end in ids else len(ids)
-        text: Any = self.vlm.tokenizer.decode(ids[:end])
-        return str(text).strip()
+        text: Any = self.vlm.tokenizer.decode(list(ids[:end]))
+        return str(text)
 
 
 class MixtureVLM(MixtureModel):

@@ -18,15 +18,19 @@ class Thought:
 
     Args:
         text: all that was written.
-        request: the words that the image is generated from.
+        request: the user's words that the image is generated from.
         marked: whether the marker that was asked for is in the text; where it is not, ``request`` is the user's own.
         ends: whether the text says that nothing is left to do.
+        system: instructions before the request, where it was written under some and the image is generated under them too.
+        reply: what stands behind the request as a turn of the model's own.
     """
 
     text: str
     request: str
     marked: bool = True
     ends: bool = False
+    system: str = ""
+    reply: str = ""
 
 
 @runtime_checkable

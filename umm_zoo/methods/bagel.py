@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from umm_zoo.backbones.answers import Answer, Decoding
 from umm_zoo.backbones.devices import send
 from umm_zoo.backbones.latent_codec import LatentCodec
-from umm_zoo.backbones.mixture_vlm import Context, MixtureModel, check_length
+from umm_zoo.backbones.mixture_vlm import MixtureModel, check_length
 from umm_zoo.backbones.precomputable import Precomputable
-from umm_zoo.batch import Batch, Grid, Images, Task, Tokens, by_size, map_by_size, stacked
+from umm_zoo.batch import Batch, Grid, Images, by_size, map_by_size, stacked
 from umm_zoo.blocks.latent_tokens import LatentTokens
 from umm_zoo.blocks.sequence_plan import Item
 from umm_zoo.errors import Count, UserError, Weight
 from umm_zoo.method import Method
-from umm_zoo.methods.context_steps import ContextSteps
 from umm_zoo.methods.packed_pass import PackedPass, Passed
-from umm_zoo.methods.packed_rows import ImageForm, ItemDropout, PackedRows, RowPacker, check_markers
+from umm_zoo.methods.packed_rows import ImageForm, ItemDropout, PackedRows, RowPacker, asks_for_image, check_markers
+from umm_zoo.methods.packed_sampling import PackedSampling
 from umm_zoo.methods.requests import request_batch, row_seeds
+from umm_zoo.methods.trajectories import Interleaves, Interleaving
 from umm_zoo.objectives.flow_matching import FlowMatching
-from umm_zoo.objectives.guidance import ContextGuidance, ContextName
+from umm_zoo.objectives.guidance import ContextGuidance
 from umm_zoo.outputs import Outputs, Sampling, TokenCount, in_groups
 
 
-class Bagel(Method):
+class Bagel(Interleaves, Method):
     """Method of a packed sequence: words are learnt by cross-entropy, images by the velocity of their noisy latents.
 
     Text, tokens of the vision tower and marks run through the understanding expert, latents of images, clean or noisy, through the
@@ -51,6 +54,7 @@ class Bagel(Method):
         edit_guidance: of others; None is its demo's: 4 and 2 at all times, by token before the images.
         shown: forms of input images of rows that ask for one, in the order of the sequence.
         image_size: side in pixels of what ``sample`` generates when nothing else is said.
+        reasoning: what is written before images, and the modes of rows that teach it; None: nothing.
     """
 
     takes_mixed = True
@@ -68,6 +72,7 @@ class Bagel(Method):
         edit_guidance: ContextGuidance | None = None,
         shown: Sequence[ImageForm] = ("clean", "seen"),
         image_size: Count = 1024,
+        reasoning: Interleaving | None = None,
     ) -> None:
         super().__init__()
         sizes = [("width", latents.width, vlm.width), ("latent_channels", latents.latent_channels, codec.latent_channels)]
@@ -80,9 +85,10 @@ class Bagel(Method):
         self.ce_weight, self.flow_weight, self.dropout = ce_weight, flow_weight, dropout or ItemDropout()
         self.guidance = guidance or ContextGuidance()
         self.edit_guidance = edit_guidance or ContextGuidance(image=2.0, low=0.0, renorm="text_channel")
-        self.image_size = image_size
+        self.image_size, self.reasoning = image_size, reasoning or Interleaving()
         self.packed = PackedPass(vlm, latents, codec)
         self.packer = RowPacker(vlm.words, self._num_tokens, tuple(shown))
+        self.sampling = PackedSampling(self.packed, self.packer, objective)
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of the model; ``latent_in``, ``latent_out``, ``time_in``; ``codec``."""
@@ -112,7 +118,7 @@ class Bagel(Method):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``text_loss``, and the objective's terms, each over the whole optimiser step."""
-        made = self._run(batch, self.dropout)
+        made = self._run(batch, self.dropout).weighed(self.reasoning.weights(batch), batch.has_target)
         means = self.over_step(made.means(), "image_tokens", made.num_tokens.sum())
         text = made.nll.sum() / max(1, len(made.nll)) * self.share("tokens", len(made.nll))
         image = sum(map(len, made.plan.places.values()))
@@ -141,14 +147,15 @@ class Bagel(Method):
         return self.packed(rows, targets, self.objective, generator)
 
     def _row(self, batch: Batch, row: int) -> tuple[list[Item], list[Tensor | None]]:
-        return self.packer.row(batch, row, batch.has_target[row])
+        return self.packer.row(batch, row, asks_for_image(batch, row))
 
     # -- validation ----------------------------------------------------------------------------------------------------------
 
     @property
     def makes(self) -> Sequence[str]:
         """See ``validation_step``."""
-        return (*self.objective.makes, "text_loss", "nll", "num_tokens", "answers", "generated", "round_trips")
+        own = (*self.objective.makes, "text_loss", "nll", "num_tokens", "answers", "generated", "round_trips")
+        return (*own, *self.reasoning.makes)
 
     def try_images(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``outputs.TakesImages``."""
@@ -160,6 +167,8 @@ class Bagel(Method):
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows that are too long, and markers without images."""
         check_markers(batch)
+        if not scoring:
+            self.reasoning.check_rows(batch)
         targets = iter(batch.requested)
         for row, generates in enumerate(batch.has_target):
             items = self._row(batch, row)[0]
@@ -170,15 +179,17 @@ class Bagel(Method):
         """Outputs for metrics; images to generate of one size go together.
 
         Rows that ask for an image: the objective's terms under the same noise at every validation, ``generated`` in the target's
-        size with guidance, from noise that depends on the row alone, ``round_trips`` of the codec. Rows that ask for none:
-        ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``.
+        size with guidance, from noise that depends on the row alone, ``round_trips`` of the codec; where they have an answer, what
+        is written in its place, see ``Interleaving.fill``. Others: ``text_loss``, ``nll`` and ``num_tokens``, greedy ``answers``.
         """
-        sizes = [target.shape for target in batch.requested] if all(batch.has_target) else batch.has_target
-        return in_groups(lambda rows: self._validate(rows, batch_idx), batch, sizes)
+        kinds: Sequence[Hashable] = batch.has_target
+        if all(batch.has_target):
+            kinds = list(zip([own.shape for own in batch.requested], batch.image_counts, map(bool, batch.answers()), strict=True))
+        return in_groups(lambda rows: self._validate(rows, batch_idx), batch, kinds)
 
     def _validate(self, batch: Batch, batch_idx: int) -> Outputs:
         made = self._run(batch, None, torch.Generator(self.device).manual_seed(batch_idx))
-        owners = send(made.plan.label_places, self.device) // made.plan.route.shape[1]
+        owners = send(made.owners, self.device)
         nll = torch.zeros(len(batch), device=self.device).index_add(0, owners, made.nll)
         outputs = Outputs({"text_loss": made.nll.sum() / max(1, len(made.nll)), **made.means()})
         outputs.nll, outputs.num_tokens = nll, torch.bincount(owners, minlength=len(batch))
@@ -187,19 +198,23 @@ class Bagel(Method):
         outputs.answers = self.answer(batch, longest) if longest and not batch.requested else [""] * len(batch)
         if batch.requested and self.wanted.generates(batch_idx):
             height, width = batch.requested[0].shape[-2:]
-            outputs.generated = self.generate(batch, row_seeds(batch), Sampling(size=(height, width)))
+            if self.reasoning.writes_before(batch):
+                self.reasoning.fill(outputs, self, batch)
+            else:
+                asked = replace(batch, conversations=batch.prompts())
+                outputs.generated = self.generate(asked, row_seeds(batch), Sampling(size=(height, width)))
             outputs.round_trips = self.round_trip(batch.requested)
         return outputs
 
     # -- use -----------------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def answer(self, batch: Batch, max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
         """Answers to a batch of prompts; a row's own last answer is not looked at."""
-        rows = PackedRows()
-        for row in range(len(batch)):
-            rows.add(*self.packer.row(batch, row, False, answers=False))
-        return self.vlm.answer(self.packed.context(rows), max_new_tokens, temperature)
+        return [own.text for own in self.sampling.write(batch, Decoding(max_new_tokens, temperature, None))]
+
+    def answer_in_tokens(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        """See ``AnswersInTokens``."""
+        return self.sampling.write(batch, decoding)
 
     def sample(
         self,
@@ -214,14 +229,15 @@ class Bagel(Method):
         batch = request_batch(prompts, images).to(self.device)
         seeds = [seed + row for row in range(len(prompts))]
         both = (self.guidance, self.edit_guidance) if guidance is None else (guidance, guidance)
-        return self._generate(batch, seeds, both, Sampling(num_steps, size=size))
+        return self.sampling.images(batch, seeds, both, size or (self.image_size, self.image_size), num_steps)
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
-        """Images that the rows of a batch ask for, squares of ``image_size`` where no size is said; see ``outputs.Draws``."""
+        """Images of rows, behind their last answers, squares of ``image_size`` where no size is said; see ``outputs.Draws``."""
         sampling = sampling or Sampling()
         scales = sampling.guidance, sampling.image_guidance
         both = self.guidance.changed(*scales), self.edit_guidance.changed(*scales)
-        return list(self._generate(batch, seeds, both, sampling))
+        size = sampling.size or (self.image_size, self.image_size)
+        return list(self.sampling.images(batch, seeds, both, size, sampling.num_steps))
 
     def reconstruct(self, images: Images, seed: int = 0) -> list[Tensor]:
         """Images again from how they stand in the sequence, each in its own size; the k-th from seed + k."""
@@ -236,38 +252,3 @@ class Bagel(Method):
     def round_trip(self, images: Images) -> list[Tensor]:
         """Images through the codec and back: the best that a reconstruction could be."""
         return map_by_size(lambda stack: self.codec.decode(self.codec.encode(stack)).clamp(-1, 1), images)
-
-    @torch.no_grad()
-    def _generate(
-        self, batch: Batch, seeds: Sequence[int], guidance: tuple[ContextGuidance, ContextGuidance], sampling: Sampling
-    ) -> Tensor:
-        """Images ``[B, 3, H, W]``; rows with the same contexts go together."""
-        height, width = sampling.size or (self.image_size, self.image_size)
-        grid = self.codec.latent_grid(height, width, self.latents.patch)
-        noise_item = Item("noise", num_tokens=self.latents.grid(grid).num_cells)
-        for row in range(len(batch)):
-            check_length(self.vlm, [*self.packer.row(batch, row, True, answers=False)[0], noise_item], row)
-        images = torch.empty(len(batch), 3, height, width, device=self.device)
-        wordless = (Task.RECONSTRUCT, Task.UNCONDITIONAL)
-        kinds = [(task not in wordless, bool(count)) for task, count in zip(batch.tasks, batch.image_counts, strict=True)]
-        for kind in dict.fromkeys(kinds):
-            rows = [row for row, own in enumerate(kinds) if own == kind]
-            own = guidance[kind[1]]
-            contexts = self._contexts(batch.select(rows), own.contexts(*kind))
-            steps = ContextSteps(self.vlm, self.latents, own, contexts, grid)
-            shape = (len(rows), self.latents.latent_channels, *grid)
-            generators = [torch.Generator(self.device).manual_seed(seeds[row]) for row in rows]
-            noise = torch.stack([torch.randn(shape[1:], generator=one, device=self.device) for one in generators])
-            latents = self.objective.sample(steps, shape, Tokens(noise.new_zeros(1, 0, 1)), None, noise, sampling.num_steps)
-            images[rows] = self.codec.decode(latents).clamp(-1, 1).to(images.dtype)
-        return images
-
-    def _contexts(self, batch: Batch, names: Sequence[ContextName]) -> dict[ContextName, Context]:
-        """Rows as they are, and with something left out."""
-        made = dict[ContextName, Context]()
-        for name in names:
-            rows = PackedRows()
-            for row in range(len(batch)):
-                rows.add(*self.packer.row(batch, row, True, name, answers=False))
-            made[name] = self.packed.context(rows)
-        return made

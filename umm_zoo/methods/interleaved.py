@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from umm_zoo.backbones.adapters import LoRA
+from umm_zoo.backbones.answers import Writer
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.thoughts import Thought
 from umm_zoo.batch import Batch, Task
-from umm_zoo.conversation import Trajectory
-from umm_zoo.errors import UserError, Weight
+from umm_zoo.errors import Weight
 from umm_zoo.method import Method
 from umm_zoo.methods.answering import AnswersWithVLM
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.reasoning import Reasoner, Refine, told, words_of
-from umm_zoo.methods.requests import no_answer, row_seeds
+from umm_zoo.methods.requests import no_answer
+from umm_zoo.methods.trajectories import MODES, Interleaves, Interleaving
 from umm_zoo.outputs import Outputs, Sampling, in_groups
 
-#: Modes of a trajectory: which half of it a row is of, and what it trains.
-MODES: tuple[Trajectory, ...] = get_args(Trajectory)
 
-
-def modes_of(batch: Batch) -> list[Trajectory]:
-    """The mode of each row, by what it has: an input image (improving), an answer in words, an image to generate.
-
-    Raises:
-        UserError: a row has neither answer nor image to generate, or several input images.
-    """
-    found: list[Trajectory] = []
-    for row, (answer, wanted, count) in enumerate(zip(batch.answers(), batch.has_target, batch.image_counts, strict=True)):
-        if count > 1 or not (answer or wanted):
-            what = f"{count} input images" if count > 1 else "neither an answer nor an image to generate"
-            raise UserError("", what, "a row of a trajectory: at most one input image, and something to learn", row=row)
-        what = "full" if answer and wanted else "understanding" if answer else "generation"
-        found.append(MODES[("understanding", "generation", "full").index(what) + 3 * count])
-    return found
-
-
-class InterleavedTuning(AnswersWithVLM, Method):
+class InterleavedTuning(Interleaves, AnswersWithVLM, Method):
     """Method that thinks in words, generates, says what the image lacks, and generates again; on a bridge that generates and edits.
 
-    A row is of one of six modes: ``initial`` (no image yet) or ``improving`` (with the first image as a condition, never as a
-    target), each for ``understanding`` (the text alone is trained), ``generation`` (the image alone, from a given text) or
-    ``full`` (both). The text is trained by next-token prediction, the image by the bridge's own loss, from the prompt with the text
-    behind it. IRG's first stage mixes ``full`` to the other two as 1 : .5 : .5, its second takes ``full`` alone; those are shares
-    of the data, for the sources of an experiment to state.
+    The text of the six modes of rows (``Interleaving``) is trained by next-token prediction, the image by the bridge's own loss,
+    from the prompt with the text behind it.
 
-    In IRG both are one network (BAGEL) and learn together. Here the words are an ``adapter``'s of the bridge's language model, and
-    the bridge encodes requests without it, so that neither loss reaches the other's parts.
+    In IRG both are one network and learn together (``Bagel`` with an ``Interleaving``). Here the words are an ``adapter``'s of the
+    bridge's language model, and the bridge encodes requests without it, so that neither loss reaches the other's parts.
 
     Reference: "Interleaving Reasoning for Better Text-to-Image Generation" (arXiv 2509.06945) and its released code.
 
@@ -79,11 +56,9 @@ class InterleavedTuning(AnswersWithVLM, Method):
         rounds: Refine | None = None,
     ) -> None:
         super().__init__()
-        chosen = dict.fromkeys(MODES, 1.0) if modes is None else dict(modes)
-        if not chosen or set(chosen) - set(MODES):
-            raise ValueError(f"modes: found {sorted(chosen)}, expected some of {', '.join(MODES)}")
-        self.bridge, self.adapter, self.modes = bridge, adapter, chosen
-        self.reasoner, self.reflector, self.rounds = reasoner, reflector, rounds
+        self.bridge, self.adapter, self.reasoner, self.reflector = bridge, adapter, reasoner, reflector
+        every: dict[str, Weight] = dict.fromkeys(MODES, 1.0)
+        self.reasoning = Interleaving(reasoner, reflector, every if modes is None else modes, rounds)
         if not isinstance(bridge.vlm, LibraryVLM):
             raise ValueError(
                 f"bridge.vlm: found a {type(bridge.vlm).__name__}, expected one that answers token by token (LibraryVLM)"
@@ -101,11 +76,8 @@ class InterleavedTuning(AnswersWithVLM, Method):
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows of a mode that has no weight here, or whose text nothing trained learns."""
-        if scoring:
-            return
-        for row, mode in enumerate(modes_of(batch)):
-            if mode not in self.modes:
-                raise UserError("", f"a row of the mode {mode}", f"one of {', '.join(self.modes)}", row=row)
+        if not scoring:
+            self.reasoning.check_rows(batch)
 
     # -- training ------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +96,8 @@ class InterleavedTuning(AnswersWithVLM, Method):
 
     def _by_weight(self, batch: Batch, chosen: Sequence[bool]) -> list[tuple[float, Batch]]:
         """The chosen rows by the weight of their mode."""
-        weights = [self.modes[mode] if own else None for mode, own in zip(modes_of(batch), chosen, strict=True)]
+        pairs = zip(self.reasoning.weights(batch), chosen, strict=True)
+        weights = [weight if own else None for weight, own in pairs]
         groups = [(weight, [row for row, own in enumerate(weights) if own == weight]) for weight in dict.fromkeys(weights)]
         return [(weight, batch.select(rows)) for weight, rows in groups if weight is not None]
 
@@ -149,13 +122,10 @@ class InterleavedTuning(AnswersWithVLM, Method):
         """Rows that ask for images, with their answers behind the words of the prompt."""
         texts = batch.answers()
         thoughts = [
-            self._writer(batch, row).thought(words, text) if text else Thought("", words)
-            for row, (words, text) in enumerate(zip(words_of(batch), texts, strict=True))
+            (self.reflector if count else self.reasoner).thought(words, text) if text else Thought("", words)
+            for words, text, count in zip(words_of(batch), texts, batch.image_counts, strict=True)
         ]
         return told(batch, thoughts)
-
-    def _writer(self, batch: Batch, row: int) -> Reasoner:
-        return self.reflector if batch.image_counts[row] else self.reasoner
 
     def _nothing(self) -> Batch:
         """A row without content, where no row asks for an image."""
@@ -165,13 +135,10 @@ class InterleavedTuning(AnswersWithVLM, Method):
 
     # -- use -----------------------------------------------------------------------------------------------------------------
 
-    def think(self, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
-        """See ``Thinks``: about rows without an image."""
-        return self.reasoner(self.vlm, batch, seeds)
-
-    def reflect(self, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
-        """See ``Reflects``: about rows with one."""
-        return self.reflector(self.vlm, batch, seeds)
+    @property
+    def writer(self) -> Writer:
+        """The language model with its adapter."""
+        return self.vlm
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
         """The bridge's; see ``outputs.Draws``."""
@@ -183,46 +150,31 @@ class InterleavedTuning(AnswersWithVLM, Method):
     @property
     def makes(self) -> Collection[str]:
         """See ``validation_step``."""
-        return {"generated", "answers", "nll", "num_tokens", "ended", "columns"}
+        return {"generated", "answers", "nll", "num_tokens", "ended", "marked", "columns"}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs for metrics, of rows of one kind.
 
-        Rows that ask for an image: ``answers``, what was written; ``generated``. Of a row with an image it is reflected, and the
-        image generated again so (left as it is where nothing is to change); of a row without, it is thought, generated, and refined
-        in as many rounds as there are; ``ended`` is the share of rows in which nothing was left to do. Rows that ask for words:
-        greedy ``answers``, ``nll`` and ``num_tokens``.
+        Rows that ask for an image: see ``Interleaving.fill``. Rows that ask for words: greedy ``answers``, ``nll`` and
+        ``num_tokens``.
         """
         if not batch.requested:
             output, longest = self.vlm(self.vlm.inputs_of(batch)), self.wanted.max_new_tokens
             answers = self.answer(batch, longest) if longest else [""] * len(batch)
             return Outputs(nll=output.nll, num_tokens=output.num_tokens, answers=answers)
         shapes = [(target.shape, count) for target, count in zip(batch.requested, batch.image_counts, strict=True)]
-        return in_groups(lambda rows: self._images(rows, self.wanted.generates(batch_idx)), batch, shapes)
+        generates = self.wanted.generates(batch_idx)
+        return in_groups(lambda rows: self._images(rows, generates), batch, shapes)
 
     def _images(self, batch: Batch, generates: bool) -> Outputs:
         """Outputs of rows that ask for images of one size, all with an image or all without."""
-        seeds, (height, width) = row_seeds(batch), batch.requested[0].shape[-2:]
-        sampling, rounds, texts = Sampling(size=(height, width)), Refine() if batch.images else self.rounds, [""] * len(batch)
-        if not generates:
-            return Outputs({"ended": torch.zeros((), device=self.device)}, {"ended": 0.0}, answers=texts)
-        first = list(batch.images)
-        if not batch.images:
-            thoughts = self.think(batch, seeds)
-            texts = [thought.text for thought in thoughts]
-            first = self.generate(told(batch, thoughts), seeds, sampling)
-        outputs = Outputs(answers=texts, generated=first, columns={"first": first})
-        ended = [0.0] * len(batch)
-        if rounds is not None:
-            shown = replace(batch, images=first, image_counts=[1] * len(batch), tasks=[Task.EDIT] * len(batch))
-            done = rounds(self, told(shown, [Thought("", words) for words in words_of(batch)]), seeds, sampling)
-            last = [[own.image for own in one if own.image is not None] for one in done]
-            outputs.generated = [own[-1] if own else image for own, image in zip(last, first, strict=True)]
-            said = zip(texts, done, strict=True)
-            outputs.answers = ["\n".join(part for part in (text, *(own.thought.text for own in one)) if part) for text, one in said]
-            ended = [float(one[-1].thought.ends) for one in done]
-        outputs.scalars["ended"] = torch.tensor(ended, device=self.device).mean()
-        outputs.columns = {"first": first, "last": outputs.generated or first, "true": batch.requested}
+        outputs = Outputs()
+        if generates:
+            self.reasoning.fill(outputs, self, batch)
+        else:
+            outputs.answers = [""] * len(batch)
+            outputs.counts = dict.fromkeys(("ended", "marked"), 0.0)
+            outputs.scalars = {name: torch.zeros((), device=self.device) for name in outputs.counts}
         return outputs
 
 

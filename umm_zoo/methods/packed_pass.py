@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class Passed:
     """Losses of a pass.
 
     Shape:
-        - terms: the objective's, ``[T]`` each; num_tokens: ``[T]``, of these images
+        - terms: the objective's, ``[T]`` each, in the order of the rows; num_tokens: ``[T]``, of these images
         - nll: ``[K]``, of the words to be learnt, at ``plan.label_places``
         - unused: ``[]``, 0, which has in it what these rows did not need: other ranks wait for its gradients
     """
@@ -36,6 +36,19 @@ class Passed:
     num_tokens: Tensor
     nll: Tensor
     unused: Tensor
+
+    @property
+    def owners(self) -> Tensor:
+        """Rows ``[K]`` whose words these are, on the CPU."""
+        return self.plan.label_places // max(1, self.plan.route.shape[1])
+
+    def weighed(self, weights: Sequence[float], generates: Sequence[bool]) -> Passed:
+        """The losses of each row times a weight of its own; ``generates`` says which rows the images are of, one each."""
+        if all(weight == 1 for weight in weights):
+            return self
+        rows = torch.tensor(weights)
+        words, images = send(rows[self.owners], self.nll.device), send(rows[torch.tensor(generates)], self.nll.device)
+        return replace(self, nll=self.nll * words, terms={**self.terms, "loss": self.terms["loss"] * images})
 
     def means(self) -> dict[str, Tensor]:
         """Means of the terms over tokens, each image weighing by its own; a gradient is in ``loss`` alone."""
@@ -115,8 +128,11 @@ class PackedPass:
         terms = objective.terms(lambda *_: next(velocities), [(own, nothing) for own in points], generator) if groups else {}
         logits = self.vlm.lm_head(flat.index_select(0, send(plan.label_places, flat.device)))
         nll = F.cross_entropy(logits.float(), send(plan.labels, flat.device), reduction="none")
-        counts = send(torch.tensor([sizes[place] for own in groups for place in own], dtype=torch.long), flat.device)
+        counts = send(torch.tensor(sizes, dtype=torch.long), flat.device)
         terms = terms or {name: flat.new_zeros(0, dtype=torch.float32) for name in objective.makes}
+        if len(groups) > 1:
+            order = send(torch.tensor([place for own in groups for place in own]).argsort(), flat.device)
+            terms = {name: value.index_select(0, order) for name, value in terms.items()}
         return Passed(plan, terms, counts, nll, unused)
 
     def _embedded(

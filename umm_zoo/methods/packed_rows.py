@@ -68,7 +68,8 @@ class RowPacker:
 
     Of a row that asks for an image, input images stand in all ``shown`` forms and the image to generate last; of another as the
     vision tower reads them. A row of the task "reconstruct" has no words, one of "unconditional" neither words nor images. Answers
-    that stand before an image to generate (reasoning) are learnt too.
+    that stand before an image to generate (reasoning) are learnt too; where they alone are asked for, input images stand in all
+    forms too.
 
     Args:
         words: token ids of a text.
@@ -87,8 +88,9 @@ class RowPacker:
 
         Args:
             batch, row: where it is.
-            generates: whether an image is asked for.
-            context: what is left out.
+            generates: whether it is a row that asks for an image.
+            context: what is left out. "no_text" is the last text, and a reasoning with what it is about; of a reasoning that
+                stands behind an image, it alone.
             answers: whether the last answer stands there too.
         """
         task = batch.tasks[row] if generates else Task.QUESTION
@@ -105,8 +107,16 @@ class RowPacker:
                     items.append(Item("text", self.words(text.strip()), learnt=turn["role"] == "assistant"))
                     images.append(None)
         if context == "no_text" and (places := [place for place, item in enumerate(items) if item.kind == "text"]):
-            del items[places[-1]], images[places[-1]]
+            last = places.pop()
+            about = items[last].learnt and last > 0 and items[last - 1].kind == "text"
+            for place in [last, *([last - 1] if about else [])]:
+                del items[place], images[place]
         return items, images
+
+
+def asks_for_image(batch: Batch, row: int) -> bool:
+    """Whether a row asks for an image, or for what is written before one."""
+    return batch.has_target[row] or batch.tasks[row] not in (Task.CAPTION, Task.QUESTION)
 
 
 def check_markers(batch: Batch) -> None:

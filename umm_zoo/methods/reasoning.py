@@ -8,8 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from umm_zoo.backbones.answers import Decoding, answer_rows
-from umm_zoo.backbones.library_vlm import LibraryVLM
+from umm_zoo.backbones.answers import Decoding, Writer, written_by
 from umm_zoo.backbones.thoughts import Reflects, Thought
 from umm_zoo.batch import IMAGE_MARKER, Batch, Conversation, Turn
 from umm_zoo.conversation import user_text
@@ -25,7 +24,8 @@ class Reasoner:
 
     In Think-Then-Generate the model explains first and then rewrites the prompt behind a marker, and only the rewrite is generated
     from. Where the marker is missing, or nothing stands behind it, the user's own prompt is taken, and ``Thought.marked`` says so;
-    the release takes the whole output. In interleaved reasoning (IRG, BAGEL) all of the text goes with the prompt.
+    the release takes the whole output. In interleaved reasoning (IRG) all of the text goes with the prompt, in Bagel as a turn of
+    the model's own behind it.
 
     Reference: "Think-Then-Generate" (arXiv 2601.10332) and its released code; "Interleaving Reasoning for Better Text-to-Image
     Generation" (arXiv 2509.06945).
@@ -34,11 +34,13 @@ class Reasoner:
         prompt: what the model is asked, with the user's words in the place of ``{}``. (Its release puts a page of instructions
             before them; see ``experiments/t2g/paper``.)
         marker: before the rewrite; a line break behind it does not count. Empty: none is asked for.
-        keep: ``rewrite``, what stands behind the marker; ``all``, the user's prompt and the whole text, a line each.
+        keep: ``rewrite``, what stands behind the marker; ``all``, the user's prompt and the whole text, a line each; ``turn``, the
+            prompt and the whole text as a turn behind it, for a model that has read such rows (``Bagel``).
         missing: what is generated from where the marker is missing: the user's ``prompt``, or ``all`` that was written (release).
-        max_new_tokens: longest text; 1,024 in the release.
-        temperature: 0, the likeliest text, in the release.
+        max_new_tokens: longest text; 1,024 in the release, 1,000 in Bagel's and IRG's.
+        temperature: 0, the likeliest text, in the release and in Bagel's; .3 in IRG's.
         stop: a text that says that nothing is left to do; empty: none does.
+        system: instructions in a turn of their own before the request, while it is written and, with ``turn``, generated from.
 
     Raises:
         ValueError: a prompt without a place for the user's words, or a rewrite without a marker.
@@ -48,23 +50,24 @@ class Reasoner:
         self,
         prompt: str = "{}",
         marker: str = MARKER,
-        keep: Literal["rewrite", "all"] = "rewrite",
+        keep: Literal["rewrite", "all", "turn"] = "rewrite",
         missing: Literal["prompt", "all"] = "prompt",
         max_new_tokens: Count = 1024,
         temperature: Weight = 0.0,
         stop: str = "",
+        system: str = "",
     ) -> None:
         if prompt.count("{}") != 1:
             raise ValueError(f"Reasoner.prompt: found {prompt.count('{}')} places {{}}, expected one for the user's words")
         if keep == "rewrite" and not marker:
             raise ValueError("Reasoner.marker: found none, expected one where the rewrite is kept")
         self.prompt, self.marker, self.keep, self.missing = prompt, marker, keep, missing
-        self.max_new_tokens, self.temperature, self.stop = max_new_tokens, temperature, stop
+        self.max_new_tokens, self.temperature, self.stop, self.system = max_new_tokens, temperature, stop, system
 
     def questions(self, batch: Batch) -> list[Conversation]:
         """What the model is asked about each row; the row's images stand first."""
         return [
-            [Turn(role="user", text=_shown(batch, row) + self.prompt.replace("{}", words))]
+            [*_instructions(self.system), Turn(role="user", text=_shown(batch, row) + self.prompt.replace("{}", words))]
             for row, words in enumerate(words_of(batch))
         ]
 
@@ -72,9 +75,9 @@ class Reasoner:
         """The rows with these questions in the place of their words."""
         return replace(batch, conversations=self.questions(batch), ahead=None)
 
-    def __call__(self, vlm: LibraryVLM, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
+    def __call__(self, writer: Writer, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
         """A thought about each row, which depends on the row and its seed alone."""
-        answers = answer_rows(vlm, self.asked(batch), Decoding(self.max_new_tokens, self.temperature, seeds))
+        answers = written_by(writer, self.asked(batch), Decoding(self.max_new_tokens, self.temperature, seeds))
         return self.thoughts(batch, [answer.text for answer in answers])
 
     def thoughts(self, batch: Batch, texts: Sequence[str]) -> list[Thought]:
@@ -87,8 +90,12 @@ class Reasoner:
         """What a text about the user's words amounts to."""
         rewrite = rewrite_in(text, self.marker) if self.marker else text
         ends = bool(self.stop) and self.stop.casefold().rstrip(".") in text.casefold()
+        marked, kept = rewrite is not None, rewrite is not None or (self.missing == "all" and bool(text))
+        if not kept or self.keep == "turn":
+            system, reply = (self.system, text) if kept else ("", "")
+            return Thought(text, words, marked, ends, system, reply)
         if rewrite is None:
-            return Thought(text, text if self.missing == "all" and text else words, False, ends)
+            return Thought(text, text, False, ends)
         return Thought(text, rewrite if self.keep == "rewrite" else _joined(words, text), True, ends)
 
 
@@ -109,10 +116,18 @@ def words_of(batch: Batch) -> list[str]:
 def told(batch: Batch, thoughts: Sequence[Thought]) -> Batch:
     """The rows with what is to be generated from in the place of their words; their images stay."""
     turns: list[Conversation] = [
-        [Turn(role="user", text=_shown(batch, row) + thought.request.replace(IMAGE_MARKER, ""))]
+        [
+            *_instructions(thought.system),
+            Turn(role="user", text=_shown(batch, row) + thought.request.replace(IMAGE_MARKER, "")),
+            *([Turn(role="assistant", text=thought.reply)] if thought.reply else []),
+        ]
         for row, thought in enumerate(thoughts)
     ]
     return replace(batch, conversations=turns, ahead=None)
+
+
+def _instructions(system: str) -> Conversation:
+    return [Turn(role="system", text=system)] if system else []
 
 
 def _shown(batch: Batch, row: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from umm_zoo.backbones.library_vlm import LibraryVLM
+from umm_zoo.backbones.answers import Writer
 from umm_zoo.backbones.thoughts import Reflects, Thinks, Thought
 from umm_zoo.batch import Batch, Task, Turn
 from umm_zoo.errors import UserError
@@ -26,6 +26,7 @@ class _Control(Reasoner):
             max_new_tokens=reasoner.max_new_tokens,
             temperature=reasoner.temperature,
             stop=reasoner.stop,
+            system=reasoner.system,
         )
         self.reasoner = reasoner
 
@@ -40,11 +41,11 @@ class OthersThoughts(_Control):
         UserError: a batch of one row, which has no other.
     """
 
-    def __call__(self, vlm: LibraryVLM, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
+    def __call__(self, writer: Writer, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
         """The texts moved on by one row; what is kept of each goes with the row's own words."""
         if len(batch) < 2:
             raise UserError("data.val_batch_size", "one row", "two or more, for OthersThoughts takes what is written about another")
-        texts = [thought.text for thought in self.reasoner(vlm, batch, seeds)]
+        texts = [thought.text for thought in self.reasoner(writer, batch, seeds)]
         return self.thoughts(batch, [*texts[1:], texts[0]])
 
 
@@ -65,9 +66,9 @@ class WithoutFacts(_Control):
         super().__init__(reasoner)
         self.filler = filler
 
-    def __call__(self, vlm: LibraryVLM, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
+    def __call__(self, writer: Writer, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
         """Of at least the length of what is kept, by at most a filler more."""
-        kept, words = self.reasoner(vlm, batch, seeds), words_of(batch)
+        kept, words = self.reasoner(writer, batch, seeds), words_of(batch)
         return [Thought(own, self._padded(own, len(thought.request))) for own, thought in zip(words, kept, strict=True)]
 
     def _padded(self, words: str, length: int) -> str:
@@ -86,7 +87,7 @@ class Says(_Control):
         super().__init__(reasoner)
         self.text = text
 
-    def __call__(self, vlm: LibraryVLM, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
+    def __call__(self, writer: Writer, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
         """It, once per row."""
         return self.thoughts(batch, [self.text] * len(batch))
 
