@@ -84,7 +84,8 @@ class Trajectories(SampleTask):
 
     The json names ``prompt``, ``thinking`` and ``reflection`` (the shapes world's task ``refinements``); ``KEY.0.png`` is the first
     image, ``KEY.target.png`` the second. ``understanding`` asks for the text, ``full`` for the text and the image behind it,
-    ``generation`` for the image, with the text in the prompt.
+    ``generation`` for the image, with the text as given: a second turn of the user's. Rows of ``understanding`` have the task of
+    the image before which their text is written.
 
     Args:
         mode: ``initial_…`` or ``improving_…``, each ``understanding``, ``generation`` or ``full``.
@@ -113,17 +114,16 @@ class Trajectories(SampleTask):
         if not prompt or not text:
             raise BadSampleError("json has no 'prompt' with its 'thinking' and 'reflection'")
         shown = [member(members, "0.png")] if self.improves else []
-        words = f"{prompt}\n{text}" if self.trains == "generation" else prompt
-        turns = [Turn(role="user", text=f"{IMAGE_MARKER}\n" * len(shown) + words)]
-        if self.trains != "generation":
-            turns.append(Turn(role="assistant", text=text))
+        turns = [
+            Turn(role="user", text=f"{IMAGE_MARKER}\n" * len(shown) + prompt),
+            Turn(role="user" if self.trains == "generation" else "assistant", text=text),
+        ]
         target = members.get(self._target) if self.trains != "understanding" else None
         if target is None and self.trains != "understanding":
             raise BadSampleError(f"no image {self._target} to generate")
         if self._target == "0.png" and "scene" in meta:
             meta["target_scene"] = meta["scene"]
-        task = Task.QUESTION if target is None else Task.EDIT if self.improves else Task.TEXT_TO_IMAGE
-        return Sample(turns, shown, target, meta, task=task)
+        return Sample(turns, shown, target, meta, task=Task.EDIT if self.improves else Task.TEXT_TO_IMAGE)
 
     @property
     def _target(self) -> str:

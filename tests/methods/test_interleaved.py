@@ -19,7 +19,7 @@ from umm_zoo.batch import Batch, Task
 from umm_zoo.errors import UserError
 from umm_zoo.methods.conditioning import ConditionDropout
 from umm_zoo.methods.interleaved import InterleavedTuning
-from umm_zoo.methods.reasoning import Reasoner, Refine
+from umm_zoo.methods.reasoning import Reasoner, Refine, words_of
 from umm_zoo.methods.reasoning_controls import BestOfTwo, OthersThoughts, Says, WithoutFacts
 from umm_zoo.methods.trajectories import MODES, modes_of
 from umm_zoo.rewards import Reward
@@ -163,9 +163,11 @@ def test_a_trajectory_becomes_a_row_of_each_mode(mode: str) -> None:
     sample = Trajectories(mode)("a", dict(shards))  # type: ignore[arg-type]
     improves, (answer, wanted) = mode.startswith("improving"), TEXTS[mode.partition("_")[2]]
     text = row["reflection" if improves else "thinking"]
-    words = row["prompt"] if answer else f"{row['prompt']}\n{text}"
-    assert sample.conversation[0]["text"] == "<image>\n" * improves + words and sample.images == [shards["0.png"]] * improves
-    assert [turn["text"] for turn in sample.conversation[1:]] == [text] * answer
+    roles = ["user", "assistant" if answer else "user"]
+    assert [turn["role"] for turn in sample.conversation] == roles and sample.task is (Task.EDIT if improves else Task.TEXT_TO_IMAGE)
+    assert [turn["text"] for turn in sample.conversation] == ["<image>\n" * improves + row["prompt"], text]
+    assert sample.images == [shards["0.png"]] * improves
+    assert words_of(Batch(["a"], [sample.conversation])) == [row["prompt"] if answer else f"{row['prompt']}\n{text}"]
     assert sample.target == (None if not wanted else shards["target.png" if improves else "0.png"])
     assert sample.meta["target_scene"] == row["target_scene" if improves or not wanted else "scene"] or not wanted
     names = Trajectories(mode).image_names(["0.png", "json", "target.png"])  # type: ignore[arg-type]
