@@ -11,6 +11,7 @@ from test_experiment_files import EXPERIMENTS
 
 from data_pipelines.shards.data import ShardData
 from umm_zoo.experiment.file import Experiment, load_experiment
+from umm_zoo.methods.bagel import Bagel
 from umm_zoo.methods.bridge import Bridge
 from umm_zoo.methods.harmon import Harmon
 from umm_zoo.methods.janus import Janus
@@ -18,6 +19,7 @@ from umm_zoo.methods.llava import LLaVA
 from umm_zoo.methods.requests import request_batch
 from umm_zoo.methods.uae.unified_grpo import UnifiedCaptionAndDrawing
 from umm_zoo.objectives.flow_matching import ContrastiveFlowMatching, FlowMatching
+from umm_zoo.objectives.times import ShiftedTimes
 from umm_zoo.training.setup import Built, build_experiment
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
@@ -196,3 +198,17 @@ def test_prompts_are_those_of_the_releases(file: str, expected: str) -> None:
     request = method.dropout.prompts.apply(request_batch(["a cat"]), ["full"])
     pieces = method.vlm.template.render(request.conversations[0], for_generation=True)
     assert "".join(piece.text for piece in pieces) + method.queries.opening == expected
+
+
+@pytest.mark.parametrize(("stage", "warmup", "modes"), [(1, 500, [1.0, 0.5, 0.5] * 2), (2, 0, [1.0] * 2)])
+def test_irg_fine_tunes_the_released_bagel_as_its_scripts_do(stage: int, warmup: int, modes: list[float]) -> None:
+    experiment, built = on_meta(f"irg/paper/bagel-stage{stage}.yaml")
+    method, training = built.method, experiment.training
+    assert isinstance(method, Bagel) and set(method.trained) == set(method.parts()) - {"codec"}
+    assert method.dropout.shares == {"text": 0.0, "seen": 0.0, "clean": 0.3} and method.ce_weight == method.flow_weight == 1.0
+    assert training["optimizer"]["lr"] == 2e-5 and training["schedule"]["warmup_steps"] == warmup
+    assert [own["weight"] for own in experiment.data["train"].values() if own] == modes
+    assert isinstance(times := method.objective.times, ShiftedTimes) and times.shift == 4.0
+    guided = vars(method.edit_guidance)
+    assert (guided["text"], guided["image"], guided["low"], guided["renorm"]) == (4.0, 2.0, 0.0, "text_channel")
+    assert experiment.callbacks["average"]["decay"] == 0.995

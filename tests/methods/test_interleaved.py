@@ -164,7 +164,9 @@ def test_a_trajectory_becomes_a_row_of_each_mode(mode: str) -> None:
     improves, (answer, wanted) = mode.startswith("improving"), TEXTS[mode.partition("_")[2]]
     text = row["reflection" if improves else "thinking"]
     roles = ["user", "assistant" if answer else "user"]
-    assert [turn["role"] for turn in sample.conversation] == roles and sample.task is (Task.EDIT if improves else Task.TEXT_TO_IMAGE)
+    assert [turn["role"] for turn in sample.conversation] == roles and sample.task is (
+        Task.EDIT if improves else Task.TEXT_TO_IMAGE
+    )
     assert [turn["text"] for turn in sample.conversation] == ["<image>\n" * improves + row["prompt"], text]
     assert sample.images == [shards["0.png"]] * improves
     assert words_of(Batch(["a"], [sample.conversation])) == [row["prompt"] if answer else f"{row['prompt']}\n{text}"]
