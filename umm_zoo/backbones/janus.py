@@ -87,6 +87,10 @@ class Janus(SquareVLM, UnifiedAR):
             self.image_embeddings = CodeEmbeddings(head.sizes, whole.generation_embeddings.embedding_dim).to(dtype)
         self.codec.token_grid(size, size)  # refuses a side that is no multiple of its cells
         self.generated_size, self.form = size, unconditional or PaddedPrompt()
+        self.grow_image_tokens()
+
+    def grow_image_tokens(self) -> None:
+        """Add what a subclass needs beside the image tokens of the release; nothing here."""
 
     # -- construction --------------------------------------------------------------------------------------------------------
 

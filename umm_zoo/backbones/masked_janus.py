@@ -9,18 +9,15 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration
 
 from umm_zoo.backbones.base import VLMInputs
 from umm_zoo.backbones.by_shape import numbers
 from umm_zoo.backbones.generation import append_answers
 from umm_zoo.backbones.janus import Janus
 from umm_zoo.backbones.prefix import Prefix, evaluation_mode
-from umm_zoo.backbones.templates import ChatTemplate
-from umm_zoo.backbones.token_codec import TokenCodec
-from umm_zoo.backbones.unified import ImageSamples, Unconditional
+from umm_zoo.backbones.unified import ImageSamples
 from umm_zoo.blocks.code_heads import CodeHead
-from umm_zoo.errors import Count, UserError
+from umm_zoo.errors import UserError
 
 
 class MaskedJanus(Janus):
@@ -31,37 +28,17 @@ class MaskedJanus(Janus):
     the mean of the others. ``objectives.tokens.MaskedTokens`` trains and samples it.
 
     Args:
-        model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, source: see ``Janus``.
-        head: none here.
+        model, codec, tokenizer, template, unconditional, max_length, gradient_checkpointing, source, head: see ``Janus``.
 
     Raises:
         UserError: a head over several codes of a token.
     """
 
-    def __init__(
-        self,
-        model: JanusForConditionalGeneration,
-        codec: TokenCodec | None = None,
-        tokenizer: str | None = None,
-        template: ChatTemplate | None = None,
-        unconditional: Unconditional | None = None,
-        max_length: Count = 2048,
-        gradient_checkpointing: bool = False,
-        source: str | None = None,
-        head: CodeHead | None = None,
-    ) -> None:
-        if head is not None:
-            raise UserError("head", f"a {type(head).__name__} in a MaskedJanus", "none: its tokens are one code each")
-        super().__init__(
-            model,
-            codec,
-            tokenizer,
-            template=template,
-            unconditional=unconditional,
-            max_length=max_length,
-            gradient_checkpointing=gradient_checkpointing,
-            source=source,
-        )
+    def grow_image_tokens(self) -> None:
+        """A row of the embeddings for a hidden token."""
+        if isinstance(self.image_head, CodeHead):
+            found = f"a {type(self.image_head).__name__} in a MaskedJanus"
+            raise UserError("head", found, "none: its tokens are one code each")
         table = cast(nn.Embedding, self.image_embeddings)
         rows = table.weight.detach()
         table.weight = nn.Parameter(torch.cat([rows, rows.mean(dim=0, keepdim=True)]))
