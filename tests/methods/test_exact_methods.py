@@ -19,10 +19,11 @@ from bridge_parts import metaquery, requests, wemmu
 from shared_steps import Step, check_same, keys, over_ranks, shared_out, splits, taken
 from test_ross import VARIANTS
 from test_ross import build as ross
-from thinking_parts import dual, prompts
+from thinking_parts import answers, dual, prompts, thinker
 from torch import Tensor
 from unified_parts import unified_stage
 
+from tests.methods import test_interleaved as interleaved
 from tests.methods import test_llava_method as llava
 from tests.pretraining import test_autoencoder as autoencoder
 from tests.pretraining import test_contrastive as contrastive
@@ -196,6 +197,25 @@ def half_labelled() -> Batch:
     )
 
 
+def of_images(batch: Batch) -> list[str]:
+    return [key for key, asks in zip(batch.keys, batch.has_target, strict=True) if asks]
+
+
+def thoughts_and_images() -> Batch:
+    asked, told = prompts("a red circle", "two", "a square"), answers(("fruit of A?", "red " * 5), ("of B?", "blue"))
+    turns = [*asked.conversations, *told.conversations]
+    return Batch([*asked.keys, *told.keys], turns, targets=[*asked.targets, None, None]).select([0, 3, 1, 4, 2])
+
+
+def trajectories() -> Batch:
+    batch = interleaved.rows(*interleaved.MODES)
+    for row, conversation in enumerate(batch.conversations):
+        conversation[-1]["text"] += " very" * (row * 3 % 7)
+    return batch
+
+
+#: Texts alone weigh half; all images weigh alike, so that one call of the bridge draws for them.
+WEIGHTS = {mode: 0.5 if mode.endswith("understanding") else 1.0 for mode in interleaved.MODES}
 DROPOUT = ConditionDropout(text_to_image=0.5, edit_text=0.4, edit_image=0.3)
 CASES = {
     "llava": Case(seeded(lambda: llava.method(["projector", "language_model"])), lambda: conversations(8)),
@@ -217,6 +237,8 @@ CASES = {
         seeded(lambda: forge_parts.method(forge=forge_parts.forge(drop_prompt=0.5), drop_text=0.5)),
         lambda: forge_parts.rows("red", "two blue squares and a star", "a", "three green circles", "blue star"),
     ),
+    "thinker": Case(seeded(lambda: thinker(drop_prompt=0.5)), thoughts_and_images, of_images),
+    "interleaved": Case(seeded(lambda: interleaved.method(modes=WEIGHTS)), trajectories, of_images),
     "uae stage 1": Case(lambda: uae_parts.first_stage(drop_caption=0.5), captioned),
     "grpo by sequence": captioner(lambda: GRPO(kl_weight=0.0, aggregation=SequenceMean())),
     "grpo by constant": captioner(lambda: GRPO(kl_weight=0.1, aggregation=ConstantLength(5))),
@@ -294,6 +316,8 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
         "ross d images",
         "ross r-pixel released",
         "wemmu",
+        "thinker",
+        "interleaved",
         "grpo by constant",
         "flow grpo",
         "unified",
