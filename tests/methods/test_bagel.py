@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +213,11 @@ def test_a_request_whose_image_finds_no_room_is_refused_by_its_row() -> None:
     with pytest.raises(UserError, match="expected at most") as caught:
         own.sample(texts)
     assert caught.value.row == 2
+
+
+def test_what_encodes_its_images_is_no_model_to_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="given its language model to another network"):
+        build().vlm.vlm.save(tmp_path)  # type: ignore[operator]
 
 
 def test_markers_in_what_a_system_says_are_words() -> None:

@@ -97,6 +97,9 @@ class SquareVLM(LibraryVLM):
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in the library's format, for ``from_pretrained`` here or there."""
+        if self._whole[0] is None:
+            expected = "a whole model (Method.load reads the run as it is)"
+            raise UserError(f"{type(self).__name__}.save", "one that has given its language model to another network", expected)
         assert_writable(self._whole[0], f"{type(self).__name__}.save")
         self._whole[0].save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
