@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from umm_zoo.backbones.quantized import is_quantized
+from umm_zoo.backbones.recomputing import switched
 from umm_zoo.backbones.weight_files import assert_readable
 from umm_zoo.errors import Count, Positive
 
@@ -178,11 +179,8 @@ class LoRA(nn.Module):
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The network as it was, for the length of a block: the reference policy."""
-        before, self.enabled = self.enabled, False
-        try:
+        with switched(self, "enabled", False):
             yield
-        finally:
-            self.enabled = before
 
     @torch.no_grad()
     def merge(self) -> None:

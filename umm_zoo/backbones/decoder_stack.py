@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from umm_zoo.backbones.decoder_attention import SDPA, SDPA_OR_FLEX, keys_only
 from umm_zoo.backbones.flexible import blocked
 from umm_zoo.backbones.prefix import LanguageStack, Prefix
 from umm_zoo.backbones.quantized import find_quantized
+from umm_zoo.backbones.recomputing import recomputed
 from umm_zoo.errors import UserError
 
 
@@ -73,7 +73,7 @@ class DecoderStack(LanguageStack):
         for layer, kind, keys in zip(self.layers, self._kinds, prefix.cache.layers, strict=True):
             own = {**settings[kind], "past_key_values": _ConstantKeys(keys)}
             if gradient_checkpointing and torch.is_grad_enabled():
-                hidden = cast(Tensor, checkpoint(layer, hidden, use_reentrant=False, **own))
+                hidden = cast(Tensor, recomputed(layer, hidden, **own))
             else:
                 hidden = layer(hidden, **own)
         return cast(Tensor, self.norm(hidden))

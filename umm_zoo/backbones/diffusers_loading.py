@@ -20,6 +20,7 @@ from umm_zoo.backbones.loading import (
     torch_dtype,
 )
 from umm_zoo.backbones.quantization import assert_writable, loading, quantization_of, settle
+from umm_zoo.backbones.recomputing import recomputed
 from umm_zoo.backbones.stored_config import complete_diffusers
 from umm_zoo.backbones.weight_files import assert_readable, stored_file
 
@@ -55,7 +56,7 @@ class DiffusersNetwork(nn.Module):
         except (AttributeError, LookupError, ArithmeticError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"{cls.kind.__name__}.config: the library refuses it ({type(error).__name__}: {error})") from error
         if gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing(recomputed)
         return cls(model if dtype == "float32" else model.to(torch_dtype(dtype)))
 
     @classmethod
@@ -107,7 +108,7 @@ class DiffusersNetwork(nn.Module):
         if chosen is not None:
             settle(model)
         if gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing(recomputed)
         return cls.loaded(model, source, subfolder)
 
     @classmethod

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umm_zoo.backbones.image_decoder import ImageDecoder
+from umm_zoo.backbones.recomputing import switched
 from umm_zoo.blocks.resampler import PerceiverResampler
 from umm_zoo.errors import Weight
 
@@ -65,11 +66,8 @@ class FeatureInjection(nn.Module):
 
         Latents of K * B rows are those of K branches of guidance, one behind the other: each branch sees the same.
         """
-        before, self._tokens = self._tokens, None if features is None else self._resampled(features)
-        try:
+        with switched(self, "_tokens", None if features is None else self._resampled(features)):
             yield
-        finally:
-            self._tokens = before
 
     def _resampled(self, features: Tensor) -> Tensor:
         tokens: Tensor = self.resampler(features.to(self.resampler.proj_in.weight.dtype))

@@ -24,6 +24,7 @@ from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.llava_loading import Dtype, load_decoder, part_config, read_part
 from umm_zoo.backbones.loading import find_source, on_meta_device, torch_dtype
 from umm_zoo.backbones.prefix import evaluation_mode
+from umm_zoo.backbones.recomputing import CHECKPOINTING
 from umm_zoo.backbones.square_vlm import LanguageModel
 from umm_zoo.backbones.templates import ChatML, ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, image_token, is_here, load_tokenizer
@@ -105,7 +106,7 @@ class HarmonBackbone(LibraryVLM):
         if gradient_checkpointing:
             # the library has renamed it, and warns of the old name
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable(CHECKPOINTING)
         self.language_model, self.width = LanguageModel(decoder, head), int(decoder.config.hidden_size)
         self.encoder, self.codec = encoder, freeze(codec)
         self.mlp_in, self.mlp_out = (_mlp(encoder.width, self.width, self.width), _mlp(self.width, self.width, encoder.width))

@@ -43,6 +43,7 @@ from umm_zoo.backbones.prefix import PrefixBackbone
 from umm_zoo.backbones.preparation import Asked, Preparation
 from umm_zoo.backbones.processed_images import joined, waiting
 from umm_zoo.backbones.quantization import assert_writable
+from umm_zoo.backbones.recomputing import CHECKPOINTING
 from umm_zoo.backbones.row_preparation import ImagePreparation, RowPreparation
 from umm_zoo.backbones.stored_template import StoredTemplate
 from umm_zoo.backbones.templates import ChatTemplate
@@ -100,7 +101,7 @@ class PretrainedVLM(LibraryVLM, PrefixBackbone):
         if gradient_checkpointing:
             with warnings.catch_warnings():  # the library's newer name for it is not in every version that this package admits
                 warnings.simplefilter("ignore", FutureWarning)
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
             model.disable_input_require_grads()  # the library makes frozen embeddings require gradients, a graph nobody needs
         self._kind.rest(model)
         read_no_masks(self.text_model)

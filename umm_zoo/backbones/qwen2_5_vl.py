@@ -32,6 +32,7 @@ from umm_zoo.backbones.quantization import assert_writable
 from umm_zoo.backbones.qwen_config import UNDECLARED, match_tokenizer, patch_layout, read_config
 from umm_zoo.backbones.qwen_images import PatchLayout
 from umm_zoo.backbones.qwen_tower import batch_segments, encode
+from umm_zoo.backbones.recomputing import CHECKPOINTING
 from umm_zoo.backbones.templates import SYSTEM_PROMPT, QwenChat
 from umm_zoo.backbones.tokenizer import is_here, load_tokenizer, tokenizer_source
 from umm_zoo.batch import Grid, Images
@@ -71,7 +72,7 @@ class Qwen25VL(LibraryVLM, PrefixBackbone):
         if gradient_checkpointing:
             with warnings.catch_warnings():  # the library's newer name for it is not in every version that this package admits
                 warnings.simplefilter("ignore", FutureWarning)
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
             model.disable_input_require_grads()  # the library makes frozen embeddings require gradients, a graph nobody needs
         # The merger lives inside the library's vision tower and lm_head outside its language model, so a part is a group of
         # modules. The groups are kept in a plain dict: registered, every tensor would stand twice in the state dict.

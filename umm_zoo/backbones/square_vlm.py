@@ -18,6 +18,7 @@ from umm_zoo.backbones.encoded_rows import GridLayout, HasGrid, LayoutRule, Whol
 from umm_zoo.backbones.library_vlm import LibraryVLM
 from umm_zoo.backbones.loading import on_meta_device
 from umm_zoo.backbones.quantization import assert_writable
+from umm_zoo.backbones.recomputing import CHECKPOINTING
 from umm_zoo.backbones.templates import ChatTemplate
 from umm_zoo.backbones.tokenizer import assert_vocabulary, image_token, is_here, load_tokenizer
 from umm_zoo.batch import IMAGE_MARKER, Grid, Images, stacked
@@ -91,7 +92,7 @@ class SquareVLM(LibraryVLM):
             # the library has renamed it, and warns of the old name
             decoder = self.text_model
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable(CHECKPOINTING)
         if is_here(tokenizer) or not on_meta_device():
             _ = self.tokenizer  # one with too many tokens is refused here, and not in mid-training
 

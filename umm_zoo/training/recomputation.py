@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from umm_zoo.backbones.devices import local_rank
+from umm_zoo.backbones.recomputing import recomputed
 from umm_zoo.method import Method
 from umm_zoo.training.compilation import blocks_of
 from umm_zoo.training.memory import passed_parts
@@ -29,7 +29,7 @@ class _Recomputed:
         self.run = run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(self.run, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else self.run(*args, **kwargs)
+        return recomputed(self.run, *args, **kwargs) if torch.is_grad_enabled() else self.run(*args, **kwargs)
 
 
 def recompute(method: Method, every: int) -> None:
