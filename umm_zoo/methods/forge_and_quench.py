@@ -23,7 +23,7 @@ from umm_zoo.methods.feature_sources import FeatureSource, Forged
 from umm_zoo.methods.requests import row_seeds
 from umm_zoo.objectives.decoding import DecoderObjective
 from umm_zoo.objectives.reduction import mean_over_groups
-from umm_zoo.outputs import Outputs, Sampling, TokenCount, sequence_counts
+from umm_zoo.outputs import Outputs, Sampling, TokenCount, add_counts, sequence_counts
 from umm_zoo.pretraining.text_to_image import TextToImageModel, prompts
 
 
@@ -113,7 +113,7 @@ class ForgeAndQuench(TextToImageModel):
             prefix = self.vlm.keys(inputs)
         condition = self.forge.condition(Tokens(inputs.embeddings, inputs.mask), prefix)
         text = sequence_counts(prefix.attention_mask, inputs.image_mask)["text"]
-        self.token_counts = {"text": text, "query": TokenCount.of(condition)}
+        self.token_counts = add_counts(self.token_counts or {}, {"text": text, "query": TokenCount.of(condition)})
         return condition
 
     @torch.no_grad()
@@ -138,8 +138,11 @@ class ForgeAndQuench(TextToImageModel):
         """``forge_loss`` and ``image_loss``, as far as their parts are trained, and ``loss``, their sum."""
         features, texts = self.true_features(batch), prompts(batch)
         losses: dict[str, Tensor] = {}
+        self.token_counts = None
         if "injection" in self.trained:
-            losses["image_loss"] = self.image_terms(batch, features, self.condition(_without(texts, self.drop_text)))["loss"]
+            condition = self.condition(_without(texts, self.drop_text))
+            self.token_counts = {"text": TokenCount.of(condition)}
+            losses["image_loss"] = self.image_terms(batch, features, condition)["loss"]
         if "forge" in self.trained:
             condition = self.feature_condition(_without(texts, self.forge.drop_prompt))
             losses["forge_loss"] = self.forge.losses(features, condition)["loss"]
