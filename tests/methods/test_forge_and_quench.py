@@ -117,6 +117,10 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else(trained: tuple[str, ..
             assert learns if name in trained else parameter.grad is None, f"{name}.{key}"
     with pytest.raises(UserError, match="'decoder'"):
         method(("forge", "decoder"))
+    made.injection.scale = 0.0
+    made.train_only(["forge"])
+    with pytest.raises(UserError, match="scale: found 0"):
+        made.train_only(["injection"])
 
 
 def test_images_of_unequal_sizes_are_seen_with_their_own_features() -> None:

@@ -95,6 +95,8 @@ class ForgeAndQuench(TextToImageModel):
         """All but forge and injection is frozen for good."""
         if others := sorted(set(trained) - {"forge", "injection"}):
             raise UserError("training.trained", f"'{others[0]}'", "forge, injection or both: the models they join stay as they are")
+        if "injection" in trained and not self.injection.scale:
+            raise UserError("method.injection.scale", "0", "another number where the injection is trained: at 0 nothing reaches it")
 
     def check_rows(self, batch: Batch, scoring: bool) -> None:
         """Refuse rows without a prompt, with an image to look at, or too long for the language model."""
