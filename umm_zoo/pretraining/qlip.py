@@ -24,7 +24,8 @@ class QLIP(Tokenizer):
 
     Stage 1 trains encoder, text tower, branches and decoder with all terms; stage 2 (``align_weight: 0``, the encoder frozen) the
     decoder with perceptual ones. The paper's balance is a fixed one: ``mse_weight / align_weight`` is about ``L_align / L_mse``,
-    each at the end of a run of that loss alone; 1000 to 1 there.
+    each at the end of a run of that loss alone; 1000 to 1 there. The encoder is any CLIP; the released weights, of networks like
+    EVA-02's, are not read here.
 
     Args:
         tokenizer: its encoder has a text tower.
