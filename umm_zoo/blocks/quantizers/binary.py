@@ -21,8 +21,9 @@ class BinaryQuantizer(Quantizer):
     ``u = z / |z|`` and ``sign(u) / sqrt(d)``; LFQ takes ``sign(z)``. A zero counts as negative. ``losses``: ``token_entropy``,
     how undecided the bits of a token are, ``E[H(p)]`` in nats; ``code_entropy``, how evenly codes are used, ``H(E[p])``, summed
     over groups of bits (an upper bound, which sees what bits have to do with each other inside a group alone); ``commitment``,
-    ``|value - u|^2`` over tokens (BSQ-ViT's code, which gives it no weight, compares u with signs that are not divided by sqrt(d)). ``loss`` is ``entropy * (token_entropy - diversity * code_entropy) / inverse_temperature +
-    commitment * commitment``, with p(bit = 1) the sigmoid of ``4 inverse_temperature u_i / sqrt(d)``.
+    ``|value - u|^2`` over tokens (BSQ-ViT's code, which gives it no weight, compares u with signs that are not divided by
+    sqrt(d)). ``loss`` is ``entropy * (token_entropy - diversity * code_entropy) / inverse_temperature + commitment *
+    commitment``, with p(bit = 1) the sigmoid of ``4 inverse_temperature u_i / sqrt(d)``.
 
     A token's bits are cut into codes of ``code_bits`` at most, all of about one size, the first channel the highest bit, as in
     the releases; theirs, sums of float32, are wrong from 25 bits on.
