@@ -30,7 +30,7 @@ class DualToken(Tokenizer):
     cosine's least value is -1, so a total may be negative. ``pooled``, the release's alone, is the same between the teacher's one
     vector and that which the rest of the encoder makes of the quantized tokens in the place of the layer's own. The release weighs
     the tokens 5 and the vector 1. With one branch, ``pixel``, its codes serve both: the paper's failing control. Released weights
-    are not read here: their pixel path adds a projection of layer 4, which the paper does not have, and moves its table within a step.
+    are not read here: their pixel path adds a projection of layer 4, which the paper does not have, and moves its table in a step.
 
     Args:
         tokenizer: with branches ``pixel`` and ``semantic``, or ``pixel`` alone, from and to the encoder's width.
