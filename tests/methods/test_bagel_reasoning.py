@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,20 +12,22 @@ import torch
 from bagel_parts import TRAINED, build, image
 from test_interleaved import TEXTS
 from thinking_parts import Says
+from torch import Tensor
 from torch.testing import assert_close
 
 from umm_zoo.backbones.answers import AnswersInTokens, Decoding
+from umm_zoo.backbones.mixture_vlm import Context, plan_of
 from umm_zoo.backbones.thoughts import Reflects, Thinks, Thought
-from umm_zoo.batch import Batch, Grid, Task, Turn
+from umm_zoo.batch import Batch, Task, Turn
+from umm_zoo.blocks.sequence_plan import Item, SequencePlan
 from umm_zoo.errors import UserError
 from umm_zoo.methods.bagel import Bagel
-from umm_zoo.methods.context_steps import ContextSteps
-from umm_zoo.methods.packed_rows import ItemDropout
+from umm_zoo.methods.packed_rows import ItemDropout, PackedRows
 from umm_zoo.methods.reasoning import Reasoner, Refine, told
 from umm_zoo.methods.trajectories import MODES, Interleaving
-from umm_zoo.objectives.guidance import ContextGuidance
 from umm_zoo.outputs import Sampling, Wanted
 
+EXACT: dict[str, float] = {"atol": 1e-10, "rtol": 0}
 TURN: dict[str, Any] = {"marker": "", "keep": "turn", "max_new_tokens": 5}
 WRITERS = {"reasoner": Says("plan it", **TURN), "reflector": Says("darker", **TURN)}
 
@@ -54,30 +57,26 @@ def items(own: Bagel, batch: Batch, **options: Any) -> list[str]:
     return [item.kind + "*" * item.learnt for item in own.packer.row(batch, 0, True, **options)[0]]
 
 
-def test_reasoning_between_is_read_the_same_in_one_pass_and_behind_kept_keys_and_values() -> None:
+def test_a_row_with_reasoning_is_the_same_in_one_pass_and_behind_kept_keys_and_values() -> None:
     own, batch = build().double(), rows("improving_full")._map(lambda tensor: tensor.double())
-    latents = own.codec.target_latents(batch)
-    drawn = own.objective.draw(latents[0][None], torch.Generator().manual_seed(4))
-    seen: list[torch.Tensor] = []
-    own.objective.terms = lambda denoiser, *_: seen.append(denoiser()) or {"loss": torch.zeros(1)}  # type: ignore[method-assign,assignment,func-returns-value]
-    nll = own._run(batch, None, torch.Generator().manual_seed(4)).nll
-    contexts = own.sampling.contexts(batch, ["whole"])
-    steps = ContextSteps(own.vlm, own.latents, ContextGuidance.none(), contexts, Grid(*latents[0].shape[-2:]))
-    assert_close(steps(drawn.noisy.double(), drawn.time.double()), seen[0].float(), atol=1e-6, rtol=1e-6)
-    asked, marks = own.sampling.contexts(batch.select([0]), ["whole"])["whole"], own.vlm.marks
-    before = own.sampling.contexts(replace(batch, conversations=batch.prompts()), ["whole"])["whole"]
-    ids = torch.tensor([[marks.text_start, *own.vlm.words("the text of it"), marks.text_end]])
-    count = ids.shape[1]
-    assert len(asked.real[0]) == len(before.real[0]) + count  # the context differs by the reasoning, and by nothing else
-    states = own.vlm.stack.read(
-        own.vlm.embed_tokens(ids),
-        torch.zeros_like(ids),
-        before.next_positions[:, None] + torch.arange(count),
-        before.mask(torch.ones(1, count, count, dtype=torch.bool).tril()),
-        before.cache,
-    )
-    cached = torch.nn.functional.cross_entropy(own.vlm.lm_head(states[0, :-1]).float(), ids[0, 1:], reduction="none")
-    assert_close(cached, nll, atol=1e-6, rtol=1e-6)
+    found, images = own.packer.row(batch, 0, True)
+    row, noisy, time = PackedRows(), torch.randn(1, 4, 6, 4).double(), torch.tensor([0.3])
+    row.add([*found, Item("noise", num_tokens=6)], [*images, None])
+    plan = plan_of(own.vlm, row.items)
+    packed = own.vlm(plan, own.packed._embedded(plan, row, list(noisy), list(time))[0])
+    prompts = replace(batch, conversations=batch.prompts())
+    asked, whole = (own.sampling.contexts(one, ["whole"])["whole"] for one in (prompts, batch))
+    text = plan_of(own.vlm, [[found[-1]]], asked.next_positions.tolist())
+    noise = plan_of(own.vlm, [[Item("noise", num_tokens=6)]], whole.next_positions.tolist())
+    begins, ends = asked.real.shape[1], whole.real.shape[1]
+    assert_close(read(own, text, asked), packed[:, begins:ends], **EXACT)
+    assert_close(read(own, noise, whole, list(own.latents.enter(noisy, time))), packed[:, ends:], **EXACT)
+
+
+def read(own: Bagel, plan: SequencePlan, context: Context, noise: Sequence[Tensor] = ()) -> Tensor:
+    """States of what stands behind a context."""
+    mask = context.mask(plan.mask(torch.device("cpu")))
+    return own.vlm.stack.read(own.vlm.embed(plan, {"noise": noise}), plan.route, plan.positions, mask, context.cache, keep=False)
 
 
 def test_thinking_changes_the_context_by_its_own_tokens() -> None:
@@ -171,6 +170,8 @@ def test_a_missing_marker_falls_back_to_the_prompt_and_is_counted() -> None:
         assert not any(thought.marked for thought in thoughts)
         assert_close(own.generate(told(batch, thoughts), [3, 4], Sampling(size=(16, 16))), plain)
         assert own.validation_step(batch.select([0]), 0).scalars["marked"] == 0
+    all_of_it = Reasoner(marker="Revised Prompt:", keep="turn", missing="all").thought("a circle", "It is red.")
+    assert (all_of_it.marked, all_of_it.request, all_of_it.reply) == (False, "a circle", "It is red.")
 
 
 def test_validation_thinks_generates_and_refines() -> None:

@@ -201,7 +201,7 @@ class TextToImage(Generate):
         results = []
         for row, (request, thought, image) in enumerate(zip(requests, thoughts, images, strict=True)):
             remark = "" if thought.marked else "without the marker of a rewrite: generated from the prompt as it was"
-            if not thought.marked and thought.request == thought.text:
+            if not thought.marked and (thought.reply or thought.request == thought.text):
                 remark = "without the marker of a rewrite: generated from all of the text"
             made = finite_pil(image, row)
             made.info["thought"] = thought.text

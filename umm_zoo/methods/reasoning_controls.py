@@ -69,7 +69,9 @@ class WithoutFacts(_Control):
     def __call__(self, writer: Writer, batch: Batch, seeds: Sequence[int]) -> list[Thought]:
         """Of at least the length of what is kept, by at most a filler more."""
         kept, words = self.reasoner(writer, batch, seeds), words_of(batch)
-        return [Thought(own, self._padded(own, len(thought.request))) for own, thought in zip(words, kept, strict=True)]
+        return [
+            Thought(own, self._padded(own, len(thought.request + thought.reply))) for own, thought in zip(words, kept, strict=True)
+        ]
 
     def _padded(self, words: str, length: int) -> str:
         return words + self.filler * max(1, -((len(words) - length) // len(self.filler)))
