@@ -131,6 +131,13 @@ def test_the_modes_weigh_their_rows() -> None:
         own.check_rows(rows("initial_understanding"), scoring=False)
 
 
+def test_losses_of_images_of_unequal_sizes_stand_in_the_order_of_their_rows() -> None:
+    own, latents = model(), [torch.ones(4, 12, 4), 30 * torch.ones(4, 8, 8), torch.ones(4, 12, 4)]
+    noise = [[Item("noise", num_tokens=count)] for count in (12, 16, 12)]
+    made = own.packed(PackedRows(noise), latents, own.objective)
+    assert made.num_tokens.tolist() == [12, 16, 12] and made.terms["loss"].argmax() == 1
+
+
 def test_guidance_leaves_out_the_reasoning_with_what_it_is_about() -> None:
     own, first, second = model(), rows("initial_full"), rows("improving_full")
     assert items(own, first) == ["text", "text*"] and items(own, first, context="no_text") == []
