@@ -104,6 +104,7 @@ def test_a_run_that_writes_nothing_says_so_in_a_line(folder: Path, capsys: pytes
     run = str(folder / "runs/silent")
     Image.new("RGB", (32, 32)).save(folder / "grey.png")
     capsys.readouterr()
-    for words in (["text-to-image", "--think", "a circle"], ["refine", str(folder / "grey.png"), "a circle"]):
+    asked = {"reasoner": ["text-to-image", "--think", "a circle"], "reflector": ["refine", str(folder / "grey.png"), "a circle"]}
+    for name, words in asked.items():
         assert generate([run, *words]) == 2
-        assert "Bagel, which cannot" in capsys.readouterr().err.strip().split("\n")[-1]
+        assert f"method.reasoning.{name}: found none" in capsys.readouterr().err.strip().split("\n")[-1]

@@ -193,7 +193,7 @@ class TextToImage(Generate):
 
         if not requests[0].settings.get("think"):
             return super().results(model, requests, sampling)
-        if not isinstance(model.method, Thinks) or "think" not in self.options_of(model.method):
+        if not isinstance(model.method, Thinks):
             raise model.cannot("think before it generates", Thinks)
         batch, seeds = model.batch_of(requests), [request.settings["seed"] for request in requests]
         thoughts = model.method.think(batch, seeds)
@@ -269,7 +269,7 @@ class Refine(Edit):
         from umm_zoo.backbones.thoughts import Reflects
         from umm_zoo.methods import reasoning
 
-        if not isinstance(model.method, Reflects) or not self.possible(model.method):
+        if not isinstance(model.method, Reflects):
             raise model.cannot("say what an image lacks", Reflects)
         loop, seeds = reasoning.Refine(requests[0].settings["rounds"]), [request.settings["seed"] for request in requests]
         results = []
