@@ -11,7 +11,7 @@ from learning import losses_of
 from torch import Tensor
 from torch.testing import assert_close
 
-from umm_zoo.backbones.sd3 import StableDiffusion3
+from umm_zoo.backbones.recomputing import recomputed
 from umm_zoo.batch import Tokens
 from umm_zoo.blocks.connectors import MLPConnector
 from umm_zoo.blocks.feature_forge import FeatureForge, normalised
@@ -140,6 +140,20 @@ def test_images_of_unequal_sizes_are_seen_with_their_own_features() -> None:
     assert_close(found, torch.stack(errors).mean(), atol=1e-5, rtol=1e-4)
 
 
+def test_layers_that_are_computed_again_see_the_features_of_their_own_group_of_sizes() -> None:
+    batch, found = rows(*TEXTS, sizes=((8, 8), (8, 4), (8, 8))), []
+    for again in (False, True):
+        made = method(("injection",))
+        if again:
+            made.decoder.model.enable_gradient_checkpointing(recomputed)
+        torch.manual_seed(5)
+        made.training_losses(batch)["loss"].backward()
+        found.append({key: parameter.grad for key, parameter in made.injection.named_parameters()})
+    assert made.decoder.model.is_gradient_checkpointing and found[0]
+    for key, gradient in found[0].items():
+        assert_close(found[1][key], gradient, atol=1e-6, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_the_sources_inject_what_they_say() -> None:
     made, batch, seeds = method().eval(), rows(*TEXTS), [1, 2, 3]
@@ -185,9 +199,6 @@ def test_forge_and_injection_learn_one_batch() -> None:
 def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"forge.connector.out_dim is 10, forge.denoiser.condition_dim is 12"):
         method(forge=FeatureForge(LearnedQueries(24, 5), MLPConnector(24, 10), forge_parts.forge().denoiser))
-    checkpointed = StableDiffusion3.from_config(forge_parts.uae_parts.DECODER, gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="gradient_checkpointing"):
-        method(decoder=checkpointed)
     made = method()
     two = made.injection.features(torch.zeros(2, 4, 16))
     with pytest.raises(ValueError, match="found 2 rows, expected as many as latents, 3"), two:

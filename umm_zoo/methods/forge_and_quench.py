@@ -57,7 +57,7 @@ class ForgeAndQuench(TextToImageModel):
         guidance: of the decoder by its text; 1 in the paper (FLUX.1-dev is told its own).
 
     Raises:
-        ValueError: sizes of the blocks disagree, or the decoder computes its layers again in the backward pass.
+        ValueError: sizes of the blocks disagree.
     """
 
     def __init__(
@@ -77,8 +77,6 @@ class ForgeAndQuench(TextToImageModel):
         super().__init__(text_encoder, decoder, codec, objective, drop_text, guidance)
         if (found := injection.resampler.in_dim) != encoder.token_width:
             raise ValueError(f"injection.resampler.in_dim is {found}, encoder.token_width is {encoder.token_width}")
-        if decoder.model.is_gradient_checkpointing:
-            raise ValueError("decoder.gradient_checkpointing: found true, expected false: features are gone by the backward pass")
         self.vlm, self.encoder, self.forge, self.injection = vlm, encoder, forge, injection
         self.source = source or Forged()
         forge.join(vlm, encoder)
