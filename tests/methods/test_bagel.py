@@ -215,6 +215,12 @@ def test_a_request_whose_image_finds_no_room_is_refused_by_its_row() -> None:
     assert caught.value.row == 2
 
 
+@pytest.mark.parametrize("asked", [{"size": (0, 16)}, {"size": (16, -4)}, {"num_steps": 0}])
+def test_sizes_and_steps_that_no_image_has_are_user_errors(asked: dict) -> None:
+    with pytest.raises(UserError, match="expected 1 or more"):
+        model().sample(["red"], **asked)
+
+
 def test_what_encodes_its_images_is_no_model_to_be_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="given its language model to another network"):
         build().vlm.vlm.save(tmp_path)  # type: ignore[operator]

@@ -229,7 +229,8 @@ class Bagel(Interleaves, Method):
         batch = request_batch(prompts, images).to(self.device)
         seeds = [seed + row for row in range(len(prompts))]
         both = (self.guidance, self.edit_guidance) if guidance is None else (guidance, guidance)
-        return self.sampling.images(batch, seeds, both, size or (self.image_size, self.image_size), num_steps)
+        asked = Sampling(num_steps, size=size)  # refuses what no image has
+        return self.sampling.images(batch, seeds, both, asked.size or (self.image_size, self.image_size), asked.num_steps)
 
     def generate(self, batch: Batch, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Tensor]:
         """Images of rows, behind their last answers, squares of ``image_size`` where no size is said; see ``outputs.Draws``."""
