@@ -318,6 +318,7 @@ def test_rows_that_stand_in_for_bad_ones_weigh_nothing(name: str) -> None:
         "wemmu",
         "thinker",
         "interleaved",
+        "forge and quench",
         "grpo by constant",
         "flow grpo",
         "unified",

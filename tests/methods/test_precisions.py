@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from tests.methods import bridge_parts, test_llava_method, test_ross, uae_parts
+from tests.methods import bridge_parts, forge_parts, test_llava_method, test_ross, uae_parts
 from tests.pretraining import test_autoencoder as autoencoder
 from tests.pretraining import test_contrastive as contrastive
 from tests.pretraining import test_self_supervised as self_supervised
@@ -31,6 +31,7 @@ METHODS: dict[str, Callable[[], Made]] = {
     "llava-towers": lambda: (test_llava_method.method(["projector", "vision_tower"]), test_llava_method.batch_of(COLOURS)),
     "wemmu": lambda: (bridge_parts.wemmu(), bridge_parts.requests(1, 2, 0)),
     "metaquery": lambda: (bridge_parts.metaquery(), bridge_parts.requests(1, 0)),
+    "forge-and-quench": lambda: (forge_parts.method(), forge_parts.rows("a red circle", "two")),
     "uae": lambda: (uae_parts.first_stage(), uae_parts.batch()),
     "uae-captioner": lambda: (uae_parts.second_stage(), uae_parts.batch()),
     "uae-decoder": lambda: (uae_parts.third_stage(), uae_parts.batch()),
