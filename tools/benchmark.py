@@ -35,7 +35,7 @@ from tools.benchmarks.turn import benchmark
 from tools.benchmarks.turns import Arm, arms_of, checkout, in_turns, record
 from umm_zoo.errors import UserError, user_errors
 
-NAMES = ("bridge", "ross", "rollout", "loader", "lengths", "windows", "image_tokens", "saves", "fit")
+NAMES = ("bridge", "ross", "rollout", "loader", "lengths", "windows", "image_tokens", "saves", "fit", "families")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
