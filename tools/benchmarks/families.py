@@ -1,4 +1,4 @@
-"""Five families of unified models at toy size (experiments/unified): an update of each on rows of its own tasks, and images from prompts."""
+"""Five families of unified models at toy size (experiments/unified): what an update, and an image from a prompt, cost each."""
 
 from __future__ import annotations
 
