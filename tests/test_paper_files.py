@@ -61,6 +61,7 @@ def test_harmon_is_of_the_sizes_of_mar_and_qwen(size: str, width: int, head: int
     assert isinstance(method, Harmon) and method.vlm.width == language and method.vlm.encoder.width == method.decoder.width == width
     assert sum(p.numel() for p in method.head.parameters()) == head and method.vlm.encoder.num_buffers == 64
     assert method.vlm.codec.latent_grid(512, 512).num_cells == 1024
+    assert sum(p.numel() for p in method.vlm.codec.parameters()) == 66_456_019  # MAR's KL-16, attention in its last level too
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class Interleaving:
 
     @property
     def makes(self) -> tuple[str, ...]:
-        """Of outputs, those of ``images`` that nobody else makes."""
+        """Of outputs, those of ``fill`` that nobody else makes."""
         return ("ended", "marked", "columns") if self.reasoner or self.reflector else ()
 
     def writes_before(self, batch: Batch) -> bool:

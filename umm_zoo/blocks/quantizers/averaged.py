@@ -87,7 +87,7 @@ class EMAQuantizer(BookQuantizer):
         self.sums.lerp_(sums, pace)
         whole = self.counts.sum()
         smooth = whole * (self.counts + self.smoothing) / (whole + len(self.counts) * self.smoothing)
-        self.codebook.copy_(self.sums / smooth[:, None])
+        self.codebook.copy_(torch.where(pace > 0, self.sums / smooth[:, None], self.codebook))
         if self.restart_below:
             self._restart(pace > 0)
         self.forget_step()
