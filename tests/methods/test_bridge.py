@@ -99,8 +99,8 @@ def test_frozen_parts_stay_in_evaluation_mode():
 )
 def test_gradient_checkpointing_runs_every_layer_again_and_changes_no_gradient(make, kind, trained, monkeypatch):
     gradients, again = [], []
-    checkpoint = decoder_stack.checkpoint
-    monkeypatch.setattr(decoder_stack, "checkpoint", lambda *a, **settings: again.append(1) or checkpoint(*a, **settings))
+    recomputed = decoder_stack.recomputed
+    monkeypatch.setattr(decoder_stack, "recomputed", lambda *a, **settings: again.append(1) or recomputed(*a, **settings))
     for checkpointing in (False, True):
         torch.manual_seed(0)
         method = make(trained=trained, pathway=kind(gradient_checkpointing=checkpointing)).train()
