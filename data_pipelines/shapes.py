@@ -160,6 +160,10 @@ def write(arguments: argparse.Namespace) -> None:
     console.print(_table(wanted, parts, missing))
     rate = f", {number / seconds:.0f} samples/s" if number else "; everything was there already"
     console.print(printable(f"{number} samples written to {out} in {seconds:.1f} s{rate}"), highlight=False, soft_wrap=True)
+    if (most := max((entry["samples"] for entry in wanted.values()), default=0)) > world.most_scenes:
+        more = "more objects or colours, stripes, marks or jitter make more"
+        what = f"this world has at most {world.most_scenes} different images, for up to {most} samples of a part"
+        sys.stderr.write(f"note: {printable(str(out))}: {what}: they may be learnt by heart; {more}\n")
 
 
 def _on_sheet(sample: Sample, members: dict[str, Any]) -> tuple[str, tasks.Sample]:

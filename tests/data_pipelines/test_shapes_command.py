@@ -124,3 +124,11 @@ def test_a_folder_that_does_not_tell_its_share_of_marks_is_kept_and_named(tmp_pa
     assert main(command) == 0
     assert "train/dialogues is kept as it is; nothing tells its mark_share" in capsys.readouterr().err
     assert json.loads(file.read_text())["parts"] == former["parts"]
+
+
+def test_a_world_of_few_scenes_is_said_to_be_one(tmp_path, capsys):
+    plain = ["--detail", "none", "--max-jitter", "0", "--plain", "--tasks", "text_to_image"]
+    assert main([str(tmp_path / "one"), *FEW, *plain, "--max-objects", "1", "--train", "300"]) == 0
+    assert "at most 256 different images, for up to 300 samples" in capsys.readouterr().err  # 4 cells, 16 looks, 4 backgrounds
+    assert main([str(tmp_path / "two"), *FEW, *plain, "--max-objects", "2", "--train", "300"]) == 0
+    assert "note" not in capsys.readouterr().err

@@ -123,3 +123,11 @@ def test_every_task_exists_in_every_world(world):
             if (task == "hybrid_edits") == (split == "hybrid"):
                 for i in range(24):
                     assert make_sample(world, 1, split, task, i).row["task"] == task
+
+
+def test_but_for_looks_that_are_held_out_as_many_scenes_are_seen_as_there_are_at_most():
+    world = World(max_objects=1, sizes=("small",), detail="none", max_jitter=0, striped=False)
+    rngs = [(split, sample_stream(0, split, "text_to_image", i)) for split in ("train", "val", "test") for i in range(600)]
+    seen = {json.dumps(sample_scene(world, split, rng).to_json()) for split, rng in rngs}
+    held_out = 4 * 4 * len(world.heldout)  # pairs of colour and shape that no split of ordinary tasks has
+    assert world.most_scenes == 4 * 4 * 8 == len(seen) + held_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -180,6 +181,14 @@ class World:
     def stripes(self) -> tuple[str, ...]:
         """The textures that a background can have."""
         return STRIPES if self.striped else ("",)
+
+    @property
+    def most_scenes(self) -> int:
+        """How many different images there can be at most: pairs of colour and shape that are held out of training count too."""
+        shifts = (2 * self.max_jitter + 1) ** 2
+        looks = self.num_colours * self.num_shapes * len(self.sizes) * len(self.marks) * shifts
+        boards = sum(math.comb(len(self.places), count) * looks**count for count in range(1, self.max_objects + 1))
+        return boards * len(BACKGROUNDS) * len(self.stripes)
 
     @cached_property
     def heldout(self) -> frozenset[tuple[str, str]]:
